@@ -1,0 +1,50 @@
+"""Tokenizers: captions to rows of ids."""
+
+from typing import Protocol
+
+import numpy as np
+
+from clipjax.config import build
+from clipjax.tokenizers.clip_bpe import ClipBPE
+from clipjax.tokenizers.sentencepiece import SentencePiece
+
+TOKENIZERS = {
+    "clip_bpe": ClipBPE,
+    "sentencepiece": SentencePiece,
+}
+
+
+class Tokenizer(Protocol):
+    """What every tokenizer offers."""
+
+    context_length: int
+    pad_id: int
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+
+    def __call__(self, texts: list[str]) -> np.ndarray:
+        """Encodes captions `[batch]` to ids `[batch, length]`, int32."""
+
+    def decode(self, ids) -> str:
+        """Turns a row of ids into text."""
+
+    def contract(self) -> dict:
+        """Identity of the tokenizer, JSON-able: name, SHA-256, ids of the special tokens."""
+
+
+def make_tokenizer(spec: dict, *, context_length: int) -> Tokenizer:
+    """Builds a tokenizer from its spec, e.g. `{"name": "clip_bpe"}`.
+
+    Args:
+        spec: name (a key of `TOKENIZERS` or `package.module:Class`) and options.
+        context_length: tokens in a row.
+
+    Raises:
+        ValueError: for an unknown name or option.
+    """
+    return build(spec, TOKENIZERS, path="tokenizer", context_length=context_length)
+
+
+__all__ = ["TOKENIZERS", "ClipBPE", "SentencePiece", "Tokenizer", "make_tokenizer"]

@@ -1,0 +1,225 @@
+"""CLIP's byte-pair encoding, with the ids of the published implementation."""
+
+import functools
+import gzip
+import hashlib
+import heapq
+import html
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import ftfy
+import numpy as np
+import regex
+
+VOCABULARY = Path(__file__).parent / "vocabularies" / "bpe_simple_vocab_16e6.txt.gz"
+VOCABULARY_SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
+NUM_MERGES = 48_894
+END_OF_WORD = "</w>"
+# Words met once are not worth keeping for ever: web text never stops bringing new ones.
+MAX_REMEMBERED_WORDS = 1 << 20
+
+# ftfy and html.unescape leave such text as it is: no byte above 126, no entity, no control
+# character other than the white space that is collapsed anyway.
+_UNTOUCHED_BY_CLEANING = re.compile(r"[\t\n\r\x20-\x25\x27-\x7e]*")
+_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+_ASCII_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[a-z]+|[0-9]|[^\sa-z0-9]+"
+
+
+def clean_text(text: str) -> str:
+    """Cleans a caption by the published rules: mojibake, HTML entities, white space, case."""
+    if _UNTOUCHED_BY_CLEANING.fullmatch(text) is None:
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return " ".join(text.split()).lower()
+
+
+# The vocabulary's order of the 256 bytes: printable ones first. Each byte is written as one
+# printable character, the others as those from U+0100 on.
+_PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_BYTE_ORDER = _PRINTABLE + [byte for byte in range(256) if byte not in _PRINTABLE]
+_BYTE_SYMBOLS = [chr(byte) for byte in _PRINTABLE] + [chr(256 + i) for i in range(68)]
+
+
+@functools.cache
+def load_merges() -> tuple[tuple[str, str], ...]:
+    """Reads the shipped merges, best first, and verifies the file's SHA-256.
+
+    Raises:
+        ValueError: if the file is not the published one.
+    """
+    packed = VOCABULARY.read_bytes()
+    found = hashlib.sha256(packed).hexdigest()
+    if found != VOCABULARY_SHA256:
+        raise ValueError(
+            f"{VOCABULARY} is damaged: its SHA-256 is {found}, expected {VOCABULARY_SHA256}. "
+            "Install clipjax again."
+        )
+    lines = gzip.decompress(packed).decode("utf-8").split("\n")
+    # Line 0 is a header; the file holds more merges than the published models use.
+    return tuple(tuple(line.split()) for line in lines[1 : 1 + NUM_MERGES])
+
+
+class ClipBPE:
+    """The tokenizer of CLIP: cleaned lower-case text, byte-pair encoding, 49,408 ids.
+
+    A row is `[start, words..., end, 0, ...]`; a longer caption is cut and keeps its end token.
+
+    Args:
+        context_length: tokens in a row.
+        start_token, end_token: how the two special tokens are spelled in text. The ids are the
+            same in every implementation; openai/CLIP spells them as here, open_clip writes
+            `<start_of_text>` and `<end_of_text>`.
+
+    Raises:
+        ValueError: if the context has no room for the two special tokens.
+
+    Reference: arXiv:2103.00020; https://github.com/openai/CLIP, clip/simple_tokenizer.py.
+    """
+
+    pad_id = 0
+
+    def __init__(
+        self,
+        *,
+        context_length: int = 77,
+        start_token: str = "<|startoftext|>",
+        end_token: str = "<|endoftext|>",
+    ):
+        if context_length < 3:
+            raise ValueError(f"context_length is {context_length}: at least 3 tokens are needed")
+        self.context_length = context_length
+        self.start_token, self.end_token = start_token, end_token
+        merges = load_merges()
+        self._symbols = _BYTE_SYMBOLS + [symbol + END_OF_WORD for symbol in _BYTE_SYMBOLS]
+        self._symbols += map("".join, merges)
+        self._symbols += [start_token, end_token]
+        ids = {symbol: number for number, symbol in enumerate(self._symbols)}
+        self._merges = {
+            (ids[left], ids[right]): (rank, ids[left + right])
+            for rank, (left, right) in enumerate(merges)
+        }
+        self._byte_ids = np.argsort(_BYTE_ORDER).tolist()
+        self.start_id, self.end_id = ids[start_token], ids[end_token]
+        specials = {start_token: [self.start_id], end_token: [self.end_id]}
+        self._specials = specials
+        self._words: dict[str, list[int]] = dict(specials)
+        special = "|".join(map(re.escape, specials))
+        # Two patterns, one language: `re` reads plain ASCII about three times faster.
+        self._split = regex.compile(f"{special}|{_WORDS}", regex.IGNORECASE).findall
+        self._split_ascii = re.compile(f"{special}|{_ASCII_WORDS}").findall
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids; every id fits uint16."""
+        return len(self._symbols)
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """Encodes captions.
+
+        Args:
+            texts: `[batch]` captions.
+
+        Returns:
+            Ids `[batch, length]`, int32, padded with 0.
+
+        Raises:
+            ValueError: if `texts` is one string, or holds something else than strings.
+        """
+        if isinstance(texts, str):
+            raise ValueError("texts is one string: pass a list of captions")
+        tokens = np.zeros((len(texts), self.context_length), np.int32)
+        room = self.context_length - 2
+        for row, text in zip(tokens, texts, strict=True):
+            ids = self.encode(text, room)
+            row[0] = self.start_id
+            row[1 : len(ids) + 1] = ids
+            row[len(ids) + 1] = self.end_id
+        return tokens
+
+    def encode(self, text: str, limit: int | None = None) -> list[int]:
+        """Encodes one caption without special tokens, stopping after `limit` ids."""
+        if not isinstance(text, str):
+            raise ValueError(f"a caption is {type(text).__name__}, expected str: {text!r}")
+        text = clean_text(text)
+        words = self._split_ascii(text) if text.isascii() else self._split(text)
+        known, ids = self._words, []
+        for word in words:
+            ids += known.get(word) or self._encode_word(word)
+            if limit is not None and len(ids) >= limit:
+                return ids[:limit]
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Turns a row of ids into text, up to the end token."""
+        text = ""
+        for number in ids:
+            if number == self.end_id:
+                break
+            if number != self.start_id:
+                symbol = self._symbols[number]
+                ends = symbol.endswith(END_OF_WORD) and len(symbol) > len(END_OF_WORD)
+                text += symbol.removesuffix(END_OF_WORD) + " " if ends else symbol
+        bytes_of = dict(zip(_BYTE_SYMBOLS, _BYTE_ORDER, strict=True))
+        # A plain space stands between words only: inside one, it has a symbol of its own.
+        packed = bytes(bytes_of.get(character, 32) for character in text)
+        return packed.decode("utf-8", errors="replace").rstrip(" ")
+
+    def contract(self) -> dict:
+        """What a checkpoint records, so that it is never fed ids of another tokenizer."""
+        return {
+            "name": "clip_bpe",
+            "sha256": VOCABULARY_SHA256,
+            "vocab_size": self.vocab_size,
+            "context_length": self.context_length,
+            "start_id": self.start_id,
+            "end_id": self.end_id,
+            "end_kept_when_cut": True,
+            "pad_id": self.pad_id,
+            "lower_case": True,
+            "start_token": self.start_token,
+            "end_token": self.end_token,
+        }
+
+    def _encode_word(self, word: str) -> list[int]:
+        special = self._specials.get(word.lower())
+        ids = special or self._merge([self._byte_ids[byte] for byte in word.encode("utf-8")])
+        if len(self._words) >= MAX_REMEMBERED_WORDS:
+            self._words = dict(self._specials)
+        self._words[word] = ids
+        return ids
+
+    def _merge(self, ids: list[int]) -> list[int]:
+        """Joins neighbours, the best-ranked pair first and all its places from left to right.
+
+        A heap over a linked list, so that a word of 100,000 letters costs n log n, not n^2.
+        """
+        ids[-1] += 256  # the last symbol of a word carries the end-of-word mark
+        size, merges = len(ids), self._merges
+        after, before = list(range(1, size + 1)), list(range(-1, size - 1))
+        heap: list[tuple[int, int, int, int]] = []
+
+        def consider(place: int) -> None:
+            if place >= 0 and after[place] < size:
+                pair = (ids[place], ids[after[place]])
+                if pair in merges:
+                    heapq.heappush(heap, (merges[pair][0], place, *pair))
+
+        for place in range(size - 1):
+            consider(place)
+        while heap:
+            rank, touched = heap[0][0], []
+            while heap and heap[0][0] == rank:
+                _, place, left, right = heapq.heappop(heap)
+                follower = after[place]
+                if ids[place] != left or follower >= size or ids[follower] != right:
+                    continue  # one of the two was joined with another neighbour meanwhile
+                ids[place], ids[follower] = merges[left, right][1], -1
+                after[place] = after[follower]
+                if after[place] < size:
+                    before[after[place]] = place
+                touched.append(place)
+            for place in touched:
+                consider(before[place])
+                consider(place)
+        return [number for number in ids if number >= 0]
