@@ -46,7 +46,9 @@ def unflatten_names(leaves: Mapping[str, Any]) -> dict[str, Any]:
             if not isinstance(node, dict):
                 raise ValueError(f"{name!r}: {folder!r} is a leaf already; rename one of the two")
         if last in node:
-            raise ValueError(f"{name!r} is given twice or is a folder already; rename one of the two")
+            raise ValueError(
+                f"{name!r} is given twice or is a folder already; rename one of the two"
+            )
         node[last] = leaf
     return tree
 

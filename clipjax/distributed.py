@@ -1,0 +1,98 @@
+"""Processes: joining a run, knowing the lead host, agreeing between hosts."""
+
+import os
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from absl import logging
+
+# Set by launch/local.sh for N processes of one machine; pods and Slurm are recognised by JAX.
+COORDINATOR = "CLIPJAX_COORDINATOR"
+NUM_PROCESSES = "CLIPJAX_NUM_PROCESSES"
+PROCESS_ID = "CLIPJAX_PROCESS_ID"
+
+# Each marks an environment that `jax.distributed.initialize()` can read by itself. A laptop has
+# none of them, and there the call would raise.
+_CLUSTER_MARKS = (
+    "TPU_WORKER_HOSTNAMES",
+    "TPU_PROCESS_ADDRESSES",
+    "MEGASCALE_COORDINATOR_ADDRESS",
+    "OMPI_MCA_orte_hnp_uri",
+    "JAX_COORDINATOR_ADDRESS",
+)
+
+
+def initialize(mode: str = "auto", *, timeout_s: int = 300) -> bool:
+    """Joins the processes of this run; must come before any other use of JAX.
+
+    Args:
+        mode: `auto` looks at the environment, `on` asks JAX to find its cluster, `off` does not.
+        timeout_s: seconds to wait for the other processes.
+
+    Returns:
+        Whether there is a cluster that was joined.
+
+    Raises:
+        ValueError: an unknown mode, or an incomplete set of `CLIPJAX_*` variables.
+    """
+    if mode not in ("auto", "on", "off"):
+        raise ValueError(f"--distributed={mode}: allowed are auto, on, off")
+    if mode == "off":
+        return False
+    environment = os.environ
+    if COORDINATOR in environment:
+        missing = [name for name in (NUM_PROCESSES, PROCESS_ID) if name not in environment]
+        if missing:
+            raise ValueError(f"{COORDINATOR} is set but {', '.join(missing)} is not; set them all")
+        jax.distributed.initialize(
+            environment[COORDINATOR],
+            int(environment[NUM_PROCESSES]),
+            int(environment[PROCESS_ID]),
+            initialization_timeout=timeout_s,
+        )
+        return True
+    if mode == "on" or is_cluster(environment):
+        jax.distributed.initialize(initialization_timeout=timeout_s)
+        return True
+    return False
+
+
+def is_cluster(environment: Mapping[str, str]) -> bool:
+    """Whether the environment says that this process is one of a cluster's."""
+    slurm = int(environment.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_ID" in environment
+    workers = environment.get("TPU_WORKER_HOSTNAMES", "")
+    marks = [m for m in _CLUSTER_MARKS if environment.get(m) and m != "TPU_WORKER_HOSTNAMES"]
+    return bool(marks) or slurm or len(workers.split(",")) > 1
+
+
+def is_lead() -> bool:
+    """Whether this process writes the logs, metrics and reports."""
+    return jax.process_index() == 0
+
+
+def agree(values: Mapping[str, str]) -> None:
+    """Checks that all processes hold the same named strings (config hash, data fingerprint, ...).
+
+    Raises:
+        ValueError: names the first value that differs, and the processes that differ from 0.
+    """
+    if jax.process_count() == 1:
+        return
+    from jax.experimental import multihost_utils
+
+    size = 256
+    names = sorted(values)
+    rows = np.zeros((len(names), size), np.uint8)
+    for row, name in zip(rows, names, strict=True):
+        data = values[name].encode()[:size]
+        row[: len(data)] = np.frombuffer(data, np.uint8)
+    gathered = np.asarray(multihost_utils.process_allgather(rows))
+    for i, name in enumerate(names):
+        others = [p for p in range(len(gathered)) if (gathered[p, i] != gathered[0, i]).any()]
+        if others:
+            raise ValueError(
+                f"processes {others} differ from process 0 in their {name}; "
+                "start all of them with the same code, config and data"
+            )
+    logging.info("%d processes agree on %s", len(gathered), ", ".join(names))

@@ -1,0 +1,97 @@
+"""Models: encoders by name, named models, and building one from its spec."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from clipjax.config import build, merge
+from clipjax.models.clip import CLIP, CLIPOutput
+from clipjax.models.text_transformer import TextTransformer
+from clipjax.models.vit import VisionTransformer
+from clipjax.models.zoo import MODELS
+
+IMAGE_ENCODERS: dict[str, Any] = {"vit": VisionTransformer}
+TEXT_ENCODERS: dict[str, Any] = {"causal_transformer": TextTransformer}
+
+SPEC_FIELDS = (
+    "name",
+    "embed_dim",
+    "image_size",
+    "image",
+    "text",
+    "tokenizer",
+    "preprocess",
+    "logit_scale",
+    "logit_bias",
+    "source",
+)
+
+__all__ = ["CLIP", "IMAGE_ENCODERS", "MODELS", "TEXT_ENCODERS", "CLIPOutput", "build_model"]
+
+
+def resolve_spec(model: Mapping[str, Any], *, path: str = "config.model") -> dict[str, Any]:
+    """Turns a config's `model` into a whole spec: the zoo's row with the config's changes.
+
+    Args:
+        model: `name` and the fields that differ from the row of that name; for a name that is not
+            in the zoo, all fields.
+        path: where it stands, for messages.
+
+    Raises:
+        ValueError: an unknown name with fields missing, or an unknown field.
+    """
+    name = model.get("name", "")
+    spec = merge(MODELS.get(name, {}), model)
+    unknown = [key for key in spec if key not in SPEC_FIELDS]
+    if unknown:
+        raise ValueError(
+            f"{path}.{unknown[0]} is unknown; a model has the fields {', '.join(SPEC_FIELDS)}"
+        )
+    spec.setdefault("logit_bias", None)
+    spec.setdefault("source", "")
+    missing = [key for key in SPEC_FIELDS if key not in spec or spec[key] == {}]
+    missing += [key for key in ("embed_dim", "image_size") if spec.get(key) is None]
+    if missing:
+        raise ValueError(
+            f"{path}.name = {name!r} is no row of the zoo ({', '.join(MODELS)}), and "
+            f"{path} lacks {', '.join(sorted(set(missing)))}; name a row or give every field"
+        )
+    return spec
+
+
+def build_model(
+    spec: Mapping[str, Any],
+    *,
+    dtype: str = "float32",
+    scan_layers: bool = True,
+    remat: str = "none",
+) -> CLIP:
+    """Builds the model that a spec describes.
+
+    Args:
+        spec: a whole spec, as of MODELS or `resolve_spec`.
+        dtype: of the computation; parameters are float32.
+        scan_layers: one compiled block, scanned over stacked parameters; False unrolls.
+        remat: none | dots | full.
+
+    Raises:
+        ValueError: an unknown encoder, or a field that the encoder does not have.
+    """
+    runtime = {"dtype": jnp.dtype(dtype), "scan_layers": scan_layers, "remat": remat}
+    image_encoder = build(
+        spec["image"],
+        IMAGE_ENCODERS,
+        path="config.model.image",
+        image_size=spec["image_size"],
+        **runtime,
+    )
+    text_encoder = build(spec["text"], TEXT_ENCODERS, path="config.model.text", **runtime)
+    return CLIP(
+        image_encoder=image_encoder,
+        text_encoder=text_encoder,
+        embed_dim=spec["embed_dim"],
+        logit_scale_init=spec["logit_scale"]["init"],
+        logit_bias_init=spec["logit_bias"],
+        dtype=runtime["dtype"],
+    )

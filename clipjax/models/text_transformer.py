@@ -1,0 +1,100 @@
+"""Causal text transformer of CLIP (arXiv:2103.00020)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from clipjax.layers.normalization import LayerNorm
+from clipjax.layers.transformer import Transformer
+from clipjax.models.features import TextFeatures
+
+
+class TextTransformer(nn.Module):
+    """Token and position embeddings, pre-norm blocks under a causal mask, pooling.
+
+    Attributes:
+        vocab_size: rows of the token embedding.
+        context_length: tokens of a text, padding included.
+        width: of the tokens.
+        depth: blocks.
+        num_heads: attention heads.
+        mlp_dim: hidden width of the MLPs.
+        activation: a name of ACTIVATIONS.
+        layer_norm_eps: of every layer normalisation.
+        pooling: `eot` (the row of the largest token id, which is the end-of-text token's), `last`
+            (the last position) or `mean` (over the tokens up to the end of text).
+        dropout: rate of the residual branches, when training.
+    """
+
+    vocab_size: int
+    context_length: int
+    width: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    activation: str
+    layer_norm_eps: float = 1e-5
+    pooling: str = "eot"
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+    scan_layers: bool = True
+    remat: str = "none"
+
+    def __post_init__(self) -> None:
+        """Checks the sizes."""
+        super().__post_init__()
+        if self.pooling not in ("eot", "last", "mean"):
+            raise ValueError(f"text pooling {self.pooling!r}: allowed are eot, last, mean")
+        if self.width % self.num_heads:
+            raise ValueError(f"text width {self.width} does not divide by {self.num_heads} heads")
+
+    @nn.compact
+    def __call__(
+        self, tokens: jax.Array, *, train: bool = False, keep_hidden: bool = False
+    ) -> TextFeatures:
+        """Encodes token ids [batch, context_length] of int32."""
+        if tokens.shape[1] != self.context_length:
+            raise ValueError(
+                f"texts are {tokens.shape[1]} tokens, the model takes {self.context_length}; "
+                "set config.model.text.context_length"
+            )
+        embedding = self.param(
+            "token_embedding",
+            nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed")),
+            (self.vocab_size, self.width),
+            jnp.float32,
+        )
+        positions = self.param(
+            "position_embedding",
+            nn.with_logical_partitioning(nn.initializers.normal(0.01), ("position", "embed")),
+            (self.context_length, self.width),
+            jnp.float32,
+        )
+        x = (embedding[tokens] + positions).astype(self.dtype)
+        causal = jnp.tril(jnp.ones((self.context_length, self.context_length), bool))[None, None]
+        x, hidden = Transformer(
+            depth=self.depth,
+            num_heads=self.num_heads,
+            mlp_dim=self.mlp_dim,
+            activation=self.activation,
+            layer_norm_eps=self.layer_norm_eps,
+            init_name="openai_text",
+            dropout=self.dropout,
+            dtype=self.dtype,
+            scan=self.scan_layers,
+            remat=self.remat,
+            name="transformer",
+        )(x, causal, train=train, keep_hidden=keep_hidden)
+        x = LayerNorm(self.layer_norm_eps, name="ln_final")(x)
+        return TextFeatures(self._pool(x, tokens), x, hidden)
+
+    def _pool(self, x: jax.Array, tokens: jax.Array) -> jax.Array:
+        if self.pooling == "last":
+            return x[:, -1]
+        end = tokens.argmax(axis=1)
+        if self.pooling == "eot":
+            return jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
+        inside = (jnp.arange(x.shape[1]) <= end[:, None]).astype(x.dtype)
+        return (x * inside[:, :, None]).sum(axis=1) / inside.sum(axis=1, keepdims=True)

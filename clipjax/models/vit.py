@@ -1,0 +1,137 @@
+"""Vision transformer of CLIP (arXiv:2010.11929, arXiv:2103.00020)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from clipjax.layers.initializers import uniform
+from clipjax.layers.normalization import LayerNorm
+from clipjax.layers.transformer import Transformer
+from clipjax.models.features import ImageFeatures
+
+
+class VisionTransformer(nn.Module):
+    """Patches, positions, pre-norm blocks, pooling.
+
+    Attributes:
+        image_size: pixels of a side; patches beyond the last whole one are cut off.
+        patch_size: pixels of a patch's side.
+        width: of the tokens.
+        depth: blocks.
+        num_heads: attention heads.
+        mlp_dim: hidden width of the MLPs.
+        activation: a name of ACTIVATIONS.
+        layer_norm_eps: of every layer normalisation.
+        pooling: `cls` (class token, then the final norm) or `mean` (no class token; mean of the
+            patches, then the final norm).
+        pre_norm: normalise the embedded patches before the first block (OpenAI, OpenCLIP).
+        patch_dropout: fraction of the patches left out of each training example, drawn anew each
+            step (FLIP, arXiv:2212.00794).
+        dropout: rate of the residual branches, when training.
+    """
+
+    image_size: int
+    patch_size: int
+    width: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    activation: str
+    layer_norm_eps: float = 1e-5
+    pooling: str = "cls"
+    pre_norm: bool = True
+    patch_dropout: float = 0.0
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+    scan_layers: bool = True
+    remat: str = "none"
+
+    def __post_init__(self) -> None:
+        """Checks the sizes."""
+        super().__post_init__()
+        if self.pooling not in ("cls", "mean"):
+            raise ValueError(f"vit pooling {self.pooling!r} is unknown; allowed are cls, mean")
+        if self.width % self.num_heads:
+            raise ValueError(f"vit width {self.width} does not divide by {self.num_heads} heads")
+        if not 0 <= self.patch_dropout < 1:
+            raise ValueError(f"patch_dropout = {self.patch_dropout}: allowed is [0, 1)")
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, *, train: bool = False, keep_hidden: bool = False
+    ) -> ImageFeatures:
+        """Encodes normalised images [batch, height, width, 3]."""
+        x = self._embed_patches(images)
+        num_patches = x.shape[1]
+        if self.pooling == "cls":
+            scale = self.width**-0.5
+            class_token = self.param(
+                "class_embedding",
+                nn.with_logical_partitioning(nn.initializers.normal(scale), ("embed",)),
+                (self.width,),
+                jnp.float32,
+            )
+            class_tokens = jnp.broadcast_to(
+                class_token.astype(x.dtype), (x.shape[0], 1, self.width)
+            )
+            x = jnp.concatenate([class_tokens, x], axis=1)
+        positions = self.param(
+            "position_embedding",
+            nn.with_logical_partitioning(
+                nn.initializers.normal(self.width**-0.5), ("position", "embed")
+            ),
+            (x.shape[1], self.width),
+            jnp.float32,
+        )
+        x = x + positions.astype(x.dtype)
+        if train and self.patch_dropout:
+            x = self._drop_patches(x, num_patches)
+        if self.pre_norm:
+            x = LayerNorm(self.layer_norm_eps, name="ln_pre")(x)
+        x, hidden = Transformer(
+            depth=self.depth,
+            num_heads=self.num_heads,
+            mlp_dim=self.mlp_dim,
+            activation=self.activation,
+            layer_norm_eps=self.layer_norm_eps,
+            init_name="torch",
+            dropout=self.dropout,
+            dtype=self.dtype,
+            scan=self.scan_layers,
+            remat=self.remat,
+            name="transformer",
+        )(x, train=train, keep_hidden=keep_hidden)
+        pooled = x[:, 0] if self.pooling == "cls" else x.mean(axis=1)
+        pooled = LayerNorm(self.layer_norm_eps, name="ln_post")(pooled)
+        return ImageFeatures(pooled, x, hidden)
+
+    def _embed_patches(self, images: jax.Array) -> jax.Array:
+        """The patch convolution as one matrix product, which it is: stride equals kernel."""
+        size, grid = self.patch_size, self.image_size // self.patch_size
+        if images.shape[1:] != (self.image_size, self.image_size, 3):
+            raise ValueError(
+                f"images are {images.shape[1:]}, the model takes "
+                f"({self.image_size}, {self.image_size}, 3); set config.model.image_size"
+            )
+        bound = (3 * size * size) ** -0.5
+        kernel = self.param(
+            "patch_kernel",
+            nn.with_logical_partitioning(uniform(bound), ("patch", "patch", "channel", "embed")),
+            (size, size, 3, self.width),
+            jnp.float32,
+        )
+        images = images[:, : grid * size, : grid * size]
+        patches = images.reshape(-1, grid, size, grid, size, 3).swapaxes(2, 3)
+        patches = patches.reshape(-1, grid * grid, size * size * 3).astype(self.dtype)
+        return patches @ kernel.reshape(-1, self.width).astype(self.dtype)
+
+    def _drop_patches(self, x: jax.Array, num_patches: int) -> jax.Array:
+        """Keeps a random subset of the patches, in their order; the class token always stays."""
+        num_extra = x.shape[1] - num_patches
+        num_kept = max(1, round(num_patches * (1 - self.patch_dropout)))
+        noise = jax.random.uniform(self.make_rng("dropout"), (x.shape[0], num_patches))
+        kept = jnp.sort(jnp.argsort(noise, axis=1)[:, :num_kept], axis=1) + num_extra
+        patches = jnp.take_along_axis(x, kept[:, :, None], axis=1)
+        return jnp.concatenate([x[:, :num_extra], patches], axis=1)
