@@ -1,0 +1,67 @@
+"""What a loss over all pairs has to say about one tile of logits, and logits themselves.
+
+The tiles (clipjax/losses/tiles.py) hold NEGATIVE logits only: the diagonal reads -inf there, and
+the positive pair, which always lives on one device, is added exactly, in float32, afterwards.
+"""
+
+from typing import Any, NamedTuple, Protocol
+
+import jax.numpy as jnp
+from jax import lax
+
+from clipjax.array_types import Array
+
+
+class Stats(NamedTuple):
+    """What is remembered of the negative logits of each row (or column)."""
+
+    max: Array
+    total: Array | None
+
+
+class PairRule(Protocol):
+    """A loss over all pairs, told tile by tile. Frozen and hashable; axis 1 = rows, 0 = columns."""
+
+    directions: int
+    """The loss is a mean over `directions * batch` terms."""
+    uses_bias: bool
+    """Whether a constant added to every logit changes the loss."""
+
+    def init(self, num: int, *, axis: int) -> Stats:
+        """Statistics before the first tile."""
+
+    def update(self, stats: Stats, logits: Array, *, axis: int) -> Stats:
+        """Statistics after one more tile, reduced over `axis`."""
+
+    def merge(self, stats: Stats, group: Any) -> Stats:
+        """Merge over a group of devices (layouts.DeviceGroup); each keeps its own slice."""
+
+    def example_loss(self, positives: Array, rows: Stats, columns: Stats) -> Array:
+        """Loss of each example, from its positive logit and the statistics of its negatives."""
+
+    def residuals(self, rows: Stats, columns: Stats) -> tuple[Array | None, Array | None]:
+        """What the backward pass needs of the statistics."""
+
+    def normalisers(self, positives: Array, residuals: Any) -> tuple[Array | None, Array | None]:
+        """What `negative_weights` needs of each row and of each column."""
+
+    def negative_weights(self, logits: Array, row: Any, column: Any) -> Array:
+        """`directions * batch * dloss/dlogit` off the diagonal; 0 where the logit is -inf."""
+
+    def positive_weights(self, positives: Array, residuals: Any) -> Array:
+        """`directions * batch * dloss/dlogit` on the diagonal."""
+
+
+def cosines(rows: Array, columns: Array) -> Array:
+    """`rows @ columns.T`, accumulated in float32 whatever the inputs are."""
+    return lax.dot_general(
+        rows, columns, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
+    )
+
+
+def dense_logits(
+    image_embeds: Array, text_embeds: Array, logit_scale: Array, logit_bias: Array | None
+) -> Array:
+    """All logits, `[batch, batch]` float32."""
+    logits = jnp.exp(logit_scale.astype(jnp.float32)) * cosines(image_embeds, text_embeds)
+    return logits if logit_bias is None else logits + logit_bias.astype(jnp.float32)

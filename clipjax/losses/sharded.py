@@ -1,0 +1,131 @@
+"""The exact tiled loss over a mesh: one custom_vjp, its forward and backward each a shard_map.
+
+With logits `S`, weights `W = directions * batch * dloss/dS` and unit embeddings x, y:
+`dloss/dx_i = scale / (directions batch) sum_j W_ij y_j`, likewise for y with `W.T`, and
+`dloss/dlogit_scale = sum_i <x_i, dloss/dx_i>`, which costs nothing beside the tiles.
+Saved between the passes: one or two numbers an example, and the blocks that were gathered.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from clipjax.array_types import Array
+from clipjax.losses.layouts import Layout
+from clipjax.losses.tiles import Affine
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def pair_loss(
+    layout: Layout,
+    mesh: Mesh | None,
+    image_embeds: Array,
+    text_embeds: Array,
+    logit_scale: Array,
+    logit_bias: Array | None,
+) -> tuple[Array, dict[str, Array]]:
+    """Loss and metrics over global arrays; only the loss carries a gradient."""
+    outputs, _ = _forward(layout, mesh, image_embeds, text_embeds, logit_scale, logit_bias)
+    return outputs
+
+
+def _forward(layout, mesh, image_embeds, text_embeds, logit_scale, logit_bias):
+    spec = _batch_spec(layout)
+    inputs = image_embeds, text_embeds, logit_scale, logit_bias
+    run = functools.partial(_local_forward, layout, image_embeds.shape[0])
+    if mesh is not None:
+        in_specs = (spec, spec, PartitionSpec(), PartitionSpec())
+        out_specs = (PartitionSpec(), (spec, spec))
+        run = jax.shard_map(run, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
+    outputs, (residuals, kept) = run(*inputs)
+    return outputs, (inputs, residuals, kept)
+
+
+def _backward(layout, mesh, saved, cotangents):
+    inputs, residuals, kept = saved
+    spec, everywhere = _batch_spec(layout), PartitionSpec()
+    run = functools.partial(_local_backward, layout, inputs[0].shape[0])
+    if mesh is not None:
+        in_specs = ((spec, spec, everywhere, everywhere), spec, spec, everywhere)
+        out_specs = (spec, spec, everywhere, everywhere)
+        run = jax.shard_map(run, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
+    return run(inputs, residuals, kept, cotangents[0])
+
+
+pair_loss.defvjp(_forward, _backward)
+
+
+def _batch_spec(layout: Layout) -> PartitionSpec:
+    return PartitionSpec(layout.topology.axes) if layout.topology.axes else PartitionSpec()
+
+
+def _local_forward(layout: Layout, batch: int, image, text, logit_scale, logit_bias):
+    affine = _affine(logit_scale, logit_bias)
+    cosine, positives = _positives(image, text, affine)
+    rows, columns, kept = layout.forward(image, text, affine)
+    sums = {
+        "loss": jnp.sum(layout.rule.example_loss(positives, rows, columns)),
+        "image_to_text": jnp.sum(positives > rows.max, dtype=jnp.float32),
+        "text_to_image": jnp.sum(positives > columns.max, dtype=jnp.float32),
+        "positive": jnp.sum(cosine),
+        "image": jnp.sum(image, axis=0, dtype=jnp.float32),
+        "text": jnp.sum(text, axis=0, dtype=jnp.float32),
+    }
+    sums = _sum_together(layout, sums)
+    # The sum of all cosines is one product of two sums: no second pass over the pairs.
+    negative = jnp.vdot(sums["image"], sums["text"]) - sums["positive"]
+    metrics = {
+        "image_to_text_top1": sums["image_to_text"] / batch,
+        "text_to_image_top1": sums["text_to_image"] / batch,
+        "positive_cosine": sums["positive"] / batch,
+        "negative_cosine": negative / max(batch * (batch - 1), 1),
+        "logit_scale": affine.scale,
+    }
+    residuals = layout.rule.residuals(rows, columns)
+    return (sums["loss"] / batch, metrics), (residuals, kept)
+
+
+def _local_backward(layout: Layout, batch: int, inputs: Any, residuals: Any, kept: Any, cotangent):
+    image, text, logit_scale, logit_bias = inputs
+    affine = _affine(logit_scale, logit_bias)
+    _, positives = _positives(image, text, affine)
+    normalisers = layout.rule.normalisers(positives, residuals)
+    gradients = layout.backward(image, text, normalisers, kept, affine)
+
+    diagonal = layout.rule.positive_weights(positives, residuals)
+    factor = cotangent / (layout.rule.directions * batch)
+    d_image = factor * affine.scale * (gradients.rows + diagonal[:, None] * text)
+    d_text = factor * affine.scale * (gradients.columns + diagonal[:, None] * image)
+    sums = {"scale": jnp.sum(image * d_image)}
+    if logit_bias is not None:
+        sums["bias"] = factor * (gradients.bias + jnp.sum(diagonal))
+    sums = _sum_together(layout, sums)
+    d_bias = None if logit_bias is None else sums["bias"].astype(logit_bias.dtype)
+    return (
+        d_image.astype(image.dtype),
+        d_text.astype(text.dtype),
+        sums["scale"].astype(logit_scale.dtype),
+        d_bias,
+    )
+
+
+def _affine(logit_scale: Array, logit_bias: Array | None) -> Affine:
+    bias = None if logit_bias is None else logit_bias.astype(jnp.float32)
+    return Affine(jnp.exp(logit_scale.astype(jnp.float32)), bias)
+
+
+def _positives(image: Array, text: Array, affine: Affine) -> tuple[Array, Array]:
+    """Cosines and logits of the matching pairs, which live on one device."""
+    cosine = jnp.sum(image.astype(jnp.float32) * text.astype(jnp.float32), axis=1)
+    logits = affine.scale * cosine
+    return cosine, logits if affine.bias is None else logits + affine.bias
+
+
+def _sum_together(layout: Layout, sums: dict[str, Array]) -> dict[str, Array]:
+    """Sum over devices in one collective instead of one for each number."""
+    flat, unravel = jax.flatten_util.ravel_pytree(sums)
+    return unravel(layout.topology.sum(flat))

@@ -1,0 +1,174 @@
+"""Loops over tiles of the logits: statistics forward, recomputed weights backward.
+
+A block is a set of image rows against a set of text columns, with the index of each example in the
+global batch. Peak memory is one tile and the accumulators, never the block's logits.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from clipjax.array_types import Array
+from clipjax.losses.pair_rule import PairRule, Stats, cosines
+
+
+class Side(NamedTuple):
+    """One side of a block: embeddings `[n, embed]` and their global example numbers `[n]`."""
+
+    embeds: Array
+    ids: Array
+
+
+class Affine(NamedTuple):
+    """logit = scale * cosine + bias; the scale is already exponentiated."""
+
+    scale: Array
+    bias: Array | None
+
+
+def tile_length(length: int, target: int) -> int:
+    """The longest tile <= `target` that cuts `length` into equal parts, padding as little as can be.
+
+    A divisor that is a multiple of 128 (a matrix-unit edge) is taken if it costs at most twice as
+    many tiles.
+    """
+    fewest = -(-length // target)
+    for count in range(fewest, 2 * fewest + 1):
+        if length % (count * 128) == 0:
+            return length // count
+    return -(-length // fewest)
+
+
+def forward_tiles(
+    rule: PairRule,
+    rows: Side,
+    columns: Side,
+    stats: tuple[Stats, Stats],
+    affine: Affine,
+    tile: tuple[int, int],
+) -> tuple[Stats, Stats]:
+    """Update row and column statistics with every negative logit of the block."""
+    lengths = rows.ids.shape[0], columns.ids.shape[0]
+    rows, row_stats = _cut(rows, tile[0], -1), _cut(stats[0], tile[0], 0)
+    columns, column_stats = _cut(columns, tile[1], -2), _cut(stats[1], tile[1], 0)
+    padded = any(length % size for length, size in zip(lengths, tile, strict=True))
+
+    def column_step(j, carry):
+        row_stats, column_stats = carry
+        column = _take(columns, j)
+
+        def row_step(i, carry):
+            row_stats, of_column = carry
+            logits = _negative_logits(_take(rows, i), column, affine, padded)
+            of_row = rule.update(_take(row_stats, i), logits, axis=1)
+            return _put(row_stats, i, of_row), rule.update(of_column, logits, axis=0)
+
+        row_stats, of_column = lax.fori_loop(
+            0, rows.ids.shape[0], row_step, (row_stats, _take(column_stats, j))
+        )
+        return row_stats, _put(column_stats, j, of_column)
+
+    row_stats, column_stats = lax.fori_loop(
+        0, columns.ids.shape[0], column_step, (row_stats, column_stats)
+    )
+    return _join(row_stats, lengths[0]), _join(column_stats, lengths[1])
+
+
+class Gradients(NamedTuple):
+    """Accumulators, float32: `weights @ columns`, `weights.T @ rows` and the sum of the weights."""
+
+    rows: Array
+    columns: Array | None
+    bias: Array | None
+
+
+def backward_tiles(
+    rule: PairRule,
+    rows: Side,
+    columns: Side,
+    normalisers: tuple[Any, Any],
+    gradients: Gradients,
+    affine: Affine,
+    tile: tuple[int, int],
+) -> Gradients:
+    """Recompute each tile and add its weights' products to the accumulators that are not None."""
+    lengths = rows.ids.shape[0], columns.ids.shape[0]
+    rows, row_norm = _cut(rows, tile[0], -1), _cut(normalisers[0], tile[0], 0)
+    columns, column_norm = _cut(columns, tile[1], -2), _cut(normalisers[1], tile[1], 0)
+    d_rows, d_columns = _cut((gradients.rows, gradients.columns), (tile[0], tile[1]), 0)
+    padded = any(length % size for length, size in zip(lengths, tile, strict=True))
+    dtype = rows.embeds.dtype
+
+    def column_step(j, carry):
+        d_rows, d_columns, d_bias = carry
+        column, of_column = _take(columns, j), _take(column_norm, j)
+
+        def row_step(i, carry):
+            d_rows, d_column, d_bias = carry
+            row = _take(rows, i)
+            logits = _negative_logits(row, column, affine, padded)
+            weights = rule.negative_weights(logits, _take(row_norm, i), of_column)
+            if d_bias is not None:
+                d_bias = d_bias + jnp.sum(weights)
+            weights = weights.astype(dtype)
+            of_row = _take(d_rows, i) + _product(weights, column.embeds, 1)
+            if d_column is not None:
+                d_column = d_column + _product(weights, row.embeds, 0)
+            return _put(d_rows, i, of_row), d_column, d_bias
+
+        d_rows, d_column, d_bias = lax.fori_loop(
+            0, rows.ids.shape[0], row_step, (d_rows, _take(d_columns, j), d_bias)
+        )
+        return d_rows, _put(d_columns, j, d_column), d_bias
+
+    d_rows, d_columns, d_bias = lax.fori_loop(
+        0, columns.ids.shape[0], column_step, (d_rows, d_columns, gradients.bias)
+    )
+    return Gradients(_join(d_rows, lengths[0]), _join(d_columns, lengths[1]), d_bias)
+
+
+def _negative_logits(rows: Side, columns: Side, affine: Affine, padded: bool) -> Array:
+    """One tile; -inf where row and column are the same example, and in padding."""
+    logits = affine.scale * cosines(rows.embeds, columns.embeds)
+    if affine.bias is not None:
+        logits = logits + affine.bias
+    masked = rows.ids[:, None] == columns.ids[None, :]
+    if padded:
+        masked = masked | (rows.ids < 0)[:, None] | (columns.ids < 0)[None, :]
+    return jnp.where(masked, -jnp.inf, logits)
+
+
+def _product(weights: Array, embeds: Array, contract: int) -> Array:
+    return lax.dot_general(
+        weights, embeds, (((contract,), (0,)), ((), ())), preferred_element_type=jnp.float32
+    )
+
+
+def _cut(tree: Any, size: int | tuple[int, ...], id_fill: int) -> Any:
+    """Pad the leading dimension to a multiple of `size` and split it in `[tiles, size, ...]`."""
+    if isinstance(size, tuple):
+        return tuple(_cut(t, s, id_fill) for t, s in zip(tree, size, strict=True))
+
+    def cut(x):
+        short = -x.shape[0] % size
+        if short:
+            fill = id_fill if jnp.issubdtype(x.dtype, jnp.integer) else 0
+            widths = [(0, short)] + [(0, 0)] * (x.ndim - 1)
+            x = jnp.pad(x, widths, constant_values=fill)
+        return x.reshape(-1, size, *x.shape[1:])
+
+    return jax.tree.map(cut, tree)
+
+
+def _join(tree: Any, length: int) -> Any:
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:length], tree)
+
+
+def _take(tree: Any, i: Array) -> Any:
+    return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, keepdims=False), tree)
+
+
+def _put(tree: Any, i: Array, part: Any) -> Any:
+    return jax.tree.map(lambda x, y: lax.dynamic_update_index_in_dim(x, y, i, 0), tree, part)
