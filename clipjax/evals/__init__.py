@@ -1,0 +1,23 @@
+"""Evaluations of a model by what it can do without training: one table, one contract.
+
+An eval is built from a source and the model's functions and has `run(params) -> dict[str, float]`.
+"""
+
+from clipjax.evals.encoding import EncodeFns, make_encode_fns
+from clipjax.evals.retrieval import Retrieval
+from clipjax.evals.templates import TEMPLATES, load_class_names, load_templates
+from clipjax.evals.zero_shot import Prediction, ZeroShot
+
+EVALS = {"zero_shot": ZeroShot, "retrieval": Retrieval}
+
+__all__ = [
+    "EVALS",
+    "TEMPLATES",
+    "EncodeFns",
+    "Prediction",
+    "Retrieval",
+    "ZeroShot",
+    "load_class_names",
+    "load_templates",
+    "make_encode_fns",
+]

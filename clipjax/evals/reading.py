@@ -1,0 +1,116 @@
+"""Reading the images of an evaluation: none is left out without being counted and named."""
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+
+__all__ = ["ImageBatch", "ImageReader"]
+
+_NAMED = 5  # bad images that an error message names
+
+
+class ImageBatch(NamedTuple):
+    """Rows of a batch as read by one process.
+
+    Attributes:
+        images: `[rows, size, size, 3]`, uint8; zeros where `mask` is False.
+        mask: `[rows]`, bool; False for padding and for images that do not decode.
+        examples: the source's examples; None for padding and for what cannot be read at all.
+    """
+
+    images: np.ndarray
+    mask: np.ndarray
+    examples: list[dict[str, Any] | None]
+
+
+class ImageReader:
+    """Reads and preprocesses examples by index, in threads.
+
+    Args:
+        source: the dataset.
+        preprocess: (bytes | image) -> uint8 `[size, size, 3]`, with an attribute `size`.
+        max_bad: undecodable images that are tolerated; above it, `read` raises.
+        where: name of the evaluation, for messages.
+        num_threads: decoding threads.
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        preprocess: Callable[[Any], np.ndarray],
+        *,
+        max_bad: int,
+        where: str,
+        num_threads: int = 4,
+    ) -> None:
+        self._source = source
+        self._preprocess = preprocess
+        self._max_bad = max_bad
+        self._where = where
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="eval_images")
+        self._lock = threading.Lock()
+        self.bad: dict[int, str] = {}
+
+    def __enter__(self) -> "ImageReader":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def read(self, indices: Sequence[int]) -> ImageBatch:
+        """Reads the examples at `indices`; those past the end are padding.
+
+        Raises:
+            ValueError: more than `max_bad` images so far that do not decode.
+        """
+        size = self._preprocess.size
+        images = np.zeros((len(indices), size, size, 3), np.uint8)
+        mask = np.zeros(len(indices), bool)
+        examples: list[dict[str, Any] | None] = [None] * len(indices)
+        rows = [row for row, index in enumerate(indices) if index < len(self._source)]
+        found = self._pool.map(self.read_one, [int(indices[row]) for row in rows])
+        for row, (example, pixels) in zip(rows, found, strict=True):
+            examples[row] = example
+            if pixels is not None:
+                images[row], mask[row] = pixels, True
+        check_bad(len(self.bad), self._max_bad, self.bad, self._where)
+        return ImageBatch(images, mask, examples)
+
+    def read_one(self, index: int) -> tuple[dict[str, Any] | None, np.ndarray | None]:
+        """Reads (example, pixels); what fails is None, logged and noted in `bad`."""
+        example = None
+        try:
+            example = self._source[index]
+            return example, self._preprocess(example["image"])
+        except (ValueError, OSError) as error:  # a SampleError of the data package is a ValueError
+            key = example["key"] if example else f"example {index}"
+            with self._lock:
+                self.bad[index] = f"{key}: {error}"
+            logging.warning("%s: image does not decode: %s: %s", self._where, key, error)
+            return example, None
+
+
+def check_bad(num_bad: int, max_bad: int, bad: dict[int, str], where: str) -> None:
+    """Raises if more images failed than are tolerated.
+
+    Args:
+        num_bad: failures to judge; those of all processes, or of this one so far.
+        max_bad: failures that are tolerated.
+        bad: this process's failures, by index, to name.
+        where: name of the evaluation.
+
+    Raises:
+        ValueError: naming the first few failures.
+    """
+    if num_bad <= max_bad:
+        return
+    named = "; ".join(bad[index] for index in sorted(bad)[:_NAMED]) or "see the other processes"
+    raise ValueError(
+        f"{where}: {num_bad} image(s) cannot be read, {max_bad} allowed (max_bad): {named}"
+        f"{'; ...' if len(bad) > _NAMED else ''}. A smaller set is another evaluation: repair or "
+        "remove these images, or raise max_bad"
+    )

@@ -1,0 +1,224 @@
+"""Retrieval between images and captions, several captions an image, in bounded memory."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from clipjax.array_types import PyTree
+from clipjax.evals.encoding import EncodeFn, RowLayout, embed_fn, place_params, prefetched
+from clipjax.evals.reading import ImageBatch, ImageReader, check_bad
+from clipjax.metrics import empty_topk, merge_topk, retrieval_hits
+from clipjax.partitioning import batch_sharding, replicated
+
+__all__ = ["Retrieval"]
+
+# A chunk of one side: embeddings [batch, embed] and the image that each row belongs to [batch],
+# -1 for padding. Both lie over the mesh's batch axes.
+Chunk = tuple[jax.Array, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Retrieval:
+    """Recall@k from text to image and from image to text.
+
+    A query is a hit if any of its positives is among the k best: an image's positives are its
+    captions, a caption's positive is its image.
+
+    Attributes:
+        source: dataset of examples with "image", "text" (a caption or several) and "key".
+        encode_image_fn: (params, uint8 images) -> `[batch, embed]`; see `make_encode_fns`.
+        encode_text_fn: (params, int32 tokens) -> `[batch, embed]`.
+        preprocess: (bytes | image) -> uint8 `[size, size, 3]`.
+        tokenizer: texts -> int32 `[batch, length]`.
+        mesh: the devices; the batch lies over its batch axes.
+        ks: the k of recall@k.
+        batch_size: images, or texts, over all devices; rounded up to the batch axes' size. Scores
+            are held for batch_size x batch_size pairs at a time.
+        max_bad: images that may fail to decode before the evaluation is an error; such an image
+            leaves together with its captions.
+        name: for messages and for the prefix of metrics.
+    """
+
+    source: Any
+    encode_image_fn: EncodeFn
+    encode_text_fn: EncodeFn
+    preprocess: Callable[[Any], np.ndarray]
+    tokenizer: Callable[[list[str]], np.ndarray]
+    mesh: Mesh
+    ks: Sequence[int] = (1, 5, 10)
+    batch_size: int = 256
+    max_bad: int = 0
+    name: str = "retrieval"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ks", tuple(self.ks))
+        if not self.ks or min(self.ks) < 1:
+            raise ValueError(
+                f"{self.name}: ks is {self.ks}; give one or more numbers of at least 1"
+            )
+        if len(self.source) < 1:
+            raise ValueError(f"{self.name}: the source is empty; there is nothing to evaluate")
+
+    def run(self, params: PyTree) -> dict[str, float]:
+        """Evaluates the model on every image and every caption, each counted once.
+
+        Args:
+            params: the model's variables; on the mesh, or anywhere else (they are then copied).
+
+        Returns:
+            "image_retrieval_recall@k" (text to image) and "text_retrieval_recall@k" (image to
+            text) in [0, 1] for each k, "num_images" and "num_texts".
+
+        Raises:
+            ValueError: more than `max_bad` images do not decode, or an image without captions.
+            FloatingPointError: embeddings that are not finite.
+        """
+        params = place_params(params, self.mesh)
+        captions: dict[int, tuple[str, ...]] = {}
+        images, num_captions = self._encode_images(params, captions)
+        texts = self._encode_texts(params, captions, num_captions)
+        metrics = {}
+        for name, queries, candidates in (
+            ("image_retrieval", texts, images),
+            ("text_retrieval", images, texts),
+        ):
+            hits, total = self._count_hits(queries, candidates)
+            for k, count in zip(self.ks, hits, strict=True):
+                metrics[f"{name}_recall@{k}"] = float(count / total)
+        metrics["num_images"] = float(np.count_nonzero(num_captions))
+        metrics["num_texts"] = float(num_captions.sum())
+        return metrics
+
+    def _encode_images(
+        self, params: PyTree, captions: dict[int, tuple[str, ...]]
+    ) -> tuple[list[Chunk], np.ndarray]:
+        """Encodes the images; notes this process's captions and counts everybody's.
+
+        Returns:
+            (chunks, captions of each image `[images]`, 0 where the image did not decode).
+        """
+        layout = RowLayout(self.mesh, len(self.source), self.batch_size)
+        embed = embed_fn(self.encode_image_fn, self.mesh)
+        chunks, counts = [], []
+        reader = ImageReader(self.source, self.preprocess, max_bad=self.max_bad, where=self.name)
+        with reader:
+            batches = prefetched(
+                lambda number: reader.read(layout.indices(number)), range(layout.num_batches)
+            )
+            for number, batch in enumerate(batches):
+                indices = layout.indices(number)
+                found = self._captions_of(batch)
+                captions.update((int(indices[row]), texts) for row, texts in found.items())
+                numbers = np.zeros(len(indices), np.int32)
+                numbers[list(found)] = [len(texts) for texts in found.values()]
+                owners = np.where(batch.mask, indices, -1).astype(np.int32)
+                chunks.append(
+                    (embed(params, layout.to_device(batch.images)), layout.to_device(owners))
+                )
+                counts.append(layout.to_device(numbers))
+        num_captions = np.concatenate(jax.device_get(_gather(counts, mesh=self.mesh)))
+        num_captions = num_captions[: layout.num_rows]
+        # Counted over all processes, so that all of them come to one verdict.
+        check_bad(int(np.sum(num_captions == 0)), self.max_bad, reader.bad, self.name)
+        return chunks, num_captions
+
+    def _captions_of(self, batch: ImageBatch) -> dict[int, tuple[str, ...]]:
+        return {int(row): self._captions(batch.examples[row]) for row in np.flatnonzero(batch.mask)}
+
+    def _captions(self, example: dict[str, Any]) -> tuple[str, ...]:
+        text = example.get("text")
+        texts = (text,) if isinstance(text, str) else tuple(text or ())
+        if not texts or not all(isinstance(t, str) and t.strip() for t in texts):
+            raise ValueError(
+                f"{self.name}: {example['key']} has the captions {texts}; "
+                "every image needs at least one, and none may be empty"
+            )
+        return texts
+
+    def _encode_texts(
+        self, params: PyTree, captions: dict[int, tuple[str, ...]], num_captions: np.ndarray
+    ) -> list[Chunk]:
+        """Encodes the captions in the order of their images."""
+        first = np.concatenate([[0], np.cumsum(num_captions)])
+        layout = RowLayout(self.mesh, int(first[-1]), self.batch_size)
+        embed = embed_fn(self.encode_text_fn, self.mesh)
+
+        def caption(row: int, owner: int) -> str:
+            if owner not in captions:  # another process decoded this image
+                captions[owner] = self._captions(self.source[owner])
+            return captions[owner][row - first[owner]]
+
+        def rows(number: int) -> tuple[np.ndarray, np.ndarray]:
+            indices = layout.indices(number)
+            real = np.minimum(indices, layout.num_rows - 1)
+            owners = np.searchsorted(first, real, side="right") - 1
+            texts = [caption(int(r), int(o)) for r, o in zip(real, owners, strict=True)]
+            owners = np.where(indices < layout.num_rows, owners, -1)
+            return np.asarray(self.tokenizer(texts), np.int32), owners.astype(np.int32)
+
+        return [
+            (embed(params, layout.to_device(tokens)), layout.to_device(owners))
+            for tokens, owners in prefetched(rows, range(layout.num_batches))
+        ]
+
+    def _count_hits(self, queries: list[Chunk], candidates: list[Chunk]) -> tuple[np.ndarray, int]:
+        """Counts the queries that hit, for each k, and the queries."""
+        stacked = _stack(candidates, mesh=self.mesh)
+        counts = [_hits(*chunk, *stacked, ks=self.ks, mesh=self.mesh) for chunk in queries]
+        hits, totals, nonfinite = (np.stack(c) for c in zip(*jax.device_get(counts), strict=True))
+        if nonfinite.any():
+            raise FloatingPointError(
+                f"{self.name}: {nonfinite.sum()} embeddings are not finite; look for NaN or "
+                "infinite parameters in the checkpoint"
+            )
+        return hits.sum(axis=0), int(totals.sum())
+
+
+@functools.partial(jax.jit, static_argnames="mesh")
+def _gather(arrays: list[jax.Array], *, mesh: Mesh) -> list[jax.Array]:
+    """Gives every process the whole of arrays that lie over the batch axes."""
+    return jax.lax.with_sharding_constraint(arrays, replicated(mesh))
+
+
+@functools.partial(jax.jit, static_argnames="mesh")
+def _stack(chunks: list[Chunk], *, mesh: Mesh) -> Chunk:
+    """Stacks chunks to `[chunks, batch, ...]`; the batch stays where it lies."""
+    sharding = NamedSharding(mesh, PartitionSpec(None, *batch_sharding(mesh).spec))
+    stacked = tuple(jnp.stack(arrays) for arrays in zip(*chunks, strict=True))
+    return jax.lax.with_sharding_constraint(stacked, sharding)
+
+
+@functools.partial(jax.jit, static_argnames=("ks", "mesh"))
+def _hits(
+    queries: jax.Array,
+    query_owners: jax.Array,
+    candidates: jax.Array,
+    candidate_owners: jax.Array,
+    *,
+    ks: tuple[int, ...],
+    mesh: Mesh,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Counts, for one batch of queries, (hits for each k, queries, queries that are not finite).
+
+    Queries stay where they lie; the candidates come past chunk by chunk, one gathered at a time.
+    """
+
+    def merge(best: Any, chunk: Chunk) -> tuple[Any, None]:
+        chunk = jax.lax.with_sharding_constraint(chunk, replicated(mesh))
+        return merge_topk(best, queries, *chunk), None
+
+    best = jax.lax.with_sharding_constraint(
+        empty_topk(queries.shape[0], max(ks)), batch_sharding(mesh)
+    )
+    best, _ = jax.lax.scan(merge, best, (candidates, candidate_owners))
+    real = query_owners >= 0
+    nonfinite = jnp.sum(~jnp.isfinite(queries).all(axis=1) & real)
+    hits = jnp.stack([jnp.sum(retrieval_hits(best[1], query_owners, k=k)) for k in ks])
+    result = (hits, jnp.sum(real), nonfinite)
+    return jax.lax.with_sharding_constraint(result, replicated(mesh))

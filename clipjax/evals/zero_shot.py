@@ -1,0 +1,238 @@
+"""Zero-shot classification: which class name's text is nearest to the image (arXiv:2103.00020)."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from clipjax.array_types import PyTree
+from clipjax.evals.encoding import EncodeFn, RowLayout, embed_fn, place_params, prefetched
+from clipjax.evals.reading import ImageBatch, ImageReader, check_bad
+from clipjax.evals.templates import load_templates
+from clipjax.evals.zero_shot_classifier import average_prompts
+from clipjax.metrics import count_per_class, mean_per_class_recall, topk_hits
+from clipjax.partitioning import replicated
+
+__all__ = ["Prediction", "ZeroShot"]
+
+_NUM_NAMED = 3  # names that a Prediction lists
+
+
+class Prediction(NamedTuple):
+    """What the model says of one image.
+
+    Attributes:
+        key: the example's name in its source.
+        image: `[size, size, 3]`, uint8, as the model saw it.
+        label: the right class name.
+        names: class names, best first.
+        scores: of these names; probabilities if the eval knows the logit scale, else cosines.
+        correct: whether the first name is that of the label's class.
+    """
+
+    key: str
+    image: np.ndarray
+    label: str
+    names: tuple[str, ...]
+    scores: tuple[float, ...]
+    correct: bool
+
+
+@functools.partial(jax.jit, static_argnames="mesh")
+def _score(counts, classifier, embeds, labels, mask, scale, *, mesh):
+    """Adds one batch to the counts; returns them and (scores, classes) of the best names."""
+    num_classes = classifier.shape[0]
+    cosines = jnp.matmul(embeds, classifier.T, precision=jax.lax.Precision.HIGHEST)
+    finite = jnp.all(jnp.isfinite(cosines), axis=1)
+    hits = topk_hits(cosines, labels, k=1) & mask
+    batch = {
+        "examples": jnp.sum(mask),
+        "nonfinite": jnp.sum(mask & ~finite),
+        "top5": jnp.sum(topk_hits(cosines, labels, k=5) & mask),
+        "hits_per_class": count_per_class(hits, labels, num_classes),
+        "examples_per_class": count_per_class(mask, labels, num_classes),
+    }
+    scores = cosines if scale is None else jax.nn.softmax(scale * cosines)
+    best = jax.lax.top_k(scores, min(_NUM_NAMED, num_classes))
+    result = (jax.tree.map(jnp.add, counts, batch), best)
+    return jax.lax.with_sharding_constraint(result, replicated(mesh))
+
+
+def _zero_counts(num_classes: int) -> dict[str, np.ndarray]:
+    totals = {name: np.zeros((), np.int32) for name in ("examples", "nonfinite", "top5")}
+    per_class = ("hits_per_class", "examples_per_class")
+    return totals | {name: np.zeros(num_classes, np.int32) for name in per_class}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ZeroShot:
+    """Zero-shot accuracy on a labelled dataset.
+
+    Attributes:
+        source: dataset of examples with "image", "label" and "key".
+        encode_image_fn: (params, uint8 images) -> `[batch, embed]`; see `make_encode_fns`.
+        encode_text_fn: (params, int32 tokens) -> `[batch, embed]`.
+        preprocess: (bytes | image) -> uint8 `[size, size, 3]`.
+        tokenizer: texts -> int32 `[batch, length]`.
+        mesh: the devices; the batch lies over its batch axes.
+        templates: a name, a file or a sequence of templates; see `load_templates`.
+        class_names: names in label order; by default the source's own.
+        logit_scale_fn: params -> factor of the cosines in a prediction's probabilities. Ranks,
+            and so accuracies, do not depend on it.
+        batch_size: images, or texts, over all devices; rounded up to the batch axes' size.
+        max_bad: images that may fail to decode before the evaluation is an error.
+        name: for messages and for the prefix of metrics.
+    """
+
+    source: Any
+    encode_image_fn: EncodeFn
+    encode_text_fn: EncodeFn
+    preprocess: Callable[[Any], np.ndarray]
+    tokenizer: Callable[[list[str]], np.ndarray]
+    mesh: Mesh
+    templates: str | Sequence[str] = "simple"
+    class_names: Sequence[str] | None = None
+    logit_scale_fn: Callable[[PyTree], jax.Array] | None = None
+    batch_size: int = 256
+    max_bad: int = 0
+    name: str = "zero_shot"
+
+    def __post_init__(self) -> None:
+        names = self.class_names
+        if names is None:
+            names = getattr(self.source, "class_names", None)
+        if not names:
+            raise ValueError(
+                f"{self.name}: the source has no class names and none are given; "
+                "give class_names in label order"
+            )
+        if len(self.source) < 1:
+            raise ValueError(f"{self.name}: the source is empty; there is nothing to evaluate")
+        object.__setattr__(self, "class_names", tuple(names))
+        object.__setattr__(self, "templates", load_templates(self.templates))
+
+    def run(self, params: PyTree) -> dict[str, float]:
+        """Evaluates the model on every example of the source, each counted once.
+
+        Args:
+            params: the model's variables; on the mesh, or anywhere else (they are then copied).
+
+        Returns:
+            "top1", "top5", "mean_per_class_recall" in [0, 1] and "num_examples".
+
+        Raises:
+            ValueError: more than `max_bad` images do not decode, or a label has no class name.
+            FloatingPointError: embeddings that are not finite.
+        """
+        return self.run_with_predictions(params, 0)[0]
+
+    def run_with_predictions(
+        self, params: PyTree, num_predictions: int = 48
+    ) -> tuple[dict[str, float], tuple[Prediction, ...]]:
+        """Evaluates as `run` does and keeps the answers to evenly spaced examples.
+
+        Args:
+            params: as for `run`.
+            num_predictions: examples whose answers are returned.
+
+        Returns:
+            (metrics, predictions in the source's order).
+        """
+        layout = RowLayout(self.mesh, len(self.source), self.batch_size)
+        wanted = np.linspace(0, layout.num_rows - 1, min(num_predictions, layout.num_rows))
+        wanted = np.unique(wanted.astype(np.int64))
+        params = place_params(params, self.mesh)
+        classifier = average_prompts(
+            params,
+            self.class_names,
+            self.templates,
+            encode_text_fn=self.encode_text_fn,
+            tokenizer=self.tokenizer,
+            mesh=self.mesh,
+            batch_size=self.batch_size,
+        )
+        scale = None if self.logit_scale_fn is None else jax.jit(self.logit_scale_fn)(params)
+        counts = jax.device_put(_zero_counts(len(self.class_names)), replicated(self.mesh))
+        embed = embed_fn(self.encode_image_fn, self.mesh)
+        reader = ImageReader(self.source, self.preprocess, max_bad=self.max_bad, where=self.name)
+        best = {}
+        with reader:
+            batches = prefetched(
+                lambda number: reader.read(layout.indices(number)), range(layout.num_batches)
+            )
+            for number, batch in enumerate(batches):
+                labels, mask = layout.to_device(self._labels(batch)), layout.to_device(batch.mask)
+                embeds = embed(params, layout.to_device(batch.images))
+                counts, top = _score(
+                    counts, classifier, embeds, labels, mask, scale, mesh=self.mesh
+                )
+                if np.any(wanted // layout.batch_size == number):
+                    best[number] = top
+        metrics = self._metrics(counts, reader)
+        return metrics, self._predictions(wanted, jax.device_get(best), layout, reader)
+
+    def _labels(self, batch: ImageBatch) -> np.ndarray:
+        labels = np.zeros(len(batch.mask), np.int32)
+        for row in np.flatnonzero(batch.mask):
+            example = batch.examples[row]
+            label = example.get("label")
+            if label is None or not 0 <= label < len(self.class_names):
+                raise ValueError(
+                    f"{self.name}: {example['key']} has the label {label}; it has to be an index "
+                    f"of the {len(self.class_names)} class names, 0 to {len(self.class_names) - 1}"
+                )
+            labels[row] = label
+        return labels
+
+    def _metrics(self, counts: dict[str, jax.Array], reader: ImageReader) -> dict[str, float]:
+        recall = jax.jit(mean_per_class_recall)(
+            counts["hits_per_class"], counts["examples_per_class"]
+        )
+        counts, recall = jax.device_get((counts, recall))
+        examples = int(counts["examples"])
+        assert examples <= len(self.source), "an example was counted twice"
+        # Counted on the devices over all processes, so that all of them come to one verdict.
+        check_bad(len(self.source) - examples, self.max_bad, reader.bad, self.name)
+        if counts["nonfinite"]:
+            raise FloatingPointError(
+                f"{self.name}: the scores of {int(counts['nonfinite'])} of {examples} images are "
+                "not finite; look for NaN or infinite parameters in the checkpoint"
+            )
+        return {
+            "top1": float(counts["hits_per_class"].sum() / examples),
+            "top5": float(counts["top5"] / examples),
+            "mean_per_class_recall": float(recall),
+            "num_examples": float(examples),
+        }
+
+    def _predictions(
+        self,
+        wanted: np.ndarray,
+        best: dict[int, tuple[np.ndarray, np.ndarray]],
+        layout: RowLayout,
+        reader: ImageReader,
+    ) -> tuple[Prediction, ...]:
+        predictions = []
+        for index in wanted:
+            # Read again rather than kept: another process may have read it the first time.
+            example, pixels = reader.read_one(int(index))
+            if pixels is None:
+                continue
+            batch, row = divmod(index, layout.batch_size)
+            scores, places = best[batch][0][row], best[batch][1][row]
+            predictions.append(
+                Prediction(
+                    key=example["key"],
+                    image=pixels,
+                    label=self.class_names[example["label"]],
+                    names=tuple(self.class_names[p] for p in places),
+                    scores=tuple(float(s) for s in scores),
+                    correct=bool(places[0] == example["label"]),
+                )
+            )
+        return tuple(predictions)

@@ -1,0 +1,19 @@
+"""Metrics as pure functions of arrays: accuracy of a classifier, recall of a retrieval."""
+
+from clipjax.metrics.accuracy import (
+    count_per_class,
+    mean_per_class_recall,
+    topk_accuracy,
+    topk_hits,
+)
+from clipjax.metrics.retrieval import empty_topk, merge_topk, retrieval_hits
+
+__all__ = [
+    "topk_hits",
+    "topk_accuracy",
+    "count_per_class",
+    "mean_per_class_recall",
+    "empty_topk",
+    "merge_topk",
+    "retrieval_hits",
+]

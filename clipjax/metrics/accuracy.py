@@ -1,0 +1,87 @@
+"""Accuracy of a classifier, over the examples that a mask marks as real."""
+
+import jax
+import jax.numpy as jnp
+
+from clipjax.array_types import Array, Bool, Float, Int
+
+__all__ = ["count_per_class", "mean_per_class_recall", "topk_accuracy", "topk_hits"]
+
+
+def topk_hits(
+    scores: Float[Array, "batch classes"], labels: Int[Array, "batch"], *, k: int
+) -> Bool[Array, "batch"]:
+    """Tells whether the label is among the k highest scores of its row.
+
+    Equal scores rank by class index, the lower first, so that a model which gives every class the
+    same score gets what chance gives and not a full mark.
+
+    Args:
+        scores: `[batch, classes]`; any monotonic score (cosine, logit, probability).
+        labels: `[batch]`, int; an index of a class.
+        k: how many of the highest scores count; more than there are classes counts all of them.
+
+    Returns:
+        `[batch]`, bool.
+    """
+    best = jax.lax.top_k(scores, min(k, scores.shape[1]))[1]
+    return jnp.any(best == labels[:, None], axis=1)
+
+
+def topk_accuracy(
+    scores: Float[Array, "batch classes"],
+    labels: Int[Array, "batch"],
+    mask: Bool[Array, "batch"],
+    *,
+    k: int,
+) -> Float[Array, ""]:
+    """Computes the share of real examples whose label is among the k highest scores.
+
+    sum_i mask_i hit_i / sum_i mask_i
+
+    Args:
+        scores: `[batch, classes]`.
+        labels: `[batch]`, int.
+        mask: `[batch]`, bool; False for the padding of the last batch.
+        k: how many of the highest scores count.
+
+    Returns:
+        Scalar in [0, 1], float32; NaN if the mask is empty.
+    """
+    hits = topk_hits(scores, labels, k=k) & mask
+    return jnp.sum(hits).astype(jnp.float32) / jnp.sum(mask).astype(jnp.float32)
+
+
+def count_per_class(
+    selected: Bool[Array, "batch"], labels: Int[Array, "batch"], num_classes: int
+) -> Int[Array, "classes"]:
+    """Counts, for every class, the selected examples that carry its label.
+
+    Args:
+        selected: `[batch]`, bool; `mask` counts the examples, `hits & mask` the right answers.
+        labels: `[batch]`, int.
+        num_classes: C.
+
+    Returns:
+        `[classes]`, int32.
+    """
+    return jax.ops.segment_sum(selected.astype(jnp.int32), labels, num_segments=num_classes)
+
+
+def mean_per_class_recall(
+    hits: Int[Array, "classes"], examples: Int[Array, "classes"]
+) -> Float[Array, ""]:
+    """Averages the recall of the classes that have examples, each class weighing the same.
+
+    mean_c hits_c / examples_c over c with examples_c > 0
+
+    Args:
+        hits: `[classes]`, int; right top-1 answers a class.
+        examples: `[classes]`, int; examples a class.
+
+    Returns:
+        Scalar in [0, 1], float32; NaN if no class has an example.
+    """
+    present = examples > 0
+    recall = jnp.where(present, hits / jnp.maximum(examples, 1), 0.0)
+    return (jnp.sum(recall) / jnp.sum(present)).astype(jnp.float32)

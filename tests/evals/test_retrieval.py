@@ -1,0 +1,125 @@
+import jax
+import numpy as np
+import pytest
+from stand_ins import (
+    PREPROCESS,
+    Source,
+    encode_image,
+    encode_text,
+    make_params,
+    picture,
+    tokenize,
+    unit,
+)
+
+from clipjax.evals import EVALS, Retrieval
+from clipjax.partitioning import make_mesh
+
+
+def mesh_of(num_devices, **sizes):
+    sizes = {"data": -1, "fsdp": 1, "tensor": 1} | sizes
+    return make_mesh(sizes, jax.devices()[:num_devices])
+
+
+def make_eval(source, mesh, **changes):
+    arguments = {
+        "source": source,
+        "encode_image_fn": encode_image,
+        "encode_text_fn": encode_text,
+        "preprocess": PREPROCESS,
+        "tokenizer": tokenize,
+        "mesh": mesh,
+        "batch_size": 8,
+    }
+    return Retrieval(**(arguments | changes))
+
+
+def make_source(num, seed=0):
+    """Images with one to five captions; a caption alone is a string."""
+    rng = np.random.default_rng(seed)
+    rows = rng.permutation(256)[:num]
+    captions, examples = [], []
+    for image, row in enumerate(rows):
+        ids = rng.integers(0, 256, rng.integers(1, 6))
+        captions += [(image, i) for i in ids]
+        texts = tuple(f"caption {i}" for i in ids)
+        examples.append({"image": picture(row), "text": texts if len(ids) > 1 else texts[0]})
+    return Source(examples), rows, np.array(captions)
+
+
+def related_params():
+    """Captions are noisy copies of images, so that recall is neither 0 nor 1."""
+    params = make_params(3)
+    params["text"] = unit(params["image"]) + 0.3 * params["text"]
+    return params
+
+
+def brute_force(params, rows, captions, ks=(1, 5, 10)):
+    scores = unit(params["image"][rows]) @ unit(params["text"][captions[:, 1]]).T
+    metrics = {"num_images": len(rows), "num_texts": len(captions)}
+    owner = captions[:, 0]
+    for k in ks:
+        images = np.argsort(-scores, axis=0, kind="stable")[:k]
+        metrics[f"image_retrieval_recall@{k}"] = np.mean((images == owner).any(axis=0))
+        texts = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        own = owner[texts] == np.arange(len(rows))[:, None]
+        metrics[f"text_retrieval_recall@{k}"] = np.mean(own.any(axis=1))
+    return metrics
+
+
+@pytest.mark.parametrize(
+    ("num", "num_devices", "sizes"),
+    [(23, 1, {}), (23, 2, {}), (23, 8, {"fsdp": 2, "tensor": 2}), (3, 8, {}), (40, 8, {})],
+)
+def test_equals_brute_force_for_any_length_and_mesh(num, num_devices, sizes):
+    source, rows, captions = make_source(num)
+    with jax.transfer_guard("disallow"):
+        metrics = make_eval(source, mesh_of(num_devices, **sizes)).run(related_params())
+    assert metrics == pytest.approx(brute_force(related_params(), rows, captions), rel=1e-6)
+
+
+def test_captions_that_belong_together_give_full_recall_and_swapped_ones_do_not():
+    params = make_params()
+    params["text"] = params["image"]
+    examples = [{"image": picture(i), "text": f"{i}"} for i in range(13)]
+    metrics = make_eval(Source(examples), mesh_of(2)).run(params)
+    assert metrics["image_retrieval_recall@1"] == metrics["text_retrieval_recall@1"] == 1
+    swapped = [{"image": picture(i), "text": f"{(i + 1) % 13}"} for i in range(13)]
+    metrics = make_eval(Source(swapped), mesh_of(2)).run(params)
+    assert metrics["image_retrieval_recall@1"] == metrics["text_retrieval_recall@1"] == 0
+
+
+def test_an_image_that_does_not_decode_leaves_with_its_captions_or_is_an_error():
+    source, rows, captions = make_source(9)
+    source.examples[4]["image"] = b"not an image"
+    with pytest.raises(ValueError, match=r"retrieval: 1 image\(s\).*picture 4"):
+        make_eval(source, mesh_of(2)).run(related_params())
+    metrics = make_eval(source, mesh_of(2), max_bad=1).run(related_params())
+    captions = captions[captions[:, 0] != 4]
+    captions[:, 0] -= captions[:, 0] > 4
+    assert metrics == pytest.approx(
+        brute_force(related_params(), np.delete(rows, 4), captions), rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("text", ["", (), ("fine 1", " "), None])
+def test_an_image_needs_captions(text):
+    source, _, _ = make_source(3)
+    source.examples[1]["text"] = text
+    with pytest.raises(ValueError, match="picture 1 has the captions"):
+        make_eval(source, mesh_of(1)).run(related_params())
+
+
+def test_bad_input_is_named():
+    with pytest.raises(ValueError, match="source is empty"):
+        make_eval(Source([]), mesh_of(1))
+    with pytest.raises(ValueError, match="ks"):
+        make_eval(make_source(3)[0], mesh_of(1), ks=(0,))
+    params = related_params()
+    params["text"][:] = np.inf
+    with pytest.raises(FloatingPointError, match="not finite"):
+        make_eval(make_source(3)[0], mesh_of(1)).run(params)
+
+
+def test_the_table_holds_it():
+    assert EVALS["retrieval"] is Retrieval

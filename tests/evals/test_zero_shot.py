@@ -1,0 +1,189 @@
+import jax
+import numpy as np
+import pytest
+from stand_ins import (
+    PREPROCESS,
+    Source,
+    encode_image,
+    encode_text,
+    make_params,
+    picture,
+    png,
+    tokenize,
+    unit,
+)
+
+from clipjax.evals import ZeroShot
+from clipjax.evals.encoding import RowLayout, place_params
+from clipjax.evals.zero_shot_classifier import average_prompts
+from clipjax.partitioning import make_mesh
+
+NAMES = tuple(f"{c} thing" for c in range(11))
+TEMPLATES = ("{}", "1{} shiny")  # "4 thing" is id 4 in one and id 14 in the other
+
+
+def mesh_of(num_devices, **sizes):
+    sizes = {"data": -1, "fsdp": 1, "tensor": 1} | sizes
+    return make_mesh(sizes, jax.devices()[:num_devices])
+
+
+def make_eval(source, mesh, **changes):
+    arguments = {
+        "source": source,
+        "encode_image_fn": encode_image,
+        "encode_text_fn": encode_text,
+        "preprocess": PREPROCESS,
+        "tokenizer": tokenize,
+        "mesh": mesh,
+        "templates": TEMPLATES,
+        "batch_size": 8,
+    }
+    return ZeroShot(**(arguments | changes))
+
+
+def make_source(num, seed=0):
+    rng = np.random.default_rng(seed)
+    rows, labels = rng.integers(0, 256, num), rng.integers(0, len(NAMES) - 1, num)
+    examples = [
+        {"image": png(picture(row)), "text": NAMES[label], "label": int(label)}
+        for row, label in zip(rows, labels, strict=True)
+    ]
+    return Source(examples, NAMES), rows, labels
+
+
+def brute_force_classifier(params):
+    ids = [[tokenize([t.replace("{}", n)])[0, 0] for t in TEMPLATES] for n in NAMES]
+    return unit(unit(params["text"][np.array(ids)]).mean(axis=1))
+
+
+def brute_force(params, rows, labels):
+    scores = unit(params["image"][rows]) @ brute_force_classifier(params).T
+    ranks = (scores > scores[np.arange(len(labels)), labels][:, None]).sum(axis=1)
+    recalls = [np.mean(ranks[labels == c] == 0) for c in np.unique(labels)]
+    return {
+        "top1": np.mean(ranks < 1),
+        "top5": np.mean(ranks < 5),
+        "mean_per_class_recall": np.mean(recalls),
+        "num_examples": len(labels),
+    }
+
+
+def test_prompts_are_averaged_as_published():
+    params, mesh = make_params(), mesh_of(2)
+    options = {"encode_text_fn": encode_text, "tokenizer": tokenize, "mesh": mesh}
+    found = average_prompts(place_params(params, mesh), NAMES, TEMPLATES, batch_size=8, **options)
+    np.testing.assert_allclose(found, brute_force_classifier(params), rtol=1e-4, atol=1e-6)
+    # The control: without the first normalisation the long embeddings would win.
+    ids = [[tokenize([t.replace("{}", n)])[0, 0] for t in TEMPLATES] for n in NAMES]
+    other = unit(params["text"][np.array(ids)].mean(axis=1))
+    assert np.abs(found - other).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("num", "num_devices", "sizes"),
+    [(23, 1, {}), (23, 2, {}), (23, 8, {"fsdp": 2, "tensor": 2}), (5, 8, {}), (64, 8, {})],
+)
+def test_equals_brute_force_for_any_length_and_mesh(num, num_devices, sizes):
+    source, rows, labels = make_source(num)
+    # As inside the training loop, where an implicit transfer is an error.
+    with jax.transfer_guard("disallow"):
+        metrics = make_eval(source, mesh_of(num_devices, **sizes)).run(make_params())
+    assert metrics == pytest.approx(brute_force(make_params(), rows, labels), rel=1e-6)
+
+
+def test_padding_that_is_not_masked_is_seen(monkeypatch):
+    source, _, _ = make_source(23)
+    indices = RowLayout.indices
+    monkeypatch.setattr(
+        RowLayout, "indices", lambda layout, batch: indices(layout, batch) % layout.num_rows
+    )
+    with pytest.raises(AssertionError, match="counted twice"):
+        make_eval(source, mesh_of(2)).run(make_params())
+
+
+def test_a_model_that_knows_exactly_three_of_four():
+    params = make_params()
+    params["text"] = params["image"] = np.eye(256, 8, dtype=np.float32)[np.arange(256) % 8]
+    shown = [0, 1, 2, 3] * 3
+    labels = [0, 1, 2, 4] * 3
+    examples = [
+        {"image": picture(row), "label": label} for row, label in zip(shown, labels, strict=True)
+    ]
+    evaluation = make_eval(Source(examples, NAMES[:6]), mesh_of(8), templates="plain")
+    metrics, predictions = evaluation.run_with_predictions(params, 4)
+    assert metrics["top1"] == 0.75
+    assert metrics["mean_per_class_recall"] == 0.75
+    assert metrics["num_examples"] == 12
+    assert [p.key for p in predictions] == ["picture 0", "picture 3", "picture 7", "picture 11"]
+    assert [p.correct for p in predictions] == [True, False, False, False]
+    assert predictions[1].label == NAMES[4]
+    assert predictions[1].names[0] == NAMES[3]
+    assert predictions[0].scores[0] == pytest.approx(1.0)
+    np.testing.assert_array_equal(predictions[1].image, picture(3))
+
+
+def test_scores_are_probabilities_where_the_scale_is_known():
+    source, _, _ = make_source(9)
+    evaluation = make_eval(
+        source, mesh_of(2), logit_scale_fn=lambda params: 10.0, class_names=(*NAMES[:10], "9")
+    )
+    params = make_params()
+    predictions = evaluation.run_with_predictions(params, 9)[1]
+    best = [p.scores for p in predictions]
+    assert all(1 > a >= b >= c > 0 for a, b, c in best)
+
+
+def test_two_runs_compile_once():
+    source, _, _ = make_source(9)
+    evaluation = make_eval(source, mesh_of(2))
+    first = evaluation.run(make_params(1))
+    compiled = count_compiles(lambda: evaluation.run(make_params(2)))
+    assert compiled == 0
+    assert evaluation.run(make_params(1)) == first
+
+
+def count_compiles(run):
+    seen = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: seen.append(name) if "backend_compile" in name else None
+    )
+    try:
+        run()
+        return len(seen)
+    finally:
+        jax.monitoring.clear_event_listeners()
+
+
+def test_images_that_do_not_decode_are_named_and_never_left_out_in_silence():
+    source, rows, labels = make_source(12)
+    source.examples[3]["image"] = b"not an image"
+    source.examples[10]["image"] = b""
+    with pytest.raises(
+        ValueError, match=r"zero_shot: 2 image\(s\).*0 allowed.*picture 3.*picture 10"
+    ):
+        make_eval(source, mesh_of(2), batch_size=16).run(make_params())
+    metrics, predictions = make_eval(source, mesh_of(2), max_bad=2).run_with_predictions(
+        make_params(), 12
+    )
+    kept = np.delete(np.arange(12), [3, 10])
+    assert metrics == pytest.approx(brute_force(make_params(), rows[kept], labels[kept]))
+    assert len(predictions) == 10
+
+
+def test_bad_input_is_named():
+    source, _, _ = make_source(3)
+    with pytest.raises(ValueError, match="no class names"):
+        make_eval(Source(source.examples), mesh_of(1))
+    with pytest.raises(ValueError, match="source is empty"):
+        make_eval(Source([], NAMES), mesh_of(1))
+    source.examples[1]["label"] = 11
+    with pytest.raises(ValueError, match=r"picture 1 has the label 11.*0 to 10"):
+        make_eval(source, mesh_of(1)).run(make_params())
+
+
+def test_a_broken_model_is_an_error_and_not_a_score():
+    source, _, _ = make_source(3)
+    params = make_params()
+    params["image"][:] = np.nan
+    with pytest.raises(FloatingPointError, match="3 of 3 images"):
+        make_eval(source, mesh_of(1)).run(params)
