@@ -1,0 +1,32 @@
+"""Checkpoints: saving and resuming a run, and parameters for evaluation and fine-tuning."""
+
+from clipjax.checkpoint.contract import check_contract, make_contract
+from clipjax.checkpoint.manager import CheckpointManager, CheckpointSaveError
+from clipjax.checkpoint.manifest import DamagedCheckpointError, Manifest, read_manifest
+from clipjax.checkpoint.pretrained import (
+    LoadReport,
+    load_params,
+    load_pretrained,
+    resolve_checkpoint,
+)
+from clipjax.checkpoint.resume import check_resume
+from clipjax.checkpoint.snapshot import NonFiniteStateError
+from clipjax.checkpoint.start import Start, find_start
+
+__all__ = [
+    "CheckpointManager",
+    "CheckpointSaveError",
+    "DamagedCheckpointError",
+    "LoadReport",
+    "Manifest",
+    "NonFiniteStateError",
+    "Start",
+    "check_contract",
+    "check_resume",
+    "find_start",
+    "load_params",
+    "load_pretrained",
+    "make_contract",
+    "read_manifest",
+    "resolve_checkpoint",
+]

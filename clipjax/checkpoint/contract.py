@@ -1,0 +1,73 @@
+"""The model contract: all that it takes to use a checkpoint's parameters as they were trained.
+
+A wrong activation, layer-norm epsilon or padding rule loads without an error and costs accuracy
+without a word, so it travels with the parameters and is compared.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from absl import logging
+
+from clipjax.checkpoint.resume import differences
+from clipjax.config import to_plain
+
+
+def make_contract(spec: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> dict[str, Any]:
+    """Makes the contract of a model, as plain JSON data.
+
+    Args:
+        spec: the model spec (a row of `clipjax.models.zoo.MODELS`, changes merged in); it holds
+            the preprocessing and the logit-scale policy.
+        tokenizer: `Tokenizer.contract()`.
+    """
+    spec = dict(to_plain(spec))
+    return {
+        "preprocess": spec.pop("preprocess", None),
+        "logit_scale": spec.pop("logit_scale", None),
+        "model": spec,
+        "tokenizer": to_plain(tokenizer),
+    }
+
+
+def check_contract(
+    found: Mapping[str, Any], wanted: Mapping[str, Any], *, override: Iterable[str] = ()
+) -> None:
+    """Compares the contract of a checkpoint with the one that its parameters are to be used by.
+
+    Args:
+        found: contract in the checkpoint's manifest.
+        wanted: contract of the use.
+        override: dotted keys that may differ, with all below them, such as `model.image_size`.
+
+    Raises:
+        ValueError: names each difference with both values, or an override that is no key.
+    """
+    override = tuple(override)
+    found, wanted = to_plain(found), to_plain(wanted)
+    for key in override:
+        if not (_has(found, key) or _has(wanted, key)):
+            raise ValueError(
+                f"contract override {key!r} is no key of the contract; its keys are "
+                f"{', '.join(sorted(found.keys() | wanted.keys()))} and those below them"
+            )
+    lines = []
+    for key, old, new in differences(found, wanted):
+        if any(key == name or key.startswith(f"{name}.") for name in override):
+            logging.warning("contract override: %s is %r in the checkpoint, %r here", key, old, new)
+        else:
+            lines.append(f"  {key}: {old!r} in the checkpoint, {new!r} here")
+    if lines:
+        raise ValueError(
+            "the checkpoint was made for another model contract:\n"
+            + "\n".join(lines)
+            + "\nUse the values of the checkpoint; to go on regardless, name the keys as overrides"
+        )
+
+
+def _has(node: Any, path: str) -> bool:
+    for key in path.split("."):
+        if not isinstance(node, Mapping) or key not in node:
+            return False
+        node = node[key]
+    return True

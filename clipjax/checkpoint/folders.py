@@ -1,0 +1,81 @@
+"""Step folders of a checkpoint directory: naming, listing, setting aside, deleting.
+
+<directory>/<step>/                a save; it counts only once it holds manifest.json
+<directory>/<step>.damaged[.N]/    set aside by a restore that found it wrong; never deleted
+<directory>/<step>.unfinished/     a save that was cut off; deleted after the next good save
+<directory>/<step>.deleting/       on its way out
+<directory>/<step>.orbax-checkpoint-tmp*/   being written
+"""
+
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+DAMAGED = ".damaged"
+UNFINISHED = ".unfinished"
+DELETING = ".deleting"
+TMP = ".orbax-checkpoint-tmp"  # the name is Orbax's
+_STEP = re.compile(r"0|[1-9][0-9]*")
+_DAMAGED_STEP = re.compile(r"[0-9]+\.damaged(\.[0-9]+)?")
+
+
+def step_folders(directory: Path) -> list[int]:
+    """Lists the steps that have a folder, finished or not, oldest first."""
+    if not directory.is_dir():
+        return []
+    return sorted(int(p.name) for p in directory.iterdir() if _STEP.fullmatch(p.name))
+
+
+def committed_steps(directory: Path) -> list[int]:
+    """Lists the steps whose folder holds a manifest, oldest first."""
+    return [s for s in step_folders(directory) if (directory / str(s) / MANIFEST).is_file()]
+
+
+def damaged_folders(directory: Path) -> list[str]:
+    """Lists the folders that were set aside as damaged."""
+    if not directory.is_dir():
+        return []
+    return sorted(p.name for p in directory.iterdir() if _DAMAGED_STEP.fullmatch(p.name))
+
+
+def set_aside(step_dir: Path, ending: str) -> Path:
+    """Renames a step's folder, so that it no longer counts but nothing is lost."""
+    target = step_dir.with_name(step_dir.name + ending)
+    number = 1
+    while target.exists():
+        target = step_dir.with_name(f"{step_dir.name}{ending}.{number}")
+        number += 1
+    return step_dir.rename(target)
+
+
+def delete_step(step_dir: Path) -> None:
+    """Deletes a step: renamed first, so that a half-deleted folder is never taken for a save."""
+    shutil.rmtree(set_aside(step_dir, DELETING))
+
+
+def sweep(directory: Path, *endings: str) -> None:
+    """Deletes what cut-off saves and deletions left behind.
+
+    Args:
+        directory: of the step folders.
+        *endings: which kinds: UNFINISHED, DELETING, TMP. Damaged folders are never swept.
+    """
+    left_over = re.compile(f"[0-9]+({'|'.join(map(re.escape, endings))}).*")
+    for path in directory.iterdir():
+        if left_over.fullmatch(path.name):
+            shutil.rmtree(path)
+
+
+def steps_to_delete(committed: Iterable[int], *, keep: int, keep_every: int | None) -> list[int]:
+    """Which of the committed steps go: all but the newest `keep` and the multiples of `keep_every`.
+
+    Args:
+        committed: steps whose manifest is written; the newest has just been hashed.
+        keep: how many of the newest stay, at least 1.
+        keep_every: multiples of this stay for good; None = no step does.
+    """
+    ordered = sorted(committed)
+    old = ordered[: max(len(ordered) - keep, 0)]
+    return [s for s in old if keep_every is None or s % keep_every]

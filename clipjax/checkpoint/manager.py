@@ -1,0 +1,320 @@
+"""Saving and restoring the state of a run: asynchronous, atomic, verified.
+
+A save goes through these stages; a process may die between any two of them:
+
+    copy the state | Orbax writes <step>.orbax-checkpoint-tmp and renames it to <step>
+    | hash leaves and files | write manifest.json.tmp, flush, rename: the step counts from here on
+    | delete the steps that retention gives up
+
+The loop waits for the copy only. Everything after it runs in a thread, whose error comes out of
+the next `save`, `check_for_errors`, `wait_until_finished` or `close`, and again out of each later
+one: a run cannot end well after a save that failed.
+"""
+
+import contextlib
+import errno
+import os
+import shutil
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from clipjax import faults
+from clipjax.checkpoint import choice, folders
+from clipjax.checkpoint import manifest as manifests
+from clipjax.checkpoint.manifest import DamagedCheckpointError, Manifest
+from clipjax.checkpoint.pretrained import resolve_checkpoint
+from clipjax.checkpoint.processes import from_lead
+from clipjax.checkpoint.restore import restore_step
+from clipjax.checkpoint.resume import check_resume
+from clipjax.checkpoint.snapshot import HostLeaf, check_finite, record_leaves, take_snapshot
+from clipjax.distributed import is_lead
+from clipjax.trees import count_bytes
+
+MAX_FALLBACKS = 2
+FREE_SPACE_FACTOR = 1.2  # of the state's bytes
+
+
+class CheckpointSaveError(RuntimeError):
+    """A checkpoint could not be written; the ones before it are intact."""
+
+
+class CheckpointManager:
+    """Keeps the checkpoints of one run in `<directory>/<step>/`.
+
+    All processes of a run make one and call the same methods in the same order. Not for use by
+    several threads.
+
+    Args:
+        directory: of the step folders, `<workdir>/checkpoints`; on a file system that all
+            processes share.
+        keep: how many of the newest steps stay.
+        keep_every: multiples of this step number stay for good.
+        metadata: what the run is: `config`, `contract`, `dataset_fingerprint`,
+            `global_batch_size`, `seed`. Stored with each step and compared at resume.
+
+    Raises:
+        ValueError: bad arguments.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        keep: int = 3,
+        keep_every: int | None = None,
+        metadata: Mapping[str, Any],
+    ) -> None:
+        if "://" in os.fspath(directory):
+            raise ValueError(
+                f"checkpoint directory {os.fspath(directory)!r}: expected a path of a mounted file "
+                "system; mount the bucket (gcsfuse) and give the path"
+            )
+        for name, value in (("keep", keep), ("keep_every", keep_every)):
+            if value is not None and value < 1:
+                raise ValueError(f"config.checkpoint.{name} = {value}: must be at least 1")
+        self.directory = Path(directory).absolute()
+        self._keep = keep
+        self._keep_every = keep_every
+        self._metadata = manifests.check_metadata(metadata)
+        self._orbax: ocp.CheckpointManager | None = None
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._error_was_raised = False
+
+    def __enter__(self) -> "CheckpointManager":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def save(self, step: int, state: Any, *, block: bool = False) -> None:
+        """Saves a state; returns once it is copied, and the caller may donate it then.
+
+        Args:
+            step: number of finished steps.
+            state: tree of jax.Arrays.
+            block: wait until the step is committed.
+
+        Raises:
+            NonFiniteStateError: the parameters hold NaN or infinity.
+            CheckpointSaveError: no space, or an earlier save failed.
+            ValueError: the directory holds a later step already.
+        """
+        self.wait_until_finished()  # one save at a time; usually the last one is long done
+        if self._is_saved(step):
+            return
+        faults.point("save.before_copy", step)
+        check_finite(state, step)
+        orbax = self._open()
+        self._check_free_space(step, count_bytes(state))
+        snapshot, leaves = take_snapshot(state)
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(snapshot),
+            config=ocp.args.JsonSave(self._metadata["config"]),
+        )
+        try:
+            # Orbax moves small host values to devices, which the loop's transfer guard forbids.
+            with jax.transfer_guard("allow"):
+                orbax.save(step, args=items, force=True)
+        except Exception as error:
+            self._fail(step, error)
+            self.check_for_errors()
+        faults.point("save.mid_write", step)
+        self._thread = threading.Thread(target=self._finish, args=(step, leaves), name="commit")
+        self._thread.start()
+        if block:
+            self.wait_until_finished()
+
+    def restore_latest(self, abstract_state: Any) -> tuple[Any, int] | None:
+        """Restores the newest step that is whole.
+
+        A damaged step is set aside as `<step>.damaged` with an ERROR in the log, and the one
+        before it is tried, twice at most.
+
+        Args:
+            abstract_state: tree of `jax.ShapeDtypeStruct` with shardings; another mesh or number
+                of processes than at the save is fine.
+
+        Returns:
+            (state, step), or None if this run has never saved.
+
+        Raises:
+            DamagedCheckpointError: no whole step was found within the fallbacks.
+            ValueError: the checkpoint is of another config, tree, shape or dtype.
+        """
+        self.wait_until_finished()
+        if is_lead():
+            choice.set_unfinished_aside(self.directory)
+        for _ in range(MAX_FALLBACKS + 1):
+            step = choice.agree_on_newest(self.directory)
+            if step == choice.NO_STEP:
+                return choice.refuse_if_all_damaged(self.directory)
+            if step == choice.WAS_DAMAGED:
+                continue
+            step_dir = self.directory / str(step)
+            manifest = manifests.read_manifest(step_dir)
+            check_resume(manifest, self._metadata, where=str(step_dir))
+            try:
+                state = restore_step(step_dir, manifest, abstract_state)
+            except DamagedCheckpointError as error:
+                if is_lead():
+                    choice.quarantine(step_dir, error)
+                from_lead(0)  # nobody looks at the folders before the rename
+                continue
+            logging.info("restored step %d from %s", step, step_dir)
+            return state, step
+        raise DamagedCheckpointError(
+            f"the newest {MAX_FALLBACKS + 1} checkpoints in {self.directory} are damaged and were "
+            "renamed to <step>.damaged; check the disk, then start again to try older ones"
+        )
+
+    def restore_from(self, path: str | os.PathLike[str], abstract_state: Any) -> tuple[Any, int]:
+        """Restores the state of another run's checkpoint; nothing there is renamed or skipped.
+
+        Args:
+            path: a workdir, its checkpoints folder or one step's folder.
+            abstract_state: as for `restore_latest`.
+
+        Returns:
+            (state, step).
+
+        Raises:
+            DamagedCheckpointError: it is not what was written.
+            ValueError: no checkpoint is there, or it is of another config, tree, shape or dtype.
+        """
+        step_dir = resolve_checkpoint(path)
+        manifest = manifests.read_manifest(step_dir)
+        manifests.verify_files(step_dir, manifest.files)
+        check_resume(manifest, self._metadata, where=str(step_dir))
+        return restore_step(step_dir, manifest, abstract_state), manifest.step
+
+    def latest_step(self) -> int | None:
+        """The newest step that is committed; its content is verified only when it is restored."""
+        return max(folders.committed_steps(self.directory), default=None)
+
+    def check_for_errors(self) -> None:
+        """Raises the error of a save that failed in the background, if there is one."""
+        if self._error is not None:
+            self._error_was_raised = True
+            raise self._error
+
+    def wait_until_finished(self) -> None:
+        """Waits until the last save is committed, and raises its error."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check_for_errors()
+
+    def close(self) -> None:
+        """Waits for the last save; raises its error unless it was raised before."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._orbax is not None and self._error is None:
+            self._orbax.close()
+        self._orbax = None
+        if not self._error_was_raised:
+            self.check_for_errors()
+
+    # Saving
+
+    def _is_saved(self, step: int) -> bool:
+        """Whether this very step is committed: a run stopped right after it was resumed."""
+        latest = self.latest_step() if is_lead() else None
+        latest = from_lead(-1 if latest is None else latest)
+        if step < latest:
+            raise ValueError(
+                f"step {step} cannot be saved: {self.directory} holds step {latest} already; "
+                "restore it first, or give another --workdir"
+            )
+        return step == latest
+
+    def _open(self) -> ocp.CheckpointManager:
+        """Opens Orbax's manager at the first save: a process that only restores needs none."""
+        if self._orbax is None:
+            if is_lead():
+                self.directory.mkdir(parents=True, exist_ok=True)
+                choice.set_unfinished_aside(self.directory)
+            self._orbax = ocp.CheckpointManager(
+                self.directory,
+                options=ocp.CheckpointManagerOptions(
+                    # Orbax would delete an old step before the new one is hashed, so retention
+                    # is ours (`_finish`).
+                    preservation_policy=preservation_policy.PreserveAll(),
+                    cleanup_tmp_directories=True,
+                    save_root_metadata=False,
+                ),
+            )
+        return self._orbax
+
+    def _check_free_space(self, step: int, state_bytes: int) -> None:
+        needed = int(FREE_SPACE_FACTOR * state_bytes)
+        free = shutil.disk_usage(self.directory).free if is_lead() else 0
+        if not from_lead(int(free >= needed)):
+            self._error = CheckpointSaveError(
+                f"no space for the checkpoint of step {step} in {self.directory}: it needs about "
+                f"{needed / 2**20:.0f} MiB, {free / 2**20:.0f} MiB are free; make space or lower "
+                "config.checkpoint.keep, then start again (older checkpoints are intact)"
+            )
+            self.check_for_errors()
+
+    def _finish(self, step: int, leaves: list[HostLeaf]) -> None:
+        """Commits a step; runs in a thread."""
+        try:
+            # Orbax returns here once all processes have written their shards.
+            records = record_leaves(leaves) if is_lead() else ()
+            assert self._orbax is not None
+            self._orbax.wait_until_finished()
+            self._orbax.check_for_errors()
+            faults.point("save.before_manifest", step)
+            if is_lead():
+                self._commit(step, records)
+        except BaseException as error:
+            self._fail(step, error)
+
+    def _commit(self, step: int, records: tuple[manifests.LeafRecord, ...]) -> None:
+        step_dir = self.directory / str(step)
+        manifest = Manifest(
+            step=step,
+            leaves=records,
+            files=manifests.record_files(step_dir),
+            versions=manifests.library_versions(),
+            config_sha256=manifests.digest(self._metadata["config"]),
+            **self._metadata,
+        )
+        manifests.write_manifest(step_dir, manifest)
+        faults.point("save.before_delete", step)
+        folders.sweep(self.directory, folders.UNFINISHED, folders.DELETING)
+        committed = folders.committed_steps(self.directory)
+        for old in folders.steps_to_delete(committed, keep=self._keep, keep_every=self._keep_every):
+            folders.delete_step(self.directory / str(old))
+        logging.info("saved step %d to %s", step, step_dir)
+
+    def _fail(self, step: int, error: BaseException) -> None:
+        """Keeps a save's error for the main thread, and gives back the space it took."""
+        text = f"{type(error).__name__}: {error}"
+        logging.error("save of step %d failed: %s", step, text)
+        full = getattr(error, "errno", None) == errno.ENOSPC or "RESOURCE_EXHAUSTED" in text
+        reason = "no space left on the device" if full or "No space left" in text else text
+        if is_lead():
+            with contextlib.suppress(OSError):  # a failed try would keep a full disk full
+                folders.sweep(self.directory, folders.TMP)
+        failure = CheckpointSaveError(
+            f"the checkpoint of step {step} could not be written to {self.directory}: {reason}; "
+            "older checkpoints are intact: remove the cause and start again"
+        )
+        failure.__cause__ = error
+        self._error = failure

@@ -1,0 +1,266 @@
+"""manifest.json: what a step folder holds and what it was made with; written last, it commits.
+
+A folder without it is an unfinished save. Orbax does not notice a flipped bit in array data, and
+casts a leaf to the dtype that is asked for: the digests and the list of leaves are ours.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from clipjax import __version__, faults
+from clipjax.checkpoint.folders import MANIFEST
+from clipjax.trees import flatten_with_names
+
+FORMAT_VERSION = 1
+METADATA_KEYS = ("config", "contract", "dataset_fingerprint", "global_batch_size", "seed")
+_MAX_BYTES = 64 * 2**20  # a checkpoint may come from the web: its JSON is not read without end
+_LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "optax", "orbax-checkpoint", "tensorstore")
+
+
+class DamagedCheckpointError(RuntimeError):
+    """The bytes of a checkpoint are not those that were written."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LeafRecord:
+    """One array of the state.
+
+    `sha256` is that of the global array's bytes in C order. It is None for an array that no single
+    process held when it was saved; the digests of the files vouch for that one.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    sha256: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class FileRecord:
+    """One file of the step folder; `path` is relative to it."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What a step folder holds and what it was made with.
+
+    `contract` is what it takes to use the parameters: model, tokenizer, preprocessing
+    (clipjax/checkpoint/contract.py). `config` is data: it is compared, never executed.
+    """
+
+    step: int
+    config: Mapping[str, Any]
+    contract: Mapping[str, Any]
+    dataset_fingerprint: str
+    global_batch_size: int
+    seed: int
+    leaves: tuple[LeafRecord, ...]
+    files: tuple[FileRecord, ...]
+    versions: Mapping[str, str]
+    config_sha256: str
+    format_version: int = FORMAT_VERSION
+
+
+def check_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the metadata of a run as JSON reads it back (tuples become lists).
+
+    Raises:
+        ValueError: a key is missing or unknown, or a value is not JSON.
+    """
+    if set(metadata) != set(METADATA_KEYS):
+        raise ValueError(
+            f"checkpoint metadata has the keys {sorted(metadata)}; it needs {sorted(METADATA_KEYS)}"
+        )
+    try:
+        return json.loads(json.dumps(dict(metadata), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"checkpoint metadata is not plain JSON ({error}); give dicts, lists, strings and "
+            "finite numbers"
+        ) from error
+
+
+def canonical_json(value: Any) -> str:
+    """Writes JSON so that equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def digest_array(array: np.ndarray) -> str:
+    """SHA-256 of an array's bytes in C order."""
+    # A view of bytes, because the buffer protocol does not know bfloat16.
+    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return hashlib.sha256(data).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def record_files(step_dir: Path) -> tuple[FileRecord, ...]:
+    """Sizes and digests of all files below a step folder, the manifest excepted."""
+    paths = sorted(p for p in step_dir.rglob("*") if p.is_file())
+    return tuple(
+        FileRecord(path.relative_to(step_dir).as_posix(), path.stat().st_size, digest_file(path))
+        for path in paths
+        if path.parent != step_dir or not path.name.startswith(MANIFEST)
+    )
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what wrote the checkpoint."""
+    versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    return {"clipjax": __version__, "python": platform.python_version(), **versions}
+
+
+def write_manifest(step_dir: Path, manifest: Manifest) -> None:
+    """Commits a step: writes its manifest beside the data, flushes it to disk and renames it."""
+    fields = dataclasses.asdict(manifest)
+    # The manifest vouches for everything else, so it vouches for itself as well.
+    fields["manifest_sha256"] = digest(fields)
+    target = step_dir / MANIFEST
+    temporary = target.with_name(f"{MANIFEST}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(fields, file, indent=1, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
+    faults.point("save.before_rename", manifest.step)
+    temporary.rename(target)
+    folder = os.open(step_dir, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself
+    finally:
+        os.close(folder)
+
+
+def read_manifest(step_dir: str | os.PathLike[str]) -> Manifest:
+    """Reads the manifest of a step folder and checks it against its own digest.
+
+    Raises:
+        DamagedCheckpointError: it is missing, is not what was written, or names a path outside.
+        ValueError: another version of clipjax wrote it in a format that this one cannot read.
+    """
+    path = Path(step_dir) / MANIFEST
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise DamagedCheckpointError(f"{path} is larger than {_MAX_BYTES} bytes")
+        fields = json.loads(path.read_bytes())
+        found = fields.pop("manifest_sha256")
+        if found != digest(fields):
+            raise DamagedCheckpointError(f"{path} does not match its own SHA-256")
+    except FileNotFoundError as error:
+        raise DamagedCheckpointError(f"{path} is missing: the save did not finish") from error
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise DamagedCheckpointError(f"{path} is not a manifest: {error!r}") from error
+    if fields.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format version {fields.get('format_version')!r}; this clipjax "
+            f"({__version__}) reads {FORMAT_VERSION}: use the clipjax that wrote it, "
+            f"{fields.get('versions', {}).get('clipjax', 'unknown')}"
+        )
+    fields["leaves"] = tuple(
+        LeafRecord(**{**leaf, "shape": tuple(leaf["shape"])}) for leaf in fields["leaves"]
+    )
+    fields["files"] = tuple(FileRecord(**file) for file in fields["files"])
+    for file in fields["files"]:
+        parts = PurePosixPath(file.path)
+        if parts.is_absolute() or ".." in parts.parts:
+            raise DamagedCheckpointError(f"{path} names a file outside its folder: {file.path!r}")
+    return Manifest(**fields)
+
+
+def verify_files(step_dir: Path, records: Iterable[FileRecord]) -> None:
+    """Checks size and SHA-256 of every recorded file.
+
+    Raises:
+        DamagedCheckpointError: names the first file that is missing or differs.
+        PermissionError: a file may not be read; that says nothing about its content.
+    """
+    for record in records:
+        path = step_dir / record.path
+        try:
+            if path.stat().st_size != record.size:
+                raise DamagedCheckpointError(
+                    f"{path} has {path.stat().st_size} bytes, the manifest says {record.size}"
+                )
+            if digest_file(path) != record.sha256:
+                raise DamagedCheckpointError(f"{path} does not match its SHA-256 in the manifest")
+        except PermissionError:
+            raise
+        except OSError as error:
+            raise DamagedCheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def verify_leaves(records: Iterable[LeafRecord], arrays: Mapping[str, np.ndarray]) -> None:
+    """Checks restored arrays against the digests of what was saved.
+
+    Args:
+        records: leaves of the manifest; those without a digest are passed over.
+        arrays: name -> array; names that are missing here are passed over.
+
+    Raises:
+        DamagedCheckpointError: names the first leaf that differs.
+    """
+    for record in records:
+        if record.sha256 is None or record.name not in arrays:
+            continue
+        if digest_array(arrays[record.name]) != record.sha256:
+            raise DamagedCheckpointError(
+                f"leaf {record.name} does not match its SHA-256 in the manifest"
+            )
+
+
+def check_leaves(records: Iterable[LeafRecord], abstract_state: Any, *, where: str) -> None:
+    """Compares the leaves of a checkpoint with those of the state that is to be restored.
+
+    Orbax refuses another shape or tree but silently casts to another dtype; here all three are
+    errors, and all differences are named at once.
+
+    Args:
+        records: leaves of the manifest.
+        abstract_state: any tree whose leaves have `shape` and `dtype`.
+        where: the checkpoint, for the message.
+
+    Raises:
+        ValueError: names each leaf with what the checkpoint has and what the state wants.
+    """
+    found = {r.name: f"{list(r.shape)} {r.dtype}" for r in records}
+    wanted = {
+        name: f"{list(leaf.shape)} {np.dtype(leaf.dtype).name}"
+        for name, leaf in flatten_with_names(abstract_state)
+    }
+    names = [n for n in sorted(found.keys() | wanted.keys()) if found.get(n) != wanted.get(n)]
+    if not names:
+        return
+    lines = [
+        f"  {name}: {found.get(name, 'absent')} in the checkpoint, "
+        f"{wanted.get(name, 'absent')} in the state"
+        for name in names[:20]
+    ]
+    if len(names) > 20:
+        lines.append(f"  and {len(names) - 20} more")
+    raise ValueError(
+        f"{where} holds another state than this run's:\n"
+        + "\n".join(lines)
+        + "\nUse the config it was made with, or another --workdir; to take over its parameters "
+        "only, set config.init.checkpoint"
+    )

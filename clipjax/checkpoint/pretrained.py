@@ -1,0 +1,266 @@
+"""Parameters for evaluation and fine-tuning: from a checkpoint alone, into any model that fits."""
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from clipjax.checkpoint import folders, restore
+from clipjax.checkpoint import manifest as manifests
+from clipjax.layers.position_embeddings import resize_grid, resize_sequence
+from clipjax.trees import flatten_with_names, map_with_names, unflatten_names
+
+CHECKPOINTS = "checkpoints"
+
+
+def resolve_checkpoint(path: str | os.PathLike[str]) -> Path:
+    """Finds the step folder that a path means.
+
+    Args:
+        path: a workdir, its `checkpoints` folder, or one step's folder.
+
+    Returns:
+        The step's folder; of several steps the newest that is committed.
+
+    Raises:
+        ValueError: there is no checkpoint.
+    """
+    path = Path(path).absolute()
+    if not path.is_dir():
+        raise ValueError(
+            f"no checkpoint at {path}: {'it is not a folder' if path.exists() else 'no such path'};"
+            " give a workdir, its checkpoints folder, or one step's folder"
+        )
+    if (path / folders.MANIFEST).is_file():
+        return path
+    for directory in (path, path / CHECKPOINTS):
+        steps = folders.committed_steps(directory)
+        if steps:
+            return directory / str(steps[-1])
+    raise ValueError(
+        f"no checkpoint at {path}: neither it nor its {CHECKPOINTS} folder holds a finished step "
+        f"(a number with a {folders.MANIFEST} inside); let the run save one first"
+    )
+
+
+def load_params(
+    step_dir: str | os.PathLike[str], shardings: Any = None, *, ema: bool = True
+) -> dict[str, Any]:
+    """Loads the parameters of a checkpoint, and nothing else of it.
+
+    Args:
+        step_dir: as `resolve_checkpoint` returns it.
+        shardings: None (this process's first device), one sharding for all leaves, or a nested
+            dict of them like the parameters.
+        ema: take the averaged parameters, where the checkpoint has them.
+
+    Returns:
+        The parameters as a nested dict of jax.Arrays.
+
+    Raises:
+        DamagedCheckpointError: the checkpoint is not what was written.
+        ValueError: it holds no parameters.
+    """
+    step_dir = Path(step_dir)
+    manifest = manifests.read_manifest(step_dir)
+    roots = {record.name.split("/")[0] for record in manifest.leaves}
+    root = "ema_params" if ema and "ema_params" in roots else "params"
+    records = [r for r in manifest.leaves if r.name.startswith(f"{root}/")]
+    if not records:
+        raise ValueError(f"{step_dir} holds no {root}; it holds {', '.join(sorted(roots))}")
+    if any(r.sha256 is None for r in records):
+        manifests.verify_files(step_dir, manifest.files)  # nothing else vouches for these leaves
+    abstract = _abstract_params(records, root, shardings)
+    try:
+        params = restore.restore_tree(step_dir, abstract, partial=True)
+    except Exception:
+        manifests.verify_files(step_dir, manifest.files)  # names the damaged file, if one is
+        raise
+    restore.verify_state(manifest, params)
+    return params[root]
+
+
+def _abstract_params(records: list[manifests.LeafRecord], root: str, shardings: Any) -> Any:
+    by_name = {}
+    if isinstance(shardings, Mapping):
+        by_name = {f"{root}/{name}": sharding for name, sharding in flatten_with_names(shardings)}
+        if by_name.keys() != {r.name for r in records}:
+            odd = sorted(by_name.keys() ^ {r.name for r in records})
+            raise ValueError(f"shardings and checkpoint have other leaves: {', '.join(odd[:10])}")
+    return unflatten_names(
+        {
+            r.name: jax.ShapeDtypeStruct(
+                r.shape, jnp.dtype(r.dtype), sharding=by_name.get(r.name, shardings)
+            )
+            for r in records
+        }
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadReport:
+    """What became of every leaf, by name; `resized` holds (shape before, shape now)."""
+
+    loaded: tuple[str, ...]
+    resized: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    initialised: tuple[str, ...]
+    ignored: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """Writes one line a leaf."""
+        rows = [("loaded", name, "") for name in self.loaded]
+        rows += [
+            ("resized", n, f" {list(old)} -> {list(new)}") for n, (old, new) in self.resized.items()
+        ]
+        rows += [("initialised", name, "") for name in self.initialised]
+        rows += [("ignored", name, "") for name in self.ignored]
+        return [f"{what:<11} {name}{more}" for what, name, more in rows]
+
+
+def load_pretrained(
+    params: Any,
+    loaded: Mapping[str, Any],
+    *,
+    rename: Iterable[tuple[str, str]] = (),
+    drop: Iterable[str] = (),
+    initialise: Iterable[str] = (),
+    resize_position_embedding: bool = True,
+) -> tuple[Any, LoadReport]:
+    """Puts loaded parameters into those of a model.
+
+    Args:
+        params: the model's parameters: arrays, or `jax.ShapeDtypeStruct` if all are to be loaded.
+            The result takes their tree, dtype and sharding.
+        loaded: nested dict of arrays.
+        rename: pairs (regular expression, replacement), applied in order to the loaded names.
+        drop: regular expressions of loaded names (renamed) to leave out.
+        initialise: regular expressions of the model's names that keep their initial value.
+        resize_position_embedding: fit `position_embedding` leaves of another length: bicubic over
+            the patch grid for images, linear for texts.
+
+    Returns:
+        The parameters and a report of every leaf.
+
+    Raises:
+        ValueError: a leaf of either side is left over, a shape does not fit, or a pattern matches
+            nothing. The message says what to add to config.init.
+    """
+    sources = _rename(dict(flatten_with_names(loaded)), rename)
+    targets = dict(flatten_with_names(params))
+    ignored = _matching(drop, sources, "drop")
+    kept = _matching(initialise, targets, "initialise")
+    sources = {name: value for name, value in sources.items() if name not in ignored}
+    _check_leftovers(sources, targets, kept)
+    resized: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+
+    def fit(name: str, target: Any) -> Any:
+        if name in kept:
+            if isinstance(target, jax.ShapeDtypeStruct):
+                raise ValueError(f"{name} is to keep its initial value, but only its shape is here")
+            return target
+        value = jnp.asarray(sources[name])
+        if value.shape != target.shape and resize_position_embedding:
+            fitted = _resize(name, value, target.shape)
+            if fitted is not None:
+                resized[name] = (value.shape, target.shape)
+                value = fitted
+        if value.shape != target.shape:
+            raise ValueError(
+                f"{name}: {list(value.shape)} in the checkpoint, {list(target.shape)} in the "
+                "model; use the model of the checkpoint, or add the name to config.init.drop and "
+                "config.init.initialise to train this leaf anew"
+            )
+        value = value.astype(target.dtype)
+        return value if target.sharding is None else jax.device_put(value, target.sharding)
+
+    result = map_with_names(fit, params)
+    report = LoadReport(
+        loaded=tuple(n for n in targets if n not in kept and n not in resized),
+        resized=resized,
+        initialised=tuple(n for n in targets if n in kept),
+        ignored=tuple(sorted(ignored)),
+    )
+    return result, report
+
+
+def _rename(leaves: Mapping[str, Any], pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    renamed = dict(leaves)
+    for pattern, replacement in pairs:
+        before = renamed
+        renamed = {}
+        for name, value in before.items():
+            new_name = re.sub(pattern, replacement, name)
+            if new_name in renamed:
+                raise ValueError(
+                    f"config.init.rename: {pattern!r} gives two leaves the name {new_name!r}"
+                )
+            renamed[new_name] = value
+        if renamed.keys() == before.keys():
+            raise ValueError(
+                f"config.init.rename: {pattern!r} changes no name of the checkpoint; "
+                f"names look like {next(iter(before), 'nothing')!r}"
+            )
+    return renamed
+
+
+def _matching(patterns: Iterable[str], names: Iterable[str], key: str) -> set[str]:
+    found: set[str] = set()
+    names = list(names)
+    for pattern in patterns:
+        matches = {name for name in names if re.search(pattern, name)}
+        if not matches:
+            raise ValueError(
+                f"config.init.{key}: {pattern!r} matches no leaf; names look like "
+                f"{next(iter(names), 'nothing')!r}"
+            )
+        found |= matches
+    return found
+
+
+def _check_leftovers(
+    sources: Mapping[str, Any], targets: Mapping[str, Any], kept: set[str]
+) -> None:
+    unused = sorted(sources.keys() - (targets.keys() - kept))
+    missing = sorted(targets.keys() - kept - sources.keys())
+    lines = [f"  {n}: in the checkpoint only; add it to config.init.drop" for n in unused]
+    lines += [f"  {n}: in the model only; add it to config.init.initialise" for n in missing]
+    if lines:
+        raise ValueError(
+            "checkpoint and model do not have the same leaves (config.init.rename gives other "
+            "names to those of the checkpoint):\n" + "\n".join(lines)
+        )
+
+
+def _resize(name: str, value: jax.Array, shape: tuple[int, ...]) -> jax.Array | None:
+    """Fits position embeddings [positions, width]; None for any other leaf."""
+    parts = name.split("/")
+    is_position = parts[-1] == "position_embedding" and value.ndim == len(shape) == 2
+    if not is_position or value.shape[1] != shape[1]:
+        return None
+    if "text_encoder" in parts:
+        return resize_sequence(value, shape[0])
+    extra = _num_class_rows(name, value.shape[0])
+    if extra != _num_class_rows(name, shape[0]):
+        raise ValueError(
+            f"{name}: {value.shape[0]} positions in the checkpoint, {shape[0]} in the model: one "
+            "of them has a class token and the other has none; use the same pooling"
+        )
+    side = round((shape[0] - extra) ** 0.5)
+    return resize_grid(value, (side, side), num_extra=extra)
+
+
+def _num_class_rows(name: str, positions: int) -> int:
+    """How many rows stand in front of a square grid: 0 or 1, which never fit both (save for 1)."""
+    for extra in (0, 1):
+        side = round((positions - extra) ** 0.5)
+        if side and side * side == positions - extra:
+            return extra
+    raise ValueError(
+        f"{name}: {positions} positions are no square grid, with or without a class token; only "
+        "square grids can be resized"
+    )

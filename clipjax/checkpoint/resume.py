@@ -1,0 +1,109 @@
+"""Whether a run may go on from a checkpoint of another config."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from absl import logging
+
+from clipjax.checkpoint.manifest import Manifest
+from clipjax.config import iterate_leaves
+
+# What a difference between the checkpoint's config and the run's means, by the longest prefix of
+# the dotted key that is listed. `fatal`: it would be another run. `ask`: the run would go on with
+# another recipe, which config.allow_config_change permits. `free`: no influence on the result, or
+# on the order of float additions only.
+CHANGES = {
+    "": "ask",
+    "allow_config_change": "free",
+    "batch_size": "fatal",
+    "checkpoint": "free",
+    "data.max_bad_fraction": "free",
+    "data.num_workers": "free",
+    "data.prefetch": "free",
+    "data.source": "fatal",
+    "evals": "free",
+    "hang_timeout_s": "free",
+    "init": "free",  # the checkpoint comes before it
+    "log_every": "free",
+    "logical_axes": "free",
+    "loss.layout": "free",
+    "loss.tile_size": "free",
+    "max_skipped_in_a_row": "free",
+    "mesh": "free",
+    "micro_batch_size": "free",
+    "model": "fatal",
+    "optimizer.mu_dtype": "fatal",
+    "optimizer.name": "fatal",
+    "remat": "free",
+    "report": "free",
+    "resume": "free",
+    "scan_layers": "fatal",
+    "seed": "fatal",
+    "sharding": "free",
+    "target": "free",
+    "tensorboard": "free",
+}
+
+
+def kind_of_change(key: str) -> str:
+    """Says whether a change of a dotted config key is `fatal`, `ask` or `free`."""
+    parts = key.split(".")
+    prefixes = (".".join(parts[:n]) for n in range(len(parts), -1, -1))
+    return next(CHANGES[prefix] for prefix in prefixes if prefix in CHANGES)
+
+
+def differences(found: Any, wanted: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yields (dotted key, found, wanted) where two JSON values differ; absent is 'absent'."""
+    old, new = dict(iterate_leaves(found, prefix)), dict(iterate_leaves(wanted, prefix))
+    for key in sorted(old.keys() | new.keys()):
+        # 1 and 1.0 are one value, True and 1 are not.
+        before, after = old.get(key, "absent"), new.get(key, "absent")
+        if before != after or isinstance(before, bool) != isinstance(after, bool):
+            yield key, before, after
+
+
+def check_resume(
+    manifest: Manifest, metadata: Mapping[str, Any], *, where: str = "the checkpoint"
+) -> None:
+    """Compares a checkpoint with the run that wants to go on from it.
+
+    Args:
+        manifest: of the checkpoint.
+        metadata: of the run, as given to `CheckpointManager`, plain JSON.
+        where: the checkpoint, for the message.
+
+    Raises:
+        ValueError: names each key that must be the same, with both values.
+    """
+    config = metadata["config"]
+    fatal = [
+        ("dataset_fingerprint", manifest.dataset_fingerprint, metadata["dataset_fingerprint"]),
+        ("global_batch_size", manifest.global_batch_size, metadata["global_batch_size"]),
+        ("seed", manifest.seed, metadata["seed"]),
+    ]
+    fatal = [(key, old, new) for key, old, new in fatal if old != new]
+    fatal += differences(manifest.contract, metadata["contract"], "contract.")
+    ask = []
+    for key, old, new in differences(manifest.config, config):
+        kind = kind_of_change(key)
+        if kind == "fatal":
+            fatal.append((f"config.{key}", old, new))
+        elif kind == "ask":
+            ask.append((f"config.{key}", old, new))
+    if fatal:
+        raise ValueError(
+            f"workdir of another config: {where} differs from this run in\n{_table(fatal)}\n"
+            "Give these values back to go on with it, or another --workdir to start a run"
+        )
+    if ask and not config.get("allow_config_change", False):
+        raise ValueError(
+            f"workdir of another config: the recipe of {where} differs from this run's in\n"
+            f"{_table(ask)}\nGive these values back, or add --config.allow_config_change=true to "
+            "go on with the new ones, or another --workdir to start a run"
+        )
+    for key, old, new in ask:
+        logging.warning("resuming with another %s: %r before, %r now", key, old, new)
+
+
+def _table(rows: list[tuple[str, Any, Any]]) -> str:
+    return "\n".join(f"  {key}: {old!r} in the checkpoint, {new!r} now" for key, old, new in rows)
