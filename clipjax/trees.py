@@ -15,7 +15,7 @@ def _key_name(key: Any) -> str:
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """Joins a key path of `jax.tree_util` to a name such as `params/text_encoder/ln_final/scale`."""
+    """Joins a key path of `jax.tree_util` to a name: `params/text_encoder/ln_final/scale`."""
     return "/".join(_key_name(key) for key in path)
 
 

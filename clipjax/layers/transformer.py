@@ -1,4 +1,4 @@
-"""Pre-norm transformer: attention with a fused qkv, MLP, and a stack that is scanned or unrolled."""
+"""Pre-norm transformer: attention with a fused qkv, MLP, a stack that is scanned or unrolled."""
 
 from typing import Any
 
@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from clipjax.array_types import Array, Bool, Float
+from clipjax.array_types import Array, Bool, Float, Int
 from clipjax.layers.activations import activation
+from clipjax.layers.dropout import Dropout
 from clipjax.layers.initializers import BLOCK_INITS
 from clipjax.layers.normalization import LayerNorm
 
@@ -131,6 +132,7 @@ class Block(nn.Module):
         self,
         x: Float[Array, "batch length width"],
         mask: Bool[Array, "..."] | None,
+        example_ids: Int[Array, " batch"] | None,
         train: bool,
     ) -> Float[Array, "batch length width"]:
         """Applies the block."""
@@ -138,10 +140,10 @@ class Block(nn.Module):
         x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
         y = LayerNorm(self.layer_norm_eps, name="ln_1")(x)
         y = Attention(self.num_heads, dtype=self.dtype, name="attention", **common)(y, mask)
-        x = x + nn.Dropout(self.dropout, deterministic=not train)(y)
+        x = x + Dropout(self.dropout)(y, example_ids, train)
         y = LayerNorm(self.layer_norm_eps, name="ln_2")(x)
         y = Mlp(activation=self.activation, dtype=self.dtype, name="mlp", **common)(y)
-        x = x + nn.Dropout(self.dropout, deterministic=not train)(y)
+        x = x + Dropout(self.dropout)(y, example_ids, train)
         return nn.with_logical_constraint(x, ("batch", "length", "embed"))
 
 
@@ -173,6 +175,7 @@ class Transformer(nn.Module):
         x: Float[Array, "batch length width"],
         mask: Bool[Array, "..."] | None = None,
         *,
+        example_ids: Int[Array, " batch"] | None = None,
         train: bool = False,
         keep_hidden: bool = False,
     ) -> tuple[Float[Array, "batch length width"], Float[Array, "depth batch length width"] | None]:
@@ -185,7 +188,7 @@ class Transformer(nn.Module):
                 Block,
                 policy=REMAT_POLICIES[self.remat],
                 prevent_cse=not self.scan,
-                static_argnums=(3,),
+                static_argnums=(4,),
             )
         fields = {
             "num_heads": self.num_heads,
@@ -200,12 +203,12 @@ class Transformer(nn.Module):
         if not self.scan:
             hidden = []
             for i in range(self.depth):
-                x = block_class(**fields, name=f"block_{i}")(x, mask, train)
+                x = block_class(**fields, name=f"block_{i}")(x, mask, example_ids, train)
                 hidden.append(x)
             return x, jnp.stack(hidden) if keep_hidden else None
 
         def body(block: Any, carry: jax.Array, _: None) -> tuple[jax.Array, jax.Array | None]:
-            carry = block(carry, mask, train)
+            carry = block(carry, mask, example_ids, train)
             return carry, carry if keep_hidden else None
 
         scanned = nn.scan(

@@ -58,30 +58,46 @@ class CLIP(nn.Module):
                 "logit_bias", constant(self.logit_bias_init), (), jnp.float32
             )
 
-    def __call__(self, images: jax.Array, tokens: jax.Array, *, train: bool = False) -> CLIPOutput:
+    def __call__(
+        self,
+        images: jax.Array,
+        tokens: jax.Array,
+        *,
+        train: bool = False,
+        example_ids: jax.Array | None = None,
+    ) -> CLIPOutput:
         """Encodes a batch of pairs.
 
         Args:
             images: [batch, height, width, 3], normalised.
             tokens: [batch, length] int32.
             train: whether dropouts draw and statistics are updated.
+            example_ids: [batch] int32 that key each example's draws; None means 0, 1, 2, ...
         """
         return CLIPOutput(
-            self.encode_image(images, train=train),
-            self.encode_text(tokens, train=train),
+            self.encode_image(images, train=train, example_ids=example_ids),
+            self.encode_text(tokens, train=train, example_ids=example_ids),
             self.logit_scale,
             self.logit_bias if self.logit_bias_init is not None else None,
         )
 
-    def encode_image(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+    def encode_image(
+        self, images: jax.Array, *, train: bool = False, example_ids: jax.Array | None = None
+    ) -> jax.Array:
         """Embeds normalised images: [batch, embed] float32, of length 1."""
-        features = self.image_encoder(images, train=train)
-        return l2_normalise(self.image_projection(features.pooled))
+        features = self.image_encoder(images, train=train, example_ids=example_ids)
+        return self._embed(self.image_projection, features.pooled)
 
-    def encode_text(self, tokens: jax.Array, *, train: bool = False) -> jax.Array:
+    def encode_text(
+        self, tokens: jax.Array, *, train: bool = False, example_ids: jax.Array | None = None
+    ) -> jax.Array:
         """Embeds token ids: [batch, embed] float32, of length 1."""
-        features = self.text_encoder(tokens, train=train)
-        return l2_normalise(self.text_projection(features.pooled))
+        features = self.text_encoder(tokens, train=train, example_ids=example_ids)
+        return self._embed(self.text_projection, features.pooled)
+
+    def _embed(self, projection: nn.Module, pooled: jax.Array) -> jax.Array:
+        pooled = nn.with_logical_constraint(pooled, ("batch", None))
+        return nn.with_logical_constraint(l2_normalise(projection(pooled)), ("batch", None))
 
     def image_features(self, images: jax.Array, *, keep_hidden: bool = False) -> ImageFeatures:
         """Returns the image tower's features, before the projection."""

@@ -52,7 +52,12 @@ class TextTransformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: jax.Array, *, train: bool = False, keep_hidden: bool = False
+        self,
+        tokens: jax.Array,
+        *,
+        train: bool = False,
+        example_ids: jax.Array | None = None,
+        keep_hidden: bool = False,
     ) -> TextFeatures:
         """Encodes token ids [batch, context_length] of int32."""
         if tokens.shape[1] != self.context_length:
@@ -86,7 +91,7 @@ class TextTransformer(nn.Module):
             scan=self.scan_layers,
             remat=self.remat,
             name="transformer",
-        )(x, causal, train=train, keep_hidden=keep_hidden)
+        )(x, causal, example_ids=example_ids, train=train, keep_hidden=keep_hidden)
         x = LayerNorm(self.layer_norm_eps, name="ln_final")(x)
         return TextFeatures(self._pool(x, tokens), x, hidden)
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from clipjax.layers.dropout import uniform_per_example
 from clipjax.layers.initializers import uniform
 from clipjax.layers.normalization import LayerNorm
 from clipjax.layers.transformer import Transformer
@@ -60,7 +61,12 @@ class VisionTransformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: jax.Array, *, train: bool = False, keep_hidden: bool = False
+        self,
+        images: jax.Array,
+        *,
+        train: bool = False,
+        example_ids: jax.Array | None = None,
+        keep_hidden: bool = False,
     ) -> ImageFeatures:
         """Encodes normalised images [batch, height, width, 3]."""
         x = self._embed_patches(images)
@@ -87,7 +93,7 @@ class VisionTransformer(nn.Module):
         )
         x = x + positions.astype(x.dtype)
         if train and self.patch_dropout:
-            x = self._drop_patches(x, num_patches)
+            x = self._drop_patches(x, num_patches, example_ids)
         if self.pre_norm:
             x = LayerNorm(self.layer_norm_eps, name="ln_pre")(x)
         x, hidden = Transformer(
@@ -102,7 +108,7 @@ class VisionTransformer(nn.Module):
             scan=self.scan_layers,
             remat=self.remat,
             name="transformer",
-        )(x, train=train, keep_hidden=keep_hidden)
+        )(x, example_ids=example_ids, train=train, keep_hidden=keep_hidden)
         pooled = x[:, 0] if self.pooling == "cls" else x.mean(axis=1)
         pooled = LayerNorm(self.layer_norm_eps, name="ln_post")(pooled)
         return ImageFeatures(pooled, x, hidden)
@@ -127,11 +133,14 @@ class VisionTransformer(nn.Module):
         patches = patches.reshape(-1, grid * grid, size * size * 3).astype(self.dtype)
         return patches @ kernel.reshape(-1, self.width).astype(self.dtype)
 
-    def _drop_patches(self, x: jax.Array, num_patches: int) -> jax.Array:
+    def _drop_patches(
+        self, x: jax.Array, num_patches: int, example_ids: jax.Array | None
+    ) -> jax.Array:
         """Keeps a random subset of the patches, in their order; the class token always stays."""
         num_extra = x.shape[1] - num_patches
         num_kept = max(1, round(num_patches * (1 - self.patch_dropout)))
-        noise = jax.random.uniform(self.make_rng("dropout"), (x.shape[0], num_patches))
+        ids = jnp.arange(x.shape[0]) if example_ids is None else example_ids
+        noise = uniform_per_example(self.make_rng("dropout"), ids, (num_patches,))
         kept = jnp.sort(jnp.argsort(noise, axis=1)[:, :num_kept], axis=1) + num_extra
         patches = jnp.take_along_axis(x, kept[:, :, None], axis=1)
         return jnp.concatenate([x[:, :num_extra], patches], axis=1)

@@ -1,0 +1,123 @@
+"""The optimizer: one optax chain made from plain arguments."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from clipjax.optim.masks import decay_mask, matcher
+from clipjax.trees import flatten_with_names, map_with_names
+
+
+def scale_by_schedule_of_step(schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
+    """Multiplies by `-schedule(step)` with the step of the train state.
+
+    A step that is skipped for a non-finite gradient leaves the optimizer's state as it was. Its own
+    count would then lag behind the data, and the schedule would slip by one with every skip.
+    """
+
+    def init(params: Any) -> optax.EmptyState:
+        del params
+        return optax.EmptyState()
+
+    def update(
+        updates: Any, state: optax.EmptyState, params: Any = None, *, step: jax.Array, **_: Any
+    ) -> tuple[Any, optax.EmptyState]:
+        del params
+        rate = -schedule(step)
+        return jax.tree.map(lambda u: (rate * u).astype(u.dtype), updates), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _direction(
+    name: str, *, b1: float, b2: float, eps: float, mu_dtype: str
+) -> optax.GradientTransformation:
+    if name == "adamw":
+        return optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=jnp.dtype(mu_dtype))
+    if name == "lion":
+        return optax.scale_by_lion(b1=b1, b2=b2, mu_dtype=jnp.dtype(mu_dtype))
+    raise ValueError(f"config.optimizer.name = {name!r}: allowed are adamw, lion")
+
+
+def make_optimizer(
+    params: Any,
+    *,
+    schedule: optax.Schedule,
+    name: str = "adamw",
+    b1: float = 0.9,
+    b2: float = 0.98,
+    eps: float = 1e-6,
+    weight_decay: float = 0.2,
+    mask: str = "openai",
+    clip_norm: float | None = None,
+    mu_dtype: str = "float32",
+    freeze: Sequence[str] = (),
+    lr_scale: Sequence[tuple[str, float]] = (),
+) -> optax.GradientTransformationExtraArgs:
+    """Makes the chain: clip, moments, decoupled decay (arXiv:1711.05101), factors, learning rate.
+
+    `update` takes the training step as the keyword argument `step`.
+
+    Args:
+        params: parameters or their shapes; only names are used.
+        schedule: learning rate by step.
+        name: adamw | lion.
+        b1: decay of the first moment.
+        b2: decay of the second moment.
+        eps: added to the root of the second moment.
+        weight_decay: decoupled, times the learning rate.
+        mask: a name of DECAY_MASKS.
+        clip_norm: of the global gradient over the trained parameters; None clips nothing.
+        mu_dtype: of the first moment.
+        freeze: regular expressions of parameters that stay fixed; they hold no optimizer state.
+        lr_scale: (regular expression, factor) pairs; the first that matches a name counts.
+
+    Raises:
+        ValueError: an unknown name, or a pattern that matches no parameter.
+    """
+    names = [n for n, _ in flatten_with_names(params)]
+    decays = decay_mask(mask)
+    chain = [
+        optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
+        _direction(name, b1=b1, b2=b2, eps=eps, mu_dtype=mu_dtype),
+    ]
+    if weight_decay:
+        chain.append(
+            optax.add_decayed_weights(
+                weight_decay, mask=lambda tree: map_with_names(lambda n, _: decays(n), tree)
+            )
+        )
+    if lr_scale:
+        factor = lr_factors(lr_scale, names)
+        chain.append(
+            optax.stateless(
+                lambda updates, _: map_with_names(
+                    lambda n, u: (u * factor(n)).astype(u.dtype), updates
+                )
+            )
+        )
+    chain.append(scale_by_schedule_of_step(schedule))
+    tx = optax.with_extra_args_support(optax.chain(*chain))
+    if not freeze:
+        return tx
+    frozen = matcher(freeze, names, path="config.optimizer.freeze")
+    return optax.partition(
+        {"trained": tx, "frozen": optax.set_to_zero()},
+        map_with_names(lambda n, _: "frozen" if frozen(n) else "trained", params),
+    )
+
+
+def lr_factors(lr_scale: Sequence[tuple[str, float]], names: Sequence[str]) -> Any:
+    """Makes the function from a parameter's name to its learning-rate factor."""
+    matchers = [
+        (matcher([pattern], names, path="config.optimizer.lr_scale"), float(factor))
+        for pattern, factor in lr_scale
+    ]
+
+    def factor(name: str) -> float:
+        return next((f for matches, f in matchers if matches(name)), 1.0)
+
+    return factor
