@@ -1,0 +1,206 @@
+import io
+
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+from PIL import Image
+
+from clipjax.checkpoint import CheckpointManager, make_contract
+from clipjax.inference import Encoder, bucket_size
+from clipjax.models import build_model
+from clipjax.models.images import normalise_images
+from clipjax.models.layers_layout import stack_layers, unstack_layers
+from clipjax.partitioning import make_mesh
+from clipjax.tokenizers import ClipBPE, make_tokenizer
+from clipjax.train_state import TrainState
+
+SPEC = {
+    "name": "tiny",
+    "embed_dim": 8,
+    "image_size": 16,
+    "image": {
+        "name": "vit",
+        "patch_size": 8,
+        "width": 16,
+        "depth": 2,
+        "num_heads": 2,
+        "mlp_dim": 32,
+        "activation": "gelu",
+        "layer_norm_eps": 1e-5,
+        "pooling": "cls",
+    },
+    "text": {
+        "name": "causal_transformer",
+        "vocab_size": 49408,
+        "context_length": 16,
+        "width": 16,
+        "depth": 2,
+        "num_heads": 2,
+        "mlp_dim": 32,
+        "activation": "gelu",
+        "layer_norm_eps": 1e-5,
+        "pooling": "eot",
+    },
+    "tokenizer": {"name": "clip_bpe"},
+    "preprocess": {
+        "resize": "shortest",
+        "interpolation": "bicubic",
+        "mean": [0.5, 0.4, 0.3],
+        "std": [0.2, 0.3, 0.4],
+    },
+    "logit_scale": {"init": 14.2857, "max": 100.0},
+    "logit_bias": None,
+    "source": "",
+}
+
+
+def init_params(**options):
+    model = build_model(SPEC, **options)
+    images, tokens = np.zeros((1, 16, 16, 3), np.float32), np.zeros((1, 16), np.int32)
+    return nn.unbox(jax.jit(model.init)(jax.random.key(0), images, tokens))["params"]
+
+
+@pytest.fixture(scope="module")
+def params():
+    return init_params()
+
+
+@pytest.fixture(scope="module")
+def workdir(params, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    tokenizer = make_tokenizer(SPEC["tokenizer"], context_length=16)
+    metadata = {
+        "config": {},
+        "contract": make_contract(SPEC, tokenizer.contract()),
+        "dataset_fingerprint": "",
+        "global_batch_size": 8,
+        "seed": 0,
+    }
+    zero = np.zeros((), np.int32)
+    state = TrainState(
+        step=zero + 3,
+        params=params,
+        opt_state={},
+        model_state={},
+        ema_params=None,
+        skipped=zero,
+        skipped_in_a_row=zero,
+    )
+    manager = CheckpointManager(workdir / "checkpoints", metadata=metadata)
+    manager.save(3, jax.device_put(state), block=True)
+    manager.close()
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def encoder(workdir):
+    return Encoder.from_checkpoint(workdir)
+
+
+def pictures(num):
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (16, 16, 3), dtype=np.uint8) for _ in range(num)]
+
+
+def test_a_checkpoint_is_all_it_takes(encoder, params):
+    found = encoder.encode_image(pictures(3))
+    model = build_model(SPEC)
+    mean, std = SPEC["preprocess"]["mean"], SPEC["preprocess"]["std"]
+    pixels = normalise_images(np.stack(pictures(3)), mean, std, "float32")
+    wanted = model.apply({"params": params}, pixels, method="encode_image")
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    tokens = make_tokenizer(SPEC["tokenizer"], context_length=16)(["a cat", "two dogs"])
+    wanted = model.apply({"params": params}, tokens, method="encode_text")
+    np.testing.assert_allclose(encoder.encode_text(["a cat", "two dogs"]), wanted, atol=1e-6)
+    assert found.dtype == np.float32
+    # The control: pixels that are not normalised embed elsewhere.
+    plain = model.apply({"params": params}, np.stack(pictures(3)) / 255.0, method="encode_image")
+    assert np.abs(found - plain).max() > 1e-3
+
+
+def test_every_form_of_an_image_embeds_alike(encoder, tmp_path):
+    array = pictures(1)[0]
+    image = Image.fromarray(array)
+    image.save(tmp_path / "a.png")
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    forms = [tmp_path / "a.png", str(tmp_path / "a.png"), data.getvalue(), image, array]
+    embeds = encoder.encode_image(forms)
+    np.testing.assert_allclose(embeds, embeds[:1].repeat(5, axis=0), atol=1e-6)
+
+
+def test_an_embedding_does_not_depend_on_its_batch(encoder):
+    together = encoder.encode_image(pictures(5))
+    alone = np.concatenate([encoder.encode_image([p]) for p in pictures(5)])
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+    assert encoder.encode_image([]).shape == (0, 8)
+
+
+def test_more_rows_than_a_batch_on_several_devices(params):
+    mesh = make_mesh({"data": 4, "fsdp": 1, "tensor": 1}, jax.devices()[:4])
+    small = Encoder(SPEC, params, mesh=mesh, batch_size=8)
+    texts = [f"number {i}" for i in range(19)]
+    np.testing.assert_allclose(
+        small.encode_text(texts), Encoder(SPEC, params).encode_text(texts), atol=1e-6
+    )
+
+
+def test_few_sizes_compile():
+    assert [bucket_size(n, 1, 64) for n in (1, 2, 3, 5, 64, 65, 1000)] == [1, 2, 4, 8, 64, 64, 64]
+    assert [bucket_size(n, 8, 64) for n in (1, 9, 64)] == [8, 16, 64]
+    assert bucket_size(1000, 6, 64) == 96
+
+
+def test_labels_are_ranked_with_probabilities(encoder):
+    labels = ["cat", "dog", "house"]
+    ranked = encoder.classify(pictures(2), labels, templates="openai_7")
+    assert len(ranked) == 2
+    embeds = encoder.encode_image(pictures(2))
+    for row, answers in zip(embeds, ranked, strict=True):
+        assert {label for label, _ in answers} == set(labels)
+        probabilities = [p for _, p in answers]
+        assert sum(probabilities) == pytest.approx(1)
+        assert probabilities == sorted(probabilities, reverse=True)
+        logits = 14.2857 * encoder.classifier([label for label, _ in answers], "openai_7") @ row
+        np.testing.assert_allclose(np.diff(np.log(probabilities)), np.diff(logits), atol=1e-4)
+
+
+def test_a_model_with_a_bias_asks_one_question_a_label(params):
+    spec = SPEC | {"logit_bias": -10.0}
+    encoder = Encoder(spec, params | {"logit_bias": np.float32(-10)})
+    answers = dict(encoder.classify(pictures(1), ["cat", "dog"])[0])
+    cosine = encoder.encode_image(pictures(1)) @ encoder.classifier(["cat"]).T
+    wanted = 1 / (1 + np.exp(-(14.2857 * cosine[0, 0] - 10)))
+    assert answers["cat"] == pytest.approx(wanted, rel=1e-3)
+
+
+def test_layers_may_have_been_trained_unrolled(workdir, params, encoder):
+    again = Encoder(SPEC, stack_layers(unstack_layers(params)))
+    np.testing.assert_array_equal(
+        again.encode_image(pictures(2)), encoder.encode_image(pictures(2))
+    )
+
+
+def test_another_tokenizer_is_refused(workdir, monkeypatch):
+    contract = ClipBPE.contract
+    monkeypatch.setattr(ClipBPE, "contract", lambda self: contract(self) | {"pad_id": 7})
+    with pytest.raises(ValueError, match=r"tokenizer\.pad_id"):
+        Encoder.from_checkpoint(workdir)
+
+
+def test_bad_input_is_named(encoder, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"not an image")
+    with pytest.raises(ValueError, match=r"bad\.png cannot be used"):
+        encoder.encode_image([pictures(1)[0], tmp_path / "bad.png"])
+    with pytest.raises(ValueError, match=r"none\.png cannot be used: .*No such file"):
+        encoder.encode_image([tmp_path / "none.png"])
+    with pytest.raises(ValueError, match="put the one image in a list"):
+        encoder.encode_image("a.png")
+    with pytest.raises(ValueError, match="list of strings"):
+        encoder.encode_text("a cat")
+    for labels in ([], ["cat", "cat"], ["cat", " "]):
+        with pytest.raises(ValueError, match="labels"):
+            encoder.classify(pictures(1), labels)
+    with pytest.raises(ValueError, match="no checkpoint"):
+        Encoder.from_checkpoint(tmp_path)
