@@ -1,0 +1,75 @@
+"""A directory that is built once: whole or not at all, by one process at a time."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from absl import logging
+
+from clipjax.data.records import sync
+
+T = TypeVar("T")
+
+
+def cache_dir() -> Path:
+    """`$CLIPJAX_CACHE`, by default `~/.cache/clipjax`."""
+    return Path(os.environ.get("CLIPJAX_CACHE") or "~/.cache/clipjax").expanduser()
+
+
+def build_once(
+    directory: Path, build: Callable[[Path], None], open_checked: Callable[[Path], T]
+) -> T:
+    """Opens a cached directory, building it first where it is missing or damaged.
+
+    It is built under another name, synced and renamed, so that a process killed at any point
+    leaves nothing that looks finished; a lock lets a second process wait for the first.
+
+    Args:
+        directory: where the finished cache stands.
+        build: fills the directory that it is given.
+        open_checked: opens a finished directory; a ValueError means that it is damaged.
+
+    Returns:
+        What `open_checked` returned.
+
+    Raises:
+        ValueError: if the directory does not open even after it was built anew.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(directory.with_name(directory.name + ".lock")):
+        if directory.exists():
+            try:
+                return open_checked(directory)
+            except ValueError as error:
+                aside = directory.with_name(f"{directory.name}.damaged-{time.time_ns()}")
+                directory.rename(aside)
+                logging.warning("%s Moved to %s; building it anew.", error, aside)
+        for left_over in directory.parent.glob(f".{directory.name}.*"):
+            shutil.rmtree(left_over)  # of a process that was killed: this one holds the lock
+        work = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+        try:
+            build(work)
+            sync(work)
+            work.rename(directory)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        sync(directory.parent)
+    return open_checked(directory)
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Holds an exclusive lock that the kernel gives back if this process dies."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logging.info("Waiting for another process that builds %s", path.with_suffix(""))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

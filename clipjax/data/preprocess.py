@@ -1,0 +1,197 @@
+"""Images, correct first: decoding by one table of modes, and the published evaluation path."""
+
+import dataclasses
+import io
+import struct
+
+import numpy as np
+from PIL import Image
+
+from clipjax.data.source import SampleError
+
+# Formats that the web serves and whose decoders are fuzzed; no FITS, EPS, PSD or TIFF.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+# Below Pillow's own limit (89.5 million), so that this check speaks first.
+MAX_PIXELS = 80_000_000
+INTERPOLATIONS = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+}
+_ORIENTATIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_EXIF_ORIENTATION = 0x0112
+
+
+class ImageError(SampleError):
+    """An image is unusable: `empty`, `image_format`, `image_pixels` or `image_undecodable`."""
+
+
+def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decodes an image to RGB or, where it has transparency, RGBA.
+
+    The header is checked before any pixel is decoded. 16-bit channels keep their high byte,
+    palettes and CMYK are converted, EXIF orientation is applied, an animation gives its first
+    frame, colour profiles are ignored as in the published preprocessing.
+
+    Args:
+        data: an encoded image, one of `FORMATS`.
+        max_pixels: largest width x height.
+
+    Returns:
+        A Pillow image of mode RGB or RGBA.
+
+    Raises:
+        ImageError: if it is unusable; `.reason` tells why.
+    """
+    if not data:
+        raise ImageError("image_empty", "the image has 0 bytes")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if image.width * image.height > max_pixels:
+            raise ImageError(
+                "image_pixels",
+                f"the image has {image.width} x {image.height} pixels, allowed are {max_pixels}",
+            )
+        image.load()
+        return _orient(_to_rgb_or_rgba(image), image)
+    except ImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError("image_pixels", str(error)) from error
+    except Image.UnidentifiedImageError as error:
+        raise ImageError(
+            "image_format", f"the image is none of {', '.join(FORMATS)}, or its header is damaged"
+        ) from error
+    except Exception as error:
+        # Decoders meet hostile bytes here and raise a dozen unrelated types for them.
+        raise ImageError("image_undecodable", f"{type(error).__name__}: {error}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Lays an RGBA image on white; an RGB image is returned as it is."""
+    if image.mode == "RGB":
+        return image
+    ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return Image.alpha_composite(ground, image).convert("RGB")
+
+
+def as_pil(image: bytes | np.ndarray | Image.Image) -> Image.Image:
+    """Gives encoded bytes, a u8 array `[height, width, 3 or 4]` or an image as RGB or RGBA."""
+    if isinstance(image, bytes):
+        return decode_image(image)
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (3, 4):
+            raise ImageError(
+                "image_shape",
+                f"the image is {image.dtype}{list(image.shape)}, expected uint8 [h, w, 3 or 4]",
+            )
+        return Image.fromarray(image)
+    if isinstance(image, Image.Image):
+        return _to_rgb_or_rgba(image)
+    raise ValueError(f"an image is {type(image).__name__}, expected bytes, array or PIL image")
+
+
+def as_array(image: bytes | np.ndarray | Image.Image) -> np.ndarray:
+    """Gives encoded bytes, an array or an image as u8 `[height, width, 3 or 4]`."""
+    return image if isinstance(image, np.ndarray) else np.asarray(as_pil(image))
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+    """The published evaluation path: resize with antialiasing, centre crop, uint8 RGB.
+
+    `shortest` resizes the shorter side to `size` (the longer one rounded down) and crops the
+    centre at offset `int(round((side - size) / 2))`; `squash` ignores the aspect ratio.
+    Normalisation happens on the device.
+
+    Args:
+        size: side of the result, in pixels.
+        resize: `shortest` or `squash`.
+        interpolation: `bicubic` or `bilinear`, both antialiased.
+
+    Raises:
+        ValueError: for another value.
+
+    Reference: arXiv:2103.00020; https://github.com/openai/CLIP, clip/clip.py.
+    """
+
+    size: int
+    resize: str = "shortest"
+    interpolation: str = "bicubic"
+
+    def __post_init__(self):
+        if self.size < 1:
+            raise ValueError(f"preprocess.size is {self.size}, expected at least 1 pixel")
+        if self.resize not in ("shortest", "squash"):
+            raise ValueError(
+                f"preprocess.resize is {self.resize!r}; allowed are 'shortest', 'squash'"
+            )
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(
+                f"preprocess.interpolation is {self.interpolation!r}; allowed are "
+                f"{', '.join(sorted(INTERPOLATIONS))}"
+            )
+
+    def __call__(self, image: bytes | np.ndarray | Image.Image) -> np.ndarray:
+        """Brings an image to u8 `[size, size, 3]`."""
+        image = to_rgb(as_pil(image))
+        kernel = INTERPOLATIONS[self.interpolation]
+        if self.resize == "squash":
+            return np.asarray(image.resize((self.size, self.size), kernel))
+        return np.asarray(resize_and_crop(image, self.size, kernel))
+
+
+def resize_and_crop(image: Image.Image, size: int, kernel: Image.Resampling) -> Image.Image:
+    """Resizes the shorter side to `size` and crops the centre square."""
+    width, height = image.size
+    short, long = min(width, height), max(width, height)
+    scaled = int(size * long / short)
+    offset = round((scaled - size) / 2)
+    if scaled > 8 * size:
+        # A strip of 1 x 20,000 pixels would grow to a gigabyte before the crop: the same pixels
+        # are resampled from the part of the source that the crop keeps.
+        start, stop = offset * long / scaled, (offset + size) * long / scaled
+        box = (start, 0, stop, height) if width > height else (0, start, width, stop)
+        return image.resize((size, size), kernel, box=box)
+    new_size = (size, scaled) if width <= height else (scaled, size)
+    image = image if new_size == image.size else image.resize(new_size, kernel)
+    left, top = (0, offset) if width <= height else (offset, 0)
+    return image.crop((left, top, left + size, top + size))
+
+
+def _to_rgb_or_rgba(image: Image.Image) -> Image.Image:
+    mode = image.mode
+    if mode in ("RGB", "RGBA") and "transparency" not in image.info:
+        return image
+    if mode.startswith("I"):
+        return _from_16_bits(image)
+    transparent = mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
+    if mode in ("La", "RGBa"):
+        image = image.convert(mode.replace("a", "A"))
+    return image.convert("RGBA" if transparent else "RGB")
+
+
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    """Keeps the high byte: Pillow's own conversion would cut every value at 255."""
+    values = np.asarray(image).astype(np.int64)
+    grey = np.clip(values >> 8, 0, 255).astype(np.uint8)
+    channels = [grey, grey, grey]
+    if isinstance(image.info.get("transparency"), int):
+        channels.append(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8))
+    return Image.fromarray(np.stack(channels, axis=-1))
+
+
+def _orient(image: Image.Image, opened: Image.Image) -> Image.Image:
+    try:
+        orientation = opened.getexif().get(_EXIF_ORIENTATION, 1)
+    except (OSError, SyntaxError, ValueError, KeyError, TypeError, struct.error):
+        return image  # the pixels are whole; a damaged EXIF block says nothing about them
+    method = _ORIENTATIONS.get(orientation)
+    return image if method is None else image.transpose(method)

@@ -1,0 +1,52 @@
+"""Data sources by name: `make_source("openmoji:train")`."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from clipjax.config import build
+from clipjax.data.source import DataSource, parse_spec
+from clipjax.data.sources.openmoji import OpenMoji
+from clipjax.data.sources.synthetic import Synthetic
+
+# kind -> constructor(where, [split,] **options)
+SOURCES = {
+    "openmoji": OpenMoji,
+    "synthetic": Synthetic,
+}
+
+
+def make_source(spec: str | Mapping[str, Any], *, path: str = "data.source") -> DataSource:
+    """Opens a data source.
+
+    Args:
+        spec: `kind:where[:split]`, or a mapping that has it under `spec` and the options of that
+            kind beside it, e.g. `{"spec": "openmoji:train", "aliases": True}`.
+        path: where the spec stands in the config, for messages.
+
+    Raises:
+        ValueError: for an unknown kind, option or split, or data that is missing or damaged.
+    """
+    options = dict(spec) if isinstance(spec, Mapping) else {"spec": spec}
+    text = options.pop("spec", None)
+    kind, where, split = parse_spec(text)
+    if kind not in SOURCES:
+        raise ValueError(
+            f"{path} = {text!r} is of an unknown kind {kind!r}; known are "
+            f"{', '.join(sorted(SOURCES))}, as in `openmoji:train` or `folder:DIR`"
+        )
+    place = {"where": where}
+    if "split" in inspect.signature(SOURCES[kind]).parameters:
+        place["split"] = split
+    elif split is not None:
+        place["where"] = f"{where}:{split}"  # a path may hold a colon
+    for key in ("where", "split", "name"):
+        if key in options:
+            raise ValueError(f"{path}.{key} is part of the spec: `kind:where[:split]`")
+    source = build({"name": kind, **options}, SOURCES, path=path, **place)
+    if len(source) == 0:
+        raise ValueError(f"{path} = {text!r} is empty: it holds no usable image-text pair")
+    return source
+
+
+__all__ = ["SOURCES", "OpenMoji", "Synthetic", "make_source"]

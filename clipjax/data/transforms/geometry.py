@@ -1,0 +1,168 @@
+"""Transforms that move pixels: crops, flips, warps."""
+
+import dataclasses
+
+import numpy as np
+from PIL import Image
+
+from clipjax.data.preprocess import INTERPOLATIONS, Preprocess, as_array, as_pil, to_rgb
+from clipjax.data.source import Example
+from clipjax.data.transforms.ranges import check_not_negative, check_probability, check_range
+
+
+@dataclasses.dataclass(frozen=True)
+class ResizeAndCrop:
+    """The evaluation's resize and centre crop, without any randomness.
+
+    Args:
+        size: side of the result, in pixels.
+        resize: `shortest` or `squash`.
+        interpolation: `bicubic` or `bilinear`.
+    """
+
+    size: int
+    resize: str = "shortest"
+    interpolation: str = "bicubic"
+
+    def __post_init__(self):
+        Preprocess(self.size, self.resize, self.interpolation)
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        """Replaces the image by u8 `[size, size, 3]`."""
+        preprocess = Preprocess(self.size, self.resize, self.interpolation)
+        return {**example, "image": preprocess(example["image"])}
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomResizedCrop:
+    """Cuts a random part and resizes it, antialiased.
+
+    Args:
+        size: side of the result, in pixels.
+        scale: of the part's area in the image's. (0.9, 1.0) is CLIP's; (0.4, 1.0) is common
+            for small data.
+        ratio: of width to height, drawn log-uniformly.
+        interpolation: `bicubic` or `bilinear`.
+
+    Reference: arXiv:1409.4842, section 6.
+    """
+
+    size: int
+    scale: tuple[float, float] = (0.9, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    interpolation: str = "bicubic"
+
+    def __post_init__(self):
+        Preprocess(self.size, interpolation=self.interpolation)
+        check_range(self, "scale", high=1.0)
+        check_range(self, "ratio")
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        """Replaces the image by u8 `[size, size, 3]`."""
+        image = to_rgb(as_pil(example["image"]))
+        kernel = INTERPOLATIONS[self.interpolation]
+        box = self._box(*image.size, rng)
+        return {**example, "image": np.asarray(image.resize((self.size,) * 2, kernel, box=box))}
+
+    def _box(self, width: int, height: int, rng: np.random.Generator) -> tuple[int, ...]:
+        for _ in range(10):
+            area = width * height * rng.uniform(*self.scale)
+            ratio = np.exp(rng.uniform(*np.log(self.ratio)))
+            w, h = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                left, top = rng.integers(width - w + 1), rng.integers(height - h + 1)
+                return int(left), int(top), int(left + w), int(top + h)
+        # No part of that shape fits a very long image: the nearest allowed ratio, centred.
+        ratio = np.clip(width / height, *self.ratio)
+        w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
+        w, h = max(w, 1), max(h, 1)
+        left, top = (width - w) // 2, (height - h) // 2
+        return left, top, left + w, top + h
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomFlip:
+    """Mirrors left and right.
+
+    Args:
+        probability: how often.
+    """
+
+    probability: float = 0.5
+
+    def __post_init__(self):
+        check_probability(self, "probability")
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        """Replaces the image by its mirror image, or leaves it."""
+        if rng.random() >= self.probability:
+            return example
+        return {**example, "image": as_array(example["image"])[:, ::-1]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Warp:
+    """One resampling that rotates, scales, shears, shifts and bends a square picture.
+
+    What comes into view from outside takes the colour of the top left pixel.
+
+    Args:
+        size: side of the result, in pixels.
+        rotate: largest angle either way, in degrees.
+        scale: of the picture within the frame.
+        aspect: largest log of the ratio of the sides, either way.
+        shear: largest shear, either way.
+        shift: largest shift, as a part of the frame.
+        bend: standard deviation of a mesh point, as a part of the frame.
+        cells: mesh cells a side.
+    """
+
+    size: int
+    rotate: float = 15.0
+    scale: tuple[float, float] = (0.75, 1.1)
+    aspect: float = 0.15
+    shear: float = 0.15
+    shift: float = 0.08
+    bend: float = 0.05
+    cells: int = 3
+
+    def __post_init__(self):
+        Preprocess(self.size)
+        check_range(self, "scale", low=1e-3)
+        check_not_negative(self, "rotate", "aspect", "shear", "shift", "bend")
+        if self.cells < 1:
+            raise ValueError(f"Warp.cells is {self.cells}, expected at least 1")
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        """Replaces the image by u8 `[size, size, 3]`."""
+        image = to_rgb(as_pil(example["image"]))
+        points = (self._points(rng) + 0.5) * image.size
+        edges = np.round(np.linspace(0, self.size, self.cells + 1)).astype(int).tolist()
+        mesh = []
+        for i in range(self.cells):
+            for j in range(self.cells):
+                corners = (points[i, j], points[i + 1, j], points[i + 1, j + 1], points[i, j + 1])
+                box = (edges[j], edges[i], edges[j + 1], edges[i + 1])
+                mesh.append((box, tuple(float(x) for corner in corners for x in corner)))
+        warped = image.transform(
+            (self.size, self.size),
+            Image.Transform.MESH,
+            mesh,
+            Image.Resampling.BILINEAR,
+            fillcolor=image.getpixel((0, 0)),
+        )
+        return {**example, "image": np.asarray(warped)}
+
+    def _points(self, rng: np.random.Generator) -> np.ndarray:
+        """Where each mesh point `[row, column]` is taken from, (x, y) in -0.5..0.5."""
+        angle = np.deg2rad(rng.uniform(-self.rotate, self.rotate))
+        scale = np.exp(rng.uniform(*np.log(self.scale)))
+        stretch = np.exp(rng.uniform(-self.aspect, self.aspect) / 2)
+        shear = rng.uniform(-self.shear, self.shear)
+        cosine, sine = np.cos(angle), np.sin(angle)
+        matrix = np.array([[cosine, -sine], [sine, cosine]]) @ np.array([[1, shear], [0, 1]])
+        matrix = matrix @ np.diag([1 / (scale * stretch), stretch / scale])
+        ticks = np.linspace(-0.5, 0.5, self.cells + 1)
+        points = np.stack(np.meshgrid(ticks, ticks), axis=-1)
+        points = (points + rng.uniform(-self.shift, self.shift, 2)) @ matrix.T
+        return points + rng.normal(0, self.bend, points.shape)
