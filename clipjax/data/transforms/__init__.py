@@ -51,7 +51,7 @@ def make_transforms(
 
     Args:
         specs: each with a `name` of `TRANSFORMS` (or `package.module:Class`) and its fields.
-        image_size: the `size`, in pixels, of transforms that have one and are not given it.
+        image_size: in pixels, for the transforms that resize and are not given one.
         path: where the specs stand in the config, for messages.
 
     Raises:
@@ -59,7 +59,7 @@ def make_transforms(
     """
     transforms = []
     for number, spec in enumerate(specs):
-        runtime = {} if "size" in spec else {"size": image_size}
+        runtime = {} if "image_size" in spec else {"image_size": image_size}
         transforms.append(build(spec, TRANSFORMS, path=f"{path}[{number}]", **runtime))
     return tuple(transforms)
 

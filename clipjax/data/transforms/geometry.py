@@ -15,21 +15,21 @@ class ResizeAndCrop:
     """The evaluation's resize and centre crop, without any randomness.
 
     Args:
-        size: side of the result, in pixels.
+        image_size: side of the result, in pixels.
         resize: `shortest` or `squash`.
         interpolation: `bicubic` or `bilinear`.
     """
 
-    size: int
+    image_size: int
     resize: str = "shortest"
     interpolation: str = "bicubic"
 
     def __post_init__(self):
-        Preprocess(self.size, self.resize, self.interpolation)
+        Preprocess(self.image_size, self.resize, self.interpolation)
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        """Replaces the image by u8 `[size, size, 3]`."""
-        preprocess = Preprocess(self.size, self.resize, self.interpolation)
+        """Replaces the image by u8 `[image_size, image_size, 3]`."""
+        preprocess = Preprocess(self.image_size, self.resize, self.interpolation)
         return {**example, "image": preprocess(example["image"])}
 
 
@@ -38,7 +38,7 @@ class RandomResizedCrop:
     """Cuts a random part and resizes it, antialiased.
 
     Args:
-        size: side of the result, in pixels.
+        image_size: side of the result, in pixels.
         scale: of the part's area in the image's. (0.9, 1.0) is CLIP's; (0.4, 1.0) is common
             for small data.
         ratio: of width to height, drawn log-uniformly.
@@ -47,22 +47,25 @@ class RandomResizedCrop:
     Reference: arXiv:1409.4842, section 6.
     """
 
-    size: int
+    image_size: int
     scale: tuple[float, float] = (0.9, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     interpolation: str = "bicubic"
 
     def __post_init__(self):
-        Preprocess(self.size, interpolation=self.interpolation)
+        Preprocess(self.image_size, interpolation=self.interpolation)
         check_range(self, "scale", high=1.0)
         check_range(self, "ratio")
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        """Replaces the image by u8 `[size, size, 3]`."""
+        """Replaces the image by u8 `[image_size, image_size, 3]`."""
         image = to_rgb(as_pil(example["image"]))
         kernel = INTERPOLATIONS[self.interpolation]
         box = self._box(*image.size, rng)
-        return {**example, "image": np.asarray(image.resize((self.size,) * 2, kernel, box=box))}
+        return {
+            **example,
+            "image": np.asarray(image.resize((self.image_size,) * 2, kernel, box=box)),
+        }
 
     def _box(self, width: int, height: int, rng: np.random.Generator) -> tuple[int, ...]:
         for _ in range(10):
@@ -107,7 +110,7 @@ class Warp:
     What comes into view from outside takes the colour of the top left pixel.
 
     Args:
-        size: side of the result, in pixels.
+        image_size: side of the result, in pixels.
         rotate: largest angle either way, in degrees.
         scale: of the picture within the frame.
         aspect: largest log of the ratio of the sides, either way.
@@ -117,7 +120,7 @@ class Warp:
         cells: mesh cells a side.
     """
 
-    size: int
+    image_size: int
     rotate: float = 15.0
     scale: tuple[float, float] = (0.75, 1.1)
     aspect: float = 0.15
@@ -127,17 +130,17 @@ class Warp:
     cells: int = 3
 
     def __post_init__(self):
-        Preprocess(self.size)
+        Preprocess(self.image_size)
         check_range(self, "scale", low=1e-3)
         check_not_negative(self, "rotate", "aspect", "shear", "shift", "bend")
         if self.cells < 1:
             raise ValueError(f"Warp.cells is {self.cells}, expected at least 1")
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        """Replaces the image by u8 `[size, size, 3]`."""
+        """Replaces the image by u8 `[image_size, image_size, 3]`."""
         image = to_rgb(as_pil(example["image"]))
         points = (self._points(rng) + 0.5) * image.size
-        edges = np.round(np.linspace(0, self.size, self.cells + 1)).astype(int).tolist()
+        edges = np.round(np.linspace(0, self.image_size, self.cells + 1)).astype(int).tolist()
         mesh = []
         for i in range(self.cells):
             for j in range(self.cells):
@@ -145,7 +148,7 @@ class Warp:
                 box = (edges[j], edges[i], edges[j + 1], edges[i + 1])
                 mesh.append((box, tuple(float(x) for corner in corners for x in corner)))
         warped = image.transform(
-            (self.size, self.size),
+            (self.image_size, self.image_size),
             Image.Transform.MESH,
             mesh,
             Image.Resampling.BILINEAR,
