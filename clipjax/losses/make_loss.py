@@ -86,6 +86,7 @@ def make_loss(
         num_devices *= mesh.shape[axis]
     topology = Topology(axes, num_devices)
     rule = PAIR_RULES.get(name)
+    said: set[str] = set()
 
     def chosen(batch_size: int, embed_dim: int) -> str:
         if layout != "auto":
@@ -103,10 +104,12 @@ def make_loss(
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         batch_size, embed_dim = _check_shapes(image_embeds, text_embeds, topology)
         choice = chosen(batch_size, embed_dim)
-        logging.log_first_n(
-            logging.INFO, "Loss %s: layout %s over %d devices, batch %d.", 8,
-            name, choice, num_devices, batch_size,
-        )  # fmt: skip
+        if choice not in said:
+            said.add(choice)
+            logging.info(
+                "Loss %s: layout %s, %d device(s), batch %d, tiles up to %d.",
+                *(name, choice, num_devices, batch_size, tile_size or DEFAULT_TILE_SIZE),
+            )
         if choice == "dense":
             loss = LOSSES[name](image_embeds, text_embeds, logit_scale, logit_bias)
             return loss, pair_metrics(image_embeds, text_embeds, logit_scale)

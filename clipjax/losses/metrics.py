@@ -32,7 +32,7 @@ def pair_metrics(
     cosine = cosines(image_embeds, text_embeds)
     positive = jnp.diagonal(cosine)
     negative = jnp.where(jnp.eye(batch, dtype=bool), -jnp.inf, cosine)
-    num_negatives = max(batch * (batch - 1), 1)
+    num_negatives = max(batch * (batch - 1.0), 1.0)
     return {
         "image_to_text_top1": jnp.mean(positive > jnp.max(negative, axis=1), dtype=jnp.float32),
         "text_to_image_top1": jnp.mean(positive > jnp.max(negative, axis=0), dtype=jnp.float32),

@@ -4,7 +4,7 @@ The tiles (clipjax/losses/tiles.py) hold NEGATIVE logits only: the diagonal read
 the positive pair, which always lives on one device, is added exactly, in float32, afterwards.
 """
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jax import lax
@@ -19,6 +19,7 @@ class Stats(NamedTuple):
     total: Array | None
 
 
+@runtime_checkable
 class PairRule(Protocol):
     """A loss over all pairs, told tile by tile. Frozen and hashable; axis 1 = rows, 0 = columns."""
 

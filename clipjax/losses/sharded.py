@@ -82,7 +82,7 @@ def _local_forward(layout: Layout, batch: int, image, text, logit_scale, logit_b
         "image_to_text_top1": sums["image_to_text"] / batch,
         "text_to_image_top1": sums["text_to_image"] / batch,
         "positive_cosine": sums["positive"] / batch,
-        "negative_cosine": negative / max(batch * (batch - 1), 1),
+        "negative_cosine": negative / max(batch * (batch - 1.0), 1.0),
         "logit_scale": affine.scale,
     }
     residuals = layout.rule.residuals(rows, columns)

@@ -29,7 +29,7 @@ class Affine(NamedTuple):
 
 
 def tile_length(length: int, target: int) -> int:
-    """The longest tile <= `target` that cuts `length` into equal parts, padding as little as can be.
+    """The longest tile <= `target` that cuts `length` into equal parts with the least padding.
 
     A divisor that is a multiple of 128 (a matrix-unit edge) is taken if it costs at most twice as
     many tiles.
