@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from absl import logging
 
@@ -33,7 +34,7 @@ class ImageReader:
     Args:
         source: the dataset.
         preprocess: (bytes | image) -> uint8 `[size, size, 3]`, with an attribute `size`.
-        max_bad: undecodable images that are tolerated; above it, `read` raises.
+        max_bad: undecodable images that are tolerated.
         where: name of the evaluation, for messages.
         num_threads: decoding threads.
     """
@@ -65,7 +66,7 @@ class ImageReader:
         """Reads the examples at `indices`; those past the end are padding.
 
         Raises:
-            ValueError: more than `max_bad` images so far that do not decode.
+            ValueError: more than `max_bad` images so far that do not decode, in a single process.
         """
         size = self._preprocess.size
         images = np.zeros((len(indices), size, size, 3), np.uint8)
@@ -77,7 +78,10 @@ class ImageReader:
             examples[row] = example
             if pixels is not None:
                 images[row], mask[row] = pixels, True
-        check_bad(len(self.bad), self._max_bad, self.bad, self._where)
+        # One process of several must not leave the others waiting in a collective: they raise
+        # together at the end, by the count over all of them.
+        if jax.process_count() == 1:
+            check_bad(len(self.bad), self._max_bad, self.bad, self._where)
         return ImageBatch(images, mask, examples)
 
     def read_one(self, index: int) -> tuple[dict[str, Any] | None, np.ndarray | None]:

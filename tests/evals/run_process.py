@@ -1,0 +1,36 @@
+"""One process of a two-process evaluation; prints its metrics as JSON. Run by test_processes.py."""
+
+import faulthandler
+import json
+import sys
+
+import jax
+
+if __name__ == "__main__":
+    faulthandler.dump_traceback_later(90, exit=True)  # says where it hangs, if it does
+    port, process = sys.argv[1:]
+    jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(process), initialization_timeout=60)
+
+    import test_retrieval
+    import test_zero_shot
+    from stand_ins import make_params
+
+    from clipjax.partitioning import make_mesh
+
+    # Devices in an order in which no process holds adjacent rows.
+    first, second = ([d for d in jax.devices() if d.process_index == i] for i in (0, 1))
+    mixed = [d for pair in zip(first, second, strict=True) for d in pair]
+    mesh = make_mesh({"data": 4, "fsdp": 1, "tensor": 1}, mixed)
+    assert [d.process_index for d in mesh.devices.flat] == [0, 1, 0, 1]
+    zero_shot = test_zero_shot.make_eval(test_zero_shot.make_source(23)[0], mesh)
+    metrics, predictions = zero_shot.run_with_predictions(make_params(), 5)
+    retrieval = test_retrieval.make_eval(test_retrieval.make_source(23)[0], mesh)
+    metrics |= retrieval.run(test_retrieval.related_params())
+    metrics["predictions"] = [[p.key, p.names, p.scores] for p in predictions]
+    source = test_zero_shot.make_source(23)[0]
+    source.examples[22]["image"] = b"not an image"
+    try:
+        test_zero_shot.make_eval(source, mesh).run(make_params())
+    except ValueError as error:
+        metrics["error"] = str(error)
+    sys.stdout.write(json.dumps(metrics) + "\n")

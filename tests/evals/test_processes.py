@@ -1,0 +1,55 @@
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+import test_retrieval
+import test_zero_shot
+from stand_ins import make_params
+
+
+@pytest.mark.slow
+def test_two_processes_agree_with_one():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    here = Path(__file__).parent
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "PYTHONPATH": f"{here.parents[1]}:{here}",
+    }
+    command = [sys.executable, str(here / "run_process.py"), port]
+    with contextlib.ExitStack() as stack:
+        processes = [
+            stack.enter_context(
+                subprocess.Popen([*command, str(i)], env=environment, stdout=-1, stderr=-1)
+            )
+            for i in range(2)
+        ]
+        for process in processes:
+            stack.callback(process.kill)
+        outputs = [process.communicate(timeout=120) for process in processes]
+    assert [p.returncode for p in processes] == [0, 0], outputs
+    found = [json.loads(out.splitlines()[-1]) for out, _ in outputs]
+    errors = [f.pop("error") for f in found]
+    # Both come to the same verdict, although only one of them met the image.
+    assert all("zero_shot: 1 image(s)" in error for error in errors)
+    assert sum("picture 22" in error for error in errors) == 1
+    assert found[0] == found[1]
+
+    mesh = test_zero_shot.mesh_of(1)
+    zero_shot = test_zero_shot.make_eval(test_zero_shot.make_source(23)[0], mesh)
+    metrics, predictions = zero_shot.run_with_predictions(make_params(), 5)
+    retrieval = test_retrieval.make_eval(test_retrieval.make_source(23)[0], mesh)
+    metrics |= retrieval.run(test_retrieval.related_params())
+    for p, (key, names, scores) in zip(predictions, found[0].pop("predictions"), strict=True):
+        assert (p.key, list(p.names)) == (key, names)
+        assert list(p.scores) == pytest.approx(scores, rel=1e-5)
+    assert found[0] == metrics
+    assert jax.process_count() == 1
