@@ -29,7 +29,9 @@ def default_config() -> ConfigDict:
     config.micro_batch_size = config_dict.placeholder(int)  # examples; None = the whole batch
 
     config.model = ConfigDict()
-    config.model.name = "ViT-B-32"  # a row of clipjax.models.zoo, or a name for the spec below it
+    # A row of clipjax.models.zoo; or `checkpoint`, for the model of config.init.checkpoint; or any
+    # other name, with every field of the spec given.
+    config.model.name = "ViT-B-32"
     config.model.image_size = config_dict.placeholder(int)  # pixels; None = as the row says
     config.model.image = ConfigDict({"patch_dropout": 0.0})  # fields that differ from the row
     config.model.text = ConfigDict({"context_length": config_dict.placeholder(int)})
@@ -88,6 +90,8 @@ def default_config() -> ConfigDict:
     config.init.lock_image = False  # LiT: the image tower stays as loaded
     config.init.rename = ()  # pairs (regular expression, replacement)
     config.init.drop = ()  # regular expressions of leaves that are left out
+    config.init.initialise = ()  # regular expressions of leaves that keep their random start
+    config.init.override = ()  # dotted keys of the model contract that may differ
     config.resume = ""  # another workdir whose newest checkpoint is continued
     config.allow_config_change = False  # resume although the recipe differs
 

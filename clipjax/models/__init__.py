@@ -3,13 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from clipjax.config import build, merge
 from clipjax.models.clip import CLIP, CLIPOutput
 from clipjax.models.text_transformer import TextTransformer
 from clipjax.models.vit import VisionTransformer
 from clipjax.models.zoo import MODELS
+from clipjax.trees import count_parameters
 
 IMAGE_ENCODERS: dict[str, Any] = {"vit": VisionTransformer}
 TEXT_ENCODERS: dict[str, Any] = {"causal_transformer": TextTransformer}
@@ -95,3 +98,24 @@ def build_model(
         logit_bias_init=spec["logit_bias"],
         dtype=runtime["dtype"],
     )
+
+
+def count_model_parameters(spec: Mapping[str, Any]) -> dict[str, int]:
+    """Counts the parameters of a spec, from shapes alone: `image`, `text` and `total`.
+
+    The projections belong to their towers; the total also holds the scale and the bias.
+    """
+    model = build_model(spec)
+    size, length = spec["image_size"], spec["text"]["context_length"]
+    variables = jax.eval_shape(
+        lambda key: model.init(
+            key, jnp.zeros((1, size, size, 3)), jnp.zeros((1, length), jnp.int32)
+        ),
+        jax.random.key(0),
+    )
+    params = nn.unbox(variables)["params"]
+    counts = {
+        part: count_parameters({k: v for k, v in params.items() if k.startswith(part)})
+        for part in ("image", "text")
+    }
+    return {**counts, "total": count_parameters(params)}

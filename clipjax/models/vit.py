@@ -124,7 +124,7 @@ class VisionTransformer(nn.Module):
         bound = (3 * size * size) ** -0.5
         kernel = self.param(
             "patch_kernel",
-            nn.with_logical_partitioning(uniform(bound), ("patch", "patch", "channel", "embed")),
+            nn.with_logical_partitioning(uniform(bound), ("patch", None, None, "embed")),
             (size, size, 3, self.width),
             jnp.float32,
         )

@@ -1,0 +1,31 @@
+"""`clipjax classify --checkpoint DIR --labels "a, b" IMAGE...`."""
+
+from absl import flags
+
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A workdir, or one step's folder.")
+_LABELS = flags.DEFINE_list("labels", [], "Names to choose from, separated by commas.")
+_TEMPLATES = flags.DEFINE_string("templates", "simple", "Prompt templates: a name or a file.")
+_TOP = flags.DEFINE_integer("top", 5, "Names to show for each image.")
+
+
+def main(argv: list[str]) -> int:
+    """Prints a ranked table for each image."""
+    images = argv[1:]
+    labels = [label.strip() for label in _LABELS.value if label.strip()]
+    for flag, given in (("--checkpoint DIR", _CHECKPOINT.value), ("--labels 'a, b'", labels)):
+        if not given:
+            raise ValueError(f"{flag} is missing")
+    if not images:
+        raise ValueError("name one or more image files behind the flags")
+    from clipjax.inference import Encoder
+
+    encoder = Encoder.from_checkpoint(_CHECKPOINT.value)
+    width = max(len(label) for label in labels)
+    for image, ranked in zip(
+        images, encoder.classify(images, labels, _TEMPLATES.value), strict=True
+    ):
+        print(image)
+        for label, probability in ranked[: _TOP.value]:
+            bar = "#" * round(30 * probability)
+            print(f"  {label:<{width}}  {100 * probability:5.1f} %  {bar}")
+    return 0

@@ -1,0 +1,69 @@
+"""`clipjax VERB [flags]`: finds the verb, turns errors to one line and an exit code."""
+
+import importlib
+import os
+import sys
+
+from absl import app
+from absl.flags import Error as FlagsError
+
+from clipjax import __version__
+from clipjax.cli import logs
+
+VERBS = {
+    "train": "train a config into a workdir, or evaluate its newest checkpoint with --eval",
+    "eval": "evaluate a checkpoint: --zero_shot and --retrieval on datasets named by SPEC",
+    "classify": "rank labels for your own pictures",
+    "models": "list the named models",
+}
+
+# Errors that are a person's to mend: one line says what, where and how. Anything else is ours and
+# shows its traceback.
+_EXPECTED = (ValueError, FileNotFoundError, PermissionError, FlagsError)
+
+
+def usage() -> str:
+    """The help page."""
+    lines = [f"clipjax {__version__}: CLIP pretraining in JAX", "", "clipjax VERB [flags]", ""]
+    lines += [f"  {verb:<10} {text}" for verb, text in VERBS.items()]
+    return "\n".join([*lines, "", "clipjax VERB --help tells the flags of a verb."])
+
+
+def run(argv: list[str] | None = None) -> None:
+    """Runs the console script; exits the process."""
+    argv = sys.argv if argv is None else argv
+    verb = argv[1] if len(argv) > 1 else "--help"
+    if verb in ("--help", "-h", "help"):
+        print(usage())
+        sys.exit(0 if len(argv) > 1 else 2)
+    if verb == "--version":
+        print(__version__)
+        sys.exit(0)
+    if verb not in VERBS:
+        print(f"clipjax: {verb!r} is no verb\n\n{usage()}", file=sys.stderr)
+        sys.exit(2)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # XLA's own start-up chatter
+    module = importlib.import_module(f"clipjax.cli.{verb}")
+    app.run(lambda rest: _guarded(verb, module.main, rest), argv=[f"clipjax {verb}", *argv[2:]])
+
+
+def _guarded(verb: str, main: object, argv: list[str]) -> None:
+    logs.configure()  # after absl has parsed its flags, which would set its own handler
+    try:
+        code = main(argv)
+    except _EXPECTED as error:
+        if os.environ.get("CLIPJAX_TRACEBACK"):
+            raise
+        print(f"clipjax {verb}: {error}", file=sys.stderr)
+        sys.exit(1)
+    sys.exit(code or 0)
+
+
+def no_positional(argv: list[str]) -> None:
+    """Refuses arguments that no flag takes.
+
+    Raises:
+        ValueError: names them.
+    """
+    if len(argv) > 1:
+        raise ValueError(f"unexpected arguments {argv[1:]}; flags are written --name=value")

@@ -1,0 +1,47 @@
+"""`clipjax train --config configs/x.py[:args] --workdir DIR [--config.k=v ...]`."""
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from clipjax import distributed, faults
+from clipjax.cli.main import no_positional
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, :args behind a colon.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; it resumes by itself.")
+_EVAL = flags.DEFINE_list("eval", [], "Evaluations to run on the newest checkpoint, not training.")
+_DISTRIBUTED = flags.DEFINE_enum(
+    "distributed", "auto", ["auto", "on", "off"], "Join the processes of a cluster."
+)
+
+
+def main(argv: list[str]) -> int:
+    """Trains, or evaluates; returns the exit code."""
+    no_positional(argv)
+    for flag in (_CONFIG, _WORKDIR):
+        if not flag.value:
+            raise ValueError(f"--{flag.name} is missing: --config configs/x.py --workdir DIR")
+    distributed.initialize(_DISTRIBUTED.value)
+    # Only now: these import what uses JAX, and joining a cluster has to come before any use of it.
+    from clipjax.checkpoint import CheckpointSaveError, DamagedCheckpointError
+    from clipjax.evaluate import evaluate
+    from clipjax.experiment import build_experiment
+    from clipjax.train import NumericError, PreemptedError, train
+
+    try:
+        experiment = build_experiment(_CONFIG.value, _WORKDIR.value)
+        if _EVAL.value:
+            results = evaluate(experiment, _EVAL.value)
+            for name, value in sorted(results.items()):
+                print(f"{name:<48} {value:.4f}" if name != "step" else f"{name:<48} {value}")
+        else:
+            train(experiment)
+    except PreemptedError as stop:
+        logging.warning("%s", stop)
+        return faults.PREEMPTED
+    except NumericError as error:
+        logging.error("%s", error)
+        return faults.NUMERIC
+    except (CheckpointSaveError, DamagedCheckpointError) as error:
+        logging.error("%s", error)
+        return faults.FAILED
+    return faults.OK

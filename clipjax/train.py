@@ -1,0 +1,219 @@
+"""The training loop.
+
+Its order is a contract. At the top of step i, with state_i:
+
+    1. evaluations on state_i, if due
+    2. checkpoint.save(i), if due, or if the run is asked to stop
+    3. batch(i)
+    4. step: state_i -> state_{i+1}
+    5. metrics of an earlier step, if due
+
+Saving before the batch of step i is drawn makes (state, data position) one consistent point: the
+data position is the step number, so a resumed run draws exactly the batches that it would have
+drawn. The step donates its state. The host reads device values on logging steps only, one step
+late, so that the device never waits for it.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import jax
+from absl import logging
+
+from clipjax import __version__, distributed, faults
+from clipjax.checkpoint import CheckpointManager, find_start
+from clipjax.evals.running import run_evals, write_results
+from clipjax.experiment import Experiment, config_hash
+from clipjax.metric_writers import ProgressBar, make_writer
+from clipjax.partitioning import global_batch
+from clipjax.train_state import TrainState
+from clipjax.trees import count_parameters
+
+CHECKPOINTS = "checkpoints"
+
+
+class PreemptedError(Exception):
+    """The run was asked to stop; its current step is saved."""
+
+
+class NumericError(Exception):
+    """Too many steps in a row had a loss or gradient that was not finite."""
+
+
+def train(experiment: Experiment) -> TrainState:
+    """Trains from where the run stands to its last step.
+
+    Raises:
+        PreemptedError: SIGTERM or SIGUSR1 came; the current step is saved.
+        NumericError: the gradient was not finite for too many steps.
+        ValueError, CheckpointSaveError, ...: see the parts; nothing goes on silently.
+    """
+    distributed.agree(
+        {
+            "clipjax version": __version__,
+            "jax version": jax.__version__,
+            "config": config_hash(experiment.metadata),
+            "dataset": experiment.metadata["dataset_fingerprint"],
+        }
+    )
+    experiment.workdir.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        manager = stack.enter_context(
+            CheckpointManager(
+                experiment.workdir / CHECKPOINTS,
+                keep=experiment.checkpoint_keep,
+                keep_every=experiment.checkpoint_keep_every,
+                metadata=experiment.metadata,
+            )
+        )
+        stack.callback(experiment.loader.close)
+        stack.enter_context(experiment.program.scope())
+        start = find_start(
+            manager,
+            experiment.program.abstract_state,
+            lambda: experiment.program.create_state(experiment.seed),
+            resume=experiment.resume,
+            load_init=experiment.load_init,
+        )
+        _announce(experiment, start.step, start.source)
+        return _Loop(experiment, manager, stack, start.step).run(start.state)
+
+
+def _announce(experiment: Experiment, step: int, source: str) -> None:
+    if not distributed.is_lead():
+        return
+    program = experiment.program
+    params = count_parameters(program.abstract_state.params)
+    logging.info("%s", program.report)
+    logging.info(
+        "model %s: %s parameters; mesh %s; %s examples; step %d of %d (from %s)",
+        program.spec["name"],
+        f"{params:,}",
+        dict(program.mesh.shape),
+        f"{len(experiment.loader.source):,}",
+        step,
+        experiment.total_steps,
+        source,
+    )
+
+
+class _Loop:
+    """The loop's own variables; `run` is the contract above, read top to bottom."""
+
+    def __init__(
+        self, experiment: Experiment, manager: CheckpointManager, stack: ExitStack, start: int
+    ) -> None:
+        self.experiment = experiment
+        self.manager = manager
+        self.writer = make_writer(
+            experiment.workdir, start_step=start, tensorboard=experiment.tensorboard
+        )
+        stack.callback(self.writer.close)
+        self.progress = ProgressBar(
+            experiment.total_steps, batch_size=experiment.batch_size, start_step=start
+        )
+        stack.callback(self.progress.close)
+        self.guard = stack.enter_context(faults.PreemptionGuard())
+        self.watchdog = stack.enter_context(faults.Watchdog(experiment.hang_timeout_s))
+        self.start = start
+        self.clock = time.monotonic()
+        self.logged_step = start
+        self.data_wait_s = 0.0
+
+    def run(self, state: TrainState) -> TrainState:
+        experiment = self.experiment
+        batches = experiment.loader.iterate(self.start)
+        pending: tuple[int, Any] | None = None
+        for step in range(self.start, experiment.total_steps + 1):
+            faults.point("loop.step", step)
+            pending = self.flush(pending, before=step)
+            self.evaluate(step, state)
+            self.save(step, state)
+            if step == experiment.total_steps:
+                break
+            batch = self.next_batch(batches)
+            with jax.transfer_guard("disallow"):
+                state, metrics = experiment.program.step(state, batch)
+            pending = self.flush(pending, before=step + 1)
+            if (step + 1) % experiment.log_every == 0 or step + 1 == experiment.total_steps:
+                pending = (step + 1, metrics)
+            self.progress.update(step + 1)
+            self.watchdog.beat()
+        self.finish(state)
+        return state
+
+    def evaluate(self, step: int, state: TrainState) -> None:
+        """Runs the evaluations that are due on state_step."""
+        if step == self.start and step > 0:
+            return  # what was due at this step ran before the save that this run starts from
+        last = step == self.experiment.total_steps
+        due = [
+            e
+            for e in self.experiment.evals
+            if last or (e.every_steps and step and step % e.every_steps == 0)
+        ]
+        if not due:
+            return
+        results = run_evals(due, eval_params(state), beat=self.watchdog.beat)
+        self.writer.write_evals(step, results)
+        if last and distributed.is_lead():
+            write_results(self.experiment.workdir, step, results)
+        # The time of an evaluation is not the time of the steps around it.
+        self.clock = time.monotonic()
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Saves state_step if it is due; stops the run if it was asked to."""
+        self.manager.check_for_errors()
+        stop = self.guard.should_stop(step)
+        last = step == self.experiment.total_steps
+        due = step > self.start and step % self.experiment.checkpoint_every == 0
+        if stop or last or due:
+            self.manager.save(step, state, block=stop or last)
+        if stop and not last:
+            raise PreemptedError(f"asked to stop; step {step} is saved; start again to go on")
+
+    def next_batch(self, batches: Iterator[Any]) -> Any:
+        """Takes the next batch, and how long it let the loop wait."""
+        begin = time.monotonic()
+        _, batch = next(batches)
+        self.data_wait_s += time.monotonic() - begin
+        return global_batch(batch, self.experiment.program.mesh)
+
+    def flush(self, pending: tuple[int, Any] | None, *, before: int) -> tuple[int, Any] | None:
+        """Writes metrics that were due at an earlier step, once the next one is under way."""
+        if pending is None or pending[0] > before:
+            return pending
+        step, device_metrics = pending
+        metrics = {name: value.item() for name, value in jax.device_get(device_metrics).items()}
+        now = time.monotonic()
+        seconds, steps = max(now - self.clock, 1e-9), step - self.logged_step
+        metrics["samples_per_s"] = steps * self.experiment.batch_size / seconds
+        metrics["data_wait_fraction"] = self.data_wait_s / seconds
+        metrics |= {f"bad/{reason}": n for reason, n in self.experiment.loader.counts().items()}
+        self.clock, self.logged_step, self.data_wait_s = now, step, 0.0
+        self.writer.write(step, metrics)
+        self.progress.update(step, {"loss": metrics["loss"]})
+        if metrics["skipped_in_a_row"] >= self.experiment.max_skipped_in_a_row:
+            raise NumericError(
+                f"loss or gradient was not finite in {metrics['skipped_in_a_row']:.0f} steps in a "
+                f"row up to step {step}; the last checkpoint is from before them. Lower "
+                "config.optimizer.learning_rate, set config.optimizer.clip_norm, or look at "
+                "the data of those steps"
+            )
+        return None
+
+    def finish(self, state: TrainState) -> None:
+        """Waits for the last save, then writes the report."""
+        self.manager.wait_until_finished()
+        if self.experiment.report and distributed.is_lead() and self.experiment.evals:
+            from clipjax.evals.report import write_report
+
+            logging.info("report: %s", write_report(self.experiment, eval_params(state)))
+
+
+def eval_params(state: TrainState) -> Any:
+    """What is evaluated: the averaged parameters where there are any, with running statistics."""
+    params = state.params if state.ema_params is None else state.ema_params
+    return {"params": params, **state.model_state} if state.model_state else params
