@@ -5,17 +5,17 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import json
-import threading
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from absl import logging
 
 from clipjax.data import permutation
+from clipjax.data.bad_examples import BadCount, BadExample, TooManyBadExamples, listed
 from clipjax.data.preprocess import Preprocess
 from clipjax.data.source import DataSource, Example, SampleError
-from clipjax.data.transforms import Transform, choose_text
+from clipjax.data.transforms import Transform
+from clipjax.data.transforms.captions import choose_text, clean_caption
 
 Batch = dict[str, np.ndarray]
 
@@ -23,20 +23,6 @@ Batch = dict[str, np.ndarray]
 MAX_SUBSTITUTES = 16
 # Of the random streams that belong to one position: augmentation, choice of substitutes.
 _AUGMENT, _SUBSTITUTE = 0, 1
-
-
-@dataclasses.dataclass(frozen=True)
-class BadExample:
-    """One example that was replaced: where it stood and why it is unusable."""
-
-    position: int
-    key: str
-    reason: str
-    message: str
-
-
-class TooManyBadExamples(ValueError):
-    """More examples than `max_bad_fraction` are unusable."""
 
 
 class Loader:
@@ -108,7 +94,7 @@ class Loader:
         self._offset = process_index * self.local_batch_size
         self._num_workers, self._prefetch, self._timeout_s = num_workers, prefetch, timeout_s
         self._preprocess = Preprocess(image_size)
-        self._bad = _BadCount(max_bad_fraction, bad_window)
+        self._bad = BadCount(max_bad_fraction, bad_window)
         self._pool = None
         if num_workers:
             self._pool = concurrent.futures.ThreadPoolExecutor(num_workers, "clipjax-loader")
@@ -240,7 +226,7 @@ class Loader:
             index = int(substitutes.integers(len(self.source)))
         raise TooManyBadExamples(
             f"{MAX_SUBSTITUTES + 1} examples in a row are unusable, the last ones being "
-            f"{_listed(bad)}. Is this the right data?"
+            f"{listed(bad)}. Is this the right data?"
         )
 
     def _finish(self, example: Example, rng: np.random.Generator) -> tuple[np.ndarray, str]:
@@ -262,60 +248,11 @@ class Loader:
         return np.random.Generator(bits)
 
 
-def clean_caption(text: str | bytes) -> str:
-    """Brings a caption to Unicode NFC without NULs; SampleError if nothing is left of it."""
-    if isinstance(text, bytes):
-        try:
-            text = text.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise SampleError("text_encoding", f"the caption is not UTF-8: {error}") from error
-    if not isinstance(text, str):
-        raise SampleError("text_type", f"the caption is {type(text).__name__}, expected text")
-    text = text.replace("\0", "")
-    text = text if text.isascii() else unicodedata.normalize("NFC", text)
-    if not text or text.isspace():
-        raise SampleError("text_empty", "the caption is empty")
-    return text
-
-
 @dataclasses.dataclass
 class _Pending:
     step: int
     images: np.ndarray
     parts: list[concurrent.futures.Future]
-
-
-class _BadCount:
-    """Counts replaced examples, over the whole run and over a window of the newest ones."""
-
-    def __init__(self, max_fraction: float, window: int):
-        self.by_reason: collections.Counter[str] = collections.Counter()
-        self.last: collections.deque[BadExample] = collections.deque(maxlen=100)
-        self._allowed, self._window = max_fraction * window, window
-        self._batches: collections.deque[tuple[int, int]] = collections.deque()
-        self._seen = self._bad = 0
-        self._lock = threading.Lock()
-
-    def add(self, seen: int, bad: list[BadExample]) -> None:
-        with self._lock:
-            self.by_reason.update(example.reason for example in bad)
-            self.last.extend(bad)
-            self._batches.append((seen, len(bad)))
-            self._seen, self._bad = self._seen + seen, self._bad + len(bad)
-            while self._seen > self._window and len(self._batches) > 1:
-                old_seen, old_bad = self._batches.popleft()
-                self._seen, self._bad = self._seen - old_seen, self._bad - old_bad
-            if bad and self._bad > self._allowed:
-                reasons = ", ".join(f"{n} {reason}" for reason, n in self.by_reason.most_common())
-                raise TooManyBadExamples(
-                    f"{self._bad} of the last {self._seen} examples are unusable, allowed are "
-                    f"{self._allowed:g} of {self._window} (data.max_bad_fraction). In all: "
-                    f"{reasons}. Among them: {_listed(list(self.last))}"
-                )
-
-
-def _listed(bad: Sequence[BadExample]) -> str:
-    return "; ".join(f"{b.key} ({b.reason}: {b.message})" for b in list(bad)[-5:])
 
 
 def _done(function: Callable, *args) -> concurrent.futures.Future:

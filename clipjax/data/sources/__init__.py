@@ -6,13 +6,24 @@ from typing import Any
 
 from clipjax.config import build
 from clipjax.data.source import DataSource, parse_spec
+from clipjax.data.sources.arrayrecord import PackedRecords
+from clipjax.data.sources.folder import Folder
 from clipjax.data.sources.openmoji import OpenMoji
 from clipjax.data.sources.synthetic import Synthetic
+from clipjax.data.sources.table import Table
+from clipjax.data.sources.tar import TarShards
+from clipjax.data.sources.tfds import Tfds
 
 # kind -> constructor(where, [split,] **options)
 SOURCES = {
+    "arrayrecord": PackedRecords,
+    "csv": Table,
+    "folder": Folder,
+    "jsonl": Table,
     "openmoji": OpenMoji,
     "synthetic": Synthetic,
+    "tar": TarShards,
+    "tfds": Tfds,
 }
 
 
@@ -49,4 +60,4 @@ def make_source(spec: str | Mapping[str, Any], *, path: str = "data.source") -> 
     return source
 
 
-__all__ = ["SOURCES", "OpenMoji", "Synthetic", "make_source"]
+__all__ = ["SOURCES", "make_source"]

@@ -1,16 +1,33 @@
 """Transforms of the text: which caption, in which words."""
 
 import dataclasses
+import unicodedata
 
 import numpy as np
 
-from clipjax.data.source import Example
+from clipjax.data.source import Example, SampleError
 from clipjax.data.transforms.ranges import check_probability
 
 
 def choose_text(text: str | tuple[str, ...], rng: np.random.Generator) -> str:
     """Draws one of several captions, each as often as another."""
     return text if isinstance(text, str) else text[int(rng.integers(len(text)))]
+
+
+def clean_caption(text: str | bytes) -> str:
+    """Brings a caption to Unicode NFC without NULs; SampleError if nothing is left of it."""
+    if isinstance(text, bytes):
+        try:
+            text = text.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise SampleError("text_encoding", f"the caption is not UTF-8: {error}") from error
+    if not isinstance(text, str):
+        raise SampleError("text_type", f"the caption is {type(text).__name__}, expected text")
+    text = text.replace("\0", "")
+    text = text if text.isascii() else unicodedata.normalize("NFC", text)
+    if not text or text.isspace():
+        raise SampleError("text_empty", "the caption is empty")
+    return text
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,55 @@
+"""Unusable examples: counted by reason, and too many of them stop the run."""
+
+import collections
+import dataclasses
+import threading
+from collections.abc import Sequence
+
+
+@dataclasses.dataclass(frozen=True)
+class BadExample:
+    """One example that was replaced: where it stood and why it is unusable."""
+
+    position: int
+    key: str
+    reason: str
+    message: str
+
+
+class TooManyBadExamples(ValueError):
+    """More examples than `max_bad_fraction` are unusable."""
+
+
+class BadCount:
+    """Counts replaced examples, over the whole run and over a window of the newest ones."""
+
+    def __init__(self, max_fraction: float, window: int):
+        self.by_reason: collections.Counter[str] = collections.Counter()
+        self.last: collections.deque[BadExample] = collections.deque(maxlen=100)
+        self._allowed, self._window = max_fraction * window, window
+        self._batches: collections.deque[tuple[int, int]] = collections.deque()
+        self._seen = self._bad = 0
+        self._lock = threading.Lock()
+
+    def add(self, seen: int, bad: list[BadExample]) -> None:
+        """Counts a batch; TooManyBadExamples if the window holds more than is allowed."""
+        with self._lock:
+            self.by_reason.update(example.reason for example in bad)
+            self.last.extend(bad)
+            self._batches.append((seen, len(bad)))
+            self._seen, self._bad = self._seen + seen, self._bad + len(bad)
+            while self._seen > self._window and len(self._batches) > 1:
+                old_seen, old_bad = self._batches.popleft()
+                self._seen, self._bad = self._seen - old_seen, self._bad - old_bad
+            if bad and self._bad > self._allowed:
+                reasons = ", ".join(f"{n} {reason}" for reason, n in self.by_reason.most_common())
+                raise TooManyBadExamples(
+                    f"{self._bad} of the last {self._seen} examples are unusable, allowed are "
+                    f"{self._allowed:g} of {self._window} (data.max_bad_fraction). In all: "
+                    f"{reasons}. Among them: {listed(list(self.last))}"
+                )
+
+
+def listed(bad: Sequence[BadExample]) -> str:
+    """Names the last few, for messages."""
+    return "; ".join(f"{b.key} ({b.reason}: {b.message})" for b in list(bad)[-5:])

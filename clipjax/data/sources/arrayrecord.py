@@ -1,0 +1,67 @@
+"""Packed records: our own format, one or many ArrayRecord files with their manifests."""
+
+import bisect
+import hashlib
+import itertools
+import json
+
+from clipjax.data.paths import expand
+from clipjax.data.records import RecordFile
+from clipjax.data.source import Example, SampleError
+
+
+class PackedRecords:
+    """Image-text pairs in files that `clipjax.data.records.write_records` wrote.
+
+    Args:
+        where: a file, or a pattern such as `DIR/train-{000..015}.array_record`.
+        verify: whether every file is hashed at opening; count and size always are checked.
+        blob: which of a record's images to use.
+
+    Raises:
+        ValueError: if a file or its manifest is missing or damaged.
+    """
+
+    def __init__(self, where: str, *, verify: bool = True, blob: str = "image"):
+        self._files = [RecordFile(path, verify=verify) for path in expand(where)]
+        self._ends = list(itertools.accumulate(len(file) for file in self._files))
+        self._blob = blob
+        names = {json.dumps(file.manifest.get("class_names")) for file in self._files}
+        if len(names) > 1:
+            raise ValueError(f"the files of {where} have different class_names")
+        class_names = self._files[0].manifest.get("class_names")
+        self.class_names = None if class_names is None else tuple(class_names)
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        number = bisect.bisect_right(self._ends, index)
+        file = self._files[number]
+        index -= self._ends[number] - len(file)
+        try:
+            record = file[index]
+        except (ValueError, RuntimeError) as error:
+            # Reported with the file's name: a run of such errors tells which shard is damaged.
+            key = f"{file.path.name}:{index}"
+            raise SampleError("record_damaged", str(error), key) from error
+        key, texts = record["key"], record["text"]
+        if self._blob not in record["blobs"]:
+            raise SampleError("missing_image", f"the record has no {self._blob!r}", key)
+        if not texts:
+            raise SampleError("missing_text", "the record has no caption", key)
+        example: Example = {
+            "image": record["blobs"][self._blob],
+            "text": texts[0] if len(texts) == 1 else tuple(texts),
+            "key": key,
+        }
+        if "label" in record:
+            example["label"] = record["label"]
+        return example
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the files' own hashes, in order."""
+        hashes = [file.manifest["sha256"] for file in self._files]
+        return hashlib.sha256(json.dumps([*hashes, self._blob]).encode()).hexdigest()

@@ -1,0 +1,131 @@
+"""A table of image paths and captions: CSV, TSV or JSON lines."""
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from clipjax.data.paths import data_path
+from clipjax.data.source import Example, SampleError
+from clipjax.data.sources.folder import read_bytes
+
+IMAGE_FIELDS = ("image", "filepath", "file_path", "path", "file", "image_path", "file_name")
+TEXT_FIELDS = ("text", "caption", "captions", "title")
+
+
+class Table:
+    """Rows with the path of a picture and its caption or captions.
+
+    Args:
+        where: the file; `.tsv` is separated by tabs, `.jsonl` holds one object a line.
+        image_field: the column with the path; by default the first known name
+            (`image`, `filepath`, `path`, ...).
+        text_field: the column with the caption, in JSON also a list of captions; by default
+            the first known name (`text`, `caption`, ...).
+        label_field: a column with the name of the class, for evaluation.
+        root: directory that relative paths start from; by default that of the table.
+
+    Raises:
+        ValueError: if the file is missing, empty or damaged, or lacks a column.
+    """
+
+    def __init__(
+        self,
+        where: str,
+        *,
+        image_field: str | None = None,
+        text_field: str | None = None,
+        label_field: str | None = None,
+        root: str | None = None,
+    ):
+        path = data_path(where)
+        if not path.is_file():
+            raise ValueError(f"there is no file {where}")
+        content = path.read_bytes()
+        try:
+            text = content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{where} is not UTF-8: {error}") from error
+        rows = _parse(text, path.suffix.lower(), where)
+        if not rows:
+            raise ValueError(f"{where} holds no row")
+        image_field = _field(rows[0], image_field, IMAGE_FIELDS, "image_field", where)
+        text_field = _field(rows[0], text_field, TEXT_FIELDS, "text_field", where)
+        self._name, self._root = path.name, data_path(root) if root else path.parent
+        self._images = [row.get(image_field) for row in rows]
+        self._texts = [row.get(text_field) for row in rows]
+        self.class_names = self._labels = None
+        if label_field is not None:
+            _field(rows[0], label_field, (), "label_field", where)
+            names = [str(row.get(label_field)) for row in rows]
+            self.class_names = tuple(sorted(set(names)))
+            places = {name: label for label, name in enumerate(self.class_names)}
+            self._labels = [places[name] for name in names]
+        fields = json.dumps(["table/1", image_field, text_field, label_field])
+        self._fingerprint = hashlib.sha256(fields.encode() + content).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> Example:
+        image, text = self._images[index], self._texts[index]
+        key = f"{self._name}:{index}"
+        if not isinstance(image, str) or not image:
+            raise SampleError("missing_image", "the row names no picture", key)
+        texts = tuple(text) if isinstance(text, list) else (text,)
+        if not texts or not all(isinstance(t, str) and t for t in texts):
+            raise SampleError("missing_text", f"the row's caption is {text!r}", key)
+        absolute = "://" in image or image.startswith("/")
+        path = data_path(image) if absolute else self._root / image
+        example: Example = {"image": read_bytes(path, key), "text": "", "key": key}
+        example["text"] = texts[0] if len(texts) == 1 else texts
+        if self._labels is not None:
+            example["label"] = self._labels[index]
+        return example
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the table and of the columns that are used."""
+        return self._fingerprint
+
+
+def _parse(text: str, suffix: str, where: str) -> list[dict[str, Any]]:
+    if suffix in (".jsonl", ".ndjson"):
+        rows = []
+        for number, line in enumerate(text.splitlines(), start=1):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"{where}, line {number} is no JSON: {error}") from error
+                if not isinstance(row, dict):
+                    raise ValueError(f"{where}, line {number} is {type(row).__name__}, no object")
+                rows.append(row)
+        return rows
+    if suffix not in (".csv", ".tsv"):
+        raise ValueError(f"{where} ends in {suffix!r}; a table is .csv, .tsv or .jsonl")
+    reader = csv.DictReader(
+        io.StringIO(text, newline=""), delimiter="\t" if suffix == ".tsv" else ","
+    )
+    rows = list(reader)
+    for number, row in enumerate(rows, start=1):
+        if None in row or None in row.values():
+            raise ValueError(
+                f"{where}, row {number} has another number of cells than the header: quote "
+                "captions that hold the separator"
+            )
+    return rows
+
+
+def _field(
+    row: dict[str, Any], given: str | None, known: Sequence[str], option: str, where: str
+) -> str:
+    candidates = known if given is None else (given,)
+    found = next((name for name in candidates if name in row), None)
+    if found is None:
+        raise ValueError(
+            f"{where} has the columns {', '.join(map(str, row))}, none of them "
+            f"{' or '.join(candidates)}: set data.source.{option}"
+        )
+    return found
