@@ -1,0 +1,214 @@
+"""What the devices execute, from a config: model, loss, optimizer, shardings, the jitted step."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from clipjax import partitioning
+from clipjax.checkpoint import read_manifest, resolve_checkpoint
+from clipjax.config import merge, to_plain, validate
+from clipjax.losses import make_loss
+from clipjax.models import MODELS, build_model, resolve_spec
+from clipjax.models.clip import CLIP
+from clipjax.optim import make_optimizer, make_schedule, matcher, optimizer_report
+from clipjax.train_state import TrainState, create_train_state, init_variables
+from clipjax.train_step import make_train_step
+from clipjax.trees import flatten_with_names
+
+CHECKPOINT_MODEL = "checkpoint"
+IMAGE_TOWER = ("^image_encoder/", "^image_projection/")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """What the devices execute.
+
+    Attributes:
+        model: the two towers.
+        spec: the model spec, whole.
+        mesh: the devices.
+        rules: the sharding rules in force.
+        abstract_state: shapes and shardings of the train state.
+        create_state: makes the state of step 0 from a seed, sharded.
+        step: jitted (state, batch) -> (state, metrics); the state is donated.
+        abstract_batch: shapes and shardings of a global batch.
+        report: what the optimizer does to each parameter, as text.
+    """
+
+    model: CLIP
+    spec: dict[str, Any]
+    mesh: Mesh
+    rules: partitioning.ShardingRules
+    abstract_state: TrainState
+    create_state: Callable[[int], TrainState]
+    step: Any
+    abstract_batch: dict[str, jax.ShapeDtypeStruct]
+    report: str
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        """The mesh and the rules that the program is traced under."""
+        with ExitStack() as stack:
+            stack.enter_context(jax.set_mesh(self.mesh))
+            stack.enter_context(nn.logical_axis_rules(self.rules.params))
+            yield
+
+
+def model_spec(config: ConfigDict) -> dict[str, Any]:
+    """Resolves config.model to a whole spec.
+
+    Raises:
+        ValueError: an unknown name or field, or no checkpoint to take the model from.
+    """
+    model = to_plain(config.model)
+    if model["name"] != CHECKPOINT_MODEL:
+        return resolve_spec(model)
+    if not config.init.checkpoint:
+        raise ValueError(
+            f"config.model.name = {CHECKPOINT_MODEL!r} needs config.init.checkpoint: the folder of "
+            f"the model to start from; or name a row of the zoo: {', '.join(MODELS)}"
+        )
+    contract = read_manifest(resolve_checkpoint(config.init.checkpoint)).contract
+    base = {**contract["model"], **{k: contract[k] for k in ("preprocess", "logit_scale")}}
+    del model["name"]
+    return resolve_spec(merge(base, model))
+
+
+def build_program(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Program:
+    """Builds model, loss, optimizer, shardings and the jitted step.
+
+    Args:
+        config: of `get_config`, with overrides.
+        devices: to lay the mesh over; those of this run by default.
+
+    Raises:
+        ValueError: names the config path, what was found and what is allowed.
+    """
+    validate(config)
+    spec = model_spec(config)
+    model = build_model(
+        spec, dtype=config.dtype, scan_layers=config.scan_layers, remat=config.remat
+    )
+    rules = partitioning.rules_of(config.sharding, to_plain(config.logical_axes))
+    mesh = partitioning.make_mesh(to_plain(config.mesh), devices)
+    num_micro = _num_micro_batches(config, mesh)
+    batch_sharding = partitioning.batch_sharding(mesh)
+    size, length = spec["image_size"], spec["text"]["context_length"]
+    batch = {
+        "image": jax.ShapeDtypeStruct(
+            (config.batch_size, size, size, 3), jnp.uint8, sharding=batch_sharding
+        ),
+        "text": jax.ShapeDtypeStruct(
+            (config.batch_size, length), jnp.int32, sharding=batch_sharding
+        ),
+    }
+    boxed = jax.eval_shape(lambda key: init_variables(model, key, batch), jax.random.key(0))
+    params = nn.unbox(boxed)["params"]
+    frozen_patterns = _frozen_patterns(config)
+    schedule = make_schedule(
+        learning_rate=config.optimizer.learning_rate,
+        total_steps=config.total_steps,
+        **to_plain(config.schedule),
+    )
+    tx, report = _optimizer(config, params, schedule, frozen_patterns)
+
+    def create(key: jax.Array) -> TrainState:
+        with_ema = config.optimizer.ema_decay is not None
+        return create_train_state(key, model, tx, batch, with_ema=with_ema)
+
+    abstract = jax.eval_shape(create, jax.random.key(0))
+    axes = partitioning.logical_axes(boxed["params"])
+    shardings = partitioning.state_shardings(abstract, axes, mesh, rules)
+    names = [name for name, _ in flatten_with_names(params)]
+    step = make_train_step(
+        model,
+        make_loss(
+            config.loss.name,
+            mesh=mesh,
+            layout=config.loss.layout,
+            batch_axes=partitioning.BATCH_AXES,
+            tile_size=config.loss.tile_size,
+        ),
+        tx,
+        seed=config.seed,
+        image_mean=spec["preprocess"]["mean"],
+        image_std=spec["preprocess"]["std"],
+        max_logit_scale=spec["logit_scale"]["max"],
+        schedule=schedule,
+        ema_decay=config.optimizer.ema_decay,
+        frozen=matcher(frozen_patterns, names, path="config.optimizer.freeze"),
+        num_micro_batches=num_micro,
+    )
+    return Program(
+        model=model,
+        spec=spec,
+        mesh=mesh,
+        rules=rules,
+        abstract_state=jax.tree.map(
+            lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
+            abstract,
+            shardings,
+        ),
+        create_state=lambda seed: jax.jit(create, out_shardings=shardings)(jax.random.key(seed)),
+        step=jax.jit(
+            step,
+            in_shardings=(shardings, batch_sharding),
+            # Left free, the compiler may return the state with fewer axes than it came with.
+            out_shardings=(shardings, partitioning.replicated(mesh)),
+            donate_argnums=0,
+        ),
+        abstract_batch=batch,
+        report=report,
+    )
+
+
+def _num_micro_batches(config: ConfigDict, mesh: Mesh) -> int:
+    shards = partitioning.num_batch_shards(mesh)
+    micro = config.micro_batch_size or config.batch_size
+    for path, size in (("batch_size", config.batch_size), ("micro_batch_size", micro)):
+        if size % shards:
+            raise ValueError(
+                f"config.{path} = {size} does not divide over the {shards} devices of "
+                f"config.mesh data x fsdp; choose a multiple of {shards}"
+            )
+    return config.batch_size // micro
+
+
+def _frozen_patterns(config: ConfigDict) -> tuple[str, ...]:
+    locked = IMAGE_TOWER if config.init.lock_image else ()
+    if locked and not config.init.checkpoint:
+        raise ValueError(
+            "config.init.lock_image locks a loaded image tower; give config.init.checkpoint"
+        )
+    return (*to_plain(config.optimizer.freeze), *locked)
+
+
+def _optimizer(
+    config: ConfigDict, params: Any, schedule: Any, frozen_patterns: tuple[str, ...]
+) -> tuple[Any, str]:
+    optimizer = config.optimizer
+    who = {"freeze": frozen_patterns, "lr_scale": to_plain(optimizer.lr_scale)}
+    tx = make_optimizer(
+        params,
+        schedule=schedule,
+        name=optimizer.name,
+        b1=optimizer.b1,
+        b2=optimizer.b2,
+        eps=optimizer.eps,
+        weight_decay=optimizer.weight_decay,
+        mask=optimizer.decay_mask,
+        clip_norm=optimizer.clip_norm,
+        mu_dtype=optimizer.mu_dtype,
+        **who,
+    )
+    report = optimizer_report(
+        params, mask=optimizer.decay_mask, weight_decay=optimizer.weight_decay, **who
+    )
+    return tx, report

@@ -1,0 +1,124 @@
+"""A run from a config: its program, data, evaluations and files."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from clipjax.checkpoint import LoadReport, make_contract
+from clipjax.config import to_plain, validate
+from clipjax.data.loader import Loader
+from clipjax.data.sources import make_source
+from clipjax.data.transforms import make_transforms
+from clipjax.evals.running import ScheduledEval
+from clipjax.experiment.evaluations import build_evals
+from clipjax.experiment.program import Program, build_program, model_spec
+from clipjax.experiment.start import make_load_init
+from clipjax.tokenizers import Tokenizer, make_tokenizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A run: its program, data, evaluations and files. No config below this line."""
+
+    workdir: Path
+    program: Program
+    loader: Loader
+    evals: tuple[ScheduledEval, ...]
+    seed: int
+    total_steps: int
+    batch_size: int
+    log_every: int
+    checkpoint_every: int
+    checkpoint_keep: int
+    checkpoint_keep_every: int | None
+    max_skipped_in_a_row: int
+    hang_timeout_s: float
+    tensorboard: bool
+    report: bool
+    resume: str
+    load_init: Callable[[Any], tuple[Any, LoadReport]] | None
+    metadata: dict[str, Any]
+
+
+def build_experiment(config: ConfigDict, workdir: str | Path) -> Experiment:
+    """Builds a run. Data and checkpoints are opened first, devices last.
+
+    Raises:
+        ValueError: names the config path, what was found and what is allowed.
+    """
+    validate(config)
+    spec = model_spec(config)
+    tokenizer = make_tokenizer(spec["tokenizer"], context_length=spec["text"]["context_length"])
+    _check_vocabulary(spec, tokenizer)
+    contract = make_contract(spec, tokenizer.contract())
+    load_init = make_load_init(config, contract)
+    source = make_source(to_plain(config.data.source), path="config.data.source")
+    eval_sources = {
+        name: make_source(to_plain(config.evals[name].source), path=f"config.evals.{name}.source")
+        for name in config.evals
+    }
+    program = build_program(config)
+    loader = Loader(
+        source,
+        make_transforms(
+            to_plain(config.data.transforms),
+            image_size=spec["image_size"],
+            path="config.data.transforms",
+        ),
+        tokenizer,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        image_size=spec["image_size"],
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_workers=config.data.num_workers,
+        prefetch=config.data.prefetch,
+        max_bad_fraction=config.data.max_bad_fraction,
+    )
+    plain = to_plain(config)
+    return Experiment(
+        workdir=Path(workdir).absolute(),
+        program=program,
+        loader=loader,
+        evals=build_evals(config, program, tokenizer, eval_sources),
+        seed=config.seed,
+        total_steps=config.total_steps,
+        batch_size=config.batch_size,
+        log_every=config.log_every,
+        checkpoint_every=config.checkpoint.every_steps,
+        checkpoint_keep=config.checkpoint.keep,
+        checkpoint_keep_every=config.checkpoint.keep_every,
+        max_skipped_in_a_row=config.max_skipped_in_a_row,
+        hang_timeout_s=config.hang_timeout_s,
+        tensorboard=config.tensorboard,
+        report=config.report,
+        resume=config.resume,
+        load_init=load_init,
+        metadata={
+            "config": plain,
+            "contract": contract,
+            "dataset_fingerprint": loader.fingerprint(),
+            "global_batch_size": config.batch_size,
+            "seed": config.seed,
+        },
+    )
+
+
+def _check_vocabulary(spec: Mapping[str, Any], tokenizer: Tokenizer) -> None:
+    if tokenizer.vocab_size > spec["text"]["vocab_size"]:
+        raise ValueError(
+            f"config.model.tokenizer has {tokenizer.vocab_size} tokens, "
+            f"config.model.text.vocab_size = {spec['text']['vocab_size']}; make it at least as many"
+        )
+
+
+def config_hash(metadata: Mapping[str, Any]) -> str:
+    """SHA-256 of the canonical JSON of a config: what all processes must share."""
+    text = json.dumps(metadata["config"], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
