@@ -87,8 +87,8 @@ class PreemptionGuard:
     """Turns SIGTERM and SIGUSR1 into a flag that the loop reads between two steps.
 
     A second SIGTERM ends the process at once. In a run of several processes the signal may come to
-    one of them only, so the stop is agreed through JAX's preemption sync point: its own SIGTERM
-    handler then stays in place, and SIGUSR1 is passed on to it as SIGTERM.
+    one of them only, so the stop is agreed through JAX's preemption sync point: JAX's own SIGTERM
+    handler then stays in place (it takes no notice of a second one) and SIGUSR1 is passed on to it.
 
     Use as a context manager around the loop; it restores the handlers that it replaced.
     """
@@ -188,7 +188,7 @@ class Watchdog:
 
     def _give_up(self) -> None:
         sys.__stderr__.write(
-            f"clipjax: no progress for {self.timeout_s:.0f} s; stacks follow, then exit {HUNG}\n"
+            f"clipjax: no progress for {self.timeout_s:g} s; stacks follow, then exit {HUNG}\n"
         )
         faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
         sys.__stderr__.flush()

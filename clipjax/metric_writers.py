@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TextIO
 
 import numpy as np
@@ -148,6 +149,17 @@ class MetricWriter:
                 str(workdir / "tensorboard"), purge_step=start_step + 1, write_to_disk=True
             )
 
+    def __enter__(self) -> "MetricWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Writes the training metrics of a step; a step is written once.
 
@@ -181,6 +193,17 @@ class MetricWriter:
 
 class NullWriter:
     """What the processes other than the lead are given."""
+
+    def __enter__(self) -> "NullWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Does nothing."""
@@ -236,6 +259,17 @@ class ProgressBar:
                 file=self._stream,
                 dynamic_ncols=True,
             )
+
+    def __enter__(self) -> "ProgressBar":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
 
     def update(self, step: int, metrics: Mapping[str, Any] | None = None) -> None:
         """Shows that `step` steps are finished; call it at every step, it shows what is due."""

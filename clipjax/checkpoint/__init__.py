@@ -5,6 +5,7 @@ from clipjax.checkpoint.manager import CheckpointManager, CheckpointSaveError
 from clipjax.checkpoint.manifest import DamagedCheckpointError, Manifest, read_manifest
 from clipjax.checkpoint.pretrained import (
     LoadReport,
+    load_model_state,
     load_params,
     load_pretrained,
     resolve_checkpoint,
@@ -24,6 +25,7 @@ __all__ = [
     "check_contract",
     "check_resume",
     "find_start",
+    "load_model_state",
     "load_params",
     "load_pretrained",
     "make_contract",

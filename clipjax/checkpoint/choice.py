@@ -16,11 +16,15 @@ from clipjax.distributed import is_lead
 NO_STEP, WAS_DAMAGED, _STOP = -1, -2, -3
 
 
-def agree_on_newest(directory: Path) -> int:
+def agree_on_newest(directory: Path, *, allow_unfinished: bool) -> int:
     """Verifies the newest step and returns it, the same in every process.
 
     The lead reads every byte once and decides: two processes that choose by themselves could
     choose differently.
+
+    Args:
+        directory: of the step folders.
+        allow_unfinished: the newest folder may be a save that was cut off.
 
     Returns:
         The step, `NO_STEP`, or `WAS_DAMAGED` if it was set aside just now.
@@ -31,6 +35,8 @@ def agree_on_newest(directory: Path) -> int:
     step, error = _STOP, None
     if is_lead():
         try:
+            if allow_unfinished:
+                set_unfinished_aside(directory)
             step = _verify_newest(directory)
         except Exception as found:
             error = found  # raised below: the others wait for an answer

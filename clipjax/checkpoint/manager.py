@@ -34,7 +34,13 @@ from clipjax.checkpoint.pretrained import resolve_checkpoint
 from clipjax.checkpoint.processes import from_lead
 from clipjax.checkpoint.restore import restore_step
 from clipjax.checkpoint.resume import check_resume
-from clipjax.checkpoint.snapshot import HostLeaf, check_finite, record_leaves, take_snapshot
+from clipjax.checkpoint.snapshot import (
+    HostLeaf,
+    check_arrays,
+    check_finite,
+    record_leaves,
+    take_snapshot,
+)
 from clipjax.distributed import is_lead
 from clipjax.trees import count_bytes
 
@@ -111,12 +117,13 @@ class CheckpointManager:
         Raises:
             NonFiniteStateError: the parameters hold NaN or infinity.
             CheckpointSaveError: no space, or an earlier save failed.
-            ValueError: the directory holds a later step already.
+            ValueError: the directory holds a later step already, or a leaf is no array of numbers.
         """
         self.wait_until_finished()  # one save at a time; usually the last one is long done
         if self._is_saved(step):
             return
         faults.point("save.before_copy", step)
+        check_arrays(state)
         check_finite(state, step)
         orbax = self._open()
         self._check_free_space(step, count_bytes(state))
@@ -156,10 +163,8 @@ class CheckpointManager:
             ValueError: the checkpoint is of another config, tree, shape or dtype.
         """
         self.wait_until_finished()
-        if is_lead():
-            choice.set_unfinished_aside(self.directory)
-        for _ in range(MAX_FALLBACKS + 1):
-            step = choice.agree_on_newest(self.directory)
+        for attempt in range(MAX_FALLBACKS + 1):
+            step = choice.agree_on_newest(self.directory, allow_unfinished=attempt == 0)
             if step == choice.NO_STEP:
                 return choice.refuse_if_all_damaged(self.directory)
             if step == choice.WAS_DAMAGED:

@@ -70,22 +70,45 @@ def load_params(
     manifest = manifests.read_manifest(step_dir)
     roots = {record.name.split("/")[0] for record in manifest.leaves}
     root = "ema_params" if ema and "ema_params" in roots else "params"
-    records = [r for r in manifest.leaves if r.name.startswith(f"{root}/")]
-    if not records:
+    if root not in roots:
         raise ValueError(f"{step_dir} holds no {root}; it holds {', '.join(sorted(roots))}")
+    return _load_root(step_dir, manifest, root, shardings)
+
+
+def load_model_state(step_dir: str | os.PathLike[str], shardings: Any = None) -> dict[str, Any]:
+    """Loads the model's running statistics, such as those of batch norm; {} if it has none.
+
+    Args:
+        step_dir: as for `load_params`.
+        shardings: as for `load_params`.
+
+    Raises:
+        DamagedCheckpointError: the checkpoint is not what was written.
+    """
+    step_dir = Path(step_dir)
+    manifest = manifests.read_manifest(step_dir)
+    if not any(record.name.startswith("model_state/") for record in manifest.leaves):
+        return {}
+    return _load_root(step_dir, manifest, "model_state", shardings)
+
+
+def _load_root(
+    step_dir: Path, manifest: manifests.Manifest, root: str, shardings: Any
+) -> dict[str, Any]:
+    records = [r for r in manifest.leaves if r.name.startswith(f"{root}/")]
     if any(r.sha256 is None for r in records):
         manifests.verify_files(step_dir, manifest.files)  # nothing else vouches for these leaves
-    abstract = _abstract_params(records, root, shardings)
+    abstract = _abstract_tree(records, root, shardings)
     try:
-        params = restore.restore_tree(step_dir, abstract, partial=True)
+        tree = restore.restore_tree(step_dir, abstract, partial=True)
     except Exception:
         manifests.verify_files(step_dir, manifest.files)  # names the damaged file, if one is
         raise
-    restore.verify_state(manifest, params)
-    return params[root]
+    restore.verify_state(manifest, tree)
+    return tree[root]
 
 
-def _abstract_params(records: list[manifests.LeafRecord], root: str, shardings: Any) -> Any:
+def _abstract_tree(records: list[manifests.LeafRecord], root: str, shardings: Any) -> Any:
     by_name = {}
     if isinstance(shardings, Mapping):
         by_name = {f"{root}/{name}": sharding for name, sharding in flatten_with_names(shardings)}

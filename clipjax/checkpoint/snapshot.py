@@ -33,11 +33,8 @@ class HostLeaf:
     value: np.ndarray | None
 
 
-def take_snapshot(state: Any) -> tuple[Any, list[HostLeaf]]:
-    """Copies a state.
-
-    Returns:
-        The tree to hand to Orbax, and this host's leaves to hash.
+def check_arrays(state: Any) -> None:
+    """Checks that a state can be saved.
 
     Raises:
         ValueError: a leaf is not a jax.Array of plain numbers.
@@ -51,6 +48,14 @@ def take_snapshot(state: Any) -> tuple[Any, list[HostLeaf]]:
                 f"{getattr(leaf, 'dtype', 'no dtype')}; a checkpoint holds jax.Arrays of numbers "
                 "(store jax.random.key_data of a key)"
             )
+
+
+def take_snapshot(state: Any) -> tuple[Any, list[HostLeaf]]:
+    """Copies a state.
+
+    Returns:
+        The tree to hand to Orbax, and this host's leaves to hash.
+    """
     if _on_cpu(state):
         # Host views of CPU arrays share their memory, so Orbax too must work on the copy.
         state = jax.tree.map(lambda x: jax.device_put(x, x.sharding, may_alias=False), state)

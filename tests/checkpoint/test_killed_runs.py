@@ -1,0 +1,130 @@
+"""Real processes that are killed inside a save and started again: the same run, bit for bit."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from clipjax import faults
+
+ROOT = Path(__file__).parents[2]
+POINTS = (
+    "kill@save.before_copy:step=4",
+    "kill@save.mid_write:step=8",
+    "kill@save.before_manifest:step=12",
+    "kill@save.before_rename:step=16",
+    "kill@save.before_delete:step=20",
+)
+
+
+def environment(**changes):
+    path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    return {**os.environ, "PYTHONPATH": path, **changes}
+
+
+def command(workdir, *arguments):
+    return [
+        sys.executable,
+        str(Path(__file__).with_name("killed_run.py")),
+        str(workdir),
+        *arguments,
+    ]
+
+
+def run(workdir, *arguments, **changes):
+    return subprocess.run(
+        command(workdir, *arguments),
+        env=environment(**changes),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def outcome(workdir, state):
+    """The loss of each step, by line, and the bytes of the last state."""
+    leaves = [np.asarray(x).tobytes() for x in jax.tree.leaves(state)]
+    return (Path(workdir) / "metrics.jsonl").read_text().splitlines(), leaves
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, killed_run):
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    code, state = killed_run.train(workdir)
+    assert code == faults.OK
+    return outcome(workdir, state)
+
+
+def test_killed_inside_five_saves_and_the_same_run(tmp_path, killed_run, undisturbed):
+    checkpoints = tmp_path / "checkpoints"
+    for point in POINTS:
+        result = run(tmp_path, CLIPJAX_FAULT=point)
+        assert result.returncode == -9, result.stderr
+        step = int(point.rpartition("=")[2])
+        saved = [int(p.parent.name) for p in checkpoints.glob("[0-9]*/manifest.json")]
+        assert max(saved) == (step if "before_delete" in point else step - 2)
+    code, state = killed_run.train(tmp_path)
+    assert code == faults.OK
+    assert outcome(tmp_path, state) == undisturbed
+    assert sorted(p.name for p in checkpoints.iterdir()) == ["22", "24"]  # nothing is left over
+
+
+def test_the_comparison_sees_a_lost_moment_and_a_lost_batch(tmp_path, killed_run, undisturbed):
+    """Negative control of the test above."""
+    spoils = {
+        "moment": lambda s: s | {"mu": s["mu"] * 0},
+        "batch": lambda s: s | {"step": s["step"] + 1},
+        "nothing": lambda s: s,
+    }
+
+    def stop(step):
+        if step == 18:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        killed_run.train(tmp_path / "stopped", at_step=stop)
+    for name, spoil in spoils.items():
+        workdir = shutil.copytree(tmp_path / "stopped", tmp_path / name)
+        _, state = killed_run.train(workdir, wreck=spoil)
+        assert (outcome(workdir, state) == undisturbed) == (name == "nothing"), name
+
+
+def test_two_processes_stop_at_one_step_and_one_process_goes_on(tmp_path, killed_run, undisturbed):
+    """SIGUSR1 comes to one of them; both save the same step; eight devices continue from four."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    flags = "--xla_force_host_platform_device_count=2"
+    processes = [
+        subprocess.Popen(
+            command(tmp_path, *(("SIGUSR1@5",) if rank == "1" else ())),
+            env=environment(RANK=rank, PORT=port, XLA_FLAGS=flags),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    try:
+        output = [p.communicate(timeout=120)[0] for p in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [p.returncode for p in processes] == [faults.PREEMPTED] * 2, output
+    steps = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert steps[-1] == len(lines) < killed_run.TOTAL_STEPS
+    code, state = killed_run.train(tmp_path)
+    assert code == faults.OK
+    # Another topology adds floats in another order, so the losses are close and not equal.
+    lines = (outcome(tmp_path, state)[0], undisturbed[0])
+    for mine, other in zip(*(map(json.loads, x) for x in lines), strict=True):
+        assert mine["step"] == other["step"]
+        np.testing.assert_allclose(mine["loss"], other["loss"], rtol=1e-5)

@@ -1,0 +1,168 @@
+"""Lines that come back exactly, every step once, valid JSON whatever the value."""
+
+import io
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clipjax import metric_writers
+from clipjax.metric_writers import JsonLines, NullWriter, ProgressBar, encode_line, make_writer
+
+
+def read(path):
+    def refuse(text):
+        raise AssertionError(f"{text} is not JSON")
+
+    return [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
+
+
+def test_float32_comes_back_exactly():
+    bits = np.random.default_rng(0).integers(0, 2**32, 5000, dtype=np.uint32)
+    values = bits.view(np.float32)
+    values = np.append(values[np.isfinite(values)], np.float32([1e-45, 3.4028235e38, -0.0]))
+    for value in values:
+        line = json.loads(encode_line(1, {"loss": value}))
+        assert np.float32(line["loss"]).tobytes() == value.tobytes()
+    # Negative control: fewer digits do lose bits.
+    assert any(np.float32(f"{value:.6g}") != value for value in values)
+
+
+def test_kinds_of_numbers():
+    line = encode_line(7, {"n": 3, "ok": True, "x": jnp.float32(0.5), "b": jnp.bfloat16(0.25)})
+    assert json.loads(line) == {"step": 7, "n": 3, "ok": 1, "x": 0.5, "b": 0.25}
+    assert isinstance(json.loads(encode_line(1, {"n": np.int64(3)}))["n"], int)
+
+
+def test_values_that_json_cannot_hold_are_null_and_told():
+    line = encode_line(1, {"loss": np.float32("nan"), "norm": np.inf, "low": -np.inf, "ok": 1.0})
+    assert "NaN" not in line and "Infinity" not in line
+    assert json.loads(line) == {
+        "step": 1,
+        "loss": None,
+        "norm": None,
+        "low": None,
+        "ok": 1.0,
+        "nonfinite": {"loss": "nan", "norm": "inf", "low": "-inf"},
+    }
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [{"loss": [1.0, 2.0]}, {"loss": "0.1"}, {"loss": None}, {"step": 1}, {"nonfinite": 1}],
+)
+def test_what_is_no_metric(metrics):
+    with pytest.raises(ValueError, match="metric"):
+        encode_line(1, metrics)
+
+
+def test_every_step_stands_once(tmp_path):
+    with make_writer(tmp_path / "run") as writer:
+        for step in (1, 2, 5):
+            writer.write(step, {"loss": step / 10})
+        with pytest.raises(ValueError, match="step 5 comes after step 5"):
+            writer.write(5, {"loss": 0.0})
+        writer.write_evals(2, {"top1": 0.1})
+        writer.write_evals(5, {"top1": 0.2})
+        writer.write_evals(5, {"top1": 0.3})
+    assert [x["step"] for x in read(tmp_path / "run/metrics.jsonl")] == [1, 2, 5]
+    assert read(tmp_path / "run/evals.jsonl") == [
+        {"step": 2, "top1": 0.1},
+        {"step": 5, "top1": 0.3},
+    ]
+
+
+def test_resume_cuts_later_lines_and_one_that_was_cut_off(tmp_path):
+    with make_writer(tmp_path) as writer:
+        for step in range(1, 9):
+            writer.write(step, {"loss": 1.0})
+    path = tmp_path / "metrics.jsonl"
+    with path.open("a") as file:
+        file.write('{"step": 9, "lo')
+    with make_writer(tmp_path, start_step=6) as writer:
+        assert [x["step"] for x in read(path)] == [1, 2, 3, 4, 5, 6]
+        writer.write(7, {"loss": 2.0})
+    assert [x["loss"] for x in read(path)] == [1.0] * 6 + [2.0]
+    assert sorted(p.name for p in tmp_path.glob("*.tmp")) == []
+    with make_writer(tmp_path):  # from scratch
+        assert read(path) == []
+
+
+def test_a_last_line_that_was_cut_off_is_dropped_even_if_it_is_valid_json(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 0.5}\n{"step": 2}')
+    JsonLines(path, start_step=2).close()
+    assert read(path) == [{"step": 1, "loss": 0.5}]
+
+
+def test_a_file_of_another_kind_is_not_cut(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("hello\nworld\n")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1 is no JSON object with a step"):
+        make_writer(tmp_path)
+    assert path.read_text() == "hello\nworld\n"
+
+
+def test_tensorboard_files_hold_the_scalars(tmp_path):
+    with make_writer(tmp_path, start_step=3) as writer:
+        writer.write(4, {"loss": 0.5})
+        writer.write_evals(4, {"zero_shot/top1": 0.25})
+    data = b"".join(p.read_bytes() for p in (tmp_path / "tensorboard").iterdir())
+    assert b"train/loss" in data and b"eval/zero_shot/top1" in data
+    with make_writer(tmp_path / "without", tensorboard=False) as writer:
+        writer.write(1, {"loss": 0.5})
+    assert not (tmp_path / "without" / "tensorboard").exists()
+
+
+def test_only_the_lead_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    stream = io.StringIO()
+    with (
+        make_writer(tmp_path / "run") as writer,
+        ProgressBar(1, batch_size=1, stream=stream) as bar,
+    ):
+        assert isinstance(writer, NullWriter)
+        writer.write(1, {"loss": 1.0})
+        writer.write_evals(1, {"top1": 1.0})
+        bar.update(1)
+    assert not (tmp_path / "run").exists() and stream.getvalue() == ""
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    class Clock:
+        now = 1000.0
+
+        def monotonic(self):
+            return self.now
+
+    clock = Clock()
+    monkeypatch.setattr(metric_writers, "time", clock)
+    return clock
+
+
+def test_lines_are_few_where_there_is_no_terminal(clock):
+    stream = io.StringIO()
+    with ProgressBar(1000, batch_size=64, start_step=200, stream=stream, interval_s=30) as bar:
+        for step in range(201, 1001):
+            clock.now += 0.1
+            bar.update(step, {"loss": 1 / 3})
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "step 500/1000  640 samples/s  0:00:50 left  loss 0.3333"
+    assert lines[-1] == "step 1000/1000  640 samples/s  0:00:00 left  loss 0.3333"
+    assert len(lines) == 3
+
+
+def test_a_terminal_gets_a_bar():
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    stream = Terminal()
+    with ProgressBar(10, batch_size=64, start_step=4, stream=stream) as bar:
+        for step in range(5, 11):
+            bar.update(step, {"loss": 0.5})
+    shown = stream.getvalue().split("\r")[-1]
+    assert "10/10" in shown and "samples/s, loss 0.5" in shown and "\n" in shown
