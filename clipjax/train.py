@@ -24,7 +24,8 @@ from absl import logging
 
 from clipjax import __version__, distributed, faults
 from clipjax.checkpoint import CheckpointManager, find_start
-from clipjax.evals.running import run_evals, write_results
+from clipjax.evals.report import REPORT, collect_predictions, write_report
+from clipjax.evals.running import read_results, run_evals, write_results
 from clipjax.experiment import Experiment, config_hash
 from clipjax.metric_writers import ProgressBar, make_writer
 from clipjax.partitioning import global_batch
@@ -146,9 +147,9 @@ class _Loop:
 
     def evaluate(self, step: int, state: TrainState) -> None:
         """Runs the evaluations that are due on state_step."""
-        if step == self.start and step > 0:
-            return  # what was due at this step ran before the save that this run starts from
         last = step == self.experiment.total_steps
+        if step == self.start and step > 0 and not (last and self.lacks_results(step)):
+            return  # what was due at this step ran before the save that this run starts from
         due = [
             e
             for e in self.experiment.evals
@@ -162,6 +163,10 @@ class _Loop:
             write_results(self.experiment.workdir, step, results)
         # The time of an evaluation is not the time of the steps around it.
         self.clock = time.monotonic()
+
+    def lacks_results(self, step: int) -> bool:
+        """Whether results.json is not there, or of another step."""
+        return read_results(self.experiment.workdir).get("step") != step
 
     def save(self, step: int, state: TrainState) -> None:
         """Saves state_step if it is due; stops the run if it was asked to."""
@@ -207,10 +212,14 @@ class _Loop:
     def finish(self, state: TrainState) -> None:
         """Waits for the last save, then writes the report."""
         self.manager.wait_until_finished()
-        if self.experiment.report and distributed.is_lead() and self.experiment.evals:
-            from clipjax.evals.report import write_report
-
-            logging.info("report: %s", write_report(self.experiment, eval_params(state)))
+        path = self.experiment.workdir / REPORT
+        is_done = self.start == self.experiment.total_steps and path.exists()
+        if not self.experiment.report or is_done:
+            return
+        predictions = collect_predictions(self.experiment.evals, eval_params(state))
+        if distributed.is_lead():
+            self.writer.close()  # the curves are read from its files
+            write_report(self.experiment.workdir, predictions=predictions)
 
 
 def eval_params(state: TrainState) -> Any:

@@ -21,6 +21,7 @@ SIBLINGS = {
     ("train_step", "train_state"),
     ("checkpoint", "train_state"),
     ("train_step", "grad_cache"),
+    ("inference", "evals"),  # prompts and padded batches are made in one place
 }
 # Floor F0 is a set of small modules; these pairs are the only ones that may know each other.
 SIBLINGS |= {("config", "array_types"), ("partitioning", "trees"), ("metric_writers", "distributed")}

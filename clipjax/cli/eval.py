@@ -6,7 +6,7 @@ from pathlib import Path
 from absl import flags
 
 from clipjax import distributed
-from clipjax.cli.main import no_positional
+from clipjax.cli.main import no_positional, print_results
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A workdir, or one step's folder.")
 _ZERO_SHOT = flags.DEFINE_list("zero_shot", [], "Datasets with labels: kind:where[:split].")
@@ -40,8 +40,7 @@ def main(argv: list[str]) -> int:
     )
     if not distributed.is_lead():
         return 0
-    for name, value in sorted(results.items()):
-        print(f"{name:<48} {value:.4f}" if name != "step" else f"{name:<48} {value}")
+    print_results(results)
     if _JSON.value:
         text = json.dumps(results, indent=2, sort_keys=True) + "\n"
         Path(_JSON.value).write_text(text, encoding="utf-8")

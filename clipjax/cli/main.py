@@ -67,3 +67,10 @@ def no_positional(argv: list[str]) -> None:
     """
     if len(argv) > 1:
         raise ValueError(f"unexpected arguments {argv[1:]}; flags are written --name=value")
+
+
+def print_results(results: dict[str, float]) -> None:
+    """Prints a map of results as a table: counts whole, the rest with four digits."""
+    width = max((len(name) for name in results), default=0)
+    for name, value in sorted(results.items()):
+        print(f"{name:<{width}}  {value:.4f}" if value % 1 else f"{name:<{width}}  {int(value)}")

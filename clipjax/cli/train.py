@@ -4,7 +4,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from clipjax import distributed, faults
-from clipjax.cli.main import no_positional
+from clipjax.cli.main import no_positional, print_results
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, :args behind a colon.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; it resumes by itself.")
@@ -23,6 +23,8 @@ def main(argv: list[str]) -> int:
     distributed.initialize(_DISTRIBUTED.value)
     # Only now: these import what uses JAX, and joining a cluster has to come before any use of it.
     from clipjax.checkpoint import CheckpointSaveError, DamagedCheckpointError
+    from clipjax.evals.report import REPORT
+    from clipjax.evals.running import read_results
     from clipjax.evaluate import evaluate
     from clipjax.experiment import build_experiment
     from clipjax.train import NumericError, PreemptedError, train
@@ -31,10 +33,13 @@ def main(argv: list[str]) -> int:
         experiment = build_experiment(_CONFIG.value, _WORKDIR.value)
         if _EVAL.value:
             results = evaluate(experiment, _EVAL.value)
-            for name, value in sorted(results.items()):
-                print(f"{name:<48} {value:.4f}" if name != "step" else f"{name:<48} {value}")
         else:
             train(experiment)
+            results = read_results(experiment.workdir)
+        if distributed.is_lead():
+            print_results(results)
+            if (experiment.workdir / REPORT).exists() and not _EVAL.value:
+                print(f"report: {experiment.workdir / REPORT}")
     except PreemptedError as stop:
         logging.warning("%s", stop)
         return faults.PREEMPTED

@@ -10,7 +10,7 @@ from typing import Any
 
 from absl import logging
 
-__all__ = ["RESULTS", "ScheduledEval", "run_evals", "write_results"]
+__all__ = ["RESULTS", "ScheduledEval", "read_results", "run_evals", "write_results"]
 
 RESULTS = "results.json"
 
@@ -60,12 +60,18 @@ def run_evals(
     return results
 
 
+def read_results(workdir: Path) -> dict[str, float]:
+    """Reads results.json; empty if there is none."""
+    path = Path(workdir) / RESULTS
+    if not path.exists():
+        return {}
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def write_results(workdir: Path, step: int, results: Mapping[str, float]) -> Path:
     """Writes results.json, a flat map with `step`; values of an older step do not stay."""
     path = Path(workdir) / RESULTS
-    found: dict[str, float] = {}
-    if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
+    found = read_results(workdir)
     if found.get("step") != step:
         found = {}
     text = json.dumps({**found, **results, "step": step}, indent=2, sort_keys=True)

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Trains a small CLIP on 3,523 emoji and their names, on this machine, and asks it for the names of
+# 421 that it has never seen. Needs python3 with venv and pip, nothing else. Run it again to go on
+# after an interruption, or to see the finished run.
+#   bash launch/quickstart.sh [--config.seed=1 ...]
+set -euo pipefail
+EXTRA=demo
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+exec clipjax train --config configs/quickstart.py --workdir "${CLIPJAX_WORKDIR:-runs/quickstart}" "$@"
