@@ -123,29 +123,37 @@ class ZeroShot:
             params: the model's variables; on the mesh, or anywhere else (they are then copied).
 
         Returns:
-            "top1", "top5", "mean_per_class_recall" in [0, 1] and "num_examples".
+            "top1", "top5", "mean_per_class_recall" in [0, 1], "num_examples" and "num_classes".
 
         Raises:
             ValueError: more than `max_bad` images do not decode, or a label has no class name.
             FloatingPointError: embeddings that are not finite.
         """
-        return self.run_with_predictions(params, 0)[0]
+        return self._evaluate(params, keep=False)[0]
 
-    def run_with_predictions(
-        self, params: PyTree, num_predictions: int = 48
-    ) -> tuple[dict[str, float], tuple[Prediction, ...]]:
-        """Evaluates as `run` does and keeps the answers to evenly spaced examples.
+    def predict(self, params: PyTree, num_predictions: int = 48) -> tuple[Prediction, ...]:
+        """Answers for evenly spaced examples; reads and encodes only these.
+
+        A collective, as `run` is: every process of a run calls it and gets the same answers.
 
         Args:
             params: as for `run`.
-            num_predictions: examples whose answers are returned.
+            num_predictions: how many examples; all if the source has fewer.
 
         Returns:
-            (metrics, predictions in the source's order).
+            Predictions in the source's order; images that do not decode are not among them.
         """
+        num = min(num_predictions, len(self.source))
+        chosen = _Chosen(
+            self.source, np.unique(np.linspace(0, len(self.source) - 1, num).astype(int))
+        )
+        return dataclasses.replace(self, source=chosen, max_bad=num)._evaluate(params, keep=True)[1]
+
+    def _evaluate(
+        self, params: PyTree, *, keep: bool
+    ) -> tuple[dict[str, float], tuple[Prediction, ...]]:
+        """Returns metrics or, if they are to be kept, the answers to all examples."""
         layout = RowLayout(self.mesh, len(self.source), self.batch_size)
-        wanted = np.linspace(0, layout.num_rows - 1, min(num_predictions, layout.num_rows))
-        wanted = np.unique(wanted.astype(np.int64))
         params = place_params(params, self.mesh)
         classifier = average_prompts(
             params,
@@ -160,21 +168,22 @@ class ZeroShot:
         counts = jax.device_put(_zero_counts(len(self.class_names)), replicated(self.mesh))
         embed = embed_fn(self.encode_image_fn, self.mesh)
         reader = ImageReader(self.source, self.preprocess, max_bad=self.max_bad, where=self.name)
-        best = {}
+        best = []
         with reader:
             batches = prefetched(
                 lambda number: reader.read(layout.indices(number)), range(layout.num_batches)
             )
-            for number, batch in enumerate(batches):
+            for batch in batches:
                 labels, mask = layout.to_device(self._labels(batch)), layout.to_device(batch.mask)
                 embeds = embed(params, layout.to_device(batch.images))
                 counts, top = _score(
                     counts, classifier, embeds, labels, mask, scale, mesh=self.mesh
                 )
-                if np.any(wanted // layout.batch_size == number):
-                    best[number] = top
-        metrics = self._metrics(counts, reader)
-        return metrics, self._predictions(wanted, jax.device_get(best), layout, reader)
+                if keep:
+                    best.append(top)
+        if keep:
+            return {}, self._predictions(jax.device_get(best), reader)
+        return self._metrics(counts, reader), ()
 
     def _labels(self, batch: ImageBatch) -> np.ndarray:
         labels = np.zeros(len(batch.mask), np.int32)
@@ -198,6 +207,8 @@ class ZeroShot:
         assert examples <= len(self.source), "an example was counted twice"
         # Counted on the devices over all processes, so that all of them come to one verdict.
         check_bad(len(self.source) - examples, self.max_bad, reader.bad, self.name)
+        if not examples:
+            raise ValueError(f"{self.name}: none of the {len(self.source)} images decodes")
         if counts["nonfinite"]:
             raise FloatingPointError(
                 f"{self.name}: the scores of {int(counts['nonfinite'])} of {examples} images are "
@@ -208,31 +219,42 @@ class ZeroShot:
             "top5": float(counts["top5"] / examples),
             "mean_per_class_recall": float(recall),
             "num_examples": float(examples),
+            "num_classes": float(len(self.class_names)),
         }
 
     def _predictions(
-        self,
-        wanted: np.ndarray,
-        best: dict[int, tuple[np.ndarray, np.ndarray]],
-        layout: RowLayout,
-        reader: ImageReader,
+        self, best: list[tuple[np.ndarray, np.ndarray]], reader: ImageReader
     ) -> tuple[Prediction, ...]:
         predictions = []
-        for index in wanted:
+        scores, places = (np.concatenate(parts) for parts in zip(*best, strict=True))
+        for index in range(len(self.source)):
             # Read again rather than kept: another process may have read it the first time.
-            example, pixels = reader.read_one(int(index))
+            example, pixels = reader.read_one(index)
             if pixels is None:
                 continue
-            batch, row = divmod(index, layout.batch_size)
-            scores, places = best[batch][0][row], best[batch][1][row]
+            label = example["label"]
             predictions.append(
                 Prediction(
                     key=example["key"],
                     image=pixels,
-                    label=self.class_names[example["label"]],
-                    names=tuple(self.class_names[p] for p in places),
-                    scores=tuple(float(s) for s in scores),
-                    correct=bool(places[0] == example["label"]),
+                    label=self.class_names[label],
+                    names=tuple(self.class_names[c] for c in places[index]),
+                    scores=tuple(float(score) for score in scores[index]),
+                    correct=bool(places[index][0] == label),
                 )
             )
         return tuple(predictions)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chosen:
+    """Some examples of a source."""
+
+    source: Any
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.source[int(self.indices[index])]

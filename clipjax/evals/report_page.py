@@ -1,0 +1,257 @@
+"""The parts of the report as HTML. All that comes from data or config is escaped here."""
+
+import base64
+import io
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from importlib import resources
+from string import Template
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from clipjax.evals.curves import Points, chart
+from clipjax.evals.zero_shot import Prediction
+
+__all__ = ["answers", "charts", "details", "page", "results_tables", "tiles"]
+
+# Training metrics that get a chart, in this order: title, metric -> name in the legend, percent.
+_TRAINING_CHARTS = (
+    ("Loss", {"loss": "training"}, False),
+    (
+        "Accuracy inside the batch",
+        {"image_to_text_top1": "image to text", "text_to_image_top1": "text to image"},
+        True,
+    ),
+    (
+        "Cosine of pairs",
+        {"positive_cosine": "matching", "negative_cosine": "not matching"},
+        False,
+    ),
+    ("Logit scale (inverse temperature)", {"logit_scale": "scale"}, False),
+    ("Learning rate", {"learning_rate": "rate"}, False),
+    ("Gradient norm", {"grad_norm": "norm"}, False),
+    ("Throughput", {"samples_per_s": "samples/s"}, False),
+)
+_ACCURACIES = ("top1", "top5", "recall@")  # parts of metric names that are curves of accuracy
+_COLUMNS = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "mean_per_class_recall": "mean per class",
+    "num_examples": "pictures",
+    "num_classes": "names",
+    "num_images": "pictures",
+    "num_texts": "captions",
+}
+
+
+def page(*, title: str, subtitle: str, sections: Sequence[str], footer: str) -> str:
+    """Puts sections (HTML) under a title (text) in the template."""
+    template = resources.files("clipjax.evals").joinpath("report_template.html")
+    return Template(template.read_text(encoding="utf-8")).substitute(
+        title=escape(title),
+        subtitle=escape(subtitle),
+        body="\n".join(section for section in sections if section),
+        footer=escape(footer),
+    )
+
+
+def percent(value: float) -> str:
+    """Writes a share in percent, with one digit after the point; small ones with two."""
+    return f"{100 * value:.2f} %" if 0 < value < 0.01 else f"{100 * value:.1f} %"
+
+
+def tiles(results: Mapping[str, float]) -> str:
+    """The headline numbers, with what chance would give."""
+    found = []
+    for prefix, metrics in _by_eval(results).items():
+        for name in ("top1", "top5", "image_retrieval_recall@1", "text_retrieval_recall@1"):
+            if name not in metrics:
+                continue
+            of = metrics.get("num_classes" if name.startswith("top") else "num_images")
+            share = min(1.0, (5 if name == "top5" else 1) / of) if of else None
+            chance = "" if share is None or "text_" in name else f"chance {percent(share)}"
+            found.append(
+                f'<div class="tile card"><span>{escape(_column(name))}</span>'
+                f"<b>{percent(metrics[name])}</b>"
+                f"<span>{escape(_dataset(prefix))}</span><span>{chance}</span></div>"
+            )
+    return f'<div class="tiles">{"".join(found)}</div>' if found else ""
+
+
+def charts(training: Mapping[str, Points], evals: Mapping[str, Points]) -> str:
+    """Curves of the training metrics and of the evaluations over the steps."""
+    accuracies = {
+        f"{_dataset(name.rsplit('/', 1)[0])} {_column(name.rsplit('/', 1)[-1])}": points
+        for name, points in evals.items()
+        if any(part in name.rsplit("/", 1)[-1] for part in _ACCURACIES)
+    }
+    drawn = [
+        chart(
+            title,
+            {label: training[name] for name, label in metrics.items() if name in training},
+            percent=share,
+        )
+        for title, metrics, share in _TRAINING_CHARTS
+    ]
+    drawn.insert(1, chart("Accuracy on unseen data", accuracies, percent=True))
+    drawn = [figure for figure in drawn if figure]
+    return f'<h2>Training</h2><div class="charts">{"".join(drawn)}</div>' if drawn else ""
+
+
+def answers(prefix: str, predictions: Sequence[Prediction]) -> str:
+    """A grid of pictures with the names that the model gives them."""
+    if not predictions:
+        return ""
+    right = sum(prediction.correct for prediction in predictions)
+    size = predictions[0].image.shape[0]
+    cards = "".join(_answer(prediction) for prediction in predictions)
+    return (
+        f"<h2>Answers on {escape(_dataset(prefix))}</h2>"
+        f'<p class="lede">{len(predictions)} evenly spaced pictures as the model sees them, '
+        f"{size} &times; {size} pixels: the right name in bold, below it the model's three best "
+        f"guesses with their scores. {right} of {len(predictions)} first guesses are right.</p>"
+        f'<div class="answers">{cards}</div>'
+    )
+
+
+def _answer(prediction: Prediction) -> str:
+    rows = []
+    for rank, (name, score) in enumerate(zip(prediction.names, prediction.scores, strict=True)):
+        # Two classes may share a name, so the verdict on the first is not the name's.
+        hit = prediction.correct if rank == 0 else name == prediction.label
+        kind = "hit" if hit else "miss" if rank == 0 else ""
+        share = min(max(score, 0.0), 1.0) if math.isfinite(score) else 0.0
+        rows.append(
+            f'<li class="{kind}" style="--share:{100 * share:.1f}%">'
+            f'<span title="{escape(name)}">{escape(name)}</span>'
+            f'<data value="{score:.6g}">{_score(score)}</data></li>'
+        )
+    verdict, mark = ("right", "✓") if prediction.correct else ("wrong", "✗")
+    return (
+        f'<article class="answer card {verdict}">'
+        f'<img src="{_png(prediction.image)}" alt="{escape(prediction.label)}" '
+        f'title="{escape(prediction.key)}" loading="lazy">'
+        f'<div><h3><em aria-label="{verdict}">{mark}</em> {escape(prediction.label)}</h3>'
+        f"<ol>{''.join(rows)}</ol></div></article>"
+    )
+
+
+def _score(score: float) -> str:
+    return f"{100 * score:.0f} %" if score >= 0.0095 else "&lt; 1 %" if score >= 0 else "&lt; 0"
+
+
+def results_tables(results: Mapping[str, float]) -> str:
+    """All results, one table for each kind of evaluation."""
+    kinds: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
+    for prefix, metrics in _by_eval(results).items():
+        kinds[prefix.split("/", 1)[0]][prefix] = metrics
+    parts = []
+    for kind, evals in kinds.items():
+        columns = list(dict.fromkeys(name for metrics in evals.values() for name in metrics))
+        # Shares first, counts after them, each in the order of the table above.
+        columns.sort(key=lambda name: name.startswith("num_"))
+        head = "".join(f'<th class="number">{escape(_column(name))}</th>' for name in columns)
+        rows = "".join(
+            f"<tr><th>{escape(_dataset(prefix))}</th>"
+            + "".join(f'<td class="number">{_cell(n, metrics.get(n))}</td>' for n in columns)
+            + "</tr>"
+            for prefix, metrics in evals.items()
+        )
+        parts.append(
+            f'<div class="card scroll"><table><thead><tr><th>{escape(kind.replace("_", "-"))}</th>'
+            f"{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+        )
+    return f"<h2>Results</h2>{'<br>'.join(parts)}" if parts else ""
+
+
+def _cell(name: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if name.startswith("num_") else percent(value)
+
+
+def details(
+    num_parameters: Mapping[str, int], config: Mapping[str, Any], run: Mapping[str, str]
+) -> str:
+    """Parameter counts, what the run was, and the whole config folded away."""
+    counts = "".join(
+        f'<tr><th>{escape(name)}</th><td class="number">{count:,}</td></tr>'
+        for name, count in num_parameters.items()
+    )
+    facts = "".join(
+        f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in run.items()
+    )
+    fields = "".join(
+        f"<tr><td><code>{escape(name)}</code></td><td><code>{escape(value)}</code></td></tr>"
+        for name, value in _flatten(config)
+    )
+    tables = [
+        f'<div class="card scroll"><table><tbody>{rows}</tbody></table></div>'
+        for rows in (facts, counts)
+        if rows
+    ]
+    folded = (
+        f'<details class="card"><summary>The whole config</summary><div class="scroll">'
+        f"<table><tbody>{fields}</tbody></table></div></details>"
+        if fields
+        else ""
+    )
+    if not tables and not folded:
+        return ""
+    return f'<h2>The run</h2><div class="columns">{"".join(tables)}</div>{folded}'
+
+
+def _by_eval(results: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Groups `<kind>/<dataset>/<metric>` by what stands before the metric."""
+    grouped: dict[str, dict[str, float]] = defaultdict(dict)
+    for name, value in results.items():
+        if "/" in name:
+            prefix, metric = name.rsplit("/", 1)
+            grouped[prefix][metric] = value
+    order = list(_COLUMNS)
+    rank = {name: number for number, name in enumerate(order)}
+    return {
+        prefix: dict(sorted(metrics.items(), key=lambda m: (rank.get(m[0], -1), _natural(m[0]))))
+        for prefix, metrics in grouped.items()
+    }
+
+
+def _natural(name: str) -> tuple[str, int]:
+    """Sorts recall@5 before recall@10."""
+    text, _, number = name.partition("@")
+    return text, int(number) if number.isdigit() else 0
+
+
+def _dataset(prefix: str) -> str:
+    return prefix.split("/", 1)[-1]
+
+
+def _column(metric: str) -> str:
+    if metric in _COLUMNS:
+        return _COLUMNS[metric]
+    return (
+        metric.replace("image_retrieval_recall@", "text to image R@")
+        .replace("text_retrieval_recall@", "image to text R@")
+        .replace("_", " ")
+    )
+
+
+def _flatten(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(node, Mapping):
+        for key in sorted(node):
+            yield from _flatten(node[key], f"{path}.{key}" if path else str(key))
+    elif isinstance(node, (list, tuple)) and any(isinstance(item, Mapping) for item in node):
+        for number, item in enumerate(node):
+            yield from _flatten(item, f"{path}[{number}]")
+    else:
+        yield path, str(node)
+
+
+def _png(image: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
