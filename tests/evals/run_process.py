@@ -23,7 +23,7 @@ if __name__ == "__main__":
     mesh = make_mesh({"data": 4, "fsdp": 1, "tensor": 1}, mixed)
     assert [d.process_index for d in mesh.devices.flat] == [0, 1, 0, 1]
     zero_shot = test_zero_shot.make_eval(test_zero_shot.make_source(23)[0], mesh)
-    metrics, predictions = zero_shot.run_with_predictions(make_params(), 5)
+    metrics, predictions = zero_shot.run(make_params()), zero_shot.predict(make_params(), 5)
     retrieval = test_retrieval.make_eval(test_retrieval.make_source(23)[0], mesh)
     metrics |= retrieval.run(test_retrieval.related_params())
     metrics["predictions"] = [[p.key, p.names, p.scores] for p in predictions]

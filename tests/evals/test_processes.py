@@ -45,7 +45,7 @@ def test_two_processes_agree_with_one():
 
     mesh = test_zero_shot.mesh_of(1)
     zero_shot = test_zero_shot.make_eval(test_zero_shot.make_source(23)[0], mesh)
-    metrics, predictions = zero_shot.run_with_predictions(make_params(), 5)
+    metrics, predictions = zero_shot.run(make_params()), zero_shot.predict(make_params(), 5)
     retrieval = test_retrieval.make_eval(test_retrieval.make_source(23)[0], mesh)
     metrics |= retrieval.run(test_retrieval.related_params())
     for p, (key, names, scores) in zip(predictions, found[0].pop("predictions"), strict=True):

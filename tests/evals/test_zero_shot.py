@@ -65,6 +65,7 @@ def brute_force(params, rows, labels):
         "top5": np.mean(ranks < 5),
         "mean_per_class_recall": np.mean(recalls),
         "num_examples": len(labels),
+        "num_classes": len(NAMES),
     }
 
 
@@ -110,7 +111,7 @@ def test_a_model_that_knows_exactly_three_of_four():
         {"image": picture(row), "label": label} for row, label in zip(shown, labels, strict=True)
     ]
     evaluation = make_eval(Source(examples, NAMES[:6]), mesh_of(8), templates="plain")
-    metrics, predictions = evaluation.run_with_predictions(params, 4)
+    metrics, predictions = evaluation.run(params), evaluation.predict(params, 4)
     assert metrics["top1"] == 0.75
     assert metrics["mean_per_class_recall"] == 0.75
     assert metrics["num_examples"] == 12
@@ -128,7 +129,7 @@ def test_scores_are_probabilities_where_the_scale_is_known():
         source, mesh_of(2), logit_scale_fn=lambda params: 10.0, class_names=(*NAMES[:10], "9")
     )
     params = make_params()
-    predictions = evaluation.run_with_predictions(params, 9)[1]
+    predictions = evaluation.predict(params, 9)
     best = [p.scores for p in predictions]
     assert all(1 > a >= b >= c > 0 for a, b, c in best)
 
@@ -162,12 +163,10 @@ def test_images_that_do_not_decode_are_named_and_never_left_out_in_silence():
         ValueError, match=r"zero_shot: 2 image\(s\).*0 allowed.*picture 3.*picture 10"
     ):
         make_eval(source, mesh_of(2), batch_size=16).run(make_params())
-    metrics, predictions = make_eval(source, mesh_of(2), max_bad=2).run_with_predictions(
-        make_params(), 12
-    )
+    metrics = make_eval(source, mesh_of(2), max_bad=2).run(make_params())
     kept = np.delete(np.arange(12), [3, 10])
     assert metrics == pytest.approx(brute_force(make_params(), rows[kept], labels[kept]))
-    assert len(predictions) == 10
+    assert len(make_eval(source, mesh_of(2)).predict(make_params(), 12)) == 10
 
 
 def test_bad_input_is_named():
