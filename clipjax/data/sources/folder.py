@@ -2,7 +2,7 @@
 
 import collections
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from absl import logging
 from etils import epath
@@ -37,7 +37,7 @@ class Folder:
         self._root = data_path(where)
         if not self._root.is_dir():
             raise ValueError(f"there is no directory {where}")
-        files = sorted(p for p in self._root.rglob("*") if p.is_file())
+        files = sorted(_files_below(self._root))
         self._images = [p for p in files if p.suffix.lower() in EXTENSIONS]
         if not self._images:
             raise ValueError(f"{where} holds no picture ({' '.join(EXTENSIONS)})")
@@ -104,6 +104,14 @@ class Folder:
             logging.warning(
                 "%s: %d captions have no picture, e.g. %s.txt", self._root, len(orphans), example
             )
+
+
+def _files_below(directory: epath.Path) -> Iterator[epath.Path]:
+    for path in directory.iterdir():
+        if path.is_dir():
+            yield from _files_below(path)
+        else:
+            yield path
 
 
 def read_bytes(path: epath.Path, key: str) -> bytes:

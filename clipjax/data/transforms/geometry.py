@@ -139,8 +139,8 @@ class Warp:
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         """Replaces the image by u8 `[image_size, image_size, 3]`."""
         image = to_rgb(as_pil(example["image"]))
-        points = (self._points(rng) + 0.5) * image.size
         edges = np.round(np.linspace(0, self.image_size, self.cells + 1)).astype(int).tolist()
+        points = (self._points(edges, rng) + 0.5) * image.size
         mesh = []
         for i in range(self.cells):
             for j in range(self.cells):
@@ -156,7 +156,7 @@ class Warp:
         )
         return {**example, "image": np.asarray(warped)}
 
-    def _points(self, rng: np.random.Generator) -> np.ndarray:
+    def _points(self, edges: list[int], rng: np.random.Generator) -> np.ndarray:
         """Where each mesh point `[row, column]` is taken from, (x, y) in -0.5..0.5."""
         angle = np.deg2rad(rng.uniform(-self.rotate, self.rotate))
         scale = np.exp(rng.uniform(*np.log(self.scale)))
@@ -165,7 +165,7 @@ class Warp:
         cosine, sine = np.cos(angle), np.sin(angle)
         matrix = np.array([[cosine, -sine], [sine, cosine]]) @ np.array([[1, shear], [0, 1]])
         matrix = matrix @ np.diag([1 / (scale * stretch), stretch / scale])
-        ticks = np.linspace(-0.5, 0.5, self.cells + 1)
+        ticks = np.array(edges) / self.image_size - 0.5
         points = np.stack(np.meshgrid(ticks, ticks), axis=-1)
         points = (points + rng.uniform(-self.shift, self.shift, 2)) @ matrix.T
         return points + rng.normal(0, self.bend, points.shape)

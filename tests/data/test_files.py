@@ -1,0 +1,212 @@
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipjax.data import Preprocess, SampleError, make_source
+from clipjax.data.paths import expand
+from clipjax.data.records import RecordFile, pack_record, unpack_record, write_records
+
+
+def png(color):
+    out = io.BytesIO()
+    Image.new("RGB", (4, 4), color).save(out, "PNG")
+    return out.getvalue()
+
+
+def write(root, files):
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return root
+
+
+def reason_of(source, index):
+    with pytest.raises(SampleError) as caught:
+        source[index]
+    return caught.value.reason
+
+
+# Folders
+
+
+def test_a_class_a_folder(tmp_path):
+    write(tmp_path, {"tabby_cat/1.png": png("red"), "dog/a.PNG": png("blue"), "dog/b.png": b"x"})
+    source = make_source(f"folder:{tmp_path}")
+    assert source.class_names == ("dog", "tabby cat")
+    assert [source[i]["label"] for i in range(3)] == [0, 0, 1]
+    assert source[2]["text"] == "tabby cat" and source[2]["key"] == "tabby_cat/1.png"
+    assert (Preprocess(2)(source[2]["image"]) == [255, 0, 0]).all()
+    named = make_source({"spec": f"folder:{tmp_path}", "class_names": ("a dog", "a cat")})
+    assert named[0]["text"] == "a dog" and named.fingerprint() != source.fingerprint()
+    with pytest.raises(ValueError, match="2 class folders"):
+        make_source({"spec": f"folder:{tmp_path}", "class_names": ("a",)})
+
+
+def test_a_caption_beside_each_picture(tmp_path, caplog):
+    files = {"a.png": png("red"), "a.txt": "one\ntwo\n", "b.png": png("red"), "c.png": png("red")}
+    files |= {"c.txt": " \n", "orphan.txt": "alone", "notes.md": "x", "d.png": png("red")}
+    source = make_source(f"folder:{write(tmp_path, {**files, 'd.txt': b'caf' + bytes([233])})}")
+    assert source.class_names is None and len(source) == 4
+    assert source[0]["text"] == ("one", "two") and "label" not in source[0]
+    assert reason_of(source, 1) == "missing_text"
+    assert reason_of(source, 2) == "text_empty"
+    assert reason_of(source, 3) == "text_encoding"
+    assert "orphan.txt" in caplog.text and "1 .md" in caplog.text
+
+
+def test_fingerprint_follows_the_content(tmp_path):
+    write(tmp_path, {"x/1.png": png("red"), "y/1.png": png("blue")})
+    before = make_source(f"folder:{tmp_path}").fingerprint()
+    assert make_source(f"folder:{tmp_path}").fingerprint() == before
+    write(tmp_path, {"y/2.png": png("blue")})
+    assert make_source(f"folder:{tmp_path}").fingerprint() != before
+
+
+def test_folders_that_are_none(tmp_path):
+    with pytest.raises(ValueError, match="no picture"):
+        make_source(f"folder:{tmp_path}")
+    write(tmp_path, {"loose.png": png("red"), "x/1.png": png("red")})
+    with pytest.raises(ValueError, match="in no class folder"):
+        make_source(f"folder:{tmp_path}")
+    with pytest.raises(ValueError, match="layout"):
+        make_source({"spec": f"folder:{tmp_path}", "layout": "tree"})
+
+
+# Tables
+
+
+def test_csv(tmp_path):
+    table = 'filepath,title,kind\na.png,"a, b",x\nnone.png,c,y\n,d,x\na.png,,x\n'
+    write(tmp_path, {"t.csv": table, "a.png": png("red")})
+    source = make_source(f"csv:{tmp_path}/t.csv")
+    assert len(source) == 4 and source[0]["text"] == "a, b" and source[0]["key"] == "t.csv:0"
+    assert source[0]["image"] == png("red")
+    assert [reason_of(source, i) for i in (1, 2, 3)] == [
+        "missing_image",
+        "missing_image",
+        "missing_text",
+    ]
+    labelled = make_source({"spec": f"csv:{tmp_path}/t.csv", "label_field": "kind"})
+    assert labelled.class_names == ("x", "y") and labelled[0]["label"] == 0
+    assert labelled.fingerprint() != source.fingerprint()
+
+
+def test_jsonl(tmp_path):
+    rows = [{"image": "i/a.png", "caption": ["one", "two"]}, {"image": "i/a.png", "caption": 3}]
+    rows.append({"image": "http://example.com/a.png", "caption": "x"})
+    text = "\n".join(map(json.dumps, rows))
+    write(tmp_path, {"t.jsonl": text, "i/a.png": png("red")})
+    source = make_source(f"jsonl:{tmp_path}/t.jsonl")
+    assert source[0]["text"] == ("one", "two")
+    assert reason_of(source, 1) == "missing_text"
+    with pytest.raises(ValueError, match="http"):
+        source[2]
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("t.csv", "a,b\n1,2\n", "columns a, b"),
+        ("t.csv", "image,text\n", "no row"),
+        ("t.csv", "image,text\na,b,c\n", "row 1"),
+        ("t.csv", b"image,text\na,\xff\n", "UTF-8"),
+        ("t.jsonl", "{", "line 1"),
+        ("t.jsonl", "[1]", "no object"),
+        ("t.parquet", "x", ".csv, .tsv or .jsonl"),
+    ],
+)
+def test_tables_that_are_none(tmp_path, name, content, message):
+    write(tmp_path, {name: content})
+    with pytest.raises(ValueError, match=message):
+        make_source(f"csv:{tmp_path}/{name}")
+
+
+# Packed records
+
+
+def record(number, **options):
+    blobs = {"image": png((number, 0, 0)), "other": b"12"}
+    return pack_record(key=f"k{number}", text=(f"text {number}", "zwei é"), blobs=blobs, **options)
+
+
+def pack(path, numbers, **about):
+    return write_records(path, (record(n, label=n % 2) for n in numbers), **about)
+
+
+def test_packed_records(tmp_path):
+    for shard in range(3):
+        pack(tmp_path / f"x-{shard:02d}.array_record", range(4 * shard, 4 * shard + 4))
+    source = make_source(f"arrayrecord:{tmp_path}/x-{{00..02}}.array_record")
+    assert len(source) == 12
+    assert [source[i]["key"] for i in (0, 3, 4, 11)] == ["k0", "k3", "k4", "k11"]
+    assert source[5]["text"] == ("text 5", "zwei é") and source[5]["label"] == 1
+    assert (Preprocess(2)(source[7]["image"])[..., 0] == 7).all()
+    same = make_source(f"arrayrecord:{tmp_path}/*.array_record")
+    assert same.fingerprint() == source.fingerprint()
+    with pytest.raises(ValueError, match="class_names"):
+        pack(tmp_path / "y.array_record", range(2), class_names=("a", "b"))
+        make_source(f"arrayrecord:{tmp_path}/*.array_record")
+    assert make_source(f"arrayrecord:{tmp_path}/y.array_record").class_names == ("a", "b")
+
+
+def test_same_input_same_bytes(tmp_path):
+    digests = {pack(tmp_path / f"{i}.array_record", range(5))["sha256"] for i in range(2)}
+    assert len(digests) == 1
+
+
+def test_damage_to_packed_records(tmp_path):
+    path = tmp_path / "x.array_record"
+    pack(path, range(50))
+    content = path.read_bytes()
+    for damaged in (content[:-1], content[: len(content) // 2], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"manifest says"):
+            RecordFile(path)
+    flipped = bytearray(content)
+    flipped[len(flipped) // 2] ^= 1
+    path.write_bytes(flipped)
+    with pytest.raises(ValueError, match="damaged"):
+        RecordFile(path)
+    path.write_bytes(content)
+    assert len(RecordFile(path)) == 50
+    manifest = path.with_name(path.name + ".json")
+    manifest.write_text(manifest.read_text().replace('"count": 50', '"count": 49'))
+    with pytest.raises(ValueError, match="opens with 50 records"):
+        RecordFile(path)
+    manifest.unlink()
+    with pytest.raises(ValueError, match="no manifest"):
+        RecordFile(path)
+
+
+def test_a_record_that_is_cut_short():
+    whole = record(1)
+    assert unpack_record(whole)["key"] == "k1"
+    for wrong in (whole[:-1], whole + b"x", b"", b"PK\3\4" + whole):
+        with pytest.raises(ValueError):
+            unpack_record(wrong)
+
+
+def test_patterns(tmp_path):
+    write(tmp_path, {f"a-{i:03d}-of-010": "x" for i in range(10)})
+    assert [p.name for p in expand(f"{tmp_path}/a-{{008..009}}-of-010")] == [
+        "a-008-of-010",
+        "a-009-of-010",
+    ]
+    assert len(expand(f"{tmp_path}/a-00?-of-010")) == 10
+    for wrong in (f"{tmp_path}/a-{{008..012}}-of-010", f"{tmp_path}/b*", "ftp://x/y", ""):
+        with pytest.raises(ValueError):
+            expand(wrong)
+
+
+def test_synthetic_is_deterministic_and_labelled():
+    first, again = make_source("synthetic:100"), make_source("synthetic:100")
+    for i in range(100):
+        np.testing.assert_array_equal(first[i]["image"], again[i]["image"])
+        name = first.class_names[first[i]["label"]]
+        assert first[i]["text"].endswith(name)
+    assert len({first[i]["image"].tobytes() for i in range(100)}) == 100
+    assert first.fingerprint() != make_source("synthetic:101").fingerprint()

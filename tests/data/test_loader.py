@@ -1,0 +1,259 @@
+import collections
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clipjax.data import Loader, SampleError, TooManyBadExamples, make_source, make_transforms
+from clipjax.data.transforms.captions import clean_caption
+
+SPECS = (
+    {"name": "random_resized_crop", "scale": (0.5, 1.0)},
+    {"name": "color_jitter"},
+    {"name": "random_flip"},
+    {"name": "drop_words", "probability": 0.3},
+)
+
+
+class Numbers:
+    """Example i is a picture of the number i; some may be bad."""
+
+    class_names = None
+
+    def __init__(self, size, bad=(), error=None, delay_s=0.0):
+        self.size, self.bad, self.error, self.delay_s = size, set(bad), error, delay_s
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        if self.delay_s:
+            time.sleep(self.delay_s)
+        if index in self.bad:
+            raise self.error or SampleError("planted", "it is bad", f"number-{index}")
+        image = np.zeros((2, 2, 3), np.uint8)
+        image[0] = divmod(index, 256)[0], index % 256, 0
+        return {"image": image, "text": str(index), "key": f"number-{index}"}
+
+    def fingerprint(self):
+        return f"numbers/{self.size}"
+
+
+def tokens_of(texts):
+    return np.array([[len(text), sum(map(ord, text))] for text in texts], np.int32)
+
+
+def numbers_in(batch):
+    image = batch["image"].astype(int)
+    return (image[:, 0, 0, 0] * 256 + image[:, 0, 0, 1]).tolist()
+
+
+def make(source, batch_size, transforms=(), image_size=2, **options):
+    options = {"seed": 0, "num_workers": 0, "bad_window": 1000, **options}
+    return Loader(
+        source, transforms, tokens_of, batch_size=batch_size, image_size=image_size, **options
+    )
+
+
+def augmented(batch_size=48, seed=0, **options):
+    source = make_source("synthetic:100")
+    return make(source, batch_size, make_transforms(SPECS, image_size=16), 16, seed=seed, **options)
+
+
+def assert_equal(left, right):
+    assert left.keys() == right.keys()
+    for name in left:
+        np.testing.assert_array_equal(left[name], right[name])
+
+
+@settings(deadline=None, max_examples=15)
+@given(n=st.integers(1, 500), step=st.integers(0, 10**12), seed=st.integers(0, 2**40))
+def test_all_processes_together_make_the_batch_of_one(n, step, seed):
+    source = Numbers(n)
+    whole = make(source, 336, seed=seed).batch(step)
+    for count in (2, 3, 4, 7, 8, 16):
+        parts = [
+            make(source, 336, seed=seed, process_index=i, process_count=count).batch(step)
+            for i in range(count)
+        ]
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in whole}
+        assert_equal(joined, whole)
+
+
+def test_processes_share_augmentation_too():
+    whole = augmented().batch(5)
+    parts = [augmented(process_index=i, process_count=3).batch(5) for i in range(3)]
+    assert_equal({k: np.concatenate([p[k] for p in parts]) for k in whole}, whole)
+
+
+@pytest.mark.parametrize("n, batch_size", [(96, 32), (100, 32), (7, 32)])
+def test_ledger_of_two_epochs(n, batch_size):
+    """Every example exactly once an epoch, across the borders of steps and epochs."""
+    loader = make(Numbers(n), batch_size)
+    steps = -(-2 * n // batch_size)
+    seen = [number for step in range(steps) for number in numbers_in(loader.batch(step))]
+    assert sorted(seen[:n]) == sorted(seen[n : 2 * n]) == list(range(n))
+    assert seen[:n] != seen[n : 2 * n]
+
+
+def test_workers_and_prefetch_change_nothing():
+    plain = [augmented().batch(step) for step in range(4)]
+    for num_workers, prefetch in ((0, 0), (1, 3), (3, 1), (4, 0)):
+        with augmented(num_workers=num_workers, prefetch=prefetch) as loader:
+            for (_, batch), expected in zip(loader.iterate(), plain, strict=False):
+                assert_equal(batch, expected)
+            # Seeking gives what iterating gave, in any order.
+            assert_equal(loader.batch(2), plain[2])
+            assert_equal(next(loader.iterate(3))[1], plain[3])
+
+
+def test_seed_and_step_matter():
+    """Negative control of the invariances above."""
+    batch = augmented().batch(0)
+    for other in (augmented(seed=1).batch(0), augmented().batch(1)):
+        assert (batch["image"] != other["image"]).any()
+    first, again = (augmented(batch_size=100).batch(step) for step in (0, 1))
+    assert first["image"].mean() != again["image"].mean()
+
+
+def test_hash_seed_and_process_change_nothing():
+    code = (
+        "import hashlib, sys; sys.path.insert(0, 'tests/data'); import test_loader as t; "
+        "b = t.augmented().batch(3); "
+        "print(hashlib.sha256(b['image'].tobytes() + b['text'].tobytes()).hexdigest())"
+    )
+    digests = set()
+    for seed in ("0", "4242"):
+        env = {**os.environ, "PYTHONHASHSEED": seed, "JAX_PLATFORMS": "cpu"}
+        env["PYTHONPATH"] = os.pathsep.join([os.getcwd(), env.get("PYTHONPATH", "")])
+        out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+        assert out.returncode == 0, out.stderr
+        digests.add(out.stdout)
+    assert len(digests) == 1
+
+
+def test_shapes_and_types():
+    batch = augmented().batch(0)
+    assert batch["image"].shape == (48, 16, 16, 3) and batch["image"].dtype == np.uint8
+    assert batch["text"].shape == (48, 2) and batch["text"].dtype == np.int32
+
+
+@pytest.mark.parametrize("bad", [(), (3,), (0, 1, 50, 99)])
+def test_a_bad_example_is_replaced_in_place_and_counted(bad):
+    good = make(Numbers(100), 25, max_bad_fraction=1.0)
+    loader = make(Numbers(100, bad), 25, max_bad_fraction=1.0)
+    for step in range(4):
+        for found, expected in zip(
+            numbers_in(loader.batch(step)), numbers_in(good.batch(step)), strict=True
+        ):
+            assert (found == expected) == (expected not in bad)
+            assert found not in bad
+    assert loader.counts().get("planted", 0) >= len(bad)
+    assert {b.key for b in loader.bad_examples()} == {f"number-{i}" for i in bad}
+
+
+def test_substitutes_do_not_depend_on_processes():
+    bad = range(0, 100, 9)
+    whole = make(Numbers(100, bad), 96, max_bad_fraction=1.0)
+    parts = [
+        make(Numbers(100, bad), 96, max_bad_fraction=1.0, process_index=i, process_count=4)
+        for i in range(4)
+    ]
+    joined = [number for part in parts for number in numbers_in(part.batch(0))]
+    assert joined == numbers_in(whole.batch(0))
+    counts = collections.Counter()
+    for part in parts:
+        counts.update(part.counts())
+    assert counts == whole.counts()
+
+
+def test_prefetched_batches_are_not_counted_before_they_are_given_out():
+    with make(Numbers(10, [4]), 10, num_workers=2, prefetch=3, max_bad_fraction=1.0) as loader:
+        batches = loader.iterate()
+        next(batches)
+        assert loader.counts() == {"planted": 1}
+
+
+def test_too_many_bad_examples_stop_the_run():
+    loader = make(Numbers(1000, range(20)), 100, max_bad_fraction=0.01)
+    with pytest.raises(TooManyBadExamples, match=r"allowed are 10 of 1000.*planted.*number-"):
+        for step in range(20):
+            loader.batch(step)
+    # Negative control: just as many as allowed.
+    loader = make(Numbers(1000, range(9)), 100, max_bad_fraction=0.01)
+    for step in range(20):
+        loader.batch(step)
+
+
+def test_nothing_but_bad_examples():
+    with pytest.raises(TooManyBadExamples, match="Is this the right data"):
+        make(Numbers(10, range(10)), 4).batch(0)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_fault_in_the_code_surfaces(num_workers):
+    source = Numbers(10, [5], error=ZeroDivisionError("a bug"))
+    loader = make(source, 10, num_workers=num_workers)
+    with loader, pytest.raises(ZeroDivisionError, match="a bug"):
+        next(loader.iterate())
+
+
+def test_a_hanging_source_is_an_error():
+    loader = make(Numbers(4, delay_s=0.4), 4, num_workers=1, timeout_s=0.1)
+    with loader, pytest.raises(TimeoutError, match="step 0"):
+        loader.batch(0)
+
+
+def test_close_leaves_no_thread():
+    loader = make(Numbers(100), 10, num_workers=3, prefetch=4)
+    batches = loader.iterate()
+    next(batches)
+    assert any("clipjax-loader" in t.name for t in threading.enumerate())
+    loader.close()
+    assert not any("clipjax-loader" in t.name for t in threading.enumerate())
+    with pytest.raises(ValueError, match="closed"):
+        loader.batch(0)
+    batches.close()
+
+
+def test_fingerprint_is_the_data_s():
+    assert make(Numbers(10), 5).fingerprint() == make(Numbers(10), 2, seed=3).fingerprint()
+    assert make(Numbers(10), 5).fingerprint() != make(Numbers(11), 5).fingerprint()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"batch_size": 10, "process_count": 3}, "multiple"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"process_index": 2, "process_count": 2}, "process_index"),
+        ({"num_workers": -1}, "num_workers"),
+        ({"max_bad_fraction": 2.0}, "max_bad_fraction"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        make(Numbers(10), options.pop("batch_size", 10), **options)
+
+
+def test_bad_data():
+    with pytest.raises(ValueError, match="empty"):
+        make(Numbers(0), 4)
+    with pytest.raises(ValueError, match="step is -1"):
+        make(Numbers(4), 4).batch(-1)
+
+
+def test_captions_are_cleaned():
+    assert clean_caption("cafe\u0301\0") == "caf\u00e9"
+    assert clean_caption(b"caf\xc3\xa9") == "caf\u00e9"
+    for text, reason in ((" \n", "text_empty"), (b"\xff", "text_encoding"), (3, "text_type")):
+        with pytest.raises(SampleError) as caught:
+            clean_caption(text)
+        assert caught.value.reason == reason

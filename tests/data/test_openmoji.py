@@ -1,0 +1,158 @@
+import hashlib
+import io
+import json
+import multiprocessing
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipjax.data import Preprocess, make_source
+from clipjax.data.sources import openmoji
+from clipjax.data.sources.openmoji import LANGUAGES, emoji_pairs, is_unseen
+
+LIMIT = 16
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLIPJAX_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def source(where="all", **options):
+    return make_source({"spec": f"openmoji:{where}", "limit": LIMIT, **options})
+
+
+def record_file(cache):
+    (path,) = cache.glob("openmoji-*/*.array_record")
+    return path
+
+
+def test_3944_pairs_and_their_split():
+    pairs = emoji_pairs()
+    assert len(pairs) == 3_944
+    unseen = [p for p in pairs if is_unseen(p.codepoints)]
+    assert len(unseen) == 421
+    expected = [
+        p.codepoints
+        for p in pairs
+        if int(hashlib.sha256(p.codepoints.encode()).hexdigest(), 16) % 10 == 0
+    ]
+    assert [p.codepoints for p in unseen] == expected
+    assert all(set(p.names) == set(LANGUAGES) and all(p.names.values()) for p in pairs)
+    by_code = {p.codepoints: p for p in pairs}
+    assert by_code["1F600"].names["en"] == "grinning face"
+    assert by_code["1F600"].names["de"] == "grinsendes gesicht"
+    # Every English name is another one: the question of the zero-shot evaluation has an answer.
+    assert len({p.names["en"] for p in pairs}) == 3_944
+
+
+def test_examples(cache):
+    everything, train, unseen = source(), source("train"), source("unseen")
+    assert len(everything) == LIMIT == len(train) + len(unseen) and len(unseen) > 0
+    assert not {train[i]["key"] for i in range(len(train))} & {
+        unseen[i]["key"] for i in range(len(unseen))
+    }
+    for i in range(len(unseen)):
+        example = unseen[i]
+        assert is_unseen(example["key"]) and example["label"] == i
+        assert example["text"] == unseen.class_names[i]
+        assert example["image"].shape == (openmoji.SIDE, openmoji.SIDE, 4)
+        pixels = Preprocess(32)(example["image"])
+        assert (pixels[0, 0] == 255).all() and pixels.std() > 10
+    assert len(list(cache.glob("openmoji-*/*.array_record"))) == 1
+
+
+def test_options(cache):
+    name = source()[0]["text"]
+    german, layers = source(language="de"), source(layers=True)
+    assert german[0]["text"] != name and german.fingerprint() != source().fingerprint()
+    sheet = layers[0]["image"]
+    assert sheet.shape == (2 * openmoji.SIDE, openmoji.SIDE, 4)
+    fill, lines = (Image.fromarray(part) for part in np.split(sheet, 2))
+    together = np.asarray(Image.alpha_composite(fill, lines)).astype(int)
+    whole = source()[0]["image"]
+    assert np.abs(together - whole).mean() < 1.0
+    assert np.abs(np.asarray(fill).astype(int) - whole).mean() > 1.0
+    texts = [source(aliases=True)[i]["text"] for i in range(LIMIT)]
+    assert any(len(text) > 1 for text in texts)
+
+
+def test_second_opening_renders_nothing(monkeypatch):
+    fingerprint = source().fingerprint()
+    monkeypatch.setattr(openmoji, "_render_all", None)
+    assert source().fingerprint() == fingerprint
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "no manifest", "other count"])
+def test_a_damaged_cache_is_noticed_and_rebuilt(cache, damage):
+    fingerprint = source().fingerprint()
+    path = record_file(cache)
+    manifest = path.with_name(path.name + ".json")
+    content = bytearray(path.read_bytes())
+    if damage == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "flipped":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    elif damage == "no manifest":
+        manifest.unlink()
+    else:
+        fields = json.loads(manifest.read_text())
+        fields["emoji"].popitem()
+        manifest.write_text(json.dumps(fields))
+    assert source().fingerprint() == fingerprint
+    assert len(list(cache.glob("*.damaged-*"))) == 1
+
+
+def test_a_killed_run_leaves_nothing_that_looks_finished(cache, monkeypatch):
+    real = openmoji._render_all
+
+    def killed(pairs):
+        yield from list(real(pairs))[:5]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(openmoji, "_render_all", killed)
+    with pytest.raises(KeyboardInterrupt):
+        source()
+    assert not [p for p in cache.iterdir() if p.is_dir()]
+    (cache / ".openmoji-x.left").mkdir()  # of another cache: not this one's to delete
+    monkeypatch.setattr(openmoji, "_render_all", real)
+    assert len(source()) == LIMIT and (cache / ".openmoji-x.left").exists()
+
+
+def open_in_process(results):
+    import warnings
+
+    warnings.simplefilter("error")
+    results.put((source().fingerprint(), len(source())))
+
+
+def test_two_first_runs_at_once(cache):
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    processes = [context.Process(target=open_in_process, args=(results,)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    found = [results.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join(timeout=30)
+    assert found[0] == found[1] and found[0][1] == LIMIT
+    assert len([p for p in cache.iterdir() if p.is_dir()]) == 1
+
+
+def test_without_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    with pytest.raises(ValueError, match=r"resvg_py: pip install clipjax\[demo\]"):
+        source()
+
+
+def test_pictures_fill_their_frame():
+    record = openmoji.open_records(LIMIT)[0]
+    alpha = np.asarray(Image.open(io.BytesIO(record["blobs"]["image"])).convert("RGBA"))[..., 3]
+    rows, columns = np.where(alpha > 8)
+    longer = max(np.ptp(rows), np.ptp(columns)) + 1
+    assert abs(longer - openmoji.SIDE / openmoji.MARGIN) <= 3
+    assert record["meta"]["names"]["fr"]

@@ -1,0 +1,205 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipjax.data import ImageError, Preprocess, decode_image
+from clipjax.data import preprocess as module
+from clipjax.data.preprocess import resize_and_crop, to_rgb
+
+GOLDEN = np.load(Path(__file__).parents[1] / "golden/data/preprocess.npz")
+
+
+def picture(height, width):
+    rng = np.random.Generator(np.random.Philox(key=[height, width]))
+    return rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
+
+
+def encode(image, kind="PNG", **options):
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def golden_differences(preprocess_of):
+    worst = {}
+    for name in GOLDEN.files:
+        resize, kernel, shape = name.split("/")
+        image = picture(*map(int, shape.split("x")))
+        out = preprocess_of(resize, kernel)(image).astype(int)
+        worst[name] = np.abs(out - GOLDEN[name]).max()
+    return worst
+
+
+def test_pixels_are_the_published_preprocessing_s():
+    worst = golden_differences(lambda r, k: Preprocess(24, resize=r, interpolation=k))
+    assert len(worst) == 32 and max(worst.values()) == 0, worst
+
+
+@pytest.mark.parametrize("fault", ["kernel", "offset", "resize"])
+def test_the_goldens_see_a_fault(fault, monkeypatch):
+    if fault == "offset":
+        monkeypatch.setattr(module, "round", lambda x: int(x) + 1, raising=False)
+    swap = {"bicubic": "bilinear", "bilinear": "bicubic", "shortest": "squash"}
+    worst = golden_differences(
+        lambda r, k: Preprocess(
+            24,
+            resize=swap.get(r, "shortest") if fault == "resize" else r,
+            interpolation=swap[k] if fault == "kernel" else k,
+        )
+    )
+    assert max(worst.values()) > 5
+
+
+def test_a_long_strip_is_resampled_without_growing():
+    strip = Image.fromarray(picture(1, 20_000))
+    out = Preprocess(64)(strip)
+    assert out.shape == (64, 64, 3)
+    # The same pixels as by the plain path, where that is affordable.
+    image = Image.fromarray(picture(10, 200))
+    kernel = Image.Resampling.BICUBIC
+    plain = image.resize((20 * 16, 16), kernel).crop((152, 0, 168, 16))
+    np.testing.assert_allclose(
+        np.asarray(resize_and_crop(image, 16, kernel)).astype(int), np.asarray(plain), atol=1
+    )
+    assert Preprocess(8)(Image.fromarray(picture(1, 1))).shape == (8, 8, 3)
+
+
+RAMP = (np.arange(64 * 4).reshape(4, 64) * 256).astype(np.uint16)
+
+
+def sixteen_bits(**options):
+    return encode(Image.fromarray(RAMP), **options)
+
+
+def palette(transparent):
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.putpixel((1, 0), 1)
+    return encode(image, **({"transparency": 1} if transparent else {}))
+
+
+def cmyk():
+    return encode(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=100)
+
+
+def animated():
+    frames = [Image.new("RGB", (4, 4), c) for c in ("red", "blue")]
+    return encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+
+
+# bytes -> RGB of the pixel at (0, 0) and at the last place, on white
+MODES = {
+    "rgb": (encode(Image.new("RGB", (2, 2), (1, 2, 3))), (1, 2, 3), (1, 2, 3)),
+    "grey": (encode(Image.new("L", (2, 2), 77)), (77,) * 3, (77,) * 3),
+    "one bit": (encode(Image.new("1", (2, 2), 1)), (255,) * 3, (255,) * 3),
+    "16 bits": (sixteen_bits(), (0,) * 3, (255,) * 3),
+    "rgba": (encode(Image.new("RGBA", (2, 2), (9, 8, 7, 0))), (255,) * 3, (255,) * 3),
+    "half": (encode(Image.new("RGBA", (2, 2), (0, 0, 0, 128))), (127,) * 3, (127,) * 3),
+    "grey alpha": (encode(Image.new("LA", (2, 2), (0, 0))), (255,) * 3, (255,) * 3),
+    "palette": (palette(False), (255, 0, 0), (0, 0, 255)),
+    "palette transparent": (palette(True), (255, 0, 0), (255,) * 3),
+    "color key": (
+        encode(Image.new("RGB", (2, 2), (5, 5, 5)), transparency=(5, 5, 5)),
+        (255,) * 3,
+        (255,) * 3,
+    ),
+    "cmyk": (cmyk(), (255, 0, 0), (255, 0, 0)),
+    "animated": (animated(), (255, 0, 0), (255, 0, 0)),
+    "webp": (encode(Image.new("RGB", (2, 2)), "WEBP", lossless=True), (0,) * 3, (0,) * 3),
+    "bmp": (encode(Image.new("RGB", (2, 2), (9, 9, 9)), "BMP"), (9,) * 3, (9,) * 3),
+}
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_modes(name):
+    data, first, last = MODES[name]
+    pixels = np.asarray(to_rgb(decode_image(data))).astype(int)
+    np.testing.assert_allclose(pixels[0, 0], first, atol=2)
+    np.testing.assert_allclose(pixels[-1, -1], last, atol=2)
+
+
+def test_16_bits_keep_their_high_byte():
+    out = np.asarray(decode_image(sixteen_bits()))[..., 0]
+    np.testing.assert_array_equal(out, RAMP >> 8)
+    # Negative control: what convert("RGB") alone makes of it.
+    saturated = np.asarray(Image.open(io.BytesIO(sixteen_bits())).convert("L"))
+    assert (saturated == 255).mean() > 0.9
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(orientation):
+    upright = picture(6, 4)
+    undo = {1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}[orientation]
+    stored = Image.fromarray(upright)
+    if undo != 1:
+        stored = stored.transpose(module._ORIENTATIONS[undo])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    decoded = decode_image(encode(stored, exif=exif))
+    np.testing.assert_array_equal(np.asarray(decoded), upright)
+
+
+def bomb():
+    """A PNG whose header claims 60,000 x 60,000 pixels."""
+    data = bytearray(encode(Image.new("L", (4, 4))))
+    data[16:24] = (60_000).to_bytes(4, "big") * 2
+    crc = __import__("zlib").crc32(bytes(data[12:29]))
+    data[29:33] = crc.to_bytes(4, "big")
+    return bytes(data)
+
+
+WHOLE = encode(Image.fromarray(picture(40, 40)), "JPEG")
+
+
+@pytest.mark.parametrize(
+    "data, reason",
+    [
+        (b"", "image_empty"),
+        (b"not an image", "image_format"),
+        (encode(Image.new("RGB", (4, 4)), "TIFF"), "image_format"),
+        (WHOLE[: len(WHOLE) // 2], "image_undecodable"),
+        (bomb(), "image_pixels"),
+    ],
+    ids=["empty", "text", "tiff", "truncated", "bomb"],
+)
+def test_refused_with_a_reason(data, reason):
+    with pytest.raises(ImageError) as caught:
+        decode_image(data)
+    assert caught.value.reason == reason
+
+
+def test_pixels_are_capped():
+    data = encode(Image.new("L", (100, 101)))
+    decode_image(data, max_pixels=10_100)
+    with pytest.raises(ImageError, match="100 x 101"):
+        decode_image(data, max_pixels=10_099)
+
+
+def test_mutated_images_never_crash():
+    rng = np.random.Generator(np.random.Philox(key=3))
+    seeds = [data for data, *_ in MODES.values()] + [WHOLE]
+    for number in range(600):
+        data = bytearray(seeds[number % len(seeds)])
+        for _ in range(int(rng.integers(1, 5))):
+            data[int(rng.integers(len(data)))] = int(rng.integers(256))
+        try:
+            image = decode_image(bytes(data[: int(rng.integers(len(data) + 1)) or None]))
+        except ImageError as error:
+            assert error.reason in (
+                "image_format",
+                "image_pixels",
+                "image_undecodable",
+            )
+        else:
+            assert image.mode in ("RGB", "RGBA")
+
+
+def test_bad_options():
+    for options in ({"size": 0}, {"size": 8, "resize": "crop"}, {"size": 8, "interpolation": "x"}):
+        with pytest.raises(ValueError, match="preprocess"):
+            Preprocess(**options)
+    with pytest.raises(ImageError, match="float64"):
+        Preprocess(8)(np.zeros((4, 4, 3)))

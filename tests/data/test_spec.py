@@ -1,0 +1,53 @@
+import pytest
+
+from clipjax.data import SOURCES, make_source, parse_spec, spec_name
+
+
+@pytest.mark.parametrize(
+    "spec, parsed",
+    [
+        ("openmoji:train", ("openmoji", "train", None)),
+        ("openmoji", ("openmoji", "", None)),
+        ("synthetic:1000", ("synthetic", "1000", None)),
+        ("folder:/data/my pets", ("folder", "/data/my pets", None)),
+        ("tfds:cifar100:test", ("tfds", "cifar100", "test")),
+        ("tfds:cifar100/x:3.0.2:train[:10%]", ("tfds", "cifar100/x:3.0.2", "train[:10%]")),
+        ("arrayrecord:gs://b/a.array_record", ("arrayrecord", "gs://b/a.array_record", None)),
+    ],
+)  # fmt: skip
+def test_parse_spec(spec, parsed):
+    assert parse_spec(spec) == parsed
+
+
+def test_spec_name():
+    assert spec_name("openmoji:unseen") == "openmoji_unseen"
+    assert spec_name("tfds:cifar100:train[:10%]") == "tfds_cifar100_train_10"
+
+
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        ("", "kind:where"),
+        (None, "kind:where"),
+        ("tfds::train", "empty part"),
+        ("nonsense:x", "known are arrayrecord"),
+        ("openmoji:test", "train, unseen, all"),
+        ("openmoji:train:x", "openmoji has no split"),
+        ("synthetic:many", "no number"),
+        ({"spec": "synthetic:10", "sides": 3}, "sides"),
+        ({"spec": "synthetic:10", "where": "x"}, "part of the spec"),
+        ({"kind": "synthetic"}, "kind:where"),
+        ("folder:/no/such/directory", "no directory"),
+        ("csv:http://example.com/a.csv", "http://"),
+        ("arrayrecord:/no/such/file", "no file"),
+        ("tar:/no/such/{000..002}.tar", "no file"),
+    ],
+)
+def test_a_wrong_spec_is_one_clear_error(spec, message):
+    with pytest.raises(ValueError, match=message):
+        make_source(spec)
+
+
+def test_options_beside_the_spec():
+    assert make_source({"spec": "synthetic:10", "side": 32})[0]["image"].shape == (32, 32, 3)
+    assert set(SOURCES) >= {"openmoji", "folder", "csv", "jsonl", "arrayrecord", "tfds", "tar"}

@@ -1,0 +1,162 @@
+import io
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipjax.data import TRANSFORMS, make_source, make_transforms
+from clipjax.data.preprocess import as_array
+
+SIZE = 20
+NEEDED = {"caption_template": {"templates": ("a photo of a {}",)}}
+
+
+def rng(key=0):
+    return np.random.Generator(np.random.Philox(key=key))
+
+
+def picture(height=30, width=40, channels=3):
+    return rng(height).integers(0, 256, (height, width, channels)).astype(np.uint8)
+
+
+def encoded():
+    out = io.BytesIO()
+    Image.fromarray(picture()).save(out, "PNG")
+    return out.getvalue()
+
+
+def example(image=None):
+    image = picture() if image is None else image
+    return {"image": image, "text": ("a red cat", "a cat", "some animal"), "key": "k"}
+
+
+def build(name, **fields):
+    spec = {"name": name, **NEEDED.get(name, {}), **fields}
+    return make_transforms([spec], image_size=SIZE)[0]
+
+
+def images_for(name):
+    if name == "compose_layers":
+        return [picture(60, 30, 4)]
+    return [picture(), picture(30, 40, 4), encoded(), Image.fromarray(picture())]
+
+
+def same(left, right):
+    return left["text"] == right["text"] and np.array_equal(
+        as_array(left["image"]), as_array(right["image"])
+    )
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_depends_on_the_rng_alone_and_spares_its_input(name):
+    transform = build(name)
+    for image in images_for(name):
+        given, before = example(image), as_array(image).copy()
+        outs = [transform(given, rng(key)) for key in (1, 1, *range(2, 12))]
+        assert given["image"] is image and given["text"] == example()["text"]
+        np.testing.assert_array_equal(as_array(image), before)
+        assert same(outs[0], outs[1])
+        opaque = name == "random_background" and before.shape[2] == 3
+        if name != "resize_and_crop" and not opaque:
+            assert not all(same(out, outs[0]) for out in outs)
+        assert as_array(outs[0]["image"]).dtype == np.uint8
+
+
+@pytest.mark.parametrize("name", ["random_resized_crop", "resize_and_crop", "warp"])
+def test_size_is_the_model_s_unless_given(name):
+    for options, size in (({}, SIZE), ({"image_size": 12}, 12)):
+        out = build(name, **options)(example(), rng())
+        assert out["image"].shape == (size, size, 3)
+
+
+def test_a_random_crop_keeps_area_and_ratio():
+    crop = build("random_resized_crop", scale=(0.25, 0.5), ratio=(0.5, 2.0))
+    for key in range(200):
+        left, top, right, bottom = crop._box(100, 80, rng(key))
+        assert 0 <= left < right <= 100 and 0 <= top < bottom <= 80
+        assert 0.22 < (right - left) * (bottom - top) / 8000 < 0.54
+    assert crop._box(1, 1000, rng())[2:] != (0, 0)
+    assert build("random_resized_crop")(example(picture(1, 500)), rng())["image"].shape[0] == SIZE
+
+
+def test_strength_zero_changes_nothing():
+    plain = picture(SIZE, SIZE)
+    for transform in (
+        build("random_flip", probability=0.0),
+        build("cutout", probability=0.0),
+        build("random_blur", probability=0.0),
+        build("color_jitter", hue=0, saturation=(1, 1), gain=0, channel_gain=0, offset=0),
+        build("warp", rotate=0, scale=(1, 1), aspect=0, shear=0, shift=0, bend=0),
+    ):
+        out = np.asarray(transform(example(plain), rng())["image"]).astype(int)
+        assert np.abs(out - plain).max() <= 1, transform
+
+
+def test_flip_mirrors():
+    flip = build("random_flip", probability=1.0)
+    out = flip(example(), rng())["image"]
+    np.testing.assert_array_equal(out, picture()[:, ::-1])
+
+
+def test_background_only_shows_through():
+    image = picture(8, 8, 4)
+    image[:4, :, 3], image[4:, :, 3] = 255, 0
+    ground = build("random_background", probability=1.0)
+    out = ground(example(image), rng(3))["image"]
+    np.testing.assert_array_equal(out[:4], image[:4, :, :3])
+    assert (out[4:] == out[4, 0]).all() and (out[4, 0] != 255).any()
+    white = build("random_background", probability=0.0)(example(image), rng())["image"]
+    assert (white[4:] == 255).all()
+
+
+def test_layers_compose_to_the_drawing():
+    sheet = np.zeros((20, 10, 4), np.uint8)
+    sheet[2:8, 2:8] = (200, 30, 30, 255)
+    sheet[12:18, 5] = (0, 0, 0, 255)
+    plain = build("compose_layers", background=0, fade=0, shade_probability=0)
+    out = plain(example(sheet), rng())["image"]
+    assert (
+        (out[0, 0] == 255).all() and (out[3, 3] == (200, 30, 30)).all() and (out[4, 5] == 0).all()
+    )
+    with pytest.raises(ValueError, match="layers=True"):
+        plain(example(picture(30, 40, 4)), rng())
+
+
+def test_captions():
+    draw = [build("choose_caption", first=0.5)(example(), rng(k))["text"] for k in range(300)]
+    assert 100 < draw.count("a red cat") < 200 and len(set(draw)) == 3
+    sentence = build("caption_template", probability=1.0)
+    assert sentence({**example(), "text": "cat"}, rng())["text"] == "a photo of a cat"
+    few = [build("drop_words", probability=0.9)(example(), rng(k))["text"] for k in range(50)]
+    assert all(few) and min(map(len, few)) < 6
+
+
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        ({"name": "crop"}, "unknown"),
+        ({"name": "random_flip", "p": 0.5}, "is not a field"),
+        ({"name": "random_flip", "probability": 2}, "RandomFlip.probability is 2"),
+        ({"name": "random_resized_crop", "scale": (0.9, 0.1)}, "scale"),
+        ({"name": "random_resized_crop", "scale": 0.5}, "scale"),
+        ({"name": "random_resized_crop", "interpolation": "nearest"}, "bicubic"),
+        ({"name": "warp", "bend": -1}, "bend"),
+        ({"name": "caption_template", "templates": ("no place",)}, "no place"),
+        ({"name": "caption_template"}, "templates"),
+    ],
+)
+def test_bad_options(spec, message):
+    with pytest.raises(ValueError, match=message):
+        make_transforms([spec], image_size=SIZE)
+
+
+class Mine:
+    def __call__(self, example, rng):
+        return {**example, "text": "mine"}
+
+
+def test_a_transform_of_one_s_own(monkeypatch):
+    monkeypatch.setitem(sys.modules, "my_lab", sys.modules[__name__])
+    (transform,) = make_transforms([{"name": "my_lab:Mine"}], image_size=SIZE)
+    assert transform(make_source("synthetic:1")[0], rng())["text"] == "mine"
