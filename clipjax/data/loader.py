@@ -98,7 +98,7 @@ class Loader:
         self._pool = None
         if num_workers:
             self._pool = concurrent.futures.ThreadPoolExecutor(num_workers, "clipjax-loader")
-        self._closed = False
+        self._closed = self._hangs = False
         if len(source) < batch_size:
             logging.warning(
                 "The batch (%d) is larger than the data (%d examples): every batch holds some "
@@ -152,10 +152,10 @@ class Loader:
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
     def close(self) -> None:
-        """Ends the worker threads."""
+        """Ends the worker threads; one that hangs is not waited for."""
         self._closed = True
         if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool.shutdown(wait=not self._hangs, cancel_futures=True)
 
     def __enter__(self) -> "Loader":
         return self
@@ -190,6 +190,7 @@ class Loader:
             try:
                 part_tokens, part_bad = part.result(timeout=self._timeout_s)
             except concurrent.futures.TimeoutError as error:
+                self._hangs = True
                 raise TimeoutError(
                     f"the batch of step {pending.step} is not finished after "
                     f"{self._timeout_s:.0f} s: the storage behind the data source hangs, or "

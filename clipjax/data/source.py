@@ -1,10 +1,13 @@
 """What a data source is, how one is named, and how it says that an example is unusable."""
 
 import re
-from typing import NotRequired, Protocol, TypedDict, runtime_checkable
+from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 from PIL import Image
+
+# A `?` alone is a wildcard of a file name.
+_OPTIONS = re.compile(r"\?([a-z_]+=.*)$")
 
 
 class Example(TypedDict):
@@ -83,6 +86,39 @@ def parse_spec(spec: str) -> tuple[str, str, str | None]:
     if not where or not split:
         raise ValueError(f"the data source {spec!r} has an empty part: `kind:where[:split]`")
     return kind, where, split
+
+
+def split_options(spec: str) -> tuple[str, dict[str, Any]]:
+    """Splits the options off a spec: `openmoji:train?layers=true&language=de`.
+
+    Values are `true`, `false`, numbers, lists (`a,b`) or text.
+
+    Raises:
+        ValueError: if an option has no value or comes twice.
+    """
+    found = _OPTIONS.search(spec) if isinstance(spec, str) else None
+    if found is None:
+        return spec, {}
+    options: dict[str, Any] = {}
+    for part in found[1].split("&"):
+        name, equals, value = part.partition("=")
+        if not equals or not name or name in options:
+            raise ValueError(f"{part!r} in {spec!r} is no option `name=value`, or comes twice")
+        options[name] = _option_value(value)
+    return spec[: found.start()], options
+
+
+def _option_value(text: str) -> Any:
+    if text in ("true", "false"):
+        return text == "true"
+    if "," in text:
+        return tuple(_option_value(part) for part in text.split(",") if part)
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return text
 
 
 def spec_name(spec: str) -> str:

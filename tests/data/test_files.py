@@ -1,3 +1,4 @@
+import concurrent.futures
 import io
 import json
 
@@ -5,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipjax.data import Preprocess, SampleError, make_source
+from clipjax.data import Loader, Preprocess, SampleError, make_source
 from clipjax.data.paths import expand
 from clipjax.data.records import RecordFile, pack_record, unpack_record, write_records
 
@@ -74,6 +75,20 @@ def test_folders_that_are_none(tmp_path):
         make_source(f"folder:{tmp_path}")
     with pytest.raises(ValueError, match="layout"):
         make_source({"spec": f"folder:{tmp_path}", "layout": "tree"})
+
+
+def test_a_picture_that_does_not_decode_is_replaced_and_named(tmp_path):
+    files = {f"x/{i}.png": png((i, 0, 0)) for i in range(8)}
+    write(tmp_path, {**files, "x/3.png": files["x/3.png"][:-24]})
+    source = make_source(f"folder:{tmp_path}")
+    with Loader(
+        source, (), lambda texts: np.zeros((len(texts), 1), np.int32), batch_size=8, seed=0,
+        image_size=2, max_bad_fraction=1.0,
+    ) as loader:  # fmt: skip
+        seen = loader.batch(0)["image"][:, 0, 0, 0].tolist()
+        assert 3 not in seen and len(set(seen)) == 7
+        assert loader.counts() == {"image_undecodable": 1}
+        assert loader.bad_examples()[0].key == "x/3.png"
 
 
 # Tables
@@ -151,6 +166,15 @@ def test_packed_records(tmp_path):
         pack(tmp_path / "y.array_record", range(2), class_names=("a", "b"))
         make_source(f"arrayrecord:{tmp_path}/*.array_record")
     assert make_source(f"arrayrecord:{tmp_path}/y.array_record").class_names == ("a", "b")
+
+
+def test_many_threads_read_the_same(tmp_path):
+    pack(tmp_path / "x.array_record", range(200))
+    source = make_source(f"arrayrecord:{tmp_path}/x.array_record")
+    order = np.random.Generator(np.random.Philox(key=0)).integers(0, 200, 3000).tolist()
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        keys = list(pool.map(lambda i: source[i]["key"], order))
+    assert keys == [f"k{i}" for i in order]
 
 
 def test_same_input_same_bytes(tmp_path):

@@ -1,6 +1,7 @@
 import pytest
 
 from clipjax.data import SOURCES, make_source, parse_spec, spec_name
+from clipjax.data.source import split_options
 
 
 @pytest.mark.parametrize(
@@ -46,6 +47,19 @@ def test_spec_name():
 def test_a_wrong_spec_is_one_clear_error(spec, message):
     with pytest.raises(ValueError, match=message):
         make_source(spec)
+
+
+def test_options_in_the_spec():
+    assert make_source("synthetic:10?side=32")[0]["image"].shape == (32, 32, 3)
+    spec, options = split_options("tar:/x/a?.tar?ignore=npy,flac&a=true&b=1.5&c=de&d=-3")
+    assert spec == "tar:/x/a?.tar"
+    assert options == {"ignore": ("npy", "flac"), "a": True, "b": 1.5, "c": "de", "d": -3}
+    assert split_options("tar:/x/a?.tar") == ("tar:/x/a?.tar", {})
+    for wrong in ("x:y?a=1&b", "x:y?a=1&a=2"):
+        with pytest.raises(ValueError, match="name=value"):
+            split_options(wrong)
+    with pytest.raises(ValueError, match="given twice"):
+        make_source({"spec": "synthetic:10?side=32", "side": 16})
 
 
 def test_options_beside_the_spec():

@@ -119,7 +119,7 @@ def test_layers_compose_to_the_drawing():
     assert (
         (out[0, 0] == 255).all() and (out[3, 3] == (200, 30, 30)).all() and (out[4, 5] == 0).all()
     )
-    with pytest.raises(ValueError, match="layers=True"):
+    with pytest.raises(ValueError, match="layers=true"):
         plain(example(picture(30, 40, 4)), rng())
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clipjax.config import build
-from clipjax.data.source import DataSource, parse_spec
+from clipjax.data.source import DataSource, parse_spec, split_options
 from clipjax.data.sources.arrayrecord import PackedRecords
 from clipjax.data.sources.folder import Folder
 from clipjax.data.sources.openmoji import OpenMoji
@@ -31,8 +31,8 @@ def make_source(spec: str | Mapping[str, Any], *, path: str = "data.source") -> 
     """Opens a data source.
 
     Args:
-        spec: `kind:where[:split]`, or a mapping that has it under `spec` and the options of that
-            kind beside it, e.g. `{"spec": "openmoji:train", "aliases": True}`.
+        spec: `kind:where[:split][?option=value&...]`, e.g. `openmoji:train?aliases=true`, or a
+            mapping that has it under `spec` and options beside it.
         path: where the spec stands in the config, for messages.
 
     Raises:
@@ -40,6 +40,10 @@ def make_source(spec: str | Mapping[str, Any], *, path: str = "data.source") -> 
     """
     options = dict(spec) if isinstance(spec, Mapping) else {"spec": spec}
     text = options.pop("spec", None)
+    text, written = split_options(text)
+    if twice := options.keys() & written.keys():
+        raise ValueError(f"{path}: {', '.join(sorted(twice))} is given twice")
+    options |= written
     kind, where, split = parse_spec(text)
     if kind not in SOURCES:
         raise ValueError(

@@ -143,7 +143,7 @@ class ComposeLayers:
     """Lays the fill and the lines of a drawing on a ground, restyling each.
 
     The image is a sheet u8 `[2 * side, side, 4]`: the drawing without its lines above its lines
-    alone, as `openmoji` gives with `layers=True`. Shaded fills, faded or coloured lines and
+    alone, as `openmoji:train?layers=true` gives it. Shaded fills, faded or coloured lines and
     coloured grounds keep a model from learning one artist's line and palette.
 
     Args:
@@ -174,7 +174,7 @@ class ComposeLayers:
         ):
             raise ValueError(
                 f"compose_layers found an image of shape {getattr(sheet, 'shape', type(sheet))}, "
-                "expected a sheet [2 * side, side, 4]: set layers=True in data.source"
+                "expected a sheet [2 * side, side, 4]: use the source openmoji:train?layers=true"
             )
         side = sheet.shape[1]
         fill, line = sheet[:side].astype(np.float32), sheet[side:].astype(np.float32)
