@@ -17,7 +17,7 @@ SPECS = (
     {"name": "random_resized_crop", "scale": (0.5, 1.0)},
     {"name": "color_jitter"},
     {"name": "random_flip"},
-    {"name": "drop_words", "probability": 0.3},
+    {"name": "drop_word"},
 )
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from clipjax.data import Preprocess, make_source
 from clipjax.data.sources import openmoji
-from clipjax.data.sources.openmoji import LANGUAGES, emoji_pairs, is_unseen
+from clipjax.data.sources.openmoji import LANGUAGES, emoji_pairs, has_skin_tone, is_unseen
 
 LIMIT = 16
 
@@ -35,6 +35,7 @@ def test_3944_pairs_and_their_split():
     assert len(pairs) == 3_944
     unseen = [p for p in pairs if is_unseen(p.codepoints)]
     assert len(unseen) == 421
+    assert sum(has_skin_tone(p.codepoints) for p in unseen) == 201
     expected = [
         p.codepoints
         for p in pairs
@@ -76,6 +77,10 @@ def test_options(cache):
     whole = source()[0]["image"]
     assert np.abs(together - whole).mean() < 1.0
     assert np.abs(np.asarray(fill).astype(int) - whole).mean() > 1.0
+    assert source(layers=True, side=24)[0]["image"].shape == (48, 24, 4)
+    twice = source(repeat_plain=2)
+    assert len(twice) == 2 * LIMIT and twice.class_names == source().class_names
+    assert [twice[i]["label"] for i in range(2 * LIMIT)] == [i // 2 for i in range(2 * LIMIT)]
     texts = [source(aliases=True)[i]["text"] for i in range(LIMIT)]
     assert any(len(text) > 1 for text in texts)
 

@@ -51,6 +51,9 @@ class OpenMoji:
         aliases: whether the text is `(name, alias...)` instead of the name alone.
         layers: whether the image is a sheet u8 `[2 * side, side, 4]`, the drawing without its
             lines above its lines alone, for transforms that restyle them.
+        side: of the pictures in pixels, at most `SIDE`; small ones are faster to transform.
+        repeat_plain: how often drawings without a skin tone come in an epoch. Two thirds of the
+            drawings differ from another one in the skin tone alone.
         limit: use only the first so many pairs, for tests.
 
     Raises:
@@ -66,6 +69,8 @@ class OpenMoji:
         language: str = "en",
         aliases: bool = False,
         layers: bool = False,
+        side: int = SIDE,
+        repeat_plain: int = 1,
         limit: int | None = None,
     ):
         where = where or "all"
@@ -75,16 +80,24 @@ class OpenMoji:
             raise ValueError(f"openmoji has no {language!r}; it has {', '.join(LANGUAGES)}")
         if aliases and language != "en":
             raise ValueError("openmoji has aliases in English only: set aliases=False")
+        if not 1 <= side <= SIDE or repeat_plain < 1:
+            raise ValueError(
+                f"openmoji has side={side} and repeat_plain={repeat_plain}; side is 1..{SIDE}, "
+                "repeat_plain at least 1"
+            )
         self._records = open_records(limit)
-        self._options = {"where": where, "language": language, "aliases": aliases, "layers": layers}
+        self._options = [where, language, aliases, layers, side, repeat_plain]
+        self._side = side
         self._blobs = ("fill", "lines") if layers else ("image",)
         self._images: dict[int, np.ndarray] = {}
         self._texts: list[str | tuple[str, ...]] = []
         self._places, self._keys = [], []
+        self._order: list[int] = []
         names = []
         for place, (key, meta) in enumerate(self._records.manifest["emoji"].items()):
             if where == "all" or is_unseen(key) == (where == "unseen"):
                 name = meta["names"][language]
+                self._order += [len(names)] * (1 if has_skin_tone(key) else repeat_plain)
                 self._places.append(place)
                 self._keys.append(key)
                 self._texts.append((name, *meta["aliases"]) if aliases else name)
@@ -93,18 +106,19 @@ class OpenMoji:
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._order)
 
     def __getitem__(self, index: int) -> Example:
-        if index not in self._images:
+        label = self._order[index]
+        if label not in self._images:
             with self._lock:  # one decoding at a time is enough: it happens once a picture
-                record = self._records[self._places[index]]
-                self._images[index] = _decode(record, self._blobs)
+                record = self._records[self._places[label]]
+                self._images[label] = _decode(record, self._blobs, self._side)
         return {
-            "image": self._images[index],
-            "text": self._texts[index],
-            "key": self._keys[index],
-            "label": index,
+            "image": self._images[label],
+            "text": self._texts[label],
+            "key": self._keys[label],
+            "label": label,
         }
 
     def fingerprint(self) -> str:
@@ -116,6 +130,11 @@ class OpenMoji:
 def is_unseen(codepoints: str) -> bool:
     """Whether a drawing belongs to the tenth that is never trained on."""
     return int(hashlib.sha256(codepoints.encode()).hexdigest(), 16) % 10 == 0
+
+
+def has_skin_tone(codepoints: str) -> bool:
+    """Whether a drawing is one of the five variants of another."""
+    return any(0x1F3FB <= int(code, 16) <= 0x1F3FF for code in codepoints.split("-"))
 
 
 def emoji_pairs() -> list[Emoji]:
@@ -219,8 +238,10 @@ def split_lines(svg: str, box: tuple[float, float, float]) -> tuple[str, str, st
     return tuple(parts)
 
 
-def _decode(record: dict, names: tuple[str, ...]) -> np.ndarray:
+def _decode(record: dict, names: tuple[str, ...], side: int) -> np.ndarray:
     layers = [Image.open(io.BytesIO(record["blobs"][name])).convert("RGBA") for name in names]
+    if side != SIDE:
+        layers = [layer.resize((side, side), Image.Resampling.LANCZOS) for layer in layers]
     return np.concatenate([np.asarray(layer) for layer in layers])
 
 

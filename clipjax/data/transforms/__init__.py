@@ -14,7 +14,7 @@ from clipjax.data.source import Example
 from clipjax.data.transforms.captions import (
     CaptionTemplate,
     ChooseCaption,
-    DropWords,
+    DropWord,
     choose_text,
 )
 from clipjax.data.transforms.color import (
@@ -34,7 +34,7 @@ TRANSFORMS = {
     "color_jitter": ColorJitter,
     "compose_layers": ComposeLayers,
     "cutout": Cutout,
-    "drop_words": DropWords,
+    "drop_word": DropWord,
     "random_background": RandomBackground,
     "random_blur": RandomBlur,
     "random_flip": RandomFlip,
@@ -71,7 +71,7 @@ __all__ = [
     "ColorJitter",
     "ComposeLayers",
     "Cutout",
-    "DropWords",
+    "DropWord",
     "RandomBackground",
     "RandomBlur",
     "RandomFlip",

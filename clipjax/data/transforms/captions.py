@@ -87,21 +87,23 @@ class CaptionTemplate:
 
 
 @dataclasses.dataclass(frozen=True)
-class DropWords:
-    """Leaves out words; at least one stays.
+class DropWord:
+    """Leaves one word out of a caption that has several.
 
     Args:
-        probability: of leaving out each word.
+        probability: how often.
     """
 
-    probability: float = 0.1
+    probability: float = 0.25
 
     def __post_init__(self):
         check_probability(self, "probability")
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        """Replaces the text by a part of its words."""
-        words = choose_text(example["text"], rng).split()
-        draws = rng.random(len(words))
-        kept = [w for w, draw in zip(words, draws, strict=True) if draw >= self.probability]
-        return {**example, "text": " ".join(kept or words)}
+        """Replaces the text by all but one of its words, or leaves it."""
+        text = choose_text(example["text"], rng)
+        words = text.split()
+        if len(words) > 1 and rng.random() < self.probability:
+            del words[int(rng.integers(len(words)))]
+            text = " ".join(words)
+        return {**example, "text": text}
