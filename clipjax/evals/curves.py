@@ -38,13 +38,16 @@ def smooth(points: Points, reach: int) -> list[tuple[float, float]]:
     return result
 
 
-def chart(title: str, lines: Mapping[str, Points], *, percent: bool = False) -> str:
+def chart(
+    title: str, lines: Mapping[str, Points], *, percent: bool = False, last_step: float = 0.0
+) -> str:
     """Draws lines over training steps.
 
     Args:
         title: above the chart.
         lines: name -> (step, value) in order; values that are not finite are left out.
         percent: values are shares, shown in percent on an axis that starts at 0.
+        last_step: where the axis of steps ends, if the lines do not reach further.
 
     Returns:
         A `<figure>`; empty text if there is no point.
@@ -58,11 +61,10 @@ def chart(title: str, lines: Mapping[str, Points], *, percent: bool = False) -> 
         return ""
     scale = 100.0 if percent else 1.0
     finite = {name: [(x, y * scale) for x, y in points] for name, points in finite.items()}
-    xs = [x for points in finite.values() for x, _ in points]
+    last = max(last_step, 1.0, *(points[-1][0] for points in finite.values()))
     ys = [y for points in finite.values() for _, y in points]
-    x_ticks = _ticks(min(xs), max(xs), 5)
+    x_ticks, x_range = _ticks(0.0, last, 5), (0.0, last)
     y_ticks = _ticks(min(0.0, *ys) if percent else min(ys), max(ys), 4)
-    x_range = (min(xs), max(max(xs), min(xs) + 1))
     y_range = (min(y_ticks[0], *ys), max(y_ticks[-1], *ys))
     parts = [
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(title)}">',
@@ -134,7 +136,7 @@ def _axes(
         f'<text class="tick" x="{_LEFT - 8}" y="{_HEIGHT - 10}" text-anchor="end">step</text>'
     )
     for tick, label in zip(x_ticks, x_labels, strict=True):
-        if max(x_range[0], 1e-9) <= tick <= x_range[1]:
+        if 0 < tick <= x_range[1]:  # the word step stands at 0
             parts.append(
                 f'<text class="tick" x="{_x(tick, x_range):.1f}" y="{_HEIGHT - 10}" '
                 f'text-anchor="middle">{label}</text>'

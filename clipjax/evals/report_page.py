@@ -89,15 +89,17 @@ def charts(training: Mapping[str, Points], evals: Mapping[str, Points]) -> str:
         for name, points in evals.items()
         if any(part in name.rsplit("/", 1)[-1] for part in _ACCURACIES)
     }
+    last = max((points[-1][0] for points in (*training.values(), *evals.values())), default=0)
     drawn = [
         chart(
             title,
             {label: training[name] for name, label in metrics.items() if name in training},
             percent=share,
+            last_step=last,
         )
         for title, metrics, share in _TRAINING_CHARTS
     ]
-    drawn.insert(1, chart("Accuracy on unseen data", accuracies, percent=True))
+    drawn.insert(1, chart("Evaluations", accuracies, percent=True, last_step=last))
     drawn = [figure for figure in drawn if figure]
     return f'<h2>Training</h2><div class="charts">{"".join(drawn)}</div>' if drawn else ""
 
