@@ -1,5 +1,7 @@
 """The float64 oracle of the losses and the problems they are compared on."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -120,3 +122,21 @@ class Oracle:
 @pytest.fixture(scope="session")
 def oracle():
     return Oracle
+
+
+@pytest.fixture(scope="session")
+def open_clip_golden():
+    """(case, loss name) -> problem and (loss, None, gradients) of open_clip in float64."""
+    path = Path(__file__).parents[1] / "golden" / "losses" / "open_clip.npz"
+    with np.load(path, allow_pickle=False) as file:
+        arrays = dict(file)
+
+    def load(case, name):
+        parts = ("image", "text", "scale", "bias")
+        gradients = tuple(arrays[f"{case}/{name}/d_{part}"] for part in parts)
+        # The gradient of a constant shift under a softmax: rounding noise of 1e-17 in torch.
+        gradients = gradients if name == "siglip" else (*gradients[:3], np.zeros(()))
+        problem = tuple(jnp.asarray(arrays[f"{case}/{part}"]) for part in parts)
+        return problem, (float(arrays[f"{case}/{name}/loss"]), None, gradients)
+
+    return load
