@@ -1,6 +1,6 @@
 """Fine-tune from a checkpoint: everything, or the text tower against a locked image tower (LiT).
 
-    clipjax train --config configs/finetune.py:checkpoint=runs/quickstart,source=folder:my_pictures \
+    clipjax train --config configs/finetune.py:checkpoint=runs/quickstart,source=folder:pictures \
         --workdir runs/finetuned
     ... configs/finetune.py:checkpoint=...,source=...,mode=lit         (arXiv:2111.07991)
     ... configs/finetune.py:checkpoint=...,source=...,image_size=336   (positions are resized)

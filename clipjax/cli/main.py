@@ -3,6 +3,8 @@
 import importlib
 import os
 import sys
+from collections.abc import Callable
+from typing import NoReturn
 
 from absl import app
 from absl.flags import Error as FlagsError
@@ -17,8 +19,8 @@ VERBS = {
     "models": "list the named models",
 }
 
-# Errors that are a person's to mend: one line says what, where and how. Anything else is ours and
-# shows its traceback.
+# Errors that are a person's to mend: one line says what, where and how (CLIPJAX_TRACEBACK=1 shows
+# from where it came). Anything else is ours and shows its traceback.
 _EXPECTED = (ValueError, FileNotFoundError, PermissionError, FlagsError)
 
 
@@ -44,19 +46,40 @@ def run(argv: list[str] | None = None) -> None:
         sys.exit(2)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # XLA's own start-up chatter
     module = importlib.import_module(f"clipjax.cli.{verb}")
-    app.run(lambda rest: _guarded(verb, module.main, rest), argv=[f"clipjax {verb}", *argv[2:]])
+    app.run(
+        lambda rest: _run_verb(verb, module.main, rest),
+        argv=[f"clipjax {verb}", *argv[2:]],
+        flags_parser=lambda given: _parse_flags(verb, given),
+    )
 
 
-def _guarded(verb: str, main: object, argv: list[str]) -> None:
+def _parse_flags(verb: str, argv: list[str]) -> list[str]:
+    """Parses the flags; a config file runs here, so its errors and a typo's come from here too."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (*_EXPECTED, AttributeError, KeyError, TypeError) as error:
+        _fail(verb, error)
+
+
+def _run_verb(verb: str, main: Callable[[list[str]], int], argv: list[str]) -> None:
     logs.configure()  # after absl has parsed its flags, which would set its own handler
     try:
         code = main(argv)
     except _EXPECTED as error:
-        if os.environ.get("CLIPJAX_TRACEBACK"):
-            raise
-        print(f"clipjax {verb}: {error}", file=sys.stderr)
-        sys.exit(1)
-    sys.exit(code or 0)
+        _fail(verb, error)
+    except KeyboardInterrupt:
+        print(f"clipjax {verb}: interrupted; the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(code)
+
+
+def _fail(verb: str, error: Exception) -> NoReturn:
+    if os.environ.get("CLIPJAX_TRACEBACK"):
+        raise error
+    # A KeyError's own text is the quoted key; its argument is the sentence.
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    print(f"clipjax {verb}: {text}", file=sys.stderr)
+    sys.exit(1)
 
 
 def no_positional(argv: list[str]) -> None:

@@ -1,0 +1,82 @@
+"""Runs of the real command in processes of their own, on one shared compilation cache."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+class Command:
+    """Starts `clipjax` as a person would, on one CPU device unless told otherwise."""
+
+    def __init__(self, cache: Path) -> None:
+        self.env = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "",
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+            "PYTHONPATH": str(ROOT),
+        }
+
+    def __call__(self, *args, env=None, check=0, command=None, timeout=240):
+        command = command or [sys.executable, "-m", "clipjax"]
+        done = subprocess.run(
+            [*command, *map(str, args)],
+            cwd=ROOT,
+            env={**self.env, **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        if check is not None:
+            assert done.returncode == check, f"exit {done.returncode}:\n{done.stderr[-3000:]}"
+        return done
+
+    def train(self, workdir, *flags, **options):
+        base = ("train", "--config", "configs/smoke.py", "--workdir", workdir)
+        return self(*base, "--config.report=false", "--config.tensorboard=false", *flags, **options)
+
+
+@pytest.fixture(scope="session")
+def clipjax(tmp_path_factory):
+    return Command(tmp_path_factory.mktemp("compiled"))
+
+
+def read_losses(workdir):
+    """step -> loss, exactly as written."""
+    lines = (Path(workdir) / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    steps = [row["step"] for row in rows]
+    assert steps == sorted(set(steps)), "a step stands twice, or out of order"
+    return {row["step"]: row["loss"] for row in rows}
+
+
+def read_digests(workdir, step):
+    """leaf -> SHA-256 of the final state."""
+    manifest = json.loads((Path(workdir) / "checkpoints" / str(step) / "manifest.json").read_text())
+    return {leaf["name"]: leaf["sha256"] for leaf in manifest["leaves"]}
+
+
+@pytest.fixture(scope="session")
+def losses_of():
+    return read_losses
+
+
+@pytest.fixture(scope="session")
+def digests_of():
+    return read_digests
+
+
+@pytest.fixture(scope="session")
+def reference(clipjax, tmp_path_factory):
+    """One run that nothing disturbed."""
+    workdir = tmp_path_factory.mktemp("reference")
+    clipjax.train(workdir)
+    return workdir

@@ -1,0 +1,68 @@
+"""What a person types, and what comes back: one line that says what, where and what to do."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--config.batch_sise=64"], ["batch_sise", "batch_size"]),
+        (["--config.batch_size=many"], ["batch_size"]),
+        (["--config.data.source=folder:/nowhere/at/all"], ["/nowhere/at/all"]),
+        (["--config.evals.zero_shot.source=tfdz:cifar10"], ["config.evals.zero_shot", "tfdz"]),
+        (["--config.mesh.data=2"], ["config.mesh", "devices"]),
+        (["--config.mesh.data=1", "--config.mesh.fsdp=5"], ["config.batch_size", "fsdp"]),
+        (["--config.loss.name=clop"], ["clop", "clip"]),
+        (["--config.init.checkpoint=/nowhere"], ["/nowhere", "no checkpoint"]),
+    ],
+    ids=lambda value: value[0].split("=")[0] if isinstance(value, list) else None,
+)
+def test_bad_input_is_one_clear_error(clipjax, tmp_path, flags, words):
+    done = clipjax.train(tmp_path / "run", *flags, check=None)
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-3:]
+    for word in words:
+        assert word in "\n".join(last), done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_eval_and_classify_need_only_the_checkpoint(clipjax, reference, tmp_path):
+    trained = json.loads((reference / "results.json").read_text())
+    found = tmp_path / "found.json"
+    clipjax(
+        "eval",
+        "--checkpoint",
+        reference,
+        "--zero_shot=synthetic:128",
+        "--retrieval=synthetic:64",
+        "--templates=plain",
+        f"--json={found}",
+    )
+    results = json.loads(found.read_text())
+    key = "zero_shot/synthetic_128/top1"
+    assert results[key] == trained[key]
+    assert 0 <= results["retrieval/synthetic_64/image_retrieval_recall@5"] <= 1
+    picture = tmp_path / "red.png"
+    Image.fromarray(np.full((40, 50, 3), (255, 0, 0), np.uint8)).save(picture)
+    done = clipjax("classify", "--checkpoint", reference, "--labels", "a red one, blue", picture)
+    assert str(picture) in done.stdout and "a red one" in done.stdout and "%" in done.stdout
+
+
+def test_eval_flag_evaluates_without_training(clipjax, reference):
+    before = (reference / "metrics.jsonl").read_bytes()
+    done = clipjax.train(reference, "--eval=zero_shot")
+    assert "zero_shot/synthetic_128/top5" in done.stdout
+    assert (reference / "metrics.jsonl").read_bytes() == before
+    done = clipjax.train(reference, "--eval=retrieval", check=1)
+    assert "retrieval" in done.stderr and "zero_shot" in done.stderr
+
+
+def test_help_and_unknown_verbs(clipjax):
+    assert "train" in clipjax("--help").stdout
+    done = clipjax("trian", check=2)
+    assert "trian" in done.stderr

@@ -1,0 +1,63 @@
+"""Fine-tuning through the shipped config: full, locked image tower, another resolution."""
+
+import json
+
+import pytest
+
+
+def finetune(clipjax, reference, workdir, arguments="", *flags, **options):
+    return clipjax(
+        "train",
+        "--config",
+        f"configs/finetune.py:checkpoint={reference},source=synthetic:256,batch_size=16,steps=4"
+        f",eval=synthetic:64{arguments}",
+        "--workdir",
+        workdir,
+        "--config.report=false",
+        "--config.log_every=1",
+        *flags,
+        **options,
+    )
+
+
+def test_full(clipjax, reference, digests_of, losses_of, tmp_path):
+    done = finetune(clipjax, reference, tmp_path)
+    assert "loaded      text_encoder/token_embedding" in done.stderr
+    before, after = digests_of(reference, 24), digests_of(tmp_path, 4)
+    changed = {
+        name for name in before if name.startswith("params/") and before[name] != after[name]
+    }
+    assert "params/image_projection/kernel" in changed
+    assert "params/text_encoder/token_embedding" in changed
+    # It starts from what was learnt: the loss is far from that of a model drawn anew.
+    assert losses_of(tmp_path)[1] < losses_of(reference)[1]
+
+
+def test_locked_image_tower(clipjax, reference, digests_of, tmp_path):
+    done = finetune(clipjax, reference, tmp_path, ",mode=lit")
+    before, after = digests_of(reference, 24), digests_of(tmp_path, 4)
+    for name in before:
+        if name.startswith("params/image"):
+            assert before[name] == after[name], name
+    assert before["params/text_projection/kernel"] != after["params/text_projection/kernel"]
+    assert "frozen" in done.stderr
+
+
+def test_another_resolution(clipjax, reference, tmp_path):
+    done = finetune(clipjax, reference, tmp_path, ",image_size=64")
+    assert "resized     image_encoder/position_embedding [16, 32] -> [64, 32]" in done.stderr
+    manifest = json.loads((tmp_path / "checkpoints" / "4" / "manifest.json").read_text())
+    assert manifest["contract"]["model"]["image_size"] == 64
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--config.init.drop=('text_projection',)", ["text_projection/kernel", "initialise"]),
+        ("--config.model.text.pooling='mean'", ["pooling"]),
+    ],
+)
+def test_leftovers_and_other_models_are_errors(clipjax, reference, tmp_path, flag, words):
+    done = finetune(clipjax, reference, tmp_path, "", flag, check=1)
+    for word in words:
+        assert word in done.stderr

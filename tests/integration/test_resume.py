@@ -1,0 +1,61 @@
+"""A run that is killed and started again ends as if nothing had happened, to the bit."""
+
+import json
+import random
+import shutil
+
+STEPS = 24
+
+
+def test_killed_at_five_random_steps(clipjax, reference, losses_of, digests_of, tmp_path):
+    steps = sorted(random.Random(20).sample(range(1, STEPS), 5))
+    for step in steps:
+        done = clipjax.train(
+            tmp_path, check=None, env={"CLIPJAX_FAULT": f"kill@loop.step:step={step}"}
+        )
+        assert done.returncode == -9, done.stderr[-2000:]
+    clipjax.train(tmp_path)
+    assert losses_of(tmp_path) == losses_of(reference)
+    assert set(losses_of(reference)) == set(range(1, STEPS + 1))
+    assert digests_of(tmp_path, STEPS) == digests_of(reference, STEPS)
+
+
+def test_the_comparison_sees_a_lost_optimizer(clipjax, reference, losses_of, tmp_path):
+    """Negative control: the parameters of step 8 with a fresh optimizer are another run."""
+    other = tmp_path / "other"
+    clipjax.train(
+        other,
+        f"--config.init.checkpoint={reference / 'checkpoints' / '8'}",
+        "--config.allow_config_change=true",
+    )
+    assert losses_of(other)[16] != losses_of(reference)[24]
+
+
+def test_sigterm_saves_the_current_step(clipjax, reference, losses_of, digests_of, tmp_path):
+    done = clipjax.train(tmp_path, check=80, env={"CLIPJAX_FAULT": "term@loop.step:step=11"})
+    assert "step 11 is saved" in done.stderr
+    assert (tmp_path / "checkpoints" / "11" / "manifest.json").exists()
+    assert max(losses_of(tmp_path)) == 11
+    clipjax.train(tmp_path)
+    assert losses_of(tmp_path) == losses_of(reference)
+    assert digests_of(tmp_path, STEPS) == digests_of(reference, STEPS)
+
+
+def test_a_finished_run_is_only_shown(clipjax, reference):
+    before = (reference / "metrics.jsonl").read_bytes()
+    done = clipjax.train(reference)
+    assert "zero_shot/synthetic_128/top1" in done.stdout
+    assert (reference / "metrics.jsonl").read_bytes() == before
+    results = json.loads((reference / "results.json").read_text())
+    assert results["step"] == STEPS
+    assert 0 <= results["zero_shot/synthetic_128/top1"] <= 1
+
+
+def test_another_config_in_the_same_workdir_is_refused(clipjax, reference, tmp_path):
+    workdir = tmp_path / "copy"
+    shutil.copytree(reference, workdir)
+    done = clipjax.train(workdir, "--config.seed=3", check=1)
+    assert "workdir of another config" in done.stderr
+    assert "seed" in done.stderr and "Traceback" not in done.stderr
+    done = clipjax.train(workdir, "--config.optimizer.learning_rate=0.5", check=1)
+    assert "learning_rate" in done.stderr and "allow_config_change" in done.stderr
