@@ -31,7 +31,7 @@ from clipjax.checkpoint import choice, folders
 from clipjax.checkpoint import manifest as manifests
 from clipjax.checkpoint.manifest import DamagedCheckpointError, Manifest
 from clipjax.checkpoint.pretrained import resolve_checkpoint
-from clipjax.checkpoint.processes import from_lead
+from clipjax.checkpoint.processes import all_succeeded, from_lead
 from clipjax.checkpoint.restore import restore_step
 from clipjax.checkpoint.resume import check_resume
 from clipjax.checkpoint.snapshot import (
@@ -104,7 +104,13 @@ class CheckpointManager:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        if kind is None:
+            self.close()
+        else:
+            # The error that is on its way counts, and the other processes may not come here.
+            self._release()
+            if self._error is not None and not self._error_was_raised:
+                logging.error("%s", self._error)
 
     def save(self, step: int, state: Any, *, block: bool = False) -> None:
         """Saves a state; returns once it is copied, and the caller may donate it then.
@@ -217,22 +223,34 @@ class CheckpointManager:
             raise self._error
 
     def wait_until_finished(self) -> None:
-        """Waits until the last save is committed, and raises its error."""
+        """Waits until the last save is committed in all processes, and raises its error."""
         if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+            self._join()
+            # The others finish before the lead writes the manifest, and an error that only one of
+            # them met stops them all.
+            if not all_succeeded(self._error is None) and self._error is None:
+                self._error = CheckpointSaveError(
+                    f"another process could not write its part of the last checkpoint to "
+                    f"{self.directory}; its own message says why"
+                )
         self.check_for_errors()
 
     def close(self) -> None:
         """Waits for the last save; raises its error unless it was raised before."""
+        if not self._error_was_raised:
+            self.wait_until_finished()
+        self._release()
+
+    def _join(self) -> None:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+
+    def _release(self) -> None:
+        self._join()
         if self._orbax is not None and self._error is None:
             self._orbax.close()
         self._orbax = None
-        if not self._error_was_raised:
-            self.check_for_errors()
 
     # Saving
 

@@ -45,18 +45,31 @@ def restore_step(step_dir: Path, manifest: Manifest, abstract_state: Any) -> Any
 def restore_tree(step_dir: Path, abstract_tree: Any, *, partial: bool = False) -> Any:
     """Restores a tree, or with `partial` a part of it, from a step folder through Orbax."""
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    abstract_tree = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or here), abstract_tree
-    )
+
+    def read_as(leaf: Any) -> jax.ShapeDtypeStruct:
+        # Orbax reads a replicated array once a device; once a process is enough.
+        sharding = leaf.sharding
+        if sharding is None or sharding.is_fully_replicated:
+            sharding = here
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    def place(leaf: jax.Array, wanted: Any) -> jax.Array:
+        if wanted.sharding is None or wanted.sharding == leaf.sharding:
+            return leaf
+        value = jax.device_get(leaf)
+        return jax.make_array_from_callback(leaf.shape, wanted.sharding, lambda index: value[index])
+
+    to_read = jax.tree.map(read_as, abstract_tree)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        return checkpointer.restore(
+        tree = checkpointer.restore(
             (step_dir / STATE).absolute(),
             args=ocp.args.PyTreeRestore(
-                item=abstract_tree,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(abstract_tree),
+                item=to_read,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(to_read),
                 partial_restore=partial,
             ),
         )
+    return jax.tree.map(place, tree, abstract_tree)
 
 
 def verify_state(manifest: Manifest, tree: Any) -> None:

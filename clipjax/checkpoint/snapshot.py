@@ -56,11 +56,17 @@ def take_snapshot(state: Any) -> tuple[Any, list[HostLeaf]]:
     Returns:
         The tree to hand to Orbax, and this host's leaves to hash.
     """
-    if _on_cpu(state):
-        # Host views of CPU arrays share their memory, so Orbax too must work on the copy.
-        state = jax.tree.map(lambda x: jax.device_put(x, x.sharding, may_alias=False), state)
-    # Elsewhere Orbax copies to the host before its save returns. The copies made here stay with
-    # the shards, so that it finds them and each byte crosses the bus once.
+    if jax.process_count() == 1:
+        # One replica is all that is written, and Orbax would cut each of several to pieces.
+        state = jax.tree.map(
+            lambda x: x.addressable_shards[0].data if x.is_fully_replicated else x, state
+        )
+    # Host views of CPU arrays share their memory, so there Orbax too must work on a copy.
+    # Elsewhere it copies to the host before its save returns. The copies made here stay with the
+    # shards, so that it finds them and each byte crosses the bus once.
+    state = jax.tree.map(
+        lambda x: jax.device_put(x, x.sharding, may_alias=False) if _on_cpu(x) else x, state
+    )
     for leaf in jax.tree.leaves(state):
         for shard in leaf.addressable_shards:
             if shard.replica_id == 0:
@@ -68,10 +74,8 @@ def take_snapshot(state: Any) -> tuple[Any, list[HostLeaf]]:
     return state, [_host_leaf(name, leaf) for name, leaf in flatten_with_names(state)]
 
 
-def _on_cpu(state: Any) -> bool:
-    return all(
-        device.platform == "cpu" for x in jax.tree.leaves(state) for device in x.sharding.device_set
-    )
+def _on_cpu(leaf: jax.Array) -> bool:
+    return all(device.platform == "cpu" for device in leaf.sharding.device_set)
 
 
 def _host_leaf(name: str, leaf: jax.Array) -> HostLeaf:

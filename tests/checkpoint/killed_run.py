@@ -101,7 +101,14 @@ def main(workdir, strike=None):
 
     if "RANK" in os.environ:
         address = f"127.0.0.1:{os.environ['PORT']}"
-        jax.distributed.initialize(address, 2, int(os.environ["RANK"]), initialization_timeout=60)
+        # A process that waits in a barrier learns of a peer's death from missing heartbeats only.
+        jax.distributed.initialize(
+            address,
+            2,
+            int(os.environ["RANK"]),
+            initialization_timeout=60,
+            heartbeat_timeout_seconds=10,
+        )
 
     def at_step(step):
         if "RANK" in os.environ:

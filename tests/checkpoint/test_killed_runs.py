@@ -96,35 +96,60 @@ def test_the_comparison_sees_a_lost_moment_and_a_lost_batch(tmp_path, killed_run
         assert (outcome(workdir, state) == undisturbed) == (name == "nothing"), name
 
 
-def test_two_processes_stop_at_one_step_and_one_process_goes_on(tmp_path, killed_run, undisturbed):
-    """SIGUSR1 comes to one of them; both save the same step; eight devices continue from four."""
+def run_two(workdir, *, arguments=((), ()), changes=({}, {})):
+    """Runs two processes of two devices each; returns their exit codes and output."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     flags = "--xla_force_host_platform_device_count=2"
     processes = [
         subprocess.Popen(
-            command(tmp_path, *(("SIGUSR1@5",) if rank == "1" else ())),
-            env=environment(RANK=rank, PORT=port, XLA_FLAGS=flags),
+            command(workdir, *arguments[rank]),
+            env=environment(RANK=str(rank), PORT=port, XLA_FLAGS=flags, **changes[rank]),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for rank in ("0", "1")
+        for rank in (0, 1)
     ]
     try:
         output = [p.communicate(timeout=120)[0] for p in processes]
     finally:
         for process in processes:
             process.kill()
-    assert [p.returncode for p in processes] == [faults.PREEMPTED] * 2, output
+    return [p.returncode for p in processes], output
+
+
+def assert_close(workdir, state, undisturbed):
+    """Another topology adds floats in another order, so losses are close and not equal."""
+    lines = (outcome(workdir, state)[0], undisturbed[0])
+    for mine, other in zip(*(map(json.loads, x) for x in lines), strict=True):
+        assert mine["step"] == other["step"]
+        np.testing.assert_allclose(mine["loss"], other["loss"], rtol=1e-5)
+
+
+def test_two_processes_stop_at_one_step_and_one_process_goes_on(tmp_path, killed_run, undisturbed):
+    """SIGUSR1 comes to one of them; both save the same step; eight devices continue from four."""
+    codes, output = run_two(tmp_path, arguments=((), ("SIGUSR1@5",)))
+    assert codes == [faults.PREEMPTED] * 2, output
     steps = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert steps[-1] == len(lines) < killed_run.TOTAL_STEPS
     code, state = killed_run.train(tmp_path)
     assert code == faults.OK
-    # Another topology adds floats in another order, so the losses are close and not equal.
-    lines = (outcome(tmp_path, state)[0], undisturbed[0])
-    for mine, other in zip(*(map(json.loads, x) for x in lines), strict=True):
-        assert mine["step"] == other["step"]
-        np.testing.assert_allclose(mine["loss"], other["loss"], rtol=1e-5)
+    assert_close(tmp_path, state, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("point", ["save.mid_write", "save.before_manifest", "save.before_copy"])
+def test_one_of_two_processes_dies_inside_a_save(tmp_path, killed_run, undisturbed, rank, point):
+    """The other one ends too, with an error, and nothing half-written counts."""
+    changes = [{}, {}]
+    changes[rank] = {"CLIPJAX_FAULT": f"kill@{point}:step=6"}
+    codes, output = run_two(tmp_path, changes=changes)
+    assert codes[rank] == -9 and codes[1 - rank] not in (0, -9), output
+    code, state = killed_run.train(tmp_path)
+    assert code == faults.OK
+    assert_close(tmp_path, state, undisturbed)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["22", "24"]
