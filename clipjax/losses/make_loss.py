@@ -23,14 +23,14 @@ PAIR_RULES = {"clip": SoftmaxPairs(), "siglip": SigmoidPairs()}
 LossFn = Callable[..., tuple[Array, dict[str, Array]]]
 
 DEFAULT_TILE_SIZE = 1024
-DENSE_MAX_BATCH = 1024
+DENSE_MAX_BATCH = 512
 RING_MIN_BYTES = 2 * 2**30
 
 
 def choose_layout(batch_size: int, embed_dim: int, num_devices: int) -> str:
     """The layout that `layout="auto"` takes.
 
-    `dense` for one device and a batch up to 1,024, where the matrix is small and tiling gains
+    `dense` for one device and a batch up to 512, where the matrix is small and tiling gains
     nothing; `gather` where the devices do not fold (2, and primes), since there the grid moves
     more bytes; `ring` where the blocks and gradients of the grid, `6 embed batch (1/p + 1/q)`
     bytes, pass 2 GiB; `grid` else. docs/losses.md has the measurements.
@@ -103,6 +103,8 @@ def make_loss(
         logit_bias: Float[Array, ""] | None = None,
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         batch_size, embed_dim = _check_shapes(image_embeds, text_embeds, topology)
+        if logit_scale.shape:
+            raise ValueError(f"logit_scale has shape {logit_scale.shape}; it must be a scalar []")
         choice = chosen(batch_size, embed_dim)
         if choice not in said:
             said.add(choice)

@@ -151,6 +151,14 @@ def test_cotangent_and_metrics(oracle):
     np.testing.assert_allclose(thrice, 3 * once, rtol=1e-5, atol=1e-7)
 
 
+def test_under_an_ambient_mesh_with_inputs_laid_otherwise(oracle):
+    """The step may run under `jax.set_mesh`; embeddings that arrive replicated are resharded."""
+    mesh, problem = oracle.mesh(2, 2, 2), oracle.problem(16, 8)
+    with jax.set_mesh(mesh):
+        found = oracle.run(make_loss("clip", mesh=mesh, layout="grid"), problem)
+    oracle.assert_equal(found, oracle.reference("clip", *problem))
+
+
 class TestTheOracleSees:
     """Each break of the maths is caught by the very comparison the tests above make."""
 

@@ -1,0 +1,330 @@
+"""The contrastive loss beside its peers: time and memory on CPU, compile-time facts for TPU.
+
+    python benchmarks/loss.py --part cpu     needs the extras [interop]
+    python benchmarks/loss.py --part tpu     needs the extra [tpu]; no TPU
+
+CPU: open_clip's ClipLoss in torch, the dense JAX loss and clipjax, interleaved; every memory figure
+in a process of its own. TPU: ahead-of-time compilation for a topology; nothing runs.
+"""
+
+import argparse
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+
+SCALE, BIAS, SEED = 14.2857, -10.0, 0
+REPEATS = 5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--part", choices=["cpu", "tpu"], required=True)
+    parser.add_argument("--batches", type=int, nargs="+", default=[4096, 8192, 16384])
+    parser.add_argument("--embed", type=int, default=512)
+    parser.add_argument("--cases", nargs="+", default=list(TPU_CASES), choices=list(TPU_CASES))
+    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        worker(options.worker[0], int(options.worker[1]), int(options.worker[2]))
+    elif options.part == "cpu":
+        cpu_tables(options.batches, options.embed)
+    else:
+        tpu_table(options.cases)
+
+
+def print_setting(*packages: str) -> None:
+    with open("/proc/cpuinfo") as file:
+        model = re.search(r"model name\s*: (.*)", file.read())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    print(f"- host: {model[1] if model else platform.machine()}, {os.cpu_count()} cores,", end=" ")
+    print(f"{memory:.0f} GiB; load average {os.getloadavg()[0]:.1f} at the start")
+    found = []
+    for package in packages:
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            found.append(f"{package} absent")
+    print(f"- Python {platform.python_version()}, " + ", ".join(found))
+
+
+# --- CPU -----------------------------------------------------------------------------------------
+
+CPU_RUNS = {
+    "open_clip ClipLoss (torch)": "torch:clip",
+    "JAX dense clip": "dense:clip",
+    "clipjax clip": "auto:clip",
+    "open_clip SigLipLoss (torch)": "torch:siglip",
+    "JAX dense siglip": "dense:siglip",
+    "clipjax siglip": "auto:siglip",
+}
+
+
+def cpu_tables(batches: list[int], embed: int) -> None:
+    print_setting("jax", "torch", "open_clip_torch", "numpy")
+    print(f"- float32, forward + backward, embed {embed}, random unit embeddings, seed {SEED};")
+    print(f"  time: minimum of {REPEATS} interleaved runs after a warm-up; memory: growth of the")
+    print("  resident set at its highest during one run, in a fresh process, after compilation;")
+    print("  the last three columns: open_clip's figure over this one's, higher is better")
+    for batch in batches:
+        memory = {label: extra_memory(run, batch, embed) for label, run in CPU_RUNS.items()}
+        seconds, cpu_seconds, losses = interleaved(batch, embed)
+        print(f"\n### Batch {batch}\n")
+        print("| loss | seconds | CPU seconds | extra MB | value | time | CPU time | memory |")
+        print("|---|---|---|---|---|---|---|---|")
+        for label, run in CPU_RUNS.items():
+            peer = next(k for k, v in CPU_RUNS.items() if v == "torch:" + run.split(":")[1])
+            wall, spent = min(seconds[label]), min(cpu_seconds[label])
+            print(f"| {label} | {wall:.2f} | {spent:.2f} | {memory[label]:.0f} ", end="")
+            print(f"| {losses[label]:.6f} | {min(seconds[peer]) / wall:.2f}x ", end="")
+            print(f"| {min(cpu_seconds[peer]) / spent:.2f}x ", end="")
+            print(f"| {memory[peer] / memory[label]:.1f}x |")
+        print(f"\nLoad average {os.getloadavg()[0]:.1f}; all runs in seconds: ", end="")
+        print("; ".join(f"{k}: {' '.join(f'{s:.2f}' for s in v)}" for k, v in seconds.items()))
+        sys.stdout.flush()
+
+
+def start_worker(run: str, batch: int, embed: int) -> subprocess.Popen:
+    command = [sys.executable, __file__, "--part", "cpu", "--worker", run, str(batch), str(embed)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def ask(process: subprocess.Popen, word: str) -> list[float]:
+    process.stdin.write(word + "\n")
+    process.stdin.flush()
+    while line := process.stdout.readline():
+        if line.startswith("answer "):
+            return [float(x) for x in line.split()[1:]]
+    raise RuntimeError(f"the worker {process.args[5:]} ended without an answer")
+
+
+def extra_memory(run: str, batch: int, embed: int) -> float:
+    with start_worker(run, batch, embed) as process:
+        return ask(process, "memory")[0] / 1e6
+
+
+def interleaved(batch: int, embed: int) -> tuple[dict, dict, dict]:
+    """Seconds and CPU seconds of every run, and loss values, by label."""
+    workers = {label: start_worker(run, batch, embed) for label, run in CPU_RUNS.items()}
+    seconds, cpu_seconds = ({label: [] for label in workers} for _ in range(2))
+    losses = {}
+    for turn in range(REPEATS + 1):
+        for label, process in workers.items():
+            elapsed, spent, losses[label] = ask(process, "time")
+            if turn:
+                seconds[label].append(elapsed)
+                cpu_seconds[label].append(spent)
+    for process in workers.values():
+        process.communicate()
+    return seconds, cpu_seconds, losses
+
+
+def worker(run: str, batch: int, embed: int) -> None:
+    """Answer "time" with seconds, CPU seconds, loss; "memory" with bytes; until the input ends."""
+    import numpy as np
+
+    rng = np.random.default_rng(SEED)
+    image, text = (rng.standard_normal((batch, embed), np.float32) for _ in range(2))
+    image /= np.linalg.norm(image, axis=1, keepdims=True)
+    text /= np.linalg.norm(text, axis=1, keepdims=True)
+    kind, name = run.split(":")
+    step = torch_step(name, image, text) if kind == "torch" else jax_step(kind, name, image, text)
+    for word in sys.stdin:
+        if word.strip() == "memory":
+            with open("/proc/self/clear_refs", "w") as file:
+                file.write("5")  # the high-water mark starts again from here
+            before = status_bytes("VmRSS")
+            step()
+            print("answer", status_bytes("VmHWM") - before, flush=True)
+        else:
+            start, spent = time.perf_counter(), time.process_time()
+            loss = step()
+            elapsed, spent = time.perf_counter() - start, time.process_time() - spent
+            print("answer", elapsed, spent, loss, flush=True)
+
+
+def status_bytes(field: str) -> int:
+    with open("/proc/self/status") as file:
+        return 1024 * int(re.search(rf"{field}:\s+(\d+) kB", file.read())[1])
+
+
+def torch_step(name: str, image, text):
+    import torch
+
+    # torchvision's operators are not part of every torch build; open_clip only imports it.
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError):
+        library = torch.library.Library("torchvision", "DEF")
+        for operator in ("nms", "qnms"):
+            library.define(operator + "(Tensor dets, Tensor scores, float threshold) -> Tensor")
+    from open_clip.loss import ClipLoss, SigLipLoss
+
+    def leaf(value):
+        return torch.tensor(value, requires_grad=True)
+
+    leaves = leaf(image), leaf(text), leaf(SCALE)
+    bias = {"logit_bias": leaf(BIAS)} if name == "siglip" else {}
+    loss_fn = ClipLoss() if name == "clip" else SigLipLoss()
+
+    def step() -> float:
+        for each in (*leaves, *bias.values()):
+            each.grad = None
+        loss = loss_fn(*leaves, **bias)
+        loss.backward()
+        return loss.item()
+
+    return step
+
+
+def jax_step(layout: str, name: str, image, text):
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from clipjax.losses import make_loss
+
+    inputs = [jnp.asarray(x) for x in (image, text, np.float32(np.log(SCALE)), np.float32(BIAS))]
+    numbers = (0, 1, 2) if name == "clip" else (0, 1, 2, 3)
+    step_fn = jax.jit(jax.value_and_grad(make_loss(name, layout=layout), numbers, has_aux=True))
+    compiled = step_fn.lower(*inputs).compile()
+
+    def step() -> float:
+        (loss, _), gradients = jax.block_until_ready(compiled(*inputs))
+        del gradients
+        return float(loss)
+
+    return step
+
+
+# --- TPU, compiled ahead of time -----------------------------------------------------------------
+
+LAYOUTS = ("dense", "open_clip", "gather", "grid", "ring")
+TPU_CASES = {
+    "32k": ("v5e:4x4", 2**15, 512, LAYOUTS),
+    "128k": ("v5e:4x4", 2**17, 768, LAYOUTS),
+    "1M": ("v5e:16x16", 2**20, 768, LAYOUTS),
+    "1M-4096": ("v5p:16x16x16", 2**20, 768, ("gather", "grid", "ring")),
+}
+# v5e and v5p keep small buffers in on-chip VMEM, which temp_size does not count. With the
+# placement off every buffer is in HBM, so temp_size is the whole of what is live at the peak.
+ALL_IN_HBM = {"xla_vf_vmem_memory_space_assignment": False}
+# libtpu looks for the host it would run on; here it is a compiler only.
+TPU_ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
+
+
+def tpu_table(cases: list[str]) -> None:
+    for key, value in TPU_ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    print_setting("jax", "jaxlib", "libtpu")
+    print("- compile-time: bfloat16 embeddings sharded over one axis of all devices, forward +")
+    print("  backward; nothing was run on a TPU; figures are for one device")
+    print("- peak MB: temporaries with VMEM placement off, so that every live buffer is counted;")
+    print("  temp MB: what memory_analysis reports for the default compilation (HBM only)")
+    print("- FLOPs: matrix products, loop trip counts multiplied in; bytes: collectives, upper")
+    print("  bound (benchmarks/loss_hlo.py); sec: time to compile once on this host\n")
+    print(
+        "| topology | batch | embed | loss | layout | peak MB | temp MB | FLOPs / (8B²D/N) ", end=""
+    )
+    print("| bytes MB | bytes / (12BD/√N) | sec |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    for case in cases:
+        topology, batch, embed, layouts = TPU_CASES[case]
+        runs = [("clip", layout) for layout in layouts]
+        runs += [("siglip", layout) for layout in ("grid", "ring") if layout in layouts]
+        for name, layout in runs:
+            print(f"| {topology} | {batch} | {embed} | {name} | {layout} ", end="")
+            print(tpu_row(topology, batch, embed, name, layout), flush=True)
+
+
+def tpu_row(topology: str, batch: int, embed: int, name: str, layout: str) -> str:
+    from loss_hlo import costs
+
+    try:
+        start = time.perf_counter()
+        lowered, num_devices = lower(topology, batch, embed, name, layout)
+        compiled = lowered.compile()
+        seconds = time.perf_counter() - start
+        peak = lowered.compile(compiler_options=ALL_IN_HBM).memory_analysis().temp_size_in_bytes
+    except Exception as error:
+        used = re.search(
+            r"(?:Used |temporaries \()([\d.]+\w)\)?.*?([\d.]+\w)(?: hbm|\))", str(error)
+        )
+        if not used:
+            raise
+        return f"| out of memory: {used[1]} of {used[2]} | | | | | |"
+    temp = compiled.memory_analysis().temp_size_in_bytes
+    flops, traffic = costs(compiled.as_text())
+    total = sum(traffic.values())
+    analytic, formula = 8 * batch**2 * embed / num_devices, 12 * batch * embed / num_devices**0.5
+    return (
+        f"| {peak / 1e6:.1f} | {temp / 1e6:.1f} | {flops / analytic:.3f} "
+        f"| {total / 1e6:.1f} | {total / formula:.3f} | {seconds:.1f} |"
+    )
+
+
+def lower(topology: str, batch: int, embed: int, name: str, layout: str):
+    """Lower value and gradient of one loss for a TPU topology that is not there."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from jax.experimental import topologies
+    from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+    from clipjax.losses import make_loss
+
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    mesh = Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
+    sharded = NamedSharding(mesh, PartitionSpec("data"))
+    replicated = NamedSharding(mesh, PartitionSpec())
+    embeds = jax.ShapeDtypeStruct((batch, embed), jnp.bfloat16, sharding=sharded)
+    scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated)
+    if layout == "open_clip":
+        loss_fn = open_clip_style(mesh)
+    else:
+        loss_fn = make_loss(name, mesh=mesh, layout=layout)
+    step = jax.value_and_grad(loss_fn, (0, 1, 2, 3), has_aux=True)
+    out = ((replicated, replicated), (sharded, sharded, replicated, replicated))
+    return jax.jit(step, out_shardings=out).lower(embeds, embeds, scalar, scalar), len(devices)
+
+
+def open_clip_style(mesh):
+    """open_clip with --local-loss --gather-with-grad: logits [batch / N, batch], twice."""
+    import jax
+    import jax.numpy as jnp
+    from jax import lax
+    from jax.sharding import PartitionSpec
+
+    def local(image, text, logit_scale):
+        length = image.shape[0]
+        everything = [lax.all_gather(x, "data", axis=0, tiled=True) for x in (image, text)]
+        labels = lax.axis_index("data") * length + jnp.arange(length)
+
+        def one_way(rows, columns):
+            logits = jnp.exp(logit_scale) * jnp.dot(
+                rows, columns.T, preferred_element_type=jnp.float32
+            )
+            positives = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+            return jnp.mean(jax.nn.logsumexp(logits, axis=1) - positives)
+
+        loss = (one_way(image, everything[1]) + one_way(text, everything[0])) / 2
+        return lax.pmean(loss, "data")
+
+    spec = PartitionSpec("data")
+    sharded = jax.shard_map(
+        local, mesh=mesh, in_specs=(spec, spec, PartitionSpec()), out_specs=PartitionSpec()
+    )
+    return lambda image, text, logit_scale, logit_bias: (sharded(image, text, logit_scale), {})
+
+
+if __name__ == "__main__":
+    main()
