@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-from absl import logging
 
 from clipjax.data import permutation
 from clipjax.data.bad_examples import BadCount, BadExample, TooManyBadExamples, listed
@@ -52,8 +51,8 @@ class Loader:
         timeout_s: seconds after which a batch that is not finished is an error.
 
     Raises:
-        ValueError: if the source is empty, the batch is not divisible by the processes, or a
-            number is out of range.
+        ValueError: if the source is empty or smaller than a batch, the batch is not divisible by
+            the processes, or a number is out of range.
     """
 
     def __init__(
@@ -75,6 +74,12 @@ class Loader:
     ):
         if len(source) == 0:
             raise ValueError("the data source is empty: there is nothing to train on")
+        if len(source) < batch_size:
+            # The contrastive loss would count copies of a pair as mismatches of one another.
+            raise ValueError(
+                f"batch_size is {batch_size}, the data source holds {len(source)} examples: a "
+                "batch would hold a pair twice. Make the batch smaller, or add data"
+            )
         if batch_size < 1 or batch_size % process_count:
             raise ValueError(
                 f"batch_size is {batch_size}: it has to be a multiple of the number of "
@@ -99,13 +104,6 @@ class Loader:
         if num_workers:
             self._pool = concurrent.futures.ThreadPoolExecutor(num_workers, "clipjax-loader")
         self._closed = self._hangs = False
-        if len(source) < batch_size:
-            logging.warning(
-                "The batch (%d) is larger than the data (%d examples): every batch holds some "
-                "examples more than once.",
-                batch_size,
-                len(source),
-            )
 
     def batch(self, step: int) -> Batch:
         """Makes this process's part of the batch of a step.
