@@ -29,7 +29,8 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from clipjax import faults
 from clipjax.checkpoint import choice, folders
 from clipjax.checkpoint import manifest as manifests
-from clipjax.checkpoint.manifest import DamagedCheckpointError, Manifest
+from clipjax.checkpoint.commit import commit_step, delete_old_steps
+from clipjax.checkpoint.manifest import DamagedCheckpointError
 from clipjax.checkpoint.pretrained import resolve_checkpoint
 from clipjax.checkpoint.processes import all_succeeded, from_lead
 from clipjax.checkpoint.restore import restore_step
@@ -275,7 +276,7 @@ class CheckpointManager:
                 self.directory,
                 options=ocp.CheckpointManagerOptions(
                     # Orbax would delete an old step before the new one is hashed, so retention
-                    # is ours (`_finish`).
+                    # is ours (clipjax/checkpoint/commit.py).
                     preservation_policy=preservation_policy.PreserveAll(),
                     cleanup_tmp_directories=True,
                     save_root_metadata=False,
@@ -285,7 +286,7 @@ class CheckpointManager:
 
     def _check_free_space(self, step: int, state_bytes: int) -> None:
         needed = int(FREE_SPACE_FACTOR * state_bytes)
-        free = shutil.disk_usage(self.directory).free if is_lead() else 0
+        free = shutil.disk_usage(self.directory).free
         if not from_lead(int(free >= needed)):
             self._error = CheckpointSaveError(
                 f"no space for the checkpoint of step {step} in {self.directory}: it needs about "
@@ -297,34 +298,17 @@ class CheckpointManager:
     def _finish(self, step: int, leaves: list[HostLeaf]) -> None:
         """Commits a step; runs in a thread."""
         try:
-            # Orbax returns here once all processes have written their shards.
-            records = record_leaves(leaves) if is_lead() else ()
+            records = record_leaves(leaves) if is_lead() else ()  # while Orbax writes
             assert self._orbax is not None
-            self._orbax.wait_until_finished()
+            self._orbax.wait_until_finished()  # until all processes have written their shards
             self._orbax.check_for_errors()
             faults.point("save.before_manifest", step)
             if is_lead():
-                self._commit(step, records)
+                commit_step(self.directory, step, records, self._metadata)
+                faults.point("save.before_delete", step)
+                delete_old_steps(self.directory, keep=self._keep, keep_every=self._keep_every)
         except BaseException as error:
             self._fail(step, error)
-
-    def _commit(self, step: int, records: tuple[manifests.LeafRecord, ...]) -> None:
-        step_dir = self.directory / str(step)
-        manifest = Manifest(
-            step=step,
-            leaves=records,
-            files=manifests.record_files(step_dir),
-            versions=manifests.library_versions(),
-            config_sha256=manifests.digest(self._metadata["config"]),
-            **self._metadata,
-        )
-        manifests.write_manifest(step_dir, manifest)
-        faults.point("save.before_delete", step)
-        folders.sweep(self.directory, folders.UNFINISHED, folders.DELETING)
-        committed = folders.committed_steps(self.directory)
-        for old in folders.steps_to_delete(committed, keep=self._keep, keep_every=self._keep_every):
-            folders.delete_step(self.directory / str(old))
-        logging.info("saved step %d to %s", step, step_dir)
 
     def _fail(self, step: int, error: BaseException) -> None:
         """Keeps a save's error for the main thread, and gives back the space it took."""

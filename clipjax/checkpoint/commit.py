@@ -1,0 +1,39 @@
+"""The end of a save, which the lead process does alone: commit the new step, delete the old."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from clipjax.checkpoint import folders
+from clipjax.checkpoint import manifest as manifests
+from clipjax.checkpoint.manifest import LeafRecord, Manifest
+
+
+def commit_step(
+    directory: Path, step: int, leaves: tuple[LeafRecord, ...], metadata: Mapping[str, Any]
+) -> None:
+    """Hashes the files of a step that Orbax has finished and writes its manifest."""
+    step_dir = directory / str(step)
+    manifest = Manifest(
+        step=step,
+        leaves=leaves,
+        files=manifests.record_files(step_dir),
+        versions=manifests.library_versions(),
+        config_sha256=manifests.digest(metadata["config"]),
+        **metadata,
+    )
+    manifests.write_manifest(step_dir, manifest)
+    logging.info("saved step %d to %s", step, step_dir)
+
+
+def delete_old_steps(directory: Path, *, keep: int, keep_every: int | None) -> None:
+    """Deletes what retention gives up, and what cut-off saves left behind.
+
+    Called after a commit, so that the newest step that stays has just been hashed.
+    """
+    folders.sweep(directory, folders.UNFINISHED, folders.DELETING)
+    committed = folders.committed_steps(directory)
+    for step in folders.steps_to_delete(committed, keep=keep, keep_every=keep_every):
+        folders.delete_step(directory / str(step))
