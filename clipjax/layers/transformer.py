@@ -169,6 +169,14 @@ class Transformer(nn.Module):
     scan: bool = True
     remat: str = "none"
 
+    def __post_init__(self) -> None:
+        """Checks the choices."""
+        super().__post_init__()
+        if self.remat != "none" and self.remat not in REMAT_POLICIES:
+            raise ValueError(
+                f"remat {self.remat!r} is unknown; allowed are none, {', '.join(REMAT_POLICIES)}"
+            )
+
     @nn.compact
     def __call__(
         self,

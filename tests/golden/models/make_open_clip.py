@@ -1,0 +1,79 @@
+"""Writes the golden arrays of tests/models/test_open_clip_parity.py by running open_clip.
+
+    python tests/golden/models/make_open_clip.py
+
+needs the [interop] extra. Each file holds the config, and the outputs and gradients of one tiny
+model with the weights of seeded.py: normalised embeddings, the hidden states of every layer, the
+loss, and the gradient of the loss to every parameter under its torch name.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import seeded
+import torch
+
+# torchvision's wheel registers these operators only beside its own build of torch.
+library = torch.library.Library("torchvision", "DEF")
+for operator in ("nms", "qnms"):
+    library.define(operator + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+import open_clip  # noqa: E402
+from open_clip.loss import ClipLoss  # noqa: E402
+
+HERE = Path(__file__).parent
+BATCH = 4
+VIT = {"image_size": 28, "patch_size": 8, "layers": 2, "width": 32, "head_width": 8}
+TEXT = {"context_length": 10, "vocab_size": 50, "width": 24, "heads": 3, "layers": 3}
+CASES = {
+    "vit_quick_gelu": {"embed_dim": 16, "quick_gelu": True, "vision_cfg": VIT, "text_cfg": TEXT},
+    "vit_gelu": {"embed_dim": 16, "quick_gelu": False, "vision_cfg": VIT, "text_cfg": TEXT},
+}
+
+
+def keep_outputs(modules, into):
+    for module in modules:
+        module.register_forward_hook(lambda _, inputs, output: into.append(output.detach()))
+
+
+def run(config):
+    model = open_clip.CLIP(**config).eval()
+    state = model.state_dict()
+    with torch.no_grad():
+        for name, tensor in state.items():
+            if tensor.is_floating_point() and name != "attn_mask":
+                tensor.copy_(torch.tensor(seeded.weight(name, tuple(tensor.shape))))
+    image_hidden, text_hidden = [], []
+    if hasattr(model.visual, "transformer"):
+        keep_outputs(model.visual.transformer.resblocks, image_hidden)
+    keep_outputs(model.transformer.resblocks, text_hidden)
+    text_cfg = config["text_cfg"]
+    images = seeded.images(BATCH, config["vision_cfg"]["image_size"])
+    tokens = seeded.tokens(BATCH, text_cfg["context_length"], text_cfg["vocab_size"])
+    image_embeds, text_embeds, scale = model(
+        torch.tensor(images.transpose(0, 3, 1, 2)), torch.tensor(tokens, dtype=torch.long)
+    )
+    loss = ClipLoss()(image_embeds, text_embeds, scale)
+    loss.backward()
+    arrays = {
+        "config": json.dumps(config),
+        "image_embeds": image_embeds.detach(),
+        "text_embeds": text_embeds.detach(),
+        "text_hidden": torch.stack(text_hidden),
+        "loss": loss.detach(),
+    }
+    if image_hidden:
+        arrays["image_hidden"] = torch.stack(image_hidden)
+    arrays |= {f"gradient/{name}": p.grad for name, p in model.named_parameters()}
+    return {name: np.asarray(value) for name, value in arrays.items()}
+
+
+def main():
+    for name, config in CASES.items():
+        torch.manual_seed(0)
+        np.savez_compressed(HERE / f"open_clip_{name}.npz", **run(config))
+
+
+if __name__ == "__main__":
+    main()

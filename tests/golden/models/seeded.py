@@ -1,0 +1,47 @@
+"""Weights and inputs that both sides of a parity test draw, from names alone.
+
+`RandomState` is frozen by numpy, so the golden files hold results and no weights.
+"""
+
+import zlib
+
+import numpy as np
+
+
+def _random(name):
+    return np.random.RandomState(zlib.crc32(name.encode()))
+
+
+def weight(name, shape):
+    """Draws the tensor of a torch state dict, far from any initial value, well conditioned."""
+    noise = _random(name).standard_normal(shape).astype(np.float32)
+    last = name.rsplit(".", 1)[-1]
+    if last == "logit_scale":
+        return np.full(shape, 2.5, np.float32)
+    if last == "logit_bias":
+        return np.full(shape, -3.0, np.float32)
+    if last == "running_var":
+        return 1 + 0.3 * np.abs(noise)
+    if last in ("bias", "in_proj_bias", "running_mean"):
+        return 0.1 * noise
+    if last == "weight" and len(shape) == 1:
+        return 1 + 0.2 * noise
+    if "embed" in name or "latent" in name or len(shape) == 1:
+        return 0.3 * noise
+    fan_in = shape[0] if last in ("proj", "text_projection") else int(np.prod(shape[1:]))
+    return noise * np.float32(fan_in**-0.5)
+
+
+def images(batch, size):
+    """Normalised images `[batch, size, size, 3]`."""
+    return _random("images").standard_normal((batch, size, size, 3)).astype(np.float32)
+
+
+def tokens(batch, length, vocab_size):
+    """Rows of ids `[batch, length]` with the largest id, the end, at different places."""
+    random = _random("tokens")
+    rows = random.randint(1, vocab_size - 1, (batch, length)).astype(np.int32)
+    for i, end in enumerate(random.randint(2, length, batch)):
+        rows[i, end] = vocab_size - 1
+        rows[i, end + 1 :] = 0
+    return rows

@@ -1,0 +1,29 @@
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clipjax.layers.activations import ACTIVATIONS, activation
+
+X = np.linspace(-6, 6, 101)
+FORMULAS = {
+    "quick_gelu": X / (1 + np.exp(-1.702 * X)),
+    "gelu": X * np.array([0.5 * (1 + math.erf(x / math.sqrt(2))) for x in X]),
+    "gelu_tanh": 0.5 * X * (1 + np.tanh(math.sqrt(2 / math.pi) * (X + 0.044715 * X**3))),
+}
+
+
+@pytest.mark.parametrize("name", sorted(FORMULAS))
+def test_formula(name):
+    found = activation(name)(jnp.asarray(X, jnp.float32))
+    np.testing.assert_allclose(found, FORMULAS[name], atol=2e-6)
+    # No other formula would pass for this one.
+    others = [FORMULAS[other] for other in FORMULAS if other != name]
+    assert all(np.abs(found - other).max() > 1e-4 for other in others)
+
+
+def test_unknown_name():
+    with pytest.raises(ValueError, match=r"'gelo' is unknown; allowed are .*quick_gelu"):
+        activation("gelo")
+    assert set(FORMULAS) <= set(ACTIVATIONS)

@@ -1,0 +1,107 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from clipjax.layers.transformer import Attention, Transformer
+from clipjax.models.layers_layout import stack_layers, unstack_layers
+
+WIDTH, HEADS, DEPTH = 8, 2, 2
+X = jax.random.normal(jax.random.key(1), (2, 5, WIDTH))
+CAUSAL = jnp.tril(jnp.ones((5, 5), bool))[None, None]
+
+
+def make(**options):
+    return Transformer(DEPTH, HEADS, 16, "gelu", 1e-5, **options)
+
+
+@pytest.fixture(scope="module")
+def params():
+    variables = jax.jit(lambda k: make(init_name="openai_text").init(k, X, CAUSAL))(
+        jax.random.key(0)
+    )
+    return nn.unbox(variables)["params"]
+
+
+def run(params, train=False, **options):
+    """Values, gradient in the scanned layout, and hidden states."""
+    scan = options.get("scan", True)
+
+    def loss(params):
+        out, hidden = make(**options).apply(
+            {"params": params if scan else unstack_layers({"t": params})["t"]},
+            X,
+            CAUSAL,
+            keep_hidden=True,
+            train=train,
+            rngs={"dropout": jax.random.key(2)},
+        )
+        return (out**2).sum(), (out, hidden)
+
+    gradient, (out, hidden) = jax.jit(jax.grad(loss, has_aux=True))(params)
+    return out, gradient, hidden
+
+
+def assert_close(found, wanted, atol):
+    jax.tree.map(lambda f, w: np.testing.assert_allclose(f, w, atol=atol), found, wanted)
+
+
+@pytest.fixture(scope="module")
+def plain(params):
+    return run(params)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"scan": False}, {"remat": "dots"}, {"scan": False, "remat": "full"}],
+    ids=str,
+)
+def test_layouts_and_rematerialisation_change_no_value(params, plain, options):
+    assert_close(run(params, **options), plain, 2e-5)
+
+
+def test_remat_draws_the_same_noise(params, plain):
+    wanted = run(params, train=True, dropout=0.5)
+    assert np.abs(wanted[0] - plain[0]).max() > 0.1
+    assert_close(run(params, train=True, dropout=0.5, remat="full"), wanted, 2e-5)
+
+
+def test_hidden_states(plain):
+    out, _, hidden = plain
+    assert hidden.shape == (DEPTH, *X.shape)
+    np.testing.assert_array_equal(hidden[-1], out)
+    assert np.abs(hidden[0] - hidden[1]).max() > 1e-2
+
+
+def test_stacking_is_undone_by_unstacking(params):
+    tree = {"text": {"transformer": params}}
+    apart = unstack_layers(tree)
+    assert set(apart["text"]["transformer"]) == {f"block_{i}" for i in range(DEPTH)}
+    again = stack_layers(apart)
+    assert jax.tree.structure(again) == jax.tree.structure(tree)
+    jax.tree.map(np.testing.assert_array_equal, again, tree)
+
+
+def test_attention_is_the_formula_with_one_fused_kernel():
+    module = Attention(HEADS, 16, DEPTH, "torch", jnp.float32)
+    params = nn.unbox(module.init(jax.random.key(0), X, None))["params"]
+    assert params["qkv_kernel"].shape == (WIDTH, 3, HEADS, WIDTH // HEADS)
+    params = jax.tree.map(lambda p: p + 0.1, params)
+    q, k, v = (
+        np.einsum("blw,whd->bhld", X, params["qkv_kernel"][:, i]) + params["qkv_bias"][i][:, None]
+        for i in range(3)
+    )
+    scores = np.einsum("bhqd,bhkd->bhqk", q, k) / (WIDTH // HEADS) ** 0.5
+    scores = np.where(CAUSAL, scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    mixed = np.einsum("bhqk,bhkd->bqhd", weights, v)
+    wanted = np.einsum("bqhd,hdw->bqw", mixed, params["out_kernel"]) + params["out_bias"]
+    np.testing.assert_allclose(module.apply({"params": params}, X, CAUSAL), wanted, atol=1e-5)
+    assert np.abs(module.apply({"params": params}, X, None) - wanted).max() > 1e-3
+
+
+def test_unknown_remat():
+    with pytest.raises(ValueError, match="remat 'some' is unknown; allowed are none, dots, full"):
+        make(remat="some")

@@ -1,0 +1,84 @@
+"""A tiny spec, changed by nested keys, and its variables."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from clipjax.config import merge
+from clipjax.models import build_model
+from clipjax.trees import map_with_names
+
+SPEC = {
+    "name": "tiny",
+    "embed_dim": 8,
+    "image_size": 16,
+    "image": {
+        "name": "vit",
+        "patch_size": 4,
+        "width": 16,
+        "depth": 2,
+        "num_heads": 2,
+        "mlp_dim": 32,
+        "activation": "gelu",
+        "layer_norm_eps": 1e-5,
+        "pooling": "cls",
+    },
+    "text": {
+        "name": "causal_transformer",
+        "vocab_size": 20,
+        "context_length": 8,
+        "width": 16,
+        "depth": 2,
+        "num_heads": 2,
+        "mlp_dim": 32,
+        "activation": "gelu",
+        "layer_norm_eps": 1e-5,
+        "pooling": "eot",
+    },
+    "tokenizer": {"name": "clip_bpe"},
+    "preprocess": {
+        "resize": "shortest",
+        "interpolation": "bicubic",
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.5, 0.5, 0.5),
+    },
+    "logit_scale": {"init": 1 / 0.07, "max": 100.0},
+    "logit_bias": None,
+    "source": "",
+}
+
+
+def tiny_spec(**changes):
+    """`tiny_spec(image={"pooling": "mean"})`."""
+    return merge(SPEC, changes)
+
+
+def inputs(spec, batch=3, seed=0):
+    """Normalised images and token rows."""
+    size, text = spec["image_size"], spec["text"]
+    image_key, text_key = jax.random.split(jax.random.key(seed))
+    images = jax.random.normal(image_key, (batch, size, size, 3))
+    tokens = jax.random.randint(text_key, (batch, text["context_length"]), 0, text["vocab_size"])
+    return images, tokens
+
+
+def filled(module, *inputs):
+    """Variables of a module with noise in each leaf: shapes alone are traced, nothing compiles."""
+    shapes = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), *inputs))
+    random = np.random.default_rng(0)
+
+    def fill(name, leaf):
+        noise = random.standard_normal(leaf.shape).astype(np.float32)
+        if name.endswith(("scale", "var")):
+            return 1 + 0.2 * abs(noise)
+        fan_in = np.prod(leaf.shape[-2:-1]) if leaf.ndim > 1 else 10
+        return jnp.asarray(noise * np.float32(fan_in**-0.5))
+
+    return map_with_names(fill, shapes)
+
+
+def model_and_params(spec, **options):
+    """The model and noise for its parameters."""
+    model = build_model(spec, **options)
+    return model, filled(model, *inputs(spec, 1))["params"]
