@@ -1,0 +1,53 @@
+"""`clipjax plan --config configs/x.py[:args] --topology v5e:16x16 [--json FILE] [--search]`."""
+
+import json
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from clipjax.cli.main import no_positional
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, :args behind a colon.")
+_TOPOLOGY = flags.DEFINE_string("topology", None, "Chip and shape of the slice, e.g. v5e:16x16.")
+_JSON = flags.DEFINE_string("json", None, "File to write the plan to as JSON.")
+_MFU = flags.DEFINE_float("mfu", 0.40, "Assumed model FLOPs utilisation of the run, (0, 1].")
+_PRICE = flags.DEFINE_float("price", None, "USD for one chip and hour; prints the run's cost.")
+_SEARCH = flags.DEFINE_bool("search", False, "Compile other settings and batches, too: minutes.")
+_COMPILATIONS = flags.DEFINE_integer("search_compilations", 6, "Settings to compile at most.")
+
+
+def main(argv: list[str]) -> int:
+    """Compiles the config's step for the topology and prints the page; 0 if it fits, else 1."""
+    no_positional(argv)
+    for flag in (_CONFIG, _TOPOLOGY):
+        if not flag.value:
+            raise ValueError(
+                f"--{flag.name} is missing: clipjax plan --config configs/x.py --topology v5e:16x16"
+            )
+    if not 0 < _MFU.value <= 1:
+        raise ValueError(f"--mfu={_MFU.value}: a share of the peak, in (0, 1]")
+    if _PRICE.value is not None and _PRICE.value < 0:
+        raise ValueError(f"--price={_PRICE.value}: USD for one chip and hour, 0 or more")
+    # Only now: the platform has to be settled before the first use of JAX.
+    from clipjax import plan as planning
+
+    topology = planning.make_topology(_TOPOLOGY.value)
+    config = _CONFIG.value
+    if not config.data.source:
+        with config.unlocked():
+            config.data.source = "synthetic:1"  # a plan reads no data, whatever its source
+    assumptions = planning.Assumptions(mfu=_MFU.value, price=_PRICE.value)
+    plan = planning.make_plan(config, topology)
+    print(planning.to_text(plan, assumptions))
+    result = planning.to_json(plan, assumptions)
+    if _SEARCH.value:
+        candidates = planning.search_settings(
+            config, topology, plan, max_compilations=_COMPILATIONS.value
+        )
+        batch = planning.largest_batch(config, topology, plan)
+        print(planning.search_to_text(candidates, batch, plan))
+        result["search"] = planning.search_to_json(candidates, batch)
+    if _JSON.value:
+        Path(_JSON.value).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return 0 if plan.fits else 1

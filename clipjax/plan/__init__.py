@@ -1,0 +1,28 @@
+"""Before a pod is rented: compile the very train step for it, and say what that tells.
+
+`make_plan` (planner.py) compiles the step with libtpu for a topology that is not there
+(compiling.py, chips.py), reads the compiled program (hlo.py: what runs how often; flops.py,
+traffic.py, collectives.py: what that costs) and sets it against the model's needs (model_flops.py)
+and the chip's peaks (roofline.py). advice.py and search.py look for settings that fit; report.py
+writes the page. docs/plan.md explains the page.
+"""
+
+from clipjax.plan.chips import CHIPS, Topology, make_topology
+from clipjax.plan.planner import Plan, make_plan
+from clipjax.plan.report import Assumptions, search_to_json, search_to_text, to_json, to_text
+from clipjax.plan.search import largest_batch, search_settings
+
+__all__ = [
+    "CHIPS",
+    "Assumptions",
+    "Plan",
+    "Topology",
+    "largest_batch",
+    "make_plan",
+    "make_topology",
+    "search_settings",
+    "search_to_json",
+    "search_to_text",
+    "to_json",
+    "to_text",
+]

@@ -1,0 +1,298 @@
+"""Read the text of a compiled HLO module: computations, instructions, and how often each runs.
+
+XLA's own `cost_analysis` counts the body of a loop once. `walk` follows the calls instead and
+multiplies by the loops' trip counts.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterator
+
+ITEM_BITS = {
+    "pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "s32": 32, "u32": 32,
+    "s64": 64, "u64": 64, "f8e4m3fn": 8, "f8e5m2": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64,
+    "c64": 64, "c128": 128,
+}  # fmt: skip
+_SHAPE = re.compile(r"([a-z]+\d*[a-z0-9]*)\[([\d,<=]*)\](?:\{[^{}]*?(?:S\((\d+)\))?[^{}()]*\})?")
+_HEADER = re.compile(r"(ENTRY )?%?(\S+) \(.*\{$")
+_INSTRUCTION = re.compile(r"\s+(ROOT )?%?(\S+) = (.*?) ?([a-z][a-z0-9-]*)\((.*)$")
+_CALLED = re.compile(r"(?:calls|to_apply|called_computations)=\{?%?([\w.-]+)")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Shape:
+    """An array of a program.
+
+    Attributes:
+        dtype: as HLO writes it.
+        dims: sizes.
+        space: memory space; 0 is the device's main memory (HBM), 1 a TPU core's own (VMEM).
+    """
+
+    dtype: str
+    dims: tuple[int, ...]
+    space: int = 0
+
+    @property
+    def size(self) -> int:
+        """Elements."""
+        return math.prod(self.dims)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes, without the padding of a tiled layout; tokens and opaque values take none."""
+        return self.size * ITEM_BITS.get(self.dtype, 0) // 8
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Instruction:
+    """One line.
+
+    Attributes:
+        name: unique within the computation.
+        shapes: arrays of the result, tuples flattened.
+        opcode: "fusion", "all-gather", ...
+        operands: names of instructions of the same computation.
+        rest: attributes as text, what stands behind the operands.
+        is_root: whether it is the computation's result.
+    """
+
+    name: str
+    shapes: tuple[Shape, ...]
+    opcode: str
+    operands: tuple[str, ...]
+    rest: str
+    is_root: bool
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the result."""
+        return sum(shape.nbytes for shape in self.shapes)
+
+    @property
+    def op_name(self) -> str:
+        """Where it comes from in the JAX program; "" if that is not recorded."""
+        match = re.search(r'op_name="([^"]*)"', self.rest)
+        return match[1] if match else ""
+
+    def attribute(self, name: str) -> str | None:
+        """The value of `name=...` in the attributes, a word or a balanced bracket."""
+        match = re.search(rf"(?:^|[ ,{{]){name}=", self.rest)
+        return _leading_value(self.rest[match.end() :]) if match else None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Computation:
+    """A named list of instructions, in schedule order."""
+
+    name: str
+    instructions: dict[str, Instruction]
+
+    @property
+    def root(self) -> Instruction:
+        """The instruction that is the result."""
+        return next(i for i in reversed(self.instructions.values()) if i.is_root)
+
+    def parameters(self) -> list[Instruction]:
+        """The parameters by number; a number that is not there is skipped."""
+        found = [i for i in self.instructions.values() if i.opcode == "parameter"]
+        return sorted(found, key=lambda i: int(i.operands[0]))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Module:
+    """A program."""
+
+    computations: dict[str, Computation]
+    entry: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Visit:
+    """An instruction and how often a step runs it.
+
+    Attributes:
+        instruction: the line.
+        computation: that holds it.
+        times: runs a step, loops multiplied in.
+        fused: whether it stands inside a fusion, so that its operands are not in memory.
+    """
+
+    instruction: Instruction
+    computation: Computation
+    times: int
+    fused: bool
+
+
+def parse(text: str) -> Module:
+    """Parses `compiled.as_text()`.
+
+    Raises:
+        ValueError: there is no entry computation.
+    """
+    computations: dict[str, Computation] = {}
+    entry, current = "", None
+    for line in text.splitlines():
+        if current is None or not line.startswith(" "):
+            header = _HEADER.match(line)
+            if header:
+                current = Computation(header[2], {})
+                computations[header[2]] = current
+                entry = header[2] if header[1] else entry
+                continue
+        if current is not None and (instruction := _parse_instruction(line)):
+            current.instructions[instruction.name] = instruction
+    if not entry:
+        raise ValueError("no ENTRY computation: this is not the text of a compiled HLO module")
+    return Module(computations, entry)
+
+
+def _parse_instruction(line: str) -> Instruction | None:
+    match = _INSTRUCTION.match(line)
+    if not match:
+        return None
+    root, name, shape, opcode, tail = match.groups()
+    inside = _leading_value("(" + tail)
+    rest = tail[len(inside) - 1 :]
+    if opcode in ("parameter", "constant"):
+        operands: tuple[str, ...] = (inside[1:-1],)
+    else:
+        operands = tuple(_operand_names(inside[1:-1]))
+    return Instruction(name, _shapes(shape), opcode, operands, rest.lstrip(", "), bool(root))
+
+
+def _operand_names(text: str) -> list[str]:
+    text = re.sub(r"/\*.*?\*/", "", text)
+    if "%" in text:
+        return re.findall(r"%([\w.-]+)", text)
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+@functools.lru_cache(maxsize=4096)
+def _shapes(text: str) -> tuple[Shape, ...]:
+    return tuple(
+        Shape(dtype, tuple(int(d.lstrip("<=")) for d in dims.split(",") if d), int(space or 0))
+        for dtype, dims, space in _SHAPE.findall(text)
+    )
+
+
+def _leading_value(text: str) -> str:
+    """The word or balanced bracket that a text starts with."""
+    pairs = {"{": "}", "(": ")", "[": "]"}
+    if text[:1] not in pairs:
+        return re.match(r"[^,\s}]*", text)[0]
+    opening, closing = text[0], pairs[text[0]]
+    depth = 0
+    for match in re.finditer(rf"[{re.escape(opening + closing)}]", text):
+        depth += 1 if match[0] == opening else -1
+        if depth == 0:
+            return text[: match.end()]
+    return text
+
+
+def walk(module: Module) -> Iterator[Visit]:
+    """Yields every instruction that a step runs, fusions opened, loops multiplied.
+
+    Every branch of a conditional counts as taken.
+
+    Raises:
+        ValueError: the trip count of a loop is not a constant.
+    """
+    yield from _walk(module, module.entry, 1, False)
+
+
+def _walk(module: Module, name: str, times: int, fused: bool) -> Iterator[Visit]:
+    computation = module.computations[name]
+    for instruction in computation.instructions.values():
+        yield Visit(instruction, computation, times, fused)
+        opcode = instruction.opcode
+        if opcode == "while":
+            body = instruction.attribute("body").lstrip("%")
+            trips = trip_count(module, computation, instruction)
+            yield from _walk(module, body, times * trips, fused)
+        elif opcode == "conditional":
+            for branch in _branches(instruction):
+                yield from _walk(module, branch, times, fused)
+        elif opcode in ("fusion", "call", "async-start"):
+            inner = fused or opcode == "fusion"
+            for callee in _CALLED.findall(instruction.rest):
+                yield from _walk(module, callee, times, inner)
+
+
+def _branches(instruction: Instruction) -> list[str]:
+    listed = instruction.attribute("branch_computations")
+    if listed:
+        return re.findall(r"[\w.-]+", listed)
+    names = (instruction.attribute(f"{which}_computation") for which in ("true", "false"))
+    return [name.lstrip("%") for name in names if name]
+
+
+def trip_count(module: Module, computation: Computation, loop: Instruction) -> int:
+    """Iterations of a while loop, from the compiler's note or from its condition.
+
+    TPU modules carry no note. Their condition compares one counter of the loop's state with a
+    constant; the counter's start stands in the caller, its increment in the body.
+
+    Raises:
+        ValueError: it is not a constant.
+    """
+    known = re.search(r'known_trip_count"?:\s*\{\s*"?n"?:\s*"?(\d+)', loop.rest)
+    if known:
+        return int(known[1])
+    condition = module.computations[loop.attribute("condition").lstrip("%")]
+    index, limit, direction = _counter(module, condition)
+    if index is None or limit is None:
+        raise ValueError(f"the trip count of {loop.name} is not a constant: {condition.root.rest}")
+    body = module.computations[loop.attribute("body").lstrip("%")]
+    start = _initial(computation, loop, index)
+    step = _increment(body, index)
+    span = limit - start + (1 if direction in ("LE", "GE") else 0)
+    return max(0, -(-span // step))
+
+
+def _counter(module: Module, condition: Computation) -> tuple[int | None, int | None, str]:
+    """Which element of the state the condition compares, with which constant, how."""
+    root = condition.root
+    arguments = [condition.instructions[name] for name in root.operands]
+    compare = root
+    if root.opcode == "fusion":
+        inner = module.computations[_CALLED.search(root.rest)[1]]
+        compare = inner.root
+        by_parameter = dict(zip(inner.parameters(), arguments, strict=True))
+        arguments = [
+            by_parameter.get(inner.instructions[name], inner.instructions[name])
+            for name in compare.operands
+        ]
+    index = limit = None
+    for argument in arguments:
+        if argument.opcode == "get-tuple-element":
+            index = int(argument.attribute("index"))
+        elif argument.opcode == "constant" and re.fullmatch(r"-?\d+", argument.operands[0]):
+            limit = int(argument.operands[0])
+    return index, limit, compare.attribute("direction") or "LT"
+
+
+def _initial(computation: Computation, loop: Instruction, index: int) -> int:
+    state = computation.instructions.get(loop.operands[0])
+    while state is not None and state.opcode == "tuple":
+        state = computation.instructions.get(state.operands[index])
+        while state is not None and state.opcode in ("copy", "bitcast", "convert"):
+            state = computation.instructions.get(state.operands[0])
+    if state is not None and state.opcode == "constant" and state.operands[0].isdigit():
+        return int(state.operands[0])
+    return 0  # JAX counts from 0; a start that was hoisted out of sight is that
+
+
+def _increment(body: Computation, index: int) -> int:
+    result = body.root
+    if result.opcode != "tuple":
+        return 1
+    update = body.instructions[result.operands[index]]
+    if update.opcode == "add":
+        for name in update.operands:
+            operand = body.instructions[name]
+            if operand.opcode == "constant" and operand.operands[0].isdigit():
+                return int(operand.operands[0])
+    return 1

@@ -1,0 +1,250 @@
+"""Compile a config's train step for a topology and gather what there is to say about it."""
+
+import dataclasses
+from typing import Any
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from clipjax.config import get_path
+from clipjax.experiment import Program, build_program
+from clipjax.plan.advice import Setting, Step, extra_flops, what_fits
+from clipjax.plan.chips import Topology
+from clipjax.plan.collectives import Collective, find_collectives
+from clipjax.plan.compiling import Compiled, Memory, compile_step
+from clipjax.plan.flops import Flops, count_flops
+from clipjax.plan.hlo import parse, walk
+from clipjax.plan.model_flops import ModelFlops, model_flops
+from clipjax.plan.roofline import Bounds, bounds
+from clipjax.plan.traffic import Traffic, count_traffic
+from clipjax.trees import count_parameters, flatten_with_names
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Advice:
+    """A setting that should fit where the planned one does not.
+
+    Attributes:
+        flags: overrides for the command line.
+        predicted_bytes: HBM of one device, by a model; not compiled.
+        extra_flops: recomputation that it costs, as a share of the model's FLOPs.
+    """
+
+    flags: tuple[str, ...]
+    predicted_bytes: float
+    extra_flops: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything known about a step before it runs. Figures are of one device unless named else.
+
+    Attributes:
+        config_name: the model's name.
+        topology: what it is planned for.
+        mesh: sizes of the mesh axes.
+        setting: remat, micro-batches, sharding.
+        step: sizes that the memory follows from.
+        batch_size: global.
+        total_steps: of the config.
+        fits: whether the compiler found room.
+        needed_bytes: HBM that the step needs.
+        capacity_bytes: HBM that a program may use.
+        memory: split of needed_bytes; None where the compiler gave up.
+        model_flops: of one example.
+        flops: of the compiled step; None where there is none, as for the four below.
+        traffic: HBM bytes.
+        collectives: between chips.
+        collective_formulas: bytes that theory asks for, by part.
+        bounds: of the step time.
+        advice: what should fit, if this does not.
+        compile_seconds: to trace and compile.
+    """
+
+    config_name: str
+    topology: Topology
+    mesh: dict[str, int]
+    setting: Setting
+    step: Step
+    batch_size: int
+    total_steps: int
+    fits: bool
+    needed_bytes: int
+    capacity_bytes: float
+    memory: Memory | None
+    model_flops: ModelFlops
+    flops: Flops | None
+    traffic: Traffic | None
+    collectives: list[Collective]
+    collective_formulas: dict[str, float]
+    bounds: Bounds | None
+    advice: list[Advice]
+    compile_seconds: float
+
+    @property
+    def batch_per_device(self) -> float:
+        """Examples."""
+        return self.batch_size / len(self.topology.devices)
+
+    @property
+    def flops_over_model(self) -> float | None:
+        """FLOPs of the compiled step over those of the model; above 1 is recomputation."""
+        if self.flops is None:
+            return None
+        return self.flops.total / (self.model_flops.train * self.batch_per_device)
+
+    @property
+    def expected_extra_flops(self) -> float:
+        """What remat and gradient caching are known to add, as a share of the model's FLOPs."""
+        return extra_flops(self.step.spec, self.setting)
+
+
+def make_plan(config: ConfigDict, topology: Topology) -> Plan:
+    """Compiles the step of a config for a topology.
+
+    Raises:
+        ValueError: the config does not fit the number of devices, or is wrong in itself.
+    """
+    program = build_program(config, topology.devices)
+    compiled = compile_step(program)
+    logging.info("Compiled in %.1f s.", compiled.seconds)
+    return describe(config, program, topology, compiled)
+
+
+def describe(config: ConfigDict, program: Program, topology: Topology, compiled: Compiled) -> Plan:
+    """Reads a compiled step."""
+    batch_size = program.abstract_batch["image"].shape[0]
+    mesh = dict(program.mesh.shape)
+    setting = setting_of(config, program)
+    step = step_of(config, program)
+    chip = topology.chip
+    capacity = chip.hbm_bytes / chip.devices
+    lock_image = bool(config.init.lock_image)
+    needs = model_flops(program.spec, program.model, batch_size, lock_image=lock_image)
+    fits = compiled.memory is not None and compiled.needed_bytes <= capacity
+    counted: dict[str, Any] = {"flops": None, "traffic": None, "collectives": [], "bounds": None}
+    if compiled.text:
+        counted = _count(compiled.text, program, topology, needs)
+    return Plan(
+        config_name=program.spec["name"],
+        topology=topology,
+        mesh=mesh,
+        setting=setting,
+        step=step,
+        batch_size=batch_size,
+        total_steps=get_path(config, "total_steps"),
+        fits=fits,
+        needed_bytes=compiled.needed_bytes,
+        capacity_bytes=capacity,
+        memory=compiled.memory,
+        model_flops=needs,
+        collective_formulas=collective_formulas(step, setting, mesh, batch_size),
+        advice=[] if fits else _advice(step, setting, mesh, compiled.needed_bytes, capacity),
+        compile_seconds=compiled.seconds,
+        **counted,
+    )
+
+
+def _count(text: str, program: Program, topology: Topology, needs: ModelFlops) -> dict[str, Any]:
+    module = parse(text)
+    visits = list(walk(module))
+    flops, traffic = count_flops(visits), count_traffic(module, visits)
+    coords = [device.coords for device in program.mesh.devices.flat]
+    collectives = find_collectives(module, visits, dict(program.mesh.shape), coords)
+    return {
+        "flops": flops,
+        "traffic": traffic,
+        "collectives": collectives,
+        "bounds": bounds(
+            topology.chip,
+            flops=flops.total,
+            hbm_bytes=traffic.hbm,
+            collectives=collectives,
+            batch_per_device=program.abstract_batch["image"].shape[0] / len(topology.devices),
+            model_flops_per_example=needs.train,
+        ),
+    }
+
+
+def setting_of(config: ConfigDict, program: Program) -> Setting:
+    """The setting of a config."""
+    micro = get_path(config, "micro_batch_size") or config.batch_size
+    return Setting(
+        remat=config.remat,
+        micro_batches=config.batch_size // micro,
+        sharding=config.sharding,
+        fsdp=program.mesh.shape["fsdp"],
+    )
+
+
+def step_of(config: ConfigDict, program: Program) -> Step:
+    """Sizes of a program."""
+    state = program.abstract_state
+    num_parameters = count_parameters(state.params)
+    optimizer = [leaf for _, leaf in flatten_with_names((state.opt_state, state.ema_params))]
+    optimizer_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in optimizer)
+    return Step(
+        spec=program.spec,
+        num_parameters=num_parameters,
+        optimizer_bytes=optimizer_bytes / num_parameters,
+        batch_per_device=program.abstract_batch["image"].shape[0] / program.mesh.size,
+        num_devices=program.mesh.size,
+        item_bytes=DTYPE_BYTES[config.dtype],
+    )
+
+
+def collective_formulas(
+    step: Step, setting: Setting, mesh: dict[str, int], batch_size: int
+) -> dict[str, float]:
+    """Bytes that each device has to receive in a step, by part.
+
+    Of P parameters over N devices of the batch, f of them in a shard group, with float32 state and
+    towers in `item` bytes; replicated and ZeRO-1: `8 P (N - 1) / N`, a sum of the gradients and
+    their or the parameters' way back. FSDP: gathered once a pass, reduced once, each
+    `item P (f - 1) / f`, and the shards' sum over the other devices. The loss: `12 B D / sqrt(N)`
+    for bfloat16 embeddings folded to a grid.
+    """
+    devices = mesh["data"] * mesh["fsdp"]
+    parameters = step.num_parameters
+    if setting.sharding == "fsdp":
+        group = mesh["fsdp"]
+        passes = (2 + (setting.remat == "full")) + (setting.micro_batches > 1)
+        gathers = passes * setting.micro_batches
+        once = step.item_bytes * parameters * (group - 1) / group
+        rest = 2 * step.item_bytes * parameters / group * (1 - 1 / mesh["data"])
+        moved = once * (gathers + setting.micro_batches) + setting.micro_batches * rest
+    else:
+        moved = 8.0 * parameters * (devices - 1) / devices
+    loss = 12.0 * batch_size * step.spec["embed_dim"] / devices**0.5 if devices > 1 else 0.0
+    return {"step": moved, "loss": loss}
+
+
+def _advice(
+    step: Step, setting: Setting, mesh: dict[str, int], needed: float, capacity: float
+) -> list[Advice]:
+    found = what_fits(
+        step,
+        setting,
+        needed_bytes=needed,
+        capacity=capacity,
+        fsdp_sizes=fsdp_sizes(step.num_devices),
+    )
+    return [
+        Advice(
+            flags=setting.flags(round(step.batch_per_device * step.num_devices)),
+            predicted_bytes=predicted,
+            extra_flops=price,
+        )
+        for setting, predicted, price in found
+    ]
+
+
+def fsdp_sizes(num_devices: int) -> tuple[int, ...]:
+    """Sizes of the axis fsdp worth trying: about one axis of the torus, and all devices."""
+    near = max(
+        (d for d in range(2, num_devices + 1) if num_devices % d == 0 and d * d <= num_devices),
+        default=num_devices,
+    )
+    return tuple(sorted({near, num_devices})) if num_devices > 1 else ()

@@ -1,0 +1,156 @@
+"""Search by compiling: the settings that fit, fastest bound first, and the largest batch."""
+
+import dataclasses
+from collections.abc import Callable
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from clipjax.plan.advice import Setting, extra_flops, predicted_bytes, settings
+from clipjax.plan.chips import Topology
+from clipjax.plan.planner import Plan, fsdp_sizes, make_plan
+
+PlanFn = Callable[[ConfigDict, Topology], Plan]
+# A setting that the memory model puts this far above the capacity is not compiled.
+HOPELESS = 1.3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A setting and what is known about it.
+
+    Attributes:
+        setting: remat, micro-batches, sharding.
+        extra_flops: recomputation, as a share of the model's FLOPs.
+        predicted_bytes: by the memory model.
+        plan: what the compiler says; None if it was not asked.
+    """
+
+    setting: Setting
+    extra_flops: float
+    predicted_bytes: float
+    plan: Plan | None
+
+
+def with_setting(config: ConfigDict, setting: Setting, batch_size: int | None = None) -> ConfigDict:
+    """A copy of a config under another setting, and another batch if one is given."""
+    changed = config.copy_and_resolve_references()
+    changed.batch_size = batch_size or config.batch_size
+    changed.remat = setting.remat
+    micro = changed.batch_size // setting.micro_batches
+    changed.micro_batch_size = micro if setting.micro_batches > 1 else None
+    changed.sharding = setting.sharding
+    changed.mesh.fsdp = setting.fsdp
+    changed.mesh.data = -1
+    return changed
+
+
+def search_settings(
+    config: ConfigDict,
+    topology: Topology,
+    first: Plan,
+    *,
+    max_compilations: int,
+    plan_fn: PlanFn = make_plan,
+) -> list[Candidate]:
+    """Compiles the settings that may fit, least recomputation first.
+
+    Args:
+        config: as it was planned.
+        topology: as it was planned.
+        first: the plan of the config itself, which counts as one of the settings.
+        max_compilations: at most; each takes as long as a plan.
+        plan_fn: makes a plan.
+
+    Returns:
+        Those that fit, fastest bound first; then those not compiled; then those that do not fit.
+    """
+    scale = first.needed_bytes / predicted_bytes(first.step, first.setting)
+    candidates = []
+    left = max_compilations
+    sizes = fsdp_sizes(first.step.num_devices)
+    for setting in settings(first.step, first.setting, sizes):
+        predicted = scale * predicted_bytes(first.step, setting)
+        price = extra_flops(first.step.spec, setting)
+        plan = first if setting == first.setting else None
+        if plan is None and left and predicted < HOPELESS * first.capacity_bytes:
+            left -= 1
+            logging.info("Search: %s", " ".join(setting.flags(first.batch_size)))
+            plan = plan_fn(with_setting(config, setting), topology)
+        candidates.append(
+            Candidate(setting=setting, extra_flops=price, predicted_bytes=predicted, plan=plan)
+        )
+    return sorted(candidates, key=_order)
+
+
+def _order(candidate: Candidate) -> tuple[int, float]:
+    if candidate.plan is None:
+        return 1, candidate.predicted_bytes
+    if not candidate.plan.fits:
+        return 2, candidate.extra_flops
+    return 0, candidate.plan.bounds.step_s
+
+
+def largest_batch(
+    config: ConfigDict,
+    topology: Topology,
+    first: Plan,
+    *,
+    plan_fn: PlanFn = make_plan,
+    tolerance: float = 1 / 16,
+) -> tuple[int, dict[int, bool]]:
+    """Bisects the examples a device that fit under the config's own setting.
+
+    The bracket starts where the memory model, scaled to the first plan, sees the limit.
+
+    Args:
+        config: as it was planned.
+        topology: as it was planned.
+        first: the plan of the config.
+        plan_fn: makes a plan.
+        tolerance: share of the answer within which to stop.
+
+    Returns:
+        (largest batch a device that compiled, 0 for none; {batch a device: fits} of all tried).
+    """
+    unit = first.setting.micro_batches
+    tried = {round(first.batch_per_device): first.fits}
+
+    def fits(per_device: int) -> bool:
+        if per_device not in tried:
+            batch = per_device * first.step.num_devices
+            logging.info("Search: %d examples a device", per_device)
+            tried[per_device] = plan_fn(with_setting(config, first.setting, batch), topology).fits
+        return tried[per_device]
+
+    def rounded(examples: float) -> int:
+        return max(unit, int(examples) // unit * unit)
+
+    def model(per_device: int) -> float:
+        step = dataclasses.replace(first.step, batch_per_device=per_device)
+        return predicted_bytes(step, first.setting)
+
+    scale = first.needed_bytes / model(round(first.batch_per_device))
+    slope = scale * (model(2 * unit) - model(unit)) / unit
+    room = first.capacity_bytes - first.needed_bytes
+    guess = rounded(first.batch_per_device + room / slope)
+    low, high = _bracket(fits, rounded, guess)
+    while low and high - low > max(unit, tolerance * low):
+        middle = rounded((low + high) / 2)
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low, dict(sorted(tried.items()))
+
+
+def _bracket(
+    fits: Callable[[int], bool], rounded: Callable[[float], int], guess: int
+) -> tuple[int, int]:
+    """A batch that fits, or 0, and a larger one that does not."""
+    if fits(guess):
+        low = guess
+        while fits(high := rounded(1.125 * low) + rounded(0)):
+            low = high
+        return low, high
+    high = guess
+    while high > rounded(0) and not fits(low := rounded(high / 1.125)):
+        high = low
+    return (rounded(high / 1.125), high) if high > rounded(0) else (0, high)

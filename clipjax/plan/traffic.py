@@ -1,0 +1,139 @@
+"""Bytes that a compiled step moves to and from HBM, loop trip counts multiplied in.
+
+Counted where the program names it: operands read and results written by each instruction outside
+of fusions. Buffers that the compiler keeps in VMEM (memory space 1) cost nothing here; updates in
+place cost their slice, not the whole array. Padding of tiled layouts is left out.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from clipjax.plan.hlo import Computation, Instruction, Module, Visit
+
+HBM, VMEM = 0, 1
+_FREE = {
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
+    "call", "after-all", "partition-id", "replica-id", "opt-barrier", "async-start", "async-update",
+    "async-done", "copy-done", "slice-done", "domain", "add-dependency",
+}  # fmt: skip
+_FREE_CALLS = ("AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound")
+
+
+class Traffic(NamedTuple):
+    """Bytes of one device and one step.
+
+    Attributes:
+        hbm: read from and written to HBM.
+        vmem_peak: largest single buffer that the compiler placed in VMEM.
+    """
+
+    hbm: float
+    vmem_peak: int
+
+
+def count_traffic(module: Module, visits: Iterable[Visit]) -> Traffic:
+    """Sums the bytes over what a step runs."""
+    hbm, vmem_peak = 0.0, 0
+    per_instruction: dict[tuple[str, str], int] = {}
+    for visit in visits:
+        if visit.fused:
+            continue
+        key = (visit.computation.name, visit.instruction.name)
+        if key not in per_instruction:
+            per_instruction[key] = _moved(module, visit.instruction, visit.computation)
+        hbm += visit.times * per_instruction[key]
+        in_vmem = [s.nbytes for s in visit.instruction.shapes if s.space == VMEM]
+        vmem_peak = max(vmem_peak, *in_vmem, 0)
+    return Traffic(hbm, vmem_peak)
+
+
+def _moved(module: Module, instruction: Instruction, computation: Computation) -> int:
+    opcode = instruction.opcode
+    if opcode in _FREE or opcode.endswith("-done"):
+        return 0
+    if opcode == "custom-call" and any(call in instruction.rest for call in _FREE_CALLS):
+        return 0
+    operands = [computation.instructions[name] for name in instruction.operands]
+    if opcode == "fusion":
+        return _of_fusion(module, instruction, operands)
+    if opcode in ("copy-start", "slice-start"):
+        # (destination, source, ...) and ((source), destination, ...): what arrives was read.
+        first, second = instruction.shapes[:2]
+        source, target = (second, first) if opcode == "copy-start" else (first, second)
+        return target.nbytes * ((source.space == HBM) + (target.space == HBM))
+    if opcode in ("dynamic-slice", "slice", "gather"):
+        return instruction.nbytes * (_in_hbm(operands[0]) + _in_hbm(instruction))
+    if opcode == "dynamic-update-slice":
+        update = operands[1]
+        return update.nbytes * (_in_hbm(update) + _in_hbm(instruction))
+    if opcode == "scatter":
+        updates = operands[-1]
+        return updates.nbytes * (_in_hbm(updates) + 2 * _in_hbm(instruction))
+    return _hbm_bytes(instruction) + sum(_hbm_bytes(o) for o in operands)
+
+
+def _in_hbm(instruction: Instruction) -> bool:
+    return any(shape.space == HBM for shape in instruction.shapes)
+
+
+def _hbm_bytes(instruction: Instruction) -> int:
+    return sum(shape.nbytes for shape in instruction.shapes if shape.space == HBM)
+
+
+def _of_fusion(module: Module, fusion: Instruction, operands: list[Instruction]) -> int:
+    body = _body(module, fusion)
+    total = 0
+    for parameter, operand in zip(body.parameters(), operands, strict=True):
+        if _in_hbm(operand):
+            total += min(operand.nbytes, _read(module, body, parameter))
+    results = [body.root]
+    if body.root.opcode == "tuple":
+        results = [body.instructions[name] for name in body.root.operands]
+    for result, shape in zip(results, fusion.shapes, strict=False):
+        if shape.space == HBM:
+            total += _written(module, body, result)
+    return total
+
+
+def _body(module: Module, fusion: Instruction) -> Computation:
+    return module.computations[re.search(r"calls=%?([\w.-]+)", fusion.rest)[1]]
+
+
+def _read(module: Module, body: Computation, value: Instruction) -> int:
+    """What a fusion reads of one operand: slices only, or nothing where it updates in place."""
+    total = 0
+    for user in body.instructions.values():
+        if user.opcode in ("parameter", "constant") or value.name not in user.operands:
+            continue
+        first = user.operands[0] == value.name
+        if first and user.opcode in ("dynamic-slice", "slice", "gather"):
+            total += user.nbytes
+        elif first and user.opcode == "dynamic-update-slice":
+            continue
+        elif user.opcode == "bitcast":
+            total += _read(module, body, user)
+        elif user.opcode == "fusion":
+            inner = _body(module, user)
+            place = user.operands.index(value.name)
+            total += _read(module, inner, inner.parameters()[place])
+        elif user.opcode in ("tuple", "custom-call"):
+            continue  # passed through: the pieces of an asynchronous collective
+        else:
+            return value.nbytes
+    return min(total, value.nbytes)
+
+
+def _written(module: Module, body: Computation, result: Instruction) -> int:
+    while result.opcode == "bitcast":
+        result = body.instructions[result.operands[0]]
+    if result.opcode == "dynamic-update-slice":
+        return body.instructions[result.operands[1]].nbytes
+    if result.opcode == "fusion":
+        inner = _body(module, result)
+        return (
+            result.nbytes if inner.root.opcode == "tuple" else _written(module, inner, inner.root)
+        )
+    if result.opcode in ("parameter", "custom-call"):
+        return 0
+    return result.nbytes
