@@ -112,8 +112,8 @@ def _towers(spec: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], int]]:
 def extra_flops(spec: Mapping[str, Any], setting: Setting) -> float:
     """FLOPs that a setting adds, as a share of the model's: recomputed and encoded twice.
 
-    A step is three forward passes' worth. Full remat repeats all products of a block but its last;
-    gradient caching encodes everything once more.
+    A step is three forward passes' worth. Full remat repeats all products of a block but its last,
+    `dots` the two of attention; gradient caching encodes everything once more.
     """
     extra = 1 / 3 if setting.micro_batches > 1 else 0.0
     repeated = total = 0.0
@@ -125,7 +125,7 @@ def extra_flops(spec: Mapping[str, Any], setting: Setting) -> float:
         if setting.remat == "full":
             repeated += scale * (8 * width**2 + 2 * width * mlp + 2 * scores)
         elif setting.remat == "dots":
-            repeated += scale * scores
+            repeated += scale * 2 * scores
     return extra + repeated / (3 * total)
 
 

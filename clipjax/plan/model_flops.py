@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import jaxprs_in_params
 
 # Towers that the formula describes; others are traced.
 FORMULA_TOWERS = ("vit", "causal_transformer")
@@ -119,6 +120,6 @@ def _count(jaxpr: Any) -> float:
             out = math.prod(equation.outvars[0].aval.shape)
             total += 2.0 * out * math.prod(kernel) / features_out
         times = params.get("length", 1) if name == "scan" else 1
-        for inner_jaxpr in jax.core.jaxprs_in_params(params):
+        for inner_jaxpr in jaxprs_in_params(params):
             total += times * _count(inner_jaxpr)
     return total

@@ -151,7 +151,9 @@ def _count(text: str, program: Program, topology: Topology, needs: ModelFlops) -
     module = parse(text)
     visits = list(walk(module))
     flops, traffic = count_flops(visits), count_traffic(module, visits)
-    coords = [device.coords for device in program.mesh.devices.flat]
+    # The devices of a CPU have no place in a torus.
+    places = [getattr(device, "coords", None) for device in program.mesh.devices.flat]
+    coords = None if None in places else places
     collectives = find_collectives(module, visits, dict(program.mesh.shape), coords)
     return {
         "flops": flops,

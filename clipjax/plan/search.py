@@ -144,13 +144,16 @@ def largest_batch(
 def _bracket(
     fits: Callable[[int], bool], rounded: Callable[[float], int], guess: int
 ) -> tuple[int, int]:
-    """A batch that fits, or 0, and a larger one that does not."""
-    if fits(guess):
-        low = guess
-        while fits(high := rounded(1.125 * low) + rounded(0)):
-            low = high
-        return low, high
-    high = guess
-    while high > rounded(0) and not fits(low := rounded(high / 1.125)):
-        high = low
-    return (rounded(high / 1.125), high) if high > rounded(0) else (0, high)
+    """A batch that fits, or 0, and a larger one that does not, in widening steps."""
+    if not fits(guess):
+        high, factor = guess, 1.125
+        while high > rounded(0):
+            low = rounded(high / factor)
+            if fits(low):
+                return low, high
+            high, factor = low, factor**2
+        return 0, high
+    low, factor = guess, 1.125
+    while fits(high := max(rounded(low * factor), low + rounded(0))):
+        low, factor = high, factor**2
+    return low, high
