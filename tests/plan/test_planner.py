@@ -1,4 +1,4 @@
-"""A whole plan, of a small step compiled for the eight devices at hand; search without compiling."""
+"""A whole plan, of a small step compiled for the devices at hand; search without compiling."""
 
 import dataclasses
 import json
