@@ -52,8 +52,10 @@ def model_flops(
         batch_size: global batch, for the loss.
         lock_image: whether the image tower takes no gradient.
     """
-    known = all(spec[tower]["name"] in FORMULA_TOWERS for tower in ("image", "text"))
-    known &= spec["image"].get("pooling") in ("cls", "mean")
+    known = spec["image"].get("pooling") in ("cls", "mean")
+    for tower in ("image", "text"):
+        known &= spec[tower]["name"] in FORMULA_TOWERS
+        known &= spec.get(f"{tower}_projection", "linear") == "linear"
     if known:
         image, text = image_flops(spec), text_flops(spec)
     else:
@@ -99,8 +101,17 @@ def traced_flops(spec: Mapping[str, Any], model: Any) -> tuple[float, float]:
     variables = jax.eval_shape(model.init, jax.random.key(0), images, tokens)
 
     def count(method: str, inputs: jax.ShapeDtypeStruct) -> float:
-        traced = jax.make_jaxpr(lambda v, x: model.apply(v, x, method=method))(variables, inputs)
-        return _count(traced.jaxpr)
+        def encode(variables: Any, inputs: jax.Array) -> Any:
+            return model.apply(
+                variables,
+                inputs,
+                train=True,
+                method=method,
+                rngs={"dropout": jax.random.key(0)},
+                mutable=[collection for collection in variables if collection != "params"],
+            )
+
+        return _count(jax.make_jaxpr(encode)(variables, inputs).jaxpr)
 
     return count("encode_image", images), count("encode_text", tokens)
 

@@ -32,6 +32,21 @@ def test_formula_equals_the_traced_program(name):
     assert (needs.image, needs.text) == (image, text)
 
 
+def test_a_tower_that_the_formula_does_not_know_is_traced():
+    name = "siglip-b-16-224"
+    spec = resolve_spec({"name": name})
+    needs = model_flops(spec, build_model(spec), batch_size=1)
+    assert needs.source == "traced"
+    # Blocks of a ViT-B/16 without a class token, in both towers; the pooling head comes on top.
+    width, block = 768, 12 * (24 * 768**2)
+    patches, tokens = 196, 64
+    embedding = 2 * patches * 3 * 16**2 * width
+    image = patches * (block + 12 * 4 * patches * width) + embedding
+    text = tokens * (block + 12 * 4 * tokens * width) + 2 * width * width
+    assert 1.0 < needs.image / image < 1.03
+    assert needs.text == text
+
+
 def test_training_is_three_passes_and_the_loss():
     spec = resolve_spec({"name": "ViT-B-32"})
     needs = model_flops(spec, None, batch_size=1024)

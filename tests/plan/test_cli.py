@@ -1,0 +1,60 @@
+"""`clipjax plan`, the command itself."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+def run_plan(*arguments):
+    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+    return subprocess.run(
+        [sys.executable, "-m", "clipjax", "plan", *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+
+
+def test_an_unknown_topology_is_one_line_with_the_known_ones():
+    done = run_plan("--config", "configs/smoke.py", "--topology", "v9:4x4")
+    assert done.returncode == 1
+    assert done.stderr.strip().startswith("clipjax plan: --topology='v9:4x4' is unknown")
+    assert "v5e:16x16 (up to 256 chips)" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.tpu
+def test_a_plan_for_four_chips(tmp_path):
+    path = tmp_path / "plan.json"
+    done = run_plan(
+        "--config", "configs/smoke.py", "--topology", "v5e:2x2", "--json", str(path),
+        "--price", "1.2",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "smoke at batch 32 on v5e:2x2: FITS" in done.stdout
+    assert "USD at 1.2 USD a chip-hour" in done.stdout
+    found = json.loads(path.read_text())
+    assert found["fits"]
+    assert found["mesh"] == {"data": 4, "fsdp": 1, "tensor": 1}
+    assert 0.9 < found["flops"]["compiled_over_model"] < 1.1
+
+
+@pytest.mark.tpu
+def test_a_plan_that_cannot_fit_names_what_would():
+    done = run_plan(
+        "--config", "configs/clip_vit_b16.py:batch_size=8192", "--topology", "v5e:2x2",
+        "--config.remat=none",
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "DOES NOT FIT" in done.stdout
+    assert "--config.micro_batch_size=" in done.stdout
+
+
+@pytest.mark.tpu
+def test_a_batch_that_does_not_divide():
+    done = run_plan("--config", "configs/smoke.py:batch_size=30", "--topology", "v5e:2x2")
+    assert done.returncode == 1
+    assert "config.batch_size = 30 does not divide" in done.stderr
