@@ -9,13 +9,16 @@ from flax import linen as nn
 
 from clipjax.config import build, merge
 from clipjax.models.clip import CLIP, CLIPOutput
-from clipjax.models.text_transformer import TextTransformer
+from clipjax.models.text_transformer import BidirectionalTransformer, TextTransformer
 from clipjax.models.vit import VisionTransformer
 from clipjax.models.zoo import MODELS
 from clipjax.trees import count_parameters
 
 IMAGE_ENCODERS: dict[str, Any] = {"vit": VisionTransformer}
-TEXT_ENCODERS: dict[str, Any] = {"causal_transformer": TextTransformer}
+TEXT_ENCODERS: dict[str, Any] = {
+    "bidirectional_transformer": BidirectionalTransformer,
+    "causal_transformer": TextTransformer,
+}
 
 SPEC_FIELDS = (
     "name",
@@ -29,6 +32,8 @@ SPEC_FIELDS = (
     "logit_bias",
     "source",
 )
+# Absent means `linear`: they are not put in, so that older checkpoints' contracts stay as they are.
+OPTIONAL_FIELDS = ("image_projection", "text_projection")
 
 __all__ = ["CLIP", "IMAGE_ENCODERS", "MODELS", "TEXT_ENCODERS", "CLIPOutput", "build_model"]
 
@@ -46,10 +51,11 @@ def resolve_spec(model: Mapping[str, Any], *, path: str = "config.model") -> dic
     """
     name = model.get("name", "")
     spec = merge(MODELS.get(name, {}), model)
-    unknown = [key for key in spec if key not in SPEC_FIELDS]
+    fields = SPEC_FIELDS + OPTIONAL_FIELDS
+    unknown = [key for key in spec if key not in fields]
     if unknown:
         raise ValueError(
-            f"{path}.{unknown[0]} is unknown; a model has the fields {', '.join(SPEC_FIELDS)}"
+            f"{path}.{unknown[0]} is unknown; a model has the fields {', '.join(fields)}"
         )
     spec.setdefault("logit_bias", None)
     spec.setdefault("source", "")
@@ -96,6 +102,8 @@ def build_model(
         embed_dim=spec["embed_dim"],
         logit_scale_init=spec["logit_scale"]["init"],
         logit_bias_init=spec["logit_bias"],
+        image_projection_kind=spec.get("image_projection", "linear"),
+        text_projection_kind=spec.get("text_projection", "linear"),
         dtype=runtime["dtype"],
     )
 

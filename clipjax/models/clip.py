@@ -10,6 +10,8 @@ from flax import linen as nn
 from clipjax.layers.normalization import l2_normalise
 from clipjax.models.features import ImageFeatures, TextFeatures
 
+PROJECTIONS = ("linear", "linear_bias", "none")
+
 
 class CLIPOutput(NamedTuple):
     """What the loss takes.
@@ -36,6 +38,9 @@ class CLIP(nn.Module):
         embed_dim: of the shared space.
         logit_scale_init: the scale at the start, not its logarithm: 1/0.07 for CLIP.
         logit_bias_init: the bias at the start, or None for a model without one (SigLIP: -10).
+        image_projection_kind: of PROJECTIONS: `linear`, `linear_bias`, or `none` where the pooled
+            features are the embedding already.
+        text_projection_kind: likewise.
     """
 
     image_encoder: nn.Module
@@ -43,12 +48,14 @@ class CLIP(nn.Module):
     embed_dim: int
     logit_scale_init: float = 1 / 0.07
     logit_bias_init: float | None = None
+    image_projection_kind: str = "linear"
+    text_projection_kind: str = "linear"
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
         """Declares the projections and the temperature."""
-        self.image_projection = Projection(self.embed_dim, self.dtype)
-        self.text_projection = Projection(self.embed_dim, self.dtype)
+        self.image_projection = self._projection("image", self.image_projection_kind)
+        self.text_projection = self._projection("text", self.text_projection_kind)
         constant = nn.initializers.constant
         self.logit_scale = self.param(
             "logit_scale", constant(math.log(self.logit_scale_init)), (), jnp.float32
@@ -86,18 +93,35 @@ class CLIP(nn.Module):
     ) -> jax.Array:
         """Embeds normalised images: [batch, embed] float32, of length 1."""
         features = self.image_encoder(images, train=train, example_ids=example_ids)
-        return self._embed(self.image_projection, features.pooled)
+        return self._embed("image", self.image_projection, features.pooled)
 
     def encode_text(
         self, tokens: jax.Array, *, train: bool = False, example_ids: jax.Array | None = None
     ) -> jax.Array:
         """Embeds token ids: [batch, embed] float32, of length 1."""
         features = self.text_encoder(tokens, train=train, example_ids=example_ids)
-        return self._embed(self.text_projection, features.pooled)
+        return self._embed("text", self.text_projection, features.pooled)
 
-    def _embed(self, projection: nn.Module, pooled: jax.Array) -> jax.Array:
+    def _projection(self, tower: str, kind: str) -> nn.Module | None:
+        if kind not in PROJECTIONS:
+            raise ValueError(
+                f"config.model.{tower}_projection = {kind!r} is unknown; allowed are "
+                f"{', '.join(PROJECTIONS)}"
+            )
+        if kind == "none":
+            return None
+        return Projection(self.embed_dim, self.dtype, use_bias=kind == "linear_bias")
+
+    def _embed(self, tower: str, projection: nn.Module | None, pooled: jax.Array) -> jax.Array:
         pooled = nn.with_logical_constraint(pooled, ("batch", None))
-        return nn.with_logical_constraint(l2_normalise(projection(pooled)), ("batch", None))
+        if projection is not None:
+            pooled = projection(pooled)
+        elif pooled.shape[-1] != self.embed_dim:
+            raise ValueError(
+                f"config.model.{tower}_projection = 'none' passes on {pooled.shape[-1]} features, "
+                f"config.model.embed_dim = {self.embed_dim}; make them equal or project"
+            )
+        return nn.with_logical_constraint(l2_normalise(pooled), ("batch", None))
 
     def image_features(self, images: jax.Array, *, keep_hidden: bool = False) -> ImageFeatures:
         """Returns the image tower's features, before the projection."""
@@ -109,21 +133,33 @@ class CLIP(nn.Module):
 
 
 class Projection(nn.Module):
-    """`features @ kernel`, no bias; kernel N(0, width^-0.5)."""
+    """`features @ kernel`, or `features @ kernel + bias`; kernel of deviation width^-0.5.
+
+    Attributes:
+        embed_dim: of the shared space.
+        dtype: of the computation.
+        use_bias: adds a bias, and draws the kernel as big_vision does, whose form this is.
+    """
 
     embed_dim: int
     dtype: Any
+    use_bias: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Projects [batch, width] to [batch, embed]."""
         width = x.shape[-1]
+        init = nn.initializers.normal(width**-0.5)
+        if self.use_bias:
+            init = nn.initializers.lecun_normal()
         kernel = self.param(
             "kernel",
-            nn.with_logical_partitioning(
-                nn.initializers.normal(width**-0.5), ("embed", "projection")
-            ),
+            nn.with_logical_partitioning(init, ("embed", "projection")),
             (width, self.embed_dim),
             jnp.float32,
         )
-        return x @ kernel.astype(self.dtype)
+        x = x @ kernel.astype(self.dtype)
+        if self.use_bias:
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("projection",))
+            x += self.param("bias", zeros, (self.embed_dim,), jnp.float32).astype(self.dtype)
+        return x

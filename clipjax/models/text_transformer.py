@@ -1,6 +1,6 @@
-"""Causal text transformer of CLIP (arXiv:2103.00020)."""
+"""Text transformers: causal for CLIP (arXiv:2103.00020), bidirectional for SigLIP."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,11 @@ from flax import linen as nn
 from clipjax.layers.normalization import LayerNorm
 from clipjax.layers.transformer import Transformer
 from clipjax.models.features import TextFeatures
+
+
+def _embedding_deviations(init_name: str, width: int) -> tuple[float, float]:
+    """Deviations of the token and position embeddings that go with a block initialisation."""
+    return (0.02, 0.01) if init_name == "openai_text" else (width**-0.5, width**-0.5)
 
 
 class TextTransformer(nn.Module):
@@ -24,7 +29,8 @@ class TextTransformer(nn.Module):
         activation: a name of ACTIVATIONS.
         layer_norm_eps: of every layer normalisation.
         pooling: `eot` (the row of the largest token id, which is the end-of-text token's), `last`
-            (the last position) or `mean` (over the tokens up to the end of text).
+            (the last position, often padding) or `mean` (over the tokens up to the end of text).
+        init_name: of the blocks, a name of BLOCK_INITS: openai_text or xavier (big_vision).
         dropout: rate of the residual branches, when training.
     """
 
@@ -37,10 +43,13 @@ class TextTransformer(nn.Module):
     activation: str
     layer_norm_eps: float = 1e-5
     pooling: str = "eot"
+    init_name: str = "openai_text"
     dropout: float = 0.0
     dtype: Any = jnp.float32
     scan_layers: bool = True
     remat: str = "none"
+
+    causal: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Checks the sizes."""
@@ -65,33 +74,38 @@ class TextTransformer(nn.Module):
                 f"texts are {tokens.shape[1]} tokens, the model takes {self.context_length}; "
                 "set config.model.text.context_length"
             )
+        deviation, position_deviation = _embedding_deviations(self.init_name, self.width)
         embedding = self.param(
             "token_embedding",
-            nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed")),
+            nn.with_logical_partitioning(nn.initializers.normal(deviation), ("vocab", "embed")),
             (self.vocab_size, self.width),
             jnp.float32,
         )
         positions = self.param(
             "position_embedding",
-            nn.with_logical_partitioning(nn.initializers.normal(0.01), ("position", "embed")),
+            nn.with_logical_partitioning(
+                nn.initializers.normal(position_deviation), ("position", "embed")
+            ),
             (self.context_length, self.width),
             jnp.float32,
         )
         x = (embedding[tokens] + positions).astype(self.dtype)
-        causal = jnp.tril(jnp.ones((self.context_length, self.context_length), bool))[None, None]
+        mask = None
+        if self.causal:
+            mask = jnp.tril(jnp.ones((self.context_length, self.context_length), bool))[None, None]
         x, hidden = Transformer(
             depth=self.depth,
             num_heads=self.num_heads,
             mlp_dim=self.mlp_dim,
             activation=self.activation,
             layer_norm_eps=self.layer_norm_eps,
-            init_name="openai_text",
+            init_name=self.init_name,
             dropout=self.dropout,
             dtype=self.dtype,
             scan=self.scan_layers,
             remat=self.remat,
             name="transformer",
-        )(x, causal, example_ids=example_ids, train=train, keep_hidden=keep_hidden)
+        )(x, mask, example_ids=example_ids, train=train, keep_hidden=keep_hidden)
         x = LayerNorm(self.layer_norm_eps, name="ln_final")(x)
         return TextFeatures(self._pool(x, tokens), x, hidden)
 
@@ -103,3 +117,14 @@ class TextTransformer(nn.Module):
             return jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
         inside = (jnp.arange(x.shape[1]) <= end[:, None]).astype(x.dtype)
         return (x * inside[:, :, None]).sum(axis=1) / inside.sum(axis=1, keepdims=True)
+
+
+class BidirectionalTransformer(TextTransformer):
+    """The text transformer without a mask: every token, padding included, sees every other.
+
+    So a text has to be padded as in training: to the full length, with the same id.
+
+    Reference: arXiv:2303.15343 (SigLIP).
+    """
+
+    causal: ClassVar[bool] = False

@@ -1,4 +1,4 @@
-"""Vision transformer of CLIP (arXiv:2010.11929, arXiv:2103.00020)."""
+"""Vision transformer of CLIP and SigLIP (arXiv:2010.11929, 2103.00020, 2303.15343)."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from clipjax.layers.attention_pool import MapHead
 from clipjax.layers.dropout import uniform_per_example
 from clipjax.layers.initializers import uniform
 from clipjax.layers.normalization import LayerNorm
@@ -25,9 +26,12 @@ class VisionTransformer(nn.Module):
         mlp_dim: hidden width of the MLPs.
         activation: a name of ACTIVATIONS.
         layer_norm_eps: of every layer normalisation.
-        pooling: `cls` (class token, then the final norm) or `mean` (no class token; mean of the
-            patches, then the final norm).
+        pooling: `cls` (class token, then the final norm), `mean` (no class token; mean of the
+            patches, then the final norm) or `map` (no class token; the final norm, then a learned
+            probe attends to the patches: SigLIP).
         pre_norm: normalise the embedded patches before the first block (OpenAI, OpenCLIP).
+        patch_bias: whether the patch embedding has a bias (big_vision).
+        init_name: of the blocks, a name of BLOCK_INITS: torch (OpenAI) or xavier (big_vision).
         patch_dropout: fraction of the patches left out of each training example, drawn anew each
             step (FLIP, arXiv:2212.00794).
         dropout: rate of the residual branches, when training.
@@ -43,6 +47,8 @@ class VisionTransformer(nn.Module):
     layer_norm_eps: float = 1e-5
     pooling: str = "cls"
     pre_norm: bool = True
+    patch_bias: bool = False
+    init_name: str = "torch"
     patch_dropout: float = 0.0
     dropout: float = 0.0
     dtype: Any = jnp.float32
@@ -52,8 +58,8 @@ class VisionTransformer(nn.Module):
     def __post_init__(self) -> None:
         """Checks the sizes."""
         super().__post_init__()
-        if self.pooling not in ("cls", "mean"):
-            raise ValueError(f"vit pooling {self.pooling!r} is unknown; allowed are cls, mean")
+        if self.pooling not in ("cls", "mean", "map"):
+            raise ValueError(f"vit pooling {self.pooling!r} is unknown; allowed are cls, mean, map")
         if self.width % self.num_heads:
             raise ValueError(f"vit width {self.width} does not divide by {self.num_heads} heads")
         if not 0 <= self.patch_dropout < 1:
@@ -102,16 +108,27 @@ class VisionTransformer(nn.Module):
             mlp_dim=self.mlp_dim,
             activation=self.activation,
             layer_norm_eps=self.layer_norm_eps,
-            init_name="torch",
+            init_name=self.init_name,
             dropout=self.dropout,
             dtype=self.dtype,
             scan=self.scan_layers,
             remat=self.remat,
             name="transformer",
         )(x, example_ids=example_ids, train=train, keep_hidden=keep_hidden)
+        norm = LayerNorm(self.layer_norm_eps, name="ln_post")
+        if self.pooling == "map":
+            x = norm(x)
+            head = MapHead(
+                self.num_heads,
+                self.mlp_dim,
+                self.activation,
+                self.layer_norm_eps,
+                self.dtype,
+                name="map_head",
+            )
+            return ImageFeatures(head(x), x, hidden)
         pooled = x[:, 0] if self.pooling == "cls" else x.mean(axis=1)
-        pooled = LayerNorm(self.layer_norm_eps, name="ln_post")(pooled)
-        return ImageFeatures(pooled, x, hidden)
+        return ImageFeatures(norm(pooled), x, hidden)
 
     def _embed_patches(self, images: jax.Array) -> jax.Array:
         """The patch convolution as one matrix product, which it is: stride equals kernel."""
@@ -121,17 +138,24 @@ class VisionTransformer(nn.Module):
                 f"images are {images.shape[1:]}, the model takes "
                 f"({self.image_size}, {self.image_size}, 3); set config.model.image_size"
             )
-        bound = (3 * size * size) ** -0.5
+        init = uniform((3 * size * size) ** -0.5)
+        if self.init_name == "xavier":
+            init = nn.initializers.lecun_normal()
         kernel = self.param(
             "patch_kernel",
-            nn.with_logical_partitioning(uniform(bound), ("patch", None, None, "embed")),
+            nn.with_logical_partitioning(init, ("patch", None, None, "embed")),
             (size, size, 3, self.width),
             jnp.float32,
         )
         images = images[:, : grid * size, : grid * size]
         patches = images.reshape(-1, grid, size, grid, size, 3).swapaxes(2, 3)
         patches = patches.reshape(-1, grid * grid, size * size * 3).astype(self.dtype)
-        return patches @ kernel.reshape(-1, self.width).astype(self.dtype)
+        patches = patches @ kernel.reshape(-1, self.width).astype(self.dtype)
+        if self.patch_bias:
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("embed",))
+            bias = self.param("patch_bias", zeros, (self.width,), jnp.float32)
+            patches += bias.astype(self.dtype)
+        return patches
 
     def _drop_patches(
         self, x: jax.Array, num_patches: int, example_ids: jax.Array | None

@@ -15,6 +15,8 @@ NOISY = tiny_spec(
     text={"dropout": 0.3, "depth": 1},
 )
 IDS = jnp.array([4, 7, 1, 0])
+# One hardware-like generator op a draw, where threefry would compile for seconds.
+CHEAP_KEY = jax.random.key(5, impl="rbg")
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +115,7 @@ def test_initialisation_of_every_leaf():
         "text_projection/kernel": width**-0.5,
     }
     spec = tiny_spec(logit_bias=-10.0)
-    variables = jax.jit(build_model(spec).init)(jax.random.key(5), *inputs(spec, 1))
+    variables = jax.jit(build_model(spec).init)(CHEAP_KEY, *inputs(spec, 1))
     leaves = dict(flatten_with_names(nn.unbox(variables)["params"]))
     assert leaves.pop("logit_scale") == np.float32(math.log(1 / 0.07))
     assert leaves.pop("logit_bias") == -10
@@ -138,12 +140,55 @@ def test_initialisation_of_every_leaf():
         ("image", {"patch": 4}, "config.model.image.patch is not a field of 'vit'"),
         ("image", {"name": "vitt"}, "config.model.image.name = 'vitt' is unknown.*mean 'vit'"),
         ("text", {"pooling": "cls"}, "pooling 'cls'.*allowed are .*eot.*last.*mean"),
+        ("text", {"name": "bidirectional_transformer", "causal": True}, "causal is not a field of"),
         ("text", {"num_heads": 3}, "width 16 does not divide by 3 heads"),
     ],
 )
 def test_a_spec_that_cannot_be_built(part, change, message):
     with pytest.raises(ValueError, match=message):
         count_model_parameters(tiny_spec(**{part: change}))
+
+
+def test_projections():
+    with pytest.raises(ValueError, match=r"config.model.image_projection = 'mlp' is unknown"):
+        count_model_parameters(tiny_spec(image_projection="mlp"))
+    with pytest.raises(ValueError, match=r"passes on 16 features, config.model.embed_dim = 8"):
+        count_model_parameters(tiny_spec(image_projection="none"))
+    counts = count_model_parameters(tiny_spec())
+    with_bias = count_model_parameters(tiny_spec(text_projection="linear_bias"))
+    assert with_bias["text"] == counts["text"] + 8 and with_bias["image"] == counts["image"]
+
+
+def test_initialisation_of_siglip():
+    """big_vision: Xavier kernels, embeddings of deviation width^-0.5, MLP biases next to zero."""
+    width = 16
+    xavier = {"init_name": "xavier"}
+    image = {"pooling": "map", "patch_bias": True, "pre_norm": False, **xavier}
+    spec = tiny_spec(image=image, text=xavier, text_projection="linear_bias")
+    variables = jax.jit(build_model(spec).init)(CHEAP_KEY, *inputs(spec, 1))
+    leaves = dict(flatten_with_names(nn.unbox(variables)["params"]))
+    square, rectangle = (2 / (2 * width)) ** 0.5, (2 / (width + 32)) ** 0.5
+    wanted = {
+        "image_encoder/patch_kernel": 48**-0.5,
+        "image_encoder/position_embedding": width**-0.5,
+        "image_encoder/map_head/probe": (2 / (1 + width)) ** 0.5,
+        "image_encoder/map_head/attention/q_kernel": square,
+        "image_encoder/map_head/attention/kv_kernel": square,
+        "image_encoder/map_head/attention/out_kernel": square,
+        "image_encoder/map_head/mlp/fc/kernel": rectangle,
+        "image_encoder/map_head/mlp/fc/bias": 1e-6,
+        "image_encoder/map_head/attention/out_bias": 0,
+        "image_encoder/patch_bias": 0,
+        "text_encoder/token_embedding": width**-0.5,
+        "text_encoder/position_embedding": width**-0.5,
+        "text_encoder/transformer/blocks/attention/qkv_kernel": square,
+        "text_encoder/transformer/blocks/mlp/fc/kernel": rectangle,
+        "text_projection/kernel": width**-0.5,
+        "text_projection/bias": 0,
+    }
+    for name, deviation in wanted.items():
+        tolerance = 5 / (2 * leaves[name].size) ** 0.5
+        assert abs(np.std(leaves[name]) - deviation) <= tolerance * deviation, name
 
 
 def test_inputs_of_another_size():

@@ -9,20 +9,32 @@ import pytest
 import seeded
 from open_clip_names import from_open_clip
 
-from clipjax.losses import clip_loss
-from clipjax.models import build_model
+from clipjax.config import merge
+from clipjax.losses import clip_loss, siglip_loss
+from clipjax.models import MODELS, build_model
 from clipjax.models.layers_layout import stack_layers
 from clipjax.trees import flatten_with_names, unflatten_names
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "models"
-CASES = ("vit_quick_gelu", "vit_gelu")
+CASES = ("vit_quick_gelu", "vit_gelu", "siglip")
+
+
+SIGLIP = {
+    field: MODELS["siglip-b-16-224"][field]
+    for field in ("image_projection", "text_projection", "logit_bias")
+} | {
+    "image": {"pooling": "map", "pre_norm": False, "patch_bias": True},
+    "text": {"name": "bidirectional_transformer", "pooling": "last"},
+}
+for tower in ("image", "text"):
+    SIGLIP[tower] |= {"activation": "gelu_tanh", "layer_norm_eps": 1e-6, "init_name": "xavier"}
 
 
 def spec_of(config):
-    activation = "quick_gelu" if config["quick_gelu"] else "gelu"
+    activation = "quick_gelu" if config.get("quick_gelu") else "gelu"
     common = {"activation": activation, "layer_norm_eps": 1e-5}
     image, text = config["vision_cfg"], config["text_cfg"]
-    return {
+    spec = {
         "embed_dim": config["embed_dim"],
         "image_size": image["image_size"],
         "image": {
@@ -49,6 +61,7 @@ def spec_of(config):
         "logit_scale": {"init": 1 / 0.07, "max": 100.0},
         "logit_bias": None,
     }
+    return merge(spec, SIGLIP) if config.get("siglip") else spec
 
 
 def convert(tensors, spec):
@@ -83,7 +96,8 @@ def case(request):
         out = model.apply(bind, images, tokens)
         text = model.apply(bind, tokens, keep_hidden=True, method="text_features")
         image = model.apply(bind, images, keep_hidden=True, method="image_features")
-        loss = clip_loss(out.image_embeds, out.text_embeds, out.logit_scale)
+        loss_fn = clip_loss if out.logit_bias is None else siglip_loss
+        loss = loss_fn(*out)
         return loss, (out, image.hidden, text.hidden)
 
     (loss, aux), gradient = jax.jit(jax.value_and_grad(run, has_aux=True))(params)

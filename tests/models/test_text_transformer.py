@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 from tiny import filled
 
-from clipjax.models.text_transformer import TextTransformer
+from clipjax.models.text_transformer import BidirectionalTransformer, TextTransformer
 
 TOKENS = jnp.array([[17, 3, 4, 19, 0, 0], [17, 5, 6, 7, 8, 19]])
 END = (3, 5)
 
 
-def encode(pooling="eot", **options):
+def encode(pooling="eot", cls=TextTransformer, **options):
     """(features of TOKENS, function of tokens)"""
-    encoder = TextTransformer(20, 6, 8, 2, 2, 16, "gelu", pooling=pooling, **options)
+    encoder = cls(20, 6, 8, 2, 2, 16, "gelu", pooling=pooling, **options)
     variables = filled(encoder, TOKENS)
     apply = jax.jit(lambda tokens: encoder.apply(variables, tokens))
     return apply(TOKENS), apply
@@ -35,3 +35,10 @@ def test_no_token_sees_a_later_one():
     assert (np.abs(after.tokens - before.tokens)[:, 4:].max(axis=(0, 2)) > 1e-3).all()
     # So padding after the end of text is of no consequence.
     np.testing.assert_array_equal(after.pooled[0], before.pooled[0])
+
+
+def test_without_the_mask_every_token_sees_every_other_and_the_padding():
+    before, apply = encode("last", BidirectionalTransformer)
+    after = apply(TOKENS.at[:, 4].set(11))
+    assert (np.abs(after.tokens - before.tokens).max(axis=(0, 2)) > 1e-3).all()
+    np.testing.assert_array_equal(before.pooled, before.tokens[:, -1])

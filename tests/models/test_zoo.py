@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from clipjax.models import MODELS, count_model_parameters, resolve_spec
+from clipjax.models import MODELS, build_model, count_model_parameters, resolve_spec
+from clipjax.tokenizers import make_tokenizer
 
 # name: (image, text, total) of the published weights.
 PARAMETERS = {
@@ -10,7 +11,23 @@ PARAMETERS = {
     "ViT-B-16": (86_192_640, 63_428_096, 149_620_737),
     "ViT-L-14": (303_966_208, 123_650_304, 427_616_513),
     "ViT-L-14-336": (304_293_888, 123_650_304, 427_944_193),
+    "ViT-H-14": (632_076_800, 354_032_640, 986_109_441),
+    "ViT-g-14": (1_012_645_632, 354_032_640, 1_366_678_273),
+    "ViT-bigG-14": (1_844_907_264, 694_659_840, 2_539_567_105),
+    "siglip-b-16-224": (92_884_224, 110_271_744, 203_155_970),
+    "siglip-b-16-256": (92_930_304, 110_271_744, 203_202_050),
+    "siglip-l-16-256": (315_956_224, 336_194_560, 652_150_786),
+    "siglip-so400m-14-224": (427_680_704, 449_679_600, 877_360_306),
+    "siglip-so400m-14-384": (428_225_600, 449_734_896, 877_960_498),
+    "siglip2-b-16-224": (92_884_224, 282_303_744, 375_187_970),
+    "siglip2-l-16-256": (315_956_224, 565_570_560, 881_526_786),
+    "siglip2-so400m-14-224": (427_680_704, 707_782_896, 1_135_463_602),
+    "siglip2-so400m-16-256": (427_888_064, 707_782_896, 1_135_670_962),
+    "siglip2-g-opt-16-256": (1_163_168_256, 708_225_648, 1_871_393_906),
 }
+# Width of an attention head where it is not 64.
+HEAD_DIMS = {"ViT-H-14": 80, "ViT-g-14": 88, "ViT-bigG-14": 104, "ViT-e-14": 112}
+HEAD_DIMS |= {"siglip-so400m-14-384": 72, "siglip2-g-opt-16-256": 96}
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -19,10 +36,39 @@ def test_parameters_to_the_digit(name):
     assert (counts["image"], counts["text"], counts["total"]) == PARAMETERS[name]
 
 
-def test_rows_are_plain_data():
-    for name, spec in MODELS.items():
-        assert spec["name"] == name and spec["source"]
-        assert json.loads(json.dumps(spec))["embed_dim"] == spec["embed_dim"]
+@pytest.mark.parametrize("name", MODELS)
+def test_every_row_is_plain_data_and_builds(name):
+    spec = MODELS[name]
+    assert spec["name"] == name and spec["source"]
+    plain = json.loads(json.dumps(spec))
+    assert resolve_spec(plain) == plain
+    assert build_model(plain).embed_dim == spec["embed_dim"]
+    image = spec["image"]
+    if image["name"] == "vit":
+        head_dim = HEAD_DIMS.get(name, 64)
+        assert (image["width"] // image["num_heads"] == head_dim) or name not in HEAD_DIMS
+
+
+def test_openai_and_openclip_rows_differ_in_the_activation_alone():
+    quick = [name for name in MODELS if name.endswith("-quickgelu")]
+    assert "ViT-B-32-quickgelu" in quick
+    for name in quick:
+        base = MODELS[name.removesuffix("-quickgelu")]
+        for tower in ("image", "text"):
+            assert MODELS[name][tower].get("activation", "quick_gelu") == "quick_gelu"
+            assert {**base[tower], "activation": ""} == {**MODELS[name][tower], "activation": ""}
+    assert MODELS["ViT-B-32"]["image"]["activation"] == "gelu"
+    assert MODELS["siglip-b-16-224"]["text"]["activation"] == "gelu_tanh"
+
+
+def test_scale_policies():
+    assert MODELS["ViT-B-32"]["logit_scale"]["max"] == 100
+    assert MODELS["siglip-so400m-14-384"]["logit_scale"] == {"init": 10.0, "max": None}
+
+
+def test_siglip_rows_say_that_their_vocabulary_has_to_be_given():
+    with pytest.raises(ValueError, match=r"tokenizer \('sentencepiece'\) lacks model"):
+        make_tokenizer(MODELS["siglip-b-16-224"]["tokenizer"], context_length=64)
 
 
 def test_a_row_with_changes():

@@ -1,4 +1,4 @@
-"""Writes the golden arrays of tests/models/test_open_clip_parity.py by running open_clip.
+"""Writes the golden arrays of test_open_clip_parity.py by running open_clip and timm.
 
     python tests/golden/models/make_open_clip.py
 
@@ -7,6 +7,7 @@ model with the weights of seeded.py: normalised embeddings, the hidden states of
 loss, and the gradient of the loss to every parameter under its torch name.
 """
 
+import functools
 import json
 from pathlib import Path
 
@@ -20,7 +21,9 @@ for operator in ("nms", "qnms"):
     library.define(operator + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 import open_clip  # noqa: E402
-from open_clip.loss import ClipLoss  # noqa: E402
+import timm  # noqa: E402
+from open_clip.loss import ClipLoss, SigLipLoss  # noqa: E402
+from open_clip.transformer import LayerNorm, TextTransformer  # noqa: E402
 
 HERE = Path(__file__).parent
 BATCH = 4
@@ -29,7 +32,44 @@ TEXT = {"context_length": 10, "vocab_size": 50, "width": 24, "heads": 3, "layers
 CASES = {
     "vit_quick_gelu": {"embed_dim": 16, "quick_gelu": True, "vision_cfg": VIT, "text_cfg": TEXT},
     "vit_gelu": {"embed_dim": 16, "quick_gelu": False, "vision_cfg": VIT, "text_cfg": TEXT},
+    "siglip": {"embed_dim": 32, "siglip": True, "vision_cfg": VIT, "text_cfg": TEXT},
 }
+
+
+class SigLip(torch.nn.Module):
+    """open_clip's CustomTextCLIP around timm's ViT, tiny, with the tensors' names kept."""
+
+    def __init__(self, *, embed_dim, vision_cfg, text_cfg, siglip):
+        super().__init__()
+        trunk = timm.models.vision_transformer.VisionTransformer(
+            img_size=vision_cfg["image_size"],
+            patch_size=vision_cfg["patch_size"],
+            embed_dim=vision_cfg["width"],
+            depth=vision_cfg["layers"],
+            num_heads=vision_cfg["width"] // vision_cfg["head_width"],
+            class_token=False,
+            global_pool="map",
+            num_classes=0,
+            act_layer="gelu_tanh",
+        )
+        self.visual = torch.nn.ModuleDict({"trunk": trunk})
+        self.text = TextTransformer(
+            **text_cfg,
+            output_dim=embed_dim,
+            no_causal_mask=True,
+            pool_type="last",
+            proj_bias=True,
+            act_layer=functools.partial(torch.nn.GELU, approximate="tanh"),
+            norm_layer=functools.partial(LayerNorm, eps=1e-6),
+        )
+        self.logit_scale = torch.nn.Parameter(torch.zeros(()))
+        self.logit_bias = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, images, tokens):
+        normalise = functools.partial(torch.nn.functional.normalize, dim=-1)
+        image_embeds = normalise(self.visual["trunk"](images))
+        text_embeds = normalise(self.text(tokens))
+        return image_embeds, text_embeds, self.logit_scale.exp(), self.logit_bias
 
 
 def keep_outputs(modules, into):
@@ -38,33 +78,37 @@ def keep_outputs(modules, into):
 
 
 def run(config):
-    model = open_clip.CLIP(**config).eval()
+    is_siglip = config.get("siglip", False)
+    model = (SigLip if is_siglip else open_clip.CLIP)(**config).eval()
     state = model.state_dict()
     with torch.no_grad():
         for name, tensor in state.items():
             if tensor.is_floating_point() and name != "attn_mask":
                 tensor.copy_(torch.tensor(seeded.weight(name, tuple(tensor.shape))))
     image_hidden, text_hidden = [], []
-    if hasattr(model.visual, "transformer"):
+    if is_siglip:
+        keep_outputs(model.visual["trunk"].blocks, image_hidden)
+        keep_outputs(model.text.transformer.resblocks, text_hidden)
+    else:
         keep_outputs(model.visual.transformer.resblocks, image_hidden)
-    keep_outputs(model.transformer.resblocks, text_hidden)
+        keep_outputs(model.transformer.resblocks, text_hidden)
     text_cfg = config["text_cfg"]
     images = seeded.images(BATCH, config["vision_cfg"]["image_size"])
     tokens = seeded.tokens(BATCH, text_cfg["context_length"], text_cfg["vocab_size"])
-    image_embeds, text_embeds, scale = model(
+    outputs = model(
         torch.tensor(images.transpose(0, 3, 1, 2)), torch.tensor(tokens, dtype=torch.long)
     )
-    loss = ClipLoss()(image_embeds, text_embeds, scale)
+    image_embeds, text_embeds = outputs[:2]
+    loss = (SigLipLoss if is_siglip else ClipLoss)()(*outputs)
     loss.backward()
     arrays = {
         "config": json.dumps(config),
         "image_embeds": image_embeds.detach(),
         "text_embeds": text_embeds.detach(),
+        "image_hidden": torch.stack(image_hidden),
         "text_hidden": torch.stack(text_hidden),
         "loss": loss.detach(),
     }
-    if image_hidden:
-        arrays["image_hidden"] = torch.stack(image_hidden)
     arrays |= {f"gradient/{name}": p.grad for name, p in model.named_parameters()}
     return {name: np.asarray(value) for name, value in arrays.items()}
 

@@ -1,0 +1,92 @@
+"""Attention whose queries are given, and the pooling heads made of it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from clipjax.array_types import Array, Float
+from clipjax.layers.initializers import Initializer, xavier_init
+from clipjax.layers.normalization import LayerNorm
+from clipjax.layers.transformer import Mlp
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of queries over tokens, keys and values in one kernel.
+
+    Attributes:
+        num_heads: heads; the head dimension is width / num_heads.
+        output_dim: width of the result.
+        kernel_init: of the four kernels, each seen as a square matrix of the width.
+        bias_init: of the four biases.
+        dtype: of the computation.
+    """
+
+    num_heads: int
+    output_dim: int
+    kernel_init: Initializer
+    bias_init: Initializer
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self,
+        queries: Float[Array, "batch queries width"],
+        tokens: Float[Array, "batch length width"],
+    ) -> Float[Array, "batch queries output"]:
+        """Attends to every token."""
+        width = tokens.shape[-1]
+        heads, head_dim = self.num_heads, width // self.num_heads
+        axes = ("heads", "head_dim")
+        kernel = self._weight("q_kernel", ("embed", *axes), (width, heads, head_dim))
+        query = jnp.einsum("bqw,whd->bqhd", queries, kernel)
+        query += self._weight("q_bias", axes, (heads, head_dim))
+        kernel = self._weight("kv_kernel", ("embed", "kv", *axes), (width, 2, heads, head_dim))
+        key_value = jnp.einsum("blw,wchd->blchd", tokens, kernel)
+        key_value += self._weight("kv_bias", ("kv", *axes), (2, heads, head_dim))
+        mixed = jax.nn.dot_product_attention(query, key_value[:, :, 0], key_value[:, :, 1])
+        kernel = self._weight("out_kernel", (*axes, "embed"), (heads, head_dim, self.output_dim))
+        out = jnp.einsum("bqhd,hdw->bqw", mixed, kernel)
+        return out + self._weight("out_bias", ("embed",), (self.output_dim,))
+
+    def _weight(self, name: str, axes: tuple[str, ...], shape: tuple[int, ...]) -> jax.Array:
+        init = self.kernel_init if name.endswith("kernel") else self.bias_init
+        init = nn.with_logical_partitioning(init, axes)
+        return self.param(name, init, shape, jnp.float32).astype(self.dtype)
+
+
+class MapHead(nn.Module):
+    """Multi-head attention pooling: a learned probe asks all tokens, then an MLP (SigLIP).
+
+    `y = attention(probe, tokens)`, result `y + mlp(norm(y))`. Reference: arXiv:2106.04560.
+    """
+
+    num_heads: int
+    mlp_dim: int
+    activation: str
+    layer_norm_eps: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, tokens: Float[Array, "batch length width"]) -> Float[Array, "batch width"]:
+        """Pools the tokens."""
+        width = tokens.shape[-1]
+        probe = self.param(
+            "probe",
+            nn.with_logical_partitioning(nn.initializers.xavier_uniform(), (None, "embed")),
+            (1, width),
+            jnp.float32,
+        )
+        probe = jnp.broadcast_to(probe.astype(self.dtype), (tokens.shape[0], 1, width))
+        y = CrossAttention(
+            self.num_heads,
+            output_dim=width,
+            kernel_init=xavier_init(width, self.mlp_dim, 1).qkv,
+            bias_init=nn.initializers.zeros,
+            dtype=self.dtype,
+            name="attention",
+        )(probe, tokens)
+        x = LayerNorm(self.layer_norm_eps, name="norm")(y)
+        x = Mlp(self.mlp_dim, 1, self.activation, "xavier", self.dtype, name="mlp")(x)
+        return (y + x)[:, 0]

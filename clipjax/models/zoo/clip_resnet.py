@@ -1,0 +1,5 @@
+"""CLIP with modified ResNets."""
+
+from typing import Any
+
+ROWS: dict[str, dict[str, Any]] = {}
