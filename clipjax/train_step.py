@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from clipjax.grad_cache import value_and_grad
-from clipjax.models.clip import CLIP
+from clipjax.models.clip import CLIP, CLIPOutput
 from clipjax.models.images import normalise_images
 from clipjax.train_state import TrainState
 from clipjax.trees import map_with_names
@@ -49,13 +49,16 @@ def make_train_step(
 
     Returns:
         step(state, {"image": u8[b, H, W, 3], "text": i32[b, L]}) -> (state, metrics), metrics being
-        float32 scalars.
+        float32 scalars. It raises a ValueError when traced with gradient caching for a model that
+        keeps statistics of its batches.
     """
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
+        examples = {**batch, "example_ids": jnp.arange(batch["image"].shape[0])}
 
-        def apply(params: Any, micro: Any) -> Any:
+        def apply(params: Any, micro: Any) -> tuple[CLIPOutput, Any]:
+            """The output and the model's state after it."""
             params = map_with_names(
                 lambda name, p: jax.lax.stop_gradient(p) if frozen(name) else p, params
             )
@@ -67,21 +70,39 @@ def make_train_step(
                 train=True,
                 example_ids=micro["example_ids"],
                 rngs={"dropout": key},
+                mutable=list(state.model_state),
             )
 
         def encode(params: Any, micro: Any) -> tuple[jax.Array, jax.Array]:
-            output = apply(params, micro)
+            output, _ = apply(params, micro)
             return output.image_embeds, output.text_embeds
 
         def head(params: Any, images: jax.Array, texts: jax.Array) -> tuple[jax.Array, Any]:
             return loss_fn(images, texts, params["logit_scale"], params.get("logit_bias"))
 
-        examples = {**batch, "example_ids": jnp.arange(batch["image"].shape[0])}
-        (loss, metrics), grads = value_and_grad(
-            encode, head, state.params, examples, num_micro=num_micro_batches
-        )
+        def whole(params: Any) -> tuple[jax.Array, Any]:
+            output, model_state = apply(params, examples)
+            loss, metrics = head(params, output.image_embeds, output.text_embeds)
+            return loss, (metrics, model_state)
+
+        if num_micro_batches == 1:
+            (loss, (metrics, model_state)), grads = jax.value_and_grad(whole, has_aux=True)(
+                state.params
+            )
+        else:
+            _check_stateless(state.model_state, num_micro_batches)
+            model_state = state.model_state
+            (loss, metrics), grads = value_and_grad(
+                encode, head, state.params, examples, num_micro=num_micro_batches
+            )
         new_state, grad_norm = _update(
-            state, grads, loss, tx, max_logit_scale=max_logit_scale, ema_decay=ema_decay
+            state,
+            grads,
+            loss,
+            tx,
+            model_state=model_state,
+            max_logit_scale=max_logit_scale,
+            ema_decay=ema_decay,
         )
         metrics = {**metrics, "loss": loss, "grad_norm": grad_norm}
         metrics["skipped"] = new_state.skipped
@@ -93,12 +114,22 @@ def make_train_step(
     return step
 
 
+def _check_stateless(model_state: Any, num_micro_batches: int) -> None:
+    if model_state:
+        raise ValueError(
+            f"config.micro_batch_size cuts the batch into {num_micro_batches}, but the model "
+            f"keeps {', '.join(model_state)}: batch normalisation over a micro-batch is not that "
+            "over the batch; leave config.micro_batch_size out, or choose a ViT"
+        )
+
+
 def _update(
     state: TrainState,
     grads: Any,
     loss: jax.Array,
     tx: optax.GradientTransformationExtraArgs,
     *,
+    model_state: Any,
     max_logit_scale: float | None,
     ema_decay: float | None,
 ) -> tuple[TrainState, jax.Array]:
@@ -126,7 +157,7 @@ def _update(
         step=state.step + 1,
         params=choose(params, state.params),
         opt_state=choose(opt_state, state.opt_state),
-        model_state=state.model_state,
+        model_state=choose(model_state, state.model_state),
         ema_params=choose(ema_params, state.ema_params),
         skipped=state.skipped + bad,
         skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),

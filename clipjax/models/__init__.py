@@ -9,12 +9,13 @@ from flax import linen as nn
 
 from clipjax.config import build, merge
 from clipjax.models.clip import CLIP, CLIPOutput
+from clipjax.models.modified_resnet import ModifiedResNet
 from clipjax.models.text_transformer import BidirectionalTransformer, TextTransformer
 from clipjax.models.vit import VisionTransformer
 from clipjax.models.zoo import MODELS
 from clipjax.trees import count_parameters
 
-IMAGE_ENCODERS: dict[str, Any] = {"vit": VisionTransformer}
+IMAGE_ENCODERS: dict[str, Any] = {"modified_resnet": ModifiedResNet, "vit": VisionTransformer}
 TEXT_ENCODERS: dict[str, Any] = {
     "bidirectional_transformer": BidirectionalTransformer,
     "causal_transformer": TextTransformer,

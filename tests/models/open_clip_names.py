@@ -4,6 +4,9 @@ import re
 
 import numpy as np
 
+from clipjax.models.layers_layout import stack_layers
+from clipjax.trees import unflatten_names
+
 PLAIN = {
     "class_embedding": "class_embedding",
     "positional_embedding": "position_embedding",
@@ -87,6 +90,40 @@ def _split_heads(part, x, heads):
     return x.T.reshape(x.shape[1], *group) if part.endswith("weight") else x.reshape(group)
 
 
+NORM_LEAVES = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
+
+
+def _resnet_leaf(name, x, heads):
+    """A tensor of the modified ResNet; keys and values are joined later, as parts 0 and 1."""
+    if name == "attnpool.positional_embedding":
+        return "attention_pool/position_embedding", x
+    if name.startswith("attnpool."):
+        layer, leaf = name.split(".")[1:]
+        kind = "kernel" if leaf == "weight" else "bias"
+        ours = {"q_proj": f"q_{kind}", "k_proj": f"kv_{kind}#0", "v_proj": f"kv_{kind}#1"}
+        if layer == "c_proj":
+            value = x.T.reshape(heads, -1, x.shape[0]) if kind == "kernel" else x
+            return f"attention_pool/attention/out_{kind}", value
+        value = x.T.reshape(x.shape[1], heads, -1) if kind == "kernel" else x.reshape(heads, -1)
+        return f"attention_pool/attention/{ours[layer]}", value
+    name = re.sub(r"layer(\d)\.(\d+)\.", r"layer\1_\2/", name)
+    name = name.replace("downsample.0", "downsample_conv").replace("downsample.1", "downsample_bn")
+    module, leaf = name.rsplit(".", 1)
+    if x.ndim == 4:
+        return f"{module}/kernel", x.transpose(2, 3, 1, 0)
+    return f"{module}/{NORM_LEAVES[leaf]}", x
+
+
+def convert(tensors, spec):
+    """Our tree, scanned, of an OpenCLIP state dict."""
+    leaves = dict(from_open_clip(name, x, spec) for name, x in tensors.items())
+    for name in [name for name in leaves if name.endswith("#0")]:
+        name = name.removesuffix("#0")
+        parts = [leaves.pop(f"{name}#{i}") for i in (0, 1)]
+        leaves[name] = np.stack(parts, axis=1 if name.endswith("kernel") else 0)
+    return stack_layers(unflatten_names(leaves))
+
+
 def from_open_clip(name, x, spec):
     """Renames and reshapes one tensor of a ViT or text tower; (our name, our array)."""
     x = np.asarray(x)
@@ -96,6 +133,10 @@ def from_open_clip(name, x, spec):
         return "text_projection/kernel", x
     if name == "visual.proj":
         return "image_projection/kernel", x
+    if name.startswith("visual.") and spec["image"]["name"] == "modified_resnet":
+        heads = spec["image"]["num_heads"]
+        leaf, value = _resnet_leaf(name.removeprefix("visual."), x, heads)
+        return f"image_encoder/{leaf}", value
     if name == "visual.conv1.weight":
         return "image_encoder/patch_kernel", x.transpose(2, 3, 1, 0)
     if name.startswith("visual.trunk."):

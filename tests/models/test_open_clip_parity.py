@@ -1,88 +1,15 @@
 """Outputs and gradients against open_clip, as tests/golden/models/make_open_clip.py wrote them."""
 
-import json
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
-import seeded
-from open_clip_names import from_open_clip
+from open_clip_golden import load, relative_error
 
-from clipjax.config import merge
 from clipjax.losses import clip_loss, siglip_loss
-from clipjax.models import MODELS, build_model
-from clipjax.models.layers_layout import stack_layers
-from clipjax.trees import flatten_with_names, unflatten_names
+from clipjax.models import build_model
+from clipjax.trees import flatten_with_names
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "models"
 CASES = ("vit_quick_gelu", "vit_gelu", "siglip")
-
-
-SIGLIP = {
-    field: MODELS["siglip-b-16-224"][field]
-    for field in ("image_projection", "text_projection", "logit_bias")
-} | {
-    "image": {"pooling": "map", "pre_norm": False, "patch_bias": True},
-    "text": {"name": "bidirectional_transformer", "pooling": "last"},
-}
-for tower in ("image", "text"):
-    SIGLIP[tower] |= {"activation": "gelu_tanh", "layer_norm_eps": 1e-6, "init_name": "xavier"}
-
-
-def spec_of(config):
-    activation = "quick_gelu" if config.get("quick_gelu") else "gelu"
-    common = {"activation": activation, "layer_norm_eps": 1e-5}
-    image, text = config["vision_cfg"], config["text_cfg"]
-    spec = {
-        "embed_dim": config["embed_dim"],
-        "image_size": image["image_size"],
-        "image": {
-            "name": "vit",
-            "patch_size": image["patch_size"],
-            "width": image["width"],
-            "depth": image["layers"],
-            "num_heads": image["width"] // image["head_width"],
-            "mlp_dim": 4 * image["width"],
-            "pooling": "cls",
-            **common,
-        },
-        "text": {
-            "name": "causal_transformer",
-            "vocab_size": text["vocab_size"],
-            "context_length": text["context_length"],
-            "width": text["width"],
-            "depth": text["layers"],
-            "num_heads": text["heads"],
-            "mlp_dim": 4 * text["width"],
-            "pooling": "eot",
-            **common,
-        },
-        "logit_scale": {"init": 1 / 0.07, "max": 100.0},
-        "logit_bias": None,
-    }
-    return merge(spec, SIGLIP) if config.get("siglip") else spec
-
-
-def convert(tensors, spec):
-    leaves = dict(from_open_clip(name, x, spec) for name, x in tensors.items())
-    return stack_layers(unflatten_names(leaves))
-
-
-def relative_error(found, wanted):
-    return np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
-
-
-def load(name):
-    """(spec, golden arrays, our parameters, wanted gradients, images, tokens)"""
-    golden = dict(np.load(GOLDEN / f"open_clip_{name}.npz"))
-    spec = spec_of(json.loads(str(golden["config"])))
-    prefix = "gradient/"
-    gradients = {k.removeprefix(prefix): v for k, v in golden.items() if k.startswith(prefix)}
-    weights = {name: seeded.weight(name, g.shape) for name, g in gradients.items()}
-    images = seeded.images(4, spec["image_size"])
-    tokens = seeded.tokens(4, spec["text"]["context_length"], spec["text"]["vocab_size"])
-    return spec, golden, convert(weights, spec), convert(gradients, spec), images, tokens
 
 
 @pytest.fixture(scope="module", params=CASES)

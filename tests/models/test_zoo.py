@@ -7,6 +7,11 @@ from clipjax.tokenizers import make_tokenizer
 
 # name: (image, text, total) of the published weights.
 PARAMETERS = {
+    "RN50": (38_316_896, 63_690_240, 102_007_137),
+    "RN101": (56_259_936, 63_428_096, 119_688_033),
+    "RN50x4": (87_137_080, 91_163_520, 178_300_601),
+    "RN50x16": (167_328_912, 123_650_304, 290_979_217),
+    "RN50x64": (420_380_352, 202_877_952, 623_258_305),
     "ViT-B-32": (87_849_216, 63_428_096, 151_277_313),
     "ViT-B-16": (86_192_640, 63_428_096, 149_620_737),
     "ViT-L-14": (303_966_208, 123_650_304, 427_616_513),
@@ -57,6 +62,8 @@ def test_openai_and_openclip_rows_differ_in_the_activation_alone():
         for tower in ("image", "text"):
             assert MODELS[name][tower].get("activation", "quick_gelu") == "quick_gelu"
             assert {**base[tower], "activation": ""} == {**MODELS[name][tower], "activation": ""}
+    # No ResNet was published with the exact GELU.
+    assert MODELS["RN50"]["text"]["activation"] == "quick_gelu"
     assert MODELS["ViT-B-32"]["image"]["activation"] == "gelu"
     assert MODELS["siglip-b-16-224"]["text"]["activation"] == "gelu_tanh"
 

@@ -1,6 +1,6 @@
 """Writes the golden arrays of test_open_clip_parity.py by running open_clip and timm.
 
-    python tests/golden/models/make_open_clip.py
+    python tests/golden/models/make_open_clip.py [CASE...]
 
 needs the [interop] extra. Each file holds the config, and the outputs and gradients of one tiny
 model with the weights of seeded.py: normalised embeddings, the hidden states of every layer, the
@@ -9,6 +9,7 @@ loss, and the gradient of the loss to every parameter under its torch name.
 
 import functools
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +30,11 @@ HERE = Path(__file__).parent
 BATCH = 4
 VIT = {"image_size": 28, "patch_size": 8, "layers": 2, "width": 32, "head_width": 8}
 TEXT = {"context_length": 10, "vocab_size": 50, "width": 24, "heads": 3, "layers": 3}
+RESNET = {"image_size": 64, "layers": [1, 2, 1, 1], "width": 2, "head_width": 16}
 CASES = {
     "vit_quick_gelu": {"embed_dim": 16, "quick_gelu": True, "vision_cfg": VIT, "text_cfg": TEXT},
     "vit_gelu": {"embed_dim": 16, "quick_gelu": False, "vision_cfg": VIT, "text_cfg": TEXT},
+    "resnet": {"embed_dim": 16, "quick_gelu": True, "vision_cfg": RESNET, "text_cfg": TEXT},
     "siglip": {"embed_dim": 32, "siglip": True, "vision_cfg": VIT, "text_cfg": TEXT},
 }
 
@@ -77,6 +80,17 @@ def keep_outputs(modules, into):
         module.register_forward_hook(lambda _, inputs, output: into.append(output.detach()))
 
 
+def train_resnet(model, inputs):
+    """Outputs, loss, gradients and running statistics of a training step's forward pass."""
+    model.train()
+    outputs = model(*inputs)
+    loss = ClipLoss()(*outputs)
+    loss.backward()
+    arrays = {"train_image_embeds": outputs[0].detach(), "train_loss": loss.detach()}
+    running = {k: v for k, v in model.state_dict().items() if ".running_" in k}
+    return arrays | {f"statistics/{name}": value for name, value in running.items()}
+
+
 def run(config):
     is_siglip = config.get("siglip", False)
     model = (SigLip if is_siglip else open_clip.CLIP)(**config).eval()
@@ -86,7 +100,12 @@ def run(config):
             if tensor.is_floating_point() and name != "attn_mask":
                 tensor.copy_(torch.tensor(seeded.weight(name, tuple(tensor.shape))))
     image_hidden, text_hidden = [], []
-    if is_siglip:
+    is_resnet = "layers" in config["vision_cfg"] and "patch_size" not in config["vision_cfg"]
+    if is_resnet:
+        stages = [getattr(model.visual, f"layer{i}") for i in (1, 2, 3, 4)]
+        keep_outputs(stages, image_hidden)
+        keep_outputs(model.transformer.resblocks, text_hidden)
+    elif is_siglip:
         keep_outputs(model.visual["trunk"].blocks, image_hidden)
         keep_outputs(model.text.transformer.resblocks, text_hidden)
     else:
@@ -95,26 +114,34 @@ def run(config):
     text_cfg = config["text_cfg"]
     images = seeded.images(BATCH, config["vision_cfg"]["image_size"])
     tokens = seeded.tokens(BATCH, text_cfg["context_length"], text_cfg["vocab_size"])
-    outputs = model(
-        torch.tensor(images.transpose(0, 3, 1, 2)), torch.tensor(tokens, dtype=torch.long)
+    inputs = (
+        torch.tensor(images.transpose(0, 3, 1, 2)),
+        torch.tensor(tokens, dtype=torch.long),
     )
+    outputs = model(*inputs)
     image_embeds, text_embeds = outputs[:2]
     loss = (SigLipLoss if is_siglip else ClipLoss)()(*outputs)
-    loss.backward()
     arrays = {
         "config": json.dumps(config),
         "image_embeds": image_embeds.detach(),
         "text_embeds": text_embeds.detach(),
-        "image_hidden": torch.stack(image_hidden),
         "text_hidden": torch.stack(text_hidden),
         "loss": loss.detach(),
     }
+    if is_resnet:
+        arrays |= {f"image_hidden/{i}": stage for i, stage in enumerate(image_hidden)}
+        arrays |= train_resnet(model, inputs)
+    else:
+        arrays["image_hidden"] = torch.stack(image_hidden)
+        loss.backward()
     arrays |= {f"gradient/{name}": p.grad for name, p in model.named_parameters()}
     return {name: np.asarray(value) for name, value in arrays.items()}
 
 
 def main():
     for name, config in CASES.items():
+        if sys.argv[1:] and name not in sys.argv[1:]:
+            continue
         torch.manual_seed(0)
         np.savez_compressed(HERE / f"open_clip_{name}.npz", **run(config))
 
