@@ -72,10 +72,24 @@ def find_collectives(
         where = known[key]
         if where.size == 1:
             continue
-        part = "loss" if "shard_map" in instruction.op_name else "step"
+        part = _part(instruction, visit.computation)
         size = bytes_received(kind, instruction, visit.computation, where.size)
         found.append(Collective(kind, where, visit.times, size, part, instruction.op_name))
     return found
+
+
+def _part(instruction: Instruction, computation: Computation) -> str:
+    """Whose traffic it is. The compiler merges collectives and keeps one name of many."""
+    if len(instruction.operands) == 1:
+        return "loss" if _is_loss(instruction) else "step"
+    operands = [computation.instructions[name] for name in instruction.operands]
+    of_loss = sum(operand.nbytes for operand in operands if _is_loss(operand))
+    return "loss" if 2 * of_loss > sum(operand.nbytes for operand in operands) else "step"
+
+
+def _is_loss(instruction: Instruction) -> bool:
+    # Nothing but the loss uses shard_map; the rest is left to the partitioner.
+    return "shard_map" in instruction.op_name
 
 
 def collective_kind(module: Module, visit: Visit) -> str | None:

@@ -160,3 +160,24 @@ def test_the_pieces_of_an_asynchronous_collective_count_once():
     module = parse(ASYNCHRONOUS)
     (only,) = find_collectives(module, walk(module), MESH)
     assert (only.kind, only.times, only.bytes_received) == ("all-gather", 1, 7 * 32)
+
+
+MERGED = """\
+HloModule m
+
+ENTRY %main (x: f32[1024], y: f32[]) -> (f32[1024], f32[]) {
+  %x = f32[1024]{0} parameter(0)
+  %y = f32[] parameter(1)
+  %grad = f32[1024]{0} negate(%x), metadata={op_name="jit(step)/transpose(jvp(CLIP))/neg"}
+  %loss = f32[] negate(%y), metadata={op_name="jit(step)/jvp()/shard_map/neg"}
+  ROOT %sum = (f32[1024]{0}, f32[]) all-reduce(%grad, %loss), channel_id=1, replica_groups={{0,1,2,3,4,5,6,7}}, use_global_device_ids=true, to_apply=%add, metadata={op_name="jit(step)/jvp()/shard_map/psum"}
+}
+"""  # noqa: E501
+
+
+def test_merged_collectives_belong_to_whom_most_bytes_belong():
+    module = parse(MERGED)
+    (only,) = find_collectives(module, walk(module), MESH)
+    assert only.part == "step"
+    alone = parse(MERGED.replace("(%grad, %loss)", "(%loss)"))
+    assert find_collectives(alone, walk(alone), MESH)[0].part == "loss"
