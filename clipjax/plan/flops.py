@@ -112,6 +112,9 @@ def valid_pairs(
         window_dilation: distance between places of the window.
     """
     extent = (size - 1) * dilation + 1
+    divisor = math.gcd(stride, dilation)
+    period = dilation // divisor
+    inverse = pow(stride // divisor, -1, period)
     total = 0
     for place in range(window):
         offset = place * window_dilation - pad
@@ -120,9 +123,11 @@ def valid_pairs(
         last = min(outputs - 1, (extent - 1 - offset) // stride)
         if last < first:
             continue
-        period = dilation // math.gcd(stride, dilation)
-        hits = (o for o in range(first, first + period) if (o * stride + offset) % dilation == 0)
-        start = next(hits, last + 1)
+        # The first such o of the range; from there, one in every period.
+        shift = first * stride + offset
+        if shift % divisor:
+            continue
+        start = first + (-shift // divisor) * inverse % period
         if start <= last:
             total += (last - start) // period + 1
     return total
