@@ -23,10 +23,16 @@ def gelu_tanh(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return jax.nn.gelu(x, approximate=True)
 
 
+def swish(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`x * sigmoid(x)` (arXiv:1710.05941), the activation of EfficientNet."""
+    return jax.nn.silu(x)
+
+
 ACTIVATIONS: dict[str, Callable[[jnp.ndarray], jnp.ndarray]] = {
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
     "quick_gelu": quick_gelu,
+    "swish": swish,
 }
 
 

@@ -51,5 +51,5 @@ class BatchNorm(nn.Module):
         normal = (values - mean) * jax.lax.rsqrt(var + self.eps)
         return (normal * scale + bias).astype(x.dtype)
 
-    def _mix(self, old: jax.Array, new: jax.Array) -> jax.Array:
+    def _mix(self, old: jax.typing.ArrayLike, new: jax.Array) -> jax.Array:
         return self.momentum * old + (1 - self.momentum) * new

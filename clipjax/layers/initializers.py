@@ -73,7 +73,15 @@ def xavier_init(width: int, mlp_dim: int, depth: int) -> BlockInit:
     )
 
 
+def bert_init(width: int, mlp_dim: int, depth: int) -> BlockInit:
+    """BERT's blocks: kernels N(0, 0.02), biases zero."""
+    del width, mlp_dim, depth
+    normal, zeros = nn.initializers.normal(0.02), nn.initializers.zeros
+    return BlockInit(qkv=normal, out=normal, fc=normal, proj=normal, fc_bias=zeros, proj_bias=zeros)
+
+
 BLOCK_INITS: dict[str, Callable[[int, int, int], BlockInit]] = {
+    "bert": bert_init,
     "openai_text": openai_text_init,
     "torch": torch_init,
     "xavier": xavier_init,

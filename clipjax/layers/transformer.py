@@ -1,4 +1,4 @@
-"""Pre-norm transformer: attention with a fused qkv, MLP, a stack that is scanned or unrolled."""
+"""Transformer: attention with a fused qkv, MLP, a stack that is scanned or unrolled."""
 
 from typing import Any
 
@@ -112,10 +112,11 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """`x + attention(norm(x))`, then `x + mlp(norm(x))`.
+    """`x + attention(norm(x))`, then `x + mlp(norm(x))`; BERT's has the norms after the sums.
 
     Attributes:
         dropout: rate of both residual branches, when training.
+        norm_first: False for `norm(x + attention(x))`, then `norm(x + mlp(x))`.
     """
 
     num_heads: int
@@ -126,6 +127,7 @@ class Block(nn.Module):
     init_name: str
     dropout: float
     dtype: Any
+    norm_first: bool = True
 
     @nn.compact
     def __call__(
@@ -138,12 +140,16 @@ class Block(nn.Module):
         """Applies the block."""
         common = {"mlp_dim": self.mlp_dim, "depth": self.depth, "init_name": self.init_name}
         x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
-        y = LayerNorm(self.layer_norm_eps, name="ln_1")(x)
-        y = Attention(self.num_heads, dtype=self.dtype, name="attention", **common)(y, mask)
+        attention = Attention(self.num_heads, dtype=self.dtype, name="attention", **common)
+        mlp = Mlp(activation=self.activation, dtype=self.dtype, name="mlp", **common)
+        ln_1 = LayerNorm(self.layer_norm_eps, name="ln_1")
+        ln_2 = LayerNorm(self.layer_norm_eps, name="ln_2")
+        y = attention(ln_1(x) if self.norm_first else x, mask)
         x = x + Dropout(self.dropout)(y, example_ids, train)
-        y = LayerNorm(self.layer_norm_eps, name="ln_2")(x)
-        y = Mlp(activation=self.activation, dtype=self.dtype, name="mlp", **common)(y)
+        x = x if self.norm_first else ln_1(x)
+        y = mlp(ln_2(x) if self.norm_first else x)
         x = x + Dropout(self.dropout)(y, example_ids, train)
+        x = x if self.norm_first else ln_2(x)
         return nn.with_logical_constraint(x, ("batch", "length", "embed"))
 
 
@@ -156,6 +162,7 @@ class Transformer(nn.Module):
             (`blocks/...` [depth, ...]); False unrolls (`block_0/...`, `block_1/...`).
             `clipjax.models.layers_layout` turns one tree into the other.
         remat: none | dots | full, a key of REMAT_POLICIES or none.
+        norm_first: False for BERT's order; see Block.
     """
 
     depth: int
@@ -168,6 +175,7 @@ class Transformer(nn.Module):
     dtype: Any = jnp.float32
     scan: bool = True
     remat: str = "none"
+    norm_first: bool = True
 
     def __post_init__(self) -> None:
         """Checks the choices."""
@@ -207,6 +215,7 @@ class Transformer(nn.Module):
             "init_name": self.init_name,
             "dropout": self.dropout,
             "dtype": self.dtype,
+            "norm_first": self.norm_first,
         }
         if not self.scan:
             hidden = []

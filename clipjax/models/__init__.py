@@ -8,15 +8,22 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from clipjax.config import build, merge
+from clipjax.models.bert import Bert
 from clipjax.models.clip import CLIP, CLIPOutput
+from clipjax.models.efficientnet import EfficientNet
 from clipjax.models.modified_resnet import ModifiedResNet
 from clipjax.models.text_transformer import BidirectionalTransformer, TextTransformer
 from clipjax.models.vit import VisionTransformer
 from clipjax.models.zoo import MODELS
 from clipjax.trees import count_parameters
 
-IMAGE_ENCODERS: dict[str, Any] = {"modified_resnet": ModifiedResNet, "vit": VisionTransformer}
+IMAGE_ENCODERS: dict[str, Any] = {
+    "efficientnet": EfficientNet,
+    "modified_resnet": ModifiedResNet,
+    "vit": VisionTransformer,
+}
 TEXT_ENCODERS: dict[str, Any] = {
+    "bert": Bert,
     "bidirectional_transformer": BidirectionalTransformer,
     "causal_transformer": TextTransformer,
 }

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from clipjax.layers.activations import gelu
 from clipjax.layers.normalization import l2_normalise
 from clipjax.models.features import ImageFeatures, TextFeatures
 
-PROJECTIONS = ("linear", "linear_bias", "none")
+PROJECTIONS = ("linear", "linear_bias", "mlp", "none")
 
 
 class CLIPOutput(NamedTuple):
@@ -38,8 +39,8 @@ class CLIP(nn.Module):
         embed_dim: of the shared space.
         logit_scale_init: the scale at the start, not its logarithm: 1/0.07 for CLIP.
         logit_bias_init: the bias at the start, or None for a model without one (SigLIP: -10).
-        image_projection_kind: of PROJECTIONS: `linear`, `linear_bias`, or `none` where the pooled
-            features are the embedding already.
+        image_projection_kind: of PROJECTIONS: `linear`, `linear_bias`, `mlp`, or `none` where the
+            pooled features are the embedding already.
         text_projection_kind: likewise.
     """
 
@@ -110,6 +111,8 @@ class CLIP(nn.Module):
             )
         if kind == "none":
             return None
+        if kind == "mlp":
+            return MlpProjection(self.embed_dim, self.dtype)
         return Projection(self.embed_dim, self.dtype, use_bias=kind == "linear_bias")
 
     def _embed(self, tower: str, projection: nn.Module | None, pooled: jax.Array) -> jax.Array:
@@ -163,3 +166,16 @@ class Projection(nn.Module):
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("projection",))
             x += self.param("bias", zeros, (self.embed_dim,), jnp.float32).astype(self.dtype)
         return x
+
+
+class MlpProjection(nn.Module):
+    """`gelu(features @ fc) @ proj` without biases, hidden width half way (OpenCLIP, XLM-R)."""
+
+    embed_dim: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Projects [batch, width] to [batch, embed]."""
+        x = Projection((x.shape[-1] + self.embed_dim) // 2, self.dtype, name="fc")(x)
+        return Projection(self.embed_dim, self.dtype, name="proj")(gelu(x))

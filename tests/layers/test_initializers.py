@@ -18,6 +18,7 @@ WANTED = {
         "fc_bias": WIDTH**-0.5 / ROOT3,
         "proj_bias": MLP**-0.5 / ROOT3,
     },
+    "bert": {"qkv": 0.02, "out": 0.02, "fc": 0.02, "proj": 0.02},
     "torch": {
         "qkv": (2 / (WIDTH + 3 * WIDTH)) ** 0.5,
         "out": WIDTH**-0.5 / ROOT3,

@@ -114,14 +114,20 @@ def _resnet_leaf(name, x, heads):
     return f"{module}/{NORM_LEAVES[leaf]}", x
 
 
+def join_parts(leaves):
+    """Stacks `name#0`, `name#1`, ...: kernels [width, part, ...], biases [part, ...]."""
+    leaves = dict(leaves)
+    for name in [name.removesuffix("#0") for name in leaves if name.endswith("#0")]:
+        parts = sorted(key for key in leaves if key.startswith(f"{name}#"))
+        axis = 1 if name.endswith("kernel") else 0
+        leaves[name] = np.stack([leaves.pop(part) for part in parts], axis=axis)
+    return leaves
+
+
 def convert(tensors, spec):
     """Our tree, scanned, of an OpenCLIP state dict."""
     leaves = dict(from_open_clip(name, x, spec) for name, x in tensors.items())
-    for name in [name for name in leaves if name.endswith("#0")]:
-        name = name.removesuffix("#0")
-        parts = [leaves.pop(f"{name}#{i}") for i in (0, 1)]
-        leaves[name] = np.stack(parts, axis=1 if name.endswith("kernel") else 0)
-    return stack_layers(unflatten_names(leaves))
+    return stack_layers(unflatten_names(join_parts(leaves)))
 
 
 def from_open_clip(name, x, spec):

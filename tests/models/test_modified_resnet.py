@@ -119,6 +119,9 @@ SMALL["image"] = {
     key: SMALL["image"][key] for key in ("name", "output_dim", "layers", "width", "num_heads")
 }
 
+EFFICIENTNET = {"name": "efficientnet", "width_factor": 0.25, "depth_factor": 0.3}
+EFFICIENTNET |= {"drop_connect": 0.2}
+
 
 def make_step_and_state(num_micro_batches=1):
     model, tx = build_model(SMALL), optax.with_extra_args_support(optax.sgd(0.1))
@@ -166,6 +169,31 @@ def test_micro_batches_are_refused():
     step, state, batch = make_step_and_state(num_micro_batches=2)
     with pytest.raises(ValueError, match=r"config.micro_batch_size cuts the batch into 2, but.*"):
         jax.eval_shape(step, state, batch)
+
+
+@pytest.mark.parametrize("image", [SMALL["image"], EFFICIENTNET], ids=lambda spec: spec["name"])
+def test_rematerialisation_traces(image):
+    spec = {**SMALL, "image": image, "embed_dim": 8 if image is SMALL["image"] else 80}
+    images, tokens = inputs(spec, 2)
+
+    def statistics(remat):
+        model = build_model(spec, remat=remat)
+        variables = filled(model, images, tokens)
+
+        def loss(params):
+            out, state = model.apply(
+                {**variables, "params": params},
+                images,
+                tokens,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": jax.random.key(0)},
+            )
+            return out.image_embeds.sum(), state
+
+        return jax.eval_shape(jax.grad(loss, has_aux=True), variables["params"])
+
+    assert statistics("full") == statistics("none")
 
 
 def test_a_row_goes_with_the_default_config():

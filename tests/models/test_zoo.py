@@ -29,6 +29,10 @@ PARAMETERS = {
     "siglip2-so400m-14-224": (427_680_704, 707_782_896, 1_135_463_602),
     "siglip2-so400m-16-256": (427_888_064, 707_782_896, 1_135_670_962),
     "siglip2-g-opt-16-256": (1_163_168_256, 708_225_648, 1_871_393_906),
+    # As counted in transformers and open_clip, without BERT's pooler, which nothing reads.
+    "align-base": (62_143_440, 109_383_808, 171_527_249),
+    "xlm-roberta-base-ViT-B-32": (87_849_216, 278_272_256, 366_121_473),
+    "xlm-roberta-large-ViT-H-14": (632_076_800, 560_937_984, 1_193_014_785),
 }
 # Width of an attention head where it is not 64.
 HEAD_DIMS = {"ViT-H-14": 80, "ViT-g-14": 88, "ViT-bigG-14": 104, "ViT-e-14": 112}

@@ -71,7 +71,7 @@ def filled(module, *inputs):
     def fill(name, leaf):
         noise = random.standard_normal(leaf.shape).astype(np.float32)
         if name.endswith(("scale", "var")):
-            return 1 + 0.2 * abs(noise)
+            return jnp.asarray(1 + 0.2 * abs(noise))
         fan_in = np.prod(leaf.shape[-2:-1]) if leaf.ndim > 1 else 10
         return jnp.asarray(noise * np.float32(fan_in**-0.5))
 

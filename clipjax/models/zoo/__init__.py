@@ -6,6 +6,11 @@ needs nothing else to build the same model. A family is one file; a new one adds
 
 from typing import Any
 
-from clipjax.models.zoo import clip_resnet, clip_vit, siglip
+from clipjax.models.zoo import bert_text, clip_resnet, clip_vit, siglip
 
-MODELS: dict[str, dict[str, Any]] = {**clip_vit.ROWS, **clip_resnet.ROWS, **siglip.ROWS}
+MODELS: dict[str, dict[str, Any]] = {
+    **clip_vit.ROWS,
+    **clip_resnet.ROWS,
+    **siglip.ROWS,
+    **bert_text.ROWS,
+}

@@ -1,0 +1,116 @@
+"""BERT and XLM-RoBERTa as text towers (arXiv:1810.04805, arXiv:1911.02116)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from clipjax.layers.dropout import Dropout
+from clipjax.layers.normalization import LayerNorm
+from clipjax.layers.transformer import Transformer
+from clipjax.models.features import TextFeatures
+
+
+class Bert(nn.Module):
+    """Word, position and segment embeddings, blocks with the norms after the sums, pooling.
+
+    Padding is masked: no token attends to it. Texts are one segment, padded at the end.
+
+    Attributes:
+        vocab_size: rows of the word embedding.
+        context_length: tokens of a text, padding included.
+        width: of the tokens.
+        depth: blocks.
+        num_heads: attention heads.
+        mlp_dim: hidden width of the MLPs.
+        activation: a name of ACTIVATIONS.
+        layer_norm_eps: of every layer normalisation.
+        pad_id: id of padding.
+        num_positions: rows of the position embedding, of which `context_length` are used.
+        position_offset: row of the first token: 0 in BERT, pad_id + 1 in RoBERTa.
+        num_segments: rows of the segment embedding, of which the first is used.
+        pooling: `cls` (the first token) or `mean` (over the tokens that are not padding).
+        dropout: rate of the embeddings and the residual branches, when training.
+    """
+
+    vocab_size: int
+    context_length: int
+    width: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    activation: str = "gelu"
+    layer_norm_eps: float = 1e-12
+    pad_id: int = 0
+    num_positions: int = 512
+    position_offset: int = 0
+    num_segments: int = 2
+    pooling: str = "cls"
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+    scan_layers: bool = True
+    remat: str = "none"
+
+    def __post_init__(self) -> None:
+        """Checks the sizes."""
+        super().__post_init__()
+        if self.pooling not in ("cls", "mean"):
+            raise ValueError(f"bert pooling {self.pooling!r}: allowed are cls, mean")
+        if self.width % self.num_heads:
+            raise ValueError(f"bert width {self.width} does not divide by {self.num_heads} heads")
+        if self.position_offset + self.context_length > self.num_positions:
+            raise ValueError(
+                f"context_length = {self.context_length} from row {self.position_offset} does not "
+                f"fit num_positions = {self.num_positions}"
+            )
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: jax.Array,
+        *,
+        train: bool = False,
+        example_ids: jax.Array | None = None,
+        keep_hidden: bool = False,
+    ) -> TextFeatures:
+        """Encodes token ids [batch, context_length] of int32."""
+        if tokens.shape[1] != self.context_length:
+            raise ValueError(
+                f"texts are {tokens.shape[1]} tokens, the model takes {self.context_length}; "
+                "set config.model.text.context_length"
+            )
+        words = self._embedding("token_embedding", "vocab", self.vocab_size)
+        # All rows of the published table are kept, so that weights go in and out unchanged.
+        positions = self._embedding("position_embedding", "position", self.num_positions)
+        segments = self._embedding("segment_embedding", None, self.num_segments)
+        start = self.position_offset
+        x = words[tokens] + segments[0] + positions[start : start + self.context_length]
+        x = LayerNorm(self.layer_norm_eps, name="ln_embedding")(x).astype(self.dtype)
+        x = Dropout(self.dropout)(x, example_ids, train)
+        inside = tokens != self.pad_id
+        mask = jnp.broadcast_to(inside[:, None, None], (len(tokens), 1, *2 * tokens.shape[1:]))
+        x, hidden = Transformer(
+            depth=self.depth,
+            num_heads=self.num_heads,
+            mlp_dim=self.mlp_dim,
+            activation=self.activation,
+            layer_norm_eps=self.layer_norm_eps,
+            init_name="bert",
+            dropout=self.dropout,
+            dtype=self.dtype,
+            scan=self.scan_layers,
+            remat=self.remat,
+            norm_first=False,
+            name="transformer",
+        )(x, mask, example_ids=example_ids, train=train, keep_hidden=keep_hidden)
+        pooled = x[:, 0]
+        if self.pooling == "mean":
+            weights = inside[:, :, None].astype(x.dtype)
+            # A text of padding only gives zeros, not a division by zero.
+            pooled = (x * weights).sum(axis=1) / jnp.maximum(weights.sum(axis=1), 1)
+        return TextFeatures(pooled, x, hidden)
+
+    def _embedding(self, name: str, axis: str | None, rows: int) -> jax.Array:
+        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (axis, "embed"))
+        return self.param(name, init, (rows, self.width), jnp.float32)
