@@ -1,4 +1,4 @@
-"""Learned position embeddings and their resizing to another grid."""
+"""Position embeddings: fixed ones, and the resizing of learned ones to another grid."""
 
 import jax
 import jax.numpy as jnp
@@ -37,3 +37,28 @@ def resize_sequence(
 ) -> Float[Array, "length width"]:
     """Resizes text position embeddings: linear interpolation along the sequence."""
     return jax.image.resize(embedding, (length, embedding.shape[-1]), "linear", antialias=True)
+
+
+def sincos_2d(side: int, width: int) -> Float[Array, "positions width"]:
+    """Fixed positions: sines and cosines of the column, then of the row (arXiv:2104.02057).
+
+    Frequencies fall geometrically from 1 to 1/10,000, both included, as in big_vision.
+
+    Args:
+        side: patches in a row and in a column.
+        width: of the tokens, a multiple of 4.
+
+    Returns:
+        `[side * side, width]` float32, row by row.
+
+    Raises:
+        ValueError: a width that is no multiple of 4, or below 8.
+    """
+    if width % 4 or width < 8:
+        raise ValueError(f"sincos2d positions need a width that is a multiple of 4, not {width}")
+    frequencies = 10_000.0 ** -(jnp.arange(width // 4) / (width // 4 - 1))
+    angles = jnp.arange(side)[:, None] * frequencies
+    rows = jnp.repeat(angles, side, axis=0)
+    columns = jnp.tile(angles, (side, 1))
+    parts = [jnp.sin(columns), jnp.cos(columns), jnp.sin(rows), jnp.cos(rows)]
+    return jnp.concatenate(parts, axis=1)

@@ -1,4 +1,4 @@
-"""Vision transformer of CLIP and SigLIP (arXiv:2010.11929, 2103.00020, 2303.15343)."""
+"""Vision transformer of CLIP, SigLIP and CLIPA (arXiv:2010.11929, 2103.00020, 2303.15343)."""
 
 from typing import Any
 
@@ -10,8 +10,12 @@ from clipjax.layers.attention_pool import MapHead
 from clipjax.layers.dropout import uniform_per_example
 from clipjax.layers.initializers import uniform
 from clipjax.layers.normalization import LayerNorm
+from clipjax.layers.position_embeddings import sincos_2d
 from clipjax.layers.transformer import Transformer
 from clipjax.models.features import ImageFeatures
+
+POOLINGS = ("cls", "mean", "patch_mean", "map")
+POSITIONS = ("learned", "sincos2d")
 
 
 class VisionTransformer(nn.Module):
@@ -27,8 +31,10 @@ class VisionTransformer(nn.Module):
         activation: a name of ACTIVATIONS.
         layer_norm_eps: of every layer normalisation.
         pooling: `cls` (class token, then the final norm), `mean` (no class token; mean of the
-            patches, then the final norm) or `map` (no class token; the final norm, then a learned
-            probe attends to the patches: SigLIP).
+            patches, then the final norm), `patch_mean` (a class token that is not pooled; mean of
+            the patches, then the final norm: CLIPA) or `map` (no class token; the final norm, then
+            a learned probe attends to the patches: SigLIP).
+        positions: `learned`, or `sincos2d` for fixed ones, which any image size has.
         pre_norm: normalise the embedded patches before the first block (OpenAI, OpenCLIP).
         patch_bias: whether the patch embedding has a bias (big_vision).
         init_name: of the blocks, a name of BLOCK_INITS: torch (OpenAI) or xavier (big_vision).
@@ -46,6 +52,7 @@ class VisionTransformer(nn.Module):
     activation: str
     layer_norm_eps: float = 1e-5
     pooling: str = "cls"
+    positions: str = "learned"
     pre_norm: bool = True
     patch_bias: bool = False
     init_name: str = "torch"
@@ -58,8 +65,12 @@ class VisionTransformer(nn.Module):
     def __post_init__(self) -> None:
         """Checks the sizes."""
         super().__post_init__()
-        if self.pooling not in ("cls", "mean", "map"):
-            raise ValueError(f"vit pooling {self.pooling!r} is unknown; allowed are cls, mean, map")
+        for field, allowed in (("pooling", POOLINGS), ("positions", POSITIONS)):
+            if getattr(self, field) not in allowed:
+                raise ValueError(
+                    f"vit {field} {getattr(self, field)!r} is unknown; "
+                    f"allowed are {', '.join(allowed)}"
+                )
         if self.width % self.num_heads:
             raise ValueError(f"vit width {self.width} does not divide by {self.num_heads} heads")
         if not 0 <= self.patch_dropout < 1:
@@ -77,27 +88,9 @@ class VisionTransformer(nn.Module):
         """Encodes normalised images [batch, height, width, 3]."""
         x = self._embed_patches(images)
         num_patches = x.shape[1]
-        if self.pooling == "cls":
-            scale = self.width**-0.5
-            class_token = self.param(
-                "class_embedding",
-                nn.with_logical_partitioning(nn.initializers.normal(scale), ("embed",)),
-                (self.width,),
-                jnp.float32,
-            )
-            class_tokens = jnp.broadcast_to(
-                class_token.astype(x.dtype), (x.shape[0], 1, self.width)
-            )
-            x = jnp.concatenate([class_tokens, x], axis=1)
-        positions = self.param(
-            "position_embedding",
-            nn.with_logical_partitioning(
-                nn.initializers.normal(self.width**-0.5), ("position", "embed")
-            ),
-            (x.shape[1], self.width),
-            jnp.float32,
-        )
-        x = x + positions.astype(x.dtype)
+        if self.pooling in ("cls", "patch_mean"):
+            x = self._add_class_token(x)
+        x = x + self._positions(x.shape[1], num_patches).astype(x.dtype)
         if train and self.patch_dropout:
             x = self._drop_patches(x, num_patches, example_ids)
         if self.pre_norm:
@@ -127,6 +120,8 @@ class VisionTransformer(nn.Module):
                 name="map_head",
             )
             return ImageFeatures(head(x), x, hidden)
+        if self.pooling == "patch_mean":
+            x = x[:, 1:]
         pooled = x[:, 0] if self.pooling == "cls" else x.mean(axis=1)
         return ImageFeatures(norm(pooled), x, hidden)
 
@@ -156,6 +151,29 @@ class VisionTransformer(nn.Module):
             bias = self.param("patch_bias", zeros, (self.width,), jnp.float32)
             patches += bias.astype(self.dtype)
         return patches
+
+    def _add_class_token(self, x: jax.Array) -> jax.Array:
+        scale = self.width**-0.5
+        class_token = self.param(
+            "class_embedding",
+            nn.with_logical_partitioning(nn.initializers.normal(scale), ("embed",)),
+            (self.width,),
+            jnp.float32,
+        )
+        class_tokens = jnp.broadcast_to(class_token.astype(x.dtype), (x.shape[0], 1, self.width))
+        return jnp.concatenate([class_tokens, x], axis=1)
+
+    def _positions(self, length: int, num_patches: int) -> jax.Array:
+        if self.positions == "sincos2d":
+            fixed = sincos_2d(self.image_size // self.patch_size, self.width)
+            return jnp.pad(fixed, ((length - num_patches, 0), (0, 0)))
+        init = nn.initializers.normal(self.width**-0.5)
+        return self.param(
+            "position_embedding",
+            nn.with_logical_partitioning(init, ("position", "embed")),
+            (length, self.width),
+            jnp.float32,
+        )
 
     def _drop_patches(
         self, x: jax.Array, num_patches: int, example_ids: jax.Array | None

@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clipjax.layers.position_embeddings import resize_grid, resize_sequence
+from clipjax.layers.position_embeddings import resize_grid, resize_sequence, sincos_2d
 
 
 def ramp(side, width=2):
@@ -32,3 +32,18 @@ def test_sequence():
     embedding = jnp.arange(4.0)[:, None]
     np.testing.assert_allclose(resize_sequence(embedding, 4), embedding, atol=1e-6)
     assert resize_sequence(embedding, 8).shape == (8, 1)
+
+
+def test_sines_and_cosines():
+    """The formula of big_vision and CLIPA, element by element."""
+    side, width = 3, 16
+    found = sincos_2d(side, width)
+    frequencies = [10_000 ** -(i / 3) for i in range(4)]
+    for row in range(side):
+        for column in range(side):
+            wanted = [
+                f(x * w) for x in (column, row) for f in (np.sin, np.cos) for w in frequencies
+            ]
+            np.testing.assert_allclose(found[row * side + column], wanted, atol=1e-6)
+    with pytest.raises(ValueError, match="multiple of 4, not 18"):
+        sincos_2d(3, 18)

@@ -62,6 +62,9 @@ def spec_of(config):
             "output_dim": config["embed_dim"],
         }
         spec["image_projection"] = "none"
+    if image.get("pool_type") == "avg":
+        spec["image"] |= {"pooling": "patch_mean", "pre_norm": False}
+        spec["text"] |= {"name": "bidirectional_transformer", "pooling": "last"}
     return merge(spec, SIGLIP) if config.get("siglip") else spec
 
 

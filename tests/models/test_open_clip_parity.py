@@ -9,7 +9,7 @@ from clipjax.losses import clip_loss, siglip_loss
 from clipjax.models import build_model
 from clipjax.trees import flatten_with_names
 
-CASES = ("vit_quick_gelu", "vit_gelu", "siglip")
+CASES = ("vit_quick_gelu", "vit_gelu", "clipa", "siglip")
 
 
 @pytest.fixture(scope="module", params=CASES)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from tiny import filled
 
+from clipjax.layers.position_embeddings import sincos_2d
 from clipjax.models.vit import VisionTransformer
 
 IMAGES = jax.random.normal(jax.random.key(1), (2, 9, 9, 3))
@@ -30,6 +31,19 @@ def test_mean_of_the_patches_is_pooled():
     features, params = encode(pooling="mean")
     assert features.tokens.shape == (2, 4, 8) and "class_embedding" not in params
     np.testing.assert_allclose(features.pooled, norm(features.tokens.mean(1), params), atol=1e-5)
+
+
+def test_fixed_positions_have_no_parameter_and_spare_the_class_token():
+    options = {"pooling": "patch_mean", "positions": "sincos2d", "pre_norm": False}
+    features, params = encode(**options)
+    assert "position_embedding" not in params and params["class_embedding"].shape == (8,)
+    assert features.tokens.shape == (2, 4, 8)
+    np.testing.assert_allclose(features.pooled, norm(features.tokens.mean(1), params), atol=1e-5)
+    # The same numbers, learned: zero for the class token.
+    fixed = jnp.pad(sincos_2d(2, 8), ((1, 0), (0, 0)))
+    encoder = VisionTransformer(9, 4, 8, 1, 2, 16, "gelu", **{**options, "positions": "learned"})
+    learned = jax.jit(encoder.apply)({"params": {**params, "position_embedding": fixed}}, IMAGES)
+    np.testing.assert_allclose(learned.pooled, features.pooled, atol=1e-5)
 
 
 def test_patches_are_the_convolution():

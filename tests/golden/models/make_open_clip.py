@@ -31,10 +31,13 @@ BATCH = 4
 VIT = {"image_size": 28, "patch_size": 8, "layers": 2, "width": 32, "head_width": 8}
 TEXT = {"context_length": 10, "vocab_size": 50, "width": 24, "heads": 3, "layers": 3}
 RESNET = {"image_size": 64, "layers": [1, 2, 1, 1], "width": 2, "head_width": 16}
+CLIPA = {"no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True}
+CLIPA_TEXT = {"no_causal_mask": True, "pool_type": "last"}
 CASES = {
     "vit_quick_gelu": {"embed_dim": 16, "quick_gelu": True, "vision_cfg": VIT, "text_cfg": TEXT},
     "vit_gelu": {"embed_dim": 16, "quick_gelu": False, "vision_cfg": VIT, "text_cfg": TEXT},
     "resnet": {"embed_dim": 16, "quick_gelu": True, "vision_cfg": RESNET, "text_cfg": TEXT},
+    "clipa": {"embed_dim": 16, "vision_cfg": VIT | CLIPA, "text_cfg": TEXT | CLIPA_TEXT},
     "siglip": {"embed_dim": 32, "siglip": True, "vision_cfg": VIT, "text_cfg": TEXT},
 }
 
