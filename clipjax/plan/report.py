@@ -10,6 +10,7 @@ from clipjax.plan.planner import Plan
 from clipjax.plan.search import Candidate
 
 GIB = 2**30
+_UNKNOWN_SHOWN = 4  # settings that were not compiled, on the page; the JSON has all
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -239,7 +240,8 @@ def search_to_text(
         f"  {'remat':<6} {'micro-batches':>13} {'sharding':<11} {'fsdp':>5} {'GiB':>7} "
         f"{'+FLOPs':>7} {'step ms >=':>11}"
     )
-    for candidate in candidates:
+    unknown = [candidate for candidate in candidates if candidate.plan is None]
+    for candidate in (c for c in candidates if c not in unknown[_UNKNOWN_SHOWN:]):
         setting, compiled = candidate.setting, candidate.plan
         size, note = candidate.predicted_bytes / GIB, "   predicted, not compiled"
         if compiled is not None:
@@ -248,6 +250,11 @@ def search_to_text(
         lines.append(
             f"  {setting.remat:<6} {setting.micro_batches:>13} {setting.sharding:<11} "
             f"{setting.fsdp:>5} {size:7.2f} {candidate.extra_flops:7.0%} {note}"
+        )
+    if len(unknown) > _UNKNOWN_SHOWN:
+        lines.append(
+            f"  and {len(unknown) - _UNKNOWN_SHOWN} with as much recomputation or more, not "
+            "compiled (--search_compilations)"
         )
     largest, tried = batch
     compiled = ", ".join(f"{size} {'fits' if fits else 'does not'}" for size, fits in tried.items())

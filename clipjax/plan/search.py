@@ -59,7 +59,7 @@ def search_settings(
         config: as it was planned.
         topology: as it was planned.
         first: the plan of the config itself, which counts as one of the settings.
-        max_compilations: at most; each takes as long as a plan.
+        max_compilations: that fit, at most; each takes as long as a plan.
         plan_fn: makes a plan.
 
     Returns:
@@ -74,9 +74,9 @@ def search_settings(
         price = extra_flops(first.step.spec, setting)
         plan = first if setting == first.setting else None
         if plan is None and left and predicted < HOPELESS * first.capacity_bytes:
-            left -= 1
             logging.info("Search: %s", " ".join(setting.flags(first.batch_size)))
             plan = plan_fn(with_setting(config, setting), topology)
+            left -= plan.fits  # a refusal comes early, in a small part of the time
         candidates.append(
             Candidate(setting=setting, extra_flops=price, predicted_bytes=predicted, plan=plan)
         )
@@ -85,7 +85,7 @@ def search_settings(
 
 def _order(candidate: Candidate) -> tuple[int, float]:
     if candidate.plan is None:
-        return 1, candidate.predicted_bytes
+        return 1, candidate.extra_flops
     if not candidate.plan.fits:
         return 2, candidate.extra_flops
     return 0, candidate.plan.bounds.step_s

@@ -84,9 +84,10 @@ def _hbm_bytes(instruction: Instruction) -> int:
 def _of_fusion(module: Module, fusion: Instruction, operands: list[Instruction]) -> int:
     body = _body(module, fusion)
     total = 0
+    demand = _demand(module, body, _size(body.root))
     for parameter, operand in zip(body.parameters(), operands, strict=True):
-        if _in_hbm(operand):
-            total += min(operand.nbytes, _read(module, body, parameter))
+        if _in_hbm(operand) and parameter.nbytes:
+            total += demand[parameter.name] * parameter.nbytes // _size(parameter)
     results = [body.root]
     if body.root.opcode == "tuple":
         results = [body.instructions[name] for name in body.root.operands]
@@ -100,28 +101,51 @@ def _body(module: Module, fusion: Instruction) -> Computation:
     return module.computations[re.search(r"calls=%?([\w.-]+)", fusion.rest)[1]]
 
 
-def _read(module: Module, body: Computation, value: Instruction) -> int:
-    """What a fusion reads of one operand: slices only, or nothing where it updates in place."""
-    total = 0
-    for user in body.instructions.values():
-        if user.opcode in ("parameter", "constant") or value.name not in user.operands:
+def _demand(module: Module, body: Computation, wanted: int) -> dict[str, int]:
+    """Elements of each value of a fusion that its result asks for, from the result backwards.
+
+    Args:
+        module: holds fusions within the fusion.
+        body: the fusion.
+        wanted: elements of the result.
+    """
+    demand = dict.fromkeys(body.instructions, 0)
+    demand[body.root.name] = wanted
+    for user in reversed(body.instructions.values()):
+        if user.opcode in ("parameter", "constant") or not demand[user.name]:
             continue
-        first = user.operands[0] == value.name
-        if first and user.opcode in ("dynamic-slice", "slice", "gather"):
-            total += user.nbytes
-        elif first and user.opcode == "dynamic-update-slice":
-            continue
-        elif user.opcode == "bitcast":
-            total += _read(module, body, user)
-        elif user.opcode == "fusion":
-            inner = _body(module, user)
-            place = user.operands.index(value.name)
-            total += _read(module, inner, inner.parameters()[place])
-        elif user.opcode in ("tuple", "custom-call"):
-            continue  # passed through: the pieces of an asynchronous collective
-        else:
-            return value.nbytes
-    return min(total, value.nbytes)
+        inner: list[int] = []
+        if user.opcode == "fusion":
+            called = _body(module, user)
+            asked = _demand(module, called, demand[user.name])
+            inner = [asked[parameter.name] for parameter in called.parameters()]
+        for place, name in enumerate(user.operands):
+            if user.opcode == "tuple" and body.instructions[name].opcode == "parameter":
+                continue  # passed through: a piece of an asynchronous collective
+            size = _size(body.instructions[name])
+            share = inner[place] if inner else _asked(user, place, size, demand[user.name])
+            demand[name] = min(size, demand[name] + share)
+    return demand
+
+
+def _asked(user: Instruction, place: int, size: int, wanted: int) -> int:
+    """Elements of an operand, of `size`, for `wanted` elements of one instruction's result."""
+    result = _size(user)
+    if user.opcode == "custom-call":
+        return 0  # passed through, too
+    if user.opcode == "dynamic-update-slice" and place == 0:
+        return 0  # updated in place
+    if user.opcode in ("dynamic-slice", "slice", "gather") and place == 0:
+        return wanted
+    if user.opcode == "pad" and place == 0:
+        return wanted * size // max(1, result)
+    if size == result:
+        return wanted  # elementwise, or a change of shape
+    return size
+
+
+def _size(instruction: Instruction) -> int:
+    return sum(shape.size for shape in instruction.shapes)
 
 
 def _written(module: Module, body: Computation, result: Instruction) -> int:

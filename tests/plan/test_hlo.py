@@ -173,3 +173,37 @@ def test_hbm_traffic_counts_slices_and_leaves_vmem_out():
     # Read y; read a row of x (both into VMEM); write a row of x in place; the index, twice.
     assert traffic.hbm == 4096 * 3 + 2 * 4
     assert traffic.vmem_peak == 4096
+
+
+PART = """\
+HloModule m
+
+%pick (r0: f32[64,1024], r1: s32[]) -> f32[64,128] {
+  %r0 = f32[64,1024]{1,0} parameter(0)
+  %r1 = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %minus = f32[64,1024]{1,0} negate(%r0)
+  ROOT %slice = f32[64,128]{1,0} dynamic-slice(%minus, %zero, %r1), dynamic_slice_sizes={64,128}
+}
+
+%step (p0: f32[32,64], p1: f32[64,1024], p2: s32[]) -> f32[32,128] {
+  %p0 = f32[32,64]{1,0} parameter(0)
+  %p1 = f32[64,1024]{1,0} parameter(1)
+  %p2 = s32[] parameter(2)
+  %part = f32[64,128]{1,0} fusion(%p1, %p2), kind=kLoop, calls=%pick
+  ROOT %product = f32[32,128]{1,0} convolution(%p0, %part), dim_labels=bf_io->bf
+}
+
+ENTRY %main (x: f32[32,64], w: f32[64,1024], i: s32[]) -> f32[32,128] {
+  %x = f32[32,64]{1,0} parameter(0)
+  %w = f32[64,1024]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  ROOT %y = f32[32,128]{1,0} fusion(%x, %w, %i), kind=kOutput, calls=%step
+}
+"""
+
+
+def test_hbm_traffic_counts_what_a_windowed_product_asks_for():
+    """A product with a slice of the weights, as when it overlaps a ring: not the whole array."""
+    module = parse(PART)
+    assert count_traffic(module, walk(module)).hbm == 4 * (32 * 64 + 64 * 128 + 1 + 32 * 128)

@@ -162,7 +162,8 @@ def test_settings_are_ordered_by_their_bound(plan, topology):
     plan_fn = fake_compiler(plan, plan.capacity_bytes / 12, calls)
     first = plan_fn(small_config(), topology)
     found = search_settings(small_config(), topology, first, max_compilations=5, plan_fn=plan_fn)
-    assert len(calls) == 1 + 5
+    # Refusals do not count against the number of compilations.
+    assert sum(c.plan is not None and c.plan.fits for c in found) == 1 + 5
     fitting = [c.plan.bounds.step_s for c in found if c.plan is not None and c.plan.fits]
     assert fitting == sorted(fitting)
     assert all(c.plan is None or c.plan.fits for c in found[: len(fitting)])
