@@ -12,6 +12,7 @@ CORE = [
     "etils[epath]>=1.12",
     "flax>=0.12.4",
     "ftfy>=6.1",
+    "importlib_resources>=6.0",  # tensorflow-datasets imports it without saying so
     "jax>=0.10,<0.13",
     "jaxtyping>=0.3",
     "ml-collections>=1.1",

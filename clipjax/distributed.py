@@ -12,6 +12,10 @@ COORDINATOR = "CLIPJAX_COORDINATOR"
 NUM_PROCESSES = "CLIPJAX_NUM_PROCESSES"
 PROCESS_ID = "CLIPJAX_PROCESS_ID"
 
+# Seconds without a sign of life after which a process counts as dead; JAX's own 100 s would keep
+# the others of a pod waiting longer than a minute.
+_HEARTBEAT_TIMEOUT_S = 30
+
 # Each marks an environment that `jax.distributed.initialize()` can read by itself. A laptop has
 # none of them, and there the call would raise.
 _CLUSTER_MARKS = (
@@ -50,10 +54,13 @@ def initialize(mode: str = "auto", *, timeout_s: int = 300) -> bool:
             int(environment[NUM_PROCESSES]),
             int(environment[PROCESS_ID]),
             initialization_timeout=timeout_s,
+            heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT_S,
         )
         return True
     if mode == "on" or is_cluster(environment):
-        jax.distributed.initialize(initialization_timeout=timeout_s)
+        jax.distributed.initialize(
+            initialization_timeout=timeout_s, heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT_S
+        )
         return True
     return False
 

@@ -84,11 +84,12 @@ def point(name: str, step: int | None = None) -> None:
 
 
 class PreemptionGuard:
-    """Turns SIGTERM and SIGUSR1 into a flag that the loop reads between two steps.
+    """Turns SIGTERM, SIGUSR1 and Ctrl-C into a flag that the loop reads between two steps.
 
-    A second SIGTERM ends the process at once. In a run of several processes the signal may come to
-    one of them only, so the stop is agreed through JAX's preemption sync point: JAX's own SIGTERM
-    handler then stays in place (it takes no notice of a second one) and SIGUSR1 is passed on to it.
+    A second SIGTERM or Ctrl-C ends the process at once. In a run of several processes the signal
+    may come to one of them only, so the stop is agreed through JAX's preemption sync point: JAX's
+    own SIGTERM handler then stays in place (it takes no notice of a second one) and the other
+    signals are passed on to it.
 
     Use as a context manager around the loop; it restores the handlers that it replaced.
     """
@@ -100,9 +101,10 @@ class PreemptionGuard:
 
     def __enter__(self) -> "PreemptionGuard":
         if self._shared:
-            handlers: dict[int, Callable[..., None]] = {signal.SIGUSR1: self._pass_on}
+            asking, handler = (signal.SIGUSR1, signal.SIGINT), self._pass_on
         else:
-            handlers = {signal.SIGUSR1: self._request, signal.SIGTERM: self._request}
+            asking, handler = (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM), self._request
+        handlers: dict[int, Callable[..., None]] = dict.fromkeys(asking, handler)
         for number, handler in handlers.items():
             self._previous[number] = signal.signal(number, handler)
         return self
@@ -117,8 +119,8 @@ class PreemptionGuard:
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        if self._requested and number == signal.SIGTERM:
-            os._exit(128 + signal.SIGTERM)
+        if self._requested and number != signal.SIGUSR1:
+            os._exit(128 + number)
         self._requested = True
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:

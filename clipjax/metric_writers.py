@@ -275,7 +275,8 @@ class ProgressBar:
         """Shows that `step` steps are finished; call it at every step, it shows what is due."""
         if not self._active:
             return
-        self._step, now = step, time.monotonic()
+        is_new, now = step > self._step, time.monotonic()
+        self._step = step
         rate = (step - self._start) / max(now - self._begin, 1e-9)
         values = ", ".join(f"{name} {float(value):.4g}" for name, value in (metrics or {}).items())
         samples = f"{rate * self._batch_size:.0f} samples/s"
@@ -283,7 +284,7 @@ class ProgressBar:
             if values:
                 self._bar.set_postfix_str(f"{samples}, {values}", refresh=False)
             self._bar.update(step - self._bar.n)
-        elif now - self._shown >= self._interval_s or step == self._total:
+        elif now - self._shown >= self._interval_s or (step == self._total and is_new):
             self._shown = now
             remaining_s = (self._total - step) / rate if rate > 0 else math.inf
             self._stream.write(

@@ -7,8 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "clipjax"
 FLOORS = (
-    ("array_types", "config", "distributed", "partitioning", "trees", "metric_writers", "profiling")
-    + ("faults",),
+    ("array_types", "config", "distributed", "faults", "metric_writers", "partitioning", "trees"),
     ("layers", "losses", "optim", "metrics"),
     ("models", "data", "tokenizers"),
     ("train_state", "train_step", "grad_cache", "checkpoint", "interop"),
@@ -24,7 +23,11 @@ SIBLINGS = {
     ("inference", "evals"),  # prompts and padded batches are made in one place
 }
 # Floor F0 is a set of small modules; these pairs are the only ones that may know each other.
-SIBLINGS |= {("config", "array_types"), ("partitioning", "trees"), ("metric_writers", "distributed")}
+SIBLINGS |= {
+    ("config", "array_types"),
+    ("partitioning", "trees"),
+    ("metric_writers", "distributed"),
+}
 
 
 def floor_of(name: str) -> int:
@@ -78,7 +81,9 @@ def test_a_violation_is_seen():
     assert violations("train_step", "from clipjax.train_state import TrainState") == []
 
 
-@pytest.mark.parametrize("path", sorted((ROOT.parent / "configs").glob("*.py")), ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT.parent / "configs").glob("*.py")), ids=lambda p: p.name
+)
 def test_configs_touch_no_device(path):
     """A config is readable on any machine: clipjax.config and ml_collections only."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -88,7 +93,7 @@ def test_configs_touch_no_device(path):
 
 
 def test_the_core_needs_neither_tensorflow_nor_torch():
-    """Heavy frameworks may be imported by the interop tests and benchmarks, never by the package."""
+    """Heavy frameworks may be imported by interop tests and benchmarks, never by the package."""
     for path in ROOT.rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         modules = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}

@@ -1,5 +1,7 @@
 """`clipjax train --config configs/x.py[:args] --workdir DIR [--config.k=v ...]`."""
 
+import os
+
 from absl import flags, logging
 from ml_collections import config_flags
 
@@ -22,7 +24,11 @@ def main(argv: list[str]) -> int:
             raise ValueError(f"--{flag.name} is missing: --config configs/x.py --workdir DIR")
     distributed.initialize(_DISTRIBUTED.value)
     # Only now: these import what uses JAX, and joining a cluster has to come before any use of it.
-    from clipjax.checkpoint import CheckpointSaveError, DamagedCheckpointError
+    from clipjax.checkpoint import (
+        CheckpointSaveError,
+        DamagedCheckpointError,
+        NonFiniteStateError,
+    )
     from clipjax.evals.report import REPORT
     from clipjax.evals.running import read_results
     from clipjax.evaluate import evaluate
@@ -43,10 +49,14 @@ def main(argv: list[str]) -> int:
     except PreemptedError as stop:
         logging.warning("%s", stop)
         return faults.PREEMPTED
-    except NumericError as error:
+    except (NumericError, NonFiniteStateError) as error:
         logging.error("%s", error)
         return faults.NUMERIC
     except (CheckpointSaveError, DamagedCheckpointError) as error:
         logging.error("%s", error)
         return faults.FAILED
+    except TimeoutError as error:
+        # A thread hangs in its storage; the interpreter's own exit would wait for it for ever.
+        logging.error("%s", error)
+        os._exit(faults.HUNG)
     return faults.OK

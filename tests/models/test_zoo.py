@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +30,11 @@ PARAMETERS = {
     "siglip2-so400m-14-224": (427_680_704, 707_782_896, 1_135_463_602),
     "siglip2-so400m-16-256": (427_888_064, 707_782_896, 1_135_670_962),
     "siglip2-g-opt-16-256": (1_163_168_256, 708_225_648, 1_871_393_906),
+    # As counted in open_clip; CLIPA's there holds the fixed positions too.
+    "ViT-S-16": (21_813_504, 62_257_536 - 21_813_504, 62_257_537),
+    "ViT-B-16-plus-240": (117_213_824, 208_377_344 - 117_213_824, 208_377_345),
+    "ViT-e-14": (3_807_716_864, 4_581_086_464 - 3_807_716_864, 4_581_086_465),
+    "ViT-L-14-CLIPA": (303_964_160 - 263_168, 110_246_400, 414_210_561 - 263_168),
     # As counted in transformers and open_clip, without BERT's pooler, which nothing reads.
     "align-base": (62_143_440, 109_383_808, 171_527_249),
     "xlm-roberta-base-ViT-B-32": (87_849_216, 278_272_256, 366_121_473),
@@ -98,3 +104,13 @@ def test_a_row_with_changes():
 def test_a_model_that_is_not_known(model, message):
     with pytest.raises(ValueError, match=message):
         resolve_spec(model)
+
+
+def test_the_page_has_every_row():
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    for name in MODELS:
+        if not name.startswith("openvision") and not name.endswith("-quickgelu"):
+            assert f"| `{name}` |" in page, name
+    for name, counts in PARAMETERS.items():
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+        assert row.endswith("".join(f" {count:,} |" for count in counts)), name

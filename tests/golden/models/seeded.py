@@ -7,6 +7,8 @@ import zlib
 
 import numpy as np
 
+GAIN = 2.0
+
 
 def _random(name):
     return np.random.RandomState(zlib.crc32(name.encode()))
@@ -28,13 +30,19 @@ def weight(name, shape):
         return 1 + 0.2 * noise
     if "embed" in name or "latent" in name or len(shape) == 1:
         return 0.3 * noise
+    if len(shape) == 4:
+        # Convolutions keep their signal through activations, or every image ends as the biases do.
+        return noise * np.float32(GAIN * np.prod(shape[1:]) ** -0.5)
     fan_in = shape[0] if last in ("proj", "text_projection") else int(np.prod(shape[1:]))
     return noise * np.float32(fan_in**-0.5)
 
 
 def images(batch, size):
-    """Normalised images `[batch, size, size, 3]`."""
-    return _random("images").standard_normal((batch, size, size, 3)).astype(np.float32)
+    """Normalised images `[batch, size, size, 3]`: four by four patches of a colour, and noise."""
+    random = _random("images")
+    coarse = random.standard_normal((batch, 4, 4, 3)).repeat(size // 4, 1).repeat(size // 4, 2)
+    noise = random.standard_normal((batch, size, size, 3))
+    return (1.5 * coarse + 0.5 * noise).astype(np.float32)
 
 
 def tokens(batch, length, vocab_size):

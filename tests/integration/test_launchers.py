@@ -1,0 +1,95 @@
+"""The launch scripts against stand-ins for gcloud and srun that write down what they get."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs a script with commands that log their arguments and end with a given code."""
+    bin_dir = tmp_path / "bin"
+    bin_dir.mkdir()
+    log = tmp_path / "log"
+
+    def call(script, *args, fakes, env=None):
+        log.write_text("")
+        for name, body in fakes.items():
+            path = bin_dir / name
+            path.write_text(f'#!/usr/bin/env bash\nprintf "%s\\n" "{name} $*" >>"{log}"\n{body}\n')
+            path.chmod(0o755)
+        environment = {**os.environ, "PATH": f"{bin_dir}:{os.environ['PATH']}", **(env or {})}
+        done = subprocess.run(
+            ["bash", ROOT / "launch" / script, *args],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            cwd=tmp_path,
+        )
+        return done, log.read_text().splitlines()
+
+    return call
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
+def test_every_script_parses(script):
+    subprocess.run(["bash", "-n", script], check=True)
+
+
+POD = {"NAME": "pod", "ZONE": "z", "SKIP_SETUP": "1"}
+
+
+def test_the_pod_gets_the_command_with_every_argument_quoted(run):
+    done, calls = run(
+        "tpu_pod.sh",
+        "--config=configs/x.py:source=tar:/d/{0..9}.tar",
+        "--note=a b; touch /tmp/no",
+        fakes={"gcloud": "exit 0"},
+        env=POD,
+    )
+    assert done.returncode == 0, done.stderr
+    (call,) = calls
+    assert "tpu-vm ssh pod --zone=z --worker=all" in call
+    assert "clipjax train --distributed=on" in call
+    assert r"a\ b\;\ touch\ /tmp/no" in call
+
+
+def test_a_preempted_pod_is_started_again_and_a_failed_one_is_not(run):
+    done, calls = run("tpu_pod.sh", "--x", fakes={"gcloud": "exit 80"}, env={**POD, "RETRIES": "2"})
+    assert done.returncode == 80 and len(calls) == 3
+    done, calls = run("tpu_pod.sh", "--x", fakes={"gcloud": "exit 1"}, env=POD)
+    assert done.returncode == 1 and len(calls) == 1
+
+
+def test_the_pod_needs_a_name(run):
+    done, calls = run("tpu_pod.sh", fakes={"gcloud": "exit 0"}, env={"ZONE": "z"})
+    assert done.returncode != 0 and "NAME" in done.stderr and not calls
+
+
+def test_the_setup_ships_what_is_committed(run):
+    done, calls = run(
+        "tpu_pod.sh", "--x", fakes={"gcloud": "exit 0"}, env={**POD, "SKIP_SETUP": ""}
+    )
+    assert done.returncode == 0, done.stderr
+    assert "scp" in calls[0] and "clipjax.tar.gz" in calls[0]
+    assert "pip install" in "\n".join(calls) and "[tpu]" in "\n".join(calls)
+
+
+def test_slurm_requeues_a_preempted_job_only(run, tmp_path):
+    venv = tmp_path / "venv" / "bin"
+    venv.mkdir(parents=True)
+    (venv / "activate").write_text("")
+    env = {"VENV": str(tmp_path / "venv"), "SLURM_JOB_ID": "7"}
+    for code, requeued in ((80, True), (1, False), (0, False)):
+        done, calls = run(
+            "slurm.sh", "--x=1", fakes={"srun": f"exit {code}", "scontrol": "exit 0"}, env=env
+        )
+        assert done.returncode == code
+        assert "clipjax train --x=1" in calls[0]
+        assert ("scontrol requeue 7" in calls) is requeued

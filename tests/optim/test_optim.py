@@ -1,0 +1,118 @@
+"""Decay masks, schedules, the chain, the report."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from clipjax.optim import DECAY_MASKS, make_optimizer, make_schedule, optimizer_report
+
+DECAYED = {
+    # name: masks that decay it
+    "image_encoder/class_embedding": {"all", "openai"},
+    "image_encoder/position_embedding": {"all", "openai", "openclip_legacy"},
+    "image_encoder/transformer/blocks/attention/qkv_kernel": {
+        "all",
+        "kernels",
+        "openai",
+        "openclip",
+        "openclip_legacy",
+    },
+    "image_encoder/transformer/blocks/attention/qkv_bias": {"all"},
+    "image_encoder/transformer/blocks/ln_1/scale": {"all"},
+    "image_encoder/transformer/blocks/mlp/fc/bias": {"all"},
+    "text_encoder/token_embedding": {"all", "openai", "openclip", "openclip_legacy"},
+    "logit_scale": {"all"},
+    "logit_bias": {"all"},
+}
+
+
+@pytest.mark.parametrize("name", DECAYED)
+def test_masks_decay_what_was_published(name):
+    assert {mask for mask, decays in DECAY_MASKS.items() if decays(name)} == DECAYED[name]
+
+
+def test_schedule_warms_up_and_ends():
+    schedule = make_schedule("cosine", learning_rate=1.0, total_steps=110, warmup_steps=10)
+    assert float(schedule(0)) == 0.0
+    assert float(schedule(5)) == pytest.approx(0.5)
+    assert float(schedule(10)) == pytest.approx(1.0)
+    assert float(schedule(60)) == pytest.approx(0.5)
+    assert float(schedule(110)) == pytest.approx(0.0, abs=1e-7)
+    with pytest.raises(ValueError, match="cosine, constant"):
+        make_schedule("linear", learning_rate=1.0, total_steps=10)
+
+
+PARAMS = {"a": {"kernel": jnp.full((2, 2), 2.0)}, "b": {"bias": jnp.full((2,), 2.0)}}
+GRADS = jax.tree.map(jnp.ones_like, PARAMS)
+
+
+def apply(step=0, **options):
+    options = {"schedule": optax.constant_schedule(0.1), "weight_decay": 0.5, **options}
+    tx = make_optimizer(PARAMS, **options)
+    state = tx.init(PARAMS)
+    updates, state = tx.update(GRADS, state, PARAMS, step=jnp.asarray(step))
+    return updates, state
+
+
+def test_adamw_is_the_formula():
+    updates, _ = apply(eps=0.0)
+    # After bias correction the first step of Adam is the sign of the gradient.
+    np.testing.assert_allclose(updates["a"]["kernel"], -0.1 * (1 + 0.5 * 2.0), rtol=1e-6)
+    np.testing.assert_allclose(updates["b"]["bias"], -0.1, rtol=1e-6)
+
+
+def test_the_learning_rate_follows_the_step_of_the_state_and_not_the_count_of_updates():
+    schedule = optax.linear_schedule(0.0, 1.0, 10)
+    late, _ = apply(step=7, schedule=schedule, weight_decay=0.0, eps=0.0)
+    np.testing.assert_allclose(late["b"]["bias"], -0.7, rtol=1e-6)
+
+
+def test_frozen_parameters_hold_no_state_and_do_not_move():
+    updates, state = apply(freeze=("^a/",))
+    np.testing.assert_array_equal(updates["a"]["kernel"], 0.0)
+    assert float(jnp.abs(updates["b"]["bias"]).min()) > 0
+    shapes = [leaf.shape for leaf in jax.tree.leaves(state)]
+    assert (2, 2) not in shapes and (2,) in shapes
+
+
+def test_clipping_is_of_the_global_norm_of_the_trained():
+    updates, _ = apply(name="lion", clip_norm=1e-3, weight_decay=0.0)
+    np.testing.assert_allclose(np.abs(updates["b"]["bias"]), 0.1, rtol=1e-6)  # lion takes signs
+    tx = make_optimizer(PARAMS, schedule=optax.constant_schedule(1.0), clip_norm=1.0)
+    clipped, _ = tx.update(GRADS, tx.init(PARAMS), PARAMS, step=jnp.asarray(0))
+    assert np.isfinite(clipped["a"]["kernel"]).all()
+
+
+def test_factors_scale_the_learning_rate_by_the_first_match():
+    updates, _ = apply(lr_scale=(("^b/bias", 0.5), ("^b", 0.1)), weight_decay=0.0, eps=0.0)
+    np.testing.assert_allclose(updates["b"]["bias"], -0.05, rtol=1e-6)
+    np.testing.assert_allclose(updates["a"]["kernel"], -0.1, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"name": "adam"}, "adamw, lion"),
+        ({"mask": "some"}, "openclip_legacy"),
+        ({"freeze": ("^c/",)}, r"freeze.*\^c/.*matches no parameter"),
+        ({"freeze": ("(",)}, "no regular expression"),
+        ({"lr_scale": (("^c/", 0.1),)}, "lr_scale"),
+    ],
+)
+def test_bad_options_are_named(options, words):
+    with pytest.raises(ValueError, match=words):
+        apply(**options)
+
+
+def test_the_report_says_who_is_decayed_frozen_and_scaled():
+    report = optimizer_report(
+        PARAMS, mask="openai", weight_decay=0.1, freeze=("^a/",), lr_scale=(("^b/", 0.5),)
+    )
+    assert "4 frozen" in report and "2 not decayed" in report
+    lines = {line.split()[0]: line for line in report.splitlines()[1:]}
+    assert lines["a/kernel"].endswith("frozen")
+    assert lines["b/bias"].endswith("lr x 0.5")
+    assert "4 decayed" in optimizer_report(PARAMS, mask="openai", weight_decay=0.1)
+    assert "6 not decayed" in optimizer_report(PARAMS, mask="openai", weight_decay=0.0)

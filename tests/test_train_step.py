@@ -1,0 +1,221 @@
+"""The step: the same curve under every sharding, exact micro-batches, the finite vote."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from clipjax import partitioning
+from clipjax.config import default_config
+from clipjax.experiment import build_program
+from clipjax.losses import make_loss
+
+STEPS = 20
+LAYOUTS = {
+    "one device": ("replicated", {"data": 1}),
+    "replicated": ("replicated", {"data": 8}),
+    "zero1": ("zero1", {"data": 8}),
+    "fsdp": ("fsdp", {"data": 2, "fsdp": 4}),
+    "tensor": ("tensor", {"data": 2, "fsdp": 2, "tensor": 2}),
+}
+
+
+def tiny_config(**changes):
+    config = default_config()
+    tower = {"width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 32, "dropout": 0.1}
+    tower |= {"activation": "gelu", "layer_norm_eps": 1e-5}
+    config.model = ConfigDict(
+        {
+            "name": "tiny",
+            "embed_dim": 16,
+            "image_size": 16,
+            "image": {
+                "name": "vit",
+                "patch_size": 4,
+                "pooling": "cls",
+                "patch_dropout": 0.25,
+                **tower,
+            },
+            "text": {
+                "name": "causal_transformer",
+                "vocab_size": 64,
+                "context_length": 6,
+                "pooling": "eot",
+                **tower,
+            },
+            "tokenizer": {"name": "clip_bpe"},
+            "preprocess": {
+                "resize": "shortest",
+                "interpolation": "bicubic",
+                "mean": (0.5, 0.5, 0.5),
+                "std": (0.5, 0.5, 0.5),
+            },
+            "logit_scale": {"init": 1 / 0.07, "max": 100.0},
+        }
+    )
+    config.data.source = "synthetic:8"
+    config.batch_size, config.total_steps, config.dtype = 16, 100, "float32"
+    config.optimizer.learning_rate, config.schedule.warmup_steps = 1e-3, 5
+    config.optimizer.clip_norm = 1.0
+    config.remat = "none"
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def make_batch(step=0, size=16):
+    rng = np.random.default_rng(step)
+    return {
+        "image": rng.integers(0, 256, (size, 16, 16, 3), dtype=np.uint8),
+        "text": rng.integers(0, 64, (size, 6), dtype=np.int32),
+    }
+
+
+def build(config, num_devices=1):
+    with jax.default_matmul_precision("highest"):
+        return build_program(config, jax.devices()[:num_devices])
+
+
+def run(program, steps, batches=make_batch):
+    losses = []
+    with program.scope(), jax.default_matmul_precision("highest"):
+        state = program.create_state(0)
+        for step in range(steps):
+            batch = partitioning.global_batch(batches(step), program.mesh)
+            state, metrics = program.step(state, batch)
+            losses.append(float(metrics["loss"]))
+    return state, losses
+
+
+def compiled_text(program):
+    with program.scope():
+        lowered = program.step.lower(program.abstract_state, program.abstract_batch)
+        return lowered.compile().as_text()
+
+
+@pytest.fixture(scope="module")
+def single():
+    return run(build(tiny_config()), STEPS)
+
+
+@pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "one device"])
+def test_every_sharding_trains_the_same_curve(single, name):
+    sharding, mesh = LAYOUTS[name]
+    config = tiny_config(sharding=sharding, **{f"mesh.{axis}": n for axis, n in mesh.items()})
+    program = build(config, 8)
+    state, losses = run(program, STEPS)
+    np.testing.assert_allclose(losses, single[1], rtol=1e-5)
+    text = compiled_text(program)
+    assert "all-reduce" in text or "reduce-scatter" in text, "gradients are summed over devices"
+    kernel = state.params["image_encoder"]["transformer"]["blocks"]["mlp"]["fc"]["kernel"]
+    moment = jax.tree.leaves(
+        state.opt_state, is_leaf=lambda x: getattr(x, "shape", None) == kernel.shape
+    )
+    moment = next(m for m in moment if m.shape == kernel.shape)
+    parts = {"replicated": (1, 1), "zero1": (1, 8), "fsdp": (4, 4), "tensor": (2, 8)}[name]
+    for array, number in zip((kernel, moment), parts, strict=True):
+        assert array.size // array.addressable_shards[0].data.size == number
+    if name in ("zero1", "fsdp"):
+        assert "all-gather" in text, "sharded values are gathered before use"
+
+
+def test_the_curve_sees_another_seed(single):
+    """Negative control: another seed's dropout draws give another curve."""
+    _, losses = run(build(tiny_config(seed=1)), 3)
+    assert not np.allclose(losses, single[1][:3], rtol=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["clip", "siglip"])
+def test_micro_batches_are_exact_with_dropout_and_patch_drop(loss):
+    changes = {"loss.name": loss, "schedule.warmup_steps": 1}
+    config = tiny_config(**changes)
+    config.model.logit_bias = -3.0 if loss == "siglip" else None
+    whole_state, whole = run(build(config), 3)
+    config.micro_batch_size = 2
+    micro_state, micro = run(build(config), 3)
+    np.testing.assert_allclose(micro, whole, rtol=1e-5)
+    for a, b in zip(
+        jax.tree.leaves(whole_state.params), jax.tree.leaves(micro_state.params), strict=True
+    ):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_gradients_of_micro_batches_equal_those_of_the_batch():
+    from clipjax.grad_cache import value_and_grad
+
+    config = tiny_config()
+    config.model.logit_bias = -3.0
+    program = build(config)
+    loss_fn = make_loss("siglip", layout="dense")
+    params = program.create_state(0).params
+    batch = {k: jnp.asarray(v) for k, v in make_batch().items()}
+    batch["example_ids"] = jnp.arange(16)
+
+    def encode(p, micro):
+        out = program.model.apply(
+            {"params": p},
+            micro["image"].astype(jnp.float32) / 255,
+            micro["text"],
+            train=True,
+            example_ids=micro["example_ids"],
+            rngs={"dropout": jax.random.key(5)},
+        )
+        return out.image_embeds, out.text_embeds
+
+    def head(p, images, texts):
+        return loss_fn(images, texts, p["logit_scale"], p["logit_bias"])
+
+    with jax.default_matmul_precision("highest"):
+        grad = jax.jit(value_and_grad, static_argnums=(0, 1), static_argnames="num_micro")
+        (one, _), g_one = grad(encode, head, params, batch, num_micro=1)
+        (many, _), g_many = grad(encode, head, params, batch, num_micro=8)
+    np.testing.assert_allclose(many, one, rtol=1e-6)
+    for a, b in zip(jax.tree.leaves(g_one), jax.tree.leaves(g_many), strict=True):
+        scale = max(float(jnp.abs(a).max()), 1e-6)
+        assert float(jnp.abs(a - b).max()) / scale < 1e-5
+
+    # Negative control: draws by place in the micro-batch, not by example, are another gradient.
+    def by_place(p, micro):
+        ids = jnp.arange(micro["text"].shape[0])
+        return encode(p, {**micro, "example_ids": ids})
+
+    with jax.default_matmul_precision("highest"):
+        _, g_wrong = value_and_grad(by_place, head, params, batch, num_micro=8)
+    kernel = "image_projection"
+    assert not np.allclose(g_wrong[kernel]["kernel"], g_one[kernel]["kernel"], rtol=1e-3, atol=1e-6)
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted():
+    program = build(tiny_config(**{"optimizer.ema_decay": 0.9}))
+    with program.scope():
+        state = program.create_state(0)
+        bad_params = dict(state.params, logit_scale=jnp.asarray(jnp.nan))
+        state = state.replace(params=bad_params)
+        before = jax.device_get(state)
+        batch = partitioning.global_batch(make_batch(), program.mesh)
+        state, metrics = program.step(state, batch)
+        assert int(state.step) == 1
+        assert float(metrics["skipped"]) == 1 and float(metrics["skipped_in_a_row"]) == 1
+        for name in ("params", "opt_state", "ema_params"):
+            old, new = getattr(before, name), jax.device_get(getattr(state, name))
+            jax.tree.map(np.testing.assert_array_equal, old, new)
+        healed = dict(state.params, logit_scale=jnp.asarray(2.0))
+        state, metrics = program.step(state.replace(params=healed), batch)
+        assert float(metrics["skipped"]) == 1 and float(metrics["skipped_in_a_row"]) == 0
+        assert int(state.step) == 2
+
+
+def test_the_temperature_is_clamped_after_the_step():
+    config = tiny_config(**{"optimizer.learning_rate": 50.0, "schedule.warmup_steps": 0})
+    state, losses = run(build(config), 4)
+    assert np.isfinite(losses).all()
+    assert 0.0 <= float(state.params["logit_scale"]) <= np.log(100.0) + 1e-6
+
+
+def test_bfloat16_keeps_float32_parameters_and_loss():
+    program = build(tiny_config(dtype="bfloat16", remat="dots"))
+    state, losses = run(program, 2)
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(state.params)} == {"float32"}
+    assert np.isfinite(losses).all()
+    _, exact = run(build(tiny_config()), 2)
+    np.testing.assert_allclose(losses, exact, rtol=2e-2)
