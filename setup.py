@@ -35,7 +35,7 @@ TEST = [
     "hypothesis>=6.100",
     "pytest>=8.3",
     "pytest-xdist>=3.6",
-    "ruff>=0.12",
+    "ruff>=0.17,<0.18",
 ]
 
 setup(
