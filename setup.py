@@ -56,7 +56,7 @@ setup(
         "cuda": ["jax[cuda12]"],
         "test": TEST,
         "interop": ["open_clip_torch>=2.30", "torch>=2.10", "transformers>=4.57"],
-        "docs": ["mkdocs-material>=9.5"],
+        "docs": ["mkdocs>=1.6"],
     },
     entry_points={"console_scripts": ["clipjax=clipjax.cli.main:run"]},
 )

@@ -5,7 +5,12 @@ from collections.abc import Sequence
 
 import jax
 
-from clipjax.checkpoint import load_params, read_manifest, resolve_checkpoint
+from clipjax.checkpoint import (
+    check_contract,
+    load_variables,
+    read_manifest,
+    resolve_checkpoint,
+)
 from clipjax.data.source import spec_name
 from clipjax.data.sources import make_source
 from clipjax.distributed import is_lead
@@ -36,11 +41,9 @@ def evaluate(experiment: Experiment, names: Sequence[str]) -> dict[str, float]:
         chosen += [e for e in found if e not in chosen]
     step_dir = resolve_checkpoint(experiment.workdir)
     manifest = read_manifest(step_dir)
-    scanned = manifest.config.get("scan_layers", True)
-    wanted = bool(experiment.metadata["config"]["scan_layers"])
-    params = load_params(step_dir)
-    if scanned != wanted:
-        params = stack_layers(params) if wanted else unstack_layers(params)
+    check_contract(manifest.contract, experiment.metadata["contract"])
+    scan_layers = experiment.metadata["config"]["scan_layers"]
+    params = load_variables(step_dir, stack_layers if scan_layers else unstack_layers)
     with experiment.program.scope():
         results = run_evals(chosen, params)
     if is_lead():
@@ -53,7 +56,7 @@ def evaluate_checkpoint(
     *,
     zero_shot: Sequence[str] = (),
     retrieval: Sequence[str] = (),
-    templates: str = "simple",
+    templates: str = "",
     class_names: str = "",
     batch_size: int = 256,
 ) -> dict[str, float]:
@@ -63,13 +66,16 @@ def evaluate_checkpoint(
         path: a workdir, its `checkpoints` folder, or one step's folder.
         zero_shot: datasets (`kind:where[:split]`) with labels.
         retrieval: datasets of images and texts.
-        templates: of the prompts: a name or a file.
+        templates: of the prompts: a name or a file; by default those that the run itself used.
         class_names: a name or a file; by default the dataset's own.
         batch_size: over all devices.
 
     Returns:
         `<kind>/<dataset>/<metric>` -> value, and `step`.
     """
+    stored = read_manifest(resolve_checkpoint(path)).config.get("evals", {})
+    used = (e["templates"] for e in stored.values() if "templates" in e)
+    templates = templates or next(used, "simple")
     sources = {where: make_source(where) for where in (*zero_shot, *retrieval)}
     mesh = make_mesh({"data": -1})
     encoder = Encoder.from_checkpoint(path, mesh=mesh, batch_size=batch_size)

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from clipjax.array_types import PyTree
-from clipjax.checkpoint import check_contract, load_params, read_manifest, resolve_checkpoint
+from clipjax.checkpoint import check_contract, load_variables, read_manifest, resolve_checkpoint
 from clipjax.data.preprocess import Preprocess
 from clipjax.evals.encoding import EncodeFn, RowLayout, embed_fn, make_encode_fns, place_params
 from clipjax.evals.templates import fill_template, load_templates
@@ -114,7 +114,7 @@ class Encoder:
         # The spec only names the tokenizer; its vocabulary could have changed since.
         check_contract({"tokenizer": contract["tokenizer"]}, {"tokenizer": tokenizer.contract()})
         # Stacked is how the model is built here, however it was trained.
-        params = stack_layers(load_params(step_dir))
+        params = load_variables(step_dir, stack_layers)
         return cls(spec, params, tokenizer=tokenizer, **options)
 
     def encode_image(self, images: Iterable[ImageLike]) -> np.ndarray:

@@ -10,8 +10,9 @@ Its order is a contract. At the top of step i, with state_i:
 
 Saving before the batch of step i is drawn makes (state, data position) one consistent point: the
 data position is the step number, so a resumed run draws exactly the batches that it would have
-drawn. The step donates its state. The host reads device values on logging steps only, one step
-late, so that the device never waits for it.
+drawn. The step donates its state. The host reads device values of logging steps only, when the
+next step is under way, so that the device does not wait for it; before an evaluation or a save it
+reads at once.
 """
 
 import time
@@ -25,12 +26,12 @@ from absl import logging
 from clipjax import __version__, distributed, faults
 from clipjax.checkpoint import CheckpointManager, find_start
 from clipjax.evals.report import REPORT, collect_predictions, write_report
-from clipjax.evals.running import read_results, run_evals, write_results
+from clipjax.evals.running import RESULTS, read_results, run_evals, write_results
 from clipjax.experiment import Experiment, config_hash
 from clipjax.metric_writers import ProgressBar, make_writer
 from clipjax.partitioning import global_batch
 from clipjax.train_state import TrainState
-from clipjax.trees import count_parameters
+from clipjax.trees import count_bytes, count_parameters
 
 CHECKPOINTS = "checkpoints"
 
@@ -79,6 +80,13 @@ def train(experiment: Experiment) -> TrainState:
             load_init=experiment.load_init,
         )
         _announce(experiment, start.step, start.source)
+        if start.step > experiment.total_steps:
+            raise ValueError(
+                f"{experiment.workdir} stands at step {start.step}, after config.total_steps = "
+                f"{experiment.total_steps}; raise it, or give another --workdir"
+            )
+        if start.step < experiment.total_steps:
+            manager.check_free_space(count_bytes(experiment.program.abstract_state))
         return _Loop(experiment, manager, stack, start.step).run(start.state)
 
 
@@ -122,14 +130,13 @@ class _Loop:
         self.clock = time.monotonic()
         self.logged_step = start
         self.data_wait_s = 0.0
+        self.pending: tuple[int, Any] | None = None  # metrics on the device, and their step
 
     def run(self, state: TrainState) -> TrainState:
         experiment = self.experiment
         batches = experiment.loader.iterate(self.start)
-        pending: tuple[int, Any] | None = None
         for step in range(self.start, experiment.total_steps + 1):
             faults.point("loop.step", step)
-            pending = self.flush(pending, before=step)
             self.evaluate(step, state)
             self.save(step, state)
             if step == experiment.total_steps:
@@ -137,9 +144,9 @@ class _Loop:
             batch = self.next_batch(batches)
             with jax.transfer_guard("disallow"):
                 state, metrics = experiment.program.step(state, batch)
-            pending = self.flush(pending, before=step + 1)
+            self.flush()  # of an earlier step: the device is busy with this one
             if (step + 1) % experiment.log_every == 0 or step + 1 == experiment.total_steps:
-                pending = (step + 1, metrics)
+                self.pending = (step + 1, metrics)
             self.progress.update(step + 1)
             self.watchdog.beat()
         self.finish(state)
@@ -157,7 +164,13 @@ class _Loop:
         ]
         if not due:
             return
-        results = run_evals(due, eval_params(state), beat=self.watchdog.beat)
+        self.flush()
+        try:
+            results = run_evals(due, eval_params(state), beat=self.watchdog.beat)
+        except Exception:
+            if jax.process_count() == 1:  # elsewhere the others may not have failed, and would wait
+                self.manager.save(step, state, block=True)
+            raise
         self.writer.write_evals(step, results)
         if last and distributed.is_lead():
             write_results(self.experiment.workdir, step, results)
@@ -175,6 +188,7 @@ class _Loop:
         last = step == self.experiment.total_steps
         due = step > self.start and step % self.experiment.checkpoint_every == 0
         if stop or last or due:
+            self.flush()  # a run that goes on from here does not write this step's metrics again
             self.manager.save(step, state, block=stop or last)
         if stop and not last:
             raise PreemptedError(f"asked to stop; step {step} is saved; start again to go on")
@@ -186,11 +200,11 @@ class _Loop:
         self.data_wait_s += time.monotonic() - begin
         return global_batch(batch, self.experiment.program.mesh)
 
-    def flush(self, pending: tuple[int, Any] | None, *, before: int) -> tuple[int, Any] | None:
-        """Writes metrics that were due at an earlier step, once the next one is under way."""
-        if pending is None or pending[0] > before:
-            return pending
-        step, device_metrics = pending
+    def flush(self) -> None:
+        """Writes the metrics that are due and not written yet."""
+        if self.pending is None:
+            return
+        (step, device_metrics), self.pending = self.pending, None
         metrics = {name: value.item() for name, value in jax.device_get(device_metrics).items()}
         now = time.monotonic()
         seconds, steps = max(now - self.clock, 1e-9), step - self.logged_step
@@ -207,13 +221,17 @@ class _Loop:
                 "config.optimizer.learning_rate, set config.optimizer.clip_norm, or look at "
                 "the data of those steps"
             )
-        return None
 
     def finish(self, state: TrainState) -> None:
         """Waits for the last save, then writes the report."""
         self.manager.wait_until_finished()
         path = self.experiment.workdir / REPORT
-        is_done = self.start == self.experiment.total_steps and path.exists()
+        results = self.experiment.workdir / RESULTS
+        is_done = (
+            self.start == self.experiment.total_steps
+            and path.exists()
+            and (not results.exists() or path.stat().st_mtime >= results.stat().st_mtime)
+        )
         if not self.experiment.report or is_done:
             return
         predictions = collect_predictions(self.experiment.evals, eval_params(state))

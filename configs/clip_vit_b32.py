@@ -1,8 +1,9 @@
 """CLIP ViT-B/32 as OpenAI trained it on 400 million pairs (arXiv:2103.00020).
 
-    clipjax train --config configs/clip_vit_b32.py:source=tar:/data/{00000..41455}.tar --workdir DIR
+    clipjax train --config 'configs/clip_vit_b32.py:source=tar:/data/{0000..4145}.tar' --workdir DIR
 
-Arguments: source (a SPEC, see docs/data.md), batch_size, examples (seen in training, in all).
+Arguments: source (a SPEC, see docs/data.md), batch_size, examples (seen in training, in all), eval
+(a SPEC with labels, for zero-shot accuracy during the run).
 """
 
 from ml_collections import ConfigDict
@@ -11,7 +12,7 @@ from clipjax.config import default_config, parse_arg
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    arg = parse_arg(arg, source="", batch_size=32_768, examples=12_800_000_000)
+    arg = parse_arg(arg, source="", batch_size=32_768, examples=12_800_000_000, eval="")
     config = default_config()
     config.model.name = "ViT-B-32-quickgelu"
     config.data.source = arg.source
@@ -27,6 +28,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.schedule.warmup_steps = 2000
     config.checkpoint.every_steps = 2000
     config.checkpoint.keep_every = 50_000
+    if arg.eval:
+        config.evals.zero_shot = {
+            "name": "zero_shot",
+            "source": arg.eval,
+            "templates": "openai_80",
+            "every_steps": 10_000,
+        }
     # ImageNet-1k zero-shot, 80 templates, OpenAI's preprocessing, as open_clip measured it.
     config.target.imagenet_top1 = 0.6332
     return config

@@ -4,13 +4,14 @@
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="${CLIPJAX_VENV:-$ROOT/.venv}"
 cd "$ROOT"
-if [ ! -x "$VENV/bin/python" ]; then
+# A folder that was interrupted half-way has a python without pip: it is made anew.
+if ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then
   python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
     echo "clipjax needs Python 3.11 or newer; found $(python3 --version 2>&1)." >&2
     exit 1
   }
   echo "making the environment $VENV"
-  python3 -m venv "$VENV"
+  python3 -m venv --clear "$VENV"
 fi
 STAMP="$VENV/.clipjax-$EXTRA"
 WANTED="$(cksum setup.py)"

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # A TPU VM or a whole pod slice, through gcloud: copies this checkout to all workers, installs it
-# there, and starts the same command on each. Runs again after a preemption (exit code 80).
-#   NAME=my-pod ZONE=us-central2-b bash launch/tpu_pod.sh --config configs/clip_vit_b16.py --workdir /mnt/bucket/b16
+# there, and starts the same command on each. Starts it again after a preemption (exit code 80)
+# or a hang (82).
+#   NAME=my-pod ZONE=us-central2-b bash launch/tpu_pod.sh \
+#     --config 'configs/clip_vit_b16.py:source=tar:/mnt/bucket/{00000..41455}.tar' --workdir /mnt/bucket/b16
 # The workdir has to be one that all workers share: a bucket mounted with gcsfuse, or a file store.
 #   PROJECT=...     another project than gcloud's own default
 #   RETRIES=20      how often a preempted run is started again
@@ -12,6 +14,7 @@ ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 GCLOUD=(gcloud compute tpus tpu-vm)
 WHERE=("$NAME" "--zone=$ZONE" ${PROJECT:+"--project=$PROJECT"})
 PREEMPTED=80
+HUNG=82
 
 on_all() { "${GCLOUD[@]}" ssh "${WHERE[@]}" --worker=all --command "$1"; }
 
@@ -22,14 +25,15 @@ if [[ -z "${SKIP_SETUP:-}" ]]; then
   git -C "$ROOT" archive --format=tar.gz --output "$ARCHIVE" HEAD
   "${GCLOUD[@]}" scp "$ARCHIVE" "$NAME:clipjax.tar.gz" "${WHERE[@]:1}" --worker=all
   on_all 'mkdir -p clipjax && tar -xzf clipjax.tar.gz -C clipjax && cd clipjax &&
-    (test -d .venv || python3 -m venv .venv) && .venv/bin/pip install --quiet --editable ".[tpu]"'
+    .venv/bin/python -m pip --version >/dev/null 2>&1 || python3 -m venv --clear .venv;
+    .venv/bin/pip install --quiet --editable ".[tpu]"'
 fi
 
 # %q quotes every argument for the shell on the other side.
 COMMAND="cd clipjax && source .venv/bin/activate && clipjax train --distributed=on$(printf ' %q' "$@")"
 for ((try = 0; try <= ${RETRIES:-20}; try++)); do
   on_all "$COMMAND" && exit 0 || CODE=$?
-  [[ "$CODE" -eq "$PREEMPTED" ]] || exit "$CODE"
-  echo "preempted; starting again ($((try + 1)))" >&2
+  [[ "$CODE" -eq "$PREEMPTED" || "$CODE" -eq "$HUNG" ]] || exit "$CODE"
+  echo "stopped with $CODE; starting again ($((try + 1)))" >&2
 done
-exit "$PREEMPTED"
+exit "$CODE"

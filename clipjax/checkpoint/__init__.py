@@ -8,6 +8,7 @@ from clipjax.checkpoint.pretrained import (
     load_model_state,
     load_params,
     load_pretrained,
+    load_variables,
     resolve_checkpoint,
 )
 from clipjax.checkpoint.resume import check_resume
@@ -28,6 +29,7 @@ __all__ = [
     "load_model_state",
     "load_params",
     "load_pretrained",
+    "load_variables",
     "make_contract",
     "read_manifest",
     "resolve_checkpoint",

@@ -133,7 +133,7 @@ class CheckpointManager:
         check_arrays(state)
         check_finite(state, step)
         orbax = self._open()
-        self._check_free_space(step, count_bytes(state))
+        self.check_free_space(count_bytes(state))
         snapshot, leaves = take_snapshot(state)
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(snapshot),
@@ -284,12 +284,18 @@ class CheckpointManager:
             )
         return self._orbax
 
-    def _check_free_space(self, step: int, state_bytes: int) -> None:
+    def check_free_space(self, state_bytes: int) -> None:
+        """Checks that the disk has room for a checkpoint; a collective.
+
+        Raises:
+            CheckpointSaveError: it has not.
+        """
         needed = int(FREE_SPACE_FACTOR * state_bytes)
-        free = shutil.disk_usage(self.directory).free
+        existing = next(p for p in (self.directory, *self.directory.parents) if p.exists())
+        free = shutil.disk_usage(existing).free
         if not from_lead(int(free >= needed)):
             self._error = CheckpointSaveError(
-                f"no space for the checkpoint of step {step} in {self.directory}: it needs about "
+                f"no space for a checkpoint in {self.directory}: it needs about "
                 f"{needed / 2**20:.0f} MiB, {free / 2**20:.0f} MiB are free; make space or lower "
                 "config.checkpoint.keep, then start again (older checkpoints are intact)"
             )

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,23 @@ def load_model_state(step_dir: str | os.PathLike[str], shardings: Any = None) ->
     if not any(record.name.startswith("model_state/") for record in manifest.leaves):
         return {}
     return _load_root(step_dir, manifest, "model_state", shardings)
+
+
+def load_variables(
+    step_dir: str | os.PathLike[str], to_layout: Callable[[Any], Any] = lambda params: params
+) -> dict[str, Any]:
+    """Loads what a model computes with: its parameters, and its running statistics if it has any.
+
+    Args:
+        step_dir: as for `load_params`.
+        to_layout: applied to the parameters, to stack or unstack their layers.
+
+    Returns:
+        The parameters; or, for a model with statistics, `{"params": ..., "batch_stats": ...}`.
+    """
+    params = to_layout(load_params(step_dir))
+    statistics = load_model_state(step_dir)
+    return {"params": params, **statistics} if statistics else params
 
 
 def _load_root(

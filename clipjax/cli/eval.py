@@ -11,7 +11,7 @@ from clipjax.cli.main import no_positional, print_results
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A workdir, or one step's folder.")
 _ZERO_SHOT = flags.DEFINE_list("zero_shot", [], "Datasets with labels: kind:where[:split].")
 _RETRIEVAL = flags.DEFINE_list("retrieval", [], "Datasets of images and texts.")
-_TEMPLATES = flags.DEFINE_string("templates", "simple", "Prompt templates: a name or a file.")
+_TEMPLATES = flags.DEFINE_string("templates", "", "Prompt templates: a name or a file.")
 _CLASSES = flags.DEFINE_string("class_names", "", "Class names: a name or a file.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Images, or texts, over all devices.")
 _JSON = flags.DEFINE_string("json", None, "Also write the results to this file.")

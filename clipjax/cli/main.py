@@ -22,7 +22,7 @@ VERBS = {
 
 # Errors that are a person's to mend: one line says what, where and how (CLIPJAX_TRACEBACK=1 shows
 # from where it came). Anything else is ours and shows its traceback.
-_EXPECTED = (ValueError, FileNotFoundError, PermissionError, FlagsError)
+_EXPECTED = (ValueError, OSError, FloatingPointError, FlagsError)
 
 
 def usage() -> str:
@@ -66,8 +66,12 @@ def _run_verb(verb: str, main: Callable[[list[str]], int], argv: list[str]) -> N
     logs.configure()  # after absl has parsed its flags, which would set its own handler
     try:
         code = main(argv)
-    except _EXPECTED as error:
-        _fail(verb, error)
+    except Exception as error:
+        from clipjax.checkpoint import CheckpointSaveError, DamagedCheckpointError
+
+        if isinstance(error, (*_EXPECTED, CheckpointSaveError, DamagedCheckpointError)):
+            _fail(verb, error)
+        raise
     except KeyboardInterrupt:
         print(f"clipjax {verb}: interrupted; the same command goes on from there", file=sys.stderr)
         sys.exit(130)

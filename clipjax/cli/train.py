@@ -7,6 +7,7 @@ from ml_collections import config_flags
 
 from clipjax import distributed, faults
 from clipjax.cli.main import no_positional, print_results
+from clipjax.config import validate
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, :args behind a colon.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; it resumes by itself.")
@@ -22,6 +23,7 @@ def main(argv: list[str]) -> int:
     for flag in (_CONFIG, _WORKDIR):
         if not flag.value:
             raise ValueError(f"--{flag.name} is missing: --config configs/x.py --workdir DIR")
+    validate(_CONFIG.value)  # a typo is found before a pod is joined
     distributed.initialize(_DISTRIBUTED.value)
     # Only now: these import what uses JAX, and joining a cluster has to come before any use of it.
     from clipjax.checkpoint import (

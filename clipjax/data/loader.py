@@ -43,6 +43,7 @@ class Loader:
         batch_size: examples of a step over all processes.
         seed: of order, augmentation and choice of captions.
         image_size: side of the images, in pixels.
+        resize, interpolation: of that `Preprocess`.
         process_index, process_count: which part of every batch is made here.
         num_workers: threads that decode and augment; 0 does it in the caller's.
         prefetch: batches that `iterate` makes ahead.
@@ -64,6 +65,8 @@ class Loader:
         batch_size: int,
         seed: int,
         image_size: int,
+        resize: str = "shortest",
+        interpolation: str = "bicubic",
         process_index: int = 0,
         process_count: int = 1,
         num_workers: int = 2,
@@ -98,7 +101,7 @@ class Loader:
         self.local_batch_size = batch_size // process_count
         self._offset = process_index * self.local_batch_size
         self._num_workers, self._prefetch, self._timeout_s = num_workers, prefetch, timeout_s
-        self._preprocess = Preprocess(image_size)
+        self._preprocess = Preprocess(image_size, resize=resize, interpolation=interpolation)
         self._bad = BadCount(max_bad_fraction, bad_window)
         self._pool = None
         if num_workers:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from clipjax import partitioning
 from clipjax.checkpoint import read_manifest, resolve_checkpoint
 from clipjax.config import merge, to_plain, validate
-from clipjax.losses import make_loss
+from clipjax.losses import LOSSES, make_loss
 from clipjax.models import MODELS, build_model, resolve_spec
 from clipjax.models.clip import CLIP
 from clipjax.optim import make_optimizer, make_schedule, matcher, optimizer_report
@@ -97,19 +97,17 @@ def build_program(config: ConfigDict, devices: Sequence[jax.Device] | None = Non
         spec, dtype=config.dtype, scan_layers=config.scan_layers, remat=config.remat
     )
     rules = partitioning.rules_of(config.sharding, to_plain(config.logical_axes))
-    mesh = partitioning.make_mesh(to_plain(config.mesh), devices)
-    num_micro = _num_micro_batches(config, mesh)
-    batch_sharding = partitioning.batch_sharding(mesh)
+    if config.loss.name not in LOSSES:
+        raise ValueError(
+            f"config.loss.name = {config.loss.name!r}: allowed are {', '.join(sorted(LOSSES))}"
+        )
     size, length = spec["image_size"], spec["text"]["context_length"]
     batch = {
-        "image": jax.ShapeDtypeStruct(
-            (config.batch_size, size, size, 3), jnp.uint8, sharding=batch_sharding
-        ),
-        "text": jax.ShapeDtypeStruct(
-            (config.batch_size, length), jnp.int32, sharding=batch_sharding
-        ),
+        "image": jax.ShapeDtypeStruct((config.batch_size, size, size, 3), jnp.uint8),
+        "text": jax.ShapeDtypeStruct((config.batch_size, length), jnp.int32),
     }
-    boxed = jax.eval_shape(lambda key: init_variables(model, key, batch), jax.random.key(0))
+    key = jax.eval_shape(lambda: jax.random.key(0))  # a shape: no device is touched up to the mesh
+    boxed = jax.eval_shape(lambda key: init_variables(model, key, batch), key)
     params = nn.unbox(boxed)["params"]
     frozen_patterns = _frozen_patterns(config)
     schedule = make_schedule(
@@ -123,7 +121,10 @@ def build_program(config: ConfigDict, devices: Sequence[jax.Device] | None = Non
         with_ema = config.optimizer.ema_decay is not None
         return create_train_state(key, model, tx, batch, with_ema=with_ema)
 
-    abstract = jax.eval_shape(create, jax.random.key(0))
+    abstract = jax.eval_shape(create, key)
+    mesh = partitioning.make_mesh(to_plain(config.mesh), devices)
+    num_micro = _num_micro_batches(config, mesh)
+    batch_sharding = partitioning.batch_sharding(mesh)
     axes = partitioning.logical_axes(boxed["params"])
     shardings = partitioning.state_shardings(abstract, axes, mesh, rules)
     names = [name for name, _ in flatten_with_names(params)]
@@ -164,7 +165,10 @@ def build_program(config: ConfigDict, devices: Sequence[jax.Device] | None = Non
             out_shardings=(shardings, partitioning.replicated(mesh)),
             donate_argnums=0,
         ),
-        abstract_batch=batch,
+        abstract_batch={
+            name: jax.ShapeDtypeStruct(rows.shape, rows.dtype, sharding=batch_sharding)
+            for name, rows in batch.items()
+        },
         report=report,
     )
 

@@ -63,18 +63,21 @@ def build_experiment(config: ConfigDict, workdir: str | Path) -> Experiment:
         name: make_source(to_plain(config.evals[name].source), path=f"config.evals.{name}.source")
         for name in config.evals
     }
+    transforms = make_transforms(
+        to_plain(config.data.transforms),
+        image_size=spec["image_size"],
+        path="config.data.transforms",
+    )
     program = build_program(config)
     loader = Loader(
         source,
-        make_transforms(
-            to_plain(config.data.transforms),
-            image_size=spec["image_size"],
-            path="config.data.transforms",
-        ),
+        transforms,
         tokenizer,
         batch_size=config.batch_size,
         seed=config.seed,
         image_size=spec["image_size"],
+        resize=spec["preprocess"]["resize"],
+        interpolation=spec["preprocess"]["interpolation"],
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         num_workers=config.data.num_workers,

@@ -162,7 +162,7 @@ def test_no_space_is_seen_before_the_save(tmp_path, kit, monkeypatch):
     manager = kit.manager(tmp_path)
     usage = shutil.disk_usage(tmp_path)._replace(free=100)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(CheckpointSaveError, match=r"no space for the checkpoint of step 1.*MiB"):
+    with pytest.raises(CheckpointSaveError, match=r"no space for a checkpoint.*MiB"):
         manager.save(1, state)
     assert steps_in(tmp_path) == []
     monkeypatch.undo()

@@ -41,7 +41,7 @@ class Command:
 
     def train(self, workdir, *flags, **options):
         base = ("train", "--config", "configs/smoke.py", "--workdir", workdir)
-        return self(*base, "--config.report=false", "--config.tensorboard=false", *flags, **options)
+        return self(*base, *flags, **options)
 
 
 @pytest.fixture(scope="session")

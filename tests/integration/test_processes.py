@@ -13,10 +13,10 @@ def test_two_processes_get_the_losses_of_one(clipjax, reference, losses_of, tmp_
         "configs/smoke.py",
         "--workdir",
         tmp_path,
-        "--config.report=false",
         command=["bash", "launch/local.sh"],
         env={"CLIPJAX_COMMAND": f"{sys.executable} -m clipjax", "PATH": os.environ["PATH"]},
     )
+    assert (tmp_path / "report.html").exists()
     one, two = losses_of(reference), losses_of(tmp_path)
     assert one.keys() == two.keys()
     np.testing.assert_allclose([two[s] for s in one], list(one.values()), rtol=2e-5)

@@ -49,6 +49,9 @@ def test_a_finished_run_is_only_shown(clipjax, reference):
     results = json.loads((reference / "results.json").read_text())
     assert results["step"] == STEPS
     assert 0 <= results["zero_shot/synthetic_128/top1"] <= 1
+    assert f"report: {reference / 'report.html'}" in done.stdout
+    assert "data:image/png;base64" in (reference / "report.html").read_text()
+    assert list((reference / "tensorboard").iterdir())
 
 
 def test_another_config_in_the_same_workdir_is_refused(clipjax, reference, tmp_path):

@@ -1,0 +1,71 @@
+"""Errors at the worst moment: what was computed stays, and the message says what to do."""
+
+import json
+
+import numpy as np
+from PIL import Image
+
+
+def write_pictures(folder, *, broken):
+    for label, colour in (("red", (255, 0, 0)), ("blue", (0, 0, 255))):
+        (folder / label).mkdir(parents=True)
+        for i in range(4):
+            pixels = np.full((40, 40, 3), colour, np.uint8)
+            Image.fromarray(pixels).save(folder / label / f"{i}.png")
+    if broken:
+        (folder / "red" / "0.png").write_bytes(b"this is no picture")
+
+
+def test_an_evaluation_that_fails_at_the_end_loses_no_step(clipjax, tmp_path):
+    write_pictures(tmp_path / "pictures", broken=True)
+    run = tmp_path / "run"
+    flag = f"--config.evals.zero_shot.source=folder:{tmp_path / 'pictures'}"
+    done = clipjax.train(run, flag, "--config.total_steps=5", check=1)
+    assert "0.png" in done.stderr and "Traceback" not in done.stderr
+    assert (run / "checkpoints" / "5" / "manifest.json").exists()
+
+
+def test_training_pictures_that_do_not_decode_stop_the_run_by_name(clipjax, tmp_path):
+    write_pictures(tmp_path / "pictures", broken=True)
+    done = clipjax.train(
+        tmp_path / "run",
+        f"--config.data.source=folder:{tmp_path / 'pictures'}",
+        "--config.batch_size=8",
+        check=1,
+    )
+    assert "0.png" in done.stderr and "max_bad_fraction" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_workdir_that_is_a_file(clipjax, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = clipjax.train(tmp_path / "file", check=1)
+    assert "Traceback" not in done.stderr and "file" in done.stderr
+
+
+def test_fewer_steps_than_done_is_an_error(clipjax, reference, tmp_path):
+    done = clipjax.train(
+        reference, "--config.total_steps=16", "--config.allow_config_change=true", check=1
+    )
+    assert "step 24" in done.stderr and "total_steps" in done.stderr
+
+
+def test_eval_with_the_config_of_another_model_is_refused(clipjax, reference):
+    done = clipjax.train(
+        reference, "--eval=zero_shot", "--config.model.image.activation=gelu_tanh", check=1
+    )
+    assert "model.image.activation" in done.stderr and "gelu_tanh" in done.stderr
+
+
+def test_the_shipped_quickstart_runs_and_is_only_shown_the_second_time(clipjax, tmp_path):
+    """Two steps of the real config on the real drawings, through the real entry point."""
+    flags = ("--config", "configs/quickstart.py:steps=2", "--workdir", tmp_path)
+    flags = ("train", *flags, "--config.batch_size=8", "--config.log_every=1")
+    done = clipjax(*flags)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["step"] == 2
+    assert results["zero_shot/openmoji_unseen/num_examples"] == 392
+    assert "report.html" in done.stdout
+    again = clipjax(*flags)
+    assert again.stdout == done.stdout
+    assert "step 2 of 2" in again.stderr
