@@ -1,5 +1,7 @@
 """`clipjax VERB [flags]`: finds the verb, turns errors to one line and an exit code."""
 
+import ast
+import contextlib
 import importlib
 import os
 import sys
@@ -7,6 +9,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from absl import app
+from absl.flags import FLAGS
 from absl.flags import Error as FlagsError
 
 from clipjax import __version__
@@ -47,6 +50,9 @@ def run(argv: list[str] | None = None) -> None:
         sys.exit(2)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # XLA's own start-up chatter
     module = importlib.import_module(f"clipjax.cli.{verb}")
+    if {"--help", "-h"} & set(argv[2:]):
+        print(f"{module.__doc__}\n{FLAGS.module_help(module.__name__)}")
+        sys.exit(0)
     app.run(
         lambda rest: _run_verb(verb, module.main, rest),
         argv=[f"clipjax {verb}", *argv[2:]],
@@ -57,7 +63,7 @@ def run(argv: list[str] | None = None) -> None:
 def _parse_flags(verb: str, argv: list[str]) -> list[str]:
     """Parses the flags; a config file runs here, so its errors and a typo's come from here too."""
     try:
-        return app.parse_flags_with_usage(argv)
+        return FLAGS(argv)
     except (*_EXPECTED, AttributeError, KeyError, TypeError) as error:
         _fail(verb, error)
 
@@ -81,8 +87,12 @@ def _run_verb(verb: str, main: Callable[[list[str]], int], argv: list[str]) -> N
 def _fail(verb: str, error: Exception) -> NoReturn:
     if os.environ.get("CLIPJAX_TRACEBACK"):
         raise error
-    # A KeyError's own text is the quoted key; its argument is the sentence.
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    text = str(error)
+    with contextlib.suppress(ValueError, SyntaxError):  # a KeyError quotes its sentence
+        text = str(ast.literal_eval(text))
+    if "Traceback (most recent call last)" in text:
+        # ml_collections puts the whole trace of a config file's error into its message.
+        text = text.strip().splitlines()[-1].partition(": ")[2]
     print(f"clipjax {verb}: {text}", file=sys.stderr)
     sys.exit(1)
 

@@ -31,6 +31,21 @@ def test_bad_input_is_one_clear_error(clipjax, tmp_path, flags, words):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("configs/finetune.py:mode=lot", ["mode", "full, lit"]),
+        ("configs/smoke.py:stepz=3", ["stepz", "Did you mean 'steps'"]),
+        ("configs/nope.py", ["configs/nope.py"]),
+    ],
+)
+def test_bad_config_arguments_show_no_traceback(clipjax, tmp_path, config, words):
+    done = clipjax("train", "--config", config, "--workdir", tmp_path / "run", check=1)
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
 def test_eval_and_classify_need_only_the_checkpoint(clipjax, reference, tmp_path):
     trained = json.loads((reference / "results.json").read_text())
     found = tmp_path / "found.json"
@@ -64,5 +79,7 @@ def test_eval_flag_evaluates_without_training(clipjax, reference):
 
 def test_help_and_unknown_verbs(clipjax):
     assert "train" in clipjax("--help").stdout
+    told = clipjax("train", "--help").stdout
+    assert "--workdir" in told and "--eval" in told
     done = clipjax("trian", check=2)
     assert "trian" in done.stderr
