@@ -173,7 +173,9 @@ def test_micro_batches_are_refused():
         jax.eval_shape(step, state, batch)
 
 
-@pytest.mark.parametrize("image", [SMALL["image"], EFFICIENTNET], ids=lambda spec: spec["name"])
+@pytest.mark.parametrize(
+    "image", [SMALL["image"], pytest.param(EFFICIENTNET, marks=pytest.mark.slow)], ids=["r", "e"]
+)
 def test_rematerialisation_traces(image):
     spec = {**SMALL, "image": image, "embed_dim": 8 if image is SMALL["image"] else 80}
     images, tokens = inputs(spec, 2)
