@@ -73,12 +73,14 @@ def evaluate_checkpoint(
     Returns:
         `<kind>/<dataset>/<metric>` -> value, and `step`.
     """
-    stored = read_manifest(resolve_checkpoint(path)).config.get("evals", {})
+    step_dir = resolve_checkpoint(path)  # once: a run that is still going may save a newer one
+    manifest = read_manifest(step_dir)
+    stored = manifest.config.get("evals", {})
     used = (e["templates"] for e in stored.values() if "templates" in e)
     templates = templates or next(used, "simple")
     sources = {where: make_source(where) for where in (*zero_shot, *retrieval)}
     mesh = make_mesh({"data": -1})
-    encoder = Encoder.from_checkpoint(path, mesh=mesh, batch_size=batch_size)
+    encoder = Encoder.from_checkpoint(step_dir, mesh=mesh, batch_size=batch_size)
     common = {
         "encode_image_fn": encoder.encode_fns.image,
         "encode_text_fn": encoder.encode_fns.text,
@@ -114,4 +116,4 @@ def evaluate_checkpoint(
     ]
     with jax.set_mesh(mesh):
         results = run_evals(evals, encoder.params)
-    return {**results, "step": read_manifest(resolve_checkpoint(path)).step}
+    return {**results, "step": manifest.step}

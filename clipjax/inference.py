@@ -12,7 +12,13 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from clipjax.array_types import PyTree
-from clipjax.checkpoint import check_contract, load_variables, read_manifest, resolve_checkpoint
+from clipjax.checkpoint import (
+    check_contract,
+    load_variables,
+    read_manifest,
+    resolve_checkpoint,
+    spec_of_contract,
+)
 from clipjax.data.preprocess import Preprocess
 from clipjax.evals.encoding import EncodeFn, RowLayout, embed_fn, make_encode_fns, place_params
 from clipjax.evals.templates import fill_template, load_templates
@@ -108,8 +114,7 @@ class Encoder:
         """
         step_dir = resolve_checkpoint(path)
         contract = read_manifest(step_dir).contract
-        spec = {**contract["model"]}
-        spec |= {name: contract[name] for name in ("preprocess", "logit_scale")}
+        spec = spec_of_contract(contract)
         tokenizer = make_tokenizer(spec["tokenizer"], context_length=spec["text"]["context_length"])
         # The spec only names the tokenizer; its vocabulary could have changed since.
         check_contract({"tokenizer": contract["tokenizer"]}, {"tokenizer": tokenizer.contract()})

@@ -1,6 +1,11 @@
 """Checkpoints: saving and resuming a run, and parameters for evaluation and fine-tuning."""
 
-from clipjax.checkpoint.contract import check_contract, make_contract
+from clipjax.checkpoint.contract import (
+    check_contract,
+    has_key,
+    make_contract,
+    spec_of_contract,
+)
 from clipjax.checkpoint.manager import CheckpointManager, CheckpointSaveError
 from clipjax.checkpoint.manifest import DamagedCheckpointError, Manifest, read_manifest
 from clipjax.checkpoint.pretrained import (
@@ -26,6 +31,7 @@ __all__ = [
     "check_contract",
     "check_resume",
     "find_start",
+    "has_key",
     "load_model_state",
     "load_params",
     "load_pretrained",
@@ -33,4 +39,5 @@ __all__ = [
     "make_contract",
     "read_manifest",
     "resolve_checkpoint",
+    "spec_of_contract",
 ]

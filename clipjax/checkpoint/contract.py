@@ -30,6 +30,21 @@ def make_contract(spec: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> dict
     }
 
 
+def spec_of_contract(contract: Mapping[str, Any]) -> dict[str, Any]:
+    """Gives back the model spec that `make_contract` was given."""
+    parts = {name: contract[name] for name in ("preprocess", "logit_scale")}
+    return {**contract["model"], **parts}
+
+
+def has_key(node: Any, path: str) -> bool:
+    """Whether a nested mapping has a dotted key such as `model.image.activation`."""
+    for key in path.split("."):
+        if not isinstance(node, Mapping) or key not in node:
+            return False
+        node = node[key]
+    return True
+
+
 def check_contract(
     found: Mapping[str, Any], wanted: Mapping[str, Any], *, override: Iterable[str] = ()
 ) -> None:
@@ -46,7 +61,7 @@ def check_contract(
     override = tuple(override)
     found, wanted = to_plain(found), to_plain(wanted)
     for key in override:
-        if not (_has(found, key) or _has(wanted, key)):
+        if not (has_key(found, key) or has_key(wanted, key)):
             raise ValueError(
                 f"contract override {key!r} is no key of the contract; its keys are "
                 f"{', '.join(sorted(found.keys() | wanted.keys()))} and those below them"
@@ -63,11 +78,3 @@ def check_contract(
             + "\n".join(lines)
             + "\nUse the values of the checkpoint; to go on regardless, name the keys as overrides"
         )
-
-
-def _has(node: Any, path: str) -> bool:
-    for key in path.split("."):
-        if not isinstance(node, Mapping) or key not in node:
-            return False
-        node = node[key]
-    return True

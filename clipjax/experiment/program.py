@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from clipjax import partitioning
-from clipjax.checkpoint import read_manifest, resolve_checkpoint
+from clipjax.checkpoint import read_manifest, resolve_checkpoint, spec_of_contract
 from clipjax.config import merge, to_plain, validate
 from clipjax.losses import LOSSES, make_loss
 from clipjax.models import MODELS, build_model, resolve_spec
@@ -76,9 +76,8 @@ def model_spec(config: ConfigDict) -> dict[str, Any]:
             f"the model to start from; or name a row of the zoo: {', '.join(MODELS)}"
         )
     contract = read_manifest(resolve_checkpoint(config.init.checkpoint)).contract
-    base = {**contract["model"], **{k: contract[k] for k in ("preprocess", "logit_scale")}}
     del model["name"]
-    return resolve_spec(merge(base, model))
+    return resolve_spec(merge(spec_of_contract(contract), model))
 
 
 def build_program(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Program:

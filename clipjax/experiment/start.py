@@ -1,6 +1,6 @@
 """The parameters that a run starts from: config.init."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from absl import logging
@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from clipjax.checkpoint import (
     LoadReport,
     check_contract,
+    has_key,
     load_params,
     load_pretrained,
     read_manifest,
@@ -42,7 +43,10 @@ def make_load_init(
     check_contract(
         read_manifest(step_dir).contract,
         contract,
-        override=[*_existing(contract, FREE_IN_FINE_TUNING), *to_plain(init.override)],
+        override=[
+            *(key for key in FREE_IN_FINE_TUNING if has_key(contract, key)),
+            *to_plain(init.override),
+        ],
     )
     to_layout = stack_layers if config.scan_layers else unstack_layers
 
@@ -58,15 +62,3 @@ def make_load_init(
         )
 
     return load_init
-
-
-def _existing(contract: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
-    def has(key: str) -> bool:
-        node: Any = contract
-        for part in key.split("."):
-            if not isinstance(node, Mapping) or part not in node:
-                return False
-            node = node[part]
-        return True
-
-    return [key for key in keys if has(key)]
