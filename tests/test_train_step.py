@@ -219,3 +219,15 @@ def test_bfloat16_keeps_float32_parameters_and_loss():
     assert np.isfinite(losses).all()
     _, exact = run(build(tiny_config()), 2)
     np.testing.assert_allclose(losses, exact, rtol=2e-2)
+
+
+@pytest.mark.parametrize("projection", ["linear", "none"])
+def test_a_locked_image_tower_with_and_without_a_projection(projection):
+    config = tiny_config()
+    config.model.image_projection = projection
+    config.init.checkpoint, config.init.lock_image = "runs/any", True
+    report = build(config).report
+    states = {line.split()[0]: line for line in report.splitlines()[1:]}
+    for name, line in states.items():
+        assert line.endswith("frozen") is name.startswith("image"), line
+    assert ("image_projection/kernel" in states) is (projection == "linear")

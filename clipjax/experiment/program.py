@@ -23,7 +23,7 @@ from clipjax.train_step import make_train_step
 from clipjax.trees import flatten_with_names
 
 CHECKPOINT_MODEL = "checkpoint"
-IMAGE_TOWER = ("^image_encoder/", "^image_projection/")
+IMAGE_TOWER = ("^image_(encoder|projection)/",)  # one pattern: SigLIP has no image projection
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
