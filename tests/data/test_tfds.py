@@ -14,8 +14,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    # TFDS 4.9.10 imports this package when it prepares data, and does not require it.
-    pytest.importorskip("importlib_resources")
     import tensorflow_datasets as tfds
 
     class TinyPairs(tfds.core.GeneratorBasedBuilder):
