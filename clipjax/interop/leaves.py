@@ -1,0 +1,191 @@
+"""Which of their tensors a parameter is made of, and how: one table a family, read both ways.
+
+A family's table is a tuple of `Leaf`; its transforms are those below, or others made of them with
+`then`. All of them are views where numpy can give one: the copy is made once, at the end.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+Arrays = Sequence[np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Part of their tensor: parts `start` to `stop` of `parts` equal ones along its first axis.
+
+    For a tensor of theirs that several of our leaves share, such as a fused q, k, v of which we
+    keep q apart.
+    """
+
+    name: str
+    start: int
+    stop: int
+    parts: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """A parameter of ours and the tensors of theirs that it is made of.
+
+    Attributes:
+        name: our unrolled name without root, `image_encoder/transformer/block_3/mlp/fc/kernel` or
+            `logit_scale`; running statistics are `batch_stats/image_encoder/bn1/mean`.
+        theirs: names of their tensors, or `Rows` of them.
+        to_ours: makes our array of theirs.
+        to_theirs: makes theirs of ours, as many as `theirs`.
+    """
+
+    name: str
+    theirs: tuple[str | Rows, ...]
+    to_ours: Callable[[Arrays], np.ndarray]
+    to_theirs: Callable[[np.ndarray], tuple[np.ndarray, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """An invertible change of layout: `ours = to_ours(theirs)`, `theirs = to_theirs(ours)`."""
+
+    to_ours: Callable[[np.ndarray], np.ndarray]
+    to_theirs: Callable[[np.ndarray], np.ndarray]
+
+    def then(self, after: "Transform") -> "Transform":
+        """First this one, then `after`, on the way from theirs to ours."""
+        return Transform(
+            lambda x: after.to_ours(self.to_ours(x)), lambda x: self.to_theirs(after.to_theirs(x))
+        )
+
+
+def transpose(*axes: int) -> Transform:
+    """`ours = theirs.transpose(axes)`."""
+    inverse = tuple(int(i) for i in np.argsort(axes))
+    return Transform(lambda x: x.transpose(axes), lambda x: x.transpose(inverse))
+
+
+def reshape(theirs: tuple[int, ...], ours: tuple[int, ...]) -> Transform:
+    """Another shape of the same elements; both shapes whole, without -1."""
+    return Transform(lambda x: x.reshape(ours), lambda x: x.reshape(theirs))
+
+
+IDENTITY = Transform(lambda x: x, lambda x: x)
+LINEAR = transpose(1, 0)  # [out, in] <-> kernel [in, out]
+CONV = transpose(2, 3, 1, 0)  # OIHW <-> HWIO
+SCALAR = reshape((1,), ())  # a scalar that they keep as [1]
+
+
+def _drop(axes: tuple[int, ...]) -> Transform:
+    return Transform(lambda x: np.squeeze(x, axes), lambda x: np.expand_dims(x, axes))
+
+
+def drop_axes(*axes: int) -> Transform:
+    """Axes of size 1 that they have and we do not; `axes` are those of their array."""
+    return _drop(axes)
+
+
+def add_axes(*axes: int) -> Transform:
+    """Axes of size 1 that we have and they do not; `axes` are those of our array."""
+    inverse = _drop(axes)
+    return Transform(inverse.to_theirs, inverse.to_ours)
+
+
+def split_kernel(num_heads: int) -> Transform:
+    """A layer into heads: [heads * head_dim, width] <-> [width, heads, head_dim]."""
+    return LINEAR.then(
+        Transform(
+            lambda x: x.reshape(x.shape[0], num_heads, -1), lambda x: x.reshape(x.shape[0], -1)
+        )
+    )
+
+
+def split_bias(num_heads: int) -> Transform:
+    """The bias of a layer into heads: [heads * head_dim] <-> [heads, head_dim]."""
+    return Transform(lambda x: x.reshape(num_heads, -1), lambda x: x.reshape(-1))
+
+
+def merge_kernel(num_heads: int) -> Transform:
+    """A layer out of heads: [width, heads * head_dim] <-> [heads, head_dim, width]."""
+    return LINEAR.then(
+        Transform(
+            lambda x: x.reshape(num_heads, -1, x.shape[-1]), lambda x: x.reshape(-1, x.shape[-1])
+        )
+    )
+
+
+def fused_kernel(num_heads: int, parts: int = 3) -> Transform:
+    """[parts * heads * head_dim, width] <-> [width, parts, heads, head_dim]: q, k, v or k, v."""
+    return Transform(
+        lambda x: x.reshape(parts, num_heads, -1, x.shape[-1]).transpose(3, 0, 1, 2),
+        lambda x: x.transpose(1, 2, 3, 0).reshape(-1, x.shape[0]),
+    )
+
+
+def fused_bias(num_heads: int, parts: int = 3) -> Transform:
+    """[parts * heads * head_dim] <-> [parts, heads, head_dim]."""
+    return Transform(lambda x: x.reshape(parts, num_heads, -1), lambda x: x.reshape(-1))
+
+
+def leaf(name: str, theirs: str | Rows, transform: Transform = IDENTITY) -> Leaf:
+    """A leaf that is one tensor of theirs."""
+    return Leaf(
+        name,
+        (theirs,),
+        lambda arrays: transform.to_ours(arrays[0]),
+        lambda array: (transform.to_theirs(array),),
+    )
+
+
+def joined_leaf(
+    name: str, theirs: Sequence[str | Rows], axis: int, each: Transform = IDENTITY
+) -> Leaf:
+    """A leaf that stacks several tensors of theirs, such as q, k, v.
+
+    Args:
+        name: ours.
+        theirs: in the order of the stack.
+        axis: of our array, along which they lie; 1 in a qkv kernel, 0 in its bias.
+        each: from one of theirs to its part of ours.
+    """
+    return Leaf(
+        name,
+        tuple(theirs),
+        lambda arrays: np.stack([each.to_ours(x) for x in arrays], axis=axis),
+        lambda array: tuple(each.to_theirs(x) for x in np.moveaxis(array, axis, 0)),
+    )
+
+
+def qkv_kernel_leaf(name: str, theirs: Sequence[str | Rows], num_heads: int) -> Leaf:
+    """[heads * head_dim, width] of q, k, v (or k, v) <-> [width, 3, heads, head_dim]."""
+    return joined_leaf(name, theirs, 1, split_kernel(num_heads))
+
+
+def qkv_bias_leaf(name: str, theirs: Sequence[str | Rows], num_heads: int) -> Leaf:
+    """[heads * head_dim] of q, k, v (or k, v) <-> [3, heads, head_dim]."""
+    return joined_leaf(name, theirs, 0, split_bias(num_heads))
+
+
+def their_shapes(entry: Leaf, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """The shapes that a leaf's transform gives theirs, from our shape alone."""
+    # One element seen through zero strides: the transforms' views cost no memory.
+    dummy = np.broadcast_to(np.zeros((), np.float32), shape)
+    return tuple(x.shape for x in entry.to_theirs(dummy))
+
+
+def names_of_theirs(leaves: Sequence[Leaf]) -> set[str]:
+    """Names of all tensors of theirs that a table uses."""
+    return {x if isinstance(x, str) else x.name for entry in leaves for x in entry.theirs}
+
+
+def by_name(leaves: Sequence[Leaf]) -> Mapping[str, Leaf]:
+    """The table by our names.
+
+    Raises:
+        ValueError: a name stands twice.
+    """
+    table = {entry.name: entry for entry in leaves}
+    if len(table) != len(leaves):
+        names = [entry.name for entry in leaves]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"leaves that stand twice in the table: {', '.join(twice)}")
+    return table

@@ -1,0 +1,42 @@
+"""Shapes of a model's leaves by our names, from its spec alone."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from clipjax.models import build_model
+from clipjax.trees import flatten_with_names
+
+STACK = re.compile(r"^(.*/)blocks/(.*)$")
+Shapes = dict[str, tuple[int, ...]]
+
+
+def stacked_shapes(spec: Mapping[str, Any]) -> Shapes:
+    """Shapes as training lays the leaves out, `params/.../blocks/...`; nothing is allocated."""
+    model = build_model(spec)
+    size, length = spec["image_size"], spec["text"]["context_length"]
+    variables = jax.eval_shape(
+        lambda key: model.init(
+            key, jnp.zeros((1, size, size, 3)), jnp.zeros((1, length), jnp.int32)
+        ),
+        jax.random.key(0),
+    )
+    return {name: leaf.shape for name, leaf in flatten_with_names(nn.unbox(variables))}
+
+
+def expected_shapes(spec: Mapping[str, Any]) -> Shapes:
+    """Shapes of all leaves by our unrolled names without root; nothing is allocated."""
+    shapes: Shapes = {}
+    for name, shape in stacked_shapes(spec).items():
+        name = name.removeprefix("params/")
+        match = STACK.match(name)
+        if match is None:
+            shapes[name] = shape
+            continue
+        for i in range(shape[0]):
+            shapes[f"{match[1]}block_{i}/{match[2]}"] = shape[1:]
+    return shapes

@@ -1,0 +1,77 @@
+"""Tensors of a file that are read one at a time, so that no file need fit in memory."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+
+class WeightFileError(ValueError):
+    """A file of weights is damaged, foreign, refused, or does not hold what it must."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LazyTensor:
+    """A tensor that is read when it is asked for.
+
+    Attributes:
+        shape: of the array that `read` returns.
+        dtype: likewise; `ml_dtypes.bfloat16` included.
+        read: reads this tensor now, as a C-contiguous array of the caller's own; nothing is kept.
+        read_rows: `(start, stop)` reads that range of the first axis, where the file can do so
+            without reading the rest; use `rows`.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+    read_rows: Callable[[int, int], np.ndarray] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the array."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Reads `array[start:stop]`."""
+        if self.read_rows is not None:
+            return self.read_rows(start, stop)
+        return np.array(self.read()[start:stop], order="C")
+
+    def row(self, index: int) -> "LazyTensor":
+        """The tensor `array[index]`, for files that stack what we keep apart."""
+        return LazyTensor(self.shape[1:], self.dtype, lambda: self.rows(index, index + 1)[0])
+
+    def astype(self, dtype: Any) -> "LazyTensor":
+        """The same tensor, converted on read."""
+        dtype = np.dtype(dtype)
+        if dtype == self.dtype:
+            return self
+        return LazyTensor(
+            self.shape,
+            dtype,
+            lambda: self.read().astype(dtype),
+            lambda start, stop: self.rows(start, stop).astype(dtype),
+        )
+
+
+def of_array(array: np.ndarray) -> LazyTensor:
+    """Makes the LazyTensor of an array in memory."""
+    array = np.asarray(array)
+    return LazyTensor(array.shape, array.dtype, lambda: np.array(array, order="C"))
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightFile:
+    """What a file of weights holds.
+
+    Attributes:
+        tensors: by their names in the file.
+        kind: of the file.
+        metadata: strings and numbers that the file holds beside the tensors.
+    """
+
+    tensors: Mapping[str, LazyTensor]
+    kind: Literal["safetensors", "torch", "npz"]
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -1,0 +1,177 @@
+"""A model's weights on their way between formats, and the check that they are whole."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipjax.interop.leaves import Leaf, Rows, by_name, names_of_theirs, their_shapes
+from clipjax.interop.shapes import expected_shapes
+from clipjax.interop.tensors import LazyTensor, WeightFileError
+
+MAX_LISTED = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Hints:
+    """What a person says about a file, for what the file cannot say itself.
+
+    Attributes:
+        model: a name of the zoo, `--model`.
+        activation: `--activation`: quick_gelu | gelu | gelu_tanh.
+    """
+
+    model: str | None = None
+    activation: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """A model: its spec and its leaves.
+
+    Attributes:
+        spec: whole model spec.
+        leaves: by our unrolled names without root (`batch_stats/...` for running statistics), in
+            our layout, float32.
+        tokenizer_files: files that the spec's tokenizer needs, by their name in the spec.
+        source: what they were read from: format and path.
+        ignored: names of their tensors that are no parameters, such as position_ids.
+    """
+
+    spec: dict[str, Any]
+    leaves: Mapping[str, LazyTensor]
+    tokenizer_files: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+    source: str = ""
+    ignored: tuple[str, ...] = ()
+
+
+def convert(
+    leaves: Sequence[Leaf],
+    tensors: Mapping[str, LazyTensor],
+    spec: Mapping[str, Any],
+    *,
+    ignored: Callable[[str], bool] = lambda name: False,
+    where: str = "the file",
+) -> dict[str, LazyTensor]:
+    """Gives our leaves of their tensors, after checking that each is there and has its shape.
+
+    Args:
+        leaves: the family's table of the spec.
+        tensors: of the file.
+        spec: whole model spec.
+        ignored: whether a tensor of that name is no parameter.
+        where: the file, for the message.
+
+    Returns:
+        Our leaves, float32 on read.
+
+    Raises:
+        WeightFileError: lists the missing, the left-over and the mis-shaped tensors.
+        ValueError: the table is not that of the spec.
+    """
+    wanted = expected_shapes(spec)
+    table = by_name(leaves)
+    if table.keys() != wanted.keys():
+        raise ValueError(
+            f"the table of leaves is not that of the model {spec.get('name')!r}: without a row "
+            f"{_some(wanted.keys() - table.keys())}; no parameter {_some(table.keys() - wanted)}"
+        )
+    used = names_of_theirs(leaves)
+    missing = used - tensors.keys()
+    left_over = {name for name in tensors.keys() - used if not ignored(name)}
+    shapes = _wrong_shapes(leaves, tensors, wanted)
+    if missing or left_over or shapes:
+        lines = [f"{where} does not hold the weights of {spec.get('name')!r}:"]
+        lines += [f"  missing: {_some(missing)}"] if missing else []
+        lines += [f"  of no use: {_some(left_over)}"] if left_over else []
+        lines += [f"  {line}" for line in shapes[:MAX_LISTED]]
+        lines += [f"  and {len(shapes) - MAX_LISTED} more"] if len(shapes) > MAX_LISTED else []
+        raise WeightFileError("\n".join(lines))
+    return {x.name: _ours(x, tensors, wanted[x.name]) for x in leaves}
+
+
+def export(leaves: Sequence[Leaf], ours: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Gives their tensors of our leaves, float32: the way back of `convert`.
+
+    Raises:
+        ValueError: the table is not that of these leaves.
+    """
+    table = by_name(leaves)
+    if table.keys() != ours.keys():
+        raise ValueError(
+            f"the table of leaves does not fit: without a row {_some(ours.keys() - table.keys())}; "
+            f"no parameter {_some(table.keys() - ours.keys())}"
+        )
+    parts: dict[str, list[tuple[int, LazyTensor]]] = {}
+    for entry in leaves:
+        tensor = ours[entry.name]
+        for i, shape in enumerate(their_shapes(entry, tensor.shape)):
+            theirs = entry.theirs[i]
+            name, start = (theirs, 0) if isinstance(theirs, str) else (theirs.name, theirs.start)
+            parts.setdefault(name, []).append((start, _theirs(entry, i, tensor, shape)))
+    return {name: _concatenated([x for _, x in sorted(p, key=_first)]) for name, p in parts.items()}
+
+
+def _first(pair: tuple[int, LazyTensor]) -> int:
+    return pair[0]
+
+
+def _some(names: Any) -> str:
+    names = sorted(names)
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return (", ".join(names[:MAX_LISTED]) or "none") + more
+
+
+def _wrong_shapes(
+    leaves: Sequence[Leaf],
+    tensors: Mapping[str, LazyTensor],
+    wanted: Mapping[str, tuple[int, ...]],
+) -> list[str]:
+    lines = []
+    for entry in leaves:
+        shapes = their_shapes(entry, wanted[entry.name])
+        for theirs, shape in zip(entry.theirs, shapes, strict=True):
+            name = theirs
+            if isinstance(theirs, Rows):
+                name, rows = theirs.name, shape[0] * theirs.parts
+                shape = (rows // (theirs.stop - theirs.start), *shape[1:])
+            if name in tensors and tensors[name].shape != shape:
+                lines.append(f"{name} has shape {tensors[name].shape}, the model takes {shape}")
+    return lines
+
+
+def _ours(entry: Leaf, tensors: Mapping[str, LazyTensor], shape: tuple[int, ...]) -> LazyTensor:
+    def read_one(theirs: str | Rows) -> np.ndarray:
+        if isinstance(theirs, str):
+            return tensors[theirs].read()
+        tensor = tensors[theirs.name]
+        size = tensor.shape[0] // theirs.parts
+        return tensor.rows(theirs.start * size, theirs.stop * size)
+
+    def read() -> np.ndarray:
+        value = entry.to_ours([read_one(x) for x in entry.theirs])
+        return _own(value)
+
+    return LazyTensor(shape, np.dtype(np.float32), read)
+
+
+def _theirs(entry: Leaf, index: int, ours: LazyTensor, shape: tuple[int, ...]) -> LazyTensor:
+    return LazyTensor(
+        shape, np.dtype(np.float32), lambda: _own(entry.to_theirs(ours.read())[index])
+    )
+
+
+def _concatenated(parts: list[LazyTensor]) -> LazyTensor:
+    if len(parts) == 1:
+        return parts[0]
+    shape = (sum(x.shape[0] for x in parts), *parts[0].shape[1:])
+    return LazyTensor(
+        shape, np.dtype(np.float32), lambda: np.concatenate([x.read() for x in parts])
+    )
+
+
+def _own(value: np.ndarray) -> np.ndarray:
+    # np.ascontiguousarray would turn a scalar into [1].
+    return np.asarray(value, np.float32, order="C")
