@@ -193,9 +193,17 @@ class Transformer(nn.Module):
         *,
         example_ids: Int[Array, " batch"] | None = None,
         train: bool = False,
-        keep_hidden: bool = False,
-    ) -> tuple[Float[Array, "batch length width"], Float[Array, "depth batch length width"] | None]:
-        """Returns the output, and the output of every block where `keep_hidden` asks for it."""
+        keep_hidden: bool | int = False,
+    ) -> tuple[Float[Array, "batch length width"], Float[Array, "... batch length width"] | None]:
+        """Returns the output, and what `keep_hidden` asks for.
+
+        True asks for the output of every block, `[depth, batch, length, width]`; a number from 1 to
+        the depth for the output of that block, `[batch, length, width]`: a large tower's whole
+        stack would not fit.
+        """
+        keeps_one = not isinstance(keep_hidden, bool)
+        if keeps_one and not 1 <= keep_hidden <= self.depth:
+            raise ValueError(f"keep_hidden = {keep_hidden}: the blocks are 1 to {self.depth}")
         block_class: Any = Block
         if self.remat != "none":
             # Common subexpressions inside a scan's body are not merged across iterations, so the
@@ -222,17 +230,30 @@ class Transformer(nn.Module):
             for i in range(self.depth):
                 x = block_class(**fields, name=f"block_{i}")(x, mask, example_ids, train)
                 hidden.append(x)
+            if keeps_one:
+                return x, hidden[keep_hidden - 1]
             return x, jnp.stack(hidden) if keep_hidden else None
 
         def body(block: Any, carry: jax.Array, _: None) -> tuple[jax.Array, jax.Array | None]:
             carry = block(carry, mask, example_ids, train)
             return carry, carry if keep_hidden else None
 
-        scanned = nn.scan(
-            body,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            length=self.depth,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )
-        return scanned(block_class(**fields, name="blocks"), x, None)
+        def body_keeping_one(block: Any, carry: tuple, number: jax.Array) -> tuple[tuple, None]:
+            x, kept = carry
+            x = block(x, mask, example_ids, train)
+            return (x, jnp.where(number == keep_hidden, x, kept)), None
+
+        def scanned(body: Any) -> Any:
+            return nn.scan(
+                body,
+                variable_axes={"params": 0},
+                split_rngs={"params": True, "dropout": True},
+                length=self.depth,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )
+
+        blocks = block_class(**fields, name="blocks")
+        if keeps_one:
+            numbers = jnp.arange(1, self.depth + 1)
+            return scanned(body_keeping_one)(blocks, (x, jnp.zeros_like(x)), numbers)[0]
+        return scanned(body)(blocks, x, None)

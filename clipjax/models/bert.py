@@ -72,7 +72,7 @@ class Bert(nn.Module):
         *,
         train: bool = False,
         example_ids: jax.Array | None = None,
-        keep_hidden: bool = False,
+        keep_hidden: bool | int = False,
     ) -> TextFeatures:
         """Encodes token ids [batch, context_length] of int32."""
         if tokens.shape[1] != self.context_length:

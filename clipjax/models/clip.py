@@ -126,12 +126,14 @@ class CLIP(nn.Module):
             )
         return nn.with_logical_constraint(l2_normalise(pooled), ("batch", None))
 
-    def image_features(self, images: jax.Array, *, keep_hidden: bool = False) -> ImageFeatures:
-        """Returns the image tower's features, before the projection."""
+    def image_features(
+        self, images: jax.Array, *, keep_hidden: bool | int = False
+    ) -> ImageFeatures:
+        """Returns the image tower's features, before the projection; see ImageFeatures."""
         return self.image_encoder(images, keep_hidden=keep_hidden)
 
-    def text_features(self, tokens: jax.Array, *, keep_hidden: bool = False) -> TextFeatures:
-        """Returns the text tower's features, before the projection."""
+    def text_features(self, tokens: jax.Array, *, keep_hidden: bool | int = False) -> TextFeatures:
+        """Returns the text tower's features, before the projection; see TextFeatures."""
         return self.text_encoder(tokens, keep_hidden=keep_hidden)
 
 

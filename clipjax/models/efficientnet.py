@@ -84,7 +84,7 @@ class EfficientNet(nn.Module):
         *,
         train: bool = False,
         example_ids: jax.Array | None = None,
-        keep_hidden: bool = False,
+        keep_hidden: bool | int = False,
     ) -> ImageFeatures:
         """Encodes normalised images [batch, height, width, 3]; `hidden` is one map a stage."""
         if images.shape[1:] != (self.image_size, self.image_size, 3):

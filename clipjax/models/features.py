@@ -11,7 +11,9 @@ class ImageFeatures(NamedTuple):
     Attributes:
         pooled: [batch, width].
         tokens: [batch, positions, width], before pooling.
-        hidden: [depth, batch, positions, width] where asked for, else None.
+        hidden: None; with `keep_hidden=True` the output of every block, [depth, batch, positions,
+            width]; with `keep_hidden=k` that of block k (from 1) alone. Convolutional towers give
+            a tuple of one map [batch, height, width, channels] a stage instead, for any of these.
     """
 
     pooled: jax.Array
@@ -25,7 +27,8 @@ class TextFeatures(NamedTuple):
     Attributes:
         pooled: [batch, width].
         tokens: [batch, length, width], after the final normalisation.
-        hidden: [depth, batch, length, width] where asked for, else None.
+        hidden: None; with `keep_hidden=True` the output of every block, [depth, batch, length,
+            width]; with `keep_hidden=k` that of block k (from 1) alone.
     """
 
     pooled: jax.Array

@@ -65,7 +65,7 @@ class ModifiedResNet(nn.Module):
         *,
         train: bool = False,
         example_ids: jax.Array | None = None,
-        keep_hidden: bool = False,
+        keep_hidden: bool | int = False,
     ) -> ImageFeatures:
         """Encodes normalised images [batch, height, width, 3]; `hidden` is one map a stage."""
         del example_ids  # nothing is drawn

@@ -32,6 +32,8 @@ class TextTransformer(nn.Module):
             (the last position, often padding) or `mean` (over the tokens up to the end of text).
         init_name: of the blocks, a name of BLOCK_INITS: openai_text or xavier (big_vision).
         dropout: rate of the residual branches, when training.
+        table_length: rows of the position table, of which the first `context_length` are used (a
+            stage of training on shorter texts). None: `context_length`.
     """
 
     vocab_size: int
@@ -45,6 +47,7 @@ class TextTransformer(nn.Module):
     pooling: str = "eot"
     init_name: str = "openai_text"
     dropout: float = 0.0
+    table_length: int | None = None
     dtype: Any = jnp.float32
     scan_layers: bool = True
     remat: str = "none"
@@ -58,6 +61,11 @@ class TextTransformer(nn.Module):
             raise ValueError(f"text pooling {self.pooling!r}: allowed are eot, last, mean")
         if self.width % self.num_heads:
             raise ValueError(f"text width {self.width} does not divide by {self.num_heads} heads")
+        if self.table_length is not None and self.table_length < self.context_length:
+            raise ValueError(
+                f"context_length = {self.context_length} exceeds the {self.table_length} rows of "
+                "the position table"
+            )
 
     @nn.compact
     def __call__(
@@ -66,7 +74,7 @@ class TextTransformer(nn.Module):
         *,
         train: bool = False,
         example_ids: jax.Array | None = None,
-        keep_hidden: bool = False,
+        keep_hidden: bool | int = False,
     ) -> TextFeatures:
         """Encodes token ids [batch, context_length] of int32."""
         if tokens.shape[1] != self.context_length:
@@ -86,10 +94,10 @@ class TextTransformer(nn.Module):
             nn.with_logical_partitioning(
                 nn.initializers.normal(position_deviation), ("position", "embed")
             ),
-            (self.context_length, self.width),
+            (self.table_length or self.context_length, self.width),
             jnp.float32,
         )
-        x = (embedding[tokens] + positions).astype(self.dtype)
+        x = (embedding[tokens] + positions[: self.context_length]).astype(self.dtype)
         mask = None
         if self.causal:
             mask = jnp.tril(jnp.ones((self.context_length, self.context_length), bool))[None, None]

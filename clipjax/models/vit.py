@@ -10,7 +10,7 @@ from clipjax.layers.attention_pool import MapHead
 from clipjax.layers.dropout import uniform_per_example
 from clipjax.layers.initializers import uniform
 from clipjax.layers.normalization import LayerNorm
-from clipjax.layers.position_embeddings import sincos_2d
+from clipjax.layers.position_embeddings import resize_grid, sincos_2d
 from clipjax.layers.transformer import Transformer
 from clipjax.models.features import ImageFeatures
 
@@ -41,6 +41,9 @@ class VisionTransformer(nn.Module):
         patch_dropout: fraction of the patches left out of each training example, drawn anew each
             step (FLIP, arXiv:2212.00794).
         dropout: rate of the residual branches, when training.
+        table_image_size: pixels of a side that the learned positions belong to, where that is not
+            `image_size`: they are resized as they are used, and the gradient goes through (a stage
+            of training on smaller images). None: `image_size`.
     """
 
     image_size: int
@@ -58,6 +61,7 @@ class VisionTransformer(nn.Module):
     init_name: str = "torch"
     patch_dropout: float = 0.0
     dropout: float = 0.0
+    table_image_size: int | None = None
     dtype: Any = jnp.float32
     scan_layers: bool = True
     remat: str = "none"
@@ -83,7 +87,7 @@ class VisionTransformer(nn.Module):
         *,
         train: bool = False,
         example_ids: jax.Array | None = None,
-        keep_hidden: bool = False,
+        keep_hidden: bool | int = False,
     ) -> ImageFeatures:
         """Encodes normalised images [batch, height, width, 3]."""
         x = self._embed_patches(images)
@@ -164,16 +168,20 @@ class VisionTransformer(nn.Module):
         return jnp.concatenate([class_tokens, x], axis=1)
 
     def _positions(self, length: int, num_patches: int) -> jax.Array:
+        grid, num_extra = self.image_size // self.patch_size, length - num_patches
         if self.positions == "sincos2d":
-            fixed = sincos_2d(self.image_size // self.patch_size, self.width)
-            return jnp.pad(fixed, ((length - num_patches, 0), (0, 0)))
+            return jnp.pad(sincos_2d(grid, self.width), ((num_extra, 0), (0, 0)))
+        table_grid = (self.table_image_size or self.image_size) // self.patch_size
         init = nn.initializers.normal(self.width**-0.5)
-        return self.param(
+        table = self.param(
             "position_embedding",
             nn.with_logical_partitioning(init, ("position", "embed")),
-            (length, self.width),
+            (num_extra + table_grid**2, self.width),
             jnp.float32,
         )
+        if table_grid == grid:
+            return table
+        return resize_grid(table, (grid, grid), num_extra=num_extra)
 
     def _drop_patches(
         self, x: jax.Array, num_patches: int, example_ids: jax.Array | None

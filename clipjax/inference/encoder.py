@@ -1,7 +1,7 @@
-"""Using a trained model on one's own pictures and texts; a checkpoint is all it takes."""
+"""The encoder: embeddings, tokens and probabilities of images and texts."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,34 +20,22 @@ from clipjax.checkpoint import (
     spec_of_contract,
 )
 from clipjax.data.preprocess import Preprocess
-from clipjax.evals.encoding import EncodeFn, RowLayout, embed_fn, make_encode_fns, place_params
+from clipjax.evals.encoding import embed_fn, make_encode_fns, place_params
 from clipjax.evals.templates import fill_template, load_templates
+from clipjax.inference.buckets import RunFn, run_in_buckets
+from clipjax.inference.tokens import (
+    check_final_norm,
+    count_layers,
+    layer_number,
+    make_tokens_fn,
+)
 from clipjax.models import build_model
 from clipjax.models.layers_layout import stack_layers
-from clipjax.partitioning import make_mesh, num_batch_shards
+from clipjax.partitioning import batch_sharding, make_mesh
 from clipjax.tokenizers import Tokenizer, make_tokenizer
-
-__all__ = ["Encoder", "ImageLike", "bucket_size"]
 
 # A path, encoded bytes, a Pillow image, or a uint8 array [height, width, 3 or 4].
 ImageLike = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
-
-
-def bucket_size(num_rows: int, shards: int, max_batch: int) -> int:
-    """Rounds a number of rows up to `shards` times a power of two, so that few sizes compile.
-
-    Args:
-        num_rows: rows to encode, at least 1.
-        shards: devices that share the rows.
-        max_batch: a bucket that reaches it is the largest.
-
-    Returns:
-        Rows of the padded batch; fewer than `num_rows` if several batches are needed.
-    """
-    size = shards
-    while size < min(num_rows, max_batch):
-        size *= 2
-    return size
 
 
 class Encoder:
@@ -95,9 +83,11 @@ class Encoder:
             resize=preprocess["resize"],
             interpolation=preprocess["interpolation"],
         )
-        model = build_model(spec, dtype=dtype)
-        self.encode_fns = make_encode_fns(model, preprocess, dtype=dtype)
+        self._model = build_model(spec, dtype=dtype)
+        self._dtype = dtype
+        self.encode_fns = make_encode_fns(self._model, preprocess, dtype=dtype)
         self._batch_size = batch_size
+        self._tokens_fns: dict[tuple[Any, ...], RunFn] = {}
 
     @classmethod
     def from_checkpoint(cls, path: str | os.PathLike[str], **options: Any) -> "Encoder":
@@ -135,14 +125,8 @@ class Encoder:
         Raises:
             ValueError: a file is missing or an image does not decode; the message names it.
         """
-        if isinstance(images, (str, bytes, os.PathLike, Image.Image)):
-            raise ValueError("encode_image takes a list of images; put the one image in a list")
-        with ThreadPoolExecutor(max_workers=4) as pool:
-
-            def read(chunk: list[tuple[int, ImageLike]]) -> np.ndarray:
-                return np.stack(list(pool.map(self._read, *zip(*chunk, strict=True))))
-
-            return self._encode(self.encode_fns.image, list(enumerate(images)), read)
+        run = embed_fn(self.encode_fns.image, self.mesh)
+        return self._run_images(run, images, "encode_image")
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         """Embeds texts.
@@ -156,9 +140,53 @@ class Encoder:
         Raises:
             ValueError: a single string, or an entry that is no string.
         """
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"encode_text takes a list of strings, not {texts!r:.80}")
-        return self._encode(self.encode_fns.text, list(texts), self.tokenizer)
+        run = embed_fn(self.encode_fns.text, self.mesh)
+        return self._run_texts(run, texts, "encode_text")
+
+    def image_tokens(
+        self, images: Iterable[ImageLike], layer: int | None = None, *, final_norm: bool = False
+    ) -> np.ndarray:
+        """Gives the image tower's tokens, as vision-language models take them.
+
+        With a class token it comes first and the patches follow row by row: `tokens[:, 1:]` are
+        the patches (LLaVA takes those of layer -2). Models without one (SigLIP) give patches only.
+
+        Args:
+            images: as for `encode_image`.
+            layer: None for the last tokens, those that the tower pools (SigLIP: after the final
+                norm, OpenAI's: before it); else the output of a block, 1 to the depth, or -1 for
+                the last and -2 for the last but one, as `hidden_states` of transformers counts.
+                For a ResNet the output of a stage, its map row by row.
+            final_norm: apply the tower's final layer norm to that layer.
+
+        Returns:
+            `[n, positions, width]`, float32.
+
+        Raises:
+            ValueError: no such layer, a tower without a final norm, or a bad image.
+        """
+        run = self._tokens_fn("image", layer, final_norm)
+        return self._run_images(run, images, "image_tokens")
+
+    def text_tokens(
+        self, texts: Sequence[str], layer: int | None = None, *, final_norm: bool = False
+    ) -> np.ndarray:
+        """Gives the text tower's tokens, padding included, as diffusion models take them.
+
+        Args:
+            texts: n strings.
+            layer: None for the last tokens, after the final norm; else as for `image_tokens`.
+                Stable Diffusion 1 with "clip skip 2" is `layer=-2, final_norm=True`; Stable
+                Diffusion XL is `layer=-2`.
+            final_norm: apply the tower's final layer norm to that layer.
+
+        Returns:
+            `[n, length, width]`, float32.
+
+        Raises:
+            ValueError: no such layer, a tower without a final norm, or not a list of strings.
+        """
+        return self._run_texts(self._tokens_fn("text", layer, final_norm), texts, "text_tokens")
 
     def classify(
         self,
@@ -215,20 +243,56 @@ class Encoder:
         embeds = self.encode_text(texts).reshape(len(labels), len(templates), -1).mean(axis=1)
         return embeds / np.linalg.norm(embeds, axis=1, keepdims=True)
 
-    def _encode(
-        self, encode_fn: EncodeFn, items: list[Any], read: Callable[[list[Any]], np.ndarray]
-    ) -> np.ndarray:
-        shards = num_batch_shards(self.mesh)
-        bucket = bucket_size(len(items), shards, self._batch_size)
-        embed = embed_fn(encode_fn, self.mesh)
-        found = []
-        for start in range(0, len(items), bucket):
-            rows = np.asarray(read(items[start : start + bucket]))
-            layout = RowLayout(self.mesh, bucket_size(len(rows), shards, bucket), bucket)
-            # Padding repeats a real row, so that it is finite in any model.
-            padded = rows[np.minimum(np.arange(layout.batch_size), len(rows) - 1)]
-            found.append(jax.device_get(embed(self.params, layout.to_device(padded)))[: len(rows)])
-        return np.concatenate(found) if found else np.zeros((0, self.spec["embed_dim"]), np.float32)
+    def _tokens_fn(self, tower: str, layer: int | None, final_norm: bool) -> RunFn:
+        key = (tower, layer, final_norm)
+        if key not in self._tokens_fns:
+            number = None
+            if layer is not None:
+                depth = count_layers(self._model, tower, self.params, self._blank(tower))
+                number = layer_number(layer, depth, tower)
+            if final_norm:
+                check_final_norm(tower, number, self.params)
+            tokens = make_tokens_fn(
+                self._model,
+                tower,
+                number,
+                final_norm=final_norm,
+                preprocess=self.spec["preprocess"],
+                dtype=self._dtype,
+            )
+            self._tokens_fns[key] = jax.jit(tokens, out_shardings=batch_sharding(self.mesh))
+        return self._tokens_fns[key]
+
+    def _blank(self, tower: str) -> np.ndarray:
+        if tower == "text":
+            return np.zeros(self.spec["text"]["context_length"], np.int32)
+        return np.zeros((self.preprocess.size, self.preprocess.size, 3), np.uint8)
+
+    def _run_images(self, run: RunFn, images: Iterable[ImageLike], caller: str) -> np.ndarray:
+        if isinstance(images, (str, bytes, os.PathLike, Image.Image)):
+            raise ValueError(f"{caller} takes a list of images; put the one image in a list")
+        with ThreadPoolExecutor(max_workers=4) as pool:
+
+            def read(chunk: Sequence[tuple[int, ImageLike]]) -> np.ndarray:
+                return np.stack(list(pool.map(self._read, *zip(*chunk, strict=True))))
+
+            return self._run(run, list(enumerate(images)), read, "image")
+
+    def _run_texts(self, run: RunFn, texts: Sequence[str], caller: str) -> np.ndarray:
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"{caller} takes a list of strings, not {texts!r:.80}")
+        return self._run(run, list(texts), self.tokenizer, "text")
+
+    def _run(self, run: RunFn, items: list[Any], read: Any, tower: str) -> np.ndarray:
+        return run_in_buckets(
+            run,
+            self.params,
+            items,
+            read,
+            mesh=self.mesh,
+            max_batch=self._batch_size,
+            blank=self._blank(tower),
+        )
 
     def _read(self, number: int, image: ImageLike) -> np.ndarray:
         name = f"image {number}"

@@ -7,7 +7,8 @@ from flax import linen as nn
 from PIL import Image
 
 from clipjax.checkpoint import CheckpointManager, make_contract
-from clipjax.inference import Encoder, bucket_size
+from clipjax.inference import Encoder
+from clipjax.inference.buckets import bucket_size
 from clipjax.models import build_model
 from clipjax.models.images import normalise_images
 from clipjax.models.layers_layout import stack_layers, unstack_layers

@@ -1,0 +1,110 @@
+"""A tower's tokens: the last ones, or those after any of its blocks."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clipjax.array_types import PyTree
+from clipjax.layers.normalization import LayerNorm
+from clipjax.models.images import normalise_images
+
+_FINAL_NORMS = {"image": "ln_post", "text": "ln_final"}
+
+
+def count_layers(model: Any, tower: str, params: PyTree, row: np.ndarray) -> int:
+    """Counts the layers whose output a tower can give: blocks, or stages of a ResNet.
+
+    Args:
+        model: a CLIP module.
+        tower: image | text.
+        params: parameters or variables, of which only shapes are read.
+        row: one row that the tower takes, uint8 `[height, width, 3]` or int32 `[length]`.
+
+    Raises:
+        ValueError: the encoder keeps none.
+    """
+    dtype = jnp.float32 if tower == "image" else jnp.int32
+
+    def hidden(params: PyTree) -> Any:
+        rows = jnp.zeros((1, *row.shape), dtype)
+        return _features(model, tower, params, rows, keep_hidden=True).hidden
+
+    found = jax.eval_shape(hidden, params)
+    if found is None:
+        raise ValueError(f"this {tower} encoder keeps no hidden layers; use layer=None")
+    return len(found) if isinstance(found, tuple) else found.shape[0]
+
+
+def layer_number(layer: int, num_layers: int, tower: str) -> int:
+    """Turns `layer`, which may count from the end, to 1, 2, ... `num_layers`.
+
+    Raises:
+        ValueError: there is no such layer.
+    """
+    number = layer + 1 + num_layers if layer < 0 else layer
+    if not 1 <= number <= num_layers:
+        raise ValueError(
+            f"layer = {layer}: this {tower} tower has the layers 1 to {num_layers} "
+            f"(or -{num_layers} to -1, counted from the last)"
+        )
+    return number
+
+
+def make_tokens_fn(
+    model: Any,
+    tower: str,
+    number: int | None,
+    *,
+    final_norm: bool,
+    preprocess: dict[str, Any],
+    dtype: str,
+) -> Callable[[PyTree, jax.Array], jax.Array]:
+    """Makes the function (params, rows) -> tokens `[batch, positions, width]`, float32.
+
+    Args:
+        model: a CLIP module.
+        tower: image | text.
+        number: of the layer, from 1; None for the tower's last tokens.
+        final_norm: apply the tower's final layer norm to the hidden layer.
+        preprocess: the spec's `preprocess`, for `mean` and `std`.
+        dtype: of the pixels that enter the model.
+    """
+    mean, std = tuple(preprocess["mean"]), tuple(preprocess["std"])
+
+    def tokens(params: PyTree, rows: jax.Array) -> jax.Array:
+        if tower == "image":
+            rows = normalise_images(rows, mean, std, jnp.dtype(dtype))
+        if number is None:
+            found = _features(model, tower, params, rows, keep_hidden=False).tokens
+            return found.astype(jnp.float32)
+        found = _features(model, tower, params, rows, keep_hidden=number).hidden
+        if isinstance(found, tuple):
+            grid = found[number - 1]
+            found = grid.reshape(grid.shape[0], -1, grid.shape[-1])
+        if final_norm:
+            found = _norm(model, tower, params, found)
+        return found.astype(jnp.float32)
+
+    return tokens
+
+
+def check_final_norm(tower: str, number: int | None, params: PyTree) -> None:
+    """Raises ValueError if there is no layer to normalise, or no final norm in the tower."""
+    if number is None:
+        raise ValueError("final_norm goes with a layer: layer=-1 is the last block's output")
+    if _FINAL_NORMS[tower] not in params.get("params", params)[f"{tower}_encoder"]:
+        raise ValueError(f"final_norm: this {tower} tower has no final layer norm; leave it False")
+
+
+def _features(model: Any, tower: str, params: PyTree, rows: jax.Array, **options: Any) -> Any:
+    variables = params if "params" in params else {"params": params}
+    return model.apply(variables, rows, method=f"{tower}_features", **options)
+
+
+def _norm(model: Any, tower: str, params: PyTree, tokens: jax.Array) -> jax.Array:
+    encoder = model.image_encoder if tower == "image" else model.text_encoder
+    weights = params.get("params", params)[f"{tower}_encoder"][_FINAL_NORMS[tower]]
+    return LayerNorm(encoder.layer_norm_eps).apply({"params": weights}, tokens)
