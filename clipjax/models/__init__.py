@@ -83,6 +83,7 @@ def build_model(
     dtype: str = "float32",
     scan_layers: bool = True,
     remat: str = "none",
+    tables_of: Mapping[str, Any] | None = None,
 ) -> CLIP:
     """Builds the model that a spec describes.
 
@@ -91,19 +92,29 @@ def build_model(
         dtype: of the computation; parameters are float32.
         scan_layers: one compiled block, scanned over stacked parameters; False unrolls.
         remat: none | dots | full.
+        tables_of: the spec whose position tables the parameters hold, where the model is one with
+            smaller images or shorter texts: a stage of a run. None: `spec`.
 
     Raises:
         ValueError: an unknown encoder, or a field that the encoder does not have.
     """
     runtime = {"dtype": jnp.dtype(dtype), "scan_layers": scan_layers, "remat": remat}
+    tables = spec if tables_of is None else tables_of
     image_encoder = build(
         spec["image"],
         IMAGE_ENCODERS,
         path="config.model.image",
         image_size=spec["image_size"],
+        table_image_size=tables["image_size"],
         **runtime,
     )
-    text_encoder = build(spec["text"], TEXT_ENCODERS, path="config.model.text", **runtime)
+    text_encoder = build(
+        spec["text"],
+        TEXT_ENCODERS,
+        path="config.model.text",
+        table_length=tables["text"]["context_length"],
+        **runtime,
+    )
     return CLIP(
         image_encoder=image_encoder,
         text_encoder=text_encoder,
