@@ -1,0 +1,65 @@
+"""OpenAI's and OpenCLIP's modified ResNet, with its running statistics."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from clipjax.interop.leaves import (
+    CONV,
+    Leaf,
+    joined_leaf,
+    leaf,
+    merge_kernel,
+    split_bias,
+    split_kernel,
+)
+from clipjax.interop.open_clip.blocks import norm_leaves
+from clipjax.interop.open_clip.vit import IMAGE
+
+
+def _conv_and_norm(ours: tuple[str, str], theirs: tuple[str, str]) -> list[Leaf]:
+    """A convolution and the batch normalisation behind it."""
+    (conv, norm), (their_conv, their_norm) = ours, theirs
+    statistics = f"batch_stats/{IMAGE}/{norm}"
+    return [
+        leaf(f"{IMAGE}/{conv}/kernel", f"visual.{their_conv}.weight", CONV),
+        *norm_leaves(f"{IMAGE}/{norm}", f"visual.{their_norm}"),
+        leaf(f"{statistics}/mean", f"visual.{their_norm}.running_mean"),
+        leaf(f"{statistics}/var", f"visual.{their_norm}.running_var"),
+    ]
+
+
+def resnet_leaves(spec: Mapping[str, Any]) -> list[Leaf]:
+    """Stem, bottlenecks, attention pooling."""
+    found = []
+    for i in (1, 2, 3):
+        found += _conv_and_norm((f"conv{i}", f"bn{i}"), (f"conv{i}", f"bn{i}"))
+    for stage, num_blocks in enumerate(spec["image"]["layers"], 1):
+        for i in range(num_blocks):
+            ours, theirs = f"layer{stage}_{i}", f"layer{stage}.{i}"
+            for k in (1, 2, 3):
+                found += _conv_and_norm(
+                    (f"{ours}/conv{k}", f"{ours}/bn{k}"), (f"{theirs}.conv{k}", f"{theirs}.bn{k}")
+                )
+            if i == 0:  # each stage begins with four times the channels that come in
+                found += _conv_and_norm(
+                    (f"{ours}/downsample_conv", f"{ours}/downsample_bn"),
+                    (f"{theirs}.downsample.0", f"{theirs}.downsample.1"),
+                )
+    return [*found, *_pool_leaves(spec["image"]["num_heads"])]
+
+
+def _pool_leaves(num_heads: int) -> list[Leaf]:
+    ours, theirs = f"{IMAGE}/attention_pool", "visual.attnpool"
+    keys_and_values = (f"{theirs}.k_proj", f"{theirs}.v_proj")
+    kernel, bias = split_kernel(num_heads), split_bias(num_heads)
+    return [
+        leaf(f"{ours}/position_embedding", f"{theirs}.positional_embedding"),
+        leaf(f"{ours}/attention/q_kernel", f"{theirs}.q_proj.weight", kernel),
+        leaf(f"{ours}/attention/q_bias", f"{theirs}.q_proj.bias", bias),
+        joined_leaf(
+            f"{ours}/attention/kv_kernel", [f"{x}.weight" for x in keys_and_values], 1, kernel
+        ),
+        joined_leaf(f"{ours}/attention/kv_bias", [f"{x}.bias" for x in keys_and_values], 0, bias),
+        leaf(f"{ours}/attention/out_kernel", f"{theirs}.c_proj.weight", merge_kernel(num_heads)),
+        leaf(f"{ours}/attention/out_bias", f"{theirs}.c_proj.bias"),
+    ]
