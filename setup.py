@@ -10,6 +10,7 @@ CORE = [
     "absl-py>=2.1",
     "array_record>=0.8.1",
     "etils[epath]>=1.12",
+    "flatbuffers>=24.3",  # jax.export writes and reads programs with it
     "flax>=0.12.4",
     "ftfy>=6.1",
     "importlib_resources>=6.0",  # tensorflow-datasets imports it without saying so

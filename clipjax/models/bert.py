@@ -89,7 +89,9 @@ class Bert(nn.Module):
         x = LayerNorm(self.layer_norm_eps, name="ln_embedding")(x).astype(self.dtype)
         x = Dropout(self.dropout)(x, example_ids, train)
         inside = tokens != self.pad_id
-        mask = jnp.broadcast_to(inside[:, None, None], (len(tokens), 1, *2 * tokens.shape[1:]))
+        # Not len(tokens): the batch may be symbolic (jax.export).
+        shape = (tokens.shape[0], 1, tokens.shape[1], tokens.shape[1])
+        mask = jnp.broadcast_to(inside[:, None, None], shape)
         x, hidden = Transformer(
             depth=self.depth,
             num_heads=self.num_heads,
