@@ -1,0 +1,1 @@
+"""Directories as Hugging Face's transformers reads and writes them: CLIP, SigLIP, ALIGN."""

@@ -1,0 +1,137 @@
+"""CLIPModel: its config and its tensors (arXiv:2103.00020)."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from clipjax.interop.hugging_face.section import Section
+from clipjax.interop.hugging_face.transformer import (
+    encoder,
+    norm,
+    text_embeddings,
+    tower_config,
+    tower_spec,
+)
+from clipjax.interop.leaves import CONV, LINEAR, Leaf, leaf
+from clipjax.models.zoo.parts import OPENAI_LOGIT_SCALE, OPENAI_PREPROCESS
+
+ARCHITECTURE = "CLIPModel"
+IMAGE_PROCESSOR = "CLIPImageProcessor"
+TEXT_ENCODER = "causal_transformer"
+# Fields of the spec that config.json does not hold.
+IN_OTHER_FILES = ("tokenizer", "preprocess")
+
+# What a config.json of transformers means by leaving a field out.
+DEFAULTS = {"projection_dim": 512, "logit_scale_init_value": 2.6592}
+_TOWER = {"num_hidden_layers": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+TEXT_DEFAULTS = {
+    **_TOWER,
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_attention_heads": 8,
+    "vocab_size": 49408,
+    "max_position_embeddings": 77,
+    "eos_token_id": 49407,
+}
+VISION_DEFAULTS = {
+    **_TOWER,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_attention_heads": 12,
+    "num_channels": 3,
+    "image_size": 224,
+    "patch_size": 32,
+}
+# Configs from before transformers 4.27 say 2 and mean: the largest id ends the text.
+LEGACY_END_ID = 2
+
+
+def spec_of(config: Section, text: Section, vision: Section) -> dict[str, Any]:
+    """The model spec of a config; tokenizer and preprocessing are OpenAI's."""
+    # Only the towers' models by themselves read their own projection_dim; CLIPModel reads its own.
+    text.ignore(["projection_dim"])
+    vision.ignore(["projection_dim"])
+    vision.must_be("num_channels", 3)
+    vocab_size = text.integer("vocab_size")
+    if text.get("eos_token_id") not in (LEGACY_END_ID, vocab_size - 1):
+        raise text.error(
+            "eos_token_id",
+            f"vocab_size - 1 = {vocab_size - 1}, or {LEGACY_END_ID} for the same: "
+            "the text is pooled at its largest id",
+        )
+    start = config.number("logit_scale_init_value")
+    is_openai = math.isclose(start, math.log(OPENAI_LOGIT_SCALE["init"]), abs_tol=1e-4)
+    return {
+        "name": "",
+        "embed_dim": config.integer("projection_dim"),
+        "image_size": vision.integer("image_size"),
+        "image": {
+            "name": "vit",
+            "patch_size": vision.integer("patch_size"),
+            "pooling": "cls",
+            **tower_spec(vision),
+        },
+        "text": {
+            "name": TEXT_ENCODER,
+            "vocab_size": vocab_size,
+            "context_length": text.integer("max_position_embeddings"),
+            "pooling": "eot",
+            **tower_spec(text),
+        },
+        "tokenizer": {"name": "clip_bpe"},
+        "preprocess": OPENAI_PREPROCESS,
+        "logit_scale": OPENAI_LOGIT_SCALE if is_openai else {"init": math.exp(start), "max": 100.0},
+        "logit_bias": None,
+        "source": "",
+    }
+
+
+def config_of(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json of a spec; what it cannot say is found by reading it again."""
+    image, text, size = spec["image"], spec["text"], spec["embed_dim"]
+    return {
+        "projection_dim": size,
+        "logit_scale_init_value": math.log(spec["logit_scale"]["init"]),
+        "text_config": {
+            "model_type": "clip_text_model",
+            **tower_config(text),
+            "vocab_size": text["vocab_size"],
+            "max_position_embeddings": text["context_length"],
+            "projection_dim": size,
+            "bos_token_id": text["vocab_size"] - 2,
+            "eos_token_id": text["vocab_size"] - 1,
+            "pad_token_id": text["vocab_size"] - 1,
+        },
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            **tower_config(image),
+            "image_size": spec["image_size"],
+            "patch_size": image["patch_size"],
+            "num_channels": 3,
+            "projection_dim": size,
+        },
+    }
+
+
+def leaves(spec: Mapping[str, Any]) -> tuple[Leaf, ...]:
+    """The table of tensors."""
+    image = "vision_model"
+    return (
+        leaf("logit_scale", "logit_scale"),
+        leaf("image_projection/kernel", "visual_projection.weight", LINEAR),
+        leaf("text_projection/kernel", "text_projection.weight", LINEAR),
+        leaf("image_encoder/class_embedding", f"{image}.embeddings.class_embedding"),
+        leaf("image_encoder/patch_kernel", f"{image}.embeddings.patch_embedding.weight", CONV),
+        leaf("image_encoder/position_embedding", f"{image}.embeddings.position_embedding.weight"),
+        # The missing letter is theirs.
+        *norm("image_encoder/ln_pre", f"{image}.pre_layrnorm"),
+        *encoder("image_encoder", image, spec["image"]),
+        *norm("image_encoder/ln_post", f"{image}.post_layernorm"),
+        *text_embeddings(),
+        *encoder("text_encoder", "text_model", spec["text"]),
+    )
+
+
+def ignored(name: str) -> bool:
+    """Whether a tensor is a buffer that the model can do without."""
+    return name.endswith(".embeddings.position_ids")

@@ -1,0 +1,101 @@
+"""Whether two specs are one model, and which row of the zoo a spec is."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from clipjax.config import to_plain
+from clipjax.interop.tensors import WeightFileError
+from clipjax.models import IMAGE_ENCODERS, MODELS, TEXT_ENCODERS
+
+# Dotted fields that change no number of a trained model, with the types that they may have.
+UNSAID: dict[str, tuple[type, ...]] = {
+    "name": (str,),
+    "source": (str,),
+    "logit_scale.init": (int, float),
+    "logit_scale.max": (int, float, type(None)),
+    "logit_bias": (int, float),
+    "image.init_name": (str,),
+    "image.patch_dropout": (int, float),
+    "image.dropout": (int, float),
+    "image.drop_connect": (int, float),
+    "text.init_name": (str,),
+    "text.dropout": (int, float),
+}
+# Filled in when a model is built, and so no part of a spec.
+_RUNTIME = ("parent", "name", "dtype", "scan_layers", "remat", "image_size")
+
+
+def complete(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The spec as plain data with the encoders' defaults written out."""
+    spec = to_plain(spec)
+    for tower, table in (("image", IMAGE_ENCODERS), ("text", TEXT_ENCODERS)):
+        encoder = table.get(spec[tower]["name"])
+        if encoder is not None:
+            defaults = {
+                field.name: field.default
+                for field in dataclasses.fields(encoder)
+                if field.default is not dataclasses.MISSING and field.name not in _RUNTIME
+            }
+            spec[tower] = {**defaults, **spec[tower]}
+    return {"image_projection": "linear", "text_projection": "linear", "logit_bias": None, **spec}
+
+
+def differences(a: Any, b: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """(dotted field, value in a, value in b) wherever two plain trees differ."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        found = []
+        for key in sorted(a.keys() | b.keys()):
+            found += differences(a.get(key), b.get(key), f"{path}.{key}".lstrip("."))
+        return found
+    return [] if a == b and isinstance(a, bool) == isinstance(b, bool) else [(path, a, b)]
+
+
+def is_unsaid(difference: tuple[str, Any, Any]) -> bool:
+    """Whether a difference is one that config.json does not tell and no number depends on."""
+    field, *values = difference
+    # A bias that is there or not is one parameter more or less.
+    return field in UNSAID and not (field == "logit_bias" and None in values)
+
+
+def different_numbers(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """The fields in which two specs compute something different."""
+    return [x for x in differences(complete(a), complete(b)) if not is_unsaid(x)]
+
+
+def row_of(spec: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The row of the zoo that is this model, tokenizer's file and preprocessing included."""
+    for row in MODELS.values():
+        row = to_plain(row)
+        files = {k: v for k, v in spec["tokenizer"].items() if k not in row["tokenizer"]}
+        same_tokenizer = {**row, "tokenizer": {**row["tokenizer"], **files}}
+        if not different_numbers(spec, same_tokenizer):
+            return same_tokenizer
+    return None
+
+
+def own_spec(own: Any, found: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The spec that a directory of ours carries, if it is the one that the other files describe.
+
+    Args:
+        own: the object found.
+        found: the spec of the other files.
+        where: file and field, for messages.
+
+    Raises:
+        WeightFileError: it is no spec, or contradicts the other files.
+    """
+    towers = [own.get(tower) if isinstance(own, Mapping) else None for tower in ("image", "text")]
+    if not all(isinstance(x, Mapping) and isinstance(x.get("name"), str) for x in towers):
+        raise WeightFileError(f"{where} is {own!r:.80}, expected a model spec; remove the field")
+    wanted = complete(own)
+    for difference in differences(complete(found), wanted):
+        field, theirs, ours = difference
+        if not is_unsaid(difference):
+            raise WeightFileError(
+                f"{where}.{field} is {ours!r:.80}, the other fields and files say {theirs!r:.80}; "
+                "make them equal, or remove the field"
+            )
+        if isinstance(ours, bool) or not isinstance(ours, UNSAID[field]):
+            raise WeightFileError(f"{where}.{field} is {ours!r:.80}, which is not its type")
+    return dict(own)

@@ -1,0 +1,157 @@
+"""SiglipModel: its config and its tensors (arXiv:2303.15343, arXiv:2502.14786)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from clipjax.interop.hugging_face.section import Section
+from clipjax.interop.hugging_face.transformer import (
+    encoder,
+    linear,
+    norm,
+    text_embeddings,
+    tower_config,
+    tower_spec,
+)
+from clipjax.interop.leaves import (
+    CONV,
+    SCALAR,
+    Leaf,
+    Rows,
+    drop_axes,
+    leaf,
+    merge_kernel,
+    qkv_bias_leaf,
+    qkv_kernel_leaf,
+    split_bias,
+    split_kernel,
+)
+from clipjax.models.zoo.parts import SQUASH_PREPROCESS
+
+ARCHITECTURE = "SiglipModel"
+IMAGE_PROCESSOR = "SiglipImageProcessor"
+TEXT_ENCODER = "bidirectional_transformer"
+# Fields of the spec that config.json does not hold.
+IN_OTHER_FILES = ("tokenizer", "preprocess")
+
+DEFAULTS: dict[str, Any] = {}
+_TOWER = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "hidden_act": "gelu_pytorch_tanh",
+    "layer_norm_eps": 1e-6,
+}
+TEXT_DEFAULTS = {**_TOWER, "vocab_size": 32000, "max_position_embeddings": 64}
+VISION_DEFAULTS = {
+    **_TOWER,
+    "num_channels": 3,
+    "image_size": 224,
+    "patch_size": 16,
+    "vision_use_head": True,
+}
+
+
+def spec_of(config: Section, text: Section, vision: Section) -> dict[str, Any]:
+    """The model spec of a config; the tokenizer is that of the directory's files."""
+    vision.must_be("num_channels", 3)
+    vision.must_be("vision_use_head", True)
+    image_tower, text_tower = tower_spec(vision), tower_spec(text)
+    if text.get("projection_size") is None:
+        width = text_tower["width"]
+        if width != image_tower["width"]:
+            raise vision.error("hidden_size", f"{width}, as of text_config")
+    else:
+        text.must_be("projection_size", image_tower["width"])
+    return {
+        "name": "",
+        "embed_dim": image_tower["width"],
+        "image_size": vision.integer("image_size"),
+        "image": {
+            "name": "vit",
+            "patch_size": vision.integer("patch_size"),
+            "pooling": "map",
+            "pre_norm": False,
+            "patch_bias": True,
+            "init_name": "xavier",
+            **image_tower,
+        },
+        "text": {
+            "name": TEXT_ENCODER,
+            "vocab_size": text.integer("vocab_size"),
+            "context_length": text.integer("max_position_embeddings"),
+            "pooling": "last",
+            "init_name": "xavier",
+            **text_tower,
+        },
+        "image_projection": "none",
+        "text_projection": "linear_bias",
+        "tokenizer": {},
+        "preprocess": SQUASH_PREPROCESS,
+        "logit_scale": {"init": 10.0, "max": None},
+        "logit_bias": -10.0,
+        "source": "",
+    }
+
+
+def config_of(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json of a spec; what it cannot say is found by reading it again."""
+    image, text = spec["image"], spec["text"]
+    return {
+        "text_config": {
+            "model_type": "siglip_text_model",
+            **tower_config(text),
+            "vocab_size": text["vocab_size"],
+            "max_position_embeddings": text["context_length"],
+            "projection_size": spec["embed_dim"],
+        },
+        "vision_config": {
+            "model_type": "siglip_vision_model",
+            **tower_config(image),
+            "image_size": spec["image_size"],
+            "patch_size": image["patch_size"],
+            "num_channels": 3,
+        },
+    }
+
+
+def leaves(spec: Mapping[str, Any]) -> tuple[Leaf, ...]:
+    """The table of tensors."""
+    image = "vision_model"
+    return (
+        leaf("logit_scale", "logit_scale", SCALAR),
+        leaf("logit_bias", "logit_bias", SCALAR),
+        leaf("image_encoder/patch_kernel", f"{image}.embeddings.patch_embedding.weight", CONV),
+        leaf("image_encoder/patch_bias", f"{image}.embeddings.patch_embedding.bias"),
+        leaf("image_encoder/position_embedding", f"{image}.embeddings.position_embedding.weight"),
+        *encoder("image_encoder", image, spec["image"]),
+        *norm("image_encoder/ln_post", f"{image}.post_layernorm"),
+        *_head("image_encoder/map_head", f"{image}.head", spec["image"]["num_heads"]),
+        *text_embeddings(),
+        *encoder("text_encoder", "text_model", spec["text"]),
+        *linear("text_projection", "text_model.head"),
+    )
+
+
+def _head(ours: str, theirs: str, num_heads: int) -> tuple[Leaf, ...]:
+    """Attention pooling; q is a leaf of its own here, the first third of one tensor there."""
+    our, their = f"{ours}/attention", f"{theirs}.attention"
+    query, key, value = (Rows(f"{their}.in_proj_weight", i, i + 1, 3) for i in range(3))
+    biases = [Rows(f"{their}.in_proj_bias", i, i + 1, 3) for i in range(3)]
+    return (
+        leaf(f"{ours}/probe", f"{theirs}.probe", drop_axes(0)),
+        leaf(f"{our}/q_kernel", query, split_kernel(num_heads)),
+        leaf(f"{our}/q_bias", biases[0], split_bias(num_heads)),
+        qkv_kernel_leaf(f"{our}/kv_kernel", [key, value], num_heads),
+        qkv_bias_leaf(f"{our}/kv_bias", biases[1:], num_heads),
+        leaf(f"{our}/out_kernel", f"{their}.out_proj.weight", merge_kernel(num_heads)),
+        leaf(f"{our}/out_bias", f"{their}.out_proj.bias"),
+        *norm(f"{ours}/norm", f"{theirs}.layernorm"),
+        *linear(f"{ours}/mlp/fc", f"{theirs}.mlp.fc1"),
+        *linear(f"{ours}/mlp/proj", f"{theirs}.mlp.fc2"),
+    )
+
+
+def ignored(name: str) -> bool:
+    """Whether a tensor is a buffer that the model can do without."""
+    return name.endswith(".embeddings.position_ids")
