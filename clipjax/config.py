@@ -39,6 +39,10 @@ def default_config() -> ConfigDict:
     config.scan_layers = True  # one compiled layer, scanned; False unrolls
     config.remat = "dots"  # none | dots | full: what the backward pass computes again
 
+    # Dicts {"until_step", "image_size", "context_length", "patch_dropout"}: smaller images, shorter
+    # texts or fewer patches up to a step; then the model's own size. See docs/configs.md.
+    config.stages = ()
+
     config.data = ConfigDict()
     config.data.source = ""  # kind:where[:split]; see docs/data.md
     config.data.transforms = ()  # of dicts with a name of clipjax.data.transforms.TRANSFORMS
@@ -119,7 +123,7 @@ def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
         if key not in defaults:
             raise ValueError(
                 f"config argument {key!r} is unknown; this config accepts "
-                f"{', '.join(sorted(defaults)) or 'no arguments'}{_hint(key, defaults)}"
+                f"{', '.join(sorted(defaults)) or 'no arguments'}{hint(key, defaults)}"
             )
         if not has_value and not isinstance(defaults[key], bool):
             raise ValueError(f"config argument {key!r} needs a value: write {key}=...")
@@ -169,7 +173,7 @@ def build(
     if constructor is None:
         raise ValueError(
             f"{path}.name = {name!r} is unknown; allowed are {', '.join(sorted(table))}, "
-            f"or module:Name of your own{_hint(name, table)}"
+            f"or module:Name of your own{hint(name, table)}"
         )
     parameters = inspect.signature(constructor).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
@@ -178,7 +182,7 @@ def build(
             if key not in accepted:
                 raise ValueError(
                     f"{path}.{key} is not a field of {name!r}; "
-                    f"its fields are {', '.join(accepted) or 'none'}{_hint(key, accepted)}"
+                    f"its fields are {', '.join(accepted) or 'none'}{hint(key, accepted)}"
                 )
         missing = [
             k
@@ -267,7 +271,7 @@ def _check_keys(found: Mapping[str, Any], allowed: Mapping[str, Any], prefix: st
         if key not in allowed:
             raise ValueError(
                 f"config.{path} is unknown; allowed here are {', '.join(sorted(allowed))}"
-                f"{_hint(key, allowed)}"
+                f"{hint(key, allowed)}"
             )
         if path in FREE_FORM:
             continue
@@ -301,7 +305,8 @@ def _same_type(value: Any, default: Any) -> bool:
     return isinstance(value, type(default))
 
 
-def _hint(key: str, known: Any) -> str:
+def hint(key: str, known: Any) -> str:
+    """The end of a message about an unknown key: what may have been meant, if anything is near."""
     close = difflib.get_close_matches(key, list(known), n=1)
     return f". Did you mean {close[0]!r}?" if close else ""
 

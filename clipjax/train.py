@@ -13,11 +13,15 @@ data position is the step number, so a resumed run draws exactly the batches tha
 drawn. The step donates its state. The host reads device values of logging steps only, when the
 next step is under way, so that the device does not wait for it; before an evaluation or a save it
 reads at once.
+
+The clock of samples_per_s stands still while the step of a stage compiles and while evaluations
+run. data_wait_fraction is the part of its time in which the devices had finished all they were
+given and the next batch was not there.
 """
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import jax
@@ -25,9 +29,10 @@ from absl import logging
 
 from clipjax import __version__, distributed, faults
 from clipjax.checkpoint import CheckpointManager, find_start
+from clipjax.device_clock import DeviceClock
 from clipjax.evals.report import REPORT, collect_predictions, write_report
 from clipjax.evals.running import RESULTS, read_results, run_evals, write_results
-from clipjax.experiment import Experiment, config_hash
+from clipjax.experiment import Experiment, Program, config_hash
 from clipjax.metric_writers import ProgressBar, make_writer
 from clipjax.partitioning import global_batch
 from clipjax.train_state import TrainState
@@ -108,6 +113,19 @@ def _announce(experiment: Experiment, step: int, source: str) -> None:
     )
 
 
+def _announce_stage(program: Program, index: int, step: int) -> None:
+    if distributed.is_lead():
+        stage = program.stages[index]
+        logging.info(
+            "stage %d of %d, steps %d to %d: %s",
+            index + 1,
+            len(program.stages),
+            step,
+            stage.until_step - 1,
+            stage.sizes,
+        )
+
+
 class _Loop:
     """The loop's own variables; `run` is the contract above, read top to bottom."""
 
@@ -126,7 +144,10 @@ class _Loop:
         stack.callback(self.progress.close)
         self.guard = stack.enter_context(faults.PreemptionGuard())
         self.watchdog = stack.enter_context(faults.Watchdog(experiment.hang_timeout_s))
+        self.devices = DeviceClock()
+        stack.callback(self.devices.close)
         self.start = start
+        self.stage: int | None = None  # of the program, that the last step belongs to
         self.clock = time.monotonic()
         self.logged_step = start
         self.data_wait_s = 0.0
@@ -142,8 +163,7 @@ class _Loop:
             if step == experiment.total_steps:
                 break
             batch = self.next_batch(batches)
-            with jax.transfer_guard("disallow"):
-                state, metrics = experiment.program.step(state, batch)
+            state, metrics = self.step(step, state, batch)
             self.flush()  # of an earlier step: the device is busy with this one
             if (step + 1) % experiment.log_every == 0 or step + 1 == experiment.total_steps:
                 self.pending = (step + 1, metrics)
@@ -166,7 +186,8 @@ class _Loop:
             return
         self.flush()
         try:
-            results = run_evals(due, eval_params(state), beat=self.watchdog.beat)
+            with self.clock_stopped(state):
+                results = run_evals(due, eval_params(state), beat=self.watchdog.beat)
         except Exception:
             if jax.process_count() == 1:  # elsewhere the others may not have failed, and would wait
                 self.manager.save(step, state, block=True)
@@ -174,8 +195,6 @@ class _Loop:
         self.writer.write_evals(step, results)
         if last and distributed.is_lead():
             write_results(self.experiment.workdir, step, results)
-        # The time of an evaluation is not the time of the steps around it.
-        self.clock = time.monotonic()
 
     def lacks_results(self, step: int) -> bool:
         """Whether results.json is not there, or of another step."""
@@ -197,8 +216,30 @@ class _Loop:
         """Takes the next batch, and how long it let the loop wait."""
         begin = time.monotonic()
         _, batch = next(batches)
-        self.data_wait_s += time.monotonic() - begin
+        self.data_wait_s += self.devices.idle_s(begin, time.monotonic())
         return global_batch(batch, self.experiment.program.mesh)
+
+    def step(self, step: int, state: TrainState, batch: Any) -> tuple[TrainState, Any]:
+        """Hands state and batch to the step of its stage; compiles it where a stage begins."""
+        program = self.experiment.program
+        index = program.stage_index(step)
+        with ExitStack() as stack:
+            if index != self.stage:
+                _announce_stage(program, index, step)
+                stack.enter_context(self.clock_stopped(state))
+                self.stage = index
+            stack.enter_context(jax.transfer_guard("disallow"))
+            state, metrics = program.stages[index].step(state, batch)
+        self.devices.give(metrics["loss"])
+        return state, metrics
+
+    @contextmanager
+    def clock_stopped(self, state: TrainState) -> Iterator[None]:
+        """Takes what happens inside out of the clock of samples_per_s."""
+        jax.block_until_ready(state)  # the steps dispatched before belong to the clock
+        begin = time.monotonic()
+        yield
+        self.clock += time.monotonic() - begin
 
     def flush(self) -> None:
         """Writes the metrics that are due and not written yet."""
@@ -210,6 +251,9 @@ class _Loop:
         seconds, steps = max(now - self.clock, 1e-9), step - self.logged_step
         metrics["samples_per_s"] = steps * self.experiment.batch_size / seconds
         metrics["data_wait_fraction"] = self.data_wait_s / seconds
+        program = self.experiment.program
+        if len(program.stages) > 1:
+            metrics["stage"] = program.stage_index(step - 1)
         metrics |= {f"bad/{reason}": n for reason, n in self.experiment.loader.counts().items()}
         self.clock, self.logged_step, self.data_wait_s = now, step, 0.0
         self.writer.write(step, metrics)

@@ -2,7 +2,8 @@
 
     clipjax train --config configs/smoke.py --workdir runs/smoke
 
-Arguments: steps (24), batch_size (32), seed (0).
+Arguments: steps (24), batch_size (32), seed (0), stages (a flag: smaller images, shorter texts and
+fewer patches in the first third of the run, two changes on the way to the model's own size).
 """
 
 from ml_collections import ConfigDict
@@ -11,7 +12,7 @@ from clipjax.config import default_config, parse_arg
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    arg = parse_arg(arg, steps=24, batch_size=32, seed=0)
+    arg = parse_arg(arg, steps=24, batch_size=32, seed=0, stages=False)
     config = default_config()
     config.seed = arg.seed
     config.batch_size = arg.batch_size
@@ -59,6 +60,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "logit_scale": {"init": 1 / 0.07, "max": 100.0},
         }
     )
+    if arg.stages:
+        third = arg.steps // 3
+        config.stages = (
+            {"until_step": third, "image_size": 16, "context_length": 8, "patch_dropout": 0.5},
+            {"until_step": 2 * third, "image_size": 24, "context_length": 12},
+        )
     config.data.source = "synthetic:512"
     config.optimizer.learning_rate = 2e-3
     config.schedule.warmup_steps = min(8, arg.steps // 2)

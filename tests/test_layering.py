@@ -7,7 +7,16 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "clipjax"
 FLOORS = (
-    ("array_types", "config", "distributed", "faults", "metric_writers", "partitioning", "trees"),
+    (
+        "array_types",
+        "config",
+        "device_clock",
+        "distributed",
+        "faults",
+        "metric_writers",
+        "partitioning",
+        "trees",
+    ),
     ("layers", "losses", "optim", "metrics"),
     ("models", "data", "tokenizers"),
     ("train_state", "train_step", "grad_cache", "checkpoint", "interop"),

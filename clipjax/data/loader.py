@@ -1,10 +1,13 @@
 """Batches as a pure function of the step, made ahead by worker threads."""
 
+import bisect
 import collections
 import concurrent.futures
 import dataclasses
 import hashlib
+import itertools
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -22,6 +25,23 @@ Batch = dict[str, np.ndarray]
 MAX_SUBSTITUTES = 16
 # Of the random streams that belong to one position: augmentation, choice of substitutes.
 _AUGMENT, _SUBSTITUTE = 0, 1
+
+
+@dataclasses.dataclass(frozen=True)
+class DataStage:
+    """How the examples of a range of steps become rows of a batch.
+
+    Attributes:
+        until_step: the first step that is not of this stage.
+        transforms: applied in order; what they leave is brought to size by `preprocess`.
+        tokenizer: captions `[batch]` -> ids `[batch, length]`.
+        preprocess: the evaluation's, to the size of the images.
+    """
+
+    until_step: int
+    transforms: Sequence[Transform]
+    tokenizer: Callable[[list[str]], np.ndarray]
+    preprocess: Preprocess
 
 
 class Loader:
@@ -44,6 +64,8 @@ class Loader:
         seed: of order, augmentation and choice of captions.
         image_size: side of the images, in pixels.
         resize, interpolation: of that `Preprocess`.
+        stages: how the examples of the first steps are finished, where not as said above; which
+            examples a step holds and what is drawn for them do not depend on it.
         process_index, process_count: which part of every batch is made here.
         num_workers: threads that decode and augment; 0 does it in the caller's.
         prefetch: batches that `iterate` makes ahead.
@@ -67,6 +89,7 @@ class Loader:
         image_size: int,
         resize: str = "shortest",
         interpolation: str = "bicubic",
+        stages: Sequence[DataStage] = (),
         process_index: int = 0,
         process_count: int = 1,
         num_workers: int = 2,
@@ -96,12 +119,16 @@ class Loader:
             raise ValueError(f"max_bad_fraction is {max_bad_fraction}, expected 0..1")
         if seed < 0:
             raise ValueError(f"seed is {seed}, expected 0 or more")
-        self.source, self.transforms, self.tokenizer = source, tuple(transforms), tokenizer
+        ends = [stage.until_step for stage in stages]
+        if any(low >= high for low, high in itertools.pairwise([0, *ends])):
+            raise ValueError(f"stages end at steps {ends}: expected ascending numbers above 0")
+        preprocess = Preprocess(image_size, resize=resize, interpolation=interpolation)
+        own = DataStage(sys.maxsize, tuple(transforms), tokenizer, preprocess)
+        self.source, self._stages, self._stage_ends = source, (*stages, own), ends
         self.batch_size, self.seed = batch_size, seed
         self.local_batch_size = batch_size // process_count
         self._offset = process_index * self.local_batch_size
         self._num_workers, self._prefetch, self._timeout_s = num_workers, prefetch, timeout_s
-        self._preprocess = Preprocess(image_size, resize=resize, interpolation=interpolation)
         self._bad = BadCount(max_bad_fraction, bad_window)
         self._pool = None
         if num_workers:
@@ -115,7 +142,8 @@ class Loader:
             step: 0 for the first batch of a run.
 
         Returns:
-            `image` u8 `[local_batch, size, size, 3]` and `text` i32 `[local_batch, length]`.
+            `image` u8 `[local_batch, size, size, 3]` and `text` i32 `[local_batch, length]`; size
+            and length are those of the step's stage.
 
         Raises:
             TooManyBadExamples: if more examples are unusable than `max_bad_fraction`.
@@ -172,13 +200,14 @@ class Loader:
         start = step * self.batch_size + self._offset
         positions = np.arange(start, start + self.local_batch_size)
         _, indices = permutation.example_index(positions, len(self.source), self.seed)
-        size = self._preprocess.size
+        stage = self._stages[bisect.bisect_right(self._stage_ends, step)]
+        size = stage.preprocess.size
         # A new array for every batch: JAX may use this memory without copying it.
         images = np.empty((len(positions), size, size, 3), np.uint8)
         bounds = np.linspace(0, len(positions), min(len(positions), 4 * self._num_workers or 1) + 1)
         parts = []
         for low, high in zip(bounds[:-1].astype(int), bounds[1:].astype(int), strict=True):
-            work = (images[low:high], positions[low:high], indices[low:high])
+            work = (stage, images[low:high], positions[low:high], indices[low:high])
             if self._pool is not None:
                 parts.append(self._pool.submit(self._make_part, *work))
             else:
@@ -203,23 +232,25 @@ class Loader:
         return {"image": pending.images, "text": np.concatenate(tokens)}
 
     def _make_part(
-        self, images: np.ndarray, positions: np.ndarray, indices: np.ndarray
+        self, stage: DataStage, images: np.ndarray, positions: np.ndarray, indices: np.ndarray
     ) -> tuple[np.ndarray, list[BadExample]]:
         """Fills a part of the images; gives its tokens and what had to be replaced."""
         texts, bad = [], []
         for slot, (position, index) in enumerate(zip(positions, indices, strict=True)):
-            image, text = self._make(int(position), int(index), bad)
+            image, text = self._make(stage, int(position), int(index), bad)
             images[slot] = image
             texts.append(text)
-        return self.tokenizer(texts), bad
+        return stage.tokenizer(texts), bad
 
-    def _make(self, position: int, index: int, bad: list[BadExample]) -> tuple[np.ndarray, str]:
+    def _make(
+        self, stage: DataStage, position: int, index: int, bad: list[BadExample]
+    ) -> tuple[np.ndarray, str]:
         substitutes = None
         for _ in range(1 + MAX_SUBSTITUTES):
             try:
                 example = self.source[index]
                 rng = self._rng(position, _AUGMENT)
-                return self._finish(example, rng)
+                return _finish(stage, example, rng)
             except SampleError as error:
                 key = error.key or f"example {index}"
                 bad.append(BadExample(position, key, error.reason, error.message))
@@ -231,23 +262,24 @@ class Loader:
             f"{listed(bad)}. Is this the right data?"
         )
 
-    def _finish(self, example: Example, rng: np.random.Generator) -> tuple[np.ndarray, str]:
-        key = example["key"]
-        try:
-            for transform in self.transforms:
-                example = transform(example, rng)
-            text = clean_caption(choose_text(example["text"], rng))
-            image, size = example["image"], self._preprocess.size
-            if not isinstance(image, np.ndarray) or image.shape != (size, size, 3):
-                image = self._preprocess(image)
-        except SampleError as error:
-            raise type(error)(error.reason, error.message, error.key or key) from error
-        return image, text
-
     def _rng(self, position: int, stream: int) -> np.random.Generator:
         # The key is (seed, position), the high word of the counter is the stream.
         bits = np.random.Philox(key=[self.seed, position], counter=[0, 0, 0, stream])
         return np.random.Generator(bits)
+
+
+def _finish(stage: DataStage, example: Example, rng: np.random.Generator) -> tuple[np.ndarray, str]:
+    key = example["key"]
+    try:
+        for transform in stage.transforms:
+            example = transform(example, rng)
+        text = clean_caption(choose_text(example["text"], rng))
+        image, size = example["image"], stage.preprocess.size
+        if not isinstance(image, np.ndarray) or image.shape != (size, size, 3):
+            image = stage.preprocess(image)
+    except SampleError as error:
+        raise type(error)(error.reason, error.message, error.key or key) from error
+    return image, text
 
 
 @dataclasses.dataclass

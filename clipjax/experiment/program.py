@@ -1,12 +1,13 @@
 """What the devices execute, from a config: model, loss, optimizer, shardings, the jitted step."""
 
+import bisect
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -14,16 +15,35 @@ from ml_collections import ConfigDict
 from clipjax import partitioning
 from clipjax.checkpoint import read_manifest, resolve_checkpoint, spec_of_contract
 from clipjax.config import merge, to_plain, validate
+from clipjax.experiment.stages import StageSpec, batch_shapes, stage_models, stage_specs
 from clipjax.losses import LOSSES, make_loss
-from clipjax.models import MODELS, build_model, resolve_spec
+from clipjax.models import MODELS, resolve_spec
 from clipjax.models.clip import CLIP
 from clipjax.optim import make_optimizer, make_schedule, matcher, optimizer_report
 from clipjax.train_state import TrainState, create_train_state, init_variables
-from clipjax.train_step import make_train_step
+from clipjax.train_step import StepFn, make_train_step
 from clipjax.trees import flatten_with_names
 
 CHECKPOINT_MODEL = "checkpoint"
 IMAGE_TOWER = ("^image_(encoder|projection)/",)  # one pattern: SigLIP has no image projection
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Steps of a run whose batches have one shape.
+
+    Attributes:
+        until_step: the first step that is not of this stage.
+        sizes: what it trains on, in words.
+        step: jitted (state, batch) -> (state, metrics); the state is donated. Stages of the same
+            sizes share one.
+        abstract_batch: shapes and shardings of a global batch.
+    """
+
+    until_step: int
+    sizes: str
+    step: Any
+    abstract_batch: dict[str, jax.ShapeDtypeStruct]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,8 +57,7 @@ class Program:
         rules: the sharding rules in force.
         abstract_state: shapes and shardings of the train state.
         create_state: makes the state of step 0 from a seed, sharded.
-        step: jitted (state, batch) -> (state, metrics); the state is donated.
-        abstract_batch: shapes and shardings of a global batch.
+        stages: in their order; the last one is the model's own size.
         report: what the optimizer does to each parameter, as text.
     """
 
@@ -48,9 +67,22 @@ class Program:
     rules: partitioning.ShardingRules
     abstract_state: TrainState
     create_state: Callable[[int], TrainState]
-    step: Any
-    abstract_batch: dict[str, jax.ShapeDtypeStruct]
+    stages: tuple[Stage, ...]
     report: str
+
+    @property
+    def step(self) -> Any:
+        """The step at the model's own size, the last stage's."""
+        return self.stages[-1].step
+
+    @property
+    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """A global batch at the model's own size."""
+        return self.stages[-1].abstract_batch
+
+    def stage_index(self, step: int) -> int:
+        """The stage that a step belongs to."""
+        return bisect.bisect_right([stage.until_step for stage in self.stages[:-1]], step)
 
     @contextmanager
     def scope(self) -> Iterator[None]:
@@ -81,7 +113,7 @@ def model_spec(config: ConfigDict) -> dict[str, Any]:
 
 
 def build_program(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Program:
-    """Builds model, loss, optimizer, shardings and the jitted step.
+    """Builds model, loss, optimizer, shardings and the jitted step of every stage.
 
     Args:
         config: of `get_config`, with overrides.
@@ -92,19 +124,14 @@ def build_program(config: ConfigDict, devices: Sequence[jax.Device] | None = Non
     """
     validate(config)
     spec = model_spec(config)
-    model = build_model(
-        spec, dtype=config.dtype, scan_layers=config.scan_layers, remat=config.remat
-    )
+    specs = stage_specs(config, spec)
+    models = stage_models(config, specs)
+    model, batch = models[-1], batch_shapes(config, spec)
     rules = partitioning.rules_of(config.sharding, to_plain(config.logical_axes))
     if config.loss.name not in LOSSES:
         raise ValueError(
             f"config.loss.name = {config.loss.name!r}: allowed are {', '.join(sorted(LOSSES))}"
         )
-    size, length = spec["image_size"], spec["text"]["context_length"]
-    batch = {
-        "image": jax.ShapeDtypeStruct((config.batch_size, size, size, 3), jnp.uint8),
-        "text": jax.ShapeDtypeStruct((config.batch_size, length), jnp.int32),
-    }
     key = jax.eval_shape(lambda: jax.random.key(0))  # a shape: no device is touched up to the mesh
     boxed = jax.eval_shape(lambda key: init_variables(model, key, batch), key)
     params = nn.unbox(boxed)["params"]
@@ -122,21 +149,19 @@ def build_program(config: ConfigDict, devices: Sequence[jax.Device] | None = Non
 
     abstract = jax.eval_shape(create, key)
     mesh = partitioning.make_mesh(to_plain(config.mesh), devices)
-    num_micro = _num_micro_batches(config, mesh)
-    batch_sharding = partitioning.batch_sharding(mesh)
     axes = partitioning.logical_axes(boxed["params"])
     shardings = partitioning.state_shardings(abstract, axes, mesh, rules)
     names = [name for name, _ in flatten_with_names(params)]
-    step = make_train_step(
-        model,
-        make_loss(
+    make_step = functools.partial(
+        make_train_step,
+        loss_fn=make_loss(
             config.loss.name,
             mesh=mesh,
             layout=config.loss.layout,
             batch_axes=partitioning.BATCH_AXES,
             tile_size=config.loss.tile_size,
         ),
-        tx,
+        tx=tx,
         seed=config.seed,
         image_mean=spec["preprocess"]["mean"],
         image_std=spec["preprocess"]["std"],
@@ -144,7 +169,7 @@ def build_program(config: ConfigDict, devices: Sequence[jax.Device] | None = Non
         schedule=schedule,
         ema_decay=config.optimizer.ema_decay,
         frozen=matcher(frozen_patterns, names, path="config.optimizer.freeze"),
-        num_micro_batches=num_micro,
+        num_micro_batches=_num_micro_batches(config, mesh),
     )
     return Program(
         model=model,
@@ -157,19 +182,40 @@ def build_program(config: ConfigDict, devices: Sequence[jax.Device] | None = Non
             shardings,
         ),
         create_state=lambda seed: jax.jit(create, out_shardings=shardings)(jax.random.key(seed)),
-        step=jax.jit(
-            step,
+        stages=_stages(config, specs, [make_step(m) for m in models], shardings, mesh),
+        report=report,
+    )
+
+
+def _stages(
+    config: ConfigDict,
+    specs: Sequence[StageSpec],
+    step_fns: Sequence[StepFn],
+    shardings: TrainState,
+    mesh: Mesh,
+) -> tuple[Stage, ...]:
+    """Jits the steps: none is compiled before a step of its stage runs."""
+    batch_sharding = partitioning.batch_sharding(mesh)
+    stages: list[Stage] = []
+    for stage, step_fn in zip(specs, step_fns, strict=True):
+        step = jax.jit(
+            step_fn,
             in_shardings=(shardings, batch_sharding),
             # Left free, the compiler may return the state with fewer axes than it came with.
             out_shardings=(shardings, partitioning.replicated(mesh)),
             donate_argnums=0,
-        ),
-        abstract_batch={
+        )
+        for earlier, same in zip(specs, stages, strict=False):
+            if earlier.spec == stage.spec:
+                step = same.step
+        batch = {
             name: jax.ShapeDtypeStruct(rows.shape, rows.dtype, sharding=batch_sharding)
-            for name, rows in batch.items()
-        },
-        report=report,
-    )
+            for name, rows in batch_shapes(config, stage.spec).items()
+        }
+        stages.append(
+            Stage(until_step=stage.until_step, sizes=stage.sizes, step=step, abstract_batch=batch)
+        )
+    return tuple(stages)
 
 
 def _num_micro_batches(config: ConfigDict, mesh: Mesh) -> int:

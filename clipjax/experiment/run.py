@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,14 @@ from ml_collections import ConfigDict
 
 from clipjax.checkpoint import LoadReport, make_contract
 from clipjax.config import to_plain, validate
-from clipjax.data.loader import Loader
+from clipjax.data.loader import DataStage, Loader
+from clipjax.data.preprocess import Preprocess
 from clipjax.data.sources import make_source
 from clipjax.data.transforms import make_transforms
 from clipjax.evals.running import ScheduledEval
 from clipjax.experiment.evaluations import build_evals
 from clipjax.experiment.program import Program, build_program, model_spec
+from clipjax.experiment.stages import StageSpec, stage_specs
 from clipjax.experiment.start import make_load_init
 from clipjax.tokenizers import Tokenizer, make_tokenizer
 
@@ -54,6 +56,7 @@ def build_experiment(config: ConfigDict, workdir: str | Path) -> Experiment:
     """
     validate(config)
     spec = model_spec(config)
+    stages = stage_specs(config, spec)
     tokenizer = make_tokenizer(spec["tokenizer"], context_length=spec["text"]["context_length"])
     _check_vocabulary(spec, tokenizer)
     contract = make_contract(spec, tokenizer.contract())
@@ -63,21 +66,18 @@ def build_experiment(config: ConfigDict, workdir: str | Path) -> Experiment:
         name: make_source(to_plain(config.evals[name].source), path=f"config.evals.{name}.source")
         for name in config.evals
     }
-    transforms = make_transforms(
-        to_plain(config.data.transforms),
-        image_size=spec["image_size"],
-        path="config.data.transforms",
-    )
+    data_stages = _data_stages(config, stages, tokenizer)
     program = build_program(config)
     loader = Loader(
         source,
-        transforms,
+        data_stages[-1].transforms,
         tokenizer,
         batch_size=config.batch_size,
         seed=config.seed,
         image_size=spec["image_size"],
         resize=spec["preprocess"]["resize"],
         interpolation=spec["preprocess"]["interpolation"],
+        stages=data_stages[:-1],
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         num_workers=config.data.num_workers,
@@ -111,6 +111,33 @@ def build_experiment(config: ConfigDict, workdir: str | Path) -> Experiment:
             "seed": config.seed,
         },
     )
+
+
+def _data_stages(
+    config: ConfigDict, stages: Sequence[StageSpec], tokenizer: Tokenizer
+) -> list[DataStage]:
+    """How examples are finished in every stage; the last one's tokenizer is given."""
+    tokenizers = {tokenizer.context_length: tokenizer}
+    result = []
+    for until_step, spec, path in stages:
+        length = spec["text"]["context_length"]
+        if length not in tokenizers:
+            try:
+                tokenizers[length] = make_tokenizer(spec["tokenizer"], context_length=length)
+            except ValueError as error:
+                raise ValueError(f"{path}.context_length = {length}: {error}") from error
+        transforms = make_transforms(
+            to_plain(config.data.transforms),
+            image_size=spec["image_size"],
+            path="config.data.transforms",
+        )
+        preprocess = Preprocess(
+            spec["image_size"],
+            resize=spec["preprocess"]["resize"],
+            interpolation=spec["preprocess"]["interpolation"],
+        )
+        result.append(DataStage(until_step, transforms, tokenizers[length], preprocess))
+    return result
 
 
 def _check_vocabulary(spec: Mapping[str, Any], tokenizer: Tokenizer) -> None:
