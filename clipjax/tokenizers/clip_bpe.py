@@ -4,14 +4,14 @@ import functools
 import gzip
 import hashlib
 import heapq
-import html
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import ftfy
 import numpy as np
 import regex
+
+from clipjax.tokenizers.cleaning import collapse_whitespace, fix_text
 
 VOCABULARY = Path(__file__).parent / "vocabularies" / "bpe_simple_vocab_16e6.txt.gz"
 VOCABULARY_SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
@@ -19,6 +19,8 @@ NUM_MERGES = 48_894
 END_OF_WORD = "</w>"
 # Words met once are not worth keeping for ever: web text never stops bringing new ones.
 MAX_REMEMBERED_WORDS = 1 << 20
+
+_WORDS = 1 << 20
 
 # ftfy and html.unescape leave such text as it is: no byte above 126, no entity, no control
 # character other than the white space that is collapsed anyway.
@@ -29,9 +31,7 @@ _ASCII_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[a-z]+|[0-9]|[^\sa-z0-9]+"
 
 def clean_text(text: str) -> str:
     """Cleans a caption by the published rules: mojibake, HTML entities, white space, case."""
-    if _UNTOUCHED_BY_CLEANING.fullmatch(text) is None:
-        text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return " ".join(text.split()).lower()
+    return collapse_whitespace(fix_text(text)).lower()
 
 
 # The vocabulary's order of the 256 bytes: printable ones first. Each byte is written as one
@@ -113,6 +113,11 @@ class ClipBPE:
     def vocab_size(self) -> int:
         """Number of ids; every id fits uint16."""
         return len(self._symbols)
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """The vocabulary in the order of the ids; the two special tokens are the last."""
+        return tuple(self._symbols)
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Encodes captions.
