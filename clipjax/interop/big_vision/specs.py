@@ -1,0 +1,158 @@
+"""The model spec of a file in big_vision's names, from the names and shapes in it."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from clipjax.config import merge
+from clipjax.interop.tensors import LazyTensor, WeightFileError
+from clipjax.interop.weights import Hints
+from clipjax.models import MODELS
+from clipjax.models.zoo import clipa, siglip
+
+# family: its rows, and where its text tower's blocks stand
+_FAMILIES = {
+    "SigLIP": (siglip.ROWS, "txt/Encoder_0"),
+    "CLIPA or OpenVision": (clipa.ROWS, "txt/Transformer"),
+}
+
+
+def is_big_vision(names: Iterable[str]) -> bool:
+    """Whether plain names are those of a two-tower model of big_vision's kind."""
+    names = set(names)
+    return {"t", "img/embedding/kernel", "txt/Embed_0/embedding"} <= names
+
+
+def has_flat_attention(parameters: Mapping[str, LazyTensor]) -> bool:
+    """Whether attention's kernels are matrices."""
+    name = "img/Transformer/encoderblock_0/MultiHeadDotProductAttention_0/query/kernel"
+    return name in parameters and len(parameters[name].shape) == 2
+
+
+def spec_of(
+    parameters: Mapping[str, LazyTensor], hints: Hints, *, where: str = "the file"
+) -> dict[str, Any]:
+    """Finds the spec of a file: sizes are its own, constants those of a row of the zoo.
+
+    The row is the one of equal sizes, or the one that `hints.model` names.
+
+    Args:
+        parameters: by plain names (`clipjax.interop.big_vision.names.plain_names`).
+        hints: what a person says about the file.
+        where: the file, for messages.
+
+    Raises:
+        WeightFileError: the file is no two-tower model of big_vision's kind.
+        ValueError: no row has these sizes, or several have, and no hint decides; or the hint is
+            of another family.
+    """
+    if not is_big_vision(parameters):
+        raise WeightFileError(
+            f"{where} is no two-tower model in big_vision's names: it lacks t, "
+            "img/embedding/kernel or txt/Embed_0/embedding"
+        )
+    family = "SigLIP" if "img/MAPHead_0/probe" in parameters else "CLIPA or OpenVision"
+    rows, stack = _FAMILIES[family]
+    sizes = _sizes(parameters, stack, where)
+    candidates = [name for name, row in rows.items() if _agree(row, sizes)]
+    name = _row_name(rows, candidates, sizes, hints, f"{where} ({family})")
+    spec = merge(MODELS[name], _changes(MODELS[name], sizes))
+    if spec != MODELS[name]:
+        spec["name"] = ""
+    if hints.activation is not None:
+        activation = {"activation": hints.activation}
+        spec = merge(spec, {"image": activation, "text": activation})
+    return spec
+
+
+def _row_name(
+    rows: Mapping[str, Any], candidates: list[str], sizes: dict[str, Any], hints: Hints, where: str
+) -> str:
+    if hints.model is not None:
+        allowed = candidates or list(rows)
+        if hints.model not in allowed:
+            raise ValueError(
+                f"--model {hints.model} does not fit {where}; allowed are {', '.join(allowed)}"
+            )
+        return hints.model
+    if len(candidates) == 1:
+        return candidates[0]
+    if candidates:
+        raise ValueError(
+            f"{where} has the sizes of {', '.join(candidates)}, which differ in what a file "
+            "cannot say (pixels); add --model with one of them"
+        )
+    raise ValueError(
+        f"{where} has sizes of no published model ({sizes['image']}, {sizes['text']}): add --model "
+        "with a row whose tokenizer, preprocessing and scale rule it shares; sizes are the file's"
+    )
+
+
+def _sizes(parameters: Mapping[str, LazyTensor], stack: str, where: str) -> dict[str, Any]:
+    """What the file says, in the fields of a spec; `grid` is the positions of a side, or None."""
+    try:
+        kernel = parameters["img/embedding/kernel"].shape
+        positions = parameters.get("img/pos_embedding")
+        vocab_size, _ = parameters["txt/Embed_0/embedding"].shape
+        text = _tower(parameters, stack) | {
+            "vocab_size": vocab_size,
+            "context_length": parameters["txt/pos_embedding"].shape[-2],
+        }
+        image = _tower(parameters, "img/Transformer") | {"patch_size": kernel[0]}
+        embed_dim = image["width"]
+        if "img/head/kernel" in parameters:
+            embed_dim = parameters["img/head/kernel"].shape[-1]
+    except (KeyError, IndexError, ValueError) as error:
+        raise WeightFileError(
+            f"{where} is no whole two-tower model: {error} is missing or has another shape"
+        ) from error
+    grid = None if positions is None else round(positions.shape[-2] ** 0.5)
+    return {
+        "embed_dim": embed_dim,
+        "grid": grid,
+        "image": image,
+        "text": text,
+        "text_projection": _projection(parameters),
+    }
+
+
+def _tower(parameters: Mapping[str, LazyTensor], stack: str) -> dict[str, int | None]:
+    first = f"{stack}/encoderblock_0"
+    query = parameters[f"{first}/MultiHeadDotProductAttention_0/query/kernel"].shape
+    width, mlp_dim = parameters[f"{first}/MlpBlock_0/Dense_0/kernel"].shape
+    blocks = {name.split("/")[len(stack.split("/"))] for name in parameters if _inside(name, stack)}
+    # A matrix does not say how many heads it has; None leaves it to the row.
+    num_heads = query[1] if len(query) == 3 else None
+    return {"width": width, "depth": len(blocks), "num_heads": num_heads, "mlp_dim": mlp_dim}
+
+
+def _inside(name: str, stack: str) -> bool:
+    return name.startswith(f"{stack}/encoderblock_")
+
+
+def _projection(parameters: Mapping[str, LazyTensor]) -> str:
+    if "txt/head/kernel" not in parameters:
+        return "none"
+    return "linear_bias" if "txt/head/bias" in parameters else "linear"
+
+
+def _agree(row: Mapping[str, Any], sizes: Mapping[str, Any]) -> bool:
+    """Whether a row has the sizes; how the text is projected is the file's to say."""
+    changes = _changes(row, sizes)
+    changes.pop("text_projection", None)
+    return merge(row, changes) == row
+
+
+def _changes(row: Mapping[str, Any], sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """The changes that give a row the file's sizes."""
+    changes = {key: sizes[key] for key in ("embed_dim", "image", "text")}
+    for tower in ("image", "text"):
+        width = changes[tower]["width"]
+        if changes[tower]["num_heads"] is None and width != row[tower]["width"]:
+            changes[tower] = changes[tower] | {"num_heads": width // 64}
+    patch_size, grid = sizes["image"]["patch_size"], sizes["grid"]
+    # Pixels beyond the last whole patch are cut off: 27 patches of 14 stand for 378 to 391.
+    if grid is not None and row["image_size"] // patch_size != grid:
+        changes["image_size"] = grid * patch_size
+    if row.get("text_projection", "linear") != sizes["text_projection"]:
+        changes["text_projection"] = sizes["text_projection"]
+    return changes

@@ -1,0 +1,177 @@
+"""Towers as StableHLO programs that run with JAX alone, without this package.
+
+A tower is two files. The program takes its parameters as an argument instead of holding them:
+constants would double a model's memory where the program is loaded and again where it is compiled,
+and a serialised program may not exceed 2 GB, which a ViT-g in float32 does. The parameters lie in a
+safetensors file beside it, stacked over the layers, so that the program is one block's size and
+needs no other file to be understood.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export as jax_export
+
+from clipjax.config import to_plain
+from clipjax.interop.files import save_safetensors
+from clipjax.interop.shapes import STACK, stacked_shapes
+from clipjax.interop.tensors import LazyTensor
+from clipjax.interop.weights import Weights
+from clipjax.models import build_model
+from clipjax.models.images import normalise_images
+from clipjax.trees import unflatten_names
+
+PLATFORMS = ("cpu", "tpu", "cuda")
+TOWERS = ("image", "text")
+FORMAT_VERSION = 1
+# Its code blocks are run by the tests as they stand.
+_README = Path(__file__).with_name("stablehlo_readme.md")
+
+# (parameters by name, rows) -> [batch, embed] float32, of length 1
+TowerFn = Callable[[Mapping[str, jax.Array], jax.Array], jax.Array]
+
+
+def write_stablehlo(path: Path, weights: Weights) -> None:
+    """Writes both towers, their parameters, `contract.json` and a README to a new folder.
+
+    Args:
+        path: of the folder, which does not exist yet.
+        weights: the model.
+    """
+    path.mkdir()
+    inputs = {}
+    for tower in TOWERS:
+        exported = export_tower(weights.spec, tower)
+        (path / f"{tower}.stablehlo").write_bytes(exported.serialize())
+        stacked = stack_leaves(weights.leaves, tower_shapes(weights.spec, tower))
+        save_safetensors(path / f"{tower}.safetensors", stacked, {})
+        rows = exported.in_avals[-1]
+        inputs[tower] = {"dtype": str(rows.dtype), "shape": [str(size) for size in rows.shape]}
+    if weights.tokenizer_files:
+        (path / "tokenizer").mkdir()
+    for name, file in weights.tokenizer_files.items():
+        shutil.copyfile(file, path / "tokenizer" / Path(name).name)
+    contract = _contract(weights, inputs)
+    (path / "contract.json").write_text(json.dumps(contract, indent=1) + "\n", encoding="utf-8")
+    (path / "README.md").write_text(_readme(contract), encoding="utf-8")
+
+
+def export_tower(spec: Mapping[str, Any], tower: str) -> jax_export.Exported:
+    """Exports a tower for any batch size on all PLATFORMS; no parameter is allocated.
+
+    Args:
+        spec: whole model spec.
+        tower: image (uint8 `[batch, size, size, 3]`, normalised inside) or text (int32
+            `[batch, length]`).
+
+    Returns:
+        The program (parameters by name, rows) -> embeddings `[batch, embed]`, of length 1.
+    """
+    parameters = {
+        name: jax.ShapeDtypeStruct(shape, jnp.float32)
+        for name, shape in tower_shapes(spec, tower).items()
+    }
+    size, dtype = f"batch, {spec['text']['context_length']}", jnp.int32
+    if tower == "image":
+        size, dtype = f"batch, {spec['image_size']}, {spec['image_size']}, 3", jnp.uint8
+    rows = jax.ShapeDtypeStruct(jax_export.symbolic_shape(size), dtype)
+    program = jax_export.export(jax.jit(tower_fn(spec, tower)), platforms=PLATFORMS)
+    return program(parameters, rows)
+
+
+def tower_fn(spec: Mapping[str, Any], tower: str) -> TowerFn:
+    """Makes the pure function of a tower that is exported."""
+    model = build_model(spec)
+    mean, std = spec["preprocess"]["mean"], spec["preprocess"]["std"]
+
+    def embed(parameters: Mapping[str, jax.Array], rows: jax.Array) -> jax.Array:
+        # The temperature belongs to no tower; a model cannot be run without having it.
+        scalars = {"params/logit_scale": jnp.zeros(()), "params/logit_bias": jnp.zeros(())}
+        variables = unflatten_names({**scalars, **parameters})
+        if tower == "image":
+            rows = normalise_images(rows, mean, std, jnp.float32)
+        return model.apply(variables, rows, method=f"encode_{tower}")
+
+    return embed
+
+
+def tower_shapes(spec: Mapping[str, Any], tower: str) -> dict[str, tuple[int, ...]]:
+    """Shapes of a tower's leaves by name: `params/image_encoder/...`, stacked over layers."""
+    return {
+        name: shape
+        for name, shape in stacked_shapes(spec).items()
+        if name.split("/")[1].startswith(f"{tower}_")
+    }
+
+
+def stack_leaves(
+    leaves: Mapping[str, LazyTensor], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, LazyTensor]:
+    """Stacks the blocks of the named leaves; one is in memory at a time."""
+    stacked = {}
+    for name, shape in shapes.items():
+        short = name.removeprefix("params/")
+        match = STACK.match(short)
+        if match is None:
+            stacked[name] = leaves[short]
+        else:
+            blocks = [leaves[f"{match[1]}block_{i}/{match[2]}"] for i in range(shape[0])]
+            stacked[name] = _stack(blocks, shape)
+    return stacked
+
+
+def _stack(blocks: list[LazyTensor], shape: tuple[int, ...]) -> LazyTensor:
+    def read_rows(start: int, stop: int) -> np.ndarray:
+        out = np.empty((stop - start, *shape[1:]), np.float32)
+        for row, block in zip(out, blocks[start:stop], strict=True):
+            row[...] = block.read()
+        return out
+
+    return LazyTensor(shape, np.dtype(np.float32), lambda: read_rows(0, shape[0]), read_rows)
+
+
+def _contract(weights: Weights, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    spec = to_plain(weights.spec)
+    bias = weights.leaves.get("logit_bias")
+    return {
+        "format": "clipjax-stablehlo",
+        "version": FORMAT_VERSION,
+        "jax": jax.__version__,
+        "platforms": list(PLATFORMS),
+        "input": dict(inputs),
+        "output": {"dtype": "float32", "shape": ["batch", str(spec["embed_dim"])], "norm": 1},
+        # What multiplies the cosines: the exponential of the parameter.
+        "logit_scale": float(np.exp(weights.leaves["logit_scale"].read())),
+        "logit_bias": None if bias is None else float(bias.read()),
+        "preprocess": {"size": spec["image_size"], **spec["preprocess"]},
+        "tokenizer": {"context_length": spec["text"]["context_length"], **spec["tokenizer"]},
+        "model": spec,
+    }
+
+
+def _readme(contract: Mapping[str, Any]) -> str:
+    preprocess = contract["preprocess"]
+    crops = {
+        "shortest": "resize the shorter side to {size} pixels and crop the centre square",
+        "squash": "resize to {size} x {size} pixels whatever the aspect ratio",
+    }
+    fill = {
+        "NAME": contract["model"].get("name") or "model",
+        "SIZE": str(preprocess["size"]),
+        "LENGTH": str(contract["tokenizer"]["context_length"]),
+        "EMBED": str(contract["model"]["embed_dim"]),
+        "RESIZE": crops[preprocess["resize"]].format(size=preprocess["size"]),
+        "INTERPOLATION": preprocess["interpolation"],
+        "TOKENIZER": contract["tokenizer"]["name"],
+        "JAX": contract["jax"],
+    }
+    text = _README.read_text(encoding="utf-8")
+    for word, value in fill.items():
+        text = text.replace(f"<{word}>", value)
+    return text
