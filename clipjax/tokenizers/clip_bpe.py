@@ -20,11 +20,6 @@ END_OF_WORD = "</w>"
 # Words met once are not worth keeping for ever: web text never stops bringing new ones.
 MAX_REMEMBERED_WORDS = 1 << 20
 
-_WORDS = 1 << 20
-
-# ftfy and html.unescape leave such text as it is: no byte above 126, no entity, no control
-# character other than the white space that is collapsed anyway.
-_UNTOUCHED_BY_CLEANING = re.compile(r"[\t\n\r\x20-\x25\x27-\x7e]*")
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _ASCII_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[a-z]+|[0-9]|[^\sa-z0-9]+"
 
