@@ -1,0 +1,84 @@
+"""What is done to a caption before it is tokenized: published rules, as named steps."""
+
+import html
+import re
+import string
+import unicodedata
+from collections.abc import Callable, Sequence
+
+import ftfy
+from ftfy.badness import is_bad
+
+# Repairing costs more than all the rest of a tokenizer's work, so what it leaves as it is goes
+# past it. No control characters, ligatures, full-width forms, curly quotes or surrogates, for each
+# of which ftfy has a rule, and no `&` that could begin an entity:
+_ASCII = r"\t\x20-\x25\x27-\x7e"
+_OTHERS = (
+    r"\xa0-\u0131\u0134-\u0148\u014a-\u01c3\u01cd-\u01f0\u01f4-\u02b7\u0300-\u1fff\u2010-\u2017"
+    r"\u2020-\u2027\u2030-\u2069\u2070-\u2fff\u3001-\ud7ff\ue000-\ufaff\ufb07-\ufdff\ufe00-\ufe1f"
+    r"\U00010000-\U0010ffff"
+)
+_SAFE_ASCII = re.compile(f"[{_ASCII}\n]*(?:& [{_ASCII}\n]*)*")
+# ftfy looks for mojibake line by line.
+_SAFE_LINE = re.compile(f"[{_ASCII}{_OTHERS}]*(?:& [{_ASCII}{_OTHERS}]*)*")
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def fix_text(text: str) -> str:
+    """Repairs mojibake, curly quotes and the like, then resolves HTML entities twice."""
+    if _SAFE_ASCII.fullmatch(text) or (
+        _SAFE_LINE.fullmatch(text) and unicodedata.is_normalized("NFC", text) and not is_bad(text)
+    ):
+        return text
+    return html.unescape(html.unescape(ftfy.fix_text(text)))
+
+
+def collapse_whitespace(text: str) -> str:
+    """One space between words, none at the ends."""
+    return " ".join(text.split())
+
+
+CLEANING: dict[str, Callable[[str], str]] = {
+    "fix_text": fix_text,
+    "underscores_to_spaces": lambda text: text.replace("_", " "),
+    "strip_punctuation": lambda text: text.translate(_NO_PUNCTUATION),
+    "lower": str.lower,
+    "collapse_whitespace": collapse_whitespace,
+}
+
+
+class Cleaner:
+    """Checks captions and cleans them, step by step.
+
+    Args:
+        steps: names of `CLEANING`, applied in this order.
+
+    Raises:
+        ValueError: for an unknown step.
+    """
+
+    def __init__(self, steps: Sequence[str] = ()):
+        unknown = [step for step in steps if step not in CLEANING]
+        if isinstance(steps, str) or unknown:
+            raise ValueError(
+                f"tokenizer.cleaning is {steps!r}; it is a sequence of "
+                f"{', '.join(map(repr, CLEANING))}"
+            )
+        self.steps = tuple(steps)
+        self._functions = [CLEANING[step] for step in steps]
+
+    def __call__(self, texts: Sequence[str]) -> list[str]:
+        """Cleans captions `[batch]`; ValueError for one string, or what is no string."""
+        if isinstance(texts, str):
+            raise ValueError("texts is one string: pass a list of captions")
+        return [self.clean(text) for text in texts]
+
+    def clean(self, text: str) -> str:
+        """Cleans one caption; half of a surrogate pair, which no encoder takes, becomes U+FFFD."""
+        if not isinstance(text, str):
+            raise ValueError(f"a caption is {type(text).__name__}, expected str: {text!r}")
+        for function in self._functions:
+            text = function(text)
+        if not text.isascii():
+            text = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+        return text
