@@ -1,0 +1,178 @@
+"""open_clip_config.json, which says what tensors cannot, read over a draft."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from clipjax.config import merge
+from clipjax.interop.open_clip import trunks
+from clipjax.interop.open_clip.rows import activation_of, candidates
+from clipjax.models.zoo.parts import OPENAI_MEAN, OPENAI_STD
+
+Config = dict[str, Any]
+
+
+_MODEL_FIELDS = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text")
+_MODEL_FIELDS += ("init_logit_scale", "init_logit_bias", "nonscalar_logit_scale")
+_VISION_FIELDS = ("layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size")
+_VISION_FIELDS += ("no_ln_pre", "final_ln_after_pool", "pool_type", "act_kwargs", "norm_kwargs")
+_VISION_FIELDS += ("timm_model_name", "timm_model_pretrained", "timm_pool", "timm_proj")
+_VISION_FIELDS += ("pos_embed_type", "patch_dropout")
+_TEXT_FIELDS = ("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio")
+_TEXT_FIELDS += ("hf_tokenizer_name", "tokenizer_kwargs", "no_causal_mask", "pool_type")
+_TEXT_FIELDS += ("proj_bias", "proj_type", "act_kwargs", "norm_kwargs", "pad_id")
+_TEXT_FIELDS += ("hf_model_name", "hf_model_pretrained", "hf_proj_type", "hf_pooler_type")
+
+
+def spec_of_config(draft: Mapping[str, Any], config: Mapping[str, Any], *, where: str) -> Config:
+    """Completes a draft by what an open_clip_config.json says.
+
+    Args:
+        draft: sizes, of `shapes.draft_of`.
+        config: the file's content.
+        where: the file, for messages.
+
+    Returns:
+        The whole spec: constants of the zoo's row of these sizes, changed to what the file says.
+
+    Raises:
+        ValueError: the file asks for what clipjax lacks, or is not that of the tensors.
+    """
+    try:
+        model, vision, text = _sections(config)
+        draft = merge(draft, _forms(draft, vision, text))
+        said = merge(_constants(draft, model, vision, text), {"image_size": _size(draft, vision)})
+        said["preprocess"] = _preprocess(config.get("preprocess_cfg") or {})
+        _check_sizes(draft, model, vision, text)
+    except (TypeError, AttributeError, KeyError) as error:
+        raise ValueError(f"{where} is no OpenCLIP config: {error!r}") from error
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    rows = candidates(draft)
+    if not rows:
+        raise ValueError(f"{where}: no model of the zoo is of its kind")
+    base = next((r for r in rows if merge(r, said) == r), None)
+    base = base or next((r for r in rows if activation_of(r) == activation_of(said)), rows[0])
+    return merge(base, said)
+
+
+def _sections(config: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    model = config["model_cfg"]
+    vision, text = model["vision_cfg"], model["text_cfg"]
+    sections = {"model_cfg": model, "vision_cfg": vision, "text_cfg": text}
+    known = (_MODEL_FIELDS, _VISION_FIELDS, _TEXT_FIELDS)
+    for (name, section), fields in zip(sections.items(), known, strict=True):
+        # Null, false and 0 are OpenCLIP's way to say that a feature is off.
+        odd = [key for key, value in section.items() if key not in fields and value]
+        if odd:
+            raise ValueError(
+                f"{name}.{odd[0]} = {section[odd[0]]!r} is a feature that clipjax does not have"
+            )
+    return model, vision, text
+
+
+def _activation(section: Mapping[str, Any], quick_gelu: bool) -> str:
+    kwargs = section.get("act_kwargs") or {}
+    if quick_gelu:
+        return "quick_gelu"
+    return "gelu_tanh" if kwargs.get("approximate") == "tanh" else "gelu"
+
+
+def _eps(section: Mapping[str, Any]) -> float:
+    return float((section.get("norm_kwargs") or {}).get("eps", 1e-5))
+
+
+def _constants(draft: Mapping[str, Any], model: Any, vision: Any, text: Any) -> Config:
+    """Heads, activations and epsilons."""
+    quick_gelu = bool(model.get("quick_gelu"))
+    image: Config = {}
+    if "timm_model_name" in vision:
+        trunk = trunks.trunk_of_name(vision["timm_model_name"])
+        image = {"num_heads": trunk.num_heads, "activation": trunk.activation}
+        image["layer_norm_eps"] = 1e-6
+    elif draft["image"]["name"] == "modified_resnet":
+        image = {"num_heads": vision["width"] * 32 // vision.get("head_width", 64)}
+    else:
+        image = {
+            "num_heads": vision.get("width", 768) // vision.get("head_width", 64),
+            "activation": _activation(vision, quick_gelu),
+            "layer_norm_eps": _eps(vision),
+        }
+    said: Config = {"image": image, "text": {}}
+    if "hf_model_name" not in text:
+        said["text"] = {
+            "num_heads": text.get("heads", 8),
+            "activation": _activation(text, quick_gelu),
+            "layer_norm_eps": _eps(text),
+        }
+    elif draft["text"]["name"] != "bert":
+        raise ValueError(f"hf_model_name = {text['hf_model_name']!r}, the tensors are CLIP's text")
+    else:
+        said["text"] = {"activation": "gelu", "context_length": text.get("context_length", 77)}
+    return said
+
+
+def _forms(draft: Mapping[str, Any], vision: Any, text: Any) -> Config:
+    """Pooling and masks, which the draft could only guess from what is published."""
+    forms: Config = {"image": {}, "text": {}}
+    if "timm_model_name" not in vision and draft["image"]["name"] == "vit":
+        pool = (vision.get("pool_type") or "tok", bool(vision.get("final_ln_after_pool")))
+        poolings = {("tok", False): "cls", ("avg", True): "patch_mean"}
+        if pool not in poolings:
+            raise ValueError(
+                f"vision_cfg.pool_type = {pool[0]!r} with final_ln_after_pool = {pool[1]}: clipjax "
+                "has 'tok' without it and 'avg' with it"
+            )
+        forms["image"]["pooling"] = poolings[pool]
+    if "hf_model_name" not in text:
+        pool = text.get("pool_type") or "argmax"
+        if pool not in ("argmax", "last"):
+            raise ValueError(f"text_cfg.pool_type = {pool!r}: clipjax has 'argmax' and 'last'")
+        causal = not text.get("no_causal_mask", False)
+        forms["text"]["name"] = "causal_transformer" if causal else "bidirectional_transformer"
+        forms["text"]["pooling"] = "eot" if pool == "argmax" else "last"
+    return forms
+
+
+def _size(draft: Mapping[str, Any], vision: Mapping[str, Any]) -> int:
+    size, patch = vision.get("image_size", 224), draft["image"].get("patch_size", 32)
+    size = size[0] if isinstance(size, list) and len(set(size)) == 1 else size
+    if not isinstance(size, int) or size // patch != draft["image_size"] // patch:
+        raise ValueError(
+            f"vision_cfg.image_size = {size}, the tensors' positions are those of "
+            f"{draft['image_size']} pixels"
+        )
+    return size
+
+
+def _check_sizes(draft: Mapping[str, Any], model: Any, vision: Any, text: Any) -> None:
+    depth = draft["image"].get("depth", draft["image"].get("layers"))
+    wanted = {"embed_dim": (model["embed_dim"], draft["embed_dim"])}
+    if "timm_model_name" not in vision:
+        wanted["vision_cfg.width"] = (vision.get("width", 768), draft["image"]["width"])
+        wanted["vision_cfg.layers"] = (vision.get("layers", 12), depth)
+    if "hf_model_name" not in text:
+        defaults = {"width": 512, "layers": 12, "context_length": 77, "vocab_size": 49408}
+        for field, default in defaults.items():
+            found = draft["text"]["depth" if field == "layers" else field]
+            wanted[f"text_cfg.{field}"] = (text.get(field, default), found)
+    for field, (said, found) in wanted.items():
+        if said != found:
+            raise ValueError(f"{field} = {said}, the tensors have {found}; take files that match")
+
+
+def _preprocess(section: Mapping[str, Any]) -> Config:
+    found = {
+        "resize": section.get("resize_mode") or "shortest",
+        "interpolation": section.get("interpolation") or "bicubic",
+        "mean": [float(x) for x in section.get("mean") or OPENAI_MEAN],
+        "std": [float(x) for x in section.get("std") or OPENAI_STD],
+    }
+    for field, allowed in (
+        ("resize", ("shortest", "squash")),
+        ("interpolation", ("bicubic", "bilinear")),
+    ):
+        if found[field] not in allowed:
+            raise ValueError(
+                f"preprocess_cfg: {field} {found[field]!r} is not known; {', '.join(allowed)} are"
+            )
+    return found

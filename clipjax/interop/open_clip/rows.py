@@ -1,0 +1,186 @@
+"""Which model a file of weights is: the row of the zoo that its sizes and the hints leave."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from absl import logging
+
+from clipjax.config import merge, to_plain
+from clipjax.interop.open_clip.shapes import positions_of, sizes_of
+from clipjax.interop.weights import Hints
+from clipjax.models.zoo import MODELS
+
+Spec = dict[str, Any]
+CUSTOM = "custom"  # the name of a model whose sizes no row has
+ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu")
+
+
+def settle(draft: Mapping[str, Any], hints: Hints, *, where: str) -> Spec:
+    """Completes a draft by the zoo and by what a person says.
+
+    Args:
+        draft: sizes, of `shapes.draft_of`.
+        hints: `--model` and `--activation`.
+        where: the file, for messages.
+
+    Returns:
+        The whole spec.
+
+    Raises:
+        ValueError: several models of the zoo have these sizes, and it says what to add; or a hint
+            contradicts the file.
+    """
+    found = _of_model(draft, hints.model, where) if hints.model else _distinct(candidates(draft))
+    if hints.activation:
+        found = _with_activation(found, hints.activation)
+    if len(found) != 1:
+        raise ValueError(_question(found, where))
+    spec = found[0]
+    if spec["name"] == CUSTOM:
+        heads = [spec[tower]["num_heads"] for tower in ("image", "text")]
+        logging.warning(
+            "%s has the sizes of no model of the zoo: it is taken to have %d and %d heads, which "
+            "no shape says; a folder with open_clip_config.json does",
+            where,
+            *heads,
+        )
+    elif not (hints.model or hints.activation):
+        logging.info(
+            "%s has the sizes of %s: its activation %s, normalisation and preprocessing are used",
+            where,
+            spec["name"],
+            activation_of(spec),
+        )
+    return spec
+
+
+def candidates(draft: Mapping[str, Any]) -> list[Spec]:
+    """The rows of the zoo of equal sizes; or if none, the draft as each kind of its family."""
+    same = [row for row in MODELS.values() if sizes_of(row) == sizes_of(draft)]
+    same = [row for row in same if positions_of(row) == positions_of(draft)]
+    if same:
+        return [_with_bias(to_plain(row), draft) for row in same]
+    family: dict[str, Spec] = {}
+    for row in MODELS.values():
+        if _form(row) == _form(draft):
+            family.setdefault(activation_of(row), row)
+    return [_as_custom(to_plain(row), draft) for row in family.values()]
+
+
+def activation_of(spec: Mapping[str, Any]) -> str:
+    """The activation of a spec's towers; a ResNet has none, so that the text tower's counts."""
+    return spec["image"].get("activation", spec["text"]["activation"])
+
+
+def with_activation(spec: Spec, activation: str) -> Spec:
+    """The spec with an activation in each tower that has a choice of it."""
+    changes: Spec = {"text": {"activation": activation}}
+    if "activation" in spec["image"]:
+        changes["image"] = {"activation": activation}
+    return merge(spec, changes)
+
+
+def _of_model(draft: Mapping[str, Any], name: str, where: str) -> list[Spec]:
+    """The row of a name; only its pixels and its context may be other than the file's."""
+    if name not in MODELS:
+        same = _names(candidates(draft))
+        raise ValueError(
+            f"--model {name!r} is no row of the zoo (`clipjax models` prints it); {where} has the "
+            f"sizes of {same}"
+        )
+    row = to_plain(MODELS[name])
+    theirs, ours = sizes_of(draft), sizes_of(row)
+    wrong = [k for k in theirs if theirs[k] != ours.get(k)]
+    if wrong:
+        lines = [f"{k} {theirs[k]!r} in the file, {ours.get(k)!r} in {name}" for k in wrong]
+        raise ValueError(
+            f"--model {name}: {where} is another model: {'; '.join(lines)}; it has the sizes of "
+            f"{_names(candidates(draft))}"
+        )
+    return [_with_positions(row, draft)]
+
+
+def _with_bias(spec: Spec, draft: Mapping[str, Any]) -> Spec:
+    """OpenCLIP trains any model with the sigmoid loss, whose bias is one parameter more."""
+    if (spec["logit_bias"] is None) == (draft["logit_bias"] is None):
+        return spec
+    return {**spec, "logit_bias": draft["logit_bias"]}
+
+
+def _with_positions(row: Spec, draft: Mapping[str, Any]) -> Spec:
+    changes: Spec = {}
+    if positions_of(row)["image grid"] != positions_of(draft)["image grid"]:
+        changes["image_size"] = draft["image_size"]
+    if "context_length" in draft["text"]:
+        changes["text"] = {"context_length": draft["text"]["context_length"]}
+    return _with_bias(merge(row, changes), draft)
+
+
+def _form(spec: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What models of one family share."""
+    image, text = spec["image"], spec["text"]
+    projection = spec.get("image_projection", "linear")
+    return (image["name"], image.get("pooling"), text["name"], text["vocab_size"], projection)
+
+
+def _as_custom(row: Spec, draft: Mapping[str, Any]) -> Spec:
+    """The draft with the constants of a row of its family."""
+    spec = _with_bias(merge(row, {**draft, "name": CUSTOM, "source": ""}), draft)
+    if spec["image"].get("positions") == "sincos2d":
+        spec["image"]["positions"] = "learned"
+    for tower in ("image", "text"):
+        spec[tower]["num_heads"] = _num_heads(spec[tower], tower)
+    return spec
+
+
+def _num_heads(tower: Mapping[str, Any], kind: str) -> int:
+    """As in the zoo's towers of that width, or else heads of 64; no shape says it."""
+    width = tower["width"]
+    for row in MODELS.values():
+        if row[kind]["name"] == tower["name"] and row[kind]["width"] == width:
+            return row[kind]["num_heads"]
+    return max(1, (32 * width if tower["name"] == "modified_resnet" else width) // 64)
+
+
+def _distinct(specs: Iterable[Spec]) -> list[Spec]:
+    """One of each group that differ in their names alone, such as RN50 and RN50-quickgelu."""
+    found: list[Spec] = []
+    for spec in specs:
+        bare = {**spec, "name": "", "source": ""}
+        if all({**other, "name": "", "source": ""} != bare for other in found):
+            found.append(spec)
+    return found
+
+
+def _with_activation(found: list[Spec], activation: str) -> list[Spec]:
+    if activation not in ACTIVATIONS:
+        raise ValueError(
+            f"--activation {activation!r} is unknown; allowed are {', '.join(ACTIVATIONS)}"
+        )
+    fitting = [spec for spec in found if activation_of(spec) == activation]
+    # None has it: the person knows better than the zoo, as with SigLIP's weights in OpenCLIP.
+    return fitting or _distinct(with_activation(spec, activation) for spec in found)
+
+
+def _names(specs: Iterable[Spec]) -> str:
+    specs = list(specs)
+    return ", ".join(spec["name"] for spec in specs) if specs else "no row"
+
+
+def _question(found: list[Spec], where: str) -> str:
+    if not found:
+        return f"{where}: no model of the zoo is of its kind"
+    activations = [activation_of(spec) for spec in found]
+    choices = [_choice(spec) for spec in found if spec["name"] != CUSTOM]
+    if len(set(activations)) == len(found):
+        choices.append(f"--activation {' | '.join(activations)}")
+    return (
+        f"{where} does not say its activation and preprocessing, and its sizes leave open which "
+        f"model it is; add {', or '.join(choices)}. Or give the folder with its "
+        "open_clip_config.json, which says it"
+    )
+
+
+def _choice(spec: Spec) -> str:
+    mean = ", ".join(f"{x:.3g}" for x in spec["preprocess"]["mean"])
+    return f"--model {spec['name']} ({activation_of(spec)}, pixel means {mean})"

@@ -1,0 +1,214 @@
+"""What the names and shapes of OpenCLIP's tensors say of a model: all its sizes."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from clipjax.interop.tensors import LazyTensor, WeightFileError
+
+Tensors = Mapping[str, LazyTensor]
+
+
+def draft_of(tensors: Tensors, *, where: str = "the file") -> dict[str, Any]:
+    """Reads the sizes of a model off its tensors.
+
+    Args:
+        tensors: as `names.plain_names` gives them.
+        where: the file, for messages.
+
+    Returns:
+        The part of a spec that shapes say: no heads, activation, epsilon or preprocessing.
+
+    Raises:
+        WeightFileError: they are of no tower known.
+    """
+    reader = _Reader(tensors, where)
+    draft: dict[str, Any]
+    if "visual.trunk.attn_pool.latent" in tensors:
+        draft = _trunk(reader)
+    elif "visual.layer1.0.conv1.weight" in tensors:
+        draft = _resnet(reader)
+    elif "visual.class_embedding" in tensors:
+        draft = _vit(reader)
+    else:
+        raise reader.unknown("image", "visual.", "a ViT, a modified ResNet or timm's SigLIP ViT")
+    if "text.transformer.embeddings.word_embeddings.weight" in tensors:
+        draft |= _xlm_roberta(reader)
+    elif "text.token_embedding.weight" in tensors:
+        draft |= _text(reader, causal=draft["image"].get("pooling", "cls") == "cls")
+    else:
+        raise reader.unknown("text", "text.", "a CLIP text transformer or XLM-RoBERTa")
+    return {**draft, "logit_bias": -10.0 if "logit_bias" in tensors else None}
+
+
+class _Reader:
+    """Shapes by name, with messages."""
+
+    def __init__(self, tensors: Tensors, where: str) -> None:
+        self.tensors, self.where = tensors, where
+
+    def shape(self, name: str, rank: int) -> tuple[int, ...]:
+        if name not in self.tensors:
+            raise WeightFileError(
+                f"{self.where} lacks {name}, without which its model is unknown; "
+                "take a whole OpenCLIP state dict"
+            )
+        shape = self.tensors[name].shape
+        if len(shape) != rank or 0 in shape:
+            raise WeightFileError(
+                f"{self.where}: {name} has shape {shape}, it should have {rank} dimensions"
+            )
+        return shape
+
+    def count(self, pattern: str) -> int:
+        """Blocks of a stack: one more than the largest number that stands in the names."""
+        numbers = [int(m[1]) for m in map(re.compile(pattern).match, self.tensors) if m]
+        if not numbers:
+            raise WeightFileError(f"{self.where} has no tensor like {pattern}: it has no blocks")
+        return max(numbers) + 1
+
+    def grid(self, name: str, rows: int) -> int:
+        side = math.isqrt(rows)
+        if side == 0 or side * side != rows:
+            raise WeightFileError(
+                f"{self.where}: {name} has {rows} patches; only square images are supported"
+            )
+        return side
+
+    def unknown(self, tower: str, prefix: str, known: str) -> WeightFileError:
+        names = [name for name in self.tensors if name.startswith(prefix)] or list(self.tensors)
+        return WeightFileError(
+            f"{self.where}: the {tower} tower is none of {known}, as OpenCLIP names them; its "
+            f"first tensors are {', '.join(sorted(names)[:4]) or 'none'}"
+        )
+
+
+def _vit(reader: _Reader) -> dict[str, Any]:
+    width, _, patch_size, _ = reader.shape("visual.conv1.weight", 4)
+    table = "visual.positional_embedding"
+    # OpenCLIP's models without the first normalisation are CLIPA's: they pool the patches' mean.
+    pre_norm = "visual.ln_pre.weight" in reader.tensors
+    image = {
+        "name": "vit",
+        "patch_size": patch_size,
+        "width": width,
+        "depth": reader.count(r"visual\.transformer\.resblocks\.(\d+)\."),
+        "mlp_dim": reader.shape("visual.transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
+        "pooling": "cls" if pre_norm else "patch_mean",
+        "pre_norm": pre_norm,
+    }
+    return {
+        "embed_dim": reader.shape("visual.proj", 2)[1],
+        "image_size": patch_size * reader.grid(table, reader.shape(table, 2)[0] - 1),
+        "image": image,
+    }
+
+
+def _trunk(reader: _Reader) -> dict[str, Any]:
+    width, _, patch_size, _ = reader.shape("visual.trunk.patch_embed.proj.weight", 4)
+    table = "visual.trunk.pos_embed"
+    image = {
+        "name": "vit",
+        "patch_size": patch_size,
+        "width": width,
+        "depth": reader.count(r"visual\.trunk\.blocks\.(\d+)\."),
+        "mlp_dim": reader.shape("visual.trunk.blocks.0.mlp.fc1.weight", 2)[0],
+        "pooling": "map",
+        "pre_norm": False,
+        "patch_bias": True,
+    }
+    return {
+        "embed_dim": width,
+        "image_size": patch_size * reader.grid(table, reader.shape(table, 3)[1]),
+        "image": image,
+        "image_projection": "none",
+    }
+
+
+def _resnet(reader: _Reader) -> dict[str, Any]:
+    table, width = "visual.attnpool.positional_embedding", reader.shape("visual.bn3.weight", 1)[0]
+    embed_dim = reader.shape("visual.attnpool.c_proj.weight", 2)[0]
+    image = {
+        "name": "modified_resnet",
+        "layers": [reader.count(rf"visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)],
+        "width": width,
+        "output_dim": embed_dim,
+    }
+    return {
+        "embed_dim": embed_dim,
+        "image_size": 32 * reader.grid(table, reader.shape(table, 2)[0] - 1),
+        "image": image,
+        "image_projection": "none",
+    }
+
+
+def _text(reader: _Reader, *, causal: bool) -> dict[str, Any]:
+    vocab_size, width = reader.shape("text.token_embedding.weight", 2)
+    projection = "none"
+    if "text.text_projection" in reader.tensors:
+        projection = "linear"
+    elif "text.text_projection.weight" in reader.tensors:
+        projection = "linear_bias"
+    text = {
+        "name": "causal_transformer" if causal else "bidirectional_transformer",
+        "vocab_size": vocab_size,
+        "context_length": reader.shape("text.positional_embedding", 2)[0],
+        "width": width,
+        "depth": reader.count(r"text\.transformer\.resblocks\.(\d+)\."),
+        "mlp_dim": reader.shape("text.transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
+        "pooling": "eot" if causal else "last",
+    }
+    return {"text": text, "text_projection": projection}
+
+
+def _xlm_roberta(reader: _Reader) -> dict[str, Any]:
+    embeddings, layers = "text.transformer.embeddings", "text.transformer.encoder.layer"
+    vocab_size, width = reader.shape(f"{embeddings}.word_embeddings.weight", 2)
+    projection = "none"
+    if "text.proj.2.weight" in reader.tensors:
+        projection = "mlp"
+    elif "text.proj.weight" in reader.tensors:
+        projection = "linear"
+    text = {
+        "name": "bert",
+        "vocab_size": vocab_size,
+        "width": width,
+        "depth": reader.count(layers.replace(".", r"\.") + r"\.(\d+)\."),
+        "mlp_dim": reader.shape(f"{layers}.0.intermediate.dense.weight", 2)[0],
+        "num_positions": reader.shape(f"{embeddings}.position_embeddings.weight", 2)[0],
+        "num_segments": reader.shape(f"{embeddings}.token_type_embeddings.weight", 2)[0],
+        "pooling": "mean",
+    }
+    return {"text": text, "text_projection": projection}
+
+
+_DEFAULTS = {"pre_norm": True, "patch_bias": False, "num_positions": 512, "num_segments": 2}
+_IMAGE = ("name", "pooling", "pre_norm", "patch_bias", "patch_size", "width", "depth", "mlp_dim")
+_IMAGE += ("layers", "output_dim")
+_TEXT = ("name", "pooling", "vocab_size", "width", "depth", "mlp_dim")
+_BERT = ("num_positions", "num_segments")
+
+
+def sizes_of(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists what shapes say of a spec or a draft but positions and the bias, by dotted name."""
+    text_fields = _TEXT + (_BERT if spec["text"]["name"] == "bert" else ())
+    sizes = {
+        **{f"image.{k}": spec["image"].get(k, _DEFAULTS.get(k)) for k in _IMAGE},
+        **{f"text.{k}": spec["text"].get(k, _DEFAULTS.get(k)) for k in text_fields},
+        "embed_dim": spec["embed_dim"],
+    }
+    if spec["image"]["name"] == "modified_resnet":  # fields that it does not have
+        sizes = {k: v for k, v in sizes.items() if k not in ("image.pre_norm", "image.patch_bias")}
+    for tower in ("image", "text"):
+        sizes[f"{tower}_projection"] = spec.get(f"{tower}_projection", "linear")
+    return sizes
+
+
+def positions_of(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists the sizes of a spec's or a draft's tables of positions."""
+    patch = spec["image"].get("patch_size", 32)
+    positions = {"image grid": spec["image_size"] // patch}
+    if spec["text"]["name"] != "bert":  # whose table is larger than any context
+        positions["text.context_length"] = spec["text"]["context_length"]
+    return positions
