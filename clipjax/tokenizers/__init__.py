@@ -7,10 +7,14 @@ import numpy as np
 from clipjax.config import build
 from clipjax.tokenizers.clip_bpe import ClipBPE
 from clipjax.tokenizers.sentencepiece import SentencePiece
+from clipjax.tokenizers.tokenizer_json import TokenizerJson
+from clipjax.tokenizers.wordpiece import WordPiece
 
 TOKENIZERS = {
     "clip_bpe": ClipBPE,
     "sentencepiece": SentencePiece,
+    "tokenizer_json": TokenizerJson,
+    "wordpiece": WordPiece,
 }
 
 
@@ -47,4 +51,12 @@ def make_tokenizer(spec: dict, *, context_length: int) -> Tokenizer:
     return build(spec, TOKENIZERS, path="tokenizer", context_length=context_length)
 
 
-__all__ = ["TOKENIZERS", "ClipBPE", "SentencePiece", "Tokenizer", "make_tokenizer"]
+__all__ = [
+    "TOKENIZERS",
+    "ClipBPE",
+    "SentencePiece",
+    "Tokenizer",
+    "TokenizerJson",
+    "WordPiece",
+    "make_tokenizer",
+]

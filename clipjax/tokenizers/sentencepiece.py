@@ -1,29 +1,31 @@
 """Any SentencePiece `.model` file as a tokenizer."""
 
-import functools
 import hashlib
-import string
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import sentencepiece
-from etils import epath
 
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+from clipjax.tokenizers.cleaning import Cleaner
+from clipjax.tokenizers.tokenizer_json import read_tokenizer_file
+
+SIGLIP_CLEANING = ("lower",)
 
 
 class SentencePiece:
     """Encodes with a published or own `.model` file.
 
-    A row is `[words..., end, pad, ...]`. The defaults are SigLIP's: lower case, an end token
-    that stays when a caption is cut.
+    A row is `[words..., end, pad, ...]`. The defaults are those of the code that trained SigLIP:
+    lower case, an end token that stays when a caption is cut. A special token spelled in a caption,
+    such as `</s>`, is text.
 
     Args:
         model: path of the `.model` file (local or a bucket).
         context_length: tokens in a row.
-        lower_case: whether captions are lower-cased first.
-        strip_punctuation: whether ASCII punctuation is removed and white space collapsed first.
-        start_id: id put before the words, or None.
+        cleaning: steps of `clipjax.tokenizers.cleaning` before the model's own normalization.
+            SigLIP in transformers: `("lower", "strip_punctuation", "collapse_whitespace")`;
+            in OpenCLIP: `("fix_text", "underscores_to_spaces")` before those.
+        start_id: id put before the words, or None (Gemma's is 2; SigLIP 2 puts none).
         end_id: id put after the words; by default the model's own, or none if it has none.
         pad_id: id that fills a row; by default the model's own, else its end id, else 0.
 
@@ -36,15 +38,14 @@ class SentencePiece:
     def __init__(
         self,
         *,
-        model: str,
+        model: str | None = None,
         context_length: int = 64,
-        lower_case: bool = True,
-        strip_punctuation: bool = False,
+        cleaning: Sequence[str] = SIGLIP_CLEANING,
         start_id: int | None = None,
         end_id: int | None = None,
         pad_id: int | None = None,
     ):
-        proto = _read_model(str(model))
+        proto = read_tokenizer_file(model, "SentencePiece model")
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(proto)
@@ -53,8 +54,8 @@ class SentencePiece:
         if context_length < 2:
             raise ValueError(f"context_length is {context_length}: at least 2 tokens are needed")
         self.context_length = context_length
-        self.lower_case, self.strip_punctuation = lower_case, strip_punctuation
         self.start_id = start_id
+        self._clean = Cleaner(cleaning)
         self.end_id = _first_id(end_id, self._processor.eos_id())
         self.pad_id = _first_id(pad_id, self._processor.pad_id(), self.end_id, 0)
         for name in ("start_id", "end_id", "pad_id"):
@@ -70,13 +71,12 @@ class SentencePiece:
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Encodes captions `[batch]` to ids `[batch, length]`, int32."""
-        if isinstance(texts, str):
-            raise ValueError("texts is one string: pass a list of captions")
+        texts = self._clean(texts)
         tokens = np.full((len(texts), self.context_length), self.pad_id, np.int32)
         start = [] if self.start_id is None else [self.start_id]
         end = [] if self.end_id is None else [self.end_id]
         room = self.context_length - len(start) - len(end)
-        for row, ids in zip(tokens, self._processor.encode(self._clean(texts)), strict=True):
+        for row, ids in zip(tokens, self._processor.encode(texts), strict=True):
             ids = [*start, *ids[:room], *end]
             row[: len(ids)] = ids
         return tokens
@@ -102,28 +102,8 @@ class SentencePiece:
             "end_id": self.end_id,
             "end_kept_when_cut": True,
             "pad_id": self.pad_id,
-            "lower_case": self.lower_case,
-            "strip_punctuation": self.strip_punctuation,
+            "cleaning": list(self._clean.steps),
         }
-
-    def _clean(self, texts: Sequence[str]) -> list[str]:
-        texts = list(texts)
-        if self.lower_case:
-            texts = [text.lower() for text in texts]
-        if self.strip_punctuation:
-            texts = [" ".join(text.translate(_NO_PUNCTUATION).split()) for text in texts]
-        return texts
-
-
-@functools.lru_cache(maxsize=4)
-def _read_model(path: str) -> bytes:
-    try:
-        return epath.Path(path).read_bytes()
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"there is no SentencePiece model at {path}: give tokenizer.model the path of a "
-            "`.model` file"
-        ) from error
 
 
 def _first_id(*candidates: int | None) -> int | None:

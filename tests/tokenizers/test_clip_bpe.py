@@ -121,4 +121,4 @@ def test_bad_input(tokenizer):
         make_tokenizer({"name": "clip_bpee"}, context_length=77)
     with pytest.raises(ValueError, match="lowercase"):
         make_tokenizer({"name": "clip_bpe", "lowercase": True}, context_length=77)
-    assert set(TOKENIZERS) == {"clip_bpe", "sentencepiece"}
+    assert set(TOKENIZERS) == {"clip_bpe", "sentencepiece", "tokenizer_json", "wordpiece"}

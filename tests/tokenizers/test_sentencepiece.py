@@ -43,9 +43,9 @@ def test_end_token_stays_when_cut(model):
 
 def test_rules_are_fields(model):
     assert (make(model)(["The CAT"]) == make(model)(["the cat"])).all()
-    assert (make(model, lower_case=False)(["THE"]) != make(model, lower_case=False)(["the"])).any()
-    plain = make(model, strip_punctuation=True)
-    assert (plain(["the, cat!"]) == plain(["the cat"])).all()
+    assert (make(model, cleaning=())(["THE"]) != make(model, cleaning=())(["the"])).any()
+    plain = make(model, cleaning=("strip_punctuation", "collapse_whitespace"))
+    assert (plain(["the, cat !"]) == plain(["the cat"])).all()
     assert (make(model)(["the, cat!"]) != make(model)(["the cat"])).any()
     assert (make(model, pad_id=5)(["a"])[0, -5:] == 5).all()
     assert make(model, start_id=1)(["a"])[0, 0] == 1
@@ -54,7 +54,7 @@ def test_rules_are_fields(model):
 def test_contract(model):
     contract = make(model).contract()
     assert json.loads(json.dumps(contract)) == contract
-    assert contract != make(model, lower_case=False).contract()
+    assert contract != make(model, cleaning=()).contract()
 
 
 def test_bad_input(model, tmp_path):

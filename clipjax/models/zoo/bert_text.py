@@ -33,7 +33,12 @@ def _xlm_roberta(name: str, base: str, depth: int, width: int, num_heads: int) -
             "pooling": "mean",
         },
         "text_projection": "mlp",
-        "tokenizer": {"name": "tokenizer_json"},
+        # The file is XLM-RoBERTa's and is not shipped: config.model.tokenizer.model is its path.
+        "tokenizer": {
+            "name": "tokenizer_json",
+            "pad_id": 1,
+            "cleaning": ("fix_text", "collapse_whitespace"),
+        },
         "source": "mlfoundations/open_clip, arXiv:1911.02116",
     }
 

@@ -8,6 +8,13 @@ from typing import Any
 
 from clipjax.models.zoo.parts import OPENAI_LOGIT_SCALE
 
+# BERT-base-uncased's 30,522 pieces in a table of 32,000 rows, as OpenCLIP feeds the published
+# weights. The code that trained them has one word more in a caption that is cut (`end_token` none).
+_TOKENIZER = {
+    "name": "wordpiece",
+    "end_token": "blank",
+    "cleaning": ("fix_text", "collapse_whitespace"),
+}
 _CLIPA = "arXiv:2306.15658, UCSC-VLAA/CLIPA"
 _OPENVISION = "arXiv:2505.04601, UCSC-VLAA/OpenVision"
 
@@ -70,7 +77,7 @@ def _row(
             "init_name": "openai_text",
             **_tower(text),
         },
-        "tokenizer": {"name": "wordpiece"},
+        "tokenizer": _TOKENIZER,
         "preprocess": {
             "resize": "squash",
             "interpolation": "bilinear",

@@ -23,12 +23,11 @@ _TOWERS = {
 # files are not shipped: a config gives config.model.tokenizer.model the path of its copy.
 _C4 = {
     "name": "sentencepiece",
-    "lower_case": True,
-    "strip_punctuation": True,
+    "cleaning": ("lower", "strip_punctuation", "collapse_whitespace"),
     "end_id": 1,
     "pad_id": 1,
 }
-_GEMMA = {**_C4, "strip_punctuation": False, "pad_id": 0}
+_GEMMA = {**_C4, "cleaning": ("lower",), "pad_id": 0}
 
 # name: (tower, patch, pixels, context)
 _ENGLISH = {
