@@ -13,6 +13,7 @@ from clipjax.interop.hugging_face.transformer import (
     tower_spec,
 )
 from clipjax.interop.leaves import CONV, LINEAR, Leaf, leaf
+from clipjax.interop.tensors import LazyTensor
 from clipjax.models.zoo.parts import OPENAI_LOGIT_SCALE, OPENAI_PREPROCESS
 
 ARCHITECTURE = "CLIPModel"
@@ -135,3 +136,9 @@ def leaves(spec: Mapping[str, Any]) -> tuple[Leaf, ...]:
 def ignored(name: str) -> bool:
     """Whether a tensor is a buffer that the model can do without."""
     return name.endswith(".embeddings.position_ids")
+
+
+def unused(spec: Mapping[str, Any]) -> dict[str, LazyTensor]:
+    """Tensors that the published model holds and computes nothing with: none."""
+    del spec
+    return {}

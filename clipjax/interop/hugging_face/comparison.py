@@ -64,13 +64,11 @@ def different_numbers(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[
 
 
 def row_of(spec: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The row of the zoo that is this model, tokenizer's file and preprocessing included."""
+    """The row of the zoo that is this model, with the tokenizer that the spec has."""
     for row in MODELS.values():
-        row = to_plain(row)
-        files = {k: v for k, v in spec["tokenizer"].items() if k not in row["tokenizer"]}
-        same_tokenizer = {**row, "tokenizer": {**row["tokenizer"], **files}}
-        if not different_numbers(spec, same_tokenizer):
-            return same_tokenizer
+        row = {**to_plain(row), "tokenizer": spec["tokenizer"]}
+        if not different_numbers(spec, row):
+            return row
     return None
 
 

@@ -25,6 +25,7 @@ from clipjax.interop.leaves import (
     split_bias,
     split_kernel,
 )
+from clipjax.interop.tensors import LazyTensor
 from clipjax.models.zoo.parts import SQUASH_PREPROCESS
 
 ARCHITECTURE = "SiglipModel"
@@ -155,3 +156,9 @@ def _head(ours: str, theirs: str, num_heads: int) -> tuple[Leaf, ...]:
 def ignored(name: str) -> bool:
     """Whether a tensor is a buffer that the model can do without."""
     return name.endswith(".embeddings.position_ids")
+
+
+def unused(spec: Mapping[str, Any]) -> dict[str, LazyTensor]:
+    """Tensors that the published model holds and computes nothing with: none."""
+    del spec
+    return {}

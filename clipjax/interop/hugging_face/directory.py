@@ -1,0 +1,126 @@
+"""A directory of transformers: recognised, read, written."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clipjax.config import to_plain
+from clipjax.interop.files import open_tensors, save_safetensors
+from clipjax.interop.hugging_face.comparison import different_numbers, own_spec, row_of
+from clipjax.interop.hugging_face.config_json import FAMILIES, OWN_FIELD, read_config, write_config
+from clipjax.interop.hugging_face.preprocessor import (
+    FILE as PREPROCESSOR,
+)
+from clipjax.interop.hugging_face.preprocessor import read_preprocessor, write_preprocessor
+from clipjax.interop.hugging_face.section import read_json, write_json
+from clipjax.interop.hugging_face.tokenizer_files import (
+    check_tokenizer,
+    read_tokenizer,
+    write_tokenizer,
+)
+from clipjax.interop.tensors import WeightFileError
+from clipjax.interop.weights import Hints, Weights, convert, export
+from clipjax.models.zoo import MODELS
+
+CONFIG = "config.json"
+# The first that is there is read.
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+def recognises(path: Path) -> bool:
+    """Whether a path is a directory whose config.json names a model_type."""
+    try:
+        return path.is_dir() and "model_type" in read_json(path / CONFIG)
+    except (WeightFileError, OSError):
+        return False
+
+
+def read(path: Path, hints: Hints) -> Weights:
+    """Reads a directory of CLIPModel, SiglipModel or AlignModel.
+
+    Args:
+        path: the directory.
+        hints: `model` and `activation` are only checked: the directory says both.
+
+    Raises:
+        WeightFileError: a file is missing, damaged, or says something that is not supported.
+    """
+    kind, spec, own = read_config(read_json(path / CONFIG), str(path / CONFIG))
+    family = FAMILIES[kind]
+    spec["tokenizer"], files, length = read_tokenizer(path, kind)
+    if "text.context_length" in family.IN_OTHER_FILES and length is not None:
+        spec["text"]["context_length"] = length
+    spec = _with_preprocessor(spec, path, kind)
+    if own is not None:
+        spec = own_spec(own, spec, f"{path / CONFIG}: {OWN_FIELD}")
+    else:
+        spec = row_of(spec) or {**spec, "name": path.absolute().name}
+    _check_hints(spec, hints, path)
+    check_tokenizer(spec, files, str(path))
+    weights = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), None)
+    if weights is None:
+        raise WeightFileError(f"{path} holds no weights: expected {' or '.join(WEIGHT_FILES)}")
+    tensors = open_tensors(weights).tensors
+    leaves = convert(family.leaves(spec), tensors, spec, ignored=family.ignored, where=str(weights))
+    ignored = tuple(sorted(filter(family.ignored, tensors)))
+    return Weights(spec, leaves, files, f"hf {path}", ignored)
+
+
+def write(path: Path, weights: Weights) -> None:
+    """Writes a directory that transformers' `from_pretrained` loads.
+
+    Args:
+        path: does not exist yet; its parent does.
+        weights: of a model that transformers has.
+
+    Raises:
+        ValueError: transformers has no such model; the field is named.
+    """
+    kind, config = write_config(weights.spec)
+    spec, family = weights.spec, FAMILIES[kind]
+    preprocessor = write_preprocessor(
+        spec["preprocess"], spec["image_size"], family.IMAGE_PROCESSOR
+    )
+    tensors = {**export(family.leaves(spec), weights.leaves), **family.unused(spec)}
+    path.mkdir()
+    config[OWN_FIELD]["tokenizer"] = write_tokenizer(path, kind, weights)
+    write_json(path / PREPROCESSOR, preprocessor)
+    write_json(path / CONFIG, config)
+    # transformers reads only archives that name torch as the framework of their layout.
+    save_safetensors(path / WEIGHT_FILES[0], tensors, {"format": "pt"})
+
+
+def _with_preprocessor(spec: dict[str, Any], path: Path, kind: str) -> dict[str, Any]:
+    """The spec with what preprocessor_config.json says; CLIP's may be absent and is OpenAI's."""
+    file, family = path / PREPROCESSOR, FAMILIES[kind]
+    if not file.is_file():
+        if kind == "clip":
+            return spec
+        raise WeightFileError(f"{path} has no {PREPROCESSOR}, which says how pixels are scaled")
+    preprocess, pixels = read_preprocessor(read_json(file), str(file), family.IMAGE_PROCESSOR)
+    if "image_size" not in family.IN_OTHER_FILES and pixels != spec["image_size"]:
+        raise WeightFileError(
+            f"{file}.size is {pixels}, {CONFIG}: vision_config.image_size is {spec['image_size']}"
+        )
+    return {**spec, "preprocess": preprocess, "image_size": pixels}
+
+
+def _check_hints(spec: Mapping[str, Any], hints: Hints, path: Path) -> None:
+    found = {spec[tower].get("activation") for tower in ("image", "text")} - {None}
+    if hints.activation is not None and found != {hints.activation}:
+        raise WeightFileError(
+            f"--activation {hints.activation}: {path / CONFIG} says {' and '.join(sorted(found))}"
+        )
+    if hints.model is None:
+        return
+    if hints.model not in MODELS:
+        raise ValueError(f"--model {hints.model} is unknown; clipjax models lists the names")
+    row = {**to_plain(MODELS[hints.model]), "tokenizer": spec["tokenizer"]}
+    wrong = [f"{field} {a!r}, not {b!r}" for field, a, b in different_numbers(spec, row)]
+    if wrong:
+        raise WeightFileError(f"{path} is not {hints.model}: it has {'; '.join(wrong[:8])}")

@@ -1,0 +1,180 @@
+"""From a preprocessor_config.json to `preprocess` of a spec and back."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from clipjax.interop.hugging_face.section import Section
+from clipjax.interop.tensors import WeightFileError
+from clipjax.models.zoo.parts import HALF, OPENAI_MEAN, OPENAI_STD
+
+FILE = "preprocessor_config.json"
+_COMMON = {
+    "do_resize": True,
+    "do_center_crop": False,
+    "crop_size": None,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": HALF,
+    "image_std": HALF,
+    "resample": 3,
+}
+# image_processor_type: what it means by leaving a field out.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "CLIPImageProcessor": {
+        **_COMMON,
+        "size": {"shortest_edge": 224},
+        "do_center_crop": True,
+        "crop_size": 224,
+        "image_mean": OPENAI_MEAN,
+        "image_std": OPENAI_STD,
+    },
+    "SiglipImageProcessor": {**_COMMON, "size": {"height": 224, "width": 224}},
+    "EfficientNetImageProcessor": {
+        **_COMMON,
+        "size": {"height": 346, "width": 346},
+        "crop_size": 289,
+        "resample": 0,
+        "rescale_offset": False,
+        "include_top": True,
+    },
+}
+# The same processor by the name of another version, or of another implementation.
+_TYPES = {name: name for name in DEFAULTS}
+_TYPES |= {f"{name}Fast": name for name in DEFAULTS}
+_TYPES |= {"CLIPFeatureExtractor": "CLIPImageProcessor"}
+_NO_MATTER = (
+    "_processor_class",
+    "_valid_processor_keys",
+    "data_format",
+    "default_to_square",
+    "device",
+    "disable_grouping",
+    "do_convert_rgb",
+    "do_pad",
+    "feature_extractor_type",
+    "image_processor_type",
+    "image_seq_length",
+    "input_data_format",
+    "pad_size",
+    "processor_class",
+    "return_tensors",
+)
+# As in Pillow's Resampling.
+_INTERPOLATIONS = {3: "bicubic", 2: "bilinear"}
+_RESAMPLES = {name: number for number, name in _INTERPOLATIONS.items()}
+
+
+def read_preprocessor(
+    config: Mapping[str, Any], where: str, kind: str
+) -> tuple[dict[str, Any], int]:
+    """Gives `preprocess` of the spec, and the pixels of a side that come out.
+
+    Args:
+        config: the JSON object.
+        where: the file, for messages.
+        kind: processor that the family has, where the file does not say: a key of DEFAULTS.
+
+    Raises:
+        WeightFileError: names the field that is not supported.
+    """
+    named = config.get("image_processor_type", config.get("feature_extractor_type", kind))
+    if not isinstance(named, str) or named not in _TYPES:
+        raise WeightFileError(
+            f"{where}.image_processor_type is {named!r:.80}; supported are {', '.join(_TYPES)}"
+        )
+    section = Section(config, where, DEFAULTS[_TYPES[named]])
+    section.ignore(_NO_MATTER)
+    for field in ("do_resize", "do_rescale"):
+        section.must_be(field, True)
+    preprocess, pixels = _resize(section)
+    preprocess["interpolation"] = section.choice("resample", _INTERPOLATIONS)
+    preprocess |= _normalisation(section)
+    section.close()
+    return preprocess, pixels
+
+
+def write_preprocessor(preprocess: Mapping[str, Any], pixels: int, kind: str) -> dict[str, Any]:
+    """Gives the preprocessor_config.json of `preprocess` for images of `pixels` a side."""
+    square = {"height": pixels, "width": pixels}
+    is_shortest = preprocess["resize"] == "shortest"
+    if is_shortest and kind != "CLIPImageProcessor":
+        raise ValueError(
+            f"transformers' {kind} cannot resize the shorter side and crop "
+            "(preprocess.resize is 'shortest'); write --format clipjax"
+        )
+    return {
+        "image_processor_type": kind,
+        "do_resize": True,
+        "size": {"shortest_edge": pixels} if is_shortest else square,
+        "resample": _RESAMPLES[preprocess["interpolation"]],
+        "do_center_crop": is_shortest,
+        "crop_size": square,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preprocess["mean"]),
+        "image_std": list(preprocess["std"]),
+        "do_convert_rgb": True,
+    }
+
+
+def _resize(section: Section) -> tuple[dict[str, Any], int]:
+    size, crops = section.get("size"), section.get("do_center_crop")
+    if not isinstance(crops, bool):
+        raise section.error("do_center_crop", "true or false")
+    # The first versions of transformers wrote a number, and meant the shorter side.
+    pixels = size if _is_pixels(size) else _pixels(size, "shortest_edge")
+    resize = "shortest"
+    if pixels is None:
+        pixels, resize = _pixels(size, "height", "width"), "squash"
+    if pixels is None:
+        raise section.error("size", '{"shortest_edge": n} or {"height": n, "width": n}')
+    crop = section.get("crop_size")
+    if crops and (crop if _is_pixels(crop) else _pixels(crop, "height", "width")) != pixels:
+        raise section.error("crop_size", f"{pixels}, as size")
+    if resize == "shortest" and not crops:
+        raise section.error("do_center_crop", "true, where size is that of the shorter side")
+    return {"resize": resize}, pixels
+
+
+def _is_pixels(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 16
+
+
+def _pixels(size: Any, *names: str) -> int | None:
+    """The one number that an object holds under each of these names, and nothing else."""
+    if not isinstance(size, Mapping) or set(size) != set(names):
+        return None
+    first = size[names[0]]
+    return first if _is_pixels(first) and all(size[name] == first for name in names) else None
+
+
+def _normalisation(section: Section) -> dict[str, Any]:
+    factor = section.number("rescale_factor")
+    if section.get("rescale_offset"):
+        # EfficientNet's way to say mean 0.5 and deviation 0.5: pixels / 127.5 - 1.
+        section.must_be("do_normalize", False)
+        section.ignore(["image_mean", "image_std"])
+        if abs(factor * 127.5 - 1) > 1e-6:
+            raise section.error("rescale_factor", "1 / 127.5, where rescale_offset is true")
+        section.must_be("include_top", False)
+        return {"mean": list(HALF), "std": list(HALF)}
+    if abs(factor * 255 - 1) > 1e-6:
+        raise section.error("rescale_factor", "1 / 255")
+    section.must_be("do_normalize", True)
+    section.must_be("include_top", False, None)
+    return {
+        ours: _channels(section, theirs)
+        for ours, theirs in (("mean", "image_mean"), ("std", "image_std"))
+    }
+
+
+def _channels(section: Section, name: str) -> list[float]:
+    values = section.get(name)
+    values = [values] * 3 if isinstance(values, float) else values
+    if not isinstance(values, (list, tuple)) or len(values) != 3:
+        raise section.error(name, "three numbers")
+    if not all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in values):
+        raise section.error(name, "three numbers")
+    return [float(x) for x in values]
