@@ -55,6 +55,7 @@ def spec_of(
     sizes = _sizes(parameters, stack, where)
     candidates = [name for name, row in rows.items() if _agree(row, sizes)]
     name = _row_name(rows, candidates, sizes, hints, f"{where} ({family})")
+    _check_heads(MODELS[name], sizes, where)
     spec = merge(MODELS[name], _changes(MODELS[name], sizes))
     if spec != MODELS[name]:
         spec["name"] = ""
@@ -85,6 +86,16 @@ def _row_name(
         f"{where} has sizes of no published model ({sizes['image']}, {sizes['text']}): add --model "
         "with a row whose tokenizer, preprocessing and scale rule it shares; sizes are the file's"
     )
+
+
+def _check_heads(row: Mapping[str, Any], sizes: Mapping[str, Any], where: str) -> None:
+    for tower in ("image", "text"):
+        width, num_heads = sizes[tower]["width"], sizes[tower]["num_heads"]
+        if num_heads is None and width != row[tower]["width"]:
+            raise ValueError(
+                f"{where} keeps attention as matrices, which do not say how many heads width "
+                f"{width} has; add --model with a row of that width, not {row['name']}"
+            )
 
 
 def _sizes(parameters: Mapping[str, LazyTensor], stack: str, where: str) -> dict[str, Any]:
@@ -145,10 +156,6 @@ def _agree(row: Mapping[str, Any], sizes: Mapping[str, Any]) -> bool:
 def _changes(row: Mapping[str, Any], sizes: Mapping[str, Any]) -> dict[str, Any]:
     """The changes that give a row the file's sizes."""
     changes = {key: sizes[key] for key in ("embed_dim", "image", "text")}
-    for tower in ("image", "text"):
-        width = changes[tower]["width"]
-        if changes[tower]["num_heads"] is None and width != row[tower]["width"]:
-            changes[tower] = changes[tower] | {"num_heads": width // 64}
     patch_size, grid = sizes["image"]["patch_size"], sizes["grid"]
     # Pixels beyond the last whole patch are cut off: 27 patches of 14 stand for 378 to 391.
     if grid is not None and row["image_size"] // patch_size != grid:
