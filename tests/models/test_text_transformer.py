@@ -42,3 +42,34 @@ def test_without_the_mask_every_token_sees_every_other_and_the_padding():
     after = apply(TOKENS.at[:, 4].set(11))
     assert (np.abs(after.tokens - before.tokens).max(axis=(0, 2)) > 1e-3).all()
     np.testing.assert_array_equal(before.pooled, before.tokens[:, -1])
+
+
+@pytest.mark.parametrize("cls", [TextTransformer, BidirectionalTransformer])
+def test_shorter_texts_use_the_first_rows_of_the_table(cls):
+    short = jnp.array([[17, 3, 19, 0], [17, 5, 6, 19]])
+    options = {"pooling": "last"}
+    encoder = cls(20, 4, 8, 1, 2, 16, "gelu", table_length=6, **options)
+    params = filled(encoder, short)["params"]
+    table = params["position_embedding"]
+    assert table.shape == (6, 8)
+
+    @jax.jit
+    def pooled(table):
+        return encoder.apply({"params": {**params, "position_embedding": table}}, short).pooled
+
+    own = cls(20, 4, 8, 1, 2, 16, "gelu", **options)
+
+    @jax.jit
+    def wanted(rows):
+        return own.apply({"params": {**params, "position_embedding": rows}}, short).pooled
+
+    np.testing.assert_array_equal(pooled(table), wanted(table[:4]))
+    assert np.abs(pooled(table) - wanted(table[2:])).max() > 1e-3  # negative control
+    direction = jax.random.normal(jax.random.key(3), (2, 8))
+    grad = jax.jit(jax.grad(lambda table: (pooled(table) * direction).sum()))(table)
+    assert (jnp.abs(grad[:4]).max(axis=1) > 1e-5).all() and not grad[4:].any()
+
+
+def test_a_text_longer_than_the_table():
+    with pytest.raises(ValueError, match="context_length = 8 exceeds the 6 rows"):
+        TextTransformer(20, 8, 8, 1, 2, 16, "gelu", table_length=6)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tiny import filled
 
-from clipjax.layers.position_embeddings import sincos_2d
+from clipjax.layers.position_embeddings import resize_grid, sincos_2d
 from clipjax.models.vit import VisionTransformer
 
 IMAGES = jax.random.normal(jax.random.key(1), (2, 9, 9, 3))
@@ -65,3 +65,57 @@ def test_patches_are_the_convolution():
 def test_sizes_are_checked():
     with pytest.raises(ValueError, match="width 8 does not divide by 3 heads"):
         VisionTransformer(9, 4, 8, 1, 3, 16, "gelu")
+
+
+SMALL = jax.random.normal(jax.random.key(2), (2, 8, 8, 3))
+
+
+def small_stage(images=SMALL, **options):
+    """(apply of an 8-pixel encoder over the positions of 16 pixels, its parameters)"""
+    encoder = VisionTransformer(8, 4, 8, 1, 2, 16, "gelu", table_image_size=16, **options)
+    params = filled(encoder, images)["params"]
+    return jax.jit(lambda params: encoder.apply({"params": params}, images).pooled), params
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_smaller_images_use_the_resized_positions(pooling):
+    """As an encoder of that size with the table resized beforehand."""
+    apply, params = small_stage(pooling=pooling)
+    num_extra = int(pooling == "cls")
+    table = params["position_embedding"]
+    assert table.shape == (num_extra + 16, 8)
+    own = VisionTransformer(8, 4, 8, 1, 2, 16, "gelu", pooling=pooling)
+    resized = resize_grid(table, (2, 2), num_extra=num_extra)
+
+    @jax.jit
+    def with_table(table):
+        return own.apply({"params": {**params, "position_embedding": table}}, SMALL).pooled
+
+    wanted = with_table(resized)
+    np.testing.assert_allclose(apply(params), wanted, atol=1e-6)
+    # Negative control: the first rows of the table are other positions.
+    assert np.abs(with_table(table[: num_extra + 4]) - wanted).max() > 1e-3
+
+
+def test_gradients_reach_every_row_of_the_table_through_the_resizing():
+    apply, params = small_stage()
+    direction = jax.random.normal(jax.random.key(3), (2, 8))
+    grad = jax.jit(jax.grad(lambda params: (apply(params) * direction).sum()))(params)
+    grad = grad["position_embedding"]
+    assert (jnp.abs(grad).max(axis=1) > 1e-5).all()
+    # In the direction of the gradient the value changes as the gradient says.
+    step = 1e-2 * grad / jnp.linalg.norm(grad)
+
+    def value(sign):
+        moved = {**params, "position_embedding": params["position_embedding"] + sign * step}
+        return (apply(moved) * direction).sum()
+
+    np.testing.assert_allclose(value(1) - value(-1), 2e-2 * jnp.linalg.norm(grad), rtol=2e-2)
+
+
+def test_fixed_positions_of_a_smaller_image_are_those_of_its_own_grid():
+    options = {"pooling": "patch_mean", "positions": "sincos2d", "pre_norm": False}
+    apply, params = small_stage(**options)
+    own = VisionTransformer(8, 4, 8, 1, 2, 16, "gelu", **options)
+    wanted = jax.jit(own.apply)({"params": params}, SMALL).pooled
+    np.testing.assert_array_equal(apply(params), wanted)
