@@ -1,0 +1,138 @@
+"""Exported towers run without this package and give what the Encoder gives."""
+
+import json
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export as jax_export
+from tiny import filled, inputs, tiny_spec
+
+from clipjax.config import merge
+from clipjax.inference import Encoder
+from clipjax.interop import Weights
+from clipjax.interop.files import open_tensors
+from clipjax.interop.stablehlo import TOWERS, export_tower, tower_fn, tower_shapes, write_stablehlo
+from clipjax.interop.tensors import of_array
+from clipjax.models import MODELS, build_model
+from clipjax.models.layers_layout import unstack_layers
+from clipjax.trees import flatten_with_names
+
+SIGLIP = {
+    "image": {"pooling": "map", "pre_norm": False, "patch_bias": True},
+    "text": {"name": "bidirectional_transformer", "pooling": "last"},
+    "image_projection": "none",
+    "text_projection": "linear_bias",
+    "embed_dim": 16,
+    "logit_bias": -10.0,
+    "preprocess": {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4)},
+}
+# Runs the README's code as it stands, in a folder, where this package and flax do not exist.
+PROGRAM = """
+import json, re, sys
+for name in ("clipjax", "flax", "optax", "safetensors"):
+    sys.modules[name] = None
+blocks = re.findall(r"```python\\n(.*?)```", open("README.md").read(), re.S)
+import numpy as np
+inputs = np.load(sys.argv[1])
+contract = json.load(open("contract.json"))
+logit_scale, logit_bias = contract["logit_scale"], contract["logit_bias"] or 0
+found = {}
+for size in (1, 3):
+    pixels, tokens = inputs["pixels"][:size], inputs["tokens"][:size]
+    for block in blocks:
+        exec(block)
+    found |= {f"image{size}": image_embeds, f"text{size}": text_embeds, f"logits{size}": logits}
+try:
+    import clipjax
+except ImportError:
+    np.savez(sys.argv[2], **found)
+"""
+
+
+def weights_of(spec, variables, **fields):
+    unrolled = dict(flatten_with_names(unstack_layers(variables)))
+    leaves = {name.removeprefix("params/"): of_array(x) for name, x in unrolled.items()}
+    return Weights(spec=spec, leaves=leaves, **fields)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """(spec, variables, folder)"""
+    spec = merge(tiny_spec(), SIGLIP)
+    folder = tmp_path_factory.mktemp("export")
+    variables = filled(build_model(spec), *inputs(spec, 1))
+    (folder / "vocabulary").write_text("words")
+    files = {"spiece.model": folder / "vocabulary"}
+    write_stablehlo(folder / "tiny", weights_of(spec, variables, tokenizer_files=files))
+    return spec, variables, folder / "tiny"
+
+
+def test_the_readme_runs_without_this_package(exported, tmp_path):
+    spec, variables, folder = exported
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+    tokens = random.integers(0, 20, (3, 8), dtype=np.int32)
+    np.savez(tmp_path / "in.npz", pixels=pixels, tokens=tokens)
+    command = [sys.executable, "-I", "-c", PROGRAM, tmp_path / "in.npz", tmp_path / "out.npz"]
+    subprocess.run(command, cwd=folder, check=True, timeout=120)
+    found = np.load(tmp_path / "out.npz")
+    encoder = Encoder(spec, variables, tokenizer=lambda texts: tokens[: len(texts)])
+    image, text = encoder.encode_image(list(pixels)), encoder.encode_text(["a", "b", "c"])
+    logits = np.exp(variables["params"]["logit_scale"]) * image @ text.T
+    logits += variables["params"]["logit_bias"]
+    for size in (1, 3):
+        assert np.abs(found[f"image{size}"] - image[:size]).max() <= 1e-6
+        assert np.abs(found[f"text{size}"] - text[:size]).max() <= 1e-6
+        assert np.abs(found[f"logits{size}"] - logits[:size, :size]).max() <= 1e-4
+    # The control: the rows differ by far more than the bound.
+    assert np.abs(image[0] - image[1]).max() > 1e-2 and np.abs(text[0] - text[1]).max() > 1e-2
+
+
+def test_the_contract_says_what_the_towers_take(exported):
+    spec, variables, folder = exported
+    contract = json.loads((folder / "contract.json").read_text())
+    assert contract["input"] == {
+        "image": {"dtype": "uint8", "shape": ["batch", "16", "16", "3"]},
+        "text": {"dtype": "int32", "shape": ["batch", "8"]},
+    }
+    assert contract["output"]["shape"] == ["batch", "16"]
+    assert contract["platforms"] == ["cpu", "tpu", "cuda"]
+    assert contract["model"] == json.loads(json.dumps(spec))
+    assert contract["logit_scale"] == pytest.approx(np.exp(variables["params"]["logit_scale"]))
+    assert contract["logit_bias"] == pytest.approx(float(variables["params"]["logit_bias"]))
+    assert (folder / "tokenizer" / "spiece.model").read_text() == "words"
+    readme = (folder / "README.md").read_text()
+    assert "<" not in re.sub(r"```.*?```", "", readme, flags=re.S)
+    for tower in TOWERS:
+        program = (folder / f"{tower}.stablehlo").read_bytes()
+        assert jax_export.deserialize(bytearray(program)).platforms == ("cpu", "tpu", "cuda")
+        # The program holds no parameter.
+        parameters = open_tensors(folder / f"{tower}.safetensors").tensors
+        assert {name: x.shape for name, x in parameters.items()} == tower_shapes(spec, tower)
+
+
+def test_running_statistics_go_along():
+    spec = tiny_spec(image_size=32, image_projection="none", embed_dim=8)
+    spec["image"] = {"name": "modified_resnet", "layers": [1, 1, 1, 1], "width": 8}
+    spec["image"] |= {"num_heads": 4, "output_dim": 8}
+    assert any(name.endswith("bn1/mean") for name in tower_shapes(spec, "image"))
+    variables = filled(build_model(spec), *inputs(spec, 1))
+    parameters = dict(flatten_with_names(variables))
+    parameters = {name: parameters[name] for name in tower_shapes(spec, "image")}
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    found = export_tower(spec, "image").call(parameters, jnp.asarray(pixels))
+    wanted = jax.jit(tower_fn(spec, "image"))(parameters, pixels)
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["siglip2-so400m-14-384", "xlm-roberta-base-ViT-B-32"])
+def test_a_published_model_becomes_a_small_program(name):
+    for tower in TOWERS:
+        exported = export_tower(MODELS[name], tower)
+        assert exported.out_avals[0].shape[1] == MODELS[name]["embed_dim"]
+        assert len(exported.serialize()) < 50_000
