@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipjax.data import Loader, SampleError, TooManyBadExamples, make_source, make_transforms
+from clipjax.data.loader import DataStage
+from clipjax.data.preprocess import Preprocess
 from clipjax.data.transforms.captions import clean_caption
 
 SPECS = (
@@ -138,6 +140,53 @@ def test_hash_seed_and_process_change_nothing():
     assert len(digests) == 1
 
 
+def tokens_of_three(texts):
+    return np.array([[len(text), 0, 1] for text in texts], np.int32)
+
+
+def staged(**options):
+    """12 pixels and three tokens up to step 2, then 8 pixels, then 16 from step 3 on."""
+    stages = [
+        DataStage(
+            until, make_transforms(SPECS, image_size=size), tokenizer, Preprocess(size, "shortest")
+        )
+        for until, size, tokenizer in ((2, 12, tokens_of_three), (3, 8, tokens_of))
+    ]
+    return augmented(stages=stages, **options)
+
+
+def test_a_stage_has_its_own_sizes_up_to_its_step():
+    loader = staged()
+    shapes = [(b["image"].shape[1:], b["text"].shape[1]) for b in map(loader.batch, range(5))]
+    own = ((16, 16, 3), 2)
+    assert shapes == [((12, 12, 3), 3)] * 2 + [((8, 8, 3), 2), own, own]
+
+
+def test_prefetching_across_the_ends_of_stages_changes_nothing():
+    plain = [staged().batch(step) for step in range(5)]
+    with staged(num_workers=3, prefetch=3) as loader:
+        for start in (0, 1, 2):
+            for step, batch in loader.iterate(start):
+                assert_equal(batch, plain[step])
+                if step == 4:
+                    break
+
+
+def test_stages_change_neither_the_examples_nor_the_draws():
+    whole = augmented(stages=())
+    for step in (0, 2, 3):
+        for name in ("image", "text"):
+            small, own = staged().batch(step)[name], whole.batch(step)[name]
+            if step == 3:
+                np.testing.assert_array_equal(small, own)
+            elif name == "text":
+                np.testing.assert_array_equal(small[:, 0], own[:, 0])
+            else:  # the same crop and colours of the same picture, in fewer pixels
+                assert np.abs(small.mean(axis=(1, 2)) - own.mean(axis=(1, 2))).max() < 8
+                other = augmented(seed=1).batch(step)[name]
+                assert np.abs(small.mean(axis=(1, 2)) - other.mean(axis=(1, 2))).max() > 30
+
+
 def test_shapes_and_types():
     batch = augmented().batch(0)
     assert batch["image"].shape == (48, 16, 16, 3) and batch["image"].dtype == np.uint8
@@ -238,6 +287,7 @@ def test_fingerprint_is_the_data_s():
         ({"num_workers": -1}, "num_workers"),
         ({"max_bad_fraction": 2.0}, "max_bad_fraction"),
         ({"seed": -1}, "seed"),
+        ({"stages": [DataStage(3, (), tokens_of, Preprocess(2))] * 2}, r"\[3, 3\].*ascending"),
     ],
 )
 def test_bad_options(options, message):
