@@ -1,0 +1,68 @@
+"""The mesh of devices, and how a batch lies on it."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+MESH_AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+
+def mesh_shape(axis_sizes: Mapping[str, int], num_devices: int) -> dict[str, int]:
+    """Resolves the one -1 of a mesh and checks it against the devices.
+
+    Raises:
+        ValueError: an unknown axis, or a product that is not the number of devices.
+    """
+    unknown = set(axis_sizes) - set(MESH_AXES)
+    if unknown:
+        raise ValueError(f"config.mesh.{sorted(unknown)[0]}: axes are {', '.join(MESH_AXES)}")
+    sizes = {axis: int(axis_sizes.get(axis, 1)) for axis in MESH_AXES}
+    known = math.prod(size for size in sizes.values() if size != -1)
+    free = [axis for axis, size in sizes.items() if size == -1]
+    if len(free) == 1 and num_devices % known == 0:
+        sizes[free[0]] = num_devices // known
+    if len(free) > 1 or math.prod(sizes.values()) != num_devices:
+        raise ValueError(
+            f"config.mesh = {dict(axis_sizes)} does not fit {num_devices} devices; "
+            "the product of the axes must be their number (one axis may be -1)"
+        )
+    return sizes
+
+
+def make_mesh(axis_sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Makes the mesh (data, fsdp, tensor); one size may be -1, for the rest of the devices."""
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = mesh_shape(axis_sizes, len(devices))
+    return jax.make_mesh(
+        tuple(sizes.values()),
+        tuple(sizes),
+        axis_types=(AxisType.Auto,) * len(sizes),
+        devices=devices,
+    )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The sharding of a batch: its first dimension over the axes data and fsdp."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of what every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def num_batch_shards(mesh: Mesh) -> int:
+    """Parts that a batch is cut into."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Makes global arrays of this process's rows of a batch."""
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
+    }

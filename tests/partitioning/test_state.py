@@ -1,0 +1,124 @@
+"""The sharding of a train state, and what it says of state that stays whole."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh
+from jax.sharding import PartitionSpec as P
+
+from clipjax import partitioning
+from clipjax.partitioning.state import LARGE_STATE
+from clipjax.train_state import TrainState
+
+
+def state(params):
+    zero = np.zeros((), np.int32)
+    moments = {"count": zero, "mu": params, "nu": params}
+    return TrainState(zero, params, (moments,), {}, params, zero, zero)
+
+
+def shardings(params, axes, table, mesh_shape=None, overrides=()):
+    mesh = partitioning.make_mesh(mesh_shape or {"data": 4, "fsdp": 2})
+    rules = partitioning.rules_of(table, overrides)
+    return partitioning.state_shardings(state(params), axes, mesh, rules)
+
+
+def test_state_shardings_follow_the_parameters():
+    params = {"mlp": {"kernel": np.zeros((8, 32), np.float32)}}
+    axes = {"mlp/kernel": ("embed", "mlp")}
+    zero1 = shardings(params, axes, "zero1")
+    assert zero1.params["mlp"]["kernel"].spec == P()
+    assert zero1.opt_state[0]["mu"]["mlp"]["kernel"].spec == P(None, ("data", "fsdp"))
+    assert zero1.ema_params["mlp"]["kernel"].spec == P(None, ("data", "fsdp"))
+    assert zero1.opt_state[0]["count"].spec == P()
+    tensor = shardings(params, axes, "tensor", {"data": 2, "fsdp": 2, "tensor": 2})
+    assert tensor.params["mlp"]["kernel"].spec == P(None, "tensor")
+    assert tensor.opt_state[0]["mu"]["mlp"]["kernel"].spec == P(("data", "fsdp"), "tensor")
+
+
+def test_a_large_parameter_that_no_rule_fits_is_an_error():
+    params = {"odd": {"kernel": jax.ShapeDtypeStruct((2049, 2049), np.float32)}}
+    with pytest.raises(ValueError, match=r"odd/kernel.*config\.logical_axes"):
+        shardings(params, {"odd/kernel": ("length", "position")}, "fsdp")
+    with pytest.raises(ValueError, match="odd/kernel"):  # 2049 does not divide by 2
+        shardings(params, {"odd/kernel": ("embed", "mlp")}, "fsdp")
+
+
+def test_a_tensor_axis_that_no_rule_uses_is_an_error():
+    params = {"mlp": {"kernel": np.zeros((8, 32), np.float32)}}
+    axes, mesh = {"mlp/kernel": ("embed", "mlp")}, {"data": 2, "fsdp": 2, "tensor": 2}
+    for table in ("replicated", "zero1", "fsdp"):
+        with pytest.raises(ValueError, match=r"config\.mesh\.tensor = 2.*repeat each other's work"):
+            shardings(params, axes, table, mesh)
+    both = shardings(params, axes, "fsdp", mesh, [["mlp", "tensor"]])
+    assert both.params["mlp"]["kernel"].spec == P("fsdp", "tensor")
+
+
+# --- ZeRO-1 over devices that divide no width -----------------------------------------------------
+
+WIDTH, MLP, DEPTH = 768, 3072, 12
+
+
+def towers():
+    """The MLPs of a ViT-B: 12 x 2 x 768 x 3072 parameters, 226 MB; twice and once more of state."""
+    shape = jax.ShapeDtypeStruct((DEPTH, WIDTH, MLP), jnp.float32)
+    params = {"fc": {"kernel": shape}, "proj": {"kernel": shape}}
+    axes = {"fc/kernel": ("layers", "embed", "mlp"), "proj/kernel": ("layers", "embed", "mlp")}
+    return params, axes, 3 * 2 * 4 * DEPTH * WIDTH * MLP
+
+
+def note(mesh, table="zero1"):
+    params, axes, _ = towers()
+    abstract_mesh = AbstractMesh(mesh, partitioning.MESH_AXES)
+    rules = partitioning.rules_of(table)
+    return partitioning.unsharded_state(state(params), axes, abstract_mesh, rules)
+
+
+def test_state_that_divides_is_no_matter():
+    assert note((256, 1, 1)) is None
+    assert note((256, 16, 1)) is None  # 4,096 devices: each takes a part of two dimensions
+    assert note((4096, 1, 1), "replicated") is None  # no rule asks for it
+    assert note((1, 4096, 1), "fsdp") is None  # the parameters' own error covers it
+
+
+def test_state_that_stays_whole_is_named_with_its_bytes_and_the_mesh_that_mends_it():
+    _, _, total = towers()
+    found = note((4096, 1, 1))
+    assert f"holds {total / 1e6:,.0f} MB" in found
+    assert "its share of 0.2 MB" in found
+    assert "--config.mesh.data=1024 --config.mesh.fsdp=4 leaves 0.2 MB" in found
+    assert note((1024, 4, 1)) is None, "what it proposes holds what it says"
+    # With the MLP's width taken by `tensor`, 768 is the other dimension to cut: 3 x 256.
+    assert "data=256 --config.mesh.fsdp=16 leaves 1.3 MB" in note((4096, 1, 2), "tensor")
+
+
+def test_devices_that_no_cut_mends():
+    assert "take another number of them" in note((1009, 1, 1))  # a prime
+
+
+def test_small_state_is_not_worth_a_word(monkeypatch):
+    _, _, total = towers()
+    assert total > LARGE_STATE
+    monkeypatch.setattr("clipjax.partitioning.state.LARGE_STATE", total)
+    assert note((4096, 1, 1)) is None
+
+
+def test_the_run_is_warned(monkeypatch, caplog):
+    """Eight devices divide 768 but not 770, and two do: the shardings come with the warning."""
+    monkeypatch.setattr("absl.logging._absl_logger.propagate", True)
+    odd = {"fc": {"kernel": jax.ShapeDtypeStruct((DEPTH, 770, 3074), jnp.float32)}}
+    axes = {"fc/kernel": ("layers", "embed", "mlp")}
+    with caplog.at_level(logging.WARNING):
+        found = shardings(odd, axes, "zero1", {"data": 8})
+    assert found.opt_state[0]["mu"]["fc"]["kernel"].spec == P()
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "each device holds 341 MB" in record.message
+    assert "--config.mesh.data=4 --config.mesh.fsdp=2 leaves 170.4 MB" in record.message
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        shardings(towers()[0], towers()[1], "zero1", {"data": 8})
+    assert not caplog.records
