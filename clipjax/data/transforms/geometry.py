@@ -1,6 +1,7 @@
 """Transforms that move pixels: crops, flips, warps."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -18,17 +19,25 @@ class ResizeAndCrop:
         image_size: side of the result, in pixels.
         resize: `shortest` or `squash`.
         interpolation: `bicubic` or `bilinear`.
+        decode: `reference`, or `fast` for JPEGs by `clipjax.data.fast_jpeg`; other formats, and
+            `interpolation`, are the reference's.
     """
 
     image_size: int
     resize: str = "shortest"
     interpolation: str = "bicubic"
+    decode: str = "reference"
 
     def __post_init__(self):
         Preprocess(self.image_size, self.resize, self.interpolation)
+        _check_decode(self)
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         """Replaces the image by u8 `[image_size, image_size, 3]`."""
+        jpeg = _fast_jpeg(self, example)
+        if jpeg is not None:
+            box = _whole_or_centre(jpeg.width, jpeg.height, squash=self.resize == "squash")
+            return {**example, "image": jpeg.crop(box, self.image_size)}
         preprocess = Preprocess(self.image_size, self.resize, self.interpolation)
         return {**example, "image": preprocess(example["image"])}
 
@@ -43,6 +52,7 @@ class RandomResizedCrop:
             for small data.
         ratio: of width to height, drawn log-uniformly.
         interpolation: `bicubic` or `bilinear`.
+        decode: `reference`, or `fast` as for ResizeAndCrop; the part is the same for both.
 
     Reference: arXiv:1409.4842, section 6.
     """
@@ -51,14 +61,20 @@ class RandomResizedCrop:
     scale: tuple[float, float] = (0.9, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     interpolation: str = "bicubic"
+    decode: str = "reference"
 
     def __post_init__(self):
         Preprocess(self.image_size, interpolation=self.interpolation)
+        _check_decode(self)
         check_range(self, "scale", high=1.0)
         check_range(self, "ratio")
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         """Replaces the image by u8 `[image_size, image_size, 3]`."""
+        jpeg = _fast_jpeg(self, example)
+        if jpeg is not None:
+            box = self._box(jpeg.width, jpeg.height, rng)
+            return {**example, "image": jpeg.crop(box, self.image_size)}
         image = to_rgb(as_pil(example["image"]))
         kernel = INTERPOLATIONS[self.interpolation]
         box = self._box(*image.size, rng)
@@ -81,6 +97,33 @@ class RandomResizedCrop:
         w, h = max(w, 1), max(h, 1)
         left, top = (width - w) // 2, (height - h) // 2
         return left, top, left + w, top + h
+
+
+def _check_decode(transform: ResizeAndCrop | RandomResizedCrop) -> None:
+    if transform.decode not in ("reference", "fast"):
+        raise ValueError(
+            f"{type(transform).__name__}.decode is {transform.decode!r}; "
+            "allowed are 'reference', 'fast'"
+        )
+    if transform.decode == "fast":
+        import clipjax.data.fast_jpeg  # noqa: F401  its libraries are there, or not, before step 0
+
+
+def _fast_jpeg(transform: ResizeAndCrop | RandomResizedCrop, example: Example) -> Any:
+    """The example's image as a FastJpeg; None where the reference path has to take it."""
+    if transform.decode != "fast":
+        return None
+    from clipjax.data.fast_jpeg import FastJpeg  # on demand: it needs the extra [fast]
+
+    return FastJpeg.open(example["image"])
+
+
+def _whole_or_centre(width: int, height: int, *, squash: bool) -> tuple[float, ...]:
+    if squash:
+        return 0, 0, width, height
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    return left, top, left + side, top + side
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,132 @@
+"""JPEGs at speed: decoded at a fraction of their size, cropped, resized with antialiasing.
+
+The DCT of a JPEG gives the image at 1/2, 1/4 or 1/8 of its size for less than the whole; other
+fractions cost more than they save, because libjpeg-turbo has no vector code for them. What is left
+is resized bilinearly to a whole multiple of the target and averaged, which is as close to Pillow's
+bicubic as OpenCV's INTER_AREA is, at a third of its time (benchmarks/input.py).
+
+The reference is `clipjax.data.preprocess`; this is its fast neighbour for training.
+"""
+
+import io
+import math
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from clipjax.data.preprocess import MAX_PIXELS, ImageError
+
+try:
+    import cv2
+    import simplejpeg
+except ImportError as error:
+    raise ValueError(
+        f"decode = 'fast' needs {error.name}: pip install 'clipjax[fast]', or decode = 'reference'"
+    ) from error
+
+# The loader's workers are the parallelism; a pool of OpenCV's in each would only get in the way.
+cv2.setNumThreads(1)
+
+_SCALES = (8, 4, 2, 1)
+_COLORSPACES = ("YCbCr", "Gray", "RGB")  # CMYK and YCCK go by the reference path
+Box = tuple[float, float, float, float]
+
+
+class FastJpeg:
+    """A JPEG whose header is read; `crop` decodes it.
+
+    Attributes:
+        width, height: in pixels.
+    """
+
+    def __init__(self, data: bytes, width: int, height: int):
+        self._data, self.width, self.height = data, width, height
+
+    @classmethod
+    def open(cls, data: object) -> "FastJpeg | None":
+        """Reads a header; None for what has to go by the reference path.
+
+        That is anything but encoded bytes, another format, CMYK, or a picture that its EXIF block
+        turns or mirrors.
+
+        Raises:
+            ImageError: `image_pixels`, as on the reference path.
+        """
+        if not isinstance(data, bytes) or not data.startswith(b"\xff\xd8\xff"):
+            return None
+        try:
+            height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+        except ValueError:
+            return None  # the reference path says what is wrong with it
+        if colorspace not in _COLORSPACES or _orientation(data) != 1:
+            return None
+        if width * height > MAX_PIXELS:
+            raise ImageError(
+                "image_pixels",
+                f"the image has {width} x {height} pixels, allowed are {MAX_PIXELS}",
+            )
+        return cls(data, width, height)
+
+    def crop(self, box: Box, size: int) -> np.ndarray:
+        """Resizes a part of the image.
+
+        Args:
+            box: left, top, right, bottom in pixels of the whole image.
+            size: side of the result, in pixels.
+
+        Returns:
+            u8 `[size, size, 3]`.
+
+        Raises:
+            ImageError: `image_undecodable`.
+        """
+        left, top, right, bottom = box
+        fraction = min(right - left, bottom - top) / size
+        scale = next(scale for scale in _SCALES if scale <= fraction or scale == 1)
+        try:
+            image = simplejpeg.decode_jpeg(
+                self._data,
+                min_height=math.ceil(self.height / scale),
+                min_width=math.ceil(self.width / scale),
+            )
+        except ValueError as error:
+            raise ImageError("image_undecodable", f"{type(error).__name__}: {error}") from error
+        rows = _bounds(top, bottom, image.shape[0] / self.height, image.shape[0])
+        columns = _bounds(left, right, image.shape[1] / self.width, image.shape[1])
+        return _resize(image[rows, columns], size)
+
+
+def _bounds(low: float, high: float, factor: float, limit: int) -> slice:
+    start = min(round(low * factor), limit - 1)
+    return slice(start, max(round(high * factor), start + 1))
+
+
+def _resize(image: np.ndarray, size: int) -> np.ndarray:
+    """Bilinear to a whole multiple of the target that is above the source, then the mean."""
+    high, wide = (max(2, math.ceil(side / size)) * size for side in image.shape[:2])
+    fine = cv2.resize(image, (wide, high), interpolation=cv2.INTER_LINEAR)
+    return cv2.resize(fine, (size, size), interpolation=cv2.INTER_AREA)
+
+
+def _orientation(data: bytes) -> int:
+    """The EXIF orientation; 1 without one, 0 where it cannot be told."""
+    if not _has_exif(data):
+        return 1
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:
+        return 0
+
+
+def _has_exif(data: bytes) -> bool:
+    """Walks over the segments in front of the scan: cheaper than a parser, for every image."""
+    position = 2
+    while data[position : position + 1] == b"\xff":
+        marker = data[position + 1 : position + 2]
+        if marker == b"\xda":
+            return False
+        if marker == b"\xe1" and data.startswith(b"Exif\0\0", position + 4):
+            return True
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return True  # odd, but perhaps readable
