@@ -29,6 +29,7 @@ SIBLINGS = {
     ("train_step", "train_state"),
     ("checkpoint", "train_state"),
     ("train_step", "grad_cache"),
+    ("interop", "checkpoint"),  # one of the formats is our own
     ("inference", "evals"),  # prompts and padded batches are made in one place
 }
 # Floor F0 is a set of small modules; these pairs are the only ones that may know each other.

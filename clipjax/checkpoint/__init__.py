@@ -7,7 +7,12 @@ from clipjax.checkpoint.contract import (
     spec_of_contract,
 )
 from clipjax.checkpoint.manager import CheckpointManager, CheckpointSaveError
-from clipjax.checkpoint.manifest import DamagedCheckpointError, Manifest, read_manifest
+from clipjax.checkpoint.manifest import (
+    DamagedCheckpointError,
+    Manifest,
+    read_manifest,
+    verify_files,
+)
 from clipjax.checkpoint.pretrained import (
     LoadReport,
     load_model_state,
@@ -19,6 +24,14 @@ from clipjax.checkpoint.pretrained import (
 from clipjax.checkpoint.resume import check_resume
 from clipjax.checkpoint.snapshot import NonFiniteStateError
 from clipjax.checkpoint.start import Start, find_start
+from clipjax.checkpoint.streaming import StreamedLeaf, write_step
+from clipjax.checkpoint.tokenizer import (
+    MissingTokenizer,
+    attach_tokenizer,
+    load_tokenizer,
+    spec_in,
+    without_tokenizer,
+)
 
 __all__ = [
     "CheckpointManager",
@@ -26,8 +39,11 @@ __all__ = [
     "DamagedCheckpointError",
     "LoadReport",
     "Manifest",
+    "MissingTokenizer",
     "NonFiniteStateError",
     "Start",
+    "StreamedLeaf",
+    "attach_tokenizer",
     "check_contract",
     "check_resume",
     "find_start",
@@ -35,9 +51,14 @@ __all__ = [
     "load_model_state",
     "load_params",
     "load_pretrained",
+    "load_tokenizer",
     "load_variables",
     "make_contract",
     "read_manifest",
     "resolve_checkpoint",
+    "spec_in",
     "spec_of_contract",
+    "verify_files",
+    "without_tokenizer",
+    "write_step",
 ]

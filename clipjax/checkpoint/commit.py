@@ -12,10 +12,25 @@ from clipjax.checkpoint.manifest import LeafRecord, Manifest
 
 
 def commit_step(
-    directory: Path, step: int, leaves: tuple[LeafRecord, ...], metadata: Mapping[str, Any]
+    step_dir: Path,
+    step: int,
+    leaves: tuple[LeafRecord, ...],
+    metadata: Mapping[str, Any],
+    attachments: Mapping[str, bytes],
 ) -> None:
-    """Hashes the files of a step that Orbax has finished and writes its manifest."""
-    step_dir = directory / str(step)
+    """Hashes the files of a step whose arrays are written, and writes its manifest.
+
+    Args:
+        step_dir: the folder.
+        step: its number.
+        leaves: of the state.
+        metadata: the manifest's `config`, `contract`, and so on.
+        attachments: further files to write, by their path in the folder.
+    """
+    for path, data in attachments.items():
+        file = step_dir / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
     manifest = Manifest(
         step=step,
         leaves=leaves,

@@ -9,7 +9,7 @@ from typing import Any
 
 from absl import logging
 
-from clipjax.checkpoint.resume import differences
+from clipjax.checkpoint.resume import comparable, differences
 from clipjax.config import to_plain
 
 
@@ -59,7 +59,7 @@ def check_contract(
         ValueError: names each difference with both values, or an override that is no key.
     """
     override = tuple(override)
-    found, wanted = to_plain(found), to_plain(wanted)
+    found, wanted = comparable(found), comparable(wanted)
     for key in override:
         if not (has_key(found, key) or has_key(wanted, key)):
             raise ValueError(

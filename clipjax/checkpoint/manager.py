@@ -42,6 +42,7 @@ from clipjax.checkpoint.snapshot import (
     record_leaves,
     take_snapshot,
 )
+from clipjax.checkpoint.tokenizer import attach_tokenizer
 from clipjax.distributed import is_lead
 from clipjax.trees import count_bytes
 
@@ -65,7 +66,8 @@ class CheckpointManager:
         keep: how many of the newest steps stay.
         keep_every: multiples of this step number stay for good.
         metadata: what the run is: `config`, `contract`, `dataset_fingerprint`,
-            `global_batch_size`, `seed`. Stored with each step and compared at resume.
+            `global_batch_size`, `seed`. Stored with each step and compared at resume. The file of
+            the contract's tokenizer is copied into each step.
 
     Raises:
         ValueError: bad arguments.
@@ -91,6 +93,9 @@ class CheckpointManager:
         self._keep = keep
         self._keep_every = keep_every
         self._metadata = manifests.check_metadata(metadata)
+        # Read now: the file may be gone by the time that a step is committed.
+        contract, self._attachments = attach_tokenizer(self._metadata["contract"])
+        self._metadata["contract"] = contract
         self._orbax: ocp.CheckpointManager | None = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -310,7 +315,8 @@ class CheckpointManager:
             self._orbax.check_for_errors()
             faults.point("save.before_manifest", step)
             if is_lead():
-                commit_step(self.directory, step, records, self._metadata)
+                step_dir = self.directory / str(step)
+                commit_step(step_dir, step, records, self._metadata, self._attachments)
                 faults.point("save.before_delete", step)
                 delete_old_steps(self.directory, keep=self._keep, keep_every=self._keep_every)
         except BaseException as error:

@@ -6,7 +6,7 @@ from typing import Any
 from absl import logging
 
 from clipjax.checkpoint.manifest import Manifest
-from clipjax.config import iterate_leaves
+from clipjax.config import iterate_leaves, to_plain
 
 # What a difference between the checkpoint's config and the run's means, by the longest prefix of
 # the dotted key that is listed. `fatal`: it would be another run. `ask`: the run would go on with
@@ -32,6 +32,7 @@ CHANGES = {
     "mesh": "free",
     "micro_batch_size": "free",
     "model": "fatal",
+    "model.tokenizer.model": "free",  # the file may move; the contract has its SHA-256
     "optimizer.mu_dtype": "fatal",
     "optimizer.name": "fatal",
     "remat": "free",
@@ -50,6 +51,15 @@ def kind_of_change(key: str) -> str:
     parts = key.split(".")
     prefixes = (".".join(parts[:n]) for n in range(len(parts), -1, -1))
     return next(CHANGES[prefix] for prefix in prefixes if prefix in CHANGES)
+
+
+def comparable(contract: Mapping[str, Any]) -> dict[str, Any]:
+    """A contract without the path of its tokenizer's file: the tokenizer's SHA-256 is compared."""
+    plain = to_plain(contract)
+    tokenizer = (plain.get("model") or {}).get("tokenizer")
+    if isinstance(tokenizer, dict):
+        tokenizer.pop("model", None)
+    return plain
 
 
 def differences(found: Any, wanted: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -82,7 +92,9 @@ def check_resume(
         ("seed", manifest.seed, metadata["seed"]),
     ]
     fatal = [(key, old, new) for key, old, new in fatal if old != new]
-    fatal += differences(manifest.contract, metadata["contract"], "contract.")
+    fatal += differences(
+        comparable(manifest.contract), comparable(metadata["contract"]), "contract."
+    )
     ask = []
     for key, old, new in differences(manifest.config, config):
         kind = kind_of_change(key)

@@ -19,6 +19,7 @@ VERBS = {
     "train": "train a config into a workdir, or evaluate its newest checkpoint with --eval",
     "eval": "evaluate a checkpoint: --zero_shot and --retrieval on datasets named by SPEC",
     "classify": "rank labels for your own pictures",
+    "convert": "convert weights: OpenAI, OpenCLIP, Hugging Face, big_vision, and back",
     "plan": "compile the train step for a TPU topology, with no TPU: memory, FLOPs, traffic, cost",
     "models": "list the named models",
 }

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from clipjax import partitioning
-from clipjax.checkpoint import read_manifest, resolve_checkpoint, spec_of_contract
+from clipjax.checkpoint import read_manifest, resolve_checkpoint, spec_in
 from clipjax.config import merge, to_plain, validate
 from clipjax.experiment.stages import StageSpec, batch_shapes, stage_models, stage_specs
 from clipjax.losses import LOSSES, make_loss
@@ -107,9 +107,9 @@ def model_spec(config: ConfigDict) -> dict[str, Any]:
             f"config.model.name = {CHECKPOINT_MODEL!r} needs config.init.checkpoint: the folder of "
             f"the model to start from; or name a row of the zoo: {', '.join(MODELS)}"
         )
-    contract = read_manifest(resolve_checkpoint(config.init.checkpoint)).contract
+    step_dir = resolve_checkpoint(config.init.checkpoint)
     del model["name"]
-    return resolve_spec(merge(spec_of_contract(contract), model))
+    return resolve_spec(merge(spec_in(step_dir, read_manifest(step_dir).contract), model))
 
 
 def build_program(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Program:

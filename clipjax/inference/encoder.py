@@ -13,11 +13,11 @@ from PIL import Image
 
 from clipjax.array_types import PyTree
 from clipjax.checkpoint import (
-    check_contract,
+    load_tokenizer,
     load_variables,
     read_manifest,
     resolve_checkpoint,
-    spec_of_contract,
+    spec_in,
 )
 from clipjax.data.preprocess import Preprocess
 from clipjax.evals.encoding import embed_fn, make_encode_fns, place_params
@@ -103,11 +103,8 @@ class Encoder:
             DamagedCheckpointError: the checkpoint is not what was written.
         """
         step_dir = resolve_checkpoint(path)
-        contract = read_manifest(step_dir).contract
-        spec = spec_of_contract(contract)
-        tokenizer = make_tokenizer(spec["tokenizer"], context_length=spec["text"]["context_length"])
-        # The spec only names the tokenizer; its vocabulary could have changed since.
-        check_contract({"tokenizer": contract["tokenizer"]}, {"tokenizer": tokenizer.contract()})
+        spec = spec_in(step_dir, read_manifest(step_dir).contract)
+        tokenizer = load_tokenizer(step_dir)
         # Stacked is how the model is built here, however it was trained.
         params = load_variables(step_dir, stack_layers)
         return cls(spec, params, tokenizer=tokenizer, **options)

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+from clipjax.interop import big_vision, clipjax_checkpoint, hugging_face
+from clipjax.interop.open_clip import format as open_clip
 from clipjax.interop.weights import Hints, Weights
 
 
@@ -23,4 +25,13 @@ class Format:
     write: Callable[[Path, Weights], None] | None = None
 
 
-FORMATS: dict[str, Format] = {}
+# The first that recognises a path reads it.
+FORMATS: dict[str, Format] = {
+    "clipjax": Format(
+        clipjax_checkpoint.recognises, clipjax_checkpoint.read, clipjax_checkpoint.write
+    ),
+    "hf": Format(hugging_face.recognises, hugging_face.read, hugging_face.write),
+    "big_vision": Format(big_vision.recognises_big_vision, big_vision.read_big_vision),
+    "open_clip": Format(open_clip.recognises, open_clip.read, open_clip.write),
+}
+WRITTEN = tuple(name for name, entry in FORMATS.items() if entry.write is not None)

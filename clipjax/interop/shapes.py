@@ -8,15 +8,39 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from clipjax.models import build_model
+from clipjax.interop.tensors import WeightFileError
+from clipjax.models import IMAGE_ENCODERS, SPEC_FIELDS, TEXT_ENCODERS, build_model
+from clipjax.tokenizers import TOKENIZERS
 from clipjax.trees import flatten_with_names
 
 STACK = re.compile(r"^(.*/)blocks/(.*)$")
 Shapes = dict[str, tuple[int, ...]]
 
 
+def check_spec(spec: Mapping[str, Any], *, where: str) -> None:
+    """Checks that a spec from a file is whole and names nothing but towers of ours.
+
+    A spec may name a class of any module (`my_lab.towers:MyViT`), which building it would import
+    and call: a file from elsewhere may not.
+
+    Raises:
+        WeightFileError: names what is missing or unknown.
+    """
+    missing = [field for field in SPEC_FIELDS if field not in spec]
+    if missing:
+        raise WeightFileError(f"{where}: the model spec lacks {', '.join(missing)}")
+    tables = {"image": IMAGE_ENCODERS, "text": TEXT_ENCODERS, "tokenizer": TOKENIZERS}
+    for field, table in tables.items():
+        name = spec[field].get("name") if isinstance(spec[field], Mapping) else None
+        if name not in table:
+            raise WeightFileError(
+                f"{where}: {field}.name is {str(name)[:80]!r}; converted are {', '.join(table)}"
+            )
+
+
 def stacked_shapes(spec: Mapping[str, Any]) -> Shapes:
     """Shapes as training lays the leaves out, `params/.../blocks/...`; nothing is allocated."""
+    check_spec(spec, where=f"model {spec.get('name')!r}")
     model = build_model(spec)
     size, length = spec["image_size"], spec["text"]["context_length"]
     variables = jax.eval_shape(

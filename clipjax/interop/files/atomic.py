@@ -12,8 +12,8 @@ from clipjax.interop.tensors import WeightFileError
 
 
 def _sibling(path: Path) -> Path:
-    # In the same directory, so that the rename stays on one file system.
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    # In the same directory, so that the rename stays on one file system; with the same ending.
+    return path.with_name(f".tmp-{uuid.uuid4().hex[:8]}-{path.name}")
 
 
 def check_new(path: Path) -> None:

@@ -1,0 +1,54 @@
+"""`clipjax convert --from PATH --to PATH --format clipjax|hf|open_clip [--model NAME]`.
+
+Reads weights of any kind that is known, which is told from the files: OpenAI's archives, OpenCLIP's
+files, directories of Hugging Face's transformers, big_vision's .npz, and checkpoints of clipjax.
+"""
+
+from absl import flags
+
+from clipjax.cli.main import no_positional
+
+_FROM = flags.DEFINE_string("from", None, "A file or directory of weights.")
+_TO = flags.DEFINE_string("to", None, "What to write; must not exist.")
+_FORMAT = flags.DEFINE_string("format", "clipjax", "Format to write: clipjax, hf or open_clip.")
+_MODEL = flags.DEFINE_string(
+    "model", None, "Name of the zoo (`clipjax models`), where the file alone cannot say."
+)
+_ACTIVATION = flags.DEFINE_enum(
+    "activation",
+    None,
+    ["quick_gelu", "gelu", "gelu_tanh"],
+    "Activation, where the file alone cannot say.",
+)
+_TOKENIZER = flags.DEFINE_string(
+    "tokenizer", None, "File of the tokenizer's vocabulary, where the weights come without it."
+)
+
+
+def main(argv: list[str]) -> int:
+    """Converts and prints what was found."""
+    no_positional(argv)
+    for flag, value in (("--from PATH", _FROM.value), ("--to PATH", _TO.value)):
+        if not value:
+            raise ValueError(f"{flag} is missing")
+    from clipjax.interop import Hints
+    from clipjax.interop.converting import convert_weights
+
+    done = convert_weights(
+        _FROM.value,
+        _TO.value,
+        _FORMAT.value,
+        hints=Hints(_MODEL.value, _ACTIVATION.value),
+        tokenizer=_TOKENIZER.value,
+    )
+    rows = [("format", done.source_format), ("model", done.model)]
+    rows += [(f"SHA-256 of {name}", digest) for name, digest in done.sha256.items()]
+    rows += [("parameters", f"{done.parameters:,}")]
+    rows += [("running statistics", f"{done.statistics:,}")] if done.statistics else []
+    rows += [("ignored", ", ".join(done.ignored))] if done.ignored else []
+    rows += [(f"written as {_FORMAT.value}", f"{done.target} ({done.target_bytes:,} bytes)")]
+    if done.lacks_tokenizer:
+        rows += [("no texts", "the tokenizer's file is not here: add --tokenizer FILE for it")]
+    for name, value in rows:
+        print(f"{name}: {value}")
+    return 0

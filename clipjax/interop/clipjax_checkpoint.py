@@ -1,0 +1,193 @@
+"""The format `clipjax`: this package's own checkpoints, read leaf by leaf and written so."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorstore
+
+from clipjax.checkpoint import (
+    DamagedCheckpointError,
+    Manifest,
+    StreamedLeaf,
+    attach_tokenizer,
+    make_contract,
+    read_manifest,
+    resolve_checkpoint,
+    spec_in,
+    verify_files,
+    without_tokenizer,
+    write_step,
+)
+from clipjax.config import to_plain
+from clipjax.interop.shapes import STACK, check_spec, stacked_shapes
+from clipjax.interop.tensors import LazyTensor, WeightFileError
+from clipjax.interop.weights import Hints, Weights
+from clipjax.tokenizers import make_tokenizer
+
+STEP = 0
+_STATISTICS = "batch_stats/"
+
+
+def recognises(path: Path) -> bool:
+    """Whether a path is a workdir, its checkpoints folder, or one step's folder."""
+    try:
+        resolve_checkpoint(path)
+    except (ValueError, OSError):
+        return False
+    return True
+
+
+def read(path: Path, hints: Hints) -> Weights:
+    """Reads the parameters of a checkpoint, the averaged ones where it has them.
+
+    Raises:
+        WeightFileError: the checkpoint is damaged.
+        ValueError: a hint contradicts it.
+    """
+    try:
+        step_dir = resolve_checkpoint(path)
+        manifest = read_manifest(step_dir)
+        verify_files(step_dir, manifest.files)
+        spec = spec_in(step_dir, manifest.contract)
+    except (DamagedCheckpointError, KeyError, TypeError) as error:
+        raise WeightFileError(f"{path} is a damaged checkpoint: {error}") from error
+    check_spec(spec, where=str(step_dir))
+    if hints.model not in (None, spec["name"]) or hints.activation is not None:
+        raise ValueError(
+            f"{step_dir} says itself that it is {spec['name']!r} and all about it; leave --model "
+            "and --activation out"
+        )
+    files: dict[str, Path] = {}
+    file = spec["tokenizer"].get("model")
+    if file is not None:
+        files = {Path(file).name: Path(file)}
+        spec = {**spec, "tokenizer": {**spec["tokenizer"], "model": Path(file).name}}
+    leaves = _read_leaves(step_dir, manifest)
+    return Weights(spec, leaves, files, source=f"clipjax {step_dir}")
+
+
+def write(path: Path, weights: Weights) -> None:
+    """Writes `<path>/checkpoints/0`, which all of clipjax takes like a training's.
+
+    Raises:
+        ValueError: the tokenizer's file does not fit the spec, or a leaf is not finite.
+    """
+    spec = to_plain(weights.spec)
+    check_spec(spec, where="the spec")
+    contract, attachments = _contract(spec, weights.tokenizer_files)
+    metadata = {
+        "config": {"model": contract["model"], "converted_from": weights.source},
+        "contract": contract,
+        "dataset_fingerprint": "",
+        "global_batch_size": 0,
+        "seed": 0,
+    }
+    leaves = (_streamed(name, shape, weights) for name, shape in stacked_shapes(spec).items())
+    write_step(path / "checkpoints" / str(STEP), STEP, leaves, metadata, attachments)
+
+
+def _contract(
+    spec: dict[str, Any], files: Mapping[str, Path]
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    tokenizer = dict(spec["tokenizer"])
+    file = tokenizer.get("model")
+    if file is not None:
+        tokenizer["model"] = str(files.get(file, file))
+    length = spec["text"]["context_length"]
+    if not needs_file(tokenizer):
+        built = make_tokenizer(tokenizer, context_length=length)
+        return attach_tokenizer(make_contract({**spec, "tokenizer": tokenizer}, built.contract()))
+    return without_tokenizer(make_contract(spec, {})), {}
+
+
+def needs_file(tokenizer: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer's spec lacks the file that it cannot do without."""
+    return tokenizer.get("model") is None and tokenizer["name"] in (
+        "sentencepiece",
+        "tokenizer_json",
+    )
+
+
+def _streamed(name: str, shape: tuple[int, ...], weights: Weights) -> StreamedLeaf:
+    """A leaf as training lays it out; a stack is written a block of the transformer at a time."""
+    plain = name.removeprefix("params/")
+    in_state = f"model_state/{name}" if plain.startswith(_STATISTICS) else name
+    match = STACK.match(plain)
+    names = [plain]
+    if match is not None:
+        names = [f"{match[1]}block_{i}/{match[2]}" for i in range(shape[0])]
+
+    def read_blocks() -> Iterator[np.ndarray]:
+        for each in names:
+            value = weights.leaves[each].read()
+            yield value[None] if match is not None else value
+
+    return StreamedLeaf(in_state, shape, len(names), read_blocks)
+
+
+def _read_leaves(step_dir: Path, manifest: Manifest) -> dict[str, LazyTensor]:
+    roots = {record.name.split("/")[0] for record in manifest.leaves}
+    root = "ema_params" if "ema_params" in roots else "params"
+    reader = _Reader(step_dir)
+    leaves: dict[str, LazyTensor] = {}
+    for record in manifest.leaves:
+        top, _, plain = record.name.partition("/")
+        if top not in (root, "model_state"):
+            continue
+        stack, shape = STACK.match(plain), record.shape
+        if stack is None:
+            leaves[plain] = reader.tensor(record.name, shape)
+            continue
+        whole = reader.tensor(record.name, shape)
+        for i in range(shape[0]):
+            leaves[f"{stack[1]}block_{i}/{stack[2]}"] = whole.row(i)
+    return leaves
+
+
+class _Reader:
+    """Reads leaves of a state folder, whose files are verified.
+
+    Training writes a stack of blocks as one piece or a few. The last of them is kept, because its
+    rows are asked for one after the other.
+    """
+
+    def __init__(self, step_dir: Path) -> None:
+        self._state = (step_dir / "state").absolute()
+        metadata = json.loads((self._state / "_METADATA").read_text(encoding="utf-8"))
+        self._packed = bool(metadata["use_ocdbt"])
+        self._kept: tuple[str, np.ndarray] | None = None
+
+    def tensor(self, name: str, shape: tuple[int, ...]) -> LazyTensor:
+        """The leaf of that name in the state, float32."""
+        return LazyTensor(
+            shape,
+            np.dtype(np.float32),
+            lambda: self._read(name, shape),
+            lambda start, stop: self._read_rows(name, shape, start, stop),
+        )
+
+    def _open(self, name: str, shape: tuple[int, ...]) -> tensorstore.TensorStore:
+        key = name.replace("/", ".")
+        store = {"driver": "file", "path": f"{self._state}/{key}/"}
+        if self._packed:
+            store = {"driver": "ocdbt", "base": f"file://{self._state}/", "path": f"{key}/"}
+        array = tensorstore.open({"driver": "zarr", "kvstore": store}, open=True).result()
+        if array.shape != shape:
+            raise WeightFileError(f"{self._state}: {name} has shape {array.shape}, not {shape}")
+        return array
+
+    def _read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        return np.asarray(self._open(name, shape).read().result(), np.float32, order="C")
+
+    def _read_rows(self, name: str, shape: tuple[int, ...], start: int, stop: int) -> np.ndarray:
+        if self._kept is not None and self._kept[0] == name:
+            return self._kept[1][start:stop].copy()
+        self._kept = None  # before the next is read, so that there is one at a time
+        array = self._open(name, shape)
+        if array.chunk_layout.read_chunk.shape[0] <= stop - start:
+            return np.asarray(array[start:stop].read().result(), np.float32, order="C")
+        self._kept = (name, self._read(name, shape))
+        return self._kept[1][start:stop].copy()

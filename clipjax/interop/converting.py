@@ -1,0 +1,175 @@
+"""From any format to any other: recognise, read, check, write beside the target, rename."""
+
+import dataclasses
+import hashlib
+import math
+import os
+import shutil
+from pathlib import Path
+
+from clipjax.interop.clipjax_checkpoint import needs_file
+from clipjax.interop.files import file_kind, open_tensors
+from clipjax.interop.files.atomic import check_new, new_path
+from clipjax.interop.formats import FORMATS, WRITTEN
+from clipjax.interop.shapes import expected_shapes
+from clipjax.interop.tensors import WeightFileError
+from clipjax.interop.weights import Hints, Weights
+
+FREE_SPACE_FACTOR = 1.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversion:
+    """What a conversion found and did.
+
+    Attributes:
+        source_format: of FORMATS.
+        model: name in the spec.
+        parameters: count, running statistics excluded.
+        statistics: count of running statistics.
+        ignored: names of tensors that are no parameters.
+        sha256: of the files of weights that were read, by name.
+        target: what was written.
+        target_bytes: size of it.
+        lacks_tokenizer: the target takes no texts: the tokenizer's file was not at hand.
+    """
+
+    source_format: str
+    model: str
+    parameters: int
+    statistics: int
+    ignored: tuple[str, ...]
+    sha256: dict[str, str]
+    target: Path
+    target_bytes: int
+    lacks_tokenizer: bool
+
+
+def convert_weights(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    target_format: str,
+    *,
+    hints: Hints | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
+) -> Conversion:
+    """Converts weights; the target appears when it is whole, or not at all.
+
+    Args:
+        source: a file or directory of any of FORMATS.
+        target: a path that does not exist.
+        target_format: one of WRITTEN.
+        hints: what the files cannot say.
+        tokenizer: file of the tokenizer's vocabulary, where the source comes without it.
+
+    Raises:
+        WeightFileError: the source is no weights, is damaged, or is not what it says.
+        ValueError: a bad argument, or a hint is needed or wrong.
+        OSError: reading or writing failed.
+    """
+    source, target = Path(source), Path(target)
+    if target_format not in WRITTEN:
+        raise ValueError(f"--format {target_format!r}: formats to write are {', '.join(WRITTEN)}")
+    check_new(target)
+    found = recognise(source)
+    weights = FORMATS[found].read(source, hints or Hints())
+    weights = _with_tokenizer(weights, tokenizer)
+    _check_leaves(weights)
+    _check_space(weights, target)
+    digests = _digests(source)
+    summary = ", ".join(f"{name} (SHA-256 {digest})" for name, digest in digests.items())
+    weights = dataclasses.replace(weights, source=f"{found}: {summary}")
+    write = FORMATS[target_format].write
+    assert write is not None
+    with new_path(target) as temporary:
+        write(temporary, weights)
+    sizes = {name: math.prod(tensor.shape) for name, tensor in weights.leaves.items()}
+    statistics = sum(n for name, n in sizes.items() if name.startswith("batch_stats/"))
+    return Conversion(
+        source_format=found,
+        model=weights.spec["name"],
+        parameters=sum(sizes.values()) - statistics,
+        statistics=statistics,
+        ignored=weights.ignored,
+        sha256=digests,
+        target=target,
+        target_bytes=sum(file.stat().st_size for file in _files(target)),
+        lacks_tokenizer=needs_file(weights.spec["tokenizer"]),
+    )
+
+
+def recognise(source: Path) -> str:
+    """Names the format of a file or directory.
+
+    Raises:
+        WeightFileError: it is of none; the message says what it is, as far as that can be told.
+    """
+    if not source.exists():
+        raise WeightFileError(f"{source}: no such file or directory")
+    for name, entry in FORMATS.items():
+        if entry.recognises(source):
+            return name
+    formats = ", ".join(FORMATS)
+    if source.is_dir():
+        inside = ", ".join(sorted(path.name for path in source.iterdir())[:8]) or "nothing"
+        raise WeightFileError(
+            f"{source}: a directory of none of the formats {formats}; it holds {inside}"
+        )
+    tensors = open_tensors(source).tensors  # a damaged file says here what is wrong with it
+    names = ", ".join(list(tensors)[:4]) or "none"
+    raise WeightFileError(
+        f"{source}: {len(tensors)} tensors with names of none of the formats {formats}; the first "
+        f"are {names}"
+    )
+
+
+def _with_tokenizer(weights: Weights, file: str | os.PathLike[str] | None) -> Weights:
+    if file is None:
+        return weights
+    path, spec = Path(file), weights.spec
+    if not path.is_file():
+        raise ValueError(f"--tokenizer {path}: no such file")
+    if not needs_file(spec["tokenizer"]):
+        raise ValueError(
+            f"--tokenizer {path}: the model's tokenizer is {spec['tokenizer']['name']!r} and is "
+            "here already; leave the flag out"
+        )
+    spec = {**spec, "tokenizer": {**spec["tokenizer"], "model": path.name}}
+    return dataclasses.replace(weights, spec=spec, tokenizer_files={path.name: path})
+
+
+def _check_leaves(weights: Weights) -> None:
+    """The last look at what a format's reader gives, before a byte is written."""
+    wanted = expected_shapes(weights.spec)
+    found = {name: tensor.shape for name, tensor in weights.leaves.items()}
+    if found != wanted:
+        odd = sorted(set(found.items()) ^ set(wanted.items()))
+        raise WeightFileError(
+            f"{weights.source}: {len(odd)} leaves are not those of the model "
+            f"{weights.spec['name']!r}, the first is {odd[0][0]} of shape {odd[0][1]}"
+        )
+
+
+def _check_space(weights: Weights, target: Path) -> None:
+    needed = int(FREE_SPACE_FACTOR * sum(tensor.nbytes for tensor in weights.leaves.values()))
+    free = shutil.disk_usage(target.absolute().parent).free
+    if free < needed:
+        raise OSError(
+            f"no space for {target}: it needs {needed / 2**20:.0f} MiB, "
+            f"{free / 2**20:.0f} MiB are free"
+        )
+
+
+def _files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(x for x in path.rglob("*") if x.is_file())
+
+
+def _digests(source: Path) -> dict[str, str]:
+    """SHA-256 of the source: of each file of weights, or of the manifest that has them all."""
+    files = _files(source)
+    chosen = [source] if source.is_file() else [x for x in files if file_kind(x) is not None]
+    digests = {}
+    for path in chosen or [x for x in files if x.name == "manifest.json"]:
+        with path.open("rb") as file:
+            digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests

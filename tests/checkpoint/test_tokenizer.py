@@ -1,0 +1,124 @@
+"""A checkpoint carries its tokenizer's file: nothing else is needed to use it."""
+
+import io
+import shutil
+
+import pytest
+import sentencepiece
+
+from clipjax.checkpoint import (
+    CheckpointManager,
+    DamagedCheckpointError,
+    MissingTokenizer,
+    check_contract,
+    check_resume,
+    load_tokenizer,
+    make_contract,
+    read_manifest,
+    spec_in,
+    without_tokenizer,
+)
+from clipjax.models.zoo import MODELS
+from clipjax.tokenizers import make_tokenizer
+
+WORDS = ["a red circle", "a blue square", "two green dogs", "the cat and the hat"]
+
+
+def train(words):
+    buffer = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(words * 20),
+        model_writer=buffer,
+        vocab_size=40,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def vocabulary():
+    return train(WORDS)
+
+
+@pytest.fixture
+def source(tmp_path, vocabulary):
+    path = tmp_path / "elsewhere" / "words.model"
+    path.parent.mkdir()
+    path.write_bytes(vocabulary)
+    return path
+
+
+def contract_of(path):
+    tokenizer = {"name": "sentencepiece", "model": str(path)}
+    spec = {**MODELS["siglip-b-16-224"], "tokenizer": tokenizer}
+    built = make_tokenizer(tokenizer, context_length=spec["text"]["context_length"])
+    return make_contract(spec, built.contract())
+
+
+def metadata_of(kit, path):
+    config = {**kit.metadata["config"], "model": {"tokenizer": {"model": str(path)}}}
+    return {**kit.metadata, "config": config, "contract": contract_of(path)}
+
+
+@pytest.fixture
+def step_dir(tmp_path, kit, source):
+    directory = tmp_path / "checkpoints"
+    with CheckpointManager(directory, metadata=metadata_of(kit, source)) as manager:
+        manager.save(3, kit.make_state(3))
+    return directory / "3"
+
+
+def test_the_file_travels_with_the_step(tmp_path, step_dir, source, vocabulary):
+    before = make_tokenizer({"name": "sentencepiece", "model": str(source)}, context_length=64)
+    expected = before(WORDS)
+    shutil.rmtree(source.parent)
+    moved = shutil.move(step_dir.parent, tmp_path / "moved") / "3"
+    manifest = read_manifest(moved)
+    assert (moved / "tokenizer" / "words.model").read_bytes() == vocabulary
+    assert "tokenizer/words.model" in {file.path for file in manifest.files}
+    assert manifest.contract["model"]["tokenizer"]["model"] == "tokenizer/words.model"
+    assert (load_tokenizer(moved)(WORDS) == expected).all()
+    spec = spec_in(moved, manifest.contract)
+    assert spec["tokenizer"]["model"] == str(moved / "tokenizer" / "words.model")
+
+
+def test_the_state_is_restored_beside_it(step_dir, source, kit):
+    with CheckpointManager(step_dir.parent, metadata=metadata_of(kit, source)) as manager:
+        state, step = manager.restore_latest(kit.abstract_of(kit.make_state(0)))
+    assert step == 3
+    kit.assert_equal(state, kit.make_state(3))
+
+
+def test_the_file_may_move_but_not_change(step_dir, source, kit, tmp_path):
+    moved = tmp_path / "again.model"
+    shutil.copyfile(source, moved)
+    manifest = read_manifest(step_dir)
+    check_resume(manifest, metadata_of(kit, moved))
+    check_contract(manifest.contract, contract_of(moved))
+    other = tmp_path / "other.model"
+    other.write_bytes(train(["seven pink pigs", "very fast jumps"]))
+    with pytest.raises(ValueError, match=r"contract\.tokenizer\.sha256"):
+        check_resume(manifest, metadata_of(kit, other))
+    shutil.copyfile(other, step_dir / "tokenizer" / "words.model")
+    with pytest.raises(ValueError, match=r"tokenizer\.sha256"):
+        load_tokenizer(step_dir)
+
+
+def test_a_path_out_of_the_folder_is_refused(step_dir):
+    contract = dict(read_manifest(step_dir).contract)
+    tokenizer = {"name": "sentencepiece", "model": "tokenizer/../../../secret"}
+    contract["model"] = {**contract["model"], "tokenizer": tokenizer}
+    with pytest.raises(DamagedCheckpointError, match="outside its folder"):
+        spec_in(step_dir, contract)
+
+
+def test_a_checkpoint_without_its_vocabulary_says_so_when_texts_come(tmp_path, kit, source):
+    contract = without_tokenizer(contract_of(source))
+    contract["model"]["tokenizer"] = {"name": "sentencepiece"}
+    with CheckpointManager(tmp_path / "c", metadata={**kit.metadata, "contract": contract}) as m:
+        m.save(1, kit.make_state(1))
+    tokenizer = load_tokenizer(tmp_path / "c" / "1")
+    assert isinstance(tokenizer, MissingTokenizer)
+    with pytest.raises(ValueError, match="--tokenizer FILE"):
+        tokenizer(["a dog"])
