@@ -12,6 +12,7 @@ CORE = [
     "etils[epath]>=1.12",
     "flatbuffers>=24.3",  # jax.export writes and reads programs with it
     "flax>=0.12.4",
+    "fsspec>=2025.3",
     "ftfy>=6.1",
     "importlib_resources>=6.0",  # tensorflow-datasets imports it without saying so
     "jax>=0.10,<0.13",
@@ -21,6 +22,7 @@ CORE = [
     "optax>=0.2.6",
     "orbax-checkpoint>=0.11.33",
     "pillow>=11.0",
+    "pyarrow>=18.0",
     "regex>=2024.5",
     "safetensors>=0.5",
     "sentencepiece>=0.2.1",
@@ -55,6 +57,7 @@ setup(
     install_requires=CORE,
     extras_require={
         "demo": DEMO,
+        "cloud": ["gcsfs>=2025.3", "s3fs>=2025.3"],
         "tpu": [*FAST, "jax[tpu]"],
         "cuda": [*FAST, "jax[cuda12]"],
         "fast": FAST,

@@ -12,8 +12,6 @@ from typing import TypeVar
 
 from absl import logging
 
-from clipjax.data.records import sync
-
 T = TypeVar("T")
 
 
@@ -61,6 +59,15 @@ def build_once(
             shutil.rmtree(work, ignore_errors=True)
         sync(directory.parent)
     return open_checked(directory)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file or directory is on disk: a rename may otherwise outlive its content."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -1,15 +1,84 @@
 """Paths of data: local or in a bucket, with `{0000..0009}` and `*` patterns."""
 
+import dataclasses
 import itertools
+import os
+import posixpath
 import re
 
-from etils import epath
-
-SCHEMES = ("gs", "s3", "file")
+# memory:// lives in the process and serves tests.
+SCHEMES = ("gs", "s3", "memory", "file")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
-def data_path(where: str) -> epath.Path:
+@dataclasses.dataclass(frozen=True, order=True)
+class DataPath:
+    """A path of a scheme that is allowed; `url` has no scheme where it is local."""
+
+    url: str
+
+    def __str__(self) -> str:
+        return self.url
+
+    def __truediv__(self, name: str) -> "DataPath":
+        return DataPath(f"{self.url.rstrip('/')}/{name}")
+
+    @property
+    def scheme(self) -> str | None:
+        """The scheme; None for a local path."""
+        scheme, found, _ = self.url.partition("://")
+        return scheme if found else None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the operating system can open it."""
+        return self.scheme is None
+
+    @property
+    def name(self) -> str:
+        """What follows the last slash."""
+        return posixpath.basename(self.url)
+
+    @property
+    def suffix(self) -> str:
+        """The extension of the name, with its dot."""
+        return posixpath.splitext(self.name)[1]
+
+    @property
+    def parent(self) -> "DataPath":
+        """The folder."""
+        return DataPath(posixpath.dirname(self.url) or ".")
+
+    def below(self, name: str) -> "DataPath":
+        """Gives the path that a data file names, which has to lie in this folder.
+
+        Args:
+            name: relative to this folder, or a whole path or URL that lies below it.
+
+        Raises:
+            ValueError: if it lies elsewhere: what is read comes from the web and may not choose
+                the files that are opened.
+        """
+        whole = "://" in name or name.startswith("/")
+        path = data_path(name) if whole else self / name
+        root = self.url.rstrip("/") + "/"
+        if not self._normal(path.url).startswith(self._normal(root)):
+            raise ValueError(
+                f"{name!r} points outside {self}: set data.source.root to a folder that holds "
+                "every file that is named"
+            )
+        return path
+
+    @staticmethod
+    def _normal(url: str) -> str:
+        scheme, found, rest = url.rpartition("://")
+        ending = "/" if rest.endswith("/") and rest != "/" else ""
+        if found:
+            return f"{scheme}://{posixpath.normpath(rest)}{ending}"
+        return os.path.abspath(rest) + (ending if os.path.abspath(rest) != "/" else "")
+
+
+def data_path(where: str) -> DataPath:
     """Gives a path that may be opened.
 
     Raises:
@@ -17,32 +86,28 @@ def data_path(where: str) -> epath.Path:
     """
     if not where:
         raise ValueError("the path of the data is empty")
-    scheme, found, _ = where.partition("://")
-    if found and scheme not in SCHEMES:
+    if "\0" in where:
+        raise ValueError(f"{where!r} holds a NUL byte, which no path does")
+    scheme, found, rest = where.partition("://")
+    if not found:
+        return DataPath(os.path.expanduser(where))
+    if scheme not in SCHEMES:
         raise ValueError(f"{where} has the scheme {scheme}://; allowed are {', '.join(SCHEMES)}")
-    return epath.Path(where).expanduser()
+    if scheme == "file":
+        if not rest.startswith("/"):
+            raise ValueError(f"{where} names a host: a local path is written file:///data/x")
+        return DataPath(rest)
+    if ".." in rest.split("/"):
+        raise ValueError(f"{where} holds '..', which has no meaning in a bucket")
+    return DataPath(where)
 
 
-def expand(pattern: str) -> list[epath.Path]:
-    """Lists the files that a pattern names: braces are counted out, wildcards are looked up.
+def expand_braces(pattern: str) -> list[str]:
+    """Counts out the braces of a pattern: `x-{08..10}` gives `x-08`, `x-09`, `x-10`.
 
     Raises:
-        ValueError: if a named file does not exist, or a wildcard finds none.
+        ValueError: if one counts down.
     """
-    paths = []
-    for name in _expand_braces(pattern):
-        path = data_path(name)
-        if any(c in path.name for c in "*?["):
-            paths += sorted(path.parent.glob(path.name))
-        else:
-            paths.append(path)
-    missing = [str(path) for path in paths if not path.exists()]
-    if missing or not paths:
-        raise ValueError(f"there is no file {', '.join(missing[:3]) or pattern}")
-    return paths
-
-
-def _expand_braces(pattern: str) -> list[str]:
     parts = _RANGE.split(pattern)
     ranges = []
     for first, last in zip(parts[1::3], parts[2::3], strict=True):

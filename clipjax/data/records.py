@@ -6,16 +6,20 @@ in it can run code. The manifest, `FILE.json`, holds count, size and SHA-256: Ar
 opens a truncated file without complaint and says that it has 0 records.
 """
 
+import functools
 import hashlib
 import json
-import os
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from array_record.python import array_record_module
-from etils import epath
+
+from clipjax.data.cache import sync
+from clipjax.data.paths import DataPath, data_path
+from clipjax.data.shard_cache import ShardCache
+from clipjax.data.storage import FileReader, StoredFile, read_all, stat
 
 MAGIC = b"CJX1"
 FORMAT = "clipjax.records/1"
@@ -79,7 +83,7 @@ def write_records(path: Path, records: Iterable[bytes], **about: Any) -> dict[st
         "format": FORMAT,
         "count": count,
         "bytes": path.stat().st_size,
-        "sha256": file_sha256(path),
+        "sha256": file_sha256(stat(DataPath(str(path)))),
         **about,
     }
     text = json.dumps(manifest, ensure_ascii=False, indent=1) + "\n"
@@ -92,25 +96,33 @@ def write_records(path: Path, records: Iterable[bytes], **about: Any) -> dict[st
 class RecordFile:
     """Random access to a file of packed records that was checked against its manifest.
 
+    A file in a bucket is fetched whole into the cache of shards: ArrayRecord reads local files.
+
     Args:
         path: the ArrayRecord file.
         verify: whether the whole file is hashed; count and size are always checked.
 
     Raises:
-        ValueError: if file or manifest is missing or damaged.
+        ValueError: if file or manifest is missing or damaged, or there is no room to fetch it.
     """
 
-    def __init__(self, path: str | Path, *, verify: bool = True):
-        self.path = epath.Path(path)
+    def __init__(self, path: str | Path | DataPath, *, verify: bool = True):
+        self.path = data_path(str(path))
+        try:
+            file = stat(self.path)
+        except FileNotFoundError as error:
+            raise ValueError(f"there is no file {path}") from error
         self.manifest = read_manifest(self.path)
-        size = self.path.stat().length
-        if size != self.manifest["bytes"]:
-            raise ValueError(f"{path} has {size} bytes, its manifest says {self.manifest['bytes']}")
-        if verify and file_sha256(self.path) != self.manifest["sha256"]:
+        if file.size != self.manifest["bytes"]:
+            raise ValueError(
+                f"{path} has {file.size} bytes, its manifest says {self.manifest['bytes']}"
+            )
+        if self.path.is_local and verify and file_sha256(file) != self.manifest["sha256"]:
             raise ValueError(f"{path} is damaged: its SHA-256 is not the one of its manifest")
         # Without read-ahead: the order of reading is a permutation.
         options = "readahead_buffer_size:0,max_parallelism:0"
-        self._reader = array_record_module.ArrayRecordReader(str(path), options)
+        local = _local_copy(file, self.manifest["sha256"])
+        self._reader = array_record_module.ArrayRecordReader(str(local), options)
         count = self._reader.num_records()
         if count != self.manifest["count"]:
             raise ValueError(
@@ -126,19 +138,36 @@ class RecordFile:
             raise IndexError(f"record {index} of {len(self)} in {self.path}")
         return unpack_record(self._reader.read([index])[0])
 
+    def __reduce__(self):
+        # For worker processes: the reader itself stays where it was made.
+        return functools.partial(RecordFile, verify=False), (self.path,)
 
-def read_manifest(path: epath.Path) -> dict[str, Any]:
+
+def _local_copy(file: StoredFile, sha256: str) -> DataPath:
+    if file.path.is_local:
+        return file.path
+    cache = ShardCache()
+    local = cache.find(file) or cache.fetch(file, sha256, wait=True)
+    if local is None:
+        raise ValueError(
+            f"{file.path} has {file.size / 1e9:.3g} GB, and packed records are read from the local "
+            f"disk: raise CLIPJAX_SHARD_CACHE, now {cache.budget / 1e9:.3g} GB"
+        )
+    return local
+
+
+def read_manifest(path: DataPath) -> dict[str, Any]:
     """Reads the manifest beside a file of packed records."""
     beside = path.parent / (path.name + ".json")
-    if not path.exists():
-        raise ValueError(f"there is no file {path}")
-    if not beside.exists():
+    try:
+        content = read_all(beside)
+    except FileNotFoundError as error:
         raise ValueError(
             f"{path} has no manifest {beside.name} beside it, so its records cannot be counted. "
             "Write it with clipjax.data.records.write_records."
-        )
+        ) from error
     try:
-        manifest = json.loads(beside.read_text())
+        manifest = json.loads(content)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"the manifest {beside} is damaged: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
@@ -146,19 +175,9 @@ def read_manifest(path: epath.Path) -> dict[str, Any]:
     return manifest
 
 
-def file_sha256(path: Path | epath.Path) -> str:
+def file_sha256(file: StoredFile) -> str:
     """SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    digest, reader = hashlib.sha256(), FileReader(file, block=1 << 20)
+    while block := reader.read(1 << 20):
+        digest.update(block)
     return digest.hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Waits until a file or directory is on disk: a rename may otherwise outlive its content."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,101 +1,205 @@
-"""A strict reader of tar headers: a damaged archive is an error, never a shorter dataset."""
+"""A small index beside every tar shard: which records it holds, where, and their checksums.
 
+`00000.tar.index` is made once by the strict reader. Opening it takes a few reads, whatever the
+size of the shard. Its layout, integers little-endian:
+
+    8 bytes           b"CJTARIX1"
+    u32, u32          length and CRC-32 of the header
+    header            JSON: format, count, extensions, incomplete records, and of the shard its
+                      bytes, SHA-256, and SHA-256 of its first and last 64 KiB (`edges`)
+    u64 [count + 1]   where record i starts and ends, counted from the end of this table
+    records           each its CRC-32 (u32) and JSON: [key, {extension: [offset, size, CRC-32]}]
+
+Equal shards give equal bytes. Nothing in it can run code.
+"""
+
+import collections
+import hashlib
+import itertools
+import json
+import os
+import struct
+import zlib
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
-BLOCK = 512
-_ZEROS = bytes(BLOCK)
-_REGULAR = (b"0", b"\0")
-_PAX, _GNU_NAME, _DIRECTORY = b"x", b"L", b"5"
+import numpy as np
+
+from clipjax.data.paths import DataPath
+from clipjax.data.storage import FileReader, StoredFile, read, read_all
+from clipjax.data.tar_reader import read_members
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
+TEXT_EXTENSIONS = ("txt", "json", "cls")
+FORMAT = "clipjax.tar_index/1"
+SUFFIX = ".index"
+MAGIC = b"CJTARIX1"
+EDGE = 64 << 10
+_HEAD = struct.Struct("<8sII")
+_MAX_HEADER = 1 << 20
 
 
-class Member(NamedTuple):
-    """One regular file of an archive: name, and where its bytes stand."""
+class Part(NamedTuple):
+    """One file of a record: where its bytes stand, and their CRC-32."""
 
-    name: str
     offset: int
     size: int
+    crc: int
 
 
-def read_members(file: BinaryIO, where: str) -> Iterator[Member]:
-    """Lists the files of a tar archive, reading headers only.
+class Record(NamedTuple):
+    """The files of a shard that share a key, by extension."""
 
-    Every header's checksum has to be right, every file whole, and the archive has to end in two
-    blocks of zeros: `tarfile` takes a damaged header for the end and says nothing.
+    key: str
+    parts: dict[str, Part]
 
-    Args:
-        file: opened in binary mode, seekable.
-        where: the archive's name, for messages.
+
+class IndexDamagedError(ValueError):
+    """An index is no index, or does not say what it said when it was written."""
+
+
+def make_index(file: StoredFile) -> bytes:
+    """Reads a shard once, strictly, and gives the content of its index.
 
     Raises:
-        ValueError: if the archive is damaged or cut short, or holds links, devices or names
-            that point outside it.
+        ValueError: if the shard is damaged, or holds a key twice.
     """
-    end, position, long_name = file.seek(0, 2), 0, None
-    while True:
-        file.seek(position)
-        header = file.read(BLOCK)
-        if header == _ZEROS:
-            if file.read(BLOCK) != _ZEROS:
-                raise ValueError(f"{where} ends at byte {position} with one block of zeros, not 2")
-            return
-        size = _checked_size(header, where, position)
-        kind, start = header[156:157], position + BLOCK
-        position = start + -(-size // BLOCK) * BLOCK
-        if position > end:
-            raise ValueError(f"{where} is cut short: a file at byte {start} needs {size} bytes")
-        if kind in (_PAX, _GNU_NAME):
-            file.seek(start)
-            long_name = _long_name(kind, file.read(size), where) or long_name
-            continue
-        name, long_name = long_name or _name(header), None
-        if kind in _REGULAR:
-            if name.startswith("/") or ".." in name.split("/"):
-                raise ValueError(f"{where} holds {name!r}, a name that points outside it")
-            yield Member(name, start, size)
-        elif kind != _DIRECTORY:
-            raise ValueError(f"{where} holds {name!r} of type {kind!r}: only files are read")
+    reader = _HashingReader(file)
+    records: dict[str, dict[str, Part]] = {}
+    extensions: collections.Counter[str] = collections.Counter()
+    for member in read_members(reader, str(file.path)):
+        key, extension = split_name(member.name)
+        parts = records.setdefault(key, {})
+        # A record has one picture, whatever its format, and one file of any other kind.
+        images = IMAGE_EXTENSIONS if extension in IMAGE_EXTENSIONS else (extension,)
+        if twice := next((other for other in images if other in parts), None):
+            raise ValueError(
+                f"{file.path} holds the key {key!r} twice: .{twice} and {member.name!r}"
+            )
+        parts[extension] = Part(member.offset, member.size, member.crc)
+        extensions[extension] += 1
+    header = {
+        "format": FORMAT,
+        "count": len(records),
+        "extensions": dict(sorted(extensions.items())),
+        "without_image": sum(p.keys().isdisjoint(IMAGE_EXTENSIONS) for p in records.values()),
+        "without_text": sum(p.keys().isdisjoint(TEXT_EXTENSIONS) for p in records.values()),
+        "shard": {"bytes": file.size, "sha256": reader.sha256(), "edges": edges_of(file)},
+    }
+    return _pack(header, [_packed_json([key, parts]) for key, parts in records.items()])
 
 
-def _checked_size(header: bytes, where: str, position: int) -> int:
-    if len(header) < BLOCK:
-        raise ValueError(f"{where} is cut short at byte {position}: its end marker is missing")
-    expected = sum(header[:148]) + 8 * ord(" ") + sum(header[156:])
-    try:
-        found, size = _number(header[148:156]), _number(header[124:136])
-    except ValueError as error:
-        raise ValueError(f"{where} is damaged: its header at byte {position} is unreadable") from (
-            error
+def split_name(name: str) -> tuple[str, str]:
+    """Splits a member's name into key and extension, at the first dot of its last part."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    return folder + slash + stem, extension.lower()
+
+
+def edges_of(file: StoredFile) -> str:
+    """SHA-256 of the first and the last 64 KiB: a cheap look at whether a file is the same."""
+    size = min(EDGE, file.size)
+    digest = hashlib.sha256(read(file.path, 0, size))
+    digest.update(read(file.path, file.size - size, size))
+    return digest.hexdigest()
+
+
+class TarIndex:
+    """An index that is opened: the header in memory, records read one at a time.
+
+    Args:
+        path: of the index; local, as every record that is read costs two small reads.
+
+    Raises:
+        IndexDamagedError: if its header is not whole.
+    """
+
+    def __init__(self, path: DataPath):
+        self.path = path
+        try:
+            magic, length, crc = _HEAD.unpack(read(path, 0, _HEAD.size))
+            if magic != MAGIC or length > _MAX_HEADER:
+                raise ValueError("it is of another format or version")
+            packed = read(path, _HEAD.size, length)
+            if zlib.crc32(packed) != crc:
+                raise ValueError("the checksum of its header")
+            self.header: dict[str, Any] = json.loads(packed)
+            if self.header.get("format") != FORMAT:
+                raise ValueError(f"its format is {self.header.get('format')!r}")
+            self.count = int(self.header["count"])
+            self._table = _HEAD.size + length
+            self._records = self._table + 8 * (self.count + 1)
+            end = struct.unpack("<Q", read(path, self._records - 8, 8))[0]
+            self._bytes = self._records + end
+            if os.path.getsize(path.url) != self._bytes:
+                raise ValueError(f"it has {os.path.getsize(path.url)} bytes, not {self._bytes}")
+        except FileNotFoundError:
+            raise
+        except (ValueError, OSError, KeyError, TypeError) as error:
+            raise IndexDamagedError(
+                f"the index {path} is damaged: {error}. Delete it, and it is made anew"
+            ) from error
+
+    def __len__(self) -> int:
+        return self.count
+
+    @property
+    def shard(self) -> dict[str, Any]:
+        """`bytes`, `sha256` and `edges` of the shard."""
+        return self.header["shard"]
+
+    def record(self, number: int) -> Record:
+        """Reads where the files of a record stand.
+
+        Raises:
+            IndexDamagedError: if that part of the index is damaged.
+        """
+        ends = read(self.path, self._table + 8 * number, 16)
+        start, end = struct.unpack("<QQ", ends)
+        if not start + 4 < end <= self._bytes - self._records:
+            raise self._damaged(number)
+        return self._unpack(number, read(self.path, self._records + start, end - start))
+
+    def keys(self) -> Iterator[str]:
+        """Reads the whole index and gives the keys in order."""
+        content = read_all(self.path)
+        ends = np.frombuffer(content, "<u8", self.count + 1, self._table).tolist()
+        for number, (start, end) in enumerate(itertools.pairwise(ends)):
+            yield self._unpack(number, content[self._records + start : self._records + end]).key
+
+    def _unpack(self, number: int, line: bytes) -> Record:
+        if len(line) < 4 or struct.unpack("<I", line[:4])[0] != zlib.crc32(line[4:]):
+            raise self._damaged(number)
+        key, parts = json.loads(line[4:])
+        return Record(key, {name: Part(*part) for name, part in parts.items()})
+
+    def _damaged(self, number: int) -> IndexDamagedError:
+        return IndexDamagedError(
+            f"the index {self.path} is damaged at record {number}. Delete it, and it is made anew"
         )
-    if found != expected:
-        raise ValueError(f"{where} is damaged: the checksum of its header at byte {position}")
-    return size
 
 
-def _number(field: bytes) -> int:
-    if field[0] == 0x80:  # GNU: big-endian binary, for files above 8 GiB
-        return int.from_bytes(field[1:], "big")
-    return int(field.strip(b" \0").decode("ascii") or "0", 8)
+def _pack(header: dict[str, Any], records: list[bytes]) -> bytes:
+    packed = _packed_json(header)
+    lines = [struct.pack("<I", zlib.crc32(line)) + line for line in records]
+    table = np.cumsum([0, *map(len, lines)], dtype="<u8").tobytes()
+    return b"".join((_HEAD.pack(MAGIC, len(packed), zlib.crc32(packed)), packed, table, *lines))
 
 
-def _name(header: bytes) -> str:
-    name = header[:100].split(b"\0", 1)[0]
-    prefix = header[345:500].split(b"\0", 1)[0] if header[257:263] == b"ustar\0" else b""
-    return (prefix + b"/" + name if prefix else name).decode("utf-8", errors="replace")
+def _packed_json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
 
 
-def _long_name(kind: bytes, content: bytes, where: str) -> str | None:
-    if kind == _GNU_NAME:
-        return content.rstrip(b"\0").decode("utf-8", errors="replace")
-    name = None
-    while content:
-        length, found, _ = content.partition(b" ")
-        if not found or not length.isdigit() or not 0 < int(length) <= len(content):
-            raise ValueError(f"{where} is damaged: an extended header is unreadable")
-        key, _, value = content[len(length) + 1 : int(length) - 1].partition(b"=")
-        if key == b"path":
-            name = value.decode("utf-8", errors="replace")
-        elif key == b"size":
-            raise ValueError(f"{where} holds an extended size, which is not read")
-        content = content[int(length) :]
-    return name
+class _HashingReader:
+    """Reads a file in order and hashes what it reads."""
+
+    def __init__(self, file: StoredFile):
+        self._reader, self._digest = FileReader(file), hashlib.sha256()
+
+    def read(self, size: int) -> bytes:
+        block = self._reader.read(size)
+        self._digest.update(block)
+        return block
+
+    def sha256(self) -> str:
+        return self._digest.hexdigest()

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from clipjax.data import Loader, Preprocess, SampleError, make_source
-from clipjax.data.paths import expand
 from clipjax.data.records import RecordFile, pack_record, unpack_record, write_records
+from clipjax.data.storage import find_files
 
 
 def png(color):
@@ -216,14 +216,14 @@ def test_a_record_that_is_cut_short():
 
 def test_patterns(tmp_path):
     write(tmp_path, {f"a-{i:03d}-of-010": "x" for i in range(10)})
-    assert [p.name for p in expand(f"{tmp_path}/a-{{008..009}}-of-010")] == [
+    assert [f.path.name for f in find_files(f"{tmp_path}/a-{{008..009}}-of-010")] == [
         "a-008-of-010",
         "a-009-of-010",
     ]
-    assert len(expand(f"{tmp_path}/a-00?-of-010")) == 10
+    assert len(find_files(f"{tmp_path}/a-00?-of-010")) == 10
     for wrong in (f"{tmp_path}/a-{{008..012}}-of-010", f"{tmp_path}/b*", "ftp://x/y", ""):
         with pytest.raises(ValueError):
-            expand(wrong)
+            find_files(wrong)
 
 
 def test_synthetic_is_deterministic_and_labelled():

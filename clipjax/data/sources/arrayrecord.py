@@ -5,9 +5,9 @@ import hashlib
 import itertools
 import json
 
-from clipjax.data.paths import expand
 from clipjax.data.records import RecordFile
 from clipjax.data.source import Example, SampleError
+from clipjax.data.storage import find_files
 
 
 class PackedRecords:
@@ -23,7 +23,7 @@ class PackedRecords:
     """
 
     def __init__(self, where: str, *, verify: bool = True, blob: str = "image"):
-        self._files = [RecordFile(path, verify=verify) for path in expand(where)]
+        self._files = [RecordFile(file.path, verify=verify) for file in find_files(where)]
         self._ends = list(itertools.accumulate(len(file) for file in self._files))
         self._blob = blob
         names = {json.dumps(file.manifest.get("class_names")) for file in self._files}

@@ -2,13 +2,14 @@
 
 import collections
 import hashlib
-from collections.abc import Iterator, Sequence
+import posixpath
+from collections.abc import Iterable, Iterator, Sequence
 
 from absl import logging
-from etils import epath
 
-from clipjax.data.paths import data_path
+from clipjax.data.paths import DataPath, data_path
 from clipjax.data.source import Example, SampleError
+from clipjax.data.storage import StorageError, is_folder, list_files, read_all
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 LAYOUTS = ("auto", "classes", "captions")
@@ -35,16 +36,19 @@ class Folder:
         if layout not in LAYOUTS:
             raise ValueError(f"folder has no layout {layout!r}; it has {', '.join(LAYOUTS)}")
         self._root = data_path(where)
-        if not self._root.is_dir():
+        if not is_folder(self._root):
             raise ValueError(f"there is no directory {where}")
-        files = sorted(_files_below(self._root))
-        self._images = [p for p in files if p.suffix.lower() in EXTENSIONS]
+        prefix = len(self._root.url.rstrip("/")) + 1
+        sizes = {f.path.url[prefix:]: f.size for f in list_files(self._root, recursive=True)}
+        self._images = [name for name in sizes if _suffix(name).lower() in EXTENSIONS]
         if not self._images:
             raise ValueError(f"{where} holds no picture ({' '.join(EXTENSIONS)})")
-        texts = {p.with_suffix("") for p in files if p.suffix == ".txt"}
-        paired = texts & {p.with_suffix("") for p in self._images}
+        texts = {_stem(name) for name in sizes if _suffix(name) == ".txt"}
+        paired = texts & {_stem(name) for name in self._images}
         self._captioned = layout == "captions" or (layout == "auto" and bool(paired))
-        self._report(files, texts - paired if self._captioned else set())
+        self._report(sizes, texts - paired if self._captioned else set())
+        self._sizes = [sizes[name] for name in self._images]
+        self._texts = texts
         self.class_names = None if self._captioned else self._read_classes(class_names)
         if self._captioned and class_names is not None:
             raise ValueError(f"{where} has captions: class_names are of no use there")
@@ -53,35 +57,37 @@ class Folder:
         return len(self._images)
 
     def __getitem__(self, index: int) -> Example:
-        path = self._images[index]
-        key = str(path.relative_to(self._root))
-        example: Example = {"image": read_bytes(path, key), "text": "", "key": key}
+        key = self._images[index]
+        example: Example = {"image": read_bytes(self._root / key, key), "text": "", "key": key}
         if self.class_names is not None:
-            example["label"] = self._labels[path.parent.name]
+            example["label"] = self._labels[_folder(key)]
             example["text"] = self.class_names[example["label"]]
         else:
-            example["text"] = _read_captions(path.with_suffix(".txt"), key)
+            example["text"] = _read_captions(self._root / f"{_stem(key)}.txt", key)
         return example
 
+    def keys(self) -> Iterator[str]:
+        """Gives the keys of all examples in order."""
+        return iter(self._images)
+
     def fingerprint(self) -> str:
-        """SHA-256 of layout, class names, and the paths and sizes of all pictures."""
+        """SHA-256 of layout, class names, the paths and sizes of pictures, and the captions."""
         digest = hashlib.sha256(f"folder/1/{self._captioned}/{self.class_names}".encode())
-        for path in self._images:
-            name = path.relative_to(self._root).as_posix()
-            digest.update(f"{name}\0{path.stat().length}\n".encode())
-            text = path.with_suffix(".txt")
-            if self._captioned and text.exists():
-                digest.update(hashlib.sha256(text.read_bytes()).digest())
+        for name, size in zip(self._images, self._sizes, strict=True):
+            digest.update(f"{name}\0{size}\n".encode())
+            if self._captioned and _stem(name) in self._texts:
+                content = read_all(self._root / f"{_stem(name)}.txt")
+                digest.update(hashlib.sha256(content).digest())
         return digest.hexdigest()
 
     def _read_classes(self, class_names: Sequence[str] | None) -> tuple[str, ...]:
-        top = [p for p in self._images if p.parent == self._root]
+        top = [name for name in self._images if "/" not in name]
         if top:
             raise ValueError(
                 f"{self._root} holds {len(top)} pictures that are in no class folder, e.g. "
-                f"{top[0].name}, and no captions beside them (.txt)"
+                f"{top[0]}, and no captions beside them (.txt)"
             )
-        folders = sorted({p.parent.name for p in self._images})
+        folders = sorted({_folder(name) for name in self._images})
         self._labels = {name: label for label, name in enumerate(folders)}
         if class_names is None:
             return tuple(name.replace("_", " ") for name in folders)
@@ -92,10 +98,10 @@ class Folder:
             )
         return tuple(class_names)
 
-    def _report(self, files: list[epath.Path], orphans: set[epath.Path]) -> None:
+    def _report(self, names: Iterable[str], orphans: set[str]) -> None:
         """Says what is not used: a mistake in naming would otherwise pass unseen."""
         known = (*EXTENSIONS, ".txt")
-        others = collections.Counter(p.suffix for p in files if p.suffix.lower() not in known)
+        others = collections.Counter(_suffix(n) for n in names if _suffix(n).lower() not in known)
         if others:
             kinds = ", ".join(f"{n} {suffix or '(none)'}" for suffix, n in others.most_common(5))
             logging.warning("%s: files that are no pictures are not used: %s", self._root, kinds)
@@ -106,27 +112,37 @@ class Folder:
             )
 
 
-def _files_below(directory: epath.Path) -> Iterator[epath.Path]:
-    for path in directory.iterdir():
-        if path.is_dir():
-            yield from _files_below(path)
-        else:
-            yield path
+def _suffix(name: str) -> str:
+    return posixpath.splitext(name)[1]
 
 
-def read_bytes(path: epath.Path, key: str) -> bytes:
-    """Reads a picture; SampleError `missing_image` or `unreadable` if that fails."""
+def _stem(name: str) -> str:
+    return posixpath.splitext(name)[0]
+
+
+def _folder(name: str) -> str:
+    return posixpath.basename(posixpath.dirname(name))
+
+
+def read_bytes(path: DataPath, key: str) -> bytes:
+    """Reads a picture; SampleError `missing_image` or `unreadable` if that is its own fault.
+
+    Storage that does not answer raises StorageError, which stops the run: an example that is
+    replaced for the time of an outage would make another batch than it makes without.
+    """
     try:
-        return path.read_bytes()
+        return read_all(path)
     except FileNotFoundError as error:
         raise SampleError("missing_image", f"there is no file {path}", key) from error
+    except StorageError:
+        raise
     except OSError as error:
         raise SampleError("unreadable", f"{path}: {error}", key) from error
 
 
-def _read_captions(path: epath.Path, key: str) -> str | tuple[str, ...]:
+def _read_captions(path: DataPath, key: str) -> str | tuple[str, ...]:
     try:
-        lines = path.read_bytes().decode("utf-8").splitlines()
+        lines = read_all(path).decode("utf-8").splitlines()
     except FileNotFoundError as error:
         raise SampleError("missing_text", f"there is no caption {path}", key) from error
     except UnicodeDecodeError as error:

@@ -10,6 +10,7 @@ from typing import Any
 from clipjax.data.paths import data_path
 from clipjax.data.source import Example, SampleError
 from clipjax.data.sources.folder import read_bytes
+from clipjax.data.storage import read_all
 
 IMAGE_FIELDS = ("image", "filepath", "file_path", "path", "file", "image_path", "file_name")
 TEXT_FIELDS = ("text", "caption", "captions", "title")
@@ -25,7 +26,8 @@ class Table:
         text_field: the column with the caption, in JSON also a list of captions; by default
             the first known name (`text`, `caption`, ...).
         label_field: a column with the name of the class, for evaluation.
-        root: directory that relative paths start from; by default that of the table.
+        root: folder that relative paths start from and that all have to lie in; by default that
+            of the table.
 
     Raises:
         ValueError: if the file is missing, empty or damaged, or lacks a column.
@@ -41,9 +43,10 @@ class Table:
         root: str | None = None,
     ):
         path = data_path(where)
-        if not path.is_file():
-            raise ValueError(f"there is no file {where}")
-        content = path.read_bytes()
+        try:
+            content = read_all(path)
+        except (FileNotFoundError, IsADirectoryError) as error:
+            raise ValueError(f"there is no file {where}") from error
         try:
             text = content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
@@ -77,9 +80,11 @@ class Table:
         texts = tuple(text) if isinstance(text, list) else (text,)
         if not texts or not all(isinstance(t, str) and t for t in texts):
             raise SampleError("missing_text", f"the row's caption is {text!r}", key)
-        absolute = "://" in image or image.startswith("/")
-        path = data_path(image) if absolute else self._root / image
-        example: Example = {"image": read_bytes(path, key), "text": "", "key": key}
+        example: Example = {
+            "image": read_bytes(self._root.below(image), key),
+            "text": "",
+            "key": key,
+        }
         example["text"] = texts[0] if len(texts) == 1 else texts
         if self._labels is not None:
             example["label"] = self._labels[index]

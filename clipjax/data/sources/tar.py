@@ -1,84 +1,126 @@
 """Tar shards in the layout of webdataset and img2dataset, read by offset."""
 
+import bisect
 import hashlib
+import itertools
 import json
-from collections.abc import Sequence
-from typing import NamedTuple
+import zlib
+from collections.abc import Iterator, Sequence
 
-from etils import epath
-
-from clipjax.data.paths import expand
+from clipjax.data.shard_cache import HotShards
 from clipjax.data.source import Example, SampleError
-from clipjax.data.tar_index import Member, read_members
+from clipjax.data.storage import StoredFile, find_files
+from clipjax.data.tar_index import (
+    IMAGE_EXTENSIONS,
+    TEXT_EXTENSIONS,
+    Part,
+    Record,
+    TarIndex,
+)
+from clipjax.data.tar_indexing import open_indexes
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
-TEXT_EXTENSIONS = ("txt", "json", "cls")
-
-
-class _Entry(NamedTuple):
-    shard: int
-    key: str
-    image: Member | None
-    parts: dict[str, Member]
+# Files of a record that stand this near to one another are read together.
+MAX_GAP = 64 << 10
 
 
 class TarShards:
     """Image-text pairs in tar archives: `000.jpg`, `000.txt`, `000.json`, `000.cls`.
 
     A key is a member's name up to the first dot of its last part. The text is that of `.txt`,
-    else `caption` of `.json`, else the class's name.
+    else `caption` of `.json`, else the class's name. Shards are indexed once, and read by byte
+    range afterwards; the CRC-32 of everything that is read is compared with the index.
 
     Args:
-        where: a file, or a pattern such as `DIR/{00000..00099}.tar` or `DIR/*.tar`.
+        where: a file, or a pattern such as `DIR/{00000..00099}.tar` or `gs://bucket/DIR/*.tar`.
         ignore: extensions of members that are not used; another unknown one is an error.
         class_names: names of the numbers in `.cls`.
 
     Raises:
-        ValueError: if a shard is missing or damaged, holds a key twice, or an unknown member.
+        ValueError: if a shard is missing or damaged, changed since it was indexed, holds a key
+            twice, or an unknown member.
     """
 
     def __init__(
         self, where: str, *, ignore: Sequence[str] = (), class_names: Sequence[str] | None = None
     ):
-        self._shards = expand(where)
-        self._files = [_ShardFile(path) for path in self._shards]
+        shards = find_files(where)
+        ignore = (ignore,) if isinstance(ignore, str) else ignore
+        self._ignored = {extension.lstrip(".").lower() for extension in ignore}
         self.class_names = None if class_names is None else tuple(class_names)
-        self._entries = [
-            entry
-            for number, file in enumerate(self._files)
-            for entry in _index(number, file, {e.lstrip(".") for e in ignore})
-        ]
+        self._indexes = open_indexes(shards)
+        for shard, index in zip(shards, self._indexes, strict=True):
+            self._check_extensions(shard, index)
+        self._names = _short_names([shard.path.url for shard in shards])
+        self._shards = HotShards(shards, [index.shard["sha256"] for index in self._indexes])
+        self._ends = list(itertools.accumulate(map(len, self._indexes)))
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return self._ends[-1]
 
     def __getitem__(self, index: int) -> Example:
-        entry = self._entries[index]
-        key = f"{self._shards[entry.shard].name}/{entry.key}"
-        if entry.image is None:
-            raise SampleError("missing_image", "the shard has no picture of this key", key)
-        file = self._files[entry.shard]
-        example: Example = {"image": file.read(entry.image), "text": "", "key": key}
-        if self.class_names is not None and "cls" in entry.parts:
-            example["label"] = self._label(file.read(entry.parts["cls"]), key)
+        if not 0 <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        shard = bisect.bisect_right(self._ends, index)
+        record = self._indexes[shard].record(index - self._ends[shard] + len(self._indexes[shard]))
+        key = f"{self._names[shard]}/{record.key}"
+        files = self._read(shard, self._wanted(record, key), key)
+        example: Example = {"image": files.pop("image"), "text": "", "key": key}
+        if "cls" in files:
+            example["label"] = self._label(files["cls"], key)
             example["text"] = self.class_names[example["label"]]
-        if "txt" in entry.parts:
-            example["text"] = _decode(file.read(entry.parts["txt"]), key)
-        elif "json" in entry.parts:
-            example["text"] = _caption_of(file.read(entry.parts["json"]), key)
-        elif "label" not in example:
-            raise SampleError("missing_text", "the shard has no caption of this key", key)
+        if "txt" in files:
+            example["text"] = _decode(files["txt"], key)
+        elif "json" in files:
+            example["text"] = _caption_of(files["json"], key)
         return example
 
+    def keys(self) -> Iterator[str]:
+        """Gives the keys of all examples in order, from the indexes alone."""
+        for name, index in zip(self._names, self._indexes, strict=True):
+            for key in index.keys():  # noqa: SIM118  an index is no mapping
+                yield f"{name}/{key}"
+
     def fingerprint(self) -> str:
-        """SHA-256 of the shards' names and sizes, and of the place of every member."""
-        digest = hashlib.sha256(json.dumps(["tar/1", self.class_names]).encode())
-        for path, file in zip(self._shards, self._files, strict=True):
-            digest.update(f"{path.name}\0{file.size}\n".encode())
-        for entry in self._entries:
-            parts = sorted(entry.parts.items())
-            digest.update(json.dumps([entry.shard, entry.key, entry.image, parts]).encode())
+        """SHA-256 of the shards' own hashes in order, and of what is used of them."""
+        digest = hashlib.sha256()
+        digest.update(json.dumps(["tar/2", self.class_names, sorted(self._ignored)]).encode())
+        for index in self._indexes:
+            digest.update(bytes.fromhex(index.shard["sha256"]))
         return digest.hexdigest()
+
+    def _check_extensions(self, shard: StoredFile, index: TarIndex) -> None:
+        known = self._ignored | {*IMAGE_EXTENSIONS, *TEXT_EXTENSIONS}
+        unknown = [name for name in index.header["extensions"] if name not in known]
+        if unknown:
+            raise ValueError(
+                f"{shard.path} holds {index.header['extensions'][unknown[0]]} members whose "
+                f"extension {unknown[0]!r} is unknown. A key ends at the first dot; extensions "
+                "that are not needed go into data.source.ignore"
+            )
+
+    def _wanted(self, record: Record, key: str) -> dict[str, Part]:
+        """Chooses the files of a record that are read."""
+        parts = {name: part for name, part in record.parts.items() if name not in self._ignored}
+        image = next((parts[name] for name in IMAGE_EXTENSIONS if name in parts), None)
+        if image is None:
+            raise SampleError("missing_image", "the shard has no picture of this key", key)
+        wanted = {"image": image}
+        if self.class_names is not None and "cls" in parts:
+            wanted["cls"] = parts["cls"]
+        text = next((name for name in ("txt", "json") if name in parts), None)
+        if text is not None:
+            wanted[text] = parts[text]
+        elif "cls" not in wanted:
+            raise SampleError("missing_text", "the shard has no caption of this key", key)
+        return wanted
+
+    def _read(self, shard: int, parts: dict[str, Part], key: str) -> dict[str, bytes]:
+        for _ in range(2):  # what was damaged on its way is whole the second time
+            files = _read_parts(lambda start, size: self._shards.read(shard, start, size), parts)
+            wrong = [name for name, part in parts.items() if zlib.crc32(files[name]) != part.crc]
+            if not wrong:
+                return files
+        raise SampleError("damaged", f"its checksum is wrong: {', '.join(wrong)}", key)
 
     def _label(self, content: bytes, key: str) -> int:
         text = content.strip().decode("ascii", errors="replace")
@@ -87,50 +129,27 @@ class TarShards:
         return int(text)
 
 
-class _ShardFile:
-    """Reads by offset, from any number of threads."""
-
-    def __init__(self, path: epath.Path):
-        self.path, self.size = path, path.stat().length
-
-    def members(self) -> list[Member]:
-        with self.path.open("rb") as file:
-            return list(read_members(file, str(self.path)))
-
-    def read(self, member: Member) -> bytes:
-        # Opened for every read: thousands of shards would exceed the limit of open files.
-        with self.path.open("rb") as file:
-            file.seek(member.offset)
-            content = file.read(member.size)
-        if len(content) != member.size:
-            raise SampleError("shard_cut", f"{self.path} became shorter", member.name)
-        return content
+def _read_parts(read_range, parts: dict[str, Part]) -> dict[str, bytes]:
+    """Reads files that stand near one another by one request."""
+    start = min(part.offset for part in parts.values())
+    end = max(part.offset + part.size for part in parts.values())
+    if end - start <= sum(part.size for part in parts.values()) + MAX_GAP:
+        content = read_range(start, end - start)
+        return {
+            name: content[part.offset - start : part.offset - start + part.size]
+            for name, part in parts.items()
+        }
+    return {name: read_range(part.offset, part.size) for name, part in parts.items()}
 
 
-def _index(number: int, file: _ShardFile, ignore: set[str]) -> list[_Entry]:
-    entries: dict[str, _Entry] = {}
-    for member in file.members():
-        folder, slash, base = member.name.rpartition("/")
-        stem, _, extension = base.partition(".")
-        key, extension = folder + slash + stem, extension.lower()
-        if extension in ignore:
-            continue
-        if extension not in IMAGE_EXTENSIONS + TEXT_EXTENSIONS:
-            raise ValueError(
-                f"{file.path} holds {member.name!r}: the extension {extension!r} is unknown. A "
-                "key ends at the first dot; extensions that are not needed go into "
-                "data.source.ignore"
-            )
-        entry = entries.get(key) or _Entry(number, key, None, {})
-        twice = entry.image if extension in IMAGE_EXTENSIONS else entry.parts.get(extension)
-        if twice is not None:
-            raise ValueError(f"{file.path} holds {twice.name!r} and {member.name!r}: a key twice")
-        if extension in IMAGE_EXTENSIONS:
-            entry = entry._replace(image=member)
-        else:
-            entry.parts[extension] = member
-        entries[key] = entry
-    return list(entries.values())
+def _short_names(urls: list[str]) -> list[str]:
+    """Names shards by what follows the folder that all of them share."""
+    names = [url.rpartition("/")[2] for url in urls]
+    if len(set(names)) == len(names) or len(set(urls)) < len(urls):
+        return names
+    parts = [url.split("/") for url in urls]
+    shared = next(i for i, column in enumerate(zip(*parts, strict=False)) if len(set(column)) > 1)
+    return ["/".join(part[shared:]) for part in parts]
 
 
 def _decode(content: bytes, key: str) -> str:

@@ -1,0 +1,337 @@
+"""Reading local and remote files: exact lengths, retries with a limit, errors that name the path.
+
+Local files are read by the operating system, `gs://` and `s3://` by fsspec, byte range by byte
+range. A read gives every byte that was asked for, or raises.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import fnmatch
+import os
+import random
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fsspec
+from absl import logging
+
+from clipjax.data.paths import DataPath, data_path, expand_braces
+
+T = TypeVar("T")
+
+ATTEMPTS = 6
+FIRST_DELAY_S = 1.0  # doubled after every attempt: 31 s in all, less the jitter
+BLOCK = 8 << 20  # bytes of one request where a file is read from end to end
+
+_PERMANENT = (
+    FileNotFoundError,
+    FileExistsError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
+_TRANSIENT_STATUS = (408, 429, 500, 502, 503, 504)
+_TRANSIENT_ERRNO = {
+    errno.EAGAIN,
+    errno.EBUSY,
+    errno.ECONNABORTED,
+    errno.ECONNREFUSED,
+    errno.ECONNRESET,
+    errno.EHOSTUNREACH,
+    errno.EINTR,
+    errno.EIO,
+    errno.ENETDOWN,
+    errno.ENETRESET,
+    errno.ENETUNREACH,
+    errno.ENOBUFS,
+    errno.EPIPE,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+}
+# Errors of these libraries that carry no status are broken connections.
+_NETWORK_LIBRARIES = ("aiohttp", "botocore", "gcsfs", "google", "requests", "urllib3")
+
+
+class StorageError(OSError):
+    """A file could not be read, although it was tried more than once."""
+
+
+class ShortReadError(OSError):
+    """Fewer bytes came than the file holds."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredFile:
+    """A file as it was found: where, how many bytes, and which version of them.
+
+    `version` is the object's etag or generation, else its time of modification.
+    """
+
+    path: DataPath
+    size: int
+    version: str
+
+
+def filesystem(scheme: str) -> fsspec.AbstractFileSystem:
+    """The fsspec file system of a scheme; fsspec keeps one a process.
+
+    Raises:
+        ValueError: if the library of the scheme is not installed.
+    """
+    try:
+        return fsspec.filesystem(scheme)
+    except ImportError as error:
+        raise ValueError(f"{scheme}:// needs `pip install clipjax[cloud]`: {error}") from error
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may succeed later."""
+    if isinstance(error, _PERMANENT) or "Credential" in type(error).__name__:
+        return False
+    status = getattr(error, "code", None) or getattr(error, "status", None)
+    if isinstance(status, int | str) and str(status).isdigit():
+        return int(status) in _TRANSIENT_STATUS
+    if isinstance(error, TimeoutError | ConnectionError | ShortReadError):
+        return True
+    if _is_network_library(error):
+        return True
+    return isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNO
+
+
+def _is_network_library(error: BaseException) -> bool:
+    return type(error).__module__.partition(".")[0] in _NETWORK_LIBRARIES
+
+
+def retry(operation: Callable[[], T], what: str) -> T:
+    """Runs an operation, again after a transient error, at most `ATTEMPTS` times.
+
+    The delay doubles every time and is cut by a random part of up to one half, so that the
+    hosts of a run do not return all at once.
+
+    Args:
+        operation: to run.
+        what: it does, with the path, for messages.
+
+    Raises:
+        StorageError: when the attempts are used up; any other error of the operation as it is.
+    """
+    start = time.monotonic()
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return operation()
+        except Exception as error:
+            told = f"{type(error).__name__}: {error}"
+            if not is_transient(error):
+                if _is_network_library(error):
+                    raise StorageError(f"{what} failed: {told}") from error
+                raise
+            if attempt == ATTEMPTS:
+                seconds = time.monotonic() - start
+                raise StorageError(
+                    f"{what} failed {attempt} times in {seconds:.0f} s; the last time: {told}"
+                ) from error
+            delay = FIRST_DELAY_S * 2 ** (attempt - 1) * random.uniform(0.5, 1.0)
+            logging.warning("%s: %s. Attempt %d in %.1f s.", what, told, attempt + 1, delay)
+            time.sleep(delay)
+    raise AssertionError("unreachable")
+
+
+def stat(path: DataPath) -> StoredFile:
+    """Looks a file up; FileNotFoundError if there is none."""
+    if path.is_local:
+        found = os.stat(path.url)
+        return StoredFile(path, found.st_size, str(found.st_mtime_ns))
+    info = retry(lambda: filesystem(path.scheme).info(path.url), f"looking up {path}")
+    if info["type"] != "file":
+        raise FileNotFoundError(errno.ENOENT, "this is a folder", str(path))
+    return StoredFile(path, info["size"], _version(info))
+
+
+def is_folder(path: DataPath) -> bool:
+    """Whether there is a folder of this name."""
+    if path.is_local:
+        return os.path.isdir(path.url)
+    return retry(lambda: filesystem(path.scheme).isdir(path.url), f"looking up {path}")
+
+
+def list_files(folder: DataPath, *, recursive: bool = False) -> list[StoredFile]:
+    """Lists the files in a folder, sorted by path; empty if there is no such folder."""
+    if folder.is_local:
+        return sorted(_list_local(folder, recursive), key=lambda file: file.path)
+    system = filesystem(folder.scheme)
+
+    def listing() -> list[dict[str, Any]]:
+        system.invalidate_cache()
+        if recursive:
+            return list(system.find(folder.url, detail=True).values())
+        return system.ls(folder.url, detail=True)
+
+    try:
+        infos = retry(listing, f"listing {folder}")
+    except FileNotFoundError:
+        return []
+    prefix = system._strip_protocol(folder.url).rstrip("/") + "/"
+    files = [
+        StoredFile(folder / info["name"].removeprefix(prefix), info["size"], _version(info))
+        for info in infos
+        if info["type"] == "file" and info["name"].startswith(prefix)
+    ]
+    return sorted(files, key=lambda file: file.path)
+
+
+def _list_local(folder: DataPath, recursive: bool) -> list[StoredFile]:
+    files = []
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder.url) as all_:
+        for entry in all_:
+            if entry.is_file():
+                found = entry.stat()
+                files.append(StoredFile(folder / entry.name, found.st_size, str(found.st_mtime_ns)))
+            elif recursive and entry.is_dir():
+                files += _list_local(folder / entry.name, recursive)
+    return files
+
+
+def find_files(pattern: str) -> list[StoredFile]:
+    """Finds the files that a pattern names: braces are counted out, wildcards are looked up.
+
+    Args:
+        pattern: e.g. `DIR/{00000..00331}.tar` or `gs://bucket/DIR/*.tar`; wildcards stand in the
+            last part.
+
+    Raises:
+        ValueError: if a named file does not exist, or a wildcard finds none.
+    """
+    files: list[StoredFile] = []
+    missing = []
+    listings: dict[DataPath, dict[str, StoredFile]] = {}
+    for name in expand_braces(pattern):
+        path = data_path(name)
+        wild = any(c in path.name for c in "*?[")
+        if path.is_local and not wild:
+            found = [stat(path)] if os.path.isfile(path.url) else []
+        else:  # in a bucket, too: a request a file would be slow
+            if path.parent not in listings:
+                listings[path.parent] = {f.path.name: f for f in list_files(path.parent)}
+            there = listings[path.parent]
+            names = fnmatch.filter(there, path.name) if wild else [path.name] * (path.name in there)
+            found = [there[name] for name in names]
+        if not found:
+            missing.append(str(path))
+        files += found
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise ValueError(f"there is no file {', '.join(missing[:3])}{more}")
+    return files
+
+
+def read(path: DataPath, offset: int, size: int) -> bytes:
+    """Reads exactly `size` bytes from `offset` on.
+
+    Raises:
+        StorageError: after transient errors; other errors, e.g. FileNotFoundError, as they are.
+    """
+    if size == 0:
+        return b""
+    what = f"reading bytes {offset}..{offset + size} of {path}"
+    if path.is_local:
+        return retry(lambda: _read_local(path, offset, size), what)
+
+    def request() -> bytes:
+        system = filesystem(path.scheme)
+        content = system.cat_file(path.url, start=offset, end=offset + size)
+        if len(content) != size:
+            raise ShortReadError(f"{len(content)} bytes came of {size}")
+        return content
+
+    return retry(request, what)
+
+
+def _read_local(path: DataPath, offset: int, size: int) -> bytes:
+    # Opened for every read: thousands of shards would exceed the limit of open files.
+    descriptor = os.open(path.url, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        content = os.pread(descriptor, size, offset)
+        while len(content) < size:  # one call reads at most 2 GiB
+            more = os.pread(descriptor, size - len(content), offset + len(content))
+            if not more:
+                raise StorageError(
+                    f"{path} ends at byte {offset + len(content)}, expected one up to "
+                    f"{offset + size}: it became shorter"
+                )
+            content += more
+        return content
+    finally:
+        os.close(descriptor)
+
+
+def read_all(path: DataPath) -> bytes:
+    """Reads a whole file."""
+    return read(path, 0, stat(path).size)
+
+
+def write(path: DataPath, content: bytes) -> None:
+    """Writes a file so that it is there whole or not at all; makes local folders.
+
+    Raises:
+        OSError: if it cannot be written there.
+    """
+    if not path.is_local:  # an object appears when it is whole
+        system = filesystem(path.scheme)
+        retry(lambda: system.pipe_file(path.url, content), f"writing {path}")
+        return
+    target = Path(path.url)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp's files are for their owner alone
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+class FileReader:
+    """Reads a file in order, or at any place, a block a request; has `read`, `seek` and `tell`."""
+
+    def __init__(self, file: StoredFile, *, block: int = BLOCK):
+        self.file, self._block_size = file, block
+        self._start, self._block, self._position = 0, b"", 0
+
+    def read(self, size: int = -1) -> bytes:
+        """Reads so many bytes, fewer only at the end of the file."""
+        end = self.file.size if size < 0 else min(self._position + size, self.file.size)
+        parts = []
+        while self._position < end:
+            inside = self._position - self._start
+            if not 0 <= inside < len(self._block):
+                self._start, inside = self._position, 0
+                wanted = min(max(self._block_size, end - self._start), self.file.size - self._start)
+                self._block = read(self.file.path, self._start, wanted)
+            part = self._block[inside : inside + end - self._position]
+            parts.append(part)
+            self._position += len(part)
+        return b"".join(parts)
+
+    def seek(self, position: int) -> None:
+        """Goes to a byte, counted from the start."""
+        self._position = position
+
+    def tell(self) -> int:
+        """Gives the place of the next byte."""
+        return self._position
+
+
+def _version(info: dict[str, Any]) -> str:
+    for name in ("etag", "ETag", "generation", "md5Hash", "mtime", "LastModified", "updated"):
+        if info.get(name):
+            return str(info[name])
+    created = info.get("created", "")
+    return str(created.timestamp() if hasattr(created, "timestamp") else created)

@@ -1,0 +1,227 @@
+import errno
+import os
+
+import pytest
+from buckets import bucket
+
+from clipjax.data import storage
+from clipjax.data.paths import data_path, expand_braces
+from clipjax.data.storage import FileReader, ShortReadError, StorageError, find_files
+
+CONTENT = bytes(range(256)) * 100
+
+
+class RequestFailed(Exception):
+    def __init__(self, code):
+        super().__init__(f"status {code}")
+        self.code = code
+
+
+TRANSIENT = [
+    ConnectionResetError("reset"),
+    TimeoutError("slow"),
+    OSError(errno.EIO, "input/output error"),
+    OSError(errno.ESTALE, "stale"),
+    RequestFailed(503),
+    RequestFailed("429"),
+]
+PERMANENT = [
+    FileNotFoundError("gone"),
+    PermissionError("forbidden"),
+    RequestFailed(403),
+    ValueError("a bug"),
+    OSError(errno.ENOSPC, "full"),
+]
+
+
+@pytest.fixture
+def fake_sleep(monkeypatch):
+    delays = []
+    monkeypatch.setattr(storage.time, "sleep", delays.append)
+    return delays
+
+
+@pytest.mark.parametrize("error", TRANSIENT, ids=repr)
+def test_transient_errors_are_tried_again(monkeypatch, error):
+    with bucket(monkeypatch, {"b/x": CONTENT}) as (system, delays):
+        system.failures = [error] * (storage.ATTEMPTS - 1)
+        assert storage.read(data_path("memory://b/x"), 10, 20) == CONTENT[10:30]
+        assert len(system.requests) == storage.ATTEMPTS
+        for number, delay in enumerate(delays):
+            whole = storage.FIRST_DELAY_S * 2**number
+            assert whole / 2 <= delay <= whole
+        assert len({round(d / 2**n, 6) for n, d in enumerate(delays)}) > 1  # jitter
+
+
+@pytest.mark.parametrize("error", TRANSIENT, ids=repr)
+def test_the_attempts_have_a_limit(monkeypatch, error):
+    with bucket(monkeypatch, {"b/x": CONTENT}) as (system, _):
+        system.failures = [error] * 100
+        with pytest.raises(StorageError) as caught:
+            storage.read(data_path("memory://b/x"), 10, 20)
+        assert "memory://b/x" in str(caught.value) and "6 times" in str(caught.value)
+        assert str(error) in str(caught.value)
+        assert len(system.requests) == storage.ATTEMPTS
+
+
+@pytest.mark.parametrize("error", PERMANENT, ids=repr)
+def test_permanent_errors_are_raised_at_once(monkeypatch, error):
+    with bucket(monkeypatch, {"b/x": CONTENT}) as (system, delays):
+        system.failures = [error]
+        with pytest.raises(type(error)):
+            storage.read(data_path("memory://b/x"), 10, 20)
+        assert len(system.requests) == 1 and not delays
+
+
+def test_a_short_read_is_never_given_out(monkeypatch):
+    with bucket(monkeypatch, {"b/x": CONTENT}) as (system, _):
+        system.short = 2
+        assert storage.read_all(data_path("memory://b/x")) == CONTENT
+        system.short = 100
+        with pytest.raises(StorageError, match="bytes came of"):
+            storage.read_all(data_path("memory://b/x"))
+        # Negative control: the file system itself says nothing.
+        assert len(system.cat_file("/b/x")) < len(CONTENT)
+        assert storage.is_transient(ShortReadError("short"))
+
+
+def test_a_local_file_that_became_shorter(tmp_path, fake_sleep):
+    path = tmp_path / "x"
+    path.write_bytes(CONTENT)
+    assert storage.read(data_path(str(path)), 5, 9) == CONTENT[5:14]
+    with pytest.raises(StorageError, match="became shorter"):
+        storage.read(data_path(str(path)), len(CONTENT) - 5, 9)
+    assert not fake_sleep
+
+
+def test_flaky_local_disks_are_tried_again(tmp_path, monkeypatch, fake_sleep):
+    path, failures, plain = tmp_path / "x", [OSError(errno.ESTALE, "stale")] * 2, os.pread
+    path.write_bytes(CONTENT)
+    monkeypatch.setattr(
+        storage.os, "pread", lambda *a: plain(*a) if not failures else throw(failures.pop())
+    )
+    assert storage.read(data_path(str(path)), 5, 9) == CONTENT[5:14]
+    assert len(fake_sleep) == 2
+
+
+def throw(error):
+    raise error
+
+
+@pytest.mark.parametrize("block", [1, 100, 7000, 1 << 20])
+def test_a_reader_gives_what_the_file_holds(monkeypatch, block):
+    with bucket(monkeypatch, {"b/x": CONTENT}) as (system, _):
+        reader = FileReader(storage.stat(data_path("memory://b/x")), block=block)
+        assert reader.read(10) + reader.read(3000) == CONTENT[:3010]
+        reader.seek(25_000)
+        assert reader.read() == CONTENT[25_000:] and reader.read(5) == b""
+        reader.seek(7)
+        assert reader.read(2) == CONTENT[7:9] and reader.tell() == 9
+        assert all(r[3] - r[2] >= min(block, 600) for r in system.requests if r[0] == "cat")
+
+
+def test_files_are_found_in_buckets(monkeypatch):
+    files = {f"b/d/x-{i:03d}.tar": b"x" * i for i in range(20)} | {"b/d/e/y.tar": b"y"}
+    with bucket(monkeypatch, files) as (system, _):
+        found = find_files("memory://b/d/x-{008..011}.tar")
+        assert [(f.path.name, f.size) for f in found] == [
+            (f"x-{i:03d}.tar", i) for i in range(8, 12)
+        ]
+        assert len(system.requests) == 1  # a listing, whatever the number of files
+        assert len(find_files("memory://b/d/*.tar")) == 20
+        everything = storage.list_files(data_path("memory://b/d"), recursive=True)
+        assert str(everything[0].path) == "memory://b/d/e/y.tar"
+        assert storage.is_folder(data_path("memory://b/d/e"))
+        with pytest.raises(ValueError, match="x-020"):
+            find_files("memory://b/d/x-{018..021}.tar")
+        with pytest.raises(ValueError, match="there is no file"):
+            find_files("memory://b/none/*.tar")
+
+
+def test_a_version_follows_the_content(tmp_path, monkeypatch):
+    path = tmp_path / "x"
+    path.write_bytes(b"1")
+    before = storage.stat(data_path(str(path)))
+    os.utime(path, ns=(1, 1))
+    assert storage.stat(data_path(str(path))).version != before.version
+    with bucket(monkeypatch, {"b/x": b"1"}) as (system, _):
+        before = storage.stat(data_path("memory://b/x"))
+        assert storage.list_files(data_path("memory://b")) == [before]
+        system.pipe_file("/b/x", b"2")
+        assert storage.stat(data_path("memory://b/x")) != before
+
+
+def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "d" / "x"
+    storage.write(data_path(str(path)), b"1")
+    monkeypatch.setattr(storage.os, "fsync", lambda _: throw(OSError(errno.ENOSPC, "full")))
+    with pytest.raises(OSError, match="full"):
+        storage.write(data_path(str(path)), b"22")
+    assert path.read_bytes() == b"1" and len(list(path.parent.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "where, message",
+    [
+        ("http://example.com/a.tar", "http://"),
+        ("https://example.com/a.tar", "https://"),
+        ("ftp://x/y", "ftp://"),
+        ("pipe:curl x", None),
+        ("file://host/x", "names a host"),
+        ("file://../x", "names a host"),
+        ("gs://b/../c", "'..'"),
+        ("a\0b", "NUL"),
+        ("", "empty"),
+    ],
+)
+def test_what_may_be_opened(where, message):
+    if message is None:  # a name like any other: nothing is run
+        assert data_path(where).is_local
+        return
+    with pytest.raises(ValueError, match=message):
+        data_path(where)
+
+
+def test_paths():
+    path = data_path("gs://bucket/d/x.tar")
+    assert (path.scheme, path.name, path.suffix) == ("gs", "x.tar", ".tar")
+    assert str(path.parent / "y") == "gs://bucket/d/y" and not path.is_local
+    assert str(data_path("file:///d/x")) == "/d/x" and data_path("~/x").url.startswith("/")
+    assert expand_braces("a{8..10}-{0..1}")[1:4] == ["a8-1", "a9-0", "a9-1"]
+    with pytest.raises(ValueError, match="counts down"):
+        expand_braces("a{3..1}")
+
+
+@pytest.mark.parametrize(
+    "root, name, expected",
+    [
+        ("/d", "a/b.jpg", "/d/a/b.jpg"),
+        ("/d", "a/../b.jpg", "/d/a/../b.jpg"),
+        ("/d", "/d/x.jpg", "/d/x.jpg"),
+        ("/", "/e/x.jpg", "/e/x.jpg"),
+        ("gs://b/d", "x.jpg", "gs://b/d/x.jpg"),
+        ("gs://b/d", "gs://b/d/x.jpg", "gs://b/d/x.jpg"),
+        ("/d", "../x.jpg", None),
+        ("/d", "a/../../x.jpg", None),
+        ("/d", "/etc/passwd", None),
+        ("/d", "/dx/y.jpg", None),
+        ("/d", "gs://b/x.jpg", None),
+        ("gs://b/d", "gs://c/d/x.jpg", None),
+        ("gs://b/d", "/etc/passwd", None),
+        ("gs://b/d", "../../c/x", None),
+        ("/d", "http://x/y.jpg", None),
+        ("/d", "file:///etc/passwd", None),
+    ],
+)
+def test_data_may_not_choose_files_elsewhere(root, name, expected):
+    if expected is not None:
+        assert str(data_path(root).below(name)) == expected
+        return
+    with pytest.raises(ValueError, match=r"points outside|http://"):
+        data_path(root).below(name)
+
+
+def test_a_missing_library_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(storage.fsspec, "filesystem", lambda _: throw(ImportError("no gcsfs")))
+    with pytest.raises(ValueError, match=r"clipjax\[cloud\]"):
+        storage.stat(data_path("gs://b/x"))
