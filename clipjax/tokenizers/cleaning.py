@@ -38,11 +38,19 @@ def collapse_whitespace(text: str) -> str:
     return " ".join(text.split())
 
 
+def lower_each_character(text: str) -> str:
+    """Lower case without regard to neighbours: a sigma is never the one that ends a word."""
+    if "\N{GREEK CAPITAL LETTER SIGMA}" in text:
+        return "".join(map(str.lower, text))
+    return text.lower()
+
+
 CLEANING: dict[str, Callable[[str], str]] = {
     "fix_text": fix_text,
     "underscores_to_spaces": lambda text: text.replace("_", " "),
     "strip_punctuation": lambda text: text.translate(_NO_PUNCTUATION),
     "lower": str.lower,
+    "lower_each_character": lower_each_character,
     "collapse_whitespace": collapse_whitespace,
 }
 

@@ -9,8 +9,6 @@ import sentencepiece
 from clipjax.tokenizers.cleaning import Cleaner
 from clipjax.tokenizers.tokenizer_json import read_tokenizer_file
 
-SIGLIP_CLEANING = ("lower",)
-
 
 class SentencePiece:
     """Encodes with a published or own `.model` file.
@@ -23,8 +21,9 @@ class SentencePiece:
         model: path of the `.model` file (local or a bucket).
         context_length: tokens in a row.
         cleaning: steps of `clipjax.tokenizers.cleaning` before the model's own normalization.
-            SigLIP in transformers: `("lower", "strip_punctuation", "collapse_whitespace")`;
-            in OpenCLIP: `("fix_text", "underscores_to_spaces")` before those.
+            SigLIP in transformers: `lower_each_character, strip_punctuation, collapse_whitespace`;
+            in OpenCLIP: `fix_text, underscores_to_spaces, strip_punctuation, lower,
+            collapse_whitespace`.
         start_id: id put before the words, or None (Gemma's is 2; SigLIP 2 puts none).
         end_id: id put after the words; by default the model's own, or none if it has none.
         pad_id: id that fills a row; by default the model's own, else its end id, else 0.
@@ -40,7 +39,7 @@ class SentencePiece:
         *,
         model: str | None = None,
         context_length: int = 64,
-        cleaning: Sequence[str] = SIGLIP_CLEANING,
+        cleaning: Sequence[str] = ("lower",),
         start_id: int | None = None,
         end_id: int | None = None,
         pad_id: int | None = None,

@@ -20,14 +20,15 @@ _TOWERS = {
 }
 
 # English: c4_en with 32,000 pieces; i18n: mC4 with 250,000; SigLIP 2: Gemma's 256,000. The `.model`
-# files are not shipped: a config gives config.model.tokenizer.model the path of its copy.
+# files are not shipped: a config gives config.model.tokenizer.model the path of its copy. Captions
+# are cleaned as in transformers; the code that trained the models lower-cases ASCII letters only.
 _C4 = {
     "name": "sentencepiece",
-    "cleaning": ("lower", "strip_punctuation", "collapse_whitespace"),
+    "cleaning": ("lower_each_character", "strip_punctuation", "collapse_whitespace"),
     "end_id": 1,
     "pad_id": 1,
 }
-_GEMMA = {**_C4, "cleaning": ("lower",), "pad_id": 0}
+_GEMMA = {**_C4, "cleaning": ("lower_each_character",), "pad_id": 0}
 
 # name: (tower, patch, pixels, context)
 _ENGLISH = {
