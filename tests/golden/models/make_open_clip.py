@@ -7,24 +7,20 @@ model with the weights of seeded.py: normalised embeddings, the hidden states of
 loss, and the gradient of the loss to every parameter under its torch name.
 """
 
+import torchvision_operators  # noqa: F401  # isort: skip
+
 import functools
 import json
 import sys
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import seeded
+import timm
 import torch
-
-# torchvision's wheel registers these operators only beside its own build of torch.
-library = torch.library.Library("torchvision", "DEF")
-for operator in ("nms", "qnms"):
-    library.define(operator + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
-import open_clip  # noqa: E402
-import timm  # noqa: E402
-from open_clip.loss import ClipLoss, SigLipLoss  # noqa: E402
-from open_clip.transformer import LayerNorm, TextTransformer  # noqa: E402
+from open_clip.loss import ClipLoss, SigLipLoss
+from open_clip.transformer import LayerNorm, TextTransformer
 
 HERE = Path(__file__).parent
 BATCH = 4
