@@ -1,0 +1,303 @@
+"""The input pipeline beside its peers: JPEG to training crop, and tar shards to device batches.
+
+    python benchmarks/input.py --part decode     images a second and core
+    python benchmarks/input.py --part loader     tar shards to device batches, two workers
+
+Peers and photographs live in an environment of their own:
+
+    pip install -e '.[fast]' open_clip_torch torch torchvision tensorflow-cpu webdataset
+    pip install scikit-image scikit-learn
+
+The photographs are four that scikit-image and scikit-learn bring, encoded anew.
+"""
+
+import argparse
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SIZES = {(500, 375): 95, (341, 256): 95, (1280, 854): 90}  # pixels: JPEG quality
+SCALE = (0.9, 1.0)
+TARGET, REPEATS, SEED = 224, 5, 0
+SHARDS, IMAGES_PER_SHARD, BATCH, WORKERS = 4, 512, 128, 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--part", choices=["decode", "loader"], required=True)
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        print(json.dumps(LOADERS[options.worker[0]](options.worker[1])))
+        return
+    print(f"- {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f} at the start")
+    packages = ["numpy", "pillow", "simplejpeg", "opencv-python-headless", "torch", "torchvision"]
+    packages += ["open_clip_torch", "tensorflow_cpu", "webdataset", "jax"]
+    print("- " + ", ".join(f"{name} {version(name)}" for name in packages))
+    if options.part == "decode":
+        decode_tables()
+    else:
+        loader_table()
+
+
+def photographs() -> list[Image.Image]:
+    """Two landscapes and two close-ups, from about 600 x 400 to 741 x 500 pixels."""
+    import skimage.data
+    from sklearn.datasets import load_sample_image
+
+    folder = Path(skimage.data.__file__).parent
+    own = [Image.open(folder / name) for name in ("coffee.png", "motorcycle_left.png")]
+    arrays = [load_sample_image(name) for name in ("china.jpg", "flower.jpg")]
+    return [image.convert("RGB") for image in own] + [Image.fromarray(a) for a in arrays]
+
+
+def jpegs(size: tuple[int, int]) -> list[bytes]:
+    """The photographs at a size; for the largest all four side by side, not one magnified."""
+    images = photographs()
+    if size[0] > 700:
+        whole = Image.new("RGB", size)
+        half = size[0] // 2, size[1] // 2
+        for i, image in enumerate(images):
+            whole.paste(image.resize(half), ((i % 2) * half[0], (i // 2) * half[1]))
+        images = [whole]
+    found = []
+    for image in images:
+        file = io.BytesIO()
+        image.resize(size, Image.Resampling.LANCZOS).save(file, "JPEG", quality=SIZES[size])
+        found.append(file.getvalue())
+    return found
+
+
+# --- decode and random-resized-crop ---------------------------------------------------------------
+
+
+def decode_tables() -> None:
+    print(
+        f"- decode + random-resized-crop {SCALE} to {TARGET}; images a CPU second of all threads,"
+    )
+    print(
+        f"  best of {REPEATS} interleaved runs after a warm-up; ratios over open_clip and tf.data"
+    )
+    makers = {
+        "open_clip train transform (Pillow, torchvision)": open_clip_run,
+        "tf.data, fused decode and crop, antialiased": tensorflow_run,
+        "clipjax reference (Pillow, antialiased bicubic)": lambda: clipjax_run("reference"),
+        "clipjax fast (simplejpeg, OpenCV)": lambda: clipjax_run("fast"),
+    }
+    runs = {name: make() for name, make in makers.items()}
+    for size in SIZES:
+        data = jpegs(size)
+        repeats = max(1, 160 // len(data) // (1 + 3 * (size[0] > 700)))
+        seconds: dict[str, list[float]] = {name: [] for name in runs}
+        for _ in range(REPEATS + 1):
+            for name, run in runs.items():
+                begin = time.process_time()
+                run(data * repeats)
+                seconds[name].append((time.process_time() - begin) / (len(data) * repeats))
+        best = {name: min(times[1:]) for name, times in seconds.items()}
+        peers = list(best.values())[:2]
+        bytes_each = sum(map(len, data)) // len(data) // 1000
+        print(f"\n### {size[0]} x {size[1]}, quality {SIZES[size]}, {bytes_each} kB\n")
+        print("| | images/s a core | over open_clip | over tf.data | mean abs difference |")
+        print("|---|---|---|---|---|")
+        for name, value in best.items():
+            ratios = " | ".join(f"{peer / value:.2f}x" for peer in peers)
+            mean = f"{difference(data):.2f}" if "fast" in name else "-"
+            print(f"| {name} | {1 / value:.0f} | {ratios} | {mean} |")
+    print(
+        "\nThe mean absolute difference is that of 8-bit values to clipjax's reference, same crops."
+        f"\nLoad average {os.getloadavg()[0]:.1f} at the end."
+    )
+
+
+def difference(data: list[bytes]) -> float:
+    crops = [
+        np.stack([transform(d, np.random.default_rng(i)) for i in range(20) for d in data])
+        for transform in (clipjax_crop("reference"), clipjax_crop("fast"))
+    ]
+    return float(np.abs(crops[0].astype(int) - crops[1].astype(int)).mean())
+
+
+def open_clip_transform():
+    import torch
+
+    torch.set_num_threads(1)
+    library = torch.library.Library("torchvision", "DEF")  # some builds lack these two operators
+    for name in ("nms", "qnms"):
+        try:
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        except RuntimeError:
+            break
+    from open_clip.transform import AugmentationCfg, PreprocessCfg, image_transform_v2
+
+    return image_transform_v2(
+        PreprocessCfg(size=TARGET), is_train=True, aug_cfg=AugmentationCfg(scale=SCALE)
+    )
+
+
+def open_clip_run():
+    transform = open_clip_transform()
+
+    def run(data: list[bytes]) -> None:
+        for item in data:
+            transform(Image.open(io.BytesIO(item)))
+
+    return run
+
+
+def tensorflow_run():
+    import tensorflow as tf
+
+    def crop(data):
+        shape = tf.io.extract_jpeg_shape(data)
+        begin, size, _ = tf.image.sample_distorted_bounding_box(
+            shape,
+            tf.zeros((1, 0, 4)),
+            area_range=SCALE,
+            aspect_ratio_range=(3 / 4, 4 / 3),
+            use_image_if_no_bounding_boxes=True,
+        )
+        window = tf.concat([begin[:2], size[:2]], axis=0)
+        image = tf.io.decode_and_crop_jpeg(data, window, channels=3)
+        image = tf.image.resize(image, (TARGET, TARGET), "bilinear", antialias=True)
+        return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
+
+    def run(data: list[bytes]) -> None:
+        for _ in tf.data.Dataset.from_tensor_slices(data).map(crop, num_parallel_calls=1):
+            pass
+
+    return run
+
+
+def clipjax_crop(decode: str):
+    from clipjax.data.transforms import RandomResizedCrop
+
+    crop = RandomResizedCrop(TARGET, scale=SCALE, decode=decode)
+    return lambda data, rng: crop({"image": data, "text": "", "key": ""}, rng)["image"]
+
+
+def clipjax_run(decode: str):
+    crop, rng = clipjax_crop(decode), np.random.default_rng(SEED)
+
+    def run(data: list[bytes]) -> None:
+        for item in data:
+            crop(item, rng)
+
+    return run
+
+
+# --- tar shards to device batches -----------------------------------------------------------------
+
+
+def loader_table() -> None:
+    total = SHARDS * IMAGES_PER_SHARD
+    print(
+        f"- {SHARDS} tar shards of {IMAGES_PER_SHARD} JPEGs, 500 x 375, quality 95; batch {BATCH};"
+    )
+    print(f"  {WORKERS} workers; wall time from the first batch on the device to the last of")
+    print(f"  {total} images; best of 3 interleaved runs, each in a process of its own")
+    with tempfile.TemporaryDirectory() as folder:
+        write_shards(Path(folder))
+        rates: dict[str, list[float]] = {name: [] for name in LOADERS}
+        for _ in range(3):
+            for name in LOADERS:
+                command = [sys.executable, __file__, "--part", "loader", "--worker", name, folder]
+                done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+                rates[name].append(json.loads(done.stdout.splitlines()[-1]))
+    peer = max(rates["webdataset"])
+    print("\n| | images/s | over webdataset | all runs |")
+    print("|---|---|---|---|")
+    for name, values in rates.items():
+        everything = " ".join(f"{value:.0f}" for value in values)
+        print(f"| {name} | {max(values):.0f} | {max(values) / peer:.2f}x | {everything} |")
+    print(f"\nLoad average {os.getloadavg()[0]:.1f} at the end.")
+
+
+def write_shards(folder: Path) -> None:
+    data = jpegs((500, 375))
+    for shard in range(SHARDS):
+        with tarfile.open(folder / f"{shard:04d}.tar", "w") as archive:
+            for i in range(IMAGES_PER_SHARD):
+                key = f"{shard:04d}{i:06d}"
+                for suffix, content in (("jpg", data[i % 4]), ("txt", f"photo {i}".encode())):
+                    entry = tarfile.TarInfo(f"{key}.{suffix}")
+                    entry.size = len(content)
+                    archive.addfile(entry, io.BytesIO(content))
+
+
+def rate_of(batches) -> float:
+    """Images a second of an iterator of device batches, after the first one."""
+    next(batches)
+    begin, count = time.monotonic(), 0
+    for images in batches:
+        images.block_until_ready()
+        count += len(images)
+    return count / (time.monotonic() - begin)
+
+
+def webdataset_rate(folder: str) -> float:
+    """The pipeline of open_clip's training, its tokenizer included."""
+    import jax
+    import open_clip
+    import webdataset
+
+    transform, tokenizer = open_clip_transform(), open_clip.get_tokenizer("ViT-B-32")
+    shards = [str(path) for path in sorted(Path(folder).glob("*.tar"))]
+    pipeline = webdataset.DataPipeline(
+        webdataset.SimpleShardList(shards * 2),
+        webdataset.split_by_worker,
+        webdataset.tarfile_to_samples(),
+        webdataset.shuffle(500),
+        webdataset.decode("pilrgb"),
+        webdataset.rename(image="jpg", text="txt"),
+        webdataset.map_dict(image=transform, text=lambda text: tokenizer(text)[0]),
+        webdataset.to_tuple("image", "text"),
+        webdataset.batched(BATCH, partial=False),
+    )
+    loader = webdataset.WebLoader(pipeline, batch_size=None, shuffle=False, num_workers=WORKERS)
+    return rate_of(jax.device_put(images.numpy()) for images, _ in loader)
+
+
+def clipjax_rate(folder: str, decode: str) -> float:
+    import jax
+
+    from clipjax.data.loader import Loader
+    from clipjax.data.sources import make_source
+    from clipjax.data.transforms import RandomResizedCrop
+    from clipjax.tokenizers import make_tokenizer
+
+    crop = RandomResizedCrop(TARGET, scale=SCALE, decode=decode)
+    tokenizer = make_tokenizer({"name": "clip_bpe"}, context_length=77)
+    steps = 2 * SHARDS * IMAGES_PER_SHARD // BATCH
+    with Loader(
+        make_source(f"tar:{folder}/*.tar"),
+        (crop,),
+        tokenizer,
+        batch_size=BATCH,
+        seed=SEED,
+        image_size=TARGET,
+        num_workers=WORKERS,
+    ) as loader:
+        batches = loader.iterate()
+        return rate_of(jax.device_put(next(batches)[1]["image"]) for _ in range(steps))
+
+
+LOADERS = {
+    "webdataset": webdataset_rate,
+    "clipjax reference": lambda folder: clipjax_rate(folder, "reference"),
+    "clipjax fast": lambda folder: clipjax_rate(folder, "fast"),
+}
+
+
+if __name__ == "__main__":
+    main()
