@@ -21,6 +21,7 @@ _OTHERS = (
 _SAFE_ASCII = re.compile(f"[{_ASCII}\n]*(?:& [{_ASCII}\n]*)*")
 # ftfy looks for mojibake line by line.
 _SAFE_LINE = re.compile(f"[{_ASCII}{_OTHERS}]*(?:& [{_ASCII}{_OTHERS}]*)*")
+_SURROGATES = re.compile("[\ud800-\udfff]")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -87,6 +88,6 @@ class Cleaner:
             raise ValueError(f"a caption is {type(text).__name__}, expected str: {text!r}")
         for function in self._functions:
             text = function(text)
-        if not text.isascii():
-            text = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+        if not text.isascii() and _SURROGATES.search(text):
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         return text

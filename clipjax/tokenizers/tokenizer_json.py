@@ -1,6 +1,5 @@
 """Hugging Face's `tokenizer.json` files, of any kind, and what they share with WordPiece."""
 
-import functools
 import hashlib
 from collections.abc import Iterable, Sequence
 
@@ -44,11 +43,11 @@ class BackedTokenizer:
         if not 0 <= pad_id < self.vocab_size:
             raise ValueError(f"pad_id is {pad_id}: the ids are 0..{self.vocab_size - 1}")
         self.context_length, self.pad_id = context_length, pad_id
-        self.special_ids = backend.encode("").ids
-        self._clean = Cleaner(cleaning)
         # Whatever a file says of these two was meant for another context.
         backend.enable_truncation(max_length=context_length)
         backend.no_padding()
+        self.special_ids = backend.encode("").ids
+        self._clean = Cleaner(cleaning)
 
     @property
     def vocab_size(self) -> int:
@@ -138,11 +137,6 @@ def read_tokenizer_file(path: str | None, kind: str) -> bytes:
             f"the tokenizer's {kind} is not shipped with clipjax: set config.model.tokenizer.model "
             "to the path of your copy of it"
         )
-    return _read(str(path), kind)
-
-
-@functools.lru_cache(maxsize=4)
-def _read(path: str, kind: str) -> bytes:
     try:
         return epath.Path(path).read_bytes()
     except (FileNotFoundError, IsADirectoryError) as error:

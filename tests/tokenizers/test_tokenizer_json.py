@@ -1,0 +1,96 @@
+import json
+
+import numpy as np
+import pytest
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+from clipjax.tokenizers import WordPiece, make_tokenizer
+
+TEXTS = ["a photo of a cat", "Don't & won't!", "", "猫 😀 café", "word " * 100]
+
+
+def make(model, context_length=24, **options):
+    spec = {"name": "tokenizer_json", "model": str(model), **options}
+    return make_tokenizer(spec, context_length=context_length)
+
+
+@pytest.fixture
+def xlm_roberta(vocabulary):
+    return vocabulary("xlm_roberta.json")
+
+
+def test_rows_of_xlm_roberta(xlm_roberta):
+    tokenizer = make(xlm_roberta)
+    rows = tokenizer(TEXTS)
+    assert rows.shape == (5, 24) and rows.dtype == np.int32
+    assert (rows[:, 0] == 0).all()  # <s>
+    assert ((rows == 2).sum(axis=1) == 1).all()  # one </s>, also where a caption is cut
+    assert rows[2].tolist() == [0, 2] + [1] * 22 and rows[4, -1] == 2
+    assert tokenizer.pad_id == 1 and tokenizer.vocab_size == 802
+    assert tokenizer.decode(rows[0]) == TEXTS[0]
+
+
+def test_any_kind_of_model(tmp_path):
+    """A WordPiece file gives WordPiece's rows, a byte-level BPE without a template has none."""
+    ours = WordPiece(context_length=24)
+    path = tmp_path / "wordpiece.json"
+    path.write_text(ours._backend.to_str())
+    np.testing.assert_array_equal(make(path)(TEXTS), ours(TEXTS))
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pieces = {symbol: number for number, symbol in enumerate([*alphabet, "ca", "<pad>"])}
+    bpe = tokenizers.Tokenizer(models.BPE(pieces, [("c", "a")]))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    path = tmp_path / "bpe.json"
+    path.write_text(bpe.to_str())
+    tokenizer = make(path)
+    rows = tokenizer(["cat 猫"])
+    assert rows[0].tolist() == [pieces[x] for x in ("ca", "t", "Ġ", "ç", "Į", "«")] + [257] * 18
+    assert tokenizer.decode(rows[0][:6]) == "cat 猫"
+
+
+def test_the_file_s_own_truncation_and_padding_are_replaced(tmp_path, xlm_roberta):
+    backend = tokenizers.Tokenizer.from_file(xlm_roberta)
+    backend.enable_truncation(5, direction="left")
+    backend.enable_padding(length=7, pad_id=3, direction="left")
+    path = tmp_path / "other.json"
+    path.write_text(backend.to_str())
+    tokenizer = make(path, pad_id=1)
+    np.testing.assert_array_equal(tokenizer(TEXTS), make(xlm_roberta)(TEXTS))
+    assert make(path).pad_id == 3  # what a file pads with is its padding token
+    assert tokenizer.special_ids == [0, 2]
+
+
+def test_contract_is_that_of_the_content(tmp_path, xlm_roberta):
+    contract = make(xlm_roberta).contract()
+    assert json.loads(json.dumps(contract)) == contract
+    copy = tmp_path / "copy.json"
+    with open(xlm_roberta, "rb") as file:
+        copy.write_bytes(file.read())
+    assert make(copy).contract() == contract
+    copy.write_bytes(copy.read_bytes() + b"\n")
+    assert make(copy).contract() != contract
+    assert make(xlm_roberta, cleaning=("lower",)).contract() != contract
+
+
+def test_bad_input(tmp_path, xlm_roberta):
+    with pytest.raises(ValueError, match=r"not shipped .*config.model.tokenizer.model"):
+        make_tokenizer({"name": "tokenizer_json"}, context_length=24)
+    with pytest.raises(ValueError, match=r"no tokenizer.json at"):
+        make(tmp_path / "none.json")
+    for number, data in enumerate((b"", b"{}", b"\xff", b'{"model": ' + b"[" * 5000)):
+        path = tmp_path / f"bad{number}.json"
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=r"is not a tokenizer\.json"):
+            make(path)
+    with pytest.raises(ValueError, match=r"pad_id is 802: the ids are 0\.\.801"):
+        make(xlm_roberta, pad_id=802)
+    with pytest.raises(ValueError, match="context_length is 2: at least 3"):
+        make(xlm_roberta, context_length=2)
+    path = tmp_path / "no_pad.json"
+    path.write_text(tokenizers.Tokenizer(models.BPE({"a": 0}, [])).to_str())
+    with pytest.raises(ValueError, match=r"names no padding token .*config.model.tokenizer.pad_id"):
+        make(path)
+    assert make(path, pad_id=0)(["aa"])[0, :3].tolist() == [0, 0, 0]
