@@ -99,12 +99,10 @@ def _backend(vocabulary: dict[str, int], start: str, end: str) -> Tokenizer:
     words = pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True)
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.pre_tokenizer = pre_tokenizers.Sequence([words, byte_level])
-    backend.post_processor = RobertaProcessing(
-        sep=(end, vocabulary[end]),
-        cls=(start, vocabulary[start]),
-        add_prefix_space=False,
-        trim_offsets=False,
-    )
+    # By position: the names of these arguments differ between versions. The last two are whether
+    # to trim offsets and to add a space in front.
+    ends = [(token, vocabulary[token]) for token in (end, start)]
+    backend.post_processor = RobertaProcessing(*ends, False, False)
     backend.decoder = decoders.ByteLevel()
     return backend
 

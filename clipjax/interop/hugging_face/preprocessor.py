@@ -103,8 +103,11 @@ def write_preprocessor(preprocess: Mapping[str, Any], pixels: int, kind: str) ->
             f"transformers' {kind} cannot resize the shorter side and crop "
             "(preprocess.resize is 'shortest'); write --format clipjax"
         )
+    # Left out, EfficientNet's divides by the deviation a second time.
+    extra = {"include_top": False} if "include_top" in DEFAULTS[kind] else {}
     return {
         "image_processor_type": kind,
+        **extra,
         "do_resize": True,
         "size": {"shortest_edge": pixels} if is_shortest else square,
         "resample": _RESAMPLES[preprocess["interpolation"]],

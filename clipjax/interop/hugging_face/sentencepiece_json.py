@@ -26,22 +26,22 @@ SAMPLES = (
 )
 
 
-def build_tokenizer(model: bytes, spec: dict[str, Any]) -> Tokenizer:
-    """Builds the tokenizer of a `.model` file with the rules of a spec, and compares the two.
+def build_tokenizer(model: bytes, end_id: int) -> Tokenizer:
+    """Builds the tokenizer that lower-cases, encodes and ends a text, and compares the two.
 
     Args:
-        model: the file.
-        spec: `tokenizer` of a model's spec whose name is sentencepiece; has an `end_id`.
+        model: the `.model` file.
+        end_id: put after each text.
 
     Raises:
         ValueError: the two give different ids, as for unigram models or ones that normalise.
     """
     processor = sentencepiece.SentencePieceProcessor()
     processor.LoadFromSerializedProto(model)
-    backend = _backend(sentencepiece_model_pb2.ModelProto.FromString(model), spec)
-    lower = spec.get("lower_case", True)
+    backend = _backend(sentencepiece_model_pb2.ModelProto.FromString(model), end_id)
     for text in SAMPLES:
-        wanted = [*processor.encode(text.lower() if lower else text), spec["end_id"]]
+        lower = "".join(character.lower() for character in text)
+        wanted = [*processor.encode(lower), end_id]
         found = backend.encode(text).ids
         if found != wanted:
             raise ValueError(
@@ -52,7 +52,7 @@ def build_tokenizer(model: bytes, spec: dict[str, Any]) -> Tokenizer:
     return backend
 
 
-def _backend(proto: Any, spec: dict[str, Any]) -> Tokenizer:
+def _backend(proto: Any, end_id: int) -> Tokenizer:
     pieces = list(proto.pieces)
     vocabulary = {piece.piece: i for i, piece in enumerate(pieces)}
     unknown = next((piece.piece for piece in pieces if piece.type == piece.UNKNOWN), None)
@@ -69,12 +69,11 @@ def _backend(proto: Any, spec: dict[str, Any]) -> Tokenizer:
     backend.add_special_tokens([AddedToken(x, normalized=False, special=True) for x in control])
     defined = [x.piece for x in pieces if x.type == _USER_DEFINED]
     backend.add_tokens([AddedToken(x, normalized=False) for x in defined])
-    steps = [normalizers.Lowercase()] if spec.get("lower_case", True) else []
-    backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", _SPACE)])
-    end = pieces[spec["end_id"]].piece
-    backend.post_processor = TemplateProcessing(
-        single=f"$A {end}", special_tokens=[(end, spec["end_id"])]
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Lowercase(), normalizers.Replace(" ", _SPACE)]
     )
+    end = pieces[end_id].piece
+    backend.post_processor = TemplateProcessing(single=f"$A {end}", special_tokens=[(end, end_id)])
     backend.decoder = decoders.Sequence(
         [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     )

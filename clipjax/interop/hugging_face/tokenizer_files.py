@@ -20,8 +20,12 @@ CONFIG = "tokenizer_config.json"
 JSON = "tokenizer.json"
 SENTENCEPIECE = ("spiece.model", "tokenizer.model")
 WORDPIECE = "vocab.txt"
-# Its ids are those of SigLIP; every other class keeps the punctuation.
-_STRIPS_PUNCTUATION = "SiglipTokenizer"
+# The class whose files are a `.model` and which strips the punctuation; every other one keeps it.
+_SIGLIP = "SiglipTokenizer"
+_LOWER = "lower_each_character"
+_SIGLIP_CLEANING = [_LOWER, "strip_punctuation", "collapse_whitespace"]
+# transformers' Gemma classes ignore do_lower_case; SigLIP 2 was trained on lower case.
+_GEMMA_CLEANING = [_LOWER]
 
 Files = Mapping[str, Path]
 
@@ -151,8 +155,8 @@ def _sentencepiece(path: Path, config: Mapping[str, Any]) -> tuple[dict[str, Any
     named = str(config.get("tokenizer_class", ""))
     found = [name for name in SENTENCEPIECE if (path / name).is_file()]
     if not found:
-        return _json(path, {"pad_token": "<pad>", **config}, ["lower"])
-    is_first = named == _STRIPS_PUNCTUATION or (not named and found[0] == SENTENCEPIECE[0])
+        return _json(path, {"pad_token": "<pad>", **config}, _GEMMA_CLEANING)
+    is_first = named == _SIGLIP or (not named and found[0] == SENTENCEPIECE[0])
     end, pad = ("</s>", "</s>") if is_first else ("<eos>", "<pad>")
     processor = sentencepiece.SentencePieceProcessor()
     try:
@@ -165,12 +169,13 @@ def _sentencepiece(path: Path, config: Mapping[str, Any]) -> tuple[dict[str, Any
         ids[field] = processor.piece_to_id(token)
         if ids[field] == processor.unk_id() and token != processor.id_to_piece(ids[field]):
             raise WeightFileError(f"{path / CONFIG}.{field} is {token!r}: {found[0]} has no such")
+    cleaning = _SIGLIP_CLEANING if is_first else _GEMMA_CLEANING
+    if is_first and config.get("do_lower_case", True) is False:
+        cleaning = cleaning[1:]
     spec = {
         "name": "sentencepiece",
         "model": found[0],
-        # transformers' Gemma classes ignore do_lower_case; the models were trained on lower case.
-        "lower_case": bool(config.get("do_lower_case", True)) if is_first else True,
-        "strip_punctuation": is_first,
+        "cleaning": cleaning,
         "end_id": ids["eos_token"],
         "pad_id": ids["pad_token"],
     }
@@ -239,12 +244,12 @@ def _write_sentencepiece(path: Path, file: Path, spec: dict[str, Any], length: i
     names = {"eos_token": contract["end_id"], "pad_token": contract["pad_id"]}
     tokens = {name: processor.id_to_piece(i) for name, i in names.items()}
     tokens["unk_token"] = processor.id_to_piece(processor.unk_id())
-    if spec.get("strip_punctuation"):
+    if "strip_punctuation" in contract["cleaning"]:
         shutil.copyfile(file, path / SENTENCEPIECE[0])
-        tokens["do_lower_case"] = spec.get("lower_case", True)
-        _write_config(path, _STRIPS_PUNCTUATION, length, tokens)
+        tokens["do_lower_case"] = _LOWER in contract["cleaning"]
+        _write_config(path, _SIGLIP, length, tokens)
         return
-    backend = build_tokenizer(model, {**spec, "end_id": contract["end_id"]})
+    backend = build_tokenizer(model, contract["end_id"])
     shutil.copyfile(file, path / SENTENCEPIECE[1])
     (path / JSON).write_text(backend.to_str(), encoding="utf-8")
     _write_config(path, "PreTrainedTokenizerFast", length, tokens)

@@ -1,0 +1,369 @@
+"""Directories of transformers against golden arrays of golden/interop/make_hugging_face.py."""
+
+import filecmp
+import json
+import shutil
+
+import numpy as np
+import pytest
+from hugging_face_case import (
+    CASES,
+    GOLDEN,
+    PICTURES,
+    TEXTS,
+    edit,
+    final_norm,
+    inputs,
+    make_directory,
+    picture,
+    read,
+    run,
+    save_tensors,
+)
+from tokenizers import Tokenizer
+
+from clipjax.data.preprocess import Preprocess
+from clipjax.interop import WeightFileError, hugging_face
+from clipjax.interop.files import open_tensors
+from clipjax.interop.hugging_face.comparison import row_of
+from clipjax.interop.hugging_face.config_json import read_config, write_config
+from clipjax.interop.weights import Weights
+from clipjax.models import MODELS
+from clipjax.tokenizers import ClipBPE, make_tokenizer
+
+
+@pytest.fixture(scope="module")
+def directories(tmp_path_factory):
+    """By case: the directory, its golden arrays, its tensors. Tests that change one copy it."""
+    folder = tmp_path_factory.mktemp("theirs")
+    return {case: (folder / case, *make_directory(folder / case, case)) for case in CASES}
+
+
+@pytest.fixture
+def copy(directories, tmp_path):
+    """A function that copies the directory of a case."""
+
+    def make(case):
+        return shutil.copytree(directories[case][0], tmp_path / "copy")
+
+    return make
+
+
+def load(path):
+    return {name: x.read() for name, x in open_tensors(path / "model.safetensors").tensors.items()}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_directory_computes_what_transformers_does(directories, case):
+    path, golden, _ = directories[case]
+    weights = read(path)
+    image_embeds, text_embeds, logits, hidden = run(weights, *inputs(weights.spec))
+    is_align = case == "align"
+    assert np.abs(image_embeds - golden["image_embeds"]).max() <= (5e-6 if is_align else 2e-6)
+    assert np.abs(text_embeds - golden["text_embeds"]).max() <= 2e-6
+    assert np.abs(logits - golden["logits"]).max() <= 1e-4
+    # ALIGN's rows of padding are of no consequence, and nobody normalises them the same way.
+    inside = (inputs(weights.spec)[1] != 0)[None, :, :, None] if is_align else True
+    assert np.abs((hidden - golden["text_hidden"]) * inside).max() <= 1e-5
+    if not is_align:  # what Stable Diffusion 2 is conditioned on
+        assert np.abs(final_norm(weights, hidden[-2]) - golden["penultimate"]).max() <= 1e-5
+
+
+@pytest.mark.parametrize(
+    "pair", [("self_attn.q_proj", "self_attn.k_proj"), ("layer_norm1", "layer_norm2")]
+)
+def test_two_tensors_that_are_exchanged_are_seen(directories, copy, pair):
+    """The control of the test above."""
+    _, golden, tensors = directories["clip"]
+    first, second = (f"text_model.encoder.layers.0.{name}.weight" for name in pair)
+    path = copy("clip")
+    changes = {first: tensors[second], second: tensors[first]}
+    save_tensors(path / "model.safetensors", {**tensors, **changes})
+    weights = read(path)
+    weights.spec["name"] = "clip"
+    _, text_embeds, _, hidden = run(weights, *inputs(weights.spec))
+    assert np.abs(text_embeds - golden["text_embeds"]).max() > 1e-4
+    assert np.abs(hidden - golden["text_hidden"]).max() > 1e-3
+
+
+def test_the_end_of_text_of_older_configs(directories, copy):
+    path = copy("clip")
+    edit(path, "config.json", "text_config", "eos_token_id", value=2)
+    assert {**read(path).spec, "name": "clip"} == read(directories["clip"][0]).spec
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_there_and_back_changes_no_bit(directories, tmp_path, case):
+    path, _, tensors = directories[case]
+    weights = read(path)
+    hugging_face.write(tmp_path / "b", weights)
+    written = load(tmp_path / "b")
+    assert written.keys() == tensors.keys()
+    differing = {n for n in tensors if not np.array_equal(written[n], tensors[n])}
+    if case == "align":
+        # A logarithm there, a temperature here; and a pooler that nothing reads.
+        pooler = {"text_model.pooler.dense.weight", "text_model.pooler.dense.bias"}
+        assert differing <= {"temperature"} | pooler
+        np.testing.assert_allclose(written["temperature"], tensors["temperature"], rtol=3e-7)
+    else:
+        assert differing == set()
+    again = read(tmp_path / "b")
+    assert again.spec == {**weights.spec, "tokenizer": again.spec["tokenizer"]}
+    assert again.leaves.keys() == weights.leaves.keys()
+    assert all(np.array_equal(x.read(), again.leaves[n].read()) for n, x in weights.leaves.items())
+    hugging_face.write(tmp_path / "c", again)
+    names = sorted(p.name for p in (tmp_path / "b").iterdir())
+    assert filecmp.cmpfiles(tmp_path / "b", tmp_path / "c", names, shallow=False)[0] == names
+
+
+def test_a_row_of_the_zoo_is_recognised_and_its_spec_returns():
+    for name in ("ViT-B-32-quickgelu", "ViT-L-14", "siglip2-g-opt-16-256", "align-base"):
+        kind, config = write_config(MODELS[name])
+        found, spec, own = read_config(json.loads(json.dumps(config)), "config.json")
+        assert found == kind and own["name"] == name
+        spec["tokenizer"] = own["tokenizer"]
+        assert row_of(spec)["name"] == name
+
+
+def test_what_only_we_say_travels_in_a_field_of_its_own(directories, tmp_path):
+    weights = read(directories["clip"][0])
+    spec = {**weights.spec, "name": "mine", "logit_scale": {"init": 3.0, "max": None}}
+    spec["image"] = {**spec["image"], "patch_dropout": 0.5}
+    hugging_face.write(tmp_path / "b", Weights(spec, weights.leaves))
+    assert read(tmp_path / "b").spec == spec
+    edit(tmp_path / "b", "config.json", "clipjax", "text", "depth", value=2)
+    with pytest.raises(WeightFileError, match=r"clipjax.text.depth is 2, the other .* say 3"):
+        read(tmp_path / "b")
+
+
+def test_shards_and_their_index(directories, copy):
+    path = copy("clip")
+    tensors = directories["clip"][2]
+    (path / "model.safetensors").unlink()
+    names = sorted(tensors)
+    files = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    for i, file in enumerate(files):
+        save_tensors(path / file, {name: tensors[name] for name in names[i::2]})
+    index = {"weight_map": {name: files[i % 2] for i, name in enumerate(names)}}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    leaves, wanted = read(path).leaves, read(directories["clip"][0]).leaves
+    assert all(np.array_equal(x.read(), wanted[n].read()) for n, x in leaves.items())
+
+
+def test_half_precision_is_read_as_float32(directories, copy):
+    path = copy("clip")
+    halves = {n: x.astype(np.float16) for n, x in directories["clip"][2].items()}
+    save_tensors(path / "model.safetensors", halves)
+    found = read(path).leaves["text_encoder/ln_final/bias"].read()
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, halves["text_model.final_layer_norm.bias"])
+
+
+def test_older_configs_are_read_as_transformers_reads_them(copy):
+    path = copy("clip")
+    config = json.loads((path / "config.json").read_text())
+    config["text_config_dict"] = {**config["text_config"], "hidden_act": "gelu_new"}
+    del config["text_config_dict"]["layer_norm_eps"]
+    config["vision_config_dict"] = None
+    (path / "config.json").write_text(json.dumps(config))
+    spec = read(path).spec
+    # What the older object leaves out is the default: the newer object counts for nothing.
+    assert spec["text"]["activation"] == "gelu_tanh" and spec["text"]["layer_norm_eps"] == 1e-5
+    assert spec["image"]["activation"] == "quick_gelu"
+
+
+def test_the_tokenizer_is_that_of_transformers():
+    golden = np.load(GOLDEN / "hugging_face_clip_tokenizer.npz")
+    texts = json.loads(str(golden["texts"]))
+    ends = np.cumsum(golden["lengths"])
+    rows = np.split(golden["token_ids"], ends[:-1])
+    assert len(rows) == len(texts)
+    tokens = ClipBPE(context_length=77)(texts)
+    assert [row[: len(ids)].tolist() for row, ids in zip(tokens, rows, strict=True)] == [
+        ids.tolist() for ids in rows
+    ]
+    assert all(row[len(ids) :].sum() == 0 for row, ids in zip(tokens, rows, strict=True))
+
+
+def test_the_written_tokenizer_gives_our_ids(directories, tmp_path):
+    hugging_face.write(tmp_path / "b", read(directories["clip"][0]))
+    backend = Tokenizer.from_file(str(tmp_path / "b" / "tokenizer.json"))
+    texts = json.loads(str(np.load(GOLDEN / "hugging_face_clip_tokenizer.npz")["texts"]))
+    # Its normaliser repairs no mojibake and keeps control characters: plain text is compared.
+    plain = [text for text in texts if text.isascii() and text.isprintable()]
+    assert len(plain) > 30
+    ours = ClipBPE()
+    assert [backend.encode(x).ids[1:-1] for x in plain] == [ours.encode(x) for x in plain]
+    assert backend.encode("").ids == [ours.start_id, ours.end_id]
+
+
+def test_siglip_tokenizes_as_transformers(directories, tmp_path):
+    path, golden, _ = directories["siglip"]
+    first = read(path)
+    assert first.spec["tokenizer"]["model"] == "spiece.model"
+    hugging_face.write(tmp_path / "b", first)
+    for weights in (first, read(tmp_path / "b")):
+        spec = {**weights.spec["tokenizer"]}
+        spec["model"] = str(weights.tokenizer_files[spec["model"]])
+        found = make_tokenizer(spec, context_length=16)(TEXTS)
+        np.testing.assert_array_equal(found, golden["token_ids"])
+
+
+@pytest.mark.parametrize("case", ["clip", "siglip", "align"])
+def test_pixels_are_those_of_the_image_processor(directories, case):
+    path, golden, _ = directories[case]
+    spec = read(path).spec
+    rules = spec["preprocess"]
+    process = Preprocess(spec["image_size"], rules["resize"], rules["interpolation"])
+    pixels = np.stack([process(picture(*size)) for size in PICTURES])
+    mean, std = np.float32(rules["mean"]), np.float32(rules["std"])
+    found = (pixels.astype(np.float32) / 255 - mean) / std  # as normalise_images on the device
+    assert np.abs(found.transpose(0, 3, 1, 2) - golden["pixels"]).max() <= 1e-6
+
+
+C, P, T = "config.json", "preprocessor_config.json", "tokenizer_config.json"
+WRONG = [
+    ("clip", C, ("model_type",), "bert", r"config.json.model_type is 'bert'; supported are clip"),
+    ("clip", C, ("model_type",), "siglip2", r"NaFlex"),
+    ("clip", C, ("model_type",), "clip_text_model", r"a text tower alone"),
+    ("clip", C, ("text_config",), [1], r"text_config is \[1\], expected an object"),
+    ("clip", C, ("text_config", "hidden_act"), "relu", r"hidden_act is 'relu'; .*'quick_gelu'"),
+    ("clip", C, ("text_config", "hidden_size"), "24", r"hidden_size is '24'; .* an integer"),
+    ("clip", C, ("text_config", "hidden_size"), True, r"hidden_size is True"),
+    ("clip", C, ("text_config", "num_attention_heads"), 5, r"num_attention_heads is 5; .* divis"),
+    ("clip", C, ("text_config", "eos_token_id"), 7, r"eos_token_id is 7; .*vocab_size - 1 = 49407"),
+    ("clip", C, ("text_config", "layer_norm_eps"), -1.0, r"layer_norm_eps is -1.0"),
+    ("clip", C, ("text_config", "rope_theta"), 1.0, r"text_config.rope_theta = 1.0 is not a field"),
+    ("clip", C, ("vision_config", "num_channels"), 4, r"num_channels is 4; supported is 3"),
+    ("clip", C, ("vision_config", "image_size"), 40, r"size is 32, .*image_size is 40"),
+    ("clip", C, ("projection_dim",), 24, r"projection.weight has shape \(20, .*takes \(24, "),
+    ("clip", C, ("text_config", "vocab_size"), 50000, r"eos_token_id is 49407; .*49999"),
+    ("clip", C, ("text_config",), {"eos_token_id": 2, "vocab_size": 50}, r"50, the tokenizer has"),
+    ("clip", P, ("resample",), 0, r"resample is 0; supported is 3 or 2"),
+    ("clip", P, ("do_center_crop",), False, r"do_center_crop is False"),
+    ("clip", P, ("crop_size",), 30, r"crop_size is 30; supported is 32, as size"),
+    ("clip", P, ("size",), {"longest_edge": 32}, r"size is .*supported is .*shortest_edge"),
+    ("clip", P, ("do_rescale",), False, r"do_rescale is False"),
+    ("clip", P, ("rescale_factor",), 0.5, r"rescale_factor is 0.5; supported is 1 / 255"),
+    ("clip", P, ("image_mean",), [0.5], r"image_mean is \[0.5\]; supported is three numbers"),
+    ("clip", P, ("image_processor_type",), "ViT", r"image_processor_type is 'ViT'"),
+    ("siglip", C, ("vision_config", "vision_use_head"), False, r"vision_use_head is False"),
+    (
+        "siglip",
+        C,
+        ("text_config", "projection_size"),
+        24,
+        r"projection_size is 24; supported is 32",
+    ),
+    ("siglip", T, ("pad_token",), "<none>", r"pad_token is '<none>': spiece.model has no such"),
+    ("siglip", C, ("text_config", "vocab_size"), 200, r"vocab_size is 200, the tokenizer has 300"),
+    ("align", C, ("vision_config", "depthwise_padding"), [5], r"depthwise_padding is \[5\]"),
+    ("align", C, ("vision_config", "batch_norm_eps"), 1e-5, r"batch_norm_eps is 1e-05"),
+    ("align", P, ("include_top",), True, r"include_top is True"),
+]
+
+
+@pytest.mark.parametrize("case, file, keys, value, message", WRONG)
+def test_what_is_not_supported_is_named(copy, case, file, keys, value, message):
+    path = copy(case)
+    edit(path, file, *keys, value=value)
+    with pytest.raises(WeightFileError, match=message):
+        read(path)
+
+
+def test_damaged_files_are_named(copy, directories):
+    path = copy("clip")
+    for content in ("", "[1]", "{", '{"a":' * 100_000, "\udcff"):
+        (path / "config.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+        with pytest.raises(WeightFileError, match=r"config.json"):
+            read(path)
+        assert not hugging_face.recognises(path)
+    shutil.copy(directories["clip"][0] / "config.json", path)
+    assert hugging_face.recognises(path) and not hugging_face.recognises(path / "config.json")
+    tensors = {**directories["clip"][2]}
+    tensors["other"] = tensors.pop("logit_scale")
+    save_tensors(path / "model.safetensors", tensors)
+    with pytest.raises(WeightFileError, match=r"missing: logit_scale\n.*of no use: other"):
+        read(path)
+    (path / "model.safetensors").unlink()
+    with pytest.raises(WeightFileError, match=r"holds no weights: expected model.safetensors or"):
+        read(path)
+
+
+def test_a_foreign_vocabulary_is_refused(directories, tmp_path):
+    hugging_face.write(tmp_path / "b", read(directories["clip"][0]))
+    merges = (tmp_path / "b" / "merges.txt").read_text().split("\n")
+    merges[5], merges[6] = merges[6], merges[5]
+    (tmp_path / "b" / "merges.txt").write_text("\n".join(merges))
+    with pytest.raises(WeightFileError, match=r"merges.txt are not the 48894 merges"):
+        read(tmp_path / "b")
+    (tmp_path / "b" / "merges.txt").unlink()
+    edit(tmp_path / "b", "vocab.json", "cat</w>", value=7)
+    with pytest.raises(WeightFileError, match=r"vocab.json is not CLIP's vocabulary"):
+        read(tmp_path / "b")
+    (tmp_path / "b" / "vocab.json").unlink()
+    assert read(tmp_path / "b").spec["tokenizer"] == {"name": "clip_bpe"}
+
+
+@pytest.mark.parametrize("file", ["spiece.model", P])
+def test_siglip_needs_its_own_files(copy, file):
+    path = copy("siglip")
+    (path / file).unlink()
+    with pytest.raises(WeightFileError, match=r"has no tokenizer|has no preprocessor_config.json"):
+        read(path)
+
+
+def test_hints_are_checked(directories):
+    path = directories["clip"][0]
+    assert read(directories["siglip"][0], activation="gelu_tanh").spec["name"] == "siglip"
+    with pytest.raises(
+        WeightFileError, match=r"--activation gelu: .*json says gelu and quick_gelu"
+    ):
+        read(path, activation="gelu")
+    with pytest.raises(WeightFileError, match=r"is not ViT-B-32: it has embed_dim 20, not 512"):
+        read(path, model="ViT-B-32")
+
+
+CANNOT = {
+    "RN50": r"image.name is 'modified_resnet', .*no tower of CLIPModel.*--format open_clip",
+    "ViT-H-14-CLIPA": r"transformers has no such model: .*SiglipModel|projection_size",
+    "openvision-vit-tiny-patch16-160": r"image.* in SiglipModel it is .*--format clipjax",
+    "xlm-roberta-base-ViT-B-32": r"image.name is 'vit', .*no tower of AlignModel",
+    "siglip-so400m-16-256-i18n": r"text_projection is 'none', in SiglipModel it is 'linear_bias'",
+}
+
+
+@pytest.mark.parametrize("name", CANNOT)
+def test_what_transformers_cannot_hold_is_named_and_nothing_written(tmp_path, name):
+    with pytest.raises(ValueError, match=CANNOT[name]):
+        hugging_face.write(tmp_path / "b", Weights(MODELS[name], {}))
+    assert not (tmp_path / "b").exists()
+
+
+def test_changes_that_transformers_cannot_hold_are_named(directories, tmp_path):
+    weights = read(directories["clip"][0])
+    changes = {
+        "image.pooling": ("image", {**weights.spec["image"], "pooling": "mean"}),
+        "text.pooling": ("text", {**weights.spec["text"], "pooling": "last"}),
+        "logit_bias": ("logit_bias", -10.0),
+        "image_projection": ("image_projection", "mlp"),
+    }
+    for field, (key, value) in changes.items():
+        with pytest.raises(ValueError, match=rf"transformers has no such model: {field} is"):
+            hugging_face.write(tmp_path / "b", Weights({**weights.spec, key: value}, {}))
+
+
+def test_every_row_is_written_or_refused():
+    families = {name: refused_or_family(row) for name, row in MODELS.items()}
+    assert {name for name, kind in families.items() if kind == "clip"} == {
+        name for name in MODELS if name.startswith("ViT-") and "CLIPA" not in name
+    }
+    assert families["align-base"] == "align" and families["siglip2-b-16-224"] == "siglip"
+
+
+def refused_or_family(row):
+    try:
+        return write_config(row)[0]
+    except ValueError as error:
+        assert "transformers has no such model" in str(error)
+        return None
