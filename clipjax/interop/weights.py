@@ -105,12 +105,15 @@ def export(leaves: Sequence[Leaf], ours: Mapping[str, LazyTensor]) -> dict[str, 
             f"no parameter {_some(table.keys() - ours.keys())}"
         )
     parts: dict[str, list[tuple[int, LazyTensor]]] = {}
-    for entry in leaves:
-        tensor = ours[entry.name]
+    # In the order of ours: a checkpoint holds a stack of blocks as one array, and reads it once.
+    for name, tensor in ours.items():
+        entry = table[name]
         for i, shape in enumerate(their_shapes(entry, tensor.shape)):
             theirs = entry.theirs[i]
-            name, start = (theirs, 0) if isinstance(theirs, str) else (theirs.name, theirs.start)
-            parts.setdefault(name, []).append((start, _theirs(entry, i, tensor, shape)))
+            their_name, start = (
+                (theirs, 0) if isinstance(theirs, str) else (theirs.name, theirs.start)
+            )
+            parts.setdefault(their_name, []).append((start, _theirs(entry, i, tensor, shape)))
     return {name: _concatenated([x for _, x in sorted(p, key=_first)]) for name, p in parts.items()}
 
 

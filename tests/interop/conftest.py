@@ -1,4 +1,6 @@
 import sys
+import warnings
+import zipfile
 from pathlib import Path
 
 import jax
@@ -16,3 +18,19 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def zip_of(tmp_path):
+    """Writes an archive of a dict or of pairs: name or ZipInfo, bytes."""
+
+    def write(members, packed=False, name="x.zip"):
+        path = tmp_path / name
+        kind = zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED
+        with warnings.catch_warnings(), zipfile.ZipFile(path, "w", kind) as archive:
+            warnings.simplefilter("ignore")  # of duplicate names
+            for member, data in members.items() if isinstance(members, dict) else members:
+                archive.writestr(member, data)
+        return path
+
+    return write

@@ -21,6 +21,7 @@ MAX_RATIO = 100  # of all members' bytes to the file's
 _LOCAL_HEADER = struct.Struct("<4sHHHHHLLLHH")
 _ENCRYPTED = 1
 _BLOCK = 2**20
+_MAX_GAP = 24  # a member's sizes and checksum may be repeated behind it
 
 
 class ZipArchive:
@@ -37,12 +38,12 @@ class ZipArchive:
         self.path = path
         try:
             with zipfile.ZipFile(path) as archive:
-                infos = archive.infolist()
+                infos, directory = archive.infolist(), archive.start_dir
         except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError, EOFError) as error:
             raise WeightFileError(f"{path}: damaged zip archive ({error})") from error
         _check_members(path, infos)
         self._infos = {info.filename: info for info in infos}
-        self._starts = _check_ranges(path, infos)
+        self._starts = _check_ranges(path, infos, directory)
         self._verified: set[str] = set()
         self._lock = threading.Lock()
 
@@ -175,11 +176,15 @@ def _check_members(path: Path, infos: list[zipfile.ZipInfo]) -> None:
         )
 
 
-def _check_ranges(path: Path, infos: list[zipfile.ZipInfo]) -> dict[str, int]:
-    """Where each member's bytes start; they may neither overlap nor leave the file."""
-    size, starts, end = path.stat().st_size, {}, 0
+def _check_ranges(path: Path, infos: list[zipfile.ZipInfo], directory: int) -> dict[str, int]:
+    """Where each member's bytes start; they must lie one behind the other up to the directory.
+
+    A directory with a damaged entry may lack those behind it, and nobody else would notice.
+    """
+    starts, end = {}, 0
     with path.open("rb") as file:
         for info in sorted(infos, key=lambda x: x.header_offset):
+            _check_gap(path, end, info.header_offset)
             file.seek(info.header_offset)
             fields = file.read(_LOCAL_HEADER.size)
             if len(fields) < _LOCAL_HEADER.size or fields[:4] != b"PK\x03\x04":
@@ -189,10 +194,14 @@ def _check_ranges(path: Path, infos: list[zipfile.ZipInfo]) -> dict[str, int]:
             stored = info.compress_type == zipfile.ZIP_STORED
             if stored and info.compress_size != info.file_size:
                 raise WeightFileError(f"{path}: damaged: two sizes of member {info.filename!r}")
-            if info.header_offset < end or start + info.compress_size > size:
-                raise WeightFileError(
-                    f"{path}: damaged: member {info.filename!r} overlaps another or leaves the file"
-                )
             starts[info.filename] = start
             end = start + info.compress_size
+    _check_gap(path, end, directory)
     return starts
+
+
+def _check_gap(path: Path, end: int, start: int) -> None:
+    if not 0 <= start - end <= _MAX_GAP:
+        raise WeightFileError(
+            f"{path}: damaged: the members of the archive overlap or leave a gap at byte {end}"
+        )
