@@ -3,6 +3,8 @@
 import dataclasses
 import io
 import struct
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -13,6 +15,8 @@ from clipjax.data.source import SampleError
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 # Below Pillow's own limit (89.5 million), so that this check speaks first.
 MAX_PIXELS = 80_000_000
+# Of an image that is resized before it is cropped: sides of 1 : 300 at 224 pixels.
+MAX_RESIZED_PIXELS = 1 << 24
 INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
@@ -107,14 +111,17 @@ def as_array(image: bytes | np.ndarray | Image.Image) -> np.ndarray:
 class Preprocess:
     """The published evaluation path: resize with antialiasing, centre crop, uint8 RGB.
 
-    `shortest` resizes the shorter side to `size` (the longer one rounded down) and crops the
-    centre at offset `int(round((side - size) / 2))`; `squash` ignores the aspect ratio.
+    With `n = round(size / crop_fraction)`: `shortest` resizes the shorter side to `n` (the longer
+    one rounded down), `squash` resizes both to `n`; then the centre `[size, size]` is cropped at
+    the offset `round((side - size) / 2)`, halves to even. transformers rounds that offset down, so
+    it is another one where the side is longer than `size` by 3, 7, 11, ... pixels.
     Normalisation happens on the device.
 
     Args:
         size: side of the result, in pixels.
         resize: `shortest` or `squash`.
         interpolation: `bicubic` or `bilinear`, both antialiased.
+        crop_fraction: of the resized side that is kept, e.g. 0.875; in (0, 1].
 
     Raises:
         ValueError: for another value.
@@ -125,6 +132,7 @@ class Preprocess:
     size: int
     resize: str = "shortest"
     interpolation: str = "bicubic"
+    crop_fraction: float = 1.0
 
     def __post_init__(self):
         if self.size < 1:
@@ -138,32 +146,69 @@ class Preprocess:
                 f"preprocess.interpolation is {self.interpolation!r}; allowed are "
                 f"{', '.join(sorted(INTERPOLATIONS))}"
             )
+        if not 0 < self.crop_fraction <= 1:
+            raise ValueError(
+                f"preprocess.crop_fraction is {self.crop_fraction}; allowed is what is above 0 "
+                "and at most 1"
+            )
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any]) -> "Preprocess":
+        """Builds the preprocessing of a model.
+
+        Args:
+            spec: of the model: `image_size`, and the fields of this class in `preprocess`, where
+                `mean` and `std` are for the device.
+
+        Raises:
+            ValueError: for a field that is missing or not known, or its value.
+        """
+        fields = {k: v for k, v in spec["preprocess"].items() if k not in ("mean", "std")}
+        known = {field.name for field in dataclasses.fields(cls)} - {"size"}
+        for name in fields.keys() - known:
+            raise ValueError(
+                f"preprocess.{name} is not known; allowed are mean, std, {', '.join(sorted(known))}"
+            )
+        for name in {"resize", "interpolation"} - fields.keys():
+            raise ValueError(f"preprocess has no {name}; it is part of a model's spec")
+        return cls(spec["image_size"], **fields)
 
     def __call__(self, image: bytes | np.ndarray | Image.Image) -> np.ndarray:
         """Brings an image to u8 `[size, size, 3]`."""
         image = to_rgb(as_pil(image))
         kernel = INTERPOLATIONS[self.interpolation]
+        resized = round(self.size / self.crop_fraction)
         if self.resize == "squash":
-            return np.asarray(image.resize((self.size, self.size), kernel))
-        return np.asarray(resize_and_crop(image, self.size, kernel))
+            image = crop_centre(image.resize((resized, resized), kernel), self.size)
+        else:
+            image = resize_and_crop(image, resized, kernel, crop=self.size)
+        return np.asarray(image)
 
 
-def resize_and_crop(image: Image.Image, size: int, kernel: Image.Resampling) -> Image.Image:
-    """Resizes the shorter side to `size` and crops the centre square."""
+def crop_centre(image: Image.Image, size: int) -> Image.Image:
+    """Crops the centre square, at offsets rounded to even."""
+    left, top = (round((side - size) / 2) for side in image.size)
+    return image.crop((left, top, left + size, top + size))
+
+
+def resize_and_crop(
+    image: Image.Image, size: int, kernel: Image.Resampling, *, crop: int | None = None
+) -> Image.Image:
+    """Resizes the shorter side to `size` and crops the centre square of `crop`, or `size`."""
     width, height = image.size
     short, long = min(width, height), max(width, height)
     scaled = int(size * long / short)
-    offset = round((scaled - size) / 2)
-    if scaled > 8 * size:
-        # A strip of 1 x 20,000 pixels would grow to a gigabyte before the crop: the same pixels
-        # are resampled from the part of the source that the crop keeps.
+    if size * scaled > MAX_RESIZED_PIXELS:
+        # A strip of 1 x 20,000 pixels would grow to a gigabyte before the crop: the same pixels,
+        # to one level, are resampled from the part of the source that the crop keeps.
+        offset = round((scaled - size) / 2)
         start, stop = offset * long / scaled, (offset + size) * long / scaled
         box = (start, 0, stop, height) if width > height else (0, start, width, stop)
-        return image.resize((size, size), kernel, box=box)
-    new_size = (size, scaled) if width <= height else (scaled, size)
-    image = image if new_size == image.size else image.resize(new_size, kernel)
-    left, top = (0, offset) if width <= height else (offset, 0)
-    return image.crop((left, top, left + size, top + size))
+        image = image.resize((size, size), kernel, box=box)
+    else:
+        new_size = (size, scaled) if width <= height else (scaled, size)
+        image = image if new_size == image.size else image.resize(new_size, kernel)
+    return crop_centre(image, crop or size)
 
 
 def _to_rgb_or_rgba(image: Image.Image) -> Image.Image:

@@ -70,7 +70,13 @@ _ALIGN = {
     "text_projection": "linear_bias",
     "tokenizer": {"name": "wordpiece"},
     # The published pipeline squashes to 346 pixels and takes the middle 289.
-    "preprocess": {"resize": "squash", "interpolation": "bilinear", "mean": HALF, "std": HALF},
+    "preprocess": {
+        "resize": "squash",
+        "interpolation": "bilinear",
+        "crop_fraction": 289 / 346,
+        "mean": HALF,
+        "std": HALF,
+    },
     # The published parameter is the temperature itself, 1 at the start and not clamped.
     "logit_scale": {"init": 1.0, "max": None},
     "logit_bias": None,
