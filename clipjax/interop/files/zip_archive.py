@@ -21,6 +21,16 @@ MAX_RATIO = 100  # of all members' bytes to the file's
 _LOCAL_HEADER = struct.Struct("<4sHHHHHLLLHH")
 _ENCRYPTED = 1
 _BLOCK = 2**20
+# What zipfile raises for a damaged archive.
+_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    ValueError,
+    RuntimeError,
+    EOFError,
+    OSError,
+)
 _MAX_GAP = 24  # a member's sizes and checksum may be repeated behind it
 
 
@@ -39,7 +49,7 @@ class ZipArchive:
         try:
             with zipfile.ZipFile(path) as archive:
                 infos, directory = archive.infolist(), archive.start_dir
-        except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError, EOFError) as error:
+        except _ERRORS as error:
             raise WeightFileError(f"{path}: damaged zip archive ({error})") from error
         _check_members(path, infos)
         self._infos = {info.filename: info for info in infos}
@@ -64,7 +74,7 @@ class ZipArchive:
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open(name) as member:
                 return member.read(count)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError) as error:
+        except _ERRORS as error:
             raise self._damaged(name, error) from error
 
     def read(self, name: str, *, limit: int) -> bytes:
@@ -80,7 +90,7 @@ class ZipArchive:
         try:
             with zipfile.ZipFile(self.path) as archive:
                 return archive.read(name)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError) as error:
+        except _ERRORS as error:
             raise self._damaged(name, error) from error
 
     def read_array(
@@ -117,7 +127,7 @@ class ZipArchive:
                     done += len(block)
                 if offset + done == self.size(name):
                     member.read(1)  # at the end, zipfile compares the checksum
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError) as error:
+        except _ERRORS as error:
             raise self._damaged(name, error) from error
         return array
 
