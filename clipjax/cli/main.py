@@ -20,6 +20,7 @@ VERBS = {
     "eval": "evaluate a checkpoint: --zero_shot and --retrieval on datasets named by SPEC",
     "classify": "rank labels for your own pictures",
     "convert": "convert weights: OpenAI, OpenCLIP, Hugging Face, big_vision, and back",
+    "data": "check SPEC finds damaged files of a dataset; index SPEC indexes its tar shards",
     "plan": "compile the train step for a TPU topology, with no TPU: memory, FLOPs, traffic, cost",
     "models": "list the named models",
 }

@@ -20,7 +20,7 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,6 +52,12 @@ class Record(NamedTuple):
 
     key: str
     parts: dict[str, Part]
+
+
+def extensions_of(names: str | Sequence[str]) -> set[str]:
+    """Brings extensions, as an option names them, to the form of an index: `.NPY` is `npy`."""
+    names = (names,) if isinstance(names, str) else names
+    return {name.lstrip(".").lower() for name in names}
 
 
 class IndexDamagedError(ValueError):
@@ -109,18 +115,19 @@ class TarIndex:
 
     Args:
         path: of the index; local, as every record that is read costs two small reads.
+        content: of the index where it is in memory; `path` then serves messages only.
 
     Raises:
         IndexDamagedError: if its header is not whole.
     """
 
-    def __init__(self, path: DataPath):
-        self.path = path
+    def __init__(self, path: DataPath, *, content: bytes | None = None):
+        self.path, self._content = path, content
         try:
-            magic, length, crc = _HEAD.unpack(read(path, 0, _HEAD.size))
+            magic, length, crc = _HEAD.unpack(self._read(0, _HEAD.size))
             if magic != MAGIC or length > _MAX_HEADER:
                 raise ValueError("it is of another format or version")
-            packed = read(path, _HEAD.size, length)
+            packed = self._read(_HEAD.size, length)
             if zlib.crc32(packed) != crc:
                 raise ValueError("the checksum of its header")
             self.header: dict[str, Any] = json.loads(packed)
@@ -129,10 +136,11 @@ class TarIndex:
             self.count = int(self.header["count"])
             self._table = _HEAD.size + length
             self._records = self._table + 8 * (self.count + 1)
-            end = struct.unpack("<Q", read(path, self._records - 8, 8))[0]
+            end = struct.unpack("<Q", self._read(self._records - 8, 8))[0]
             self._bytes = self._records + end
-            if os.path.getsize(path.url) != self._bytes:
-                raise ValueError(f"it has {os.path.getsize(path.url)} bytes, not {self._bytes}")
+            size = os.path.getsize(path.url) if content is None else len(content)
+            if size != self._bytes:
+                raise ValueError(f"it has {size} bytes, not {self._bytes}")
         except FileNotFoundError:
             raise
         except (ValueError, OSError, KeyError, TypeError) as error:
@@ -154,18 +162,26 @@ class TarIndex:
         Raises:
             IndexDamagedError: if that part of the index is damaged.
         """
-        ends = read(self.path, self._table + 8 * number, 16)
+        ends = self._read(self._table + 8 * number, 16)
         start, end = struct.unpack("<QQ", ends)
         if not start + 4 < end <= self._bytes - self._records:
             raise self._damaged(number)
-        return self._unpack(number, read(self.path, self._records + start, end - start))
+        return self._unpack(number, self._read(self._records + start, end - start))
 
-    def keys(self) -> Iterator[str]:
-        """Reads the whole index and gives the keys in order."""
-        content = read_all(self.path)
+    def __iter__(self) -> Iterator[Record]:
+        content = self.content()
         ends = np.frombuffer(content, "<u8", self.count + 1, self._table).tolist()
         for number, (start, end) in enumerate(itertools.pairwise(ends)):
-            yield self._unpack(number, content[self._records + start : self._records + end]).key
+            yield self._unpack(number, content[self._records + start : self._records + end])
+
+    def content(self) -> bytes:
+        """Reads the whole index."""
+        return read_all(self.path) if self._content is None else self._content
+
+    def _read(self, offset: int, size: int) -> bytes:
+        if self._content is None:
+            return read(self.path, offset, size)
+        return self._content[offset : offset + size]
 
     def _unpack(self, number: int, line: bytes) -> Record:
         if len(line) < 4 or struct.unpack("<I", line[:4])[0] != zlib.crc32(line[4:]):

@@ -54,10 +54,11 @@ def open_indexes(shards: Sequence[StoredFile]) -> list[TarIndex]:
         shard = shards[number]
         names = beside.get(shard.path.parent)
         may_have = names is None or sidecar_of(shard.path).name in names
-        found[number] = _find(shard, may_have_sidecar=may_have)
+        found[number] = find_index(shard, may_have_sidecar=may_have, unchanged=True)
 
     def find_or_make(number: int) -> None:
-        found[number] = _find(shards[number], may_have_sidecar=True) or _make(shards[number])
+        shard = shards[number]
+        found[number] = find_index(shard, unchanged=True) or _make(shard)
 
     with concurrent.futures.ThreadPoolExecutor(THREADS, "clipjax-index") as pool:
         _wait(pool, [pool.submit(find, number) for number in range(len(shards))])
@@ -69,16 +70,23 @@ def open_indexes(shards: Sequence[StoredFile]) -> list[TarIndex]:
     return [index for index in found if index is not None]
 
 
-def write_sidecar(shard: StoredFile) -> DataPath:
+def index_beside(shard: StoredFile) -> bool:
     """Makes the index of a shard and writes it beside it, in a bucket as well.
 
+    Returns:
+        Whether there was none before.
+
     Raises:
-        ValueError: if the shard is damaged.
-        OSError: if it cannot be written there.
+        ValueError: if the shard is damaged, or changed since it was indexed.
+        OSError: if the index cannot be written there.
     """
-    path, content = sidecar_of(shard.path), _scan(shard)
-    write(path, content)
-    return path
+    path = sidecar_of(shard.path)
+    try:
+        check_unchanged(shard, TarIndex(path, content=read_all(path)))
+        return False
+    except FileNotFoundError:
+        write(path, _scan(shard))
+        return True
 
 
 def check_unchanged(shard: StoredFile, index: TarIndex) -> None:
@@ -99,29 +107,41 @@ def check_unchanged(shard: StoredFile, index: TarIndex) -> None:
         )
 
 
-def _find(shard: StoredFile, *, may_have_sidecar: bool) -> TarIndex | None:
+def find_index(
+    shard: StoredFile, *, may_have_sidecar: bool = True, unchanged: bool = False
+) -> TarIndex | None:
+    """Opens the index of a shard where there is one.
+
+    Args:
+        shard: whose.
+        may_have_sidecar: False where it is known that none stands beside the shard.
+        unchanged: whether the shard has to be the one that was indexed, by size and edges.
+
+    Raises:
+        ValueError: if the index beside the shard is damaged, or the shard changed.
+    """
     beside, cached = sidecar_of(shard.path), _cached(shard)
     if may_have_sidecar and beside.is_local:
         with contextlib.suppress(FileNotFoundError):
             index = TarIndex(beside)
-            check_unchanged(shard, index)
+            if unchanged:
+                check_unchanged(shard, index)
             return index
     try:
         return TarIndex(cached)  # its name says which version of the shard it belongs to
     except FileNotFoundError:
         pass
     except IndexDamagedError as error:
-        logging.warning("%s It is made anew.", error)
+        logging.warning("%s.", error)
         return None
     if may_have_sidecar and not beside.is_local:
         with contextlib.suppress(FileNotFoundError):
-            write(cached, read_all(beside))
-            index = TarIndex(cached)
-            try:
+            content = read_all(beside)
+            index = TarIndex(beside, content=content)
+            if unchanged:
                 check_unchanged(shard, index)
-            except ShardChangedError:
-                os.unlink(cached.url)
-                raise
+                write(cached, content)
+                return TarIndex(cached)
             return index
     return None
 

@@ -19,7 +19,7 @@ from clipjax.data.sources import tar as tar_source
 from clipjax.data.storage import find_files
 from clipjax.data.storage import stat as stat_file
 from clipjax.data.tar_index import IndexDamagedError, TarIndex, make_index
-from clipjax.data.tar_indexing import open_indexes, sidecar_of, write_sidecar
+from clipjax.data.tar_indexing import index_beside, open_indexes, sidecar_of
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -149,7 +149,7 @@ def test_an_index_holds_what_a_strict_scan_finds(tmp_path_factory, members, fmt)
         return
     index = open_indexes([shard_file(path)])[0]
     assert {r.key: r.parts for r in map(index.record, range(len(index)))} == expected
-    assert list(index.keys()) == list(expected)
+    assert [record.key for record in index] == list(expected)
     assert index_path(path).read_bytes() == make_index(shard_file(path))
 
 
@@ -300,7 +300,8 @@ def test_shards_in_a_bucket(tmp_path, monkeypatch, cache):
 
 def test_indexes_beside_shards_in_a_bucket(monkeypatch, cache):
     with bucket(monkeypatch, {"b/0.tar": tar_bytes(pairs(4))}) as (system, _):
-        write_sidecar(find_files("memory://b/0.tar")[0])
+        shard = find_files("memory://b/0.tar")[0]
+        assert index_beside(shard) and not index_beside(shard)
         assert "/b/0.tar.index" in system.store
         with monkeypatch.context() as patch:
             patch.setattr(tar_indexing, "make_index", None)

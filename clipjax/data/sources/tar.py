@@ -16,6 +16,7 @@ from clipjax.data.tar_index import (
     Part,
     Record,
     TarIndex,
+    extensions_of,
 )
 from clipjax.data.tar_indexing import open_indexes
 
@@ -41,11 +42,14 @@ class TarShards:
     """
 
     def __init__(
-        self, where: str, *, ignore: Sequence[str] = (), class_names: Sequence[str] | None = None
+        self,
+        where: str,
+        *,
+        ignore: str | Sequence[str] = (),
+        class_names: Sequence[str] | None = None,
     ):
         shards = find_files(where)
-        ignore = (ignore,) if isinstance(ignore, str) else ignore
-        self._ignored = {extension.lstrip(".").lower() for extension in ignore}
+        self._ignored = extensions_of(ignore)
         self.class_names = None if class_names is None else tuple(class_names)
         self._indexes = open_indexes(shards)
         for shard, index in zip(shards, self._indexes, strict=True):
@@ -77,8 +81,8 @@ class TarShards:
     def keys(self) -> Iterator[str]:
         """Gives the keys of all examples in order, from the indexes alone."""
         for name, index in zip(self._names, self._indexes, strict=True):
-            for key in index.keys():  # noqa: SIM118  an index is no mapping
-                yield f"{name}/{key}"
+            for record in index:
+                yield f"{name}/{record.key}"
 
     def fingerprint(self) -> str:
         """SHA-256 of the shards' own hashes in order, and of what is used of them."""

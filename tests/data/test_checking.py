@@ -1,0 +1,184 @@
+import json
+import re
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+from archives import pairs, png, tar
+from buckets import bucket
+
+from clipjax.cli import data as data_cli
+from clipjax.data import make_source
+from clipjax.data.checking import check
+from clipjax.data.records import pack_record, write_records
+
+pytestmark = pytest.mark.usefixtures("cache")
+
+
+def findings(spec, **options):
+    found = [checked for checked, _ in check(str(spec), workers=2, **options)]
+    return sorted(f for checked in found for f in checked.findings)
+
+
+def indexed(path, members):
+    tar(path, members)
+    make_source(f"tar:{path}")
+    return path
+
+
+def flip(path, place, bit=0):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1 << bit
+    path.write_bytes(content)
+
+
+def place_of(path, name):
+    with tarfile.open(path) as archive:
+        member = archive.getmember(name)
+        return member.offset_data, member.size
+
+
+def test_whole_shards_have_no_findings(tmp_path):
+    for number in range(3):
+        indexed(tmp_path / f"{number}.tar", pairs(20, 20 * number))
+    done = list(check(f"tar:{tmp_path}/*.tar", decode=True))
+    assert [total for _, total in done] == [3, 3, 3]
+    assert sum(checked.examples for checked, _ in done) == 60
+    assert not any(checked.findings for checked, _ in done)
+    assert findings(f"tar:{tmp_path}/?.tar?ignore=npy") == []
+
+
+def damage_payload(path):
+    offset, size = place_of(path, "00100.png")
+    flip(path, offset + size // 2)
+
+
+def damage_header(path):
+    flip(path, place_of(path, "00100.png")[0] - 500, 3)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-20_000])
+
+
+def longer(path):
+    path.write_bytes(path.read_bytes() + bytes(512))
+
+
+def other_pairs(path):
+    tar(path, pairs(200, 1))
+
+
+DAMAGES = {
+    damage_payload: "1 members are others than in its index .*: 00100.png",
+    damage_header: "the checksum of its header at byte",
+    cut: "is cut short at byte",
+    longer: "200 records in .* bytes; its index .* says 200 in",
+    other_pairs: "400 members are others than",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda d: d.__name__)
+def test_damaged_shards_are_named(tmp_path, damage):
+    indexed(tmp_path / "whole.tar", pairs(5))
+    path = indexed(tmp_path / "a.tar", pairs(200))
+    damage(path)
+    ((where, what),) = findings(f"tar:{tmp_path}/*.tar")
+    assert where == str(path)
+    assert re.search(DAMAGES[damage], what), what
+
+
+@pytest.mark.parametrize(
+    "members, message",
+    [
+        ([*pairs(2), ("9.png", png(9))], "1 of 3 records have no caption: 9"),
+        ([*pairs(2), ("9.txt", b"alone")], "1 of 3 records have no picture: 9"),
+        ([*pairs(2), ("00001.txt", b"again")], "key '00001' twice"),
+        ([*pairs(2), ("00001.jpg", b"again")], "key '00001' twice"),
+        ([*pairs(2), ("00001.npy", b"1")], "1 members have the unknown extension 'npy'"),
+        ([*pairs(2), ("9.png", (tarfile.SYMTYPE, "/etc/passwd"))], "type"),
+        ([*pairs(2), ("9.png", (tarfile.LNKTYPE, "00001.png"))], "type"),
+        ([*pairs(2), ("9.png", (tarfile.CHRTYPE, ""))], "type"),
+        ([*pairs(2), ("/9.png", png(9))], "outside"),
+        ([*pairs(2), ("../9.png", png(9))], "outside"),
+    ],
+)
+def test_shards_without_an_index_are_checked_by_themselves(tmp_path, members, message):
+    path = tar(tmp_path / "a.tar", members)
+    ((where, what),) = findings(f"tar:{path}")
+    assert where == str(path) and message in what
+    assert list(tmp_path.iterdir()) == [path]  # looking changes nothing
+
+
+def test_a_damaged_index_is_a_finding(tmp_path):
+    path = indexed(tmp_path / "a.tar", pairs(3))
+    flip(Path(f"{path}.index"), 20)
+    ((_, what),) = findings(f"tar:{path}")
+    assert "a.tar.index is damaged" in what
+
+
+def test_pictures_are_decoded_on_request(tmp_path):
+    path = indexed(tmp_path / "a.tar", [*pairs(3), ("9.png", png(9)[:40]), ("9.txt", b"cut")])
+    assert findings(f"tar:{path}") == []
+    ((where, what),) = findings(f"tar:{path}", decode=True)
+    assert where == str(path) and "1 of 4" in what and "image_undecodable" in what
+
+
+def test_other_kinds(tmp_path):
+    records = tmp_path / "x.array_record"
+    blobs = {"image": png(1)}
+    write_records(records, [pack_record(key=str(i), text=("t",), blobs=blobs) for i in range(50)])
+    assert findings(f"arrayrecord:{tmp_path}/*.array_record") == []
+    flip(records, records.stat().st_size // 2)
+    assert "SHA-256" in findings(f"arrayrecord:{tmp_path}/*.array_record")[0].what
+    (tmp_path / "pets" / "cat").mkdir(parents=True)
+    for number in range(5):
+        picture = png(number)[: 40 if number == 3 else None]
+        (tmp_path / "pets" / "cat" / f"{number}.png").write_bytes(picture)
+    assert findings(f"folder:{tmp_path}/pets") == []
+    ((_, what),) = findings(f"folder:{tmp_path}/pets", decode=True)
+    assert "1 of 5" in what and "cat/3.png" in what
+    rows = [{"image": f"pets/cat/{i}.png", "text": "a"} for i in range(8)]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    ((_, what),) = findings(f"jsonl:{tmp_path}/t.jsonl")
+    assert "3 of 8 examples are unusable [missing_image]: t.jsonl:5" in what
+
+
+def test_a_bucket(monkeypatch, tmp_path):
+    path = indexed(tmp_path / "a.tar", pairs(100))
+    files = {"b/a.tar": path.read_bytes(), "b/a.tar.index": Path(f"{path}.index").read_bytes()}
+    with bucket(monkeypatch, files) as (system, _):
+        assert findings("tar:memory://b/*.tar") == []
+        damage_payload(indexed(tmp_path / "c.tar", pairs(200)))
+        flip(path, place_of(path, "00050.png")[0])
+        system.pipe_file("/b/a.tar", path.read_bytes())
+        ((where, what),) = findings("tar:memory://b/*.tar")
+        assert where == "memory://b/a.tar" and "00050.png" in what
+
+
+def test_command_line(tmp_path):
+    for number in range(2):
+        tar(tmp_path / f"{number}.tar", pairs(100))
+
+    def run(*arguments):
+        command = [sys.executable, "-m", "clipjax", "data", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+    done = run("index", f"tar:{tmp_path}/*.tar")
+    assert done.returncode == 0 and "indexed 2 shards" in done.stdout, done.stderr
+    cut(tmp_path / "1.tar")
+    done = run("check", f"tar:{tmp_path}/*.tar", "--workers=2")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"{tmp_path}/1.tar: is cut short at byte" in done.stdout
+    assert "checked 2 parts with 100 examples; damaged: 1" in done.stdout
+
+
+def test_wrong_commands():
+    with pytest.raises(ValueError, match="check, index"):
+        data_cli.main(["clipjax data", "chekc", "tar:x"])
+    with pytest.raises(ValueError, match="known are"):
+        findings("nonsense:x")
+    with pytest.raises(ValueError, match="only tar shards"):
+        data_cli.index("folder:x")
