@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from clipjax.array_types import Array, Float
+from clipjax.array_types import Array, Bool, Float
 from clipjax.layers.initializers import Initializer, xavier_init
 from clipjax.layers.normalization import LayerNorm
 from clipjax.layers.transformer import Mlp
@@ -34,8 +34,9 @@ class CrossAttention(nn.Module):
         self,
         queries: Float[Array, "batch queries width"],
         tokens: Float[Array, "batch length width"],
+        mask: Bool[Array, "batch length"] | None = None,
     ) -> Float[Array, "batch queries output"]:
-        """Attends to every token."""
+        """Attends to every token, or to those where `mask` is True."""
         width = tokens.shape[-1]
         heads, head_dim = self.num_heads, width // self.num_heads
         axes = ("heads", "head_dim")
@@ -45,7 +46,13 @@ class CrossAttention(nn.Module):
         kernel = self._weight("kv_kernel", ("embed", "kv", *axes), (width, 2, heads, head_dim))
         key_value = jnp.einsum("blw,wchd->blchd", tokens, kernel)
         key_value += self._weight("kv_bias", ("kv", *axes), (2, heads, head_dim))
-        mixed = jax.nn.dot_product_attention(query, key_value[:, :, 0], key_value[:, :, 1])
+        if mask is not None:
+            mask = jnp.broadcast_to(
+                mask[:, None, None], (*mask.shape[:1], 1, *queries.shape[1:2], mask.shape[1])
+            )
+        mixed = jax.nn.dot_product_attention(
+            query, key_value[:, :, 0], key_value[:, :, 1], mask=mask
+        )
         kernel = self._weight("out_kernel", (*axes, "embed"), (heads, head_dim, self.output_dim))
         out = jnp.einsum("bqhd,hdw->bqw", mixed, kernel)
         return out + self._weight("out_bias", ("embed",), (self.output_dim,))
@@ -69,8 +76,12 @@ class MapHead(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, tokens: Float[Array, "batch length width"]) -> Float[Array, "batch width"]:
-        """Pools the tokens."""
+    def __call__(
+        self,
+        tokens: Float[Array, "batch length width"],
+        mask: Bool[Array, "batch length"] | None = None,
+    ) -> Float[Array, "batch width"]:
+        """Pools the tokens, or those where `mask` is True."""
         width = tokens.shape[-1]
         probe = self.param(
             "probe",
@@ -86,7 +97,7 @@ class MapHead(nn.Module):
             bias_init=nn.initializers.zeros,
             dtype=self.dtype,
             name="attention",
-        )(probe, tokens)
+        )(probe, tokens, mask)
         x = LayerNorm(self.layer_norm_eps, name="norm")(y)
         x = Mlp(self.mlp_dim, 1, self.activation, "xavier", self.dtype, name="mlp")(x)
         return (y + x)[:, 0]

@@ -12,6 +12,7 @@ from clipjax.models.bert import Bert
 from clipjax.models.clip import CLIP, CLIPOutput
 from clipjax.models.efficientnet import EfficientNet
 from clipjax.models.modified_resnet import ModifiedResNet
+from clipjax.models.naflex_vit import NaFlexVisionTransformer
 from clipjax.models.text_transformer import BidirectionalTransformer, TextTransformer
 from clipjax.models.vit import VisionTransformer
 from clipjax.models.zoo import MODELS
@@ -20,6 +21,7 @@ from clipjax.trees import count_parameters
 IMAGE_ENCODERS: dict[str, Any] = {
     "efficientnet": EfficientNet,
     "modified_resnet": ModifiedResNet,
+    "naflex_vit": NaFlexVisionTransformer,
     "vit": VisionTransformer,
 }
 TEXT_ENCODERS: dict[str, Any] = {

@@ -5,18 +5,24 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from clipjax.array_types import Patches
+
 
 def normalise_images(
-    images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype: jnp.dtype
-) -> jax.Array:
+    images: jax.Array | Patches, mean: Sequence[float], std: Sequence[float], dtype: jnp.dtype
+) -> jax.Array | Patches:
     """`(images / 255 - mean) / std`, computed in float32.
 
     Args:
-        images: [batch, height, width, 3] uint8.
+        images: [batch, height, width, 3] uint8, or Patches of uint8.
         mean: of the three channels, in [0, 1].
         std: of the three channels.
         dtype: of the result.
     """
+    if isinstance(images, Patches):
+        pixels = images.pixels.reshape(*images.pixels.shape[:-1], -1, 3)
+        pixels = normalise_images(pixels, mean, std, dtype)
+        return images._replace(pixels=pixels.reshape(images.pixels.shape))
     values = images.astype(jnp.float32) / 255.0
     mean_row = jnp.asarray(mean, jnp.float32)
     std_row = jnp.asarray(std, jnp.float32)

@@ -6,12 +6,13 @@ needs nothing else to build the same model. A family is one file; a new one adds
 
 from typing import Any
 
-from clipjax.models.zoo import bert_text, clip_resnet, clip_vit, clipa, siglip
+from clipjax.models.zoo import bert_text, clip_resnet, clip_vit, clipa, siglip, siglip_naflex
 
 MODELS: dict[str, dict[str, Any]] = {
     **clip_vit.ROWS,
     **clip_resnet.ROWS,
     **siglip.ROWS,
+    **siglip_naflex.ROWS,
     **clipa.ROWS,
     **bert_text.ROWS,
 }

@@ -53,3 +53,22 @@ def tokens(batch, length, vocab_size):
         rows[i, end] = vocab_size - 1
         rows[i, end + 1 :] = 0
     return rows
+
+
+def patches(grids, num_patches, size):
+    """Normalised patches `[images, num_patches, size]` of images of any aspect, padded with zeros.
+
+    Args:
+        grids: rows and columns of each image's patches.
+        num_patches: with the padding.
+        size: numbers of a patch.
+    """
+    values = _random("patches").standard_normal((len(grids), num_patches, size))
+    for row, (rows, columns) in zip(values, grids, strict=True):
+        row[rows * columns :] = 0
+    return values.astype(np.float32)
+
+
+def picture(height, width):
+    """A picture of `[height, width, 3]` uint8."""
+    return _random(f"picture {height} {width}").randint(0, 256, (height, width, 3)).astype(np.uint8)

@@ -1,0 +1,144 @@
+"""Vision transformer of SigLIP 2 for images of any aspect (NaFlex, arXiv:2502.14786)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from clipjax.array_types import Patches
+from clipjax.layers.attention_pool import MapHead
+from clipjax.layers.normalization import LayerNorm
+from clipjax.layers.position_grid import positions_of_patches
+from clipjax.layers.transformer import Transformer
+from clipjax.models.features import ImageFeatures
+
+
+class NaFlexVisionTransformer(nn.Module):
+    """Patches of images of any aspect, positions resized to each, masked attention, MAP head.
+
+    Padding is masked everywhere; its rows in `tokens` and `hidden` mean nothing. Images of one
+    size are taken as they are, too: training on such is training as of any ViT.
+
+    Attributes:
+        patch_size: pixels of a patch's side.
+        position_side: patches of a side of the learned position table.
+        width: of the tokens.
+        depth: blocks.
+        num_heads: attention heads.
+        mlp_dim: hidden width of the MLPs.
+        activation: a name of ACTIVATIONS.
+        layer_norm_eps: of every layer normalisation.
+        init_name: of the blocks, a name of BLOCK_INITS.
+        patch_dropout: 0; here images have different numbers of patches.
+        dropout: rate of the residual branches, when training.
+    """
+
+    patch_size: int
+    position_side: int
+    width: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    activation: str
+    layer_norm_eps: float = 1e-6
+    init_name: str = "xavier"
+    patch_dropout: float = 0.0
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+    scan_layers: bool = True
+    remat: str = "none"
+
+    def __post_init__(self) -> None:
+        """Checks the sizes."""
+        super().__post_init__()
+        if self.width % self.num_heads:
+            raise ValueError(f"vit width {self.width} does not divide by {self.num_heads} heads")
+        if self.patch_dropout:
+            raise ValueError("patch_dropout: images differ in their patches here; set it to 0")
+
+    @nn.compact
+    def __call__(
+        self,
+        images: jax.Array | Patches,
+        *,
+        train: bool = False,
+        example_ids: jax.Array | None = None,
+        keep_hidden: bool | int = False,
+    ) -> ImageFeatures:
+        """Encodes normalised Patches, or images [batch, height, width, 3] of one size."""
+        pixels, grid = images if isinstance(images, Patches) else self._cut(images)
+        batch, num_patches, _ = pixels.shape
+        x = self._embed(pixels)
+        x = x + positions_of_patches(self._table(), grid, num_patches).astype(x.dtype)
+        inside = jnp.arange(num_patches) < grid.prod(axis=1, keepdims=True)
+        x, hidden = Transformer(
+            depth=self.depth,
+            num_heads=self.num_heads,
+            mlp_dim=self.mlp_dim,
+            activation=self.activation,
+            layer_norm_eps=self.layer_norm_eps,
+            init_name=self.init_name,
+            dropout=self.dropout,
+            dtype=self.dtype,
+            scan=self.scan_layers,
+            remat=self.remat,
+            name="transformer",
+        )(
+            x,
+            jnp.broadcast_to(inside[:, None, None], (batch, 1, num_patches, num_patches)),
+            example_ids=example_ids,
+            train=train,
+            keep_hidden=keep_hidden,
+        )
+        x = LayerNorm(self.layer_norm_eps, name="ln_post")(x)
+        head = MapHead(
+            self.num_heads,
+            self.mlp_dim,
+            self.activation,
+            self.layer_norm_eps,
+            self.dtype,
+            name="map_head",
+        )
+        return ImageFeatures(head(x, inside), x, hidden)
+
+    def _cut(self, images: jax.Array) -> Patches:
+        batch, height, width, _ = images.shape
+        size = self.patch_size
+        if height % size or width % size:
+            raise ValueError(
+                f"images are {height} x {width}, which patches of {size} do not fill; "
+                "set config.model.image_size to a multiple"
+            )
+        rows, columns = height // size, width // size
+        pixels = images.reshape(batch, rows, size, columns, size, 3).swapaxes(2, 3)
+        grid = jnp.broadcast_to(jnp.array([rows, columns]), (batch, 2))
+        return Patches(pixels.reshape(batch, rows * columns, size * size * 3), grid)
+
+    def _embed(self, pixels: jax.Array) -> jax.Array:
+        size = self.patch_size
+        if pixels.shape[-1] != size * size * 3:
+            raise ValueError(
+                f"patches have {pixels.shape[-1]} numbers, those of {size} x {size} pixels have "
+                f"{size * size * 3}; set config.model.image.patch_size"
+            )
+        init = nn.with_logical_partitioning(
+            nn.initializers.lecun_normal(), ("patch", None, None, "embed")
+        )
+        kernel = self.param("patch_kernel", init, (size, size, 3, self.width), jnp.float32)
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("embed",))
+        bias = self.param("patch_bias", zeros, (self.width,), jnp.float32)
+        kernel = kernel.reshape(-1, self.width).astype(self.dtype)
+        return pixels.astype(self.dtype) @ kernel + bias.astype(self.dtype)
+
+    def _table(self) -> jax.Array:
+        side = self.position_side
+        table = self.param(
+            "position_embedding",
+            nn.with_logical_partitioning(
+                nn.initializers.normal(self.width**-0.5), ("position", "embed")
+            ),
+            (side * side, self.width),
+            jnp.float32,
+        )
+        return table.reshape(side, side, self.width)
