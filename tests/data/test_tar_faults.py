@@ -1,0 +1,207 @@
+"""Damaged archives: no crash, no hang, no silent change of what a shard holds."""
+
+import collections
+import io
+import tarfile
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from archives import pairs, tar_bytes
+
+from clipjax.data import SampleError, make_source, tar_index
+from clipjax.data.checking import check_tar
+from clipjax.data.paths import data_path
+from clipjax.data.storage import stat
+from clipjax.data.tar_index import TarIndex, make_index
+from clipjax.data.tar_reader import Member
+
+COUNT = 12  # records of an archive
+LIMIT_S = 1.0
+pytestmark = pytest.mark.usefixtures("cache")
+
+
+class Original:
+    """A whole archive: its bytes, the blocks of its members, and what it holds."""
+
+    def __init__(self, folder, fmt, prefix=""):
+        members = [(prefix + name, content) for name, content in pairs(COUNT)]
+        self.path = folder / f"{fmt}.tar"
+        self.content = tar_bytes(members, fmt)
+        self.path.write_bytes(self.content)
+        source = make_source(f"tar:{self.path}")
+        self.examples = [source[i] for i in range(COUNT)]
+        self.index = Path(f"{self.path}.index").read_bytes()
+        with tarfile.open(self.path) as archive:
+            self.blocks = [  # with the extended headers that belong to a member
+                (m.offset, m.offset_data + -(-m.size // 512) * 512) for m in archive.getmembers()
+            ]
+        self.end = self.blocks[-1][1]
+        self.headers = sorted({m for m, _ in self.blocks} | {self.end, self.end + 512})
+
+
+def truncated(original, rng):
+    return original.content[: int(rng.integers(original.end + 1024))]
+
+
+def flipped(original, rng):
+    content = bytearray(original.content)
+    place = original.headers[int(rng.integers(len(original.headers)))] + int(rng.integers(512))
+    content[place] ^= 1 << int(rng.integers(8))
+    return bytes(content)
+
+
+def restructured(original, rng):
+    """Whole blocks that are lost, doubled, moved, forged or strange."""
+    content, blocks = original.content, original.blocks
+    i, j = sorted(int(n) for n in rng.choice(len(blocks), 2, replace=False))
+    (a, b), (c, d) = blocks[i], blocks[j]
+    strange = tar_bytes([STRANGE[int(rng.integers(len(STRANGE)))]])
+    strange = strange[: -(-len(strange.rstrip(b"\0")) // 512) * 512]
+    kinds = (
+        lambda: content[:a] + content[b:],  # a member is lost
+        lambda: content[:b] + content[a:b] + content[b:],  # or comes twice
+        lambda: content[:a] + content[c:d] + content[b:c] + content[a:b] + content[d:],
+        lambda: content[:a] + bytes(1024) + content[a:],  # an end marker in the middle
+        lambda: content[:a] + bytes(512) + content[a + 512 :],
+        lambda: content[:a] + rng.bytes(512) + content[a + 512 :],
+        lambda: content[:a] + strange + content[a:],
+        lambda: content[:a] + content[a + int(rng.integers(1, 512)) :],  # the grid is shifted
+        lambda: content[:a] + rng.bytes(int(rng.integers(1, 512))) + content[a:],
+        lambda: content + content,
+        lambda: content[: original.end],
+        lambda: content + rng.bytes(512),
+        lambda: forged(content, a, 124, b"%011o\0" % int(rng.integers(1 << 33))),
+        lambda: forged(content, a, 0, b"%05d.png\0" % int(rng.integers(COUNT))),
+    )
+    return kinds[int(rng.integers(len(kinds)))]()
+
+
+def forged(content, header, place, value):
+    """Writes a field of a header and mends the checksum."""
+    block = bytearray(content[header : header + 512])
+    block[place : place + len(value)] = value
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return content[:header] + bytes(block) + content[header + 512 :]
+
+
+STRANGE = [
+    ("9.png", (tarfile.SYMTYPE, "/etc/passwd")),
+    ("9.png", (tarfile.LNKTYPE, "00001.png")),
+    ("9.png", (tarfile.CHRTYPE, "")),
+    ("9.png", (tarfile.BLKTYPE, "")),
+    ("9.png", (tarfile.FIFOTYPE, "")),
+    ("/9.png", b"absolute"),
+    ("../9.png", b"outside"),
+    ("a/../../9.png", b"outside"),
+    ("9.v2.png", b"an unknown extension"),
+    ("9.png", b"a caption is missing"),
+    ("x" * 300 + ".png", b"a long name"),
+]
+
+
+def outcome_by_itself(original, shard):
+    """What a strict reading says of a shard that has no index."""
+    try:
+        index = TarIndex(shard.path, content=make_index(shard))
+    except ValueError as error:
+        assert str(shard.path) in str(error)
+        return "refused"
+    before = TarIndex(shard.path, content=original.index)
+    same = [r.key for r in index] == [r.key for r in before]
+    return "the same records" if same else "other records"
+
+
+def outcome_with_index(original, shard):
+    """What the source gives that was indexed when the shard was whole."""
+    try:
+        source = make_source(f"tar:{shard.path}")
+    except ValueError as error:
+        assert str(shard.path) in str(error)
+        return "refused"
+    if len(source) != COUNT:
+        return "silent: the count"
+    refused = 0
+    for number in range(COUNT):
+        try:
+            if source[number] != original.examples[number]:
+                return "silent: an example"
+        except SampleError as error:
+            assert error.key
+            refused += 1
+        except OSError as error:  # the shard ends before its index does
+            assert str(shard.path) in str(error)
+            refused += 1
+    return "examples refused" if refused else "the same examples"
+
+
+def campaign(folder, monkeypatch, truncations, flips, structures):
+    """Damages archives; gives what became of them, and the longest time one took."""
+    monkeypatch.setattr(tar_index, "EDGE", 1024)  # most of a small archive is its middle
+    formats = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
+    # The prefix makes names longer than a header's field: extended headers.
+    originals = [Original(folder, f, "d" * 110 + "/" if f else "") for f in formats]
+    rng = np.random.Generator(np.random.Philox(key=5))
+    counts, slowest = collections.Counter(), 0.0
+    for damage, number in ((truncated, truncations), (flipped, flips), (restructured, structures)):
+        for turn in range(number):
+            original = originals[turn % len(originals)]
+            content = damage(original, rng)
+            original.path.write_bytes(content)
+            shard = stat(data_path(str(original.path)))
+            start = time.perf_counter()
+            alone = outcome_by_itself(original, shard)
+            indexed = outcome_with_index(original, shard)
+            slowest = max(slowest, time.perf_counter() - start)
+            # Where the archive is another one, `data check` says so.
+            found = content == original.content or check_tar(shard).findings
+            counts[damage.__name__, "alone", alone] += 1
+            counts[damage.__name__, "indexed", indexed] += 1
+            counts[damage.__name__, "check", "found" if found else "silent"] += 1
+    return counts, slowest
+
+
+def silent(counts):
+    """The outcomes that may not be: damage of which nothing is said."""
+    return {
+        key: number
+        for key, number in counts.items()
+        if "silent" in key[2] or (key[2] == "other records" and key[0] != "restructured")
+    }
+
+
+def test_few_damaged_archives(tmp_path, monkeypatch):
+    counts, slowest = campaign(tmp_path, monkeypatch, 60, 60, 120)
+    assert silent(counts) == {} and slowest < LIMIT_S
+    assert counts["truncated", "alone", "refused"] == 60
+    assert counts["flipped", "alone", "refused"] >= 55
+    assert counts["restructured", "alone", "refused"] >= 60
+
+
+@pytest.mark.nightly
+def test_ten_thousand_damaged_archives(tmp_path, monkeypatch):
+    counts, slowest = campaign(tmp_path, monkeypatch, 4000, 4000, 2000)
+    assert silent(counts) == {} and slowest < LIMIT_S
+    assert counts["truncated", "alone", "refused"] == 4000
+    assert counts["flipped", "alone", "refused"] >= 3900
+
+
+def test_a_lenient_reader_is_caught(tmp_path, monkeypatch):
+    """Negative control: the standard library's reader in place of the strict one."""
+
+    def lenient(file, where):
+        content = file.read(1 << 30)
+        try:
+            with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+                for m in archive.getmembers():
+                    crc = zlib.crc32(content[m.offset_data : m.offset_data + m.size])
+                    yield Member(m.name, m.offset_data, m.size, crc)
+        except tarfile.TarError as error:
+            raise ValueError(f"{where}: {error}") from error
+
+    monkeypatch.setattr(tar_index, "read_members", lenient)
+    counts, _ = campaign(tmp_path, monkeypatch, 30, 30, 0)
+    assert sum(silent(counts).values()) > 20
