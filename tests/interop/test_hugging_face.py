@@ -213,8 +213,7 @@ def test_siglip_tokenizes_as_transformers(directories, tmp_path):
 def test_pixels_are_those_of_the_image_processor(directories, case):
     path, golden, _ = directories[case]
     spec = read(path).spec
-    rules = spec["preprocess"]
-    process = Preprocess(spec["image_size"], rules["resize"], rules["interpolation"])
+    rules, process = spec["preprocess"], Preprocess.from_spec(spec)
     pixels = np.stack([process(picture(*size)) for size in PICTURES])
     mean, std = np.float32(rules["mean"]), np.float32(rules["std"])
     found = (pixels.astype(np.float32) / 255 - mean) / std  # as normalise_images on the device
@@ -235,13 +234,14 @@ WRONG = [
     ("clip", C, ("text_config", "layer_norm_eps"), -1.0, r"layer_norm_eps is -1.0"),
     ("clip", C, ("text_config", "rope_theta"), 1.0, r"text_config.rope_theta = 1.0 is not a field"),
     ("clip", C, ("vision_config", "num_channels"), 4, r"num_channels is 4; supported is 3"),
-    ("clip", C, ("vision_config", "image_size"), 40, r"size is 32, .*image_size is 40"),
+    ("clip", C, ("vision_config", "image_size"), 40, r"gives 32 pixels, .*image_size is 40"),
     ("clip", C, ("projection_dim",), 24, r"projection.weight has shape \(20, .*takes \(24, "),
     ("clip", C, ("text_config", "vocab_size"), 50000, r"eos_token_id is 49407; .*49999"),
     ("clip", C, ("text_config",), {"eos_token_id": 2, "vocab_size": 50}, r"50, the tokenizer has"),
     ("clip", P, ("resample",), 0, r"resample is 0; supported is 3 or 2"),
     ("clip", P, ("do_center_crop",), False, r"do_center_crop is False"),
-    ("clip", P, ("crop_size",), 30, r"crop_size is 30; supported is 32, as size"),
+    ("clip", P, ("crop_size",), 40, r"crop_size is 40; supported is .* at most size: 32"),
+    ("clip", P, ("crop_size",), 28, r"gives 28 pixels, .*image_size is 32"),
     ("clip", P, ("size",), {"longest_edge": 32}, r"size is .*supported is .*shortest_edge"),
     ("clip", P, ("do_rescale",), False, r"do_rescale is False"),
     ("clip", P, ("rescale_factor",), 0.5, r"rescale_factor is 0.5; supported is 1 / 255"),

@@ -38,6 +38,7 @@ def complete(spec: Mapping[str, Any]) -> dict[str, Any]:
                 if field.default is not dataclasses.MISSING and field.name not in _RUNTIME
             }
             spec[tower] = {**defaults, **spec[tower]}
+    spec["preprocess"] = {"crop_fraction": 1.0, **spec["preprocess"]}
     return {"image_projection": "linear", "text_projection": "linear", "logit_bias": None, **spec}
 
 

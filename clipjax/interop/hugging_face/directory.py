@@ -105,7 +105,7 @@ def _with_preprocessor(spec: dict[str, Any], path: Path, kind: str) -> dict[str,
     preprocess, pixels = read_preprocessor(read_json(file), str(file), family.IMAGE_PROCESSOR)
     if "image_size" not in family.IN_OTHER_FILES and pixels != spec["image_size"]:
         raise WeightFileError(
-            f"{file}.size is {pixels}, {CONFIG}: vision_config.image_size is {spec['image_size']}"
+            f"{file} gives {pixels} pixels, vision_config.image_size is {spec['image_size']}"
         )
     return {**spec, "preprocess": preprocess, "image_size": pixels}
 

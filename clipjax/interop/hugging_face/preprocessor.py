@@ -10,8 +10,6 @@ from clipjax.models.zoo.parts import HALF, OPENAI_MEAN, OPENAI_STD
 FILE = "preprocessor_config.json"
 _COMMON = {
     "do_resize": True,
-    "do_center_crop": False,
-    "crop_size": None,
     "do_rescale": True,
     "rescale_factor": 1 / 255,
     "do_normalize": True,
@@ -33,6 +31,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "EfficientNetImageProcessor": {
         **_COMMON,
         "size": {"height": 346, "width": 346},
+        "do_center_crop": False,
         "crop_size": 289,
         "resample": 0,
         "rescale_offset": False,
@@ -95,24 +94,32 @@ def read_preprocessor(
 
 
 def write_preprocessor(preprocess: Mapping[str, Any], pixels: int, kind: str) -> dict[str, Any]:
-    """Gives the preprocessor_config.json of `preprocess` for images of `pixels` a side."""
-    square = {"height": pixels, "width": pixels}
+    """Gives the preprocessor_config.json of `preprocess` for images of `pixels` a side.
+
+    Raises:
+        ValueError: the processor cannot do that.
+    """
+    resized = round(pixels / preprocess.get("crop_fraction", 1.0))
     is_shortest = preprocess["resize"] == "shortest"
-    if is_shortest and kind != "CLIPImageProcessor":
+    crops = is_shortest or resized != pixels
+    can_crop = "crop_size" in DEFAULTS[kind]
+    if (is_shortest and kind != "CLIPImageProcessor") or (crops and not can_crop):
         raise ValueError(
-            f"transformers' {kind} cannot resize the shorter side and crop "
-            "(preprocess.resize is 'shortest'); write --format clipjax"
+            f"transformers' {kind} cannot preprocess so: preprocess.resize is "
+            f"{preprocess['resize']!r} and crop_fraction {pixels / resized}; write --format clipjax"
         )
     # Left out, EfficientNet's divides by the deviation a second time.
     extra = {"include_top": False} if "include_top" in DEFAULTS[kind] else {}
+    if can_crop:
+        extra |= {"do_center_crop": crops, "crop_size": {"height": pixels, "width": pixels}}
     return {
         "image_processor_type": kind,
-        **extra,
         "do_resize": True,
-        "size": {"shortest_edge": pixels} if is_shortest else square,
+        "size": {"shortest_edge": resized}
+        if is_shortest
+        else {"height": resized, "width": resized},
         "resample": _RESAMPLES[preprocess["interpolation"]],
-        "do_center_crop": is_shortest,
-        "crop_size": square,
+        **extra,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
@@ -123,22 +130,26 @@ def write_preprocessor(preprocess: Mapping[str, Any], pixels: int, kind: str) ->
 
 
 def _resize(section: Section) -> tuple[dict[str, Any], int]:
-    size, crops = section.get("size"), section.get("do_center_crop")
+    size, crops = section.get("size"), section.get("do_center_crop", False)
     if not isinstance(crops, bool):
         raise section.error("do_center_crop", "true or false")
     # The first versions of transformers wrote a number, and meant the shorter side.
-    pixels = size if _is_pixels(size) else _pixels(size, "shortest_edge")
+    resized = size if _is_pixels(size) else _pixels(size, "shortest_edge")
     resize = "shortest"
-    if pixels is None:
-        pixels, resize = _pixels(size, "height", "width"), "squash"
-    if pixels is None:
+    if resized is None:
+        resized, resize = _pixels(size, "height", "width"), "squash"
+    if resized is None:
         raise section.error("size", '{"shortest_edge": n} or {"height": n, "width": n}')
     crop = section.get("crop_size")
-    if crops and (crop if _is_pixels(crop) else _pixels(crop, "height", "width")) != pixels:
-        raise section.error("crop_size", f"{pixels}, as size")
-    if resize == "shortest" and not crops:
-        raise section.error("do_center_crop", "true, where size is that of the shorter side")
-    return {"resize": resize}, pixels
+    if not crops:
+        if resize == "shortest":
+            raise section.error("do_center_crop", "true, where size is that of the shorter side")
+        return {"resize": resize}, resized
+    pixels = crop if _is_pixels(crop) else _pixels(crop, "height", "width")
+    if pixels is None or pixels > resized:
+        raise section.error("crop_size", f'{{"height": n, "width": n}}, at most size: {resized}')
+    found = {"resize": resize}
+    return found if pixels == resized else {**found, "crop_fraction": pixels / resized}, pixels
 
 
 def _is_pixels(value: Any) -> bool:

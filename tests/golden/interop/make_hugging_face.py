@@ -170,7 +170,7 @@ def align():
         projection_dim=80,
     )
     processor = transformers.EfficientNetImageProcessor(
-        size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+        size={"height": 37, "width": 37},
         crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
         do_center_crop=True,
         rescale_factor=1 / 127.5,
