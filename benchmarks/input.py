@@ -248,10 +248,10 @@ def rate_of(batches) -> float:
 def webdataset_rate(folder: str) -> float:
     """The pipeline of open_clip's training, its tokenizer included."""
     import jax
-    import open_clip
     import webdataset
 
-    transform, tokenizer = open_clip_transform(), open_clip.get_tokenizer("ViT-B-32")
+    transform = open_clip_transform()
+    tokenizer = sys.modules["open_clip"].get_tokenizer("ViT-B-32")
     shards = [str(path) for path in sorted(Path(folder).glob("*.tar"))]
     pipeline = webdataset.DataPipeline(
         webdataset.SimpleShardList(shards * 2),
