@@ -1,6 +1,7 @@
 """What a data source is, how one is named, and how it says that an example is unusable."""
 
 import re
+from collections.abc import Mapping
 from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
@@ -13,12 +14,13 @@ _OPTIONS = re.compile(r"\?([a-z_]+=.*)$")
 class Example(TypedDict):
     """One image-text pair.
 
-    An image is encoded bytes, or u8 `[height, width, 3 or 4]`; several texts are alternatives,
-    one of which is drawn in training.
+    An image is encoded bytes, or u8 `[height, width, 3 or 4]`. Several texts are alternatives,
+    one of which is drawn in training; a map holds them by language, or by kind. What precedes
+    the first `/` or `:` of a key names the shard or file that the example stands in.
     """
 
     image: bytes | np.ndarray | Image.Image
-    text: str | tuple[str, ...]
+    text: str | tuple[str, ...] | Mapping[str, str | tuple[str, ...]]
     key: str
     label: NotRequired[int]
 
@@ -48,7 +50,8 @@ class SampleError(ValueError):
     """One example is unusable; the loader replaces it, and counts it under `reason`.
 
     Args:
-        reason: short code, e.g. `empty_text`; the name under which it is counted.
+        reason: short code, e.g. `text_empty`; the name under which it is counted. `filtered_...`
+            is what a filter leaves out on purpose: counted, but not as damage.
         message: what is wrong.
         key: which example.
     """

@@ -15,6 +15,7 @@ from clipjax.data.transforms.captions import (
     CaptionTemplate,
     ChooseCaption,
     DropWord,
+    FilterCaption,
     choose_text,
 )
 from clipjax.data.transforms.color import (
@@ -35,6 +36,7 @@ TRANSFORMS = {
     "compose_layers": ComposeLayers,
     "cutout": Cutout,
     "drop_word": DropWord,
+    "filter_caption": FilterCaption,
     "random_background": RandomBackground,
     "random_blur": RandomBlur,
     "random_flip": RandomFlip,
@@ -72,6 +74,7 @@ __all__ = [
     "ComposeLayers",
     "Cutout",
     "DropWord",
+    "FilterCaption",
     "RandomBackground",
     "RandomBlur",
     "RandomFlip",

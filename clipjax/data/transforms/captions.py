@@ -1,17 +1,30 @@
 """Transforms of the text: which caption, in which words."""
 
 import dataclasses
+import re
 import unicodedata
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from clipjax.data.source import Example, SampleError
 from clipjax.data.transforms.ranges import check_probability
 
+Text = str | tuple[str, ...] | Mapping[str, "Text"]
 
-def choose_text(text: str | tuple[str, ...], rng: np.random.Generator) -> str:
-    """Draws one of several captions, each as often as another."""
-    return text if isinstance(text, str) else text[int(rng.integers(len(text)))]
+
+def choose_text(text: Text, rng: np.random.Generator) -> str:
+    """Draws one of several captions, each as often as another.
+
+    Of a map, a name is drawn first: languages come equally often, whatever the number of
+    captions in each.
+    """
+    if isinstance(text, Mapping):
+        names = sorted(text)
+        text = text[names[int(rng.integers(len(names)))]] if names else ""
+    if isinstance(text, str):
+        return text
+    return text[int(rng.integers(len(text)))] if text else ""
 
 
 def clean_caption(text: str | bytes) -> str:
@@ -32,28 +45,135 @@ def clean_caption(text: str | bytes) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class ChooseCaption:
-    """Takes the first caption of an image, or one of the others.
+    """Takes the first caption of an image or one of the others, or draws one by weights.
 
-    Without this transform, all captions are drawn equally often.
+    Without this transform, all captions are drawn equally often, and all languages of a map.
 
     Args:
-        first: probability of the first.
+        first: probability of the first of several captions; the others share the rest.
+        weights: in place of `first`. A list weighs the captions in their order, those beyond it
+            are not drawn: `(0.7, 0.3)`. A map weighs the names of captions that are a map from
+            language, or kind, to text: `{"en": 2, "de": 1}`. Where some are missing, the weights
+            of the others count.
+
+    Raises:
+        ValueError: if a weight is negative, or none is above 0.
     """
 
     first: float = 0.8
+    weights: tuple[float, ...] | Mapping[str, float] | None = None
 
     def __post_init__(self):
         check_probability(self, "first")
+        if self.weights is not None:
+            values = list(dict(self._pairs()).values())
+            if not values or min(values) < 0 or not 0 < sum(values) < float("inf"):
+                raise ValueError(
+                    f"choose_caption.weights = {self.weights}: expected numbers of 0 or more, at "
+                    "least one of them above 0"
+                )
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        """Replaces a tuple of captions by one caption."""
+        """Replaces several captions by one of them."""
         text = example["text"]
-        if isinstance(text, str):
-            return example
+        if self.weights is not None:
+            return {**example, "text": self._by_weight(text, rng)}
+        if isinstance(text, str | Mapping):
+            return {**example, "text": choose_text(text, rng)}
         others = text[1:]
         if not others or rng.random() < self.first:
             return {**example, "text": text[0]}
         return {**example, "text": choose_text(others, rng)}
+
+    def _pairs(self) -> Iterable[tuple[str | int, float]]:
+        named = isinstance(self.weights, Mapping)
+        return sorted(self.weights.items()) if named else enumerate(self.weights)
+
+    def _by_weight(self, text: Text, rng: np.random.Generator) -> str:
+        named = isinstance(self.weights, Mapping)
+        if not named and isinstance(text, str):
+            text = (text,)
+        if isinstance(text, Mapping) != named:
+            raise ValueError(
+                f"choose_caption.weights is a {type(self.weights).__name__}, the captions are a "
+                f"{type(text).__name__}: a map of weights belongs to a map of captions, a list to "
+                "a list"
+            )
+        there = text.keys() if named else range(len(text))
+        pairs = [(name, weight) for name, weight in self._pairs() if name in there and weight > 0]
+        if not pairs:
+            raise SampleError("filtered_weights", f"no caption has a weight: it has {list(there)}")
+        ends = np.cumsum([weight for _, weight in pairs])
+        place = int(np.searchsorted(ends, rng.random() * ends[-1], side="right"))
+        return choose_text(text[pairs[min(place, len(pairs) - 1)][0]], rng)
+
+
+@dataclasses.dataclass(frozen=True)
+class FilterCaption:
+    """Leaves out captions that are too short, too long, or match a pattern.
+
+    An example that keeps no caption is replaced by another and counted: `filtered_short`,
+    `filtered_long` or `filtered_pattern`. These counts do not add to `max_bad_fraction`. A filter
+    that takes most of a dataset belongs into its preparation, or into `?filter=` of the source.
+
+    Args:
+        min_words, max_words: separated by white space.
+        min_chars, max_chars: after white space at both ends is cut off.
+        patterns: regular expressions; a caption in which one is found is left out.
+
+    Raises:
+        ValueError: if a limit is below the other, or a pattern is no regular expression.
+    """
+
+    min_words: int = 0
+    max_words: int | None = None
+    min_chars: int = 1
+    max_chars: int | None = None
+    patterns: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        for unit in ("words", "chars"):
+            low, high = getattr(self, f"min_{unit}"), getattr(self, f"max_{unit}")
+            if low < 0 or (high is not None and high < low):
+                raise ValueError(f"filter_caption: min_{unit}={low}, max_{unit}={high}")
+        try:
+            if isinstance(self.patterns, str):
+                raise re.error("it is a text, expected a list")
+            for pattern in self.patterns:
+                re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"filter_caption.patterns = {self.patterns!r}: {error}") from error
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        """Keeps the captions that pass; SampleError if none does."""
+        reasons: list[str] = []
+        text = self._kept(example["text"], reasons)
+        if not text:
+            reason = reasons[0] if reasons else "filtered_short"
+            raise SampleError(reason, "no caption passes filter_caption")
+        return {**example, "text": text}
+
+    def _kept(self, text: Text, reasons: list[str]) -> Text:
+        if isinstance(text, Mapping):
+            kept = {name: self._kept(part, reasons) for name, part in text.items()}
+            return {name: part for name, part in kept.items() if part}
+        if not isinstance(text, str):
+            return tuple(part for part in text if self._kept(part, reasons))
+        reason = self._reason(text)
+        if reason is not None:
+            reasons.append(reason)
+        return "" if reason else text
+
+    def _reason(self, text: str) -> str | None:
+        words, chars = len(text.split()), len(text.strip())
+        if words < self.min_words or chars < self.min_chars:
+            return "filtered_short"
+        too_many = self.max_words is not None and words > self.max_words
+        if too_many or (self.max_chars is not None and chars > self.max_chars):
+            return "filtered_long"
+        if any(re.search(pattern, text) for pattern in self.patterns):  # re keeps them compiled
+            return "filtered_pattern"
+        return None
 
 
 @dataclasses.dataclass(frozen=True)
