@@ -33,6 +33,7 @@ from clipjax.interop.tensors import of_array
 BATCH = 4
 LOGIT_SCALE = float(np.log(100))
 MARGIN = 4e-6
+RESIDUAL = ("out_proj.weight", "c_proj.weight", "attn.proj.weight", "mlp.fc2.weight")
 BARS = {"text": 2e-6, "logits": 1e-4, "text layers": 1e-5, "gradient": 1e-4}
 XLM_ROBERTA = {"xlm-roberta-base": (12, 768, 12), "xlm-roberta-large": (24, 1024, 16)}
 
@@ -85,13 +86,18 @@ def xlm(name: str, depth: int | None) -> Any:
 
 
 def seed(model: torch.nn.Module) -> None:
-    """Fills every weight from its name."""
+    """Fills every weight from its name.
+
+    What writes into the residual stream is as much smaller as OpenAI's initialisation has it, so
+    that hidden states stay of size 10 through all layers, and float32 resolves 1e-6 of them.
+    """
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             if name == "logit_scale":
                 tensor.fill_(LOGIT_SCALE)
             elif tensor.is_floating_point():
-                tensor.copy_(torch.from_numpy(seeded.weight(name, tuple(tensor.shape))))
+                value = torch.from_numpy(seeded.weight(name, tuple(tensor.shape)))
+                tensor.copy_(value * (2 * 12) ** -0.5 if name.endswith(RESIDUAL) else value)
 
 
 def smooth_images(model: torch.nn.Module, size: int) -> np.ndarray:

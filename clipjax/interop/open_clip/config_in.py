@@ -43,7 +43,7 @@ def spec_of_config(draft: Mapping[str, Any], config: Mapping[str, Any], *, where
         said = merge(_constants(draft, model, vision, text), {"image_size": _size(draft, vision)})
         said["preprocess"] = _preprocess(config.get("preprocess_cfg") or {})
         _check_sizes(draft, model, vision, text)
-    except (TypeError, AttributeError, KeyError) as error:
+    except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
         raise ValueError(f"{where} is no OpenCLIP config: {error!r}") from error
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
@@ -77,6 +77,13 @@ def _activation(section: Mapping[str, Any], quick_gelu: bool) -> str:
     return "gelu_tanh" if kwargs.get("approximate") == "tanh" else "gelu"
 
 
+def _int(section: Mapping[str, Any], field: str, default: int) -> int:
+    value = section.get(field, default)
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{field} = {value!r}: expected a positive whole number")
+    return value
+
+
 def _eps(section: Mapping[str, Any]) -> float:
     return float((section.get("norm_kwargs") or {}).get("eps", 1e-5))
 
@@ -90,24 +97,24 @@ def _constants(draft: Mapping[str, Any], model: Any, vision: Any, text: Any) -> 
         image = {"num_heads": trunk.num_heads, "activation": trunk.activation}
         image["layer_norm_eps"] = 1e-6
     elif draft["image"]["name"] == "modified_resnet":
-        image = {"num_heads": vision["width"] * 32 // vision.get("head_width", 64)}
+        image = {"num_heads": 32 * _int(vision, "width", 64) // _int(vision, "head_width", 64)}
     else:
         image = {
-            "num_heads": vision.get("width", 768) // vision.get("head_width", 64),
+            "num_heads": _int(vision, "width", 768) // _int(vision, "head_width", 64),
             "activation": _activation(vision, quick_gelu),
             "layer_norm_eps": _eps(vision),
         }
     said: Config = {"image": image, "text": {}}
     if "hf_model_name" not in text:
         said["text"] = {
-            "num_heads": text.get("heads", 8),
+            "num_heads": _int(text, "heads", 8),
             "activation": _activation(text, quick_gelu),
             "layer_norm_eps": _eps(text),
         }
     elif draft["text"]["name"] != "bert":
         raise ValueError(f"hf_model_name = {text['hf_model_name']!r}, the tensors are CLIP's text")
     else:
-        said["text"] = {"activation": "gelu", "context_length": text.get("context_length", 77)}
+        said["text"] = {"activation": "gelu", "context_length": _int(text, "context_length", 77)}
     return said
 
 
@@ -167,6 +174,10 @@ def _preprocess(section: Mapping[str, Any]) -> Config:
         "mean": [float(x) for x in section.get("mean") or OPENAI_MEAN],
         "std": [float(x) for x in section.get("std") or OPENAI_STD],
     }
+    if len(found["mean"]) != 3 or len(found["std"]) != 3 or min(found["std"]) <= 0:
+        raise ValueError(
+            f"preprocess_cfg: mean {found['mean']} and std {found['std']} of 3 channels"
+        )
     for field, allowed in (
         ("resize", ("shortest", "squash")),
         ("interpolation", ("bicubic", "bilinear")),

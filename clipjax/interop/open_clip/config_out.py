@@ -6,7 +6,7 @@ from typing import Any
 
 from absl import logging
 
-from clipjax.interop.open_clip import trunks
+from clipjax.interop.open_clip import tokenizer, trunks
 from clipjax.interop.open_clip.names import has_custom_text
 
 Config = dict[str, Any]
@@ -110,7 +110,7 @@ def _vision(spec: Mapping[str, Any]) -> Config:
 
 def _text(spec: Mapping[str, Any]) -> Config:
     text, projection = spec["text"], spec.get("text_projection", "linear")
-    section: Config = {"context_length": text["context_length"], **_tokenizer(spec)}
+    section: Config = {"context_length": text["context_length"], **tokenizer.text_fields(spec)}
     if text["name"] == "bert":
         sizes = (text["depth"], text["width"])
         if sizes not in _XLM_ROBERTA or text["vocab_size"] != 250002:
@@ -131,20 +131,3 @@ def _text(spec: Mapping[str, Any]) -> Config:
     elif projection == "none":
         section["proj_type"] = "none"
     return section
-
-
-def _tokenizer(spec: Mapping[str, Any]) -> Config:
-    """Names of OpenCLIP's tokenizers; a folder's own files come before the name."""
-    tokenizer, vocab_size = spec["tokenizer"], spec["text"]["vocab_size"]
-    if tokenizer["name"] == "wordpiece":
-        kwargs = {"strip_sep_token": True}
-        return {"hf_tokenizer_name": "bert-base-uncased", "tokenizer_kwargs": kwargs}
-    names = {
-        32_000: "timm/ViT-B-16-SigLIP",
-        250_000: "timm/ViT-B-16-SigLIP-i18n-256",
-        256_000: "timm/ViT-B-16-SigLIP2",
-    }
-    if tokenizer["name"] == "sentencepiece" and vocab_size in names:
-        kwargs = {"clean": "canonicalize" if tokenizer.get("strip_punctuation") else "lower"}
-        return {"hf_tokenizer_name": names[vocab_size], "tokenizer_kwargs": kwargs}
-    return {}

@@ -10,6 +10,7 @@ import numpy as np
 from absl import logging
 
 from clipjax.interop import files, weights
+from clipjax.interop.open_clip import tokenizer
 from clipjax.interop.open_clip.config_in import spec_of_config
 from clipjax.interop.open_clip.config_out import config_of_spec
 from clipjax.interop.open_clip.names import (
@@ -38,7 +39,6 @@ _WEIGHT_FILES = (
     "pytorch_model.pth",
     "model.pth",
 )
-_TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.txt")
 _TABLE = "visual.positional_embedding"
 # Two computations of the same sines in float32 differ by less, learned tables by far more.
 _TABLE_TOLERANCE = 1e-5
@@ -74,8 +74,9 @@ def read(path: Path, hints: Hints) -> Weights:
     found = files.open_tensors(file).tensors
     tensors, where = plain_names(found), str(file)
     draft = draft_of(tensors, where=where)
+    tokenizer_files: dict[str, Path] = {}
     if folder:
-        spec = _spec_of_folder(draft, folder, hints)
+        spec, tokenizer_files = _spec_of_folder(draft, folder, hints)
     elif any(name in found for name in OPENAI_NUMBERS):
         spec = _spec_of_archive(draft, hints, where)
     else:
@@ -86,7 +87,7 @@ def read(path: Path, hints: Hints) -> Weights:
     return Weights(
         spec=spec,
         leaves=weights.convert(table, tensors, spec, ignored=is_buffer, where=where),
-        tokenizer_files=_tokenizer_files(folder),
+        tokenizer_files=tokenizer_files,
         source=f"open_clip:{path}",
         ignored=tuple(sorted(filter(is_buffer, tensors))),
     )
@@ -110,8 +111,7 @@ def write(path: Path, found: Weights) -> None:
     files.save_safetensors(path / WEIGHTS, tensors, {"format": "pt"})
     text = json.dumps(config, indent=2) + "\n"
     (path / CONFIG).write_text(text, encoding="utf-8")
-    for name, file in found.tokenizer_files.items():
-        (path / name).write_bytes(file.read_bytes())
+    tokenizer.write_files(path, found)
 
 
 def _weight_file(folder: Path) -> Path:
@@ -121,11 +121,14 @@ def _weight_file(folder: Path) -> Path:
     raise WeightFileError(f"{folder} holds none of {', '.join(_WEIGHT_FILES)}")
 
 
-def _spec_of_folder(draft: Mapping[str, Any], folder: Path, hints: Hints) -> dict[str, Any]:
+def _spec_of_folder(
+    draft: Mapping[str, Any], folder: Path, hints: Hints
+) -> tuple[dict[str, Any], dict[str, Path]]:
+    """The spec that a folder's config says, and the tokenizer's files."""
     file = folder / CONFIG
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise WeightFileError(f"{file} is no JSON file: {error}") from error
     spec = spec_of_config(draft, config, where=str(file))
     said = {"model": hints.model, "activation": hints.activation}
@@ -134,9 +137,11 @@ def _spec_of_folder(draft: Mapping[str, Any], folder: Path, hints: Hints) -> dic
         if value is not None and value != known[flag]:
             raise ValueError(
                 f"--{flag} {value}: {file} says {known[flag]}; leave the flag out, or give the "
-                f"file of weights in place of the folder"
+                "file of weights in place of the folder"
             )
-    return spec
+    text = config["model_cfg"]["text_cfg"]
+    spec["tokenizer"], needed = tokenizer.tokenizer_of_folder(spec["tokenizer"], text, folder)
+    return spec, needed
 
 
 def _spec_of_archive(draft: Mapping[str, Any], hints: Hints, where: str) -> dict[str, Any]:
@@ -176,9 +181,3 @@ def _sincos_table(spec: Mapping[str, Any]) -> np.ndarray:
     """Positions as OpenCLIP keeps them: the class token's row of zeros, then the patches'."""
     side = spec["image_size"] // spec["image"]["patch_size"]
     return np.pad(np.asarray(sincos_2d(side, spec["image"]["width"])), ((1, 0), (0, 0)))
-
-
-def _tokenizer_files(folder: Path | None) -> dict[str, Path]:
-    if folder is None:
-        return {}
-    return {name: folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()}

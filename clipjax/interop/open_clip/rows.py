@@ -128,6 +128,11 @@ def _as_custom(row: Spec, draft: Mapping[str, Any]) -> Spec:
     spec = _with_bias(merge(row, {**draft, "name": CUSTOM, "source": ""}), draft)
     if spec["image"].get("positions") == "sincos2d":
         spec["image"]["positions"] = "learned"
+    # Said by the draft, but as in every row that leaves it out.
+    if spec["image"].get("pre_norm") and "pre_norm" not in row["image"]:
+        del spec["image"]["pre_norm"]
+    if spec["text_projection"] == "linear" and "text_projection" not in row:
+        del spec["text_projection"]
     for tower in ("image", "text"):
         spec[tower]["num_heads"] = _num_heads(spec[tower], tower)
     return spec
