@@ -1,0 +1,250 @@
+"""Stages of a run: one compilation each, the same run however it is cut, the same parameters."""
+
+import contextlib
+import functools
+import importlib.util
+import io
+import json
+import logging
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from clipjax.experiment import build_experiment, build_program
+from clipjax.experiment.program import model_spec
+from clipjax.experiment.stages import stage_specs
+from clipjax.faults import InjectedFault
+from clipjax.train import train
+
+ROOT = Path(__file__).parent.parent.parent
+COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+def smoke_config(stages=True, **changes):
+    """configs/smoke.py in nine steps of three stages, with one block a tower."""
+    path = ROOT / "configs" / "smoke.py"
+    spec = importlib.util.spec_from_file_location("smoke", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(f"steps=9,batch_size=8{',stages' if stages else ''}")
+    config.model.image.depth = config.model.text.depth = 1
+    config.checkpoint.every_steps = 3
+    config.scan_layers, config.remat = False, "none"  # these compile fastest
+    config.tensorboard = config.report = False
+    config.hang_timeout_s = 300.0
+    del config.evals.zero_shot
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
+    return config
+
+
+def run(config, workdir):
+    """Trains on one of the simulated devices: eight take four times as long to compile for."""
+    with pytest.MonkeyPatch.context() as patch:
+        one = functools.partial(build_program, devices=jax.devices()[:1])
+        patch.setattr("clipjax.experiment.run.build_program", one)
+        experiment = build_experiment(config, workdir)
+    return train(experiment)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """What one run compiled, the next one loads; either is counted."""
+    flags = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+        "jax_disable_most_optimizations": True,
+    }
+    before = {name: jax.config.values[name] for name in flags}
+    for name, value in flags.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@contextlib.contextmanager
+def compiled_names():
+    """Names of what is compiled inside."""
+    names = []
+
+    def listen(event, duration, fun_name="", **_):
+        if event == COMPILED:
+            names.append(fun_name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def leaves(state):
+    return [np.asarray(x) for x in jax.tree.leaves(jax.device_get(state))]
+
+
+def read_metrics(workdir):
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row for row in rows}
+
+
+def read_losses(workdir):
+    return {step: row["loss"] for step, row in read_metrics(workdir).items()}
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory, cache):
+    """A run that nothing disturbed: its workdir, last state, what was compiled and the log."""
+    workdir = tmp_path_factory.mktemp("reference")
+    log = io.StringIO()
+    handler = logging.StreamHandler(log)
+    absl_logger = logging.getLogger("absl")
+    absl_logger.addHandler(handler)
+    level = absl_logger.level
+    absl_logger.setLevel(logging.INFO)
+    with compiled_names() as names:
+        state = leaves(run(smoke_config(), workdir))
+    absl_logger.setLevel(level)
+    absl_logger.removeHandler(handler)
+    return workdir, state, names, log.getvalue()
+
+
+def test_the_step_compiles_once_a_stage_and_the_log_says_which(reference):
+    workdir, _, names, log = reference
+    assert names.count("jit(step)") == 3
+    for text in (
+        "stage 1 of 3, steps 0 to 2: 16 pixels, 8 tokens, patch dropout 0.5",
+        "stage 2 of 3, steps 3 to 5: 24 pixels, 12 tokens, patch dropout 0",
+        "stage 3 of 3, steps 6 to 8: 32 pixels, 16 tokens, patch dropout 0",
+    ):
+        assert log.count(text) == 1
+    metrics = read_metrics(workdir)
+    assert [row["stage"] for row in metrics.values()] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+def test_a_run_killed_in_any_stage_ends_the_same_to_the_bit(reference, monkeypatch, tmp_path):
+    """Saves at 2, 4, 6, 8; step 6 is where the last stage begins."""
+    monkeypatch.setattr("clipjax.faults._fired", set())
+    config = smoke_config(**{"checkpoint.every_steps": 2})
+    num_compiled = []
+    for step in (3, 5, 7, None):
+        with compiled_names() as names:
+            if step is None:
+                monkeypatch.delenv("CLIPJAX_FAULT")
+                state = leaves(run(config, tmp_path))
+            else:
+                monkeypatch.setenv("CLIPJAX_FAULT", f"raise@loop.step:step={step}")
+                with pytest.raises(InjectedFault):
+                    run(config, tmp_path)
+        num_compiled.append(names.count("jit(step)"))
+    # Stage 1; from step 2 stages 1 and 2; from step 4 stages 2 and 3; from step 6 stage 3.
+    assert num_compiled == [1, 2, 2, 1]
+    assert read_losses(tmp_path) == read_losses(reference[0])
+    for found, wanted in zip(state, reference[1], strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_the_comparison_sees_a_stage_that_ends_a_step_later(reference, tmp_path):
+    """Negative control."""
+    config = smoke_config()
+    config.stages = ({**config.stages[0], "until_step": 4}, config.stages[1])
+    run(config, tmp_path)
+    found, wanted = read_losses(tmp_path), read_losses(reference[0])
+    assert [found[step] == wanted[step] for step in range(1, 5)] == [True] * 3 + [False]
+
+
+def test_a_stage_that_changes_nothing_is_no_stage(tmp_path):
+    config = smoke_config(stages=False)
+    plain = leaves(run(config, tmp_path / "plain"))
+    config.stages = (
+        {"until_step": 3, "image_size": 32, "context_length": 16, "patch_dropout": 0.0},
+        {"until_step": 5},
+    )
+    with compiled_names() as names:
+        staged = leaves(run(config, tmp_path / "staged"))
+    assert names.count("jit(step)") == 1
+    assert read_losses(tmp_path / "plain") == read_losses(tmp_path / "staged")
+    for found, wanted in zip(staged, plain, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_the_last_stage_is_the_model_s_own_size_and_the_checkpoint_knows_no_other(reference):
+    program = build_program(smoke_config(), jax.devices()[:1])
+    assert program.abstract_batch["image"].shape == (8, 32, 32, 3)
+    assert program.abstract_batch["text"].shape == (8, 16)
+    assert program.step is program.stages[2].step is not program.stages[1].step
+    assert [program.stage_index(step) for step in range(9)] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    manifest = json.loads((reference[0] / "checkpoints" / "3" / "manifest.json").read_text())
+    model = manifest["contract"]["model"]
+    assert (model["image_size"], model["text"]["context_length"]) == (32, 16)
+    shapes = {leaf["name"]: leaf["shape"] for leaf in manifest["leaves"]}
+    assert shapes["params/image_encoder/position_embedding"] == [16, 32]
+
+
+def with_stages(*stages, **model):
+    config = smoke_config(stages=False)
+    config.stages = stages
+    for tower, fields in model.items():
+        config.model[tower] = fields
+    return config
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """A config and the spec of its model."""
+    config = smoke_config(stages=False)
+    return config, model_spec(config)
+
+
+RESNET = {"name": "modified_resnet", "layers": [1, 1, 1, 1], "width": 8, "num_heads": 2}
+EFFICIENTNET = {"name": "efficientnet", "width_factor": 0.2, "depth_factor": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        ({"until_step": 5, "image_sise": 16}, ["[1].image_sise", "Did you mean 'image_size'"]),
+        ({"image_size": 16}, ["[1].until_step is missing"]),
+        ({"until_step": 5.0}, ["[1].until_step = 5.0", "int", "float"]),
+        ({"until_step": 3}, ["[1].until_step = 3", "above 3"]),
+        ({"until_step": 10}, ["[1].until_step = 10", "config.total_steps = 9"]),
+        ({"until_step": 5, "image_size": 20}, ["[1].image_size = 20", "patch, 8", "32"]),
+        ({"until_step": 5, "image_size": 40}, ["[1].image_size = 40", "config.model.image_size"]),
+        ({"until_step": 5, "image_size": 0}, ["[1].image_size = 0"]),
+        ({"until_step": 5, "context_length": 17}, ["[1].context_length = 17", "1 to 16"]),
+        ({"until_step": 5, "patch_dropout": 1.0}, ["[1].patch_dropout = 1.0", "[0, 1)"]),
+        ({"until_step": 5, "patch_dropout": True}, ["[1].patch_dropout = True", "bool"]),
+        (7, ["[1] = 7", "dict"]),
+    ],
+)
+def test_bad_stages_are_named(plain, stage, words):
+    config, spec = plain
+    config.stages = (good := {"until_step": 3, "image_size": 16},)
+    assert [until for until, _, _ in stage_specs(config, spec)] == [3, 9]
+    config.stages = (good, stage)
+    with pytest.raises(ValueError) as error:
+        stage_specs(config, spec)
+    for word in ("config.stages", *words):
+        assert word in str(error.value)
+
+
+def test_a_tower_with_a_table_of_one_size_is_refused():
+    resnet = {"image_size": 64, "image": {**RESNET, "output_dim": 32}, "image_projection": "none"}
+    with pytest.raises(ValueError, match=r"stages\[0\].image_size: .*'modified_resnet'.*efficient"):
+        build_program(with_stages({"until_step": 3, "image_size": 32}, **resnet))
+    with pytest.raises(ValueError, match=r"stages\[0\]: image_size = 48: .* multiple of 32"):
+        build_program(with_stages({"until_step": 3, "image_size": 48}, **resnet))
+    with pytest.raises(ValueError, match=r"stages\[0\].patch_dropout = 0.5: 'modified_resnet'"):
+        build_program(with_stages({"until_step": 3, "patch_dropout": 0.5}, **resnet))
+    build_program(with_stages({"until_step": 3, "context_length": 8}, **resnet))
+    build_program(with_stages({"until_step": 3, "image_size": 16}, image=EFFICIENTNET))
+
+
+def test_a_text_too_short_for_the_tokenizer(tmp_path):
+    config = with_stages({"until_step": 3, "context_length": 2})
+    with pytest.raises(ValueError, match=r"config.stages\[0\].context_length = 2: .*at least 3"):
+        build_experiment(config, tmp_path)
