@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import math
 import struct
 from collections.abc import Mapping
 from typing import Any
@@ -139,7 +140,8 @@ class Preprocess:
             raise ValueError(f"preprocess.size is {self.size}, expected at least 1 pixel")
         if self.resize not in ("shortest", "squash"):
             raise ValueError(
-                f"preprocess.resize is {self.resize!r}; allowed are 'shortest', 'squash'"
+                f"preprocess.resize is {self.resize!r}; allowed are 'shortest', 'squash' (and "
+                "'patches' in an Encoder: here images have one size)"
             )
         if self.interpolation not in INTERPOLATIONS:
             raise ValueError(
@@ -163,7 +165,9 @@ class Preprocess:
         Raises:
             ValueError: for a field that is missing or not known, or its value.
         """
-        fields = {k: v for k, v in spec["preprocess"].items() if k not in ("mean", "std")}
+        # A budget of patches, which models of any aspect have, is of no use for one size.
+        others = ("mean", "std", "max_patches")
+        fields = {k: v for k, v in spec["preprocess"].items() if k not in others}
         known = {field.name for field in dataclasses.fields(cls)} - {"size"}
         for name in fields.keys() - known:
             raise ValueError(
@@ -172,6 +176,10 @@ class Preprocess:
         for name in {"resize", "interpolation"} - fields.keys():
             raise ValueError(f"preprocess has no {name}; it is part of a model's spec")
         return cls(spec["image_size"], **fields)
+
+    def blank(self) -> np.ndarray:
+        """A result that holds no image."""
+        return np.zeros((self.size, self.size, 3), np.uint8)
 
     def __call__(self, image: bytes | np.ndarray | Image.Image) -> np.ndarray:
         """Brings an image to u8 `[size, size, 3]`."""
@@ -199,16 +207,33 @@ def resize_and_crop(
     short, long = min(width, height), max(width, height)
     scaled = int(size * long / short)
     if size * scaled > MAX_RESIZED_PIXELS:
-        # A strip of 1 x 20,000 pixels would grow to a gigabyte before the crop: the same pixels,
-        # to one level, are resampled from the part of the source that the crop keeps.
-        offset = round((scaled - size) / 2)
-        start, stop = offset * long / scaled, (offset + size) * long / scaled
-        box = (start, 0, stop, height) if width > height else (0, start, width, stop)
-        image = image.resize((size, size), kernel, box=box)
+        image = _middle_of_strip(image, size, scaled, kernel)
     else:
         new_size = (size, scaled) if width <= height else (scaled, size)
         image = image if new_size == image.size else image.resize(new_size, kernel)
     return crop_centre(image, crop or size)
+
+
+def _middle_of_strip(
+    image: Image.Image, size: int, scaled: int, kernel: Image.Resampling
+) -> Image.Image:
+    """The centre square of a strip resized to `[size, scaled]`, which would be a gigabyte.
+
+    Its pixels come from the middle of the strip, with as much beside it as the kernel reaches.
+    Rows before columns, as Pillow does it where a strip grows.
+    """
+    short, long = min(image.size), max(image.size)
+    offset = round((scaled - size) / 2)
+    start, stop = offset * long / scaled, (offset + size) * long / scaled
+    reach = 2 * max(1, math.ceil(short / size)) + 1
+    first, last = max(0, math.floor(start) - reach), min(long, math.ceil(stop) + reach)
+    start, stop = start - first, stop - first
+    if image.width > image.height:
+        image = image.crop((first, 0, last, short))
+        image = image.resize((size, short), kernel, box=(start, 0, stop, short))
+        return image.resize((size, size), kernel)
+    image = image.crop((0, first, short, last)).resize((size, last - first), kernel)
+    return image.resize((size, size), kernel, box=(0, start, size, stop))
 
 
 def _to_rgb_or_rgba(image: Image.Image) -> Image.Image:

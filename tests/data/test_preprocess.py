@@ -7,7 +7,7 @@ from PIL import Image
 
 from clipjax.data import ImageError, Preprocess, decode_image
 from clipjax.data import preprocess as module
-from clipjax.data.preprocess import resize_and_crop, to_rgb
+from clipjax.data.preprocess import to_rgb
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden/data/preprocess.npz")
 
@@ -53,18 +53,57 @@ def test_the_goldens_see_a_fault(fault, monkeypatch):
     assert max(worst.values()) > 5
 
 
-def test_a_long_strip_is_resampled_without_growing():
-    strip = Image.fromarray(picture(1, 20_000))
-    out = Preprocess(64)(strip)
-    assert out.shape == (64, 64, 3)
+def test_a_long_strip_is_resampled_without_growing(monkeypatch):
+    assert module.MAX_RESIZED_PIXELS < 64 * 64 * 20_000
+    assert Preprocess(64)(Image.fromarray(picture(1, 20_000))).shape == (64, 64, 3)
     # The same pixels as by the plain path, where that is affordable.
-    image = Image.fromarray(picture(10, 200))
-    kernel = Image.Resampling.BICUBIC
-    plain = image.resize((20 * 16, 16), kernel).crop((152, 0, 168, 16))
-    np.testing.assert_allclose(
-        np.asarray(resize_and_crop(image, 16, kernel)).astype(int), np.asarray(plain), atol=1
-    )
+    sizes, resize = [], Image.Image.resize
+
+    def noted(image, size, *args, **options):
+        sizes.append(size)
+        return resize(image, size, *args, **options)
+
+    for shape in ((10, 200), (10, 203), (201, 10), (1, 900), (997, 3), (5, 403)):
+        image = picture(*shape)
+        plain = Preprocess(16, crop_fraction=0.8)(image).astype(int)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "MAX_RESIZED_PIXELS", 0)
+            patch.setattr(
+                Image.Image, "resize", lambda *a, **k: sizes.append(a[1]) or resize(*a, **k)
+            )
+            strip = Preprocess(16, crop_fraction=0.8)(image)
+        np.testing.assert_allclose(strip, plain, atol=1)
+    assert max(map(max, sizes)) < 40
     assert Preprocess(8)(Image.fromarray(picture(1, 1))).shape == (8, 8, 3)
+
+
+def test_the_part_that_is_kept():
+    image = picture(50, 90)
+    whole = Preprocess(32, resize="squash")(image)
+    np.testing.assert_array_equal(
+        Preprocess(28, resize="squash", crop_fraction=0.875)(image), whole[2:30, 2:30]
+    )
+    resized = np.asarray(Image.fromarray(image).resize((57, 32), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(Preprocess(28, crop_fraction=0.875)(image), resized[2:30, 14:42])
+
+
+def test_from_the_spec_of_a_model():
+    fields = {"resize": "squash", "interpolation": "bilinear", "mean": (0,) * 3, "std": (1,) * 3}
+    assert Preprocess.from_spec({"image_size": 8, "preprocess": fields}) == Preprocess(
+        8, "squash", "bilinear"
+    )
+    half = Preprocess.from_spec({"image_size": 8, "preprocess": {**fields, "crop_fraction": 0.5}})
+    assert half.crop_fraction == 0.5
+    for change, message in (
+        ({"crop": 0.5}, r"preprocess\.crop is not known; allowed are mean, std, crop_fraction"),
+        ({"crop_fraction": 1.5}, r"crop_fraction is 1\.5"),
+        ({"resize": "crop"}, "resize is 'crop'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Preprocess.from_spec({"image_size": 8, "preprocess": {**fields, **change}})
+    del fields["interpolation"]
+    with pytest.raises(ValueError, match="has no interpolation"):
+        Preprocess.from_spec({"image_size": 8, "preprocess": fields})
 
 
 RAMP = (np.arange(64 * 4).reshape(4, 64) * 256).astype(np.uint16)
