@@ -1,12 +1,10 @@
 """The format `clipjax`: this package's own checkpoints, read leaf by leaf and written so."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorstore
 
 from clipjax.checkpoint import (
     DamagedCheckpointError,
@@ -22,6 +20,7 @@ from clipjax.checkpoint import (
     write_step,
 )
 from clipjax.config import to_plain
+from clipjax.interop.files.orbax_state import StateReader
 from clipjax.interop.shapes import STACK, check_spec, stacked_shapes
 from clipjax.interop.tensors import LazyTensor, WeightFileError
 from clipjax.interop.weights import Hints, Weights
@@ -131,7 +130,7 @@ def _streamed(name: str, shape: tuple[int, ...], weights: Weights) -> StreamedLe
 def _read_leaves(step_dir: Path, manifest: Manifest) -> dict[str, LazyTensor]:
     roots = {record.name.split("/")[0] for record in manifest.leaves}
     root = "ema_params" if "ema_params" in roots else "params"
-    reader = _Reader(step_dir)
+    reader = StateReader(step_dir / "state")
     leaves: dict[str, LazyTensor] = {}
     for record in manifest.leaves:
         top, _, plain = record.name.partition("/")
@@ -145,49 +144,3 @@ def _read_leaves(step_dir: Path, manifest: Manifest) -> dict[str, LazyTensor]:
         for i in range(shape[0]):
             leaves[f"{stack[1]}block_{i}/{stack[2]}"] = whole.row(i)
     return leaves
-
-
-class _Reader:
-    """Reads leaves of a state folder, whose files are verified.
-
-    Training writes a stack of blocks as one piece or a few. The last of them is kept, because its
-    rows are asked for one after the other.
-    """
-
-    def __init__(self, step_dir: Path) -> None:
-        self._state = (step_dir / "state").absolute()
-        metadata = json.loads((self._state / "_METADATA").read_text(encoding="utf-8"))
-        self._packed = bool(metadata["use_ocdbt"])
-        self._kept: tuple[str, np.ndarray] | None = None
-
-    def tensor(self, name: str, shape: tuple[int, ...]) -> LazyTensor:
-        """The leaf of that name in the state, float32."""
-        return LazyTensor(
-            shape,
-            np.dtype(np.float32),
-            lambda: self._read(name, shape),
-            lambda start, stop: self._read_rows(name, shape, start, stop),
-        )
-
-    def _open(self, name: str, shape: tuple[int, ...]) -> tensorstore.TensorStore:
-        key = name.replace("/", ".")
-        store = {"driver": "file", "path": f"{self._state}/{key}/"}
-        if self._packed:
-            store = {"driver": "ocdbt", "base": f"file://{self._state}/", "path": f"{key}/"}
-        array = tensorstore.open({"driver": "zarr", "kvstore": store}, open=True).result()
-        if array.shape != shape:
-            raise WeightFileError(f"{self._state}: {name} has shape {array.shape}, not {shape}")
-        return array
-
-    def _read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        return np.asarray(self._open(name, shape).read().result(), np.float32, order="C")
-
-    def _read_rows(self, name: str, shape: tuple[int, ...], start: int, stop: int) -> np.ndarray:
-        if self._kept is not None and self._kept[0] == name:
-            return self._kept[1][start:stop].copy()
-        self._kept = None  # before the next is read, so that there is one at a time
-        array = self._open(name, shape)
-        if array.chunk_layout.read_chunk.shape[0] <= stop - start:
-            return np.asarray(array[start:stop].read().result(), np.float32, order="C")
-        self._kept = (name, self._read(name, shape))
-        return self._kept[1][start:stop].copy()
