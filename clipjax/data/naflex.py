@@ -78,6 +78,32 @@ class PatchPreprocess:
                 f"{', '.join(sorted(INTERPOLATIONS))}"
             )
 
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any]) -> "PatchPreprocess":
+        """Builds the preprocessing of a model whose images may have any aspect.
+
+        Args:
+            spec: of the model; `preprocess` holds the budget and the interpolation.
+
+        Raises:
+            ValueError: a field that is missing or not known, its value, or a tower that takes
+                images of one size only.
+        """
+        known = {"resize", "interpolation", "max_patches", "mean", "std"}
+        fields = spec["preprocess"]
+        for name in fields.keys() ^ known:
+            raise ValueError(
+                f"preprocess.{name} is {'not known' if name in fields else 'missing'}; with resize "
+                f"'patches' it has the fields {', '.join(sorted(known))}"
+            )
+        if spec["image"]["name"] != "naflex_vit":
+            raise ValueError(
+                f"preprocess.resize is 'patches', the image tower {spec['image']['name']!r} takes "
+                "images of one size; set 'shortest' or 'squash'"
+            )
+        patch_size = spec["image"]["patch_size"]
+        return cls(patch_size, fields["max_patches"], fields["interpolation"])
+
     def __call__(self, image: bytes | np.ndarray | Image.Image) -> Patches:
         """Brings an image to Patches of u8 `[max_patches, patch_size^2 * 3]`, zeros at the end."""
         image, size = to_rgb(as_pil(image)), self.patch_size
@@ -103,15 +129,7 @@ def make_preprocess(spec: Mapping[str, Any]) -> Preprocess | PatchPreprocess:
         spec: whole model spec.
 
     Raises:
-        ValueError: a field of `preprocess` that is not allowed.
+        ValueError: a field of `preprocess` that is missing or not allowed.
     """
-    fields = spec["preprocess"]
-    if fields["resize"] == "patches":
-        return PatchPreprocess(
-            spec["image"]["patch_size"],
-            fields["max_patches"],
-            interpolation=fields["interpolation"],
-        )
-    return Preprocess(
-        spec["image_size"], resize=fields["resize"], interpolation=fields["interpolation"]
-    )
+    is_patches = spec["preprocess"].get("resize") == "patches"
+    return (PatchPreprocess if is_patches else Preprocess).from_spec(spec)

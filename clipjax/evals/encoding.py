@@ -130,10 +130,12 @@ class RowLayout:
         """Items that this process provides for a batch; `num_rows` and above are padding."""
         return batch * self.batch_size + self.local_rows
 
-    def to_device(self, local: np.ndarray) -> jax.Array:
-        """Makes the global `[batch, ...]` array whose local rows are given, in order.
+    def to_device(self, local: PyTree) -> PyTree:
+        """Makes the global `[batch, ...]` arrays whose local rows are given, in order."""
+        return jax.tree.map(self._to_device, local)
 
-        By callback rather than by concatenation: the rows of a process need not be adjacent, as
+    def _to_device(self, local: np.ndarray) -> jax.Array:
+        """By callback rather than by concatenation: the rows of a process need not be adjacent, as
         the mesh may visit the hosts of a pod in any order.
         """
         shape = (self.batch_size, *local.shape[1:])

@@ -1,13 +1,17 @@
 """Reading the images of an evaluation: none is left out without being counted and named."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from absl import logging
+
+from clipjax.array_types import Patches
+from clipjax.data.naflex import PatchPreprocess
+from clipjax.data.preprocess import Preprocess
 
 __all__ = ["ImageBatch", "ImageReader"]
 
@@ -18,12 +22,12 @@ class ImageBatch(NamedTuple):
     """Rows of a batch as read by one process.
 
     Attributes:
-        images: `[rows, size, size, 3]`, uint8; zeros where `mask` is False.
+        images: `[rows, size, size, 3]`, uint8, or Patches; blank where `mask` is False.
         mask: `[rows]`, bool; False for padding and for images that do not decode.
         examples: the source's examples; None for padding and for what cannot be read at all.
     """
 
-    images: np.ndarray
+    images: np.ndarray | Patches
     mask: np.ndarray
     examples: list[dict[str, Any] | None]
 
@@ -33,7 +37,7 @@ class ImageReader:
 
     Args:
         source: the dataset.
-        preprocess: (bytes | image) -> uint8 `[size, size, 3]`, with an attribute `size`.
+        preprocess: (bytes | image) -> uint8 `[size, size, 3]`, or Patches; with a method `blank`.
         max_bad: undecodable images that are tolerated.
         where: name of the evaluation, for messages.
         num_threads: decoding threads.
@@ -42,7 +46,7 @@ class ImageReader:
     def __init__(
         self,
         source: Any,
-        preprocess: Callable[[Any], np.ndarray],
+        preprocess: Preprocess | PatchPreprocess,
         *,
         max_bad: int,
         where: str,
@@ -68,8 +72,7 @@ class ImageReader:
         Raises:
             ValueError: more than `max_bad` images so far that do not decode, in a single process.
         """
-        size = self._preprocess.size
-        images = np.zeros((len(indices), size, size, 3), np.uint8)
+        images = [self._preprocess.blank()] * len(indices)
         mask = np.zeros(len(indices), bool)
         examples: list[dict[str, Any] | None] = [None] * len(indices)
         rows = [row for row, index in enumerate(indices) if index < len(self._source)]
@@ -82,9 +85,10 @@ class ImageReader:
         # together at the end, by the count over all of them.
         if jax.process_count() == 1:
             check_bad(len(self.bad), self._max_bad, self.bad, self._where)
-        return ImageBatch(images, mask, examples)
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *images)
+        return ImageBatch(stacked, mask, examples)
 
-    def read_one(self, index: int) -> tuple[dict[str, Any] | None, np.ndarray | None]:
+    def read_one(self, index: int) -> tuple[dict[str, Any] | None, np.ndarray | Patches | None]:
         """Reads (example, pixels); what fails is None, logged and noted in `bad`."""
         example = None
         try:

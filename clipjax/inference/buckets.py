@@ -36,11 +36,11 @@ def run_in_buckets(
     run: RunFn,
     params: PyTree,
     items: Sequence[Any],
-    read: Callable[[Sequence[Any]], np.ndarray],
+    read: Callable[[Sequence[Any]], PyTree],
     *,
     mesh: Mesh,
     max_batch: int,
-    blank: np.ndarray,
+    blank: PyTree,
 ) -> np.ndarray:
     """Runs a compiled function over items, in padded batches whose rows the mesh shares.
 
@@ -48,7 +48,7 @@ def run_in_buckets(
         run: (params, rows) -> results, with one result a row.
         params: its parameters, on the mesh.
         items: what is read.
-        read: items -> rows.
+        read: items -> rows, an array or a tree of them.
         mesh: the devices.
         max_batch: most rows at once.
         blank: one row, read when there are no items: its values do not matter, its shape does.
@@ -58,14 +58,16 @@ def run_in_buckets(
     """
     shards = num_batch_shards(mesh)
     if not items:
-        rows = np.zeros((shards, *blank.shape), blank.dtype)
+        rows = jax.tree.map(lambda x: np.zeros((shards, *x.shape), x.dtype), blank)
         return np.zeros((0, *jax.eval_shape(run, params, rows).shape[1:]), np.float32)
     bucket = bucket_size(len(items), shards, max_batch)
     found = []
     for start in range(0, len(items), bucket):
-        rows = np.asarray(read(items[start : start + bucket]))
-        layout = RowLayout(mesh, bucket_size(len(rows), shards, bucket), bucket)
+        chunk = items[start : start + bucket]
+        rows = jax.tree.map(np.asarray, read(chunk))
+        layout = RowLayout(mesh, bucket_size(len(chunk), shards, bucket), bucket)
         # Padding repeats a real row, so that it is finite in any model.
-        padded = rows[np.minimum(np.arange(layout.batch_size), len(rows) - 1)]
-        found.append(jax.device_get(run(params, layout.to_device(padded)))[: len(rows)])
+        places = np.minimum(np.arange(layout.batch_size), len(chunk) - 1)
+        padded = layout.to_device(jax.tree.map(lambda x, places=places: x[places], rows))
+        found.append(jax.device_get(run(params, padded))[: len(chunk)])
     return np.concatenate(found)

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
-from clipjax.array_types import PyTree
+from clipjax.array_types import Patches, PyTree
 from clipjax.checkpoint import (
     load_tokenizer,
     load_variables,
@@ -19,7 +19,7 @@ from clipjax.checkpoint import (
     resolve_checkpoint,
     spec_in,
 )
-from clipjax.data.preprocess import Preprocess
+from clipjax.data.naflex import make_preprocess
 from clipjax.evals.encoding import embed_fn, make_encode_fns, place_params
 from clipjax.evals.templates import fill_template, load_templates
 from clipjax.inference.buckets import RunFn, run_in_buckets
@@ -53,7 +53,7 @@ class Encoder:
         spec: the model spec.
         params: the variables, on the mesh.
         tokenizer: texts -> int32 `[batch, length]`.
-        preprocess: image -> uint8 `[size, size, 3]`.
+        preprocess: image -> uint8 `[size, size, 3]`, or Patches for a model of any aspect.
         encode_fns: the pure functions, as evals take them.
         mesh: the devices.
     """
@@ -77,15 +77,10 @@ class Encoder:
         self.tokenizer = tokenizer or make_tokenizer(
             spec["tokenizer"], context_length=spec["text"]["context_length"]
         )
-        preprocess = spec["preprocess"]
-        self.preprocess = Preprocess(
-            spec["image_size"],
-            resize=preprocess["resize"],
-            interpolation=preprocess["interpolation"],
-        )
+        self.preprocess = make_preprocess(spec)
         self._model = build_model(spec, dtype=dtype)
         self._dtype = dtype
-        self.encode_fns = make_encode_fns(self._model, preprocess, dtype=dtype)
+        self.encode_fns = make_encode_fns(self._model, spec["preprocess"], dtype=dtype)
         self._batch_size = batch_size
         self._tokens_fns: dict[tuple[Any, ...], RunFn] = {}
 
@@ -153,7 +148,8 @@ class Encoder:
             layer: None for the last tokens, those that the tower pools (SigLIP: after the final
                 norm, OpenAI's: before it); else the output of a block, 1 to the depth, or -1 for
                 the last and -2 for the last but one, as `hidden_states` of transformers counts.
-                For a ResNet the output of a stage, its map row by row.
+                For a ResNet the output of a stage, its map row by row. Rows beyond the patches of
+                an image (models of any aspect) are zeros.
             final_norm: apply the tower's final layer norm to that layer.
 
         Returns:
@@ -260,18 +256,19 @@ class Encoder:
             self._tokens_fns[key] = jax.jit(tokens, out_shardings=batch_sharding(self.mesh))
         return self._tokens_fns[key]
 
-    def _blank(self, tower: str) -> np.ndarray:
+    def _blank(self, tower: str) -> np.ndarray | Patches:
         if tower == "text":
             return np.zeros(self.spec["text"]["context_length"], np.int32)
-        return np.zeros((self.preprocess.size, self.preprocess.size, 3), np.uint8)
+        return self.preprocess.blank()
 
     def _run_images(self, run: RunFn, images: Iterable[ImageLike], caller: str) -> np.ndarray:
         if isinstance(images, (str, bytes, os.PathLike, Image.Image)):
             raise ValueError(f"{caller} takes a list of images; put the one image in a list")
         with ThreadPoolExecutor(max_workers=4) as pool:
 
-            def read(chunk: Sequence[tuple[int, ImageLike]]) -> np.ndarray:
-                return np.stack(list(pool.map(self._read, *zip(*chunk, strict=True))))
+            def read(chunk: Sequence[tuple[int, ImageLike]]) -> np.ndarray | Patches:
+                rows = list(pool.map(self._read, *zip(*chunk, strict=True)))
+                return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
 
             return self._run(run, list(enumerate(images)), read, "image")
 
@@ -291,7 +288,7 @@ class Encoder:
             blank=self._blank(tower),
         )
 
-    def _read(self, number: int, image: ImageLike) -> np.ndarray:
+    def _read(self, number: int, image: ImageLike) -> np.ndarray | Patches:
         name = f"image {number}"
         try:
             if isinstance(image, (str, os.PathLike)):

@@ -7,32 +7,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipjax.array_types import PyTree
+from clipjax.array_types import Patches, PyTree
 from clipjax.layers.normalization import LayerNorm
 from clipjax.models.images import normalise_images
 
 _FINAL_NORMS = {"image": "ln_post", "text": "ln_final"}
 
 
-def count_layers(model: Any, tower: str, params: PyTree, row: np.ndarray) -> int:
+def count_layers(model: Any, tower: str, params: PyTree, row: np.ndarray | Patches) -> int:
     """Counts the layers whose output a tower can give: blocks, or stages of a ResNet.
 
     Args:
         model: a CLIP module.
         tower: image | text.
         params: parameters or variables, of which only shapes are read.
-        row: one row that the tower takes, uint8 `[height, width, 3]` or int32 `[length]`.
+        row: one row that the tower takes: uint8 `[height, width, 3]`, Patches, or int32
+            `[length]`.
 
     Raises:
         ValueError: the encoder keeps none.
     """
-    dtype = jnp.float32 if tower == "image" else jnp.int32
 
-    def hidden(params: PyTree) -> Any:
-        rows = jnp.zeros((1, *row.shape), dtype)
+    def hidden(params: PyTree, rows: Any) -> Any:
         return _features(model, tower, params, rows, keep_hidden=True).hidden
 
-    found = jax.eval_shape(hidden, params)
+    found = jax.eval_shape(hidden, params, jax.tree.map(lambda x: x[None], row))
     if found is None:
         raise ValueError(f"this {tower} encoder keeps no hidden layers; use layer=None")
     return len(found) if isinstance(found, tuple) else found.shape[0]
@@ -79,14 +78,14 @@ def make_tokens_fn(
             rows = normalise_images(rows, mean, std, jnp.dtype(dtype))
         if number is None:
             found = _features(model, tower, params, rows, keep_hidden=False).tokens
-            return found.astype(jnp.float32)
+            return _without_padding(found, rows)
         found = _features(model, tower, params, rows, keep_hidden=number).hidden
         if isinstance(found, tuple):
             grid = found[number - 1]
             found = grid.reshape(grid.shape[0], -1, grid.shape[-1])
         if final_norm:
             found = _norm(model, tower, params, found)
-        return found.astype(jnp.float32)
+        return _without_padding(found, rows)
 
     return tokens
 
@@ -97,6 +96,14 @@ def check_final_norm(tower: str, number: int | None, params: PyTree) -> None:
         raise ValueError("final_norm goes with a layer: layer=-1 is the last block's output")
     if _FINAL_NORMS[tower] not in params.get("params", params)[f"{tower}_encoder"]:
         raise ValueError(f"final_norm: this {tower} tower has no final layer norm; leave it False")
+
+
+def _without_padding(tokens: jax.Array, rows: jax.Array | Patches) -> jax.Array:
+    tokens = tokens.astype(jnp.float32)
+    if not isinstance(rows, Patches):
+        return tokens
+    inside = jnp.arange(tokens.shape[1]) < rows.grid.prod(axis=1, keepdims=True)
+    return jnp.where(inside[:, :, None], tokens, 0)
 
 
 def _features(model: Any, tower: str, params: PyTree, rows: jax.Array, **options: Any) -> Any:

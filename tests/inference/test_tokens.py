@@ -41,6 +41,9 @@ class Identity:
     def __call__(self, image):
         return image
 
+    def blank(self):
+        return np.zeros((self.size, self.size, 3), np.float32)
+
 
 TEXTS = ["0", "1", "2", "3"]
 
