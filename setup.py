@@ -62,7 +62,12 @@ setup(
         "cuda": [*FAST, "jax[cuda12]"],
         "fast": FAST,
         "test": TEST,
-        "interop": ["open_clip_torch>=2.30", "torch>=2.10", "transformers>=4.57"],
+        "interop": [
+            "diffusers>=0.35",
+            "open_clip_torch>=2.30",
+            "torch>=2.10",
+            "transformers>=4.57",
+        ],
         "docs": ["mkdocs>=1.6"],
     },
     entry_points={"console_scripts": ["clipjax=clipjax.cli.main:run"]},
