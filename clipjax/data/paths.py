@@ -119,3 +119,13 @@ def expand_braces(pattern: str) -> list[str]:
         "".join(itertools.chain(*zip(texts, (*numbers, ""), strict=True)))
         for numbers in itertools.product(*ranges)
     ]
+
+
+def short_names(urls: list[str]) -> list[str]:
+    """Names shards by what follows the folder that all of them share."""
+    names = [url.rpartition("/")[2] for url in urls]
+    if len(set(names)) == len(names) or len(set(urls)) < len(urls):
+        return names
+    parts = [url.split("/") for url in urls]
+    shared = next(i for i, column in enumerate(zip(*parts, strict=False)) if len(set(column)) > 1)
+    return ["/".join(part[shared:]) for part in parts]

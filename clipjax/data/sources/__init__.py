@@ -9,6 +9,7 @@ from clipjax.data.source import DataSource, parse_spec, split_options
 from clipjax.data.sources.arrayrecord import PackedRecords
 from clipjax.data.sources.folder import Folder
 from clipjax.data.sources.openmoji import OpenMoji
+from clipjax.data.sources.parquet import Parquet
 from clipjax.data.sources.synthetic import Synthetic
 from clipjax.data.sources.table import Table
 from clipjax.data.sources.tar import TarShards
@@ -21,6 +22,7 @@ SOURCES = {
     "folder": Folder,
     "jsonl": Table,
     "openmoji": OpenMoji,
+    "parquet": Parquet,
     "synthetic": Synthetic,
     "tar": TarShards,
     "tfds": Tfds,

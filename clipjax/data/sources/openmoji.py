@@ -47,7 +47,7 @@ class OpenMoji:
     Args:
         where: `train`, `unseen` (a tenth of the drawings, by the hash of their code points) or
             `all`.
-        language: of the text, one of `LANGUAGES`.
+        language: of the text, one of `LANGUAGES`; `all` gives a map from language to text.
         aliases: whether the text is `(name, alias...)` instead of the name alone.
         layers: whether the image is a sheet u8 `[2 * side, side, 4]`, the drawing without its
             lines above its lines alone, for transforms that restyle them.
@@ -76,9 +76,9 @@ class OpenMoji:
         where = where or "all"
         if where not in SPLITS:
             raise ValueError(f"openmoji has no split {where!r}; it has {', '.join(SPLITS)}")
-        if language not in LANGUAGES:
-            raise ValueError(f"openmoji has no {language!r}; it has {', '.join(LANGUAGES)}")
-        if aliases and language != "en":
+        if language not in (*LANGUAGES, "all"):
+            raise ValueError(f"openmoji has no {language!r}; it has {', '.join(LANGUAGES)}, all")
+        if aliases and language not in ("en", "all"):
             raise ValueError("openmoji has aliases in English only: set aliases=False")
         if not 1 <= side <= SIDE or repeat_plain < 1:
             raise ValueError(
@@ -90,17 +90,20 @@ class OpenMoji:
         self._side = side
         self._blobs = ("fill", "lines") if layers else ("image",)
         self._images: dict[int, np.ndarray] = {}
-        self._texts: list[str | tuple[str, ...]] = []
+        self._texts: list[str | tuple[str, ...] | dict[str, str | tuple[str, ...]]] = []
         self._places, self._keys = [], []
         self._order: list[int] = []
         names = []
         for place, (key, meta) in enumerate(self._records.manifest["emoji"].items()):
             if where == "all" or is_unseen(key) == (where == "unseen"):
-                name = meta["names"][language]
+                name = meta["names"]["en" if language == "all" else language]
+                text = (name, *meta["aliases"]) if aliases else name
+                if language == "all":
+                    text = {**meta["names"], "en": text}
                 self._order += [len(names)] * (1 if has_skin_tone(key) else repeat_plain)
                 self._places.append(place)
                 self._keys.append(key)
-                self._texts.append((name, *meta["aliases"]) if aliases else name)
+                self._texts.append(text)
                 names.append(name)
         self.class_names = tuple(names)
         self._lock = threading.Lock()

@@ -4,16 +4,14 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from clipjax.data.paths import data_path
 from clipjax.data.source import Example, SampleError
+from clipjax.data.sources.fields import IMAGE_FIELDS, TEXT_FIELDS, field_of, text_of
 from clipjax.data.sources.folder import read_bytes
 from clipjax.data.storage import read_all
-
-IMAGE_FIELDS = ("image", "filepath", "file_path", "path", "file", "image_path", "file_name")
-TEXT_FIELDS = ("text", "caption", "captions", "title")
 
 
 class Table:
@@ -23,9 +21,10 @@ class Table:
         where: the file; `.tsv` is separated by tabs, `.jsonl` holds one object a line.
         image_field: the column with the path; by default the first known name
             (`image`, `filepath`, `path`, ...).
-        text_field: the column with the caption, in JSON also a list of captions; by default
-            the first known name (`text`, `caption`, ...).
+        text_field: the column with the caption, in JSON also a list of captions, or a map from
+            language to caption or captions; by default the first known name (`text`, ...).
         label_field: a column with the name of the class, for evaluation.
+        language: which caption of a map is used; by default all are.
         root: folder that relative paths start from and that all have to lie in; by default that
             of the table.
 
@@ -40,6 +39,7 @@ class Table:
         image_field: str | None = None,
         text_field: str | None = None,
         label_field: str | None = None,
+        language: str | None = None,
         root: str | None = None,
     ):
         path = data_path(where)
@@ -54,19 +54,20 @@ class Table:
         rows = _parse(text, path.suffix.lower(), where)
         if not rows:
             raise ValueError(f"{where} holds no row")
-        image_field = _field(rows[0], image_field, IMAGE_FIELDS, "image_field", where)
-        text_field = _field(rows[0], text_field, TEXT_FIELDS, "text_field", where)
+        image_field = field_of(rows[0], image_field, IMAGE_FIELDS, "image_field", where)
+        text_field = field_of(rows[0], text_field, TEXT_FIELDS, "text_field", where)
         self._name, self._root = path.name, data_path(root) if root else path.parent
         self._images = [row.get(image_field) for row in rows]
         self._texts = [row.get(text_field) for row in rows]
+        self._language = language
         self.class_names = self._labels = None
         if label_field is not None:
-            _field(rows[0], label_field, (), "label_field", where)
+            field_of(rows[0], label_field, (), "label_field", where)
             names = [str(row.get(label_field)) for row in rows]
             self.class_names = tuple(sorted(set(names)))
             places = {name: label for label, name in enumerate(self.class_names)}
             self._labels = [places[name] for name in names]
-        fields = json.dumps(["table/1", image_field, text_field, label_field])
+        fields = json.dumps(["table/1", image_field, text_field, label_field, language])
         self._fingerprint = hashlib.sha256(fields.encode() + content).hexdigest()
 
     def __len__(self) -> int:
@@ -77,18 +78,16 @@ class Table:
         key = f"{self._name}:{index}"
         if not isinstance(image, str) or not image:
             raise SampleError("missing_image", "the row names no picture", key)
-        texts = tuple(text) if isinstance(text, list) else (text,)
-        if not texts or not all(isinstance(t, str) and t for t in texts):
-            raise SampleError("missing_text", f"the row's caption is {text!r}", key)
-        example: Example = {
-            "image": read_bytes(self._root.below(image), key),
-            "text": "",
-            "key": key,
-        }
-        example["text"] = texts[0] if len(texts) == 1 else texts
+        text = text_of(text, key, self._language)
+        path = self._root.below(image)
+        example: Example = {"image": read_bytes(path, key), "text": text, "key": key}
         if self._labels is not None:
             example["label"] = self._labels[index]
         return example
+
+    def keys(self) -> Iterator[str]:
+        """Gives the keys of all examples in order."""
+        return (f"{self._name}:{index}" for index in range(len(self)))
 
     def fingerprint(self) -> str:
         """SHA-256 of the table and of the columns that are used."""
@@ -121,16 +120,3 @@ def _parse(text: str, suffix: str, where: str) -> list[dict[str, Any]]:
                 "captions that hold the separator"
             )
     return rows
-
-
-def _field(
-    row: dict[str, Any], given: str | None, known: Sequence[str], option: str, where: str
-) -> str:
-    candidates = known if given is None else (given,)
-    found = next((name for name in candidates if name in row), None)
-    if found is None:
-        raise ValueError(
-            f"{where} has the columns {', '.join(map(str, row))}, none of them "
-            f"{' or '.join(candidates)}: set data.source.{option}"
-        )
-    return found

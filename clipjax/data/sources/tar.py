@@ -7,6 +7,7 @@ import json
 import zlib
 from collections.abc import Iterator, Sequence
 
+from clipjax.data.paths import short_names
 from clipjax.data.shard_cache import HotShards
 from clipjax.data.source import Example, SampleError
 from clipjax.data.storage import StoredFile, find_files
@@ -54,7 +55,7 @@ class TarShards:
         self._indexes = open_indexes(shards)
         for shard, index in zip(shards, self._indexes, strict=True):
             self._check_extensions(shard, index)
-        self._names = _short_names([shard.path.url for shard in shards])
+        self._names = short_names([shard.path.url for shard in shards])
         self._shards = HotShards(shards, [index.shard["sha256"] for index in self._indexes])
         self._ends = list(itertools.accumulate(map(len, self._indexes)))
 
@@ -144,16 +145,6 @@ def _read_parts(read_range, parts: dict[str, Part]) -> dict[str, bytes]:
             for name, part in parts.items()
         }
     return {name: read_range(part.offset, part.size) for name, part in parts.items()}
-
-
-def _short_names(urls: list[str]) -> list[str]:
-    """Names shards by what follows the folder that all of them share."""
-    names = [url.rpartition("/")[2] for url in urls]
-    if len(set(names)) == len(names) or len(set(urls)) < len(urls):
-        return names
-    parts = [url.split("/") for url in urls]
-    shared = next(i for i, column in enumerate(zip(*parts, strict=False)) if len(set(column)) > 1)
-    return ["/".join(part[shared:]) for part in parts]
 
 
 def _decode(content: bytes, key: str) -> str:

@@ -1,0 +1,214 @@
+"""Row groups of Parquet files: read whole, those read last held in memory.
+
+Importing Arrow takes its time: only what reads Parquet imports this module.
+"""
+
+import bisect
+import collections
+import concurrent.futures
+import hashlib
+import io
+import itertools
+import json
+import struct
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from absl import logging
+
+from clipjax.data.source import SampleError
+from clipjax.data.sources.fields import IMAGE_FIELDS, field_of
+from clipjax.data.storage import FileReader, StorageError, StoredFile, read
+
+LARGE_GROUP = 64 << 20  # bytes that a random example should not cost
+_THREADS = 16
+
+
+class RowGroups:
+    """Row groups of many files of one schema.
+
+    Args:
+        files: Parquet files.
+        budget: bytes of row groups that are held in memory.
+
+    Raises:
+        ValueError: if a file is damaged, or has other columns than the first.
+    """
+
+    def __init__(self, files: Sequence[StoredFile], budget: int):
+        with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+            metadata = list(pool.map(_read_metadata, files))
+            self.footers = list(pool.map(_footer_sha256, files))
+        self.schema: pa.Schema = metadata[0].schema.to_arrow_schema()
+        for file, data in zip(files, metadata, strict=True):
+            if data.schema.to_arrow_schema().names != self.schema.names:
+                raise ValueError(f"{file.path} has other columns than {files[0].path}")
+        self._files, self._metadata = tuple(files), tuple(metadata)
+        self._budget, self.columns = budget, list(self.schema.names)
+        self._groups = [
+            (file, group)
+            for file, data in enumerate(metadata)
+            for group in range(data.num_row_groups)
+        ]
+        counts = (metadata[file].row_group(group).num_rows for file, group in self._groups)
+        self.ends = list(itertools.accumulate(counts)) or [0]
+        self._file_starts = [0, *itertools.accumulate(self.rows_of_files())]
+        self._reset()
+
+    def rows_of_files(self) -> list[int]:
+        """Number of rows of every file."""
+        return [data.num_rows for data in self._metadata]
+
+    def place(self, index: int) -> tuple[int, int, int]:
+        """Gives an example's file, its row in the file, and its row in the row group."""
+        number = bisect.bisect_right(self.ends, index)
+        file = self._groups[number][0]
+        start = self.ends[number - 1] if number else 0
+        return file, index - self._file_starts[file], index - start
+
+    def read(self, index: int, key: str) -> pa.Table:
+        """Gives the row group of an example; SampleError if it is damaged."""
+        number = bisect.bisect_right(self.ends, index)
+        with self._lock:
+            loading = self._loading.setdefault(number, threading.Lock())
+        with loading:  # threads that want the same one wait for it
+            with self._lock:
+                if number in self._tables:
+                    self._tables.move_to_end(number)
+                    return self._tables[number]
+            table = self._load(number, self.columns, key)
+            with self._lock:
+                self._tables[number] = table
+                self._held += table.nbytes
+                while self._held > self._budget and len(self._tables) > 1:
+                    self._held -= self._tables.popitem(last=False)[1].nbytes
+                self._loading.pop(number, None)
+        return table
+
+    def class_names(self, column: str) -> tuple[str, ...] | None:
+        """Names of the classes in a column: its texts, or what the schema says of its numbers."""
+        if pa.types.is_integer(self.schema.field(column).type):
+            return _hugging_face_names(self.schema, column)
+        names: set[str] = set()
+        for number in range(len(self._groups)):
+            table = self._load(number, [column], column)
+            names.update(name for name in table[column].unique().to_pylist() if name is not None)
+        return tuple(sorted(names))
+
+    def warn_if_large(self, where: str) -> None:
+        """Says what a random example costs where that is much."""
+        rows = max(1, len(self._groups))
+        mean = sum(file.size for file in self._files) / rows
+        if mean > LARGE_GROUP:
+            logging.warning(
+                "%s has row groups of %.0f MB, and an example in random order costs one: pack it "
+                "for training, or write it with fewer rows a group.",
+                where,
+                mean / 1e6,
+            )
+
+    def _load(self, number: int, columns: list[str], key: str) -> pa.Table:
+        file, group = self._groups[number]
+        try:
+            reader = pq.ParquetFile(
+                _ArrowFile(self._files[file]),
+                metadata=self._metadata[file],
+                page_checksum_verification=True,
+            )
+            table = reader.read_row_group(group, columns=columns, use_threads=False)
+        except StorageError:
+            raise
+        except (pa.ArrowException, OSError) as error:
+            what = f"row group {group} of {self._files[file].path}: {error}"
+            raise SampleError("damaged", what, key) from error
+        if table.num_rows != self._metadata[file].row_group(group).num_rows:
+            raise SampleError("damaged", f"row group {group} has {table.num_rows} rows", key)
+        return table
+
+    def _reset(self) -> None:
+        self._tables: collections.OrderedDict[int, pa.Table] = collections.OrderedDict()
+        self._held, self._lock, self._loading = 0, threading.Lock(), {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # For worker processes: what was read stays where it was read.
+        cache = ("_tables", "_held", "_lock", "_loading")
+        return {name: value for name, value in self.__dict__.items() if name not in cache}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reset()
+
+
+class _ArrowFile(io.RawIOBase):
+    """A stored file, as Arrow reads one."""
+
+    def __init__(self, file: StoredFile):
+        self._reader, self._size = FileReader(file, block=64 << 10), file.size
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._reader.tell()
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._reader.tell(), io.SEEK_END: self._size}
+        self._reader.seek(start[whence] + offset)
+        return self._reader.tell()
+
+    def read(self, size: int = -1) -> bytes:
+        return self._reader.read(-1 if size is None else size)
+
+
+def _checked(read_file: Callable[[StoredFile], Any], file: StoredFile) -> Any:
+    try:
+        return read_file(file)
+    except StorageError:
+        raise
+    except (pa.ArrowException, OSError, struct.error) as error:
+        raise ValueError(f"{file.path} is no whole Parquet file: {error}") from error
+
+
+def _read_metadata(file: StoredFile) -> pq.FileMetaData:
+    return _checked(lambda f: pq.read_metadata(_ArrowFile(f)), file)
+
+
+def _footer_sha256(file: StoredFile) -> list[Any]:
+    length = struct.unpack("<I", read(file.path, file.size - 8, 4))[0]
+    footer = read(file.path, file.size - 8 - length, length)
+    return [file.size, hashlib.sha256(footer).hexdigest()]
+
+
+def image_column(schema: pa.Schema, given: str | None, where: str) -> str:
+    """Finds the column with the picture.
+
+    Raises:
+        ValueError: if there is none, or it holds something else.
+    """
+    name = field_of(schema.names, given, IMAGE_FIELDS, "image_field", where)
+    kind = schema.field(name).type
+    inside = {field.name for field in kind} if pa.types.is_struct(kind) else set()
+    is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    is_path = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    if not (is_bytes or is_path or {"bytes", "path"} & inside):
+        raise ValueError(
+            f"{where} has {kind} in {name!r}; a picture is bytes, a path, or a struct with bytes "
+            "and path: set data.source.image_field"
+        )
+    return name
+
+
+def _hugging_face_names(schema: pa.Schema, field: str) -> tuple[str, ...] | None:
+    """The class names that Hugging Face datasets write into the schema."""
+    packed = (schema.metadata or {}).get(b"huggingface")
+    try:
+        features = json.loads(packed)["info"]["features"] if packed else {}
+        return tuple(features[field]["names"])
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return None

@@ -1,0 +1,136 @@
+"""Parquet files with pictures, or their paths, and captions; read a row group at a time."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from clipjax.data.paths import data_path, short_names
+from clipjax.data.source import Example, SampleError
+from clipjax.data.sources.fields import TEXT_FIELDS, field_of, text_of
+from clipjax.data.sources.folder import read_bytes
+from clipjax.data.storage import find_files
+
+
+class Parquet:
+    """Rows of Parquet files.
+
+    An example costs the row group that it stands in; those that were read last are held in
+    memory, up to `cache_mb`. Files whose pictures fill large row groups are slow in random
+    order: `clipjax data pack` brings them to a format that is not.
+
+    Args:
+        where: a file or a pattern, e.g. `DIR/*.parquet`.
+        image_field: the column with the picture: its bytes, its path, or a struct with `bytes`
+            and `path`, as Hugging Face datasets have it; by default the first known name.
+        text_field: the column with the caption, a list of captions, or a map (or struct) from
+            language to these; several columns become a map from their names.
+        label_field: a column with the class, as number or name.
+        class_names: names of the classes that are numbers.
+        language: which caption of a map is used; by default all are.
+        root: folder that relative paths start from and that all have to lie in; by default that
+            of the first file.
+        cache_mb: megabytes of row groups held in memory.
+
+    Raises:
+        ValueError: if a file is missing or damaged, or lacks a column.
+    """
+
+    def __init__(
+        self,
+        where: str,
+        *,
+        image_field: str | None = None,
+        text_field: str | Sequence[str] | None = None,
+        label_field: str | None = None,
+        class_names: Sequence[str] | None = None,
+        language: str | None = None,
+        root: str | None = None,
+        cache_mb: float = 256,
+    ):
+        from clipjax.data.row_groups import RowGroups, image_column  # slow to import
+
+        files = find_files(where)
+        self._groups = RowGroups(files, int(cache_mb * 1e6))
+        columns = self._groups.columns
+        self._image = image_column(self._groups.schema, image_field, where)
+        given = (text_field,) if isinstance(text_field, str) or text_field is None else text_field
+        texts = (field_of(columns, name, TEXT_FIELDS, "text_field", where) for name in given)
+        self._texts = tuple(texts)
+        self._label, self._language = label_field, language
+        self._root = data_path(root) if root else files[0].path.parent
+        self._names = short_names([file.path.url for file in files])
+        self.class_names = None
+        used = [self._image, *self._texts]
+        if label_field is not None:
+            used.append(field_of(columns, label_field, (), "label_field", where))
+            self.class_names = self._read_classes(class_names, where)
+        self._places = {name: i for i, name in enumerate(self.class_names or ())}
+        self._groups.columns = used
+        self._groups.warn_if_large(where)
+
+    def __len__(self) -> int:
+        return self._groups.ends[-1]
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        file, number, row = self._groups.place(index)
+        key = f"{self._names[file]}:{number}"
+        table = self._groups.read(index, key)
+        values = {
+            name: table[name][row].as_py(maps_as_pydicts="lossy") for name in table.column_names
+        }
+        example: Example = {
+            "image": self._picture(values[self._image], key),
+            "text": "",
+            "key": key,
+        }
+        if self._label is not None:
+            example["label"] = self._label_of(values[self._label], key)
+        texts = {name: values[name] for name in self._texts}
+        value = texts[self._texts[0]] if len(texts) == 1 else texts
+        example["text"] = text_of(value, key, self._language)
+        return example
+
+    def keys(self) -> Iterator[str]:
+        """Gives the keys of all examples in order."""
+        for name, count in zip(self._names, self._groups.rows_of_files(), strict=True):
+            yield from (f"{name}:{row}" for row in range(count))
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the files' sizes and footers, and of the columns that are used.
+
+        A footer holds the schema, and place, size and statistics of every column chunk; contents
+        are not hashed.
+        """
+        identity = ["parquet/1", self._groups.footers, self._image, self._texts, self._label]
+        identity += [self._language, self.class_names]
+        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+
+    def _picture(self, value: Any, key: str) -> bytes:
+        path = value
+        if isinstance(value, dict):
+            path, value = value.get("path"), value.get("bytes")
+        if isinstance(value, bytes) and value:
+            return value
+        if not isinstance(path, str) or not path:
+            raise SampleError("missing_image", "the row has no picture", key)
+        return read_bytes(self._root.below(path), key)
+
+    def _label_of(self, value: Any, key: str) -> int:
+        label = self._places.get(value, -1) if isinstance(value, str) else value
+        if not isinstance(label, int) or not 0 <= label < len(self.class_names):
+            raise SampleError("label", f"the class is {value!r} of {len(self.class_names)}", key)
+        return label
+
+    def _read_classes(self, given: Sequence[str] | None, where: str) -> tuple[str, ...]:
+        if given is not None:
+            return tuple(given)
+        names = self._groups.class_names(self._label)
+        if names is None:
+            raise ValueError(
+                f"{where} has numbers in {self._label!r}: give their names in "
+                "data.source.class_names"
+            )
+        return names

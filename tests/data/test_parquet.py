@@ -1,0 +1,222 @@
+import json
+import pickle
+import threading
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from archives import png
+from buckets import bucket
+
+from clipjax.data import SampleError, make_source, row_groups
+from clipjax.data.checking import check
+
+N = 40
+
+
+def write(path, columns, *, rows=8, metadata=None, **options):
+    table = pa.table(columns)
+    if metadata:
+        table = table.replace_schema_metadata(metadata)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, row_group_size=rows, **options)
+    return path
+
+
+def columns(start=0, count=N):
+    numbers = range(start, start + count)
+    return {"image": [png(i) for i in numbers], "text": [f"number {i}" for i in numbers]}
+
+
+def reason_of(source, index):
+    with pytest.raises(SampleError) as caught:
+        source[index]
+    return caught.value.reason
+
+
+def test_bytes_and_captions(tmp_path):
+    for part in range(3):
+        write(tmp_path / f"{part}.parquet", columns(N * part))
+    source = make_source(f"parquet:{tmp_path}/{{0..2}}.parquet")
+    assert len(source) == 3 * N
+    for index in (0, 7, 8, N - 1, N, 2 * N + 9, 3 * N - 1):
+        example = source[index]
+        assert example["image"] == png(index) and example["text"] == f"number {index}"
+        assert example["key"] == f"{index // N}.parquet:{index % N}"
+    assert list(source.keys()) == [source[i]["key"] for i in range(3 * N)]
+    assert pickle.loads(pickle.dumps(source))[N] == source[N]
+    with pytest.raises(IndexError):
+        source[3 * N]
+    again = make_source(f"parquet:{tmp_path}/*.parquet")
+    assert again.fingerprint() == source.fingerprint()
+    write(tmp_path / "2.parquet", columns(5))
+    assert make_source(f"parquet:{tmp_path}/*.parquet").fingerprint() != source.fingerprint()
+
+
+def test_paths_and_structs(tmp_path):
+    (tmp_path / "i").mkdir()
+    (tmp_path / "i" / "1.png").write_bytes(png(1))
+    paths = {"filepath": ["i/1.png", "i/2.png", None, "../1.png"], "caption": ["a", "b", "c", "d"]}
+    source = make_source(f"parquet:{write(tmp_path / 'a.parquet', paths)}")
+    assert source[0]["image"] == png(1)
+    assert [reason_of(source, i) for i in (1, 2)] == ["missing_image", "missing_image"]
+    with pytest.raises(ValueError, match="points outside"):
+        source[3]
+    structs = [{"bytes": png(3), "path": "x.png"}, {"bytes": None, "path": "i/1.png"}, None]
+    path = write(tmp_path / "b.parquet", {"image": structs, "text": ["a", "b", "c"]})
+    source = make_source(f"parquet:{path}")
+    assert source[0]["image"] == png(3) and source[1]["image"] == png(1)
+    assert reason_of(source, 2) == "missing_image"
+
+
+def test_several_captions(tmp_path):
+    kind = pa.map_(pa.string(), pa.string())
+    maps = pa.array([[("en", "cat"), ("de", "Katze")], [("en", "dog")], []], kind)
+    structs = [
+        {"en": ["cat", "kitten"], "de": None},
+        {"en": [], "de": ["Hund"]},
+        {"en": None, "de": None},
+    ]
+    lists = [["a", "b"], ["c"], []]
+    data = {"image": [png(i) for i in range(3)], "m": maps, "s": structs, "l": lists}
+    path = write(tmp_path / "a.parquet", data)
+
+    def texts(**options):
+        source = make_source({"spec": f"parquet:{path}", **options})
+        found = []
+        for i in range(3):
+            try:
+                found.append(source[i]["text"])
+            except SampleError as error:
+                found.append(error.reason)
+        return found
+
+    assert texts(text_field="l") == [("a", "b"), "c", "missing_text"]
+    assert texts(text_field="m") == [{"en": "cat", "de": "Katze"}, {"en": "dog"}, "missing_text"]
+    assert texts(text_field="s") == [{"en": ("cat", "kitten")}, {"de": "Hund"}, "missing_text"]
+    assert texts(text_field="m", language="de") == ["Katze", "missing_language", "missing_language"]
+    both = texts(text_field=["l", "m"])
+    assert both[0]["l"] == ("a", "b")
+
+
+def test_labels(tmp_path):
+    data = {**columns(0, 3), "kind": ["cat", "dog", "cat"], "number": [1, 0, 7]}
+    features = {"number": {"names": ["red", "blue"], "_type": "ClassLabel"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    path = write(tmp_path / "a.parquet", data, metadata=metadata)
+    source = make_source(f"parquet:{path}?label_field=kind")
+    assert source.class_names == ("cat", "dog") and [source[i]["label"] for i in range(3)] == [
+        0,
+        1,
+        0,
+    ]
+    source = make_source(f"parquet:{path}?label_field=number")
+    assert source.class_names == ("red", "blue") and source[0]["label"] == 1
+    assert reason_of(source, 2) == "label"
+    plain = write(tmp_path / "b.parquet", data)
+    with pytest.raises(ValueError, match="class_names"):
+        make_source(f"parquet:{plain}?label_field=number")
+    named = make_source(f"parquet:{plain}?label_field=number&class_names=a,b,c,d,e,f,g,h")
+    assert named[2]["label"] == 7
+
+
+def test_memory_is_bounded_and_groups_are_read_once_in_order(tmp_path, monkeypatch):
+    big = {"image": [bytes([i]) * 10_000 for i in range(N)], "text": ["x"] * N}
+    path = write(tmp_path / "a.parquet", big, rows=4)
+    source = make_source(f"parquet:{path}?cache_mb=0.2")
+    groups, loads, plain = source._groups, [], source._groups._load
+    monkeypatch.setattr(groups, "_load", lambda *a: loads.append(a[0]) or plain(*a))
+    for i in range(N):
+        assert source[i]["image"][0] == i
+        assert groups._held <= 200_000 and len(groups._tables) <= 5
+        assert groups._held == sum(table.nbytes for table in groups._tables.values())
+    assert loads == list(range(10))
+    source[0]
+    assert loads[-1] == 0  # it had to go
+    small = make_source(f"parquet:{path}?cache_mb=0")
+    assert small[3]["image"][0] == 3 and len(small._groups._tables) == 1
+
+
+def test_threads_share_row_groups(tmp_path, monkeypatch):
+    source = make_source(f"parquet:{write(tmp_path / 'a.parquet', columns())}")
+    loads, plain, wrong = [], source._groups._load, []
+    monkeypatch.setattr(source._groups, "_load", lambda *a: loads.append(a[0]) or plain(*a))
+
+    def read_all():
+        for i in range(N):
+            if source[i]["image"] != png(i):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=read_all) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong and sorted(loads) == list(range(5))
+
+
+def test_damage(tmp_path):
+    path = write(tmp_path / "a.parquet", columns(), write_page_checksum=True, compression="none")
+    content = path.read_bytes()
+    place = content.index(png(20)) + 30
+    path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    source = make_source(f"parquet:{path}")
+    assert source[0]["image"] == png(0)
+    assert reason_of(source, 20) == "damaged"
+    ((checked, _),) = check(f"parquet:{tmp_path}/*.parquet")
+    assert checked.findings[0].where == str(path)
+    assert "8 of 40 examples are unusable [damaged]" in checked.findings[0].what
+    for length in (0, 3, 100, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:length])
+        with pytest.raises(ValueError, match=r"a.parquet is no whole Parquet file"):
+            make_source(f"parquet:{path}")
+
+
+def test_what_is_no_dataset(tmp_path):
+    path = write(tmp_path / "a.parquet", {"a": [1], "image": [2], "text": ["t"]})
+    for options, message in (
+        ("", "int64 in 'image'"),
+        ("?image_field=b", "a, image, text"),
+        ("?image_field=text&text_field=b", "text_field"),
+        ("?image_field=text&label_field=b", "label_field"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_source(f"parquet:{path}{options}")
+    write(tmp_path / "b.parquet", columns())
+    with pytest.raises(ValueError, match="other columns"):
+        make_source(f"parquet:{tmp_path}/*.parquet?image_field=text")
+    nothing = {name: pa.array([], pa.string()) for name in ("image", "text")}
+    with pytest.raises(ValueError, match="empty"):
+        make_source(f"parquet:{write(tmp_path / 'c.parquet', nothing)}")
+
+
+def test_large_row_groups_are_told(tmp_path, monkeypatch, caplog):
+    path = write(tmp_path / "a.parquet", columns())
+    make_source(f"parquet:{path}")
+    assert "row groups" not in caplog.text
+    monkeypatch.setattr(row_groups, "LARGE_GROUP", 100)
+    make_source(f"parquet:{path}")
+    assert "row groups of 0 MB" in caplog.text and "pack" in caplog.text
+
+
+def test_a_bucket(tmp_path, monkeypatch):
+    content = write(tmp_path / "a.parquet", columns()).read_bytes()
+    with bucket(monkeypatch, {"b/a.parquet": content}) as (system, delays):
+        source = make_source("parquet:memory://b/*.parquet")
+        system.failures, system.short = [ConnectionResetError("reset")], 1
+        assert source[9]["image"] == png(9) and len(delays) == 2
+        system.failures = [TimeoutError("slow")] * 20
+        with pytest.raises(OSError, match=r"memory://b/a.parquet failed 6 times"):
+            source[30]
+
+
+def test_maps_in_json_lines(tmp_path):
+    (tmp_path / "1.png").write_bytes(png(1))
+    row = {"image": "1.png", "text": {"en": "cat", "de": ["Katze", "Mieze"], "fr": ""}}
+    (tmp_path / "t.jsonl").write_text(json.dumps(row))
+    assert make_source(f"jsonl:{tmp_path}/t.jsonl")[0]["text"] == {
+        "en": "cat",
+        "de": ("Katze", "Mieze"),
+    }
+    assert make_source(f"jsonl:{tmp_path}/t.jsonl?language=en")[0]["text"] == "cat"
+    assert reason_of(make_source(f"jsonl:{tmp_path}/t.jsonl?language=fr"), 0) == "missing_language"
