@@ -69,6 +69,10 @@ def test_options(cache):
     name = source()[0]["text"]
     german, layers = source(language="de"), source(layers=True)
     assert german[0]["text"] != name and german.fingerprint() != source().fingerprint()
+    everything = source(language="all", aliases=True)
+    assert everything[0]["text"]["de"] == german[0]["text"] and len(everything[0]["text"]) == 14
+    assert everything[0]["text"]["en"] == source(aliases=True)[0]["text"]
+    assert everything.class_names == source().class_names
     sheet = layers[0]["image"]
     assert sheet.shape == (2 * openmoji.SIDE, openmoji.SIDE, 4)
     fill, lines = (Image.fromarray(part) for part in np.split(sheet, 2))

@@ -126,6 +126,10 @@ def test_layers_compose_to_the_drawing():
 def test_captions():
     draw = [build("choose_caption", first=0.5)(example(), rng(k))["text"] for k in range(300)]
     assert 100 < draw.count("a red cat") < 200 and len(set(draw)) == 3
+    named = {**example(), "text": {"de": "Katze", "en": "cat"}}
+    for temperature, low, high in ((1.0, 240, 290), (1e6, 120, 180)):
+        choose = build("choose_caption", weights={"en": 9, "de": 1}, temperature=temperature)
+        assert low < sum(choose(named, rng(k))["text"] == "cat" for k in range(300)) < high
     sentence = build("caption_template", probability=1.0)
     assert sentence({**example(), "text": "cat"}, rng())["text"] == "a photo of a cat"
     drop = build("drop_word", probability=1.0)

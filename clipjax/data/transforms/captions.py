@@ -55,16 +55,22 @@ class ChooseCaption:
             are not drawn: `(0.7, 0.3)`. A map weighs the names of captions that are a map from
             language, or kind, to text: `{"en": 2, "de": 1}`. Where some are missing, the weights
             of the others count.
+        temperature: a weight w counts as w^(1 / temperature). With the numbers of captions of each
+            language as weights, 1 draws as they come and a high temperature all languages alike
+            (arXiv:1907.05019).
 
     Raises:
-        ValueError: if a weight is negative, or none is above 0.
+        ValueError: if a weight is negative, none is above 0, or the temperature is not above 0.
     """
 
     first: float = 0.8
     weights: tuple[float, ...] | Mapping[str, float] | None = None
+    temperature: float = 1.0
 
     def __post_init__(self):
         check_probability(self, "first")
+        if not 0 < self.temperature < float("inf"):
+            raise ValueError(f"choose_caption.temperature = {self.temperature}: must be above 0")
         if self.weights is not None:
             values = list(dict(self._pairs()).values())
             if not values or min(values) < 0 or not 0 < sum(values) < float("inf"):
@@ -103,7 +109,7 @@ class ChooseCaption:
         pairs = [(name, weight) for name, weight in self._pairs() if name in there and weight > 0]
         if not pairs:
             raise SampleError("filtered_weights", f"no caption has a weight: it has {list(there)}")
-        ends = np.cumsum([weight for _, weight in pairs])
+        ends = np.cumsum([weight ** (1 / self.temperature) for _, weight in pairs])
         place = int(np.searchsorted(ends, rng.random() * ends[-1], side="right"))
         return choose_text(text[pairs[min(place, len(pairs) - 1)][0]], rng)
 

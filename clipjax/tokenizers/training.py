@@ -1,0 +1,100 @@
+"""Training a SentencePiece vocabulary on captions of one or many languages."""
+
+import hashlib
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import sentencepiece
+
+MODEL_TYPES = ("unigram", "bpe")
+# Sums of floating-point numbers depend on the number of threads: a fixed one gives the same file
+# on every machine.
+_THREADS = 8
+_MAX_BYTES = 16_384  # of a caption; SentencePiece would leave out longer ones without a word
+
+
+def train_sentencepiece(
+    captions: Mapping[str, Sequence[str]],
+    out: str | os.PathLike[str],
+    *,
+    vocab_size: int,
+    model_type: str = "unigram",
+    temperature: float = 1.0,
+    lower_case: bool = True,
+) -> str:
+    """Trains a vocabulary and writes it, at once or not at all.
+
+    A language of n captions counts like `n_max (n / n_max)^(1 / temperature)` of them: 1 leaves the
+    languages as they are, a high temperature makes them equal (arXiv:1907.05019). Text is brought
+    to NFKC; characters that are too rare for a piece of their own are spelled in bytes, so nothing
+    is unknown. Ids 0, 1, 2 are padding, end of text and unknown.
+
+    Args:
+        captions: texts by language; any names will do.
+        out: the `.model` file to write.
+        vocab_size: pieces in all, the 256 bytes and 3 special ones included.
+        model_type: `unigram` (arXiv:1804.10959) or `bpe` (arXiv:1508.07909).
+        temperature: of the sampling of languages, at least 1.
+        lower_case: as the tokenizer's default `cleaning` does.
+
+    Returns:
+        SHA-256 of the file.
+
+    Raises:
+        ValueError: an argument out of range, no captions, or a vocabulary that these captions
+            cannot fill.
+    """
+    if model_type not in MODEL_TYPES:
+        raise ValueError(f"model_type {model_type!r}: allowed are {', '.join(MODEL_TYPES)}")
+    if temperature < 1:
+        raise ValueError(f"temperature is {temperature}: at least 1, which leaves all as it is")
+    if vocab_size <= 259:
+        raise ValueError(f"vocab_size is {vocab_size}: 259 pieces are bytes and special ones")
+    out = Path(out)
+    if out.exists():
+        raise ValueError(f"{out} exists; a checkpoint may need it: give another name")
+    if not any(captions.values()):
+        raise ValueError("there are no captions to train on")
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=sample_languages(captions, temperature, lower_case=lower_case),
+            model_writer=model,
+            vocab_size=vocab_size,
+            model_type=model_type,
+            byte_fallback=True,
+            normalization_rule_name="nfkc",
+            character_coverage=0.9995,
+            max_sentence_length=_MAX_BYTES,
+            pad_id=0,
+            eos_id=1,
+            unk_id=2,
+            bos_id=-1,
+            num_threads=_THREADS,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise ValueError(
+            f"no vocabulary of {vocab_size} pieces comes out of these captions: "
+            f"{str(error).splitlines()[-1]}"
+        ) from error
+    data = model.getvalue()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f"{out.name}.tmp{os.getpid()}")
+    temporary.write_bytes(data)
+    temporary.replace(out)
+    return hashlib.sha256(data).hexdigest()
+
+
+def sample_languages(
+    captions: Mapping[str, Sequence[str]], temperature: float, *, lower_case: bool
+) -> Iterator[str]:
+    """Gives every caption at least once, those of rare languages again and again."""
+    largest = max(map(len, captions.values()))
+    for _, texts in sorted(captions.items()):
+        wanted = round(largest * (len(texts) / largest) ** (1 / temperature)) if texts else 0
+        for number in range(max(wanted, len(texts))):
+            text = " ".join(texts[number % len(texts)].split())[: _MAX_BYTES // 4]
+            yield text.lower() if lower_case else text
