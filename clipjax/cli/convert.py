@@ -1,4 +1,4 @@
-"""`clipjax convert --from PATH --to PATH --format clipjax|hf|open_clip [--model NAME]`.
+"""`clipjax convert --from PATH --to PATH --format clipjax|hf|open_clip|stablehlo`.
 
 Reads weights of any kind that is known, which is told from the files: OpenAI's archives, OpenCLIP's
 files, directories of Hugging Face's transformers, big_vision's .npz, and checkpoints of clipjax.
@@ -10,7 +10,9 @@ from clipjax.cli.main import no_positional
 
 _FROM = flags.DEFINE_string("from", None, "A file or directory of weights.")
 _TO = flags.DEFINE_string("to", None, "What to write; must not exist.")
-_FORMAT = flags.DEFINE_string("format", "clipjax", "Format to write: clipjax, hf or open_clip.")
+_FORMAT = flags.DEFINE_string(
+    "format", "clipjax", "Format to write: clipjax, hf, open_clip or stablehlo."
+)
 _MODEL = flags.DEFINE_string(
     "model", None, "Name of the zoo (`clipjax models`), where the file alone cannot say."
 )
@@ -45,10 +47,16 @@ def main(argv: list[str]) -> int:
     rows += [(f"SHA-256 of {name}", digest) for name, digest in done.sha256.items()]
     rows += [("parameters", f"{done.parameters:,}")]
     rows += [("running statistics", f"{done.statistics:,}")] if done.statistics else []
-    rows += [("ignored", ", ".join(done.ignored))] if done.ignored else []
+    rows += [("ignored", _listed(done.ignored))] if done.ignored else []
     rows += [(f"written as {_FORMAT.value}", f"{done.target} ({done.target_bytes:,} bytes)")]
     if done.lacks_tokenizer:
         rows += [("no texts", "the tokenizer's file is not here: add --tokenizer FILE for it")]
     for name, value in rows:
         print(f"{name}: {value}")
     return 0
+
+
+def _listed(names: tuple[str, ...], most: int = 8) -> str:
+    # A training checkpoint of big_vision has thousands of leaves of its optimizer.
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

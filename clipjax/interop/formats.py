@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from clipjax.interop import big_vision, clipjax_checkpoint, hugging_face
+from clipjax.interop import big_vision, clipjax_checkpoint, hugging_face, stablehlo
 from clipjax.interop.open_clip import format as open_clip
 from clipjax.interop.weights import Hints, Weights
 
@@ -33,5 +33,6 @@ FORMATS: dict[str, Format] = {
     "hf": Format(hugging_face.recognises, hugging_face.read, hugging_face.write),
     "big_vision": Format(big_vision.recognises_big_vision, big_vision.read_big_vision),
     "open_clip": Format(open_clip.recognises, open_clip.read, open_clip.write),
+    "stablehlo": Format(stablehlo.recognises, stablehlo.read, stablehlo.write),
 }
 WRITTEN = tuple(name for name, entry in FORMATS.items() if entry.write is not None)

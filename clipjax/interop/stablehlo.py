@@ -18,11 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
 
+from clipjax.array_types import Patches, PyTree
 from clipjax.config import to_plain
 from clipjax.interop.files import save_safetensors
 from clipjax.interop.shapes import STACK, stacked_shapes
-from clipjax.interop.tensors import LazyTensor
-from clipjax.interop.weights import Weights
+from clipjax.interop.tensors import LazyTensor, WeightFileError
+from clipjax.interop.weights import Hints, Weights
 from clipjax.models import build_model
 from clipjax.models.images import normalise_images
 from clipjax.trees import unflatten_names
@@ -34,10 +35,28 @@ FORMAT_VERSION = 1
 _README = Path(__file__).with_name("stablehlo_readme.md")
 
 # (parameters by name, rows) -> [batch, embed] float32, of length 1
-TowerFn = Callable[[Mapping[str, jax.Array], jax.Array], jax.Array]
+TowerFn = Callable[[Mapping[str, jax.Array], PyTree], jax.Array]
 
 
-def write_stablehlo(path: Path, weights: Weights) -> None:
+def recognises(path: Path) -> bool:
+    """Whether a path is a folder that `write` wrote."""
+    return all((path / f"{tower}.stablehlo").is_file() for tower in TOWERS)
+
+
+def read(path: Path, hints: Hints) -> Weights:
+    """Refuses: a program is compiled, not converted.
+
+    Raises:
+        WeightFileError: always.
+    """
+    del hints
+    raise WeightFileError(
+        f"{path} is an export as StableHLO, which is for running (see its README.md); convert what "
+        "it was made from"
+    )
+
+
+def write(path: Path, weights: Weights) -> None:
     """Writes both towers, their parameters, `contract.json` and a README to a new folder.
 
     Args:
@@ -51,8 +70,10 @@ def write_stablehlo(path: Path, weights: Weights) -> None:
         (path / f"{tower}.stablehlo").write_bytes(exported.serialize())
         stacked = stack_leaves(weights.leaves, tower_shapes(weights.spec, tower))
         save_safetensors(path / f"{tower}.safetensors", stacked, {})
-        rows = exported.in_avals[-1]
-        inputs[tower] = {"dtype": str(rows.dtype), "shape": [str(size) for size in rows.shape]}
+        inputs[tower] = jax.tree.map(
+            lambda x: {"dtype": str(x.dtype), "shape": [str(size) for size in x.shape]},
+            input_rows(weights.spec, tower),
+        )
     if weights.tokenizer_files:
         (path / "tokenizer").mkdir()
     for name, file in weights.tokenizer_files.items():
@@ -67,8 +88,7 @@ def export_tower(spec: Mapping[str, Any], tower: str) -> jax_export.Exported:
 
     Args:
         spec: whole model spec.
-        tower: image (uint8 `[batch, size, size, 3]`, normalised inside) or text (int32
-            `[batch, length]`).
+        tower: image or text; see `input_rows`.
 
     Returns:
         The program (parameters by name, rows) -> embeddings `[batch, embed]`, of length 1.
@@ -77,12 +97,33 @@ def export_tower(spec: Mapping[str, Any], tower: str) -> jax_export.Exported:
         name: jax.ShapeDtypeStruct(shape, jnp.float32)
         for name, shape in tower_shapes(spec, tower).items()
     }
-    size, dtype = f"batch, {spec['text']['context_length']}", jnp.int32
-    if tower == "image":
-        size, dtype = f"batch, {spec['image_size']}, {spec['image_size']}, 3", jnp.uint8
-    rows = jax.ShapeDtypeStruct(jax_export.symbolic_shape(size), dtype)
     program = jax_export.export(jax.jit(tower_fn(spec, tower)), platforms=PLATFORMS)
-    return program(parameters, rows)
+    return program(parameters, input_rows(spec, tower))
+
+
+def input_rows(spec: Mapping[str, Any], tower: str) -> PyTree:
+    """Shapes of what a tower takes, with `batch` for a size that is open.
+
+    Returns:
+        text: int32 `[batch, length]`; image: uint8 `[batch, size, size, 3]`, which the program
+        normalises; or, for images of any aspect, a dict of the fields of Patches.
+    """
+    if tower == "text":
+        return _open(jnp.int32, f"batch, {spec['text']['context_length']}")
+    if spec["preprocess"]["resize"] != "patches":
+        return _open(jnp.uint8, f"batch, {spec['image_size']}, {spec['image_size']}, 3")
+    scope = jax_export.SymbolicScope()
+    size = 3 * spec["image"]["patch_size"] ** 2
+    return {
+        "pixels": _open(jnp.uint8, f"batch, patches, {size}", scope),
+        "grid": _open(jnp.int32, "batch, 2", scope),
+    }
+
+
+def _open(
+    dtype: Any, shape: str, scope: jax_export.SymbolicScope | None = None
+) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(jax_export.symbolic_shape(shape, scope=scope), dtype)
 
 
 def tower_fn(spec: Mapping[str, Any], tower: str) -> TowerFn:
@@ -90,10 +131,12 @@ def tower_fn(spec: Mapping[str, Any], tower: str) -> TowerFn:
     model = build_model(spec)
     mean, std = spec["preprocess"]["mean"], spec["preprocess"]["std"]
 
-    def embed(parameters: Mapping[str, jax.Array], rows: jax.Array) -> jax.Array:
+    def embed(parameters: Mapping[str, jax.Array], rows: PyTree) -> jax.Array:
         # The temperature belongs to no tower; a model cannot be run without having it.
         scalars = {"params/logit_scale": jnp.zeros(()), "params/logit_bias": jnp.zeros(())}
         variables = unflatten_names({**scalars, **parameters})
+        if isinstance(rows, Mapping):
+            rows = Patches(**rows)
         if tower == "image":
             rows = normalise_images(rows, mean, std, jnp.float32)
         return model.apply(variables, rows, method=f"encode_{tower}")
@@ -156,18 +199,14 @@ def _contract(weights: Weights, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _readme(contract: Mapping[str, Any]) -> str:
-    preprocess = contract["preprocess"]
-    crops = {
-        "shortest": "resize the shorter side to {size} pixels and crop the centre square",
-        "squash": "resize to {size} x {size} pixels whatever the aspect ratio",
-    }
+    inputs = {tower: _described(rows) for tower, rows in contract["input"].items()}
     fill = {
         "NAME": contract["model"].get("name") or "model",
-        "SIZE": str(preprocess["size"]),
+        "IMAGE": inputs["image"],
+        "TEXT": inputs["text"],
         "LENGTH": str(contract["tokenizer"]["context_length"]),
-        "EMBED": str(contract["model"]["embed_dim"]),
-        "RESIZE": crops[preprocess["resize"]].format(size=preprocess["size"]),
-        "INTERPOLATION": preprocess["interpolation"],
+        "EMBED": contract["output"]["shape"][1],
+        "RESIZE": _resize_rule(contract["preprocess"], contract["model"]["image"]),
         "TOKENIZER": contract["tokenizer"]["name"],
         "JAX": contract["jax"],
     }
@@ -175,3 +214,30 @@ def _readme(contract: Mapping[str, Any]) -> str:
     for word, value in fill.items():
         text = text.replace(f"<{word}>", value)
     return text
+
+
+def _described(rows: Mapping[str, Any]) -> str:
+    """`uint8 [batch, 224, 224, 3]`, or a dict of such."""
+    if "dtype" in rows:
+        return f"{rows['dtype']} [{', '.join(rows['shape'])}]"
+    parts = (f'"{name}": {_described(each)}' for name, each in rows.items())
+    return "{" + ", ".join(parts) + "}"
+
+
+def _resize_rule(preprocess: Mapping[str, Any], image: Mapping[str, Any]) -> str:
+    how, size = preprocess["interpolation"], preprocess["size"]
+    if preprocess["resize"] == "patches":
+        return (
+            f"{how} with antialias, to whole patches of {image['patch_size']} x "
+            f"{image['patch_size']} pixels, {preprocess['max_patches']} at most, at its aspect. "
+            "`pixels` are the patches row by row, each its pixels row by row with the channels "
+            "last, then padding; `grid` is an image's rows and columns of patches"
+        )
+    resized = round(size / preprocess.get("crop_fraction", 1.0))
+    if preprocess["resize"] == "shortest":
+        side = f"the shorter side to {resized} pixels"
+    else:
+        side = f"to {resized} x {resized} pixels whatever the aspect"
+    crop = f", then the centre of {size} x {size}"
+    is_whole = preprocess["resize"] == "squash" and resized == size
+    return f"{how} with antialias, {side}{'' if is_whole else crop}"

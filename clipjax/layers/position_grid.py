@@ -1,12 +1,14 @@
 """Learned positions of a square grid, resized to each image's own grid of patches."""
 
+from typing import Any
+
 import jax.numpy as jnp
 
 from clipjax.array_types import Array, Float, Int
 
 
 def positions_of_patches(
-    table: Float[Array, "side side width"], grid: Int[Array, "batch 2"], num_patches: int
+    table: Float[Array, "side side width"], grid: Int[Array, "batch 2"], num_patches: Any
 ) -> Float[Array, "batch patches width"]:
     """Positions of each image's patches: the table resized bilinearly, with antialias.
 
@@ -17,7 +19,8 @@ def positions_of_patches(
     Args:
         table: of the square grid.
         grid: rows and columns of each image's patches.
-        num_patches: patches of an image with its padding; padding gets the last patch's position.
+        num_patches: patches of an image with its padding, an integer or jax.export's symbol of one;
+            padding gets the last patch's position.
 
     Reference: arXiv:2502.14786, section 2.4.2.
     """

@@ -1,5 +1,7 @@
 """Exported towers run without this package and give what the Encoder gives."""
 
+import dataclasses
+import functools
 import json
 import re
 import subprocess
@@ -12,13 +14,25 @@ import pytest
 from jax import export as jax_export
 from tiny import filled, inputs, tiny_spec
 
+from clipjax.array_types import Patches
 from clipjax.config import merge
 from clipjax.inference import Encoder
-from clipjax.interop import Weights
-from clipjax.interop.files import open_tensors
-from clipjax.interop.stablehlo import TOWERS, export_tower, tower_fn, tower_shapes, write_stablehlo
+from clipjax.interop import WeightFileError, Weights
+from clipjax.interop.converting import convert_weights, recognise
+from clipjax.interop.files import open_tensors, safetensors, save_safetensors
+from clipjax.interop.formats import WRITTEN
+from clipjax.interop.stablehlo import (
+    TOWERS,
+    _resize_rule,
+    export_tower,
+    stack_leaves,
+    tower_fn,
+    tower_shapes,
+    write,
+)
 from clipjax.interop.tensors import of_array
 from clipjax.models import MODELS, build_model
+from clipjax.models.images import normalise_images
 from clipjax.models.layers_layout import unstack_layers
 from clipjax.trees import flatten_with_names
 
@@ -68,7 +82,7 @@ def exported(tmp_path_factory):
     variables = filled(build_model(spec), *inputs(spec, 1))
     (folder / "vocabulary").write_text("words")
     files = {"spiece.model": folder / "vocabulary"}
-    write_stablehlo(folder / "tiny", weights_of(spec, variables, tokenizer_files=files))
+    write(folder / "tiny", weights_of(spec, variables, tokenizer_files=files))
     return spec, variables, folder / "tiny"
 
 
@@ -128,6 +142,60 @@ def test_running_statistics_go_along():
     found = export_tower(spec, "image").call(parameters, jnp.asarray(pixels))
     wanted = jax.jit(tower_fn(spec, "image"))(parameters, pixels)
     np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+def test_images_of_any_aspect():
+    tower = {"width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 32}
+    changes = {"embed_dim": 16, "image_size": 16}
+    changes["image"] = tower | {"patch_size": 4, "position_side": 4}
+    changes["text"] = tower | {"vocab_size": 20, "context_length": 6}
+    spec = merge(MODELS["siglip2-b-16-naflex"], changes)
+    variables = filled(build_model(spec), *inputs(spec, 1))
+    parameters = dict(flatten_with_names(variables))
+    parameters = {name: parameters[name] for name in tower_shapes(spec, "image")}
+    random = np.random.default_rng(0)
+    rows = {"pixels": random.integers(0, 256, (3, 8, 48), dtype=np.uint8)}
+    rows["grid"] = np.array([[2, 4], [1, 3], [4, 2]], np.int32)
+    found = export_tower(spec, "image").call(parameters, jax.tree.map(jnp.asarray, rows))
+    encode = jax.jit(functools.partial(build_model(spec).apply, method="encode_image"))
+    patches = normalise_images(Patches(**rows), (0.5,) * 3, (0.5,) * 3, jnp.float32)
+    np.testing.assert_allclose(found, encode(variables, patches), atol=5e-6)
+
+
+def test_an_export_is_run_and_not_converted(exported, tmp_path):
+    _, _, folder = exported
+    with pytest.raises(WeightFileError, match="is an export as StableHLO"):
+        convert_weights(folder, tmp_path / "out", "clipjax")
+    assert recognise(folder) == "stablehlo" and "stablehlo" in WRITTEN
+
+
+def test_a_stack_is_written_a_block_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(safetensors, "PIECE_BYTES", 100)
+    blocks = np.arange(3 * 40, dtype=np.float32).reshape(3, 4, 10)
+    leaves = {f"x/block_{i}/y": of_array(block) for i, block in enumerate(blocks)}
+    stacked = stack_leaves(leaves, {"params/x/blocks/y": (3, 4, 10)})["params/x/blocks/y"]
+
+    def never():
+        raise AssertionError("the stack is read whole")
+
+    save_safetensors(tmp_path / "a", {"a": dataclasses.replace(stacked, read=never)})
+    np.testing.assert_array_equal(open_tensors(tmp_path / "a").tensors["a"].read(), blocks)
+
+
+@pytest.mark.parametrize(
+    "fields, rule",
+    [
+        ({"resize": "shortest"}, "the shorter side to 289 pixels, then the centre of 289 x 289"),
+        ({"resize": "squash"}, "to 289 x 289 pixels whatever the aspect"),
+        (
+            {"resize": "squash", "crop_fraction": 289 / 346},
+            "to 346 x 346 pixels whatever the aspect, then the centre of 289 x 289",
+        ),
+    ],
+)
+def test_the_readme_says_how_to_resize(fields, rule):
+    preprocess = {"size": 289, "interpolation": "bilinear", **fields}
+    assert _resize_rule(preprocess, {}) == f"bilinear with antialias, {rule}"
 
 
 @pytest.mark.parametrize("name", ["siglip2-so400m-14-384", "xlm-roberta-base-ViT-B-32"])

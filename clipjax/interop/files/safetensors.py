@@ -4,10 +4,11 @@ Both ways are here because a header may lie: every offset, shape and dtype is ch
 file's size before a byte is read, and a file is written tensor by tensor.
 """
 
+import functools
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ DTYPES = {
 }
 MAX_HEADER_BYTES = 100_000_000
 MAX_AXES = 16
+PIECE_BYTES = 64 << 20
 
 
 def read_safetensors(path: Path) -> WeightFile:
@@ -159,7 +161,7 @@ def save_safetensors(
     tensors: Mapping[str, LazyTensor],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes a `.safetensors` file, one tensor in memory at a time.
+    """Writes a `.safetensors` file, one tensor in memory at a time, a large one by its rows.
 
     Args:
         path: a file that does not exist; it appears when it is whole.
@@ -190,10 +192,22 @@ def save_safetensors(
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         for name, tensor in ordered:
-            array = tensor.read()
-            if array.shape != tensor.shape or array.dtype != tensor.dtype:
-                raise WeightFileError(
-                    f"{name} was announced as {tensor.dtype} {tensor.shape} and read as "
-                    f"{array.dtype} {array.shape}"
-                )
-            file.write(memoryview(np.asarray(array, order="C").reshape(-1).view(np.uint8)))
+            for shape, read in _pieces(tensor):
+                array = read()
+                if array.shape != shape or array.dtype != tensor.dtype:
+                    raise WeightFileError(
+                        f"{name} was announced as {tensor.dtype} {shape} and read as "
+                        f"{array.dtype} {array.shape}"
+                    )
+                file.write(memoryview(np.asarray(array, order="C").reshape(-1).view(np.uint8)))
+
+
+def _pieces(tensor: LazyTensor) -> Iterator[tuple[tuple[int, ...], Callable[[], np.ndarray]]]:
+    """(shape, read) of the parts that are written one after the other: rows, if they can be had."""
+    if tensor.read_rows is None or tensor.nbytes <= PIECE_BYTES:
+        yield tensor.shape, tensor.read
+        return
+    rows = max(1, PIECE_BYTES * tensor.shape[0] // tensor.nbytes)
+    for start in range(0, tensor.shape[0], rows):
+        stop = min(start + rows, tensor.shape[0])
+        yield (stop - start, *tensor.shape[1:]), functools.partial(tensor.rows, start, stop)
