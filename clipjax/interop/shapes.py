@@ -1,5 +1,7 @@
 """Shapes of a model's leaves by our names, from its spec alone."""
 
+import functools
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -8,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from clipjax.config import to_plain
 from clipjax.interop.tensors import WeightFileError
 from clipjax.models import IMAGE_ENCODERS, SPEC_FIELDS, TEXT_ENCODERS, build_model
 from clipjax.tokenizers import TOKENIZERS
@@ -41,6 +44,12 @@ def check_spec(spec: Mapping[str, Any], *, where: str) -> None:
 def stacked_shapes(spec: Mapping[str, Any]) -> Shapes:
     """Shapes as training lays the leaves out, `params/.../blocks/...`; nothing is allocated."""
     check_spec(spec, where=f"model {spec.get('name')!r}")
+    return dict(_trace(json.dumps(to_plain(spec))))
+
+
+@functools.lru_cache(maxsize=16)
+def _trace(spec_json: str) -> Shapes:
+    spec = json.loads(spec_json)
     model = build_model(spec)
     size, length = spec["image_size"], spec["text"]["context_length"]
     variables = jax.eval_shape(
