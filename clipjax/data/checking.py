@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 from clipjax.data.preprocess import decode_image
 from clipjax.data.source import DataSource, SampleError, split_options
 from clipjax.data.sources import make_source
+from clipjax.data.sources.mix import read_specs
 from clipjax.data.storage import StoredFile, find_files
 from clipjax.data.tar_index import (
     IMAGE_EXTENSIONS,
@@ -67,22 +69,29 @@ def check(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _tasks(spec: str, decode: bool) -> Iterator[Callable[[], Checked]]:
-    text, options = split_options(spec)
-    options.pop("filter", None)
+def _tasks(spec: str | Mapping[str, Any], decode: bool) -> Iterator[Callable[[], Checked]]:
+    options = dict(spec) if isinstance(spec, Mapping) else {"spec": spec}
+    text = options.pop("spec")
+    if text.startswith("mix:"):
+        for part, _ in read_specs(text[4:]):
+            yield from _tasks(part, decode)
+        return
+    text, written = split_options(text)
+    options |= written
+    options.pop("filter", None)  # of damage it does not matter whether it is used
     kind, _, where = text.partition(":")
     if kind == "tar":
         for shard in find_files(where):
-            yield lambda shard=shard: check_tar(shard, decode=decode, **options)
+            yield functools.partial(check_tar, shard, decode=decode, **options)
     elif kind in FILE_KINDS:
         for file in find_files(where):
             one = {**options, "spec": f"{kind}:{file.path}"}
-            yield lambda one=one: _check_file(one, decode)
+            yield functools.partial(_check_file, one, decode)
     else:
         source = make_source({**options, "spec": text})
         for start in range(0, len(source), CHUNK):
             places = range(start, min(start + CHUNK, len(source)))
-            yield lambda places=places: check_examples(source, places, spec, decode=decode)
+            yield functools.partial(check_examples, source, places, text, decode=decode)
 
 
 def check_tar(

@@ -7,7 +7,6 @@ import bisect
 import collections
 import concurrent.futures
 import hashlib
-import io
 import itertools
 import json
 import struct
@@ -25,6 +24,7 @@ from clipjax.data.storage import FileReader, StorageError, StoredFile, read
 
 LARGE_GROUP = 64 << 20  # bytes that a random example should not cost
 _THREADS = 16
+_BLOCK = 64 << 10
 
 
 class RowGroups:
@@ -114,7 +114,7 @@ class RowGroups:
         file, group = self._groups[number]
         try:
             reader = pq.ParquetFile(
-                _ArrowFile(self._files[file]),
+                FileReader(self._files[file], block=_BLOCK).as_file(),
                 metadata=self._metadata[file],
                 page_checksum_verification=True,
             )
@@ -142,30 +142,6 @@ class RowGroups:
         self._reset()
 
 
-class _ArrowFile(io.RawIOBase):
-    """A stored file, as Arrow reads one."""
-
-    def __init__(self, file: StoredFile):
-        self._reader, self._size = FileReader(file, block=64 << 10), file.size
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._reader.tell()
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._reader.tell(), io.SEEK_END: self._size}
-        self._reader.seek(start[whence] + offset)
-        return self._reader.tell()
-
-    def read(self, size: int = -1) -> bytes:
-        return self._reader.read(-1 if size is None else size)
-
-
 def _checked(read_file: Callable[[StoredFile], Any], file: StoredFile) -> Any:
     try:
         return read_file(file)
@@ -176,7 +152,7 @@ def _checked(read_file: Callable[[StoredFile], Any], file: StoredFile) -> Any:
 
 
 def _read_metadata(file: StoredFile) -> pq.FileMetaData:
-    return _checked(lambda f: pq.read_metadata(_ArrowFile(f)), file)
+    return _checked(lambda f: pq.read_metadata(FileReader(f, block=_BLOCK).as_file()), file)
 
 
 def _footer_sha256(file: StoredFile) -> list[Any]:

@@ -1,11 +1,13 @@
 """What a data source is, how one is named, and how it says that an example is unusable."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 from PIL import Image
+
+from clipjax.data import permutation
 
 # A `?` alone is a wildcard of a file name.
 _OPTIONS = re.compile(r"\?([a-z_]+=.*)$")
@@ -44,6 +46,37 @@ class DataSource(Protocol):
 
     def fingerprint(self) -> str:
         """SHA-256 of what the source holds."""
+
+
+def keys_of(source: DataSource) -> Iterator[str]:
+    """Gives the keys of all examples in order; reads them where the source has no `keys`."""
+    if hasattr(source, "keys"):
+        yield from source.keys()
+        return
+    for index in range(len(source)):
+        try:
+            yield source[index]["key"]
+        except SampleError as error:
+            yield error.key
+
+
+def draw(source: DataSource, position: np.ndarray, seed: int) -> np.ndarray:
+    """Finds which examples stand at positions of the training stream.
+
+    A source that has an order of its own says so by a method `draw(position, seed)`; any other
+    is permuted anew for every epoch.
+
+    Args:
+        source: whose examples.
+        position: `[...]` non-negative integers.
+        seed: of the whole run.
+
+    Returns:
+        `[...]` int64, indices of the source.
+    """
+    if hasattr(source, "draw"):
+        return source.draw(position, seed)
+    return permutation.example_index(position, len(source), seed)[1]
 
 
 class SampleError(ValueError):

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import errno
 import fnmatch
+import io
 import os
 import random
 import tempfile
@@ -327,6 +328,32 @@ class FileReader:
     def tell(self) -> int:
         """Gives the place of the next byte."""
         return self._position
+
+    def as_file(self) -> io.RawIOBase:
+        """Gives a binary file of it, for libraries that want one."""
+        return _RawFile(self)
+
+
+class _RawFile(io.RawIOBase):
+    def __init__(self, reader: FileReader):
+        self._reader = reader
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._reader.tell()
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        starts = {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: self._reader.file.size}
+        self._reader.seek(starts[whence] + offset)
+        return self.tell()
+
+    def read(self, size: int | None = -1) -> bytes:
+        return self._reader.read(-1 if size is None else size)
 
 
 def _version(info: dict[str, Any]) -> str:

@@ -8,8 +8,10 @@ from clipjax.config import build
 from clipjax.data.source import DataSource, parse_spec, split_options
 from clipjax.data.sources.arrayrecord import PackedRecords
 from clipjax.data.sources.folder import Folder
+from clipjax.data.sources.mix import Mix
 from clipjax.data.sources.openmoji import OpenMoji
 from clipjax.data.sources.parquet import Parquet
+from clipjax.data.sources.score_filter import ScoreFilter
 from clipjax.data.sources.synthetic import Synthetic
 from clipjax.data.sources.table import Table
 from clipjax.data.sources.tar import TarShards
@@ -34,7 +36,8 @@ def make_source(spec: str | Mapping[str, Any], *, path: str = "data.source") -> 
 
     Args:
         spec: `kind:where[:split][?option=value&...]`, e.g. `openmoji:train?aliases=true`, or a
-            mapping that has it under `spec` and options beside it.
+            mapping that has it under `spec` and options beside it. `mix:` has a form of its own,
+            see `Mix`; every other kind has the option `filter`, see `ScoreFilter`.
         path: where the spec stands in the config, for messages.
 
     Raises:
@@ -42,15 +45,20 @@ def make_source(spec: str | Mapping[str, Any], *, path: str = "data.source") -> 
     """
     options = dict(spec) if isinstance(spec, Mapping) else {"spec": spec}
     text = options.pop("spec", None)
+    if isinstance(text, str) and text.startswith("mix:"):
+        if options:
+            raise ValueError(f"{path}: {', '.join(options)} belong to the sources of the mix")
+        return Mix(text[4:], make=lambda part, i: make_source(part, path=f"{path}[{i}]"))
     text, written = split_options(text)
     if twice := options.keys() & written.keys():
         raise ValueError(f"{path}: {', '.join(sorted(twice))} is given twice")
     options |= written
+    rule = options.pop("filter", None)
     kind, where, split = parse_spec(text)
     if kind not in SOURCES:
         raise ValueError(
             f"{path} = {text!r} is of an unknown kind {kind!r}; known are "
-            f"{', '.join(sorted(SOURCES))}, as in `openmoji:train` or `folder:DIR`"
+            f"{', '.join(sorted([*SOURCES, 'mix']))}, as in `openmoji:train` or `folder:DIR`"
         )
     place = {"where": where}
     if "split" in inspect.signature(SOURCES[kind]).parameters:
@@ -61,6 +69,8 @@ def make_source(spec: str | Mapping[str, Any], *, path: str = "data.source") -> 
         if key in options:
             raise ValueError(f"{path}.{key} is part of the spec: `kind:where[:split]`")
     source = build({"name": kind, **options}, SOURCES, path=path, **place)
+    if rule is not None:
+        source = ScoreFilter(source, rule)
     if len(source) == 0:
         raise ValueError(f"{path} = {text!r} is empty: it holds no usable image-text pair")
     return source

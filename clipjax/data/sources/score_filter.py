@@ -1,0 +1,144 @@
+"""The part of a source that scores best: `tar:...?filter=scores.parquet:top=0.3`."""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator
+
+import numpy as np
+from absl import logging
+
+from clipjax.data.paths import data_path
+from clipjax.data.source import DataSource, Example, keys_of
+from clipjax.data.storage import FileReader, stat
+
+_RULE = re.compile(r"(.+):(top|min)=([-+0-9.eE]+)")
+
+
+class ScoreFilter:
+    """Examples of a source whose score is among the best, or high enough, in the source's order.
+
+    Args:
+        source: what is filtered.
+        rule: `FILE.parquet:top=0.3` for the best 30 % of the examples that have a score (ties go
+            to the one that comes first), or `FILE.parquet:min=0.28` for scores of 0.28 or more.
+            The file has the columns `key` and `score`; an example without a score, or with NaN,
+            is left out.
+
+    Attributes:
+        counts: examples that are `kept`, `filtered_score` and `without_score`.
+
+    Raises:
+        ValueError: if the rule or the file is wrong, or no example has a score.
+    """
+
+    def __init__(self, source: DataSource, rule: str):
+        found = _RULE.fullmatch(rule) if isinstance(rule, str) else None
+        if found is None:
+            raise ValueError(
+                f"the filter {rule!r} is none of FILE.parquet:top=0.3 and FILE.parquet:min=0.28"
+            )
+        where, kind, limit = found[1], found[2], _number(found[3], rule)
+        if kind == "top" and not 0 < limit <= 1:
+            raise ValueError(f"the filter {rule!r} takes the best {limit}: expected a part of 1")
+        self._source, self.class_names = source, source.class_names
+        scores = _scores_of(source, *read_scores(where), where)
+        scored = np.flatnonzero(~np.isnan(scores))
+        if kind == "min":
+            kept = scored[scores[scored] >= limit]
+        else:
+            # A part of 0.3 of 10 is 3, although 0.3 * 10 may be a little less.
+            count = math.floor(limit * len(scored) + 1e-6)
+            kept = np.sort(scored[np.argsort(-scores[scored], kind="stable")[:count]])
+        self._kept = kept.astype(np.uint32 if len(scores) < 1 << 32 else np.uint64)
+        self.counts = {
+            "kept": len(kept),
+            "filtered_score": len(scored) - len(kept),
+            "without_score": len(scores) - len(scored),
+        }
+        logging.info("%s keeps %s of %d examples: %s", rule, len(kept), len(scores), self.counts)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        return self._source[int(self._kept[index])]
+
+    def keys(self) -> Iterator[str]:
+        """Gives the keys of all examples in order."""
+        kept = set(self._kept.tolist())
+        return (key for index, key in enumerate(keys_of(self._source)) if index in kept)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the source's own and of which examples are kept."""
+        kept = hashlib.sha256(self._kept.astype("<u8").tobytes()).hexdigest()
+        identity = ["score_filter/1", self._source.fingerprint(), kept]
+        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+
+
+def read_scores(where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a file of scores.
+
+    Args:
+        where: a Parquet file with the columns `key` (text) and `score` (a number).
+
+    Returns:
+        Hashes of the keys, u64 `[n]` in ascending order, and their scores, f32 `[n]`.
+
+    Raises:
+        ValueError: if there is no such file, a column is missing, or a key comes twice.
+    """
+    import pyarrow as pa  # slow to import
+    import pyarrow.parquet as pq
+
+    path = data_path(where)
+    try:
+        file = pq.ParquetFile(FileReader(stat(path), block=1 << 20).as_file())
+        columns = file.schema_arrow.names
+        if not {"key", "score"} <= set(columns):
+            raise ValueError(
+                f"{where} has the columns {', '.join(columns)}; scores are in `key` and `score`"
+            )
+        hashes, scores = [], []
+        for batch in file.iter_batches(columns=["key", "score"]):
+            hashes.append(_hashes(batch["key"].to_pylist()))
+            scores.append(batch["score"].cast(pa.float32()).to_numpy(zero_copy_only=False))
+    except FileNotFoundError as error:
+        raise ValueError(f"there is no file {where}") from error
+    except pa.ArrowException as error:
+        raise ValueError(f"{where} is no whole Parquet file of scores: {error}") from error
+    keys = np.concatenate(hashes) if hashes else np.zeros(0, np.uint64)
+    order = np.argsort(keys)
+    keys, values = keys[order], np.concatenate(scores)[order] if scores else np.zeros(0, np.float32)
+    if (keys[1:] == keys[:-1]).any():
+        raise ValueError(f"{where} has a key twice: which of its scores counts?")
+    return keys, values
+
+
+def _scores_of(source: DataSource, keys: np.ndarray, values: np.ndarray, where: str) -> np.ndarray:
+    """Looks up the score of every example; NaN where there is none."""
+    wanted = _hashes(keys_of(source))
+    places = np.minimum(np.searchsorted(keys, wanted), max(0, len(keys) - 1))
+    found = keys[places] == wanted if len(keys) else np.zeros(len(wanted), bool)
+    if not found.any():
+        raise ValueError(
+            f"{where} has no score for any example; the first one's key is "
+            f"{next(iter(keys_of(source)))!r}"
+        )
+    return np.where(found, values[places], np.float32(np.nan))
+
+
+def _hashes(keys) -> np.ndarray:
+    """64 bits of a hash of every key: a billion of them fit into memory."""
+    digests = b"".join(hashlib.blake2b(str(k).encode(), digest_size=8).digest() for k in keys)
+    return np.frombuffer(digests, "<u8").astype(np.uint64)
+
+
+def _number(text: str, rule: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ValueError(f"the filter {rule!r}: {text!r} is no number") from error

@@ -1,0 +1,111 @@
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from archives import pairs, tar
+
+from clipjax.data import make_source
+from clipjax.data.source import keys_of
+from clipjax.data.sources import score_filter
+
+pytestmark = pytest.mark.usefixtures("cache")
+
+
+@pytest.fixture
+def shards(tmp_path):
+    for shard in range(3):
+        tar(tmp_path / f"{shard}.tar", pairs(10, 10 * shard))
+    return f"tar:{tmp_path}/*.tar"
+
+
+def write(path, keys, scores, **options):
+    scores = pa.array(scores, pa.float32())
+    pq.write_table(pa.table({"key": list(keys), "score": scores}), path, **options)
+    return path
+
+
+def texts(source):
+    return [int(source[i]["text"].split()[1]) for i in range(len(source))]
+
+
+def test_the_best_part(tmp_path, shards):
+    source = make_source(shards)
+    scores = np.random.Generator(np.random.Philox(key=0)).permutation(30) / 100
+    order = np.random.Generator(np.random.Philox(key=1)).permutation(30)
+    keys = list(keys_of(source))
+    path = write(tmp_path / "s.parquet", [keys[i] for i in order], scores[order], row_group_size=7)
+    best = make_source(f"{shards}?filter={path}:top=0.3")
+    assert len(best) == 9 and texts(best) == sorted(np.argsort(scores)[-9:].tolist())
+    assert best.counts == {"kept": 9, "filtered_score": 21, "without_score": 0}
+    assert list(keys_of(best)) == [best[i]["key"] for i in range(9)]
+    high = make_source(f"{shards}?filter={path}:min=0.2")
+    assert texts(high) == [i for i in range(30) if scores[i] >= 0.2]
+    assert len(make_source(f"{shards}?filter={path}:top=1")) == 30
+    # The same examples by another rule are the same data.
+    again = make_source(f"{shards}?filter={path}:min={np.sort(scores)[-9] - 0.001}")
+    assert again.fingerprint() == best.fingerprint() != source.fingerprint()
+    with pytest.raises(IndexError):
+        best[9]
+
+
+def test_what_has_no_score_is_counted(tmp_path, shards, caplog):
+    keys = list(keys_of(make_source(shards)))
+    scores = [1.0] * 18 + [float("nan"), None]
+    path = write(tmp_path / "s.parquet", [*keys[:20], "other"], [*scores, 5.0])
+    source = make_source(f"{shards}?filter={path}:top=0.5")
+    assert source.counts == {"kept": 9, "filtered_score": 9, "without_score": 12}
+    assert texts(source) == list(range(9))  # ties go to the first
+
+
+def test_sources_without_keys_of_their_own(tmp_path):
+    keys = [f"synthetic-{i}" for i in range(50)]
+    path = write(tmp_path / "s.parquet", keys, np.arange(50) / 50)
+    source = make_source(f"synthetic:50?filter={path}:top=0.1&side=32")
+    assert [source[i]["key"] for i in range(5)] == keys[45:]
+    assert source[0]["image"].shape == (32, 32, 3) and source.class_names is not None
+
+
+@pytest.mark.parametrize(
+    "rule, message",
+    [
+        ("{}", "is none of"),
+        ("{}:best=0.3", "is none of"),
+        ("{}:top=0", "a part of 1"),
+        ("{}:top=1.5", "a part of 1"),
+        ("{}:min=e", "no number"),
+        ("/no/such.parquet:top=0.3", "no file"),
+        ("{}:min=7", "is empty"),
+    ],
+)
+def test_wrong_rules(tmp_path, shards, rule, message):
+    path = write(tmp_path / "s.parquet", keys_of(make_source(shards)), np.ones(30))
+    with pytest.raises(ValueError, match=message):
+        make_source(f"{shards}?filter={rule.format(path)}")
+
+
+def test_wrong_files(tmp_path, shards):
+    keys = list(keys_of(make_source(shards)))
+    path = write(tmp_path / "s.parquet", [*keys, keys[3]], np.ones(31))
+    with pytest.raises(ValueError, match="a key twice"):
+        make_source(f"{shards}?filter={path}:top=0.3")
+    write(path, ["a", "b"], np.ones(2))
+    with pytest.raises(ValueError, match=r"no score for any example.*'0.tar/00000'"):
+        make_source(f"{shards}?filter={path}:top=0.3")
+    write(path, [], [])
+    with pytest.raises(ValueError, match="no score for any"):
+        make_source(f"{shards}?filter={path}:top=0.3")
+    pq.write_table(pa.table({"uid": ["a"], "similarity": [1.0]}), path)
+    with pytest.raises(ValueError, match="uid, similarity"):
+        make_source(f"{shards}?filter={path}:top=0.3")
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="no whole Parquet"):
+        make_source(f"{shards}?filter={path}:top=0.3")
+
+
+def test_scores_by_hash_are_scores_by_key(tmp_path):
+    keys = [f"k{i}" for i in range(2000)]
+    path = write(tmp_path / "s.parquet", keys, np.arange(2000))
+    hashes, values = score_filter.read_scores(str(path))
+    assert (np.diff(hashes.astype(object)) > 0).all()
+    expected = dict(zip(score_filter._hashes(keys).tolist(), range(2000), strict=True))
+    assert dict(zip(hashes.tolist(), values.tolist(), strict=True)) == expected
