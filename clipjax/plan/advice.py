@@ -57,6 +57,8 @@ class Step:
         batch_per_device: examples.
         num_devices: of the mesh.
         item_bytes: of the dtype that the towers compute in.
+        zero_share: of the optimizer's state that a device holds under ZeRO-1; None is its even
+            part, 1 / num_devices.
     """
 
     spec: Mapping[str, Any]
@@ -65,6 +67,7 @@ class Step:
     batch_per_device: float
     num_devices: int
     item_bytes: int
+    zero_share: float | None = None
 
 
 def predicted_bytes(step: Step, setting: Setting) -> float:
@@ -82,7 +85,7 @@ def state_bytes(step: Step, setting: Setting) -> float:
         return parameters * per_parameter / setting.fsdp + table
     optimizer = step.optimizer_bytes
     if setting.sharding in ("zero1", "tensor"):
-        optimizer /= step.num_devices
+        optimizer *= 1 / step.num_devices if step.zero_share is None else step.zero_share
     return parameters * (4 + optimizer + 4 + step.item_bytes)
 
 
@@ -91,7 +94,7 @@ def activation_bytes(step: Step, setting: Setting) -> float:
     examples = step.batch_per_device / setting.micro_batches
     widths, mlps = KEPT[setting.remat]
     kept = working = 0.0
-    for tower, tokens in _towers(step.spec):
+    for tower, tokens in blocks_of(step.spec):
         width, mlp, heads = tower["width"], tower["mlp_dim"], tower["num_heads"]
         scores = heads * tokens**2
         one = tokens * (widths * width + mlps * mlp) * step.item_bytes
@@ -103,7 +106,8 @@ def activation_bytes(step: Step, setting: Setting) -> float:
     return examples * (kept + working)
 
 
-def _towers(spec: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], int]]:
+def blocks_of(spec: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], int]]:
+    """The towers that are stacks of transformer blocks, each with its number of tokens."""
     if "patch_size" in spec["image"] and "depth" in spec["image"]:
         yield spec["image"], num_image_tokens(spec)
     yield spec["text"], spec["text"]["context_length"]
@@ -117,7 +121,7 @@ def extra_flops(spec: Mapping[str, Any], setting: Setting) -> float:
     """
     extra = 1 / 3 if setting.micro_batches > 1 else 0.0
     repeated = total = 0.0
-    for tower, tokens in _towers(spec):
+    for tower, tokens in blocks_of(spec):
         width, mlp = tower["width"], tower["mlp_dim"]
         scale = tower["depth"] * tokens
         scores = 2 * tokens * width
@@ -134,16 +138,76 @@ def settings(step: Step, current: Setting, fsdp_sizes: tuple[int, ...]) -> list[
     shardings = [("zero1", 1), *(("fsdp", size) for size in fsdp_sizes)]
     if (current.sharding, current.fsdp) not in shardings:
         shardings.insert(0, (current.sharding, current.fsdp))
-    micro = [1]
-    while micro[-1] < 16 and step.batch_per_device % (2 * micro[-1]) == 0:
-        micro.append(2 * micro[-1])
     found = [
         Setting(remat=remat, micro_batches=count, sharding=sharding, fsdp=fsdp)
         for remat in REMAT_POLICIES
-        for count in micro
+        for count in _micro_batches(step)
         for sharding, fsdp in shardings
     ]
     return sorted(found, key=lambda s: (round(extra_flops(step.spec, s), 3), s != current))
+
+
+def _micro_batches(step: Step) -> list[int]:
+    counts = [1]
+    while counts[-1] < 16 and step.batch_per_device % (2 * counts[-1]) == 0:
+        counts.append(2 * counts[-1])
+    return counts
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preference:
+    """The recomputation to prefer: remat first, micro-batches where no policy fits the whole batch.
+
+    Attributes:
+        setting: the cheapest that fits; None if none should.
+        predicted_bytes: HBM of one device under it, by the model.
+        extra_flops: its price, as a share of the model's FLOPs.
+        refused: cheaper settings and the bytes that they should need, dearest last.
+    """
+
+    setting: Setting | None
+    predicted_bytes: float
+    extra_flops: float
+    refused: tuple[tuple[Setting, float], ...]
+
+
+def describes(spec: Mapping[str, Any]) -> bool:
+    """Whether the model knows both towers; it does not know a ResNet's."""
+    return len(list(blocks_of(spec))) == 2
+
+
+def prefer(
+    step: Step, current: Setting, *, needed_bytes: float, capacity: float, fits: bool
+) -> Preference:
+    """Chooses remat and micro-batches under the current sharding, least extra FLOPs first.
+
+    Of the current setting the compiler's word counts, of the others the model's, scaled to it.
+    """
+    scale = needed_bytes / predicted_bytes(step, current)
+    options = {
+        dataclasses.replace(current, remat=remat, micro_batches=count): None
+        for remat in REMAT_POLICIES
+        for count in (*_micro_batches(step), current.micro_batches)
+    }
+    refused = []
+    for setting in sorted(options, key=lambda s: recomputation_order(step.spec, s)):
+        predicted = scale * predicted_bytes(step, setting)
+        if fits if setting == current else predicted < 0.95 * capacity:
+            price = extra_flops(step.spec, setting)
+            return Preference(
+                setting=setting,
+                predicted_bytes=predicted,
+                extra_flops=price,
+                refused=tuple(refused),
+            )
+        refused.append((setting, predicted))
+    return Preference(setting=None, predicted_bytes=0, extra_flops=0, refused=tuple(refused))
+
+
+def recomputation_order(spec: Mapping[str, Any], setting: Setting) -> tuple[int, int, float]:
+    """Sorts by extra FLOPs; of those within 5 % of the model's, fewer micro-batches first."""
+    price = extra_flops(spec, setting)
+    return round(price / 0.05), setting.micro_batches, price
 
 
 def what_fits(

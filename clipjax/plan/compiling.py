@@ -8,6 +8,7 @@ import jax
 from absl import logging
 
 from clipjax.experiment import Program
+from clipjax.experiment.program import Stage
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _NEEDED = (
@@ -56,11 +57,11 @@ class Compiled(NamedTuple):
     seconds: float
 
 
-def compile_step(program: Program) -> Compiled:
-    """Compiles the very step that `train` runs, for the devices of the program's mesh."""
+def compile_step(program: Program, stage: Stage) -> Compiled:
+    """Compiles the very step that `train` runs in a stage, for the devices of its mesh."""
     start = time.perf_counter()
     with program.scope():
-        lowered = program.step.lower(program.abstract_state, program.abstract_batch)
+        lowered = stage.step.lower(program.abstract_state, stage.abstract_batch)
         logging.info("Traced in %.1f s; compiling ...", time.perf_counter() - start)
         try:
             compiled = lowered.compile()

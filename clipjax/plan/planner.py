@@ -1,23 +1,38 @@
 """Compile a config's train step for a topology and gather what there is to say about it."""
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from typing import Any
 
+import jax
 from absl import logging
 from ml_collections import ConfigDict
 
+from clipjax import partitioning
 from clipjax.config import get_path
 from clipjax.experiment import Program, build_program
-from clipjax.plan.advice import Setting, Step, extra_flops, what_fits
+from clipjax.plan.advice import (
+    Preference,
+    Setting,
+    Step,
+    describes,
+    extra_flops,
+    prefer,
+    what_fits,
+)
 from clipjax.plan.chips import Topology
 from clipjax.plan.collectives import Collective, find_collectives
 from clipjax.plan.compiling import Compiled, Memory, compile_step
 from clipjax.plan.flops import Flops, count_flops
+from clipjax.plan.formulas import collective_formulas
 from clipjax.plan.hlo import parse, walk
-from clipjax.plan.model_flops import ModelFlops, model_flops
+from clipjax.plan.model_flops import ModelFlops
 from clipjax.plan.roofline import Bounds, bounds
+from clipjax.plan.run import StageNeeds, stage_needs
 from clipjax.plan.traffic import Traffic, count_traffic
-from clipjax.trees import count_parameters, flatten_with_names
+from clipjax.train_state import init_variables
+from clipjax.trees import count_parameters
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -48,7 +63,8 @@ class Plan:
         setting: remat, micro-batches, sharding.
         step: sizes that the memory follows from.
         batch_size: global.
-        total_steps: of the config.
+        stages: of the run; one of them is planned.
+        planned: which, by its place: the one that computes most.
         fits: whether the compiler found room.
         needed_bytes: HBM that the step needs.
         capacity_bytes: HBM that a program may use.
@@ -60,6 +76,8 @@ class Plan:
         collective_formulas: bytes that theory asks for, by part.
         bounds: of the step time.
         advice: what should fit, if this does not.
+        preference: remat or micro-batches; None for towers that the memory model does not know.
+        unsharded_state: a warning of optimizer state that each device holds whole, or None.
         compile_seconds: to trace and compile.
     """
 
@@ -69,7 +87,8 @@ class Plan:
     setting: Setting
     step: Step
     batch_size: int
-    total_steps: int
+    stages: tuple[StageNeeds, ...]
+    planned: int
     fits: bool
     needed_bytes: int
     capacity_bytes: float
@@ -81,7 +100,14 @@ class Plan:
     collective_formulas: dict[str, float]
     bounds: Bounds | None
     advice: list[Advice]
+    preference: Preference | None
+    unsharded_state: str | None
     compile_seconds: float
+
+    @property
+    def total_steps(self) -> int:
+        """Of the run."""
+        return sum(stage.num_steps for stage in self.stages)
 
     @property
     def batch_per_device(self) -> float:
@@ -108,25 +134,35 @@ def make_plan(config: ConfigDict, topology: Topology) -> Plan:
         ValueError: the config does not fit the number of devices, or is wrong in itself.
     """
     program = build_program(config, topology.devices)
-    compiled = compile_step(program)
+    stages = stage_needs(config, program)
+    planned = max(range(len(stages)), key=lambda i: stages[i].flops.train)
+    compiled = compile_step(program, program.stages[planned])
     logging.info("Compiled in %.1f s.", compiled.seconds)
-    return describe(config, program, topology, compiled)
+    return describe(config, program, topology, compiled, stages, planned)
 
 
-def describe(config: ConfigDict, program: Program, topology: Topology, compiled: Compiled) -> Plan:
+def describe(
+    config: ConfigDict,
+    program: Program,
+    topology: Topology,
+    compiled: Compiled,
+    stages: tuple[StageNeeds, ...],
+    planned: int,
+) -> Plan:
     """Reads a compiled step."""
-    batch_size = program.abstract_batch["image"].shape[0]
+    batch_size = config.batch_size
     mesh = dict(program.mesh.shape)
     setting = setting_of(config, program)
-    step = step_of(config, program)
+    step = step_of(config, program, stages[planned].spec)
     chip = topology.chip
     capacity = chip.hbm_bytes / chip.devices
-    lock_image = bool(config.init.lock_image)
-    needs = model_flops(program.spec, program.model, batch_size, lock_image=lock_image)
-    fits = compiled.memory is not None and compiled.needed_bytes <= capacity
+    needs = stages[planned].flops
+    needed = compiled.needed_bytes
+    fits = compiled.memory is not None and needed <= capacity
     counted: dict[str, Any] = {"flops": None, "traffic": None, "collectives": [], "bounds": None}
     if compiled.text:
-        counted = _count(compiled.text, program, topology, needs)
+        counted = _count(compiled.text, program, topology, needs, batch_size)
+    known = describes(step.spec)
     return Plan(
         config_name=program.spec["name"],
         topology=topology,
@@ -134,20 +170,27 @@ def describe(config: ConfigDict, program: Program, topology: Topology, compiled:
         setting=setting,
         step=step,
         batch_size=batch_size,
-        total_steps=get_path(config, "total_steps"),
+        stages=stages,
+        planned=planned,
         fits=fits,
-        needed_bytes=compiled.needed_bytes,
+        needed_bytes=needed,
         capacity_bytes=capacity,
         memory=compiled.memory,
         model_flops=needs,
         collective_formulas=collective_formulas(step, setting, mesh, batch_size),
-        advice=[] if fits else _advice(step, setting, mesh, compiled.needed_bytes, capacity),
+        advice=[] if fits else _advice(step, setting, mesh, needed, capacity),
+        preference=prefer(step, setting, needed_bytes=needed, capacity=capacity, fits=fits)
+        if known
+        else None,
+        unsharded_state=unsharded_state(program),
         compile_seconds=compiled.seconds,
         **counted,
     )
 
 
-def _count(text: str, program: Program, topology: Topology, needs: ModelFlops) -> dict[str, Any]:
+def _count(
+    text: str, program: Program, topology: Topology, needs: ModelFlops, batch_size: int
+) -> dict[str, Any]:
     module = parse(text)
     visits = list(walk(module))
     flops, traffic = count_flops(visits), count_traffic(module, visits)
@@ -164,7 +207,7 @@ def _count(text: str, program: Program, topology: Topology, needs: ModelFlops) -
             flops=flops.total,
             hbm_bytes=traffic.hbm,
             collectives=collectives,
-            batch_per_device=program.abstract_batch["image"].shape[0] / len(topology.devices),
+            batch_per_device=batch_size / len(topology.devices),
             model_flops_per_example=needs.train,
         ),
     }
@@ -181,46 +224,33 @@ def setting_of(config: ConfigDict, program: Program) -> Setting:
     )
 
 
-def step_of(config: ConfigDict, program: Program) -> Step:
-    """Sizes of a program."""
+def step_of(config: ConfigDict, program: Program, spec: Mapping[str, Any]) -> Step:
+    """Sizes of a program in the stage of a spec."""
     state = program.abstract_state
     num_parameters = count_parameters(state.params)
-    optimizer = [leaf for _, leaf in flatten_with_names((state.opt_state, state.ema_params))]
+    optimizer = jax.tree.leaves((state.opt_state, state.ema_params))
     optimizer_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in optimizer)
+    held = sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in optimizer
+    )
     return Step(
-        spec=program.spec,
+        spec=spec,
         num_parameters=num_parameters,
         optimizer_bytes=optimizer_bytes / num_parameters,
-        batch_per_device=program.abstract_batch["image"].shape[0] / program.mesh.size,
+        batch_per_device=config.batch_size / program.mesh.size,
         num_devices=program.mesh.size,
         item_bytes=DTYPE_BYTES[config.dtype],
+        zero_share=held / optimizer_bytes if config.sharding in ("zero1", "tensor") else None,
     )
 
 
-def collective_formulas(
-    step: Step, setting: Setting, mesh: dict[str, int], batch_size: int
-) -> dict[str, float]:
-    """Bytes that each device has to receive in a step, by part.
-
-    Of P parameters over N devices of the batch, f of them in a shard group, with float32 state and
-    towers in `item` bytes; replicated and ZeRO-1: `8 P (N - 1) / N`, a sum of the gradients and
-    their or the parameters' way back. FSDP: gathered once a pass, reduced once, each
-    `item P (f - 1) / f`, and the shards' sum over the other devices. The loss: `12 B D / sqrt(N)`
-    for bfloat16 embeddings folded to a grid.
-    """
-    devices = mesh["data"] * mesh["fsdp"]
-    parameters = step.num_parameters
-    if setting.sharding == "fsdp":
-        group = mesh["fsdp"]
-        passes = (2 + (setting.remat == "full")) + (setting.micro_batches > 1)
-        gathers = passes * setting.micro_batches
-        once = step.item_bytes * parameters * (group - 1) / group
-        rest = 2 * step.item_bytes * parameters / group * (1 - 1 / mesh["data"])
-        moved = once * (gathers + setting.micro_batches) + setting.micro_batches * rest
-    else:
-        moved = 8.0 * parameters * (devices - 1) / devices
-    loss = 12.0 * batch_size * step.spec["embed_dim"] / devices**0.5 if devices > 1 else 0.0
-    return {"step": moved, "loss": loss}
+def unsharded_state(program: Program) -> str | None:
+    """Optimizer state that each device holds whole against the rules; None if there is none."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    batch = program.abstract_batch
+    boxed = jax.eval_shape(lambda key: init_variables(program.model, key, batch), key)
+    axes = partitioning.logical_axes(boxed["params"])
+    return partitioning.unsharded_state(program.abstract_state, axes, program.mesh, program.rules)
 
 
 def _advice(

@@ -1,29 +1,17 @@
 """A plan as one page of text and as JSON."""
 
 import dataclasses
+import textwrap
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from clipjax.plan.advice import Setting
 from clipjax.plan.collectives import Collective
 from clipjax.plan.planner import Plan
-from clipjax.plan.search import Candidate
+from clipjax.plan.run import Assumptions, run_cost
 
 GIB = 2**30
-_UNKNOWN_SHOWN = 4  # settings that were not compiled, on the page; the JSON has all
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Assumptions:
-    """What the user states; nothing here is known from the program.
-
-    Attributes:
-        mfu: model FLOPs utilisation of the run.
-        price: of one chip for one hour, in USD; None leaves the cost out.
-    """
-
-    mfu: float = 0.40
-    price: float | None = None
 
 
 def grouped(collectives: Sequence[Collective]) -> list[tuple[str, str, str, int, float]]:
@@ -37,27 +25,12 @@ def grouped(collectives: Sequence[Collective]) -> list[tuple[str, str, str, int,
     return sorted(found, key=lambda row: (row[0] != "step", -row[4]))
 
 
-def run_cost(plan: Plan, assumptions: Assumptions) -> dict[str, float | None]:
-    """Time and cost of the config's run at the assumed MFU."""
-    chip, chips = plan.topology.chip, plan.topology.num_chips
-    examples = plan.batch_size * plan.total_steps
-    samples_per_s_chip = assumptions.mfu * chip.flops / plan.model_flops.train
-    chip_hours = examples / samples_per_s_chip / 3600
-    return {
-        "examples": examples,
-        "samples_per_s_chip": samples_per_s_chip,
-        "images_per_s_host": samples_per_s_chip * chips / plan.topology.num_hosts,
-        "chip_hours": chip_hours,
-        "days": chip_hours / chips / 24,
-        "cost_usd": None if assumptions.price is None else chip_hours * assumptions.price,
-    }
-
-
 def to_text(plan: Plan, assumptions: Assumptions) -> str:
     """The page."""
     lines = [
         *_heading(plan),
         *_memory(plan),
+        *_recomputation(plan),
         *_flops(plan),
         *_links(plan),
         *_bounds(plan),
@@ -82,6 +55,11 @@ def _heading(plan: Plan) -> Iterator[str]:
         yield (
             f"A {topology.chip.name} chip is {topology.chip.devices} devices here; memory, FLOPs "
             "and bytes below are of one device."
+        )
+    if len(plan.stages) > 1:
+        yield (
+            f"Planned is stage {plan.planned + 1} of {len(plan.stages)}, which computes most: "
+            f"{plan.stages[plan.planned].sizes}"
         )
 
 
@@ -112,6 +90,51 @@ def _memory(plan: Plan) -> Iterator[str]:
             )
         if not plan.advice:
             yield "    nothing at this batch: fewer examples a device, so more chips"
+    if plan.unsharded_state:
+        yield from textwrap.wrap(
+            f"WARNING: {plan.unsharded_state}",
+            width=100,
+            initial_indent="  ",
+            subsequent_indent="    ",
+            break_on_hyphens=False,
+        )
+
+
+def _recomputation(plan: Plan) -> Iterator[str]:
+    """Which of remat and micro-batches: one line."""
+    preference = plan.preference
+    if preference is None:
+        return
+    yield ""
+    start = "Remat or micro-batches:"
+    best = preference.setting
+    if best is None:
+        yield f"{start} no mix fits under this sharding; shard the state, or take more chips"
+    elif best != plan.setting:
+        yield (
+            f"{start} prefer {_in_words(best)}: about {preference.predicted_bytes / GIB:.1f} GiB, "
+            f"+{preference.extra_flops:.0%} FLOPs, not +{plan.expected_extra_flops:.0%}"
+        )
+        yield f"  {' '.join(best.flags(plan.batch_size)[:2])}  (a model of the memory; plan it)"
+    elif best.micro_batches > 1:
+        full = next(size for s, size in preference.refused if (s.remat, s.micro_batches) == _LAST)
+        yield (
+            f"{start} {_in_words(best)}; no policy fits the whole batch "
+            f"(full: about {full / GIB:.1f} GiB)"
+        )
+    else:
+        cheaper = preference.refused[-1:]
+        reason = "".join(f" ({s.remat}: about {size / GIB:.1f} GiB)" for s, size in cheaper)
+        yield f"{start} {_in_words(best)}, is the cheapest that fits{reason}"
+
+
+_LAST = ("full", 1)  # the last remat policy before the batch is cut
+
+
+def _in_words(setting: Setting) -> str:
+    if setting.micro_batches == 1:
+        return f"remat {setting.remat}, whole batch"
+    return f"{setting.micro_batches} micro-batches with remat {setting.remat}"
 
 
 def _flops(plan: Plan) -> Iterator[str]:
@@ -178,18 +201,28 @@ def _bounds(plan: Plan) -> Iterator[str]:
 
 
 def _run(plan: Plan, assumptions: Assumptions) -> Iterator[str]:
-    run = run_cost(plan, assumptions)
+    run = _cost(plan, assumptions)
     yield ""
     yield f"The run: {plan.total_steps:,} steps, {run['examples']:,} examples"
     yield f"  at an ASSUMED MFU of {assumptions.mfu:.0%} (--mfu; not measured, not promised):"
-    yield (
-        f"  {run['samples_per_s_chip']:,.0f} samples/s a chip, {run['images_per_s_host']:,.0f} "
-        f"images/s a host to decode, {run['chip_hours']:,.0f} chip-hours, {run['days']:.1f} days"
-    )
+    until = 0
+    for stage in run["stages"]:
+        until += stage["steps"]
+        if len(plan.stages) > 1:
+            yield f"  up to step {until:,}: {stage['sizes']}"
+        yield (
+            f"  {stage['samples_per_s_chip']:,.0f} samples/s a chip, "
+            f"{stage['images_per_s_host']:,.0f} images/s a host to decode"
+        )
+    yield f"  {run['chip_hours']:,.0f} chip-hours, {run['days']:.1f} days"
     if run["cost_usd"] is not None:
         yield f"  {run['cost_usd']:,.0f} USD at {assumptions.price:g} USD a chip-hour (--price)"
     if plan.bounds and assumptions.mfu > plan.bounds.mfu:
         yield "  This MFU is above the bound: it cannot be reached."
+
+
+def _cost(plan: Plan, assumptions: Assumptions) -> dict[str, Any]:
+    return run_cost(plan.stages, plan.batch_size, plan.topology, assumptions)
 
 
 def to_json(plan: Plan, assumptions: Assumptions) -> dict[str, Any]:
@@ -212,6 +245,8 @@ def to_json(plan: Plan, assumptions: Assumptions) -> dict[str, Any]:
         "fits": plan.fits,
         "hbm": {"needed": plan.needed_bytes, "capacity": plan.capacity_bytes, "split": memory},
         "advice": [dataclasses.asdict(advice) for advice in plan.advice],
+        "preference": plan.preference and dataclasses.asdict(plan.preference),
+        "unsharded_state": plan.unsharded_state,
         "flops": {
             "model_per_example": plan.model_flops._asdict(),
             "compiled": plan.flops and plan.flops._asdict(),
@@ -226,62 +261,6 @@ def to_json(plan: Plan, assumptions: Assumptions) -> dict[str, Any]:
         "collective_formulas": plan.collective_formulas,
         "bounds": plan.bounds and plan.bounds._asdict(),
         "assumptions": dataclasses.asdict(assumptions),
-        "run_at_assumed_mfu": run_cost(plan, assumptions),
+        "run_at_assumed_mfu": _cost(plan, assumptions),
         "compile_seconds": plan.compile_seconds,
     }
-
-
-def search_to_text(
-    candidates: Sequence[Candidate], batch: tuple[int, dict[int, bool]], plan: Plan
-) -> str:
-    """The table of the settings and the largest batch."""
-    lines = ["", "Settings, fastest bound first (a bound, not a forecast)"]
-    lines.append(
-        f"  {'remat':<6} {'micro-batches':>13} {'sharding':<11} {'fsdp':>5} {'GiB':>7} "
-        f"{'+FLOPs':>7} {'step ms >=':>11}"
-    )
-    unknown = [candidate for candidate in candidates if candidate.plan is None]
-    for candidate in (c for c in candidates if c not in unknown[_UNKNOWN_SHOWN:]):
-        setting, compiled = candidate.setting, candidate.plan
-        size, note = candidate.predicted_bytes / GIB, "   predicted, not compiled"
-        if compiled is not None:
-            size = compiled.needed_bytes / GIB
-            note = f"{compiled.bounds.step_s * 1e3:11.1f}" if compiled.fits else "   does not fit"
-        lines.append(
-            f"  {setting.remat:<6} {setting.micro_batches:>13} {setting.sharding:<11} "
-            f"{setting.fsdp:>5} {size:7.2f} {candidate.extra_flops:7.0%} {note}"
-        )
-    if len(unknown) > _UNKNOWN_SHOWN:
-        lines.append(
-            f"  and {len(unknown) - _UNKNOWN_SHOWN} with as much recomputation or more, not "
-            "compiled (--search_compilations)"
-        )
-    largest, tried = batch
-    compiled = ", ".join(f"{size} {'fits' if fits else 'does not'}" for size, fits in tried.items())
-    lines += [
-        "",
-        f"Largest batch under the config's own setting: {largest} examples a device, "
-        f"{largest * plan.step.num_devices:,} in all ({compiled})",
-    ]
-    return "\n".join(lines)
-
-
-def search_to_json(
-    candidates: Sequence[Candidate], batch: tuple[int, dict[int, bool]]
-) -> dict[str, Any]:
-    """The search as plain data."""
-    rows = []
-    for candidate in candidates:
-        compiled = candidate.plan
-        rows.append(
-            {
-                **dataclasses.asdict(candidate.setting),
-                "extra_flops": candidate.extra_flops,
-                "predicted_bytes": candidate.predicted_bytes,
-                "compiled": compiled is not None,
-                "fits": compiled and compiled.fits,
-                "needed_bytes": compiled and compiled.needed_bytes,
-                "step_s_bound": compiled and compiled.bounds and compiled.bounds.step_s,
-            }
-        )
-    return {"settings": rows, "largest_batch_per_device": batch[0], "tried": batch[1]}

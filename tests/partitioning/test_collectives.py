@@ -13,7 +13,9 @@ import pytest
 
 from clipjax.experiment import build_program
 from clipjax.plan.collectives import find_collectives
+from clipjax.plan.formulas import collective_formulas
 from clipjax.plan.hlo import parse, walk
+from clipjax.plan.planner import setting_of, step_of
 from clipjax.trees import count_parameters
 from configs.smoke import get_config
 
@@ -43,7 +45,8 @@ class Step:
     """A compiled step: its parameters and its collectives but for the loss's own."""
 
     def __init__(self, table, devices, width, dtype):
-        program = build_program(step_config(table, width, dtype), devices)
+        config = step_config(table, width, dtype)
+        program = build_program(config, devices)
         # The collectives are settled before LLVM, whose optimisations take half of the time.
         options = {"xla_backend_optimization_level": 0} if devices[0].platform == "cpu" else None
         with program.scope():
@@ -53,6 +56,12 @@ class Step:
         self.collectives = [c for c in found if c.part == "step"]
         self.width, self.item = width, {"float32": 4, "bfloat16": 2}[dtype]
         self.num_params = count_parameters(program.abstract_state.params)
+        self.formula = collective_formulas(
+            step_of(config, program, program.spec),
+            setting_of(config, program),
+            dict(program.mesh.shape),
+            BATCH,
+        )["step"]
 
 
 @functools.cache
@@ -212,3 +221,11 @@ def test_a_tpu_scatters_gradients_to_their_owners(table, axes):
     whole, scattered = shares(for_tpu(table))
     assert whole < 0.25 * scattered
     assert shares(for_tpu("replicated"))[1] == 0, "the control has nothing to scatter"
+
+
+@pytest.mark.tpu
+@pytest.mark.parametrize("table", MESHES)
+def test_the_formula_of_a_plan_is_the_traffic_on_a_tpu(table):
+    step = for_tpu(table)
+    total = sum(c.total_bytes for c in step.collectives)
+    assert total == pytest.approx(step.formula, rel=0.1)

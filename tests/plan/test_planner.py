@@ -6,12 +6,14 @@ import json
 import jax
 import pytest
 
+from clipjax.models import resolve_spec
 from clipjax.plan import Assumptions, make_plan, to_json, to_text
-from clipjax.plan.advice import Setting, predicted_bytes, what_fits
+from clipjax.plan.advice import Setting, Step, predicted_bytes, prefer, what_fits
 from clipjax.plan.chips import CHIPS, GIB, Topology
-from clipjax.plan.compiling import Memory, needed_bytes
-from clipjax.plan.report import run_cost, search_to_json, search_to_text
+from clipjax.plan.compiling import Compiled, Memory, needed_bytes
+from clipjax.plan.run import run_cost
 from clipjax.plan.search import largest_batch, search_settings, with_setting
+from clipjax.plan.search_report import search_to_json, search_to_text
 from configs.smoke import get_config
 
 
@@ -61,14 +63,57 @@ def test_bounds_follow_from_the_counts(plan):
     )
 
 
+def cost(plan, assumptions):
+    return run_cost(plan.stages, plan.batch_size, plan.topology, assumptions)
+
+
 def test_the_run_costs_what_the_stated_mfu_makes_of_it(plan):
-    run = run_cost(plan, Assumptions(mfu=0.5, price=2.0))
+    run = cost(plan, Assumptions(mfu=0.5, price=2.0))
     seconds = run["examples"] * plan.model_flops.train / (0.5 * plan.topology.chip.flops)
     assert run["examples"] == 64 * plan.total_steps
     assert run["chip_hours"] == pytest.approx(seconds / 3600)
     assert run["cost_usd"] == pytest.approx(2 * run["chip_hours"])
     assert run["images_per_s_host"] == pytest.approx(4 * run["samples_per_s_chip"])
-    assert run_cost(plan, Assumptions())["cost_usd"] is None
+    assert cost(plan, Assumptions())["cost_usd"] is None
+
+
+def test_stages_cost_what_each_of_them_computes(plan):
+    (whole,) = plan.stages
+    flops = whole.flops._replace(train=whole.flops.train / 4)
+    small = whole._replace(sizes="16 pixels, 8 tokens", num_steps=30, flops=flops)
+    staged = dataclasses.replace(plan, stages=(small, whole._replace(num_steps=10)), planned=1)
+    one = dataclasses.replace(plan, stages=(whole._replace(num_steps=40),))
+    share = (30 / 4 + 10) / 40
+    found, alone = cost(staged, Assumptions()), cost(one, Assumptions())
+    assert found["examples"] == alone["examples"] == 40 * 64
+    assert found["chip_hours"] == pytest.approx(share * alone["chip_hours"])
+    first, last = found["stages"]
+    assert first["images_per_s_host"] == pytest.approx(4 * last["images_per_s_host"])
+    page = to_text(staged, Assumptions())
+    assert "Planned is stage 2 of 2, which computes most: 32 pixels" in page
+    assert "up to step 30: 16 pixels" in page
+    assert "Planned is stage" not in to_text(plan, Assumptions())
+
+
+def test_the_stage_that_computes_most_is_planned(topology, monkeypatch):
+    """The model's own size is the last stage; more dropout of patches makes it the smaller one."""
+    config = small_config()
+    config.model.image.patch_dropout = 0.75
+    config.stages = ({"until_step": 8, "patch_dropout": 0.0},)
+    compiled = []
+
+    def compile_step(program, stage):
+        compiled.append(stage)
+        return Compiled(memory=None, needed_bytes=2**40, text="", seconds=0.0)
+
+    monkeypatch.setattr("clipjax.plan.planner.compile_step", compile_step)
+    found = make_plan(config, topology)
+    assert compiled[0].sizes == "32 pixels, 16 tokens, patch dropout 0"
+    assert found.planned == 0
+    assert found.step.spec["image"]["patch_dropout"] == 0.0
+    assert [stage.num_steps for stage in found.stages] == [8, 16]
+    config.stages = ()
+    assert make_plan(config, topology).step.spec["image"]["patch_dropout"] == 0.75
 
 
 def test_the_page_names_bounds_and_assumptions(plan):
@@ -105,6 +150,82 @@ def test_a_plan_that_does_not_fit_names_flags(plan):
     flags = answers[0][0].flags(128 * 256)
     assert "--config.remat=dots" in flags
     assert "--config.micro_batch_size=None" in flags
+
+
+LARGE = Step(
+    spec=resolve_spec({"name": "ViT-L-14"}),
+    num_parameters=427_616_513,
+    optimizer_bytes=8.0,
+    batch_per_device=128,
+    num_devices=256,
+    item_bytes=2,
+)
+
+
+def large(remat, micro_batches):
+    return Setting(remat=remat, micro_batches=micro_batches, sharding="zero1", fsdp=1)
+
+
+def preference(plan, setting, *, needed, capacity):
+    """What is preferred, how the page says it, and the line below."""
+    fits = needed <= capacity
+    found = prefer(LARGE, setting, needed_bytes=needed, capacity=capacity, fits=fits)
+    changed = dataclasses.replace(
+        plan, step=LARGE, setting=setting, preference=found, fits=fits, batch_size=128 * 256
+    )
+    lines = to_text(changed, Assumptions()).splitlines()
+    (line,) = [line for line in lines if line.startswith("Remat or micro-batches:")]
+    assert len(line) <= 110
+    return found, line.removeprefix("Remat or micro-batches: "), lines[lines.index(line) + 1]
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        (large("none", 1), "remat none, whole batch, is the cheapest that fits"),
+        (large("dots", 1), "remat dots, whole batch, is the cheapest that fits ("),
+        (large("full", 1), "remat full, whole batch, is the cheapest that fits ("),
+        (large("dots", 4), "4 micro-batches with remat dots; no policy fits the whole batch (full"),
+        (large("dots", 8), "8 micro-batches with remat dots; no policy fits the whole batch (full"),
+    ],
+)
+def test_the_page_says_which_of_remat_and_micro_batches(plan, setting, expected):
+    """Remat until it does not fit, and only then micro-batches."""
+    needed = predicted_bytes(LARGE, setting)
+    found, line, following = preference(plan, setting, needed=needed, capacity=1.01 * needed)
+    assert found.setting == setting
+    assert line.startswith(expected)
+    assert not following
+    # Negative control: twice the room, and none of them but `none` is the one to take.
+    roomy, line, _ = preference(plan, setting, needed=needed, capacity=8 * needed)
+    assert (roomy.setting == setting) is (setting == large("none", 1))
+    assert line.startswith("prefer") is (setting != large("none", 1))
+
+
+def test_the_page_prefers_remat_to_micro_batches_where_both_fit(plan):
+    setting, capacity = large("none", 8), 1.1 * predicted_bytes(LARGE, large("full", 1))
+    needed = predicted_bytes(LARGE, setting)
+    found, line, following = preference(plan, setting, needed=needed, capacity=1.2 * needed)
+    assert capacity < predicted_bytes(LARGE, large("dots", 1))
+    assert found.setting == large("full", 1)
+    assert line.startswith("prefer remat full, whole batch: about")
+    assert line.endswith("+23% FLOPs, not +33%")
+    assert following.startswith("  --config.remat=full --config.micro_batch_size=None")
+
+
+def test_no_mix_that_fits_is_said_so(plan):
+    least = predicted_bytes(LARGE, large("full", 16))
+    found, line, _ = preference(plan, large("full", 16), needed=least, capacity=0.9 * least)
+    assert found.setting is None
+    assert line.startswith("no mix fits under this sharding")
+
+
+def test_state_that_stays_whole_is_on_the_page(plan):
+    warned = dataclasses.replace(plan, unsharded_state="each device holds 7 MB of state, because")
+    assert "  WARNING: each device holds 7 MB" in to_text(warned, Assumptions())
+    assert to_json(warned, Assumptions())["unsharded_state"].startswith("each device holds")
+    assert plan.unsharded_state is None
+    assert "WARNING" not in to_text(plan, Assumptions())
 
 
 def test_overrides_of_a_setting():
@@ -170,6 +291,9 @@ def test_settings_are_ordered_by_their_bound(plan, topology):
     assert any(c.setting == first.setting and c.plan is first for c in found)
     page = search_to_text(found, (8, {8: True, 16: False}), plan)
     assert "not compiled" in page
+    # At 8 examples a device and room for 12, `none` would need 16: dots is the cheapest.
+    (best,) = [line for line in page.splitlines() if line.startswith("Least recomputation")]
+    assert "--config.remat=dots --config.micro_batch_size=None" in best
     assert "8 examples a device, 64 in all" in page
     json.dumps(search_to_json(found, (8, {8: True})))
 
