@@ -1,6 +1,7 @@
 """The formats that weights come in and go out in."""
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +26,19 @@ class Format:
     write: Callable[[Path, Weights], None] | None = None
 
 
+def _write_open_clip(path: Path, weights: Weights) -> None:
+    """Writes a folder; or, for a path that ends so, the `.safetensors` file alone."""
+    if path.suffix != ".safetensors":
+        open_clip.write(path, weights)
+        return
+    folder = path.with_name(f"{path.name}.folder")
+    try:
+        open_clip.write(folder, weights)
+        (folder / open_clip.WEIGHTS).rename(path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 # The first that recognises a path reads it.
 FORMATS: dict[str, Format] = {
     "clipjax": Format(
@@ -32,7 +46,7 @@ FORMATS: dict[str, Format] = {
     ),
     "hf": Format(hugging_face.recognises, hugging_face.read, hugging_face.write),
     "big_vision": Format(big_vision.recognises_big_vision, big_vision.read_big_vision),
-    "open_clip": Format(open_clip.recognises, open_clip.read, open_clip.write),
+    "open_clip": Format(open_clip.recognises, open_clip.read, _write_open_clip),
     "stablehlo": Format(stablehlo.recognises, stablehlo.read, stablehlo.write),
 }
 WRITTEN = tuple(name for name, entry in FORMATS.items() if entry.write is not None)

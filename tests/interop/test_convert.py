@@ -181,6 +181,15 @@ def test_what_is_written_twice_is_the_same(tmp_path):
     assert files[0] == files[1]
 
 
+def test_one_file_for_open_clip(tmp_path):
+    start = write(tmp_path, weights_of(CLIP))
+    convert_weights(start, tmp_path / "out.safetensors", "open_clip")
+    assert remains(tmp_path, "start") == ["out.safetensors"]
+    convert_weights(start, tmp_path / "out", "open_clip")
+    inside = tmp_path / "out" / "model.safetensors"
+    assert (tmp_path / "out.safetensors").read_bytes() == inside.read_bytes()
+
+
 # Our checkpoints
 
 
