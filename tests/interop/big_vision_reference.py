@@ -78,6 +78,20 @@ class SiglipImage(nn.Module):
         return MAPHead()(Encoder(self.scan, name="Transformer")(x))
 
 
+class NaflexImage(nn.Module):
+    """Takes images of one size, as patches; the table has the images' own grid."""
+
+    scan: bool
+
+    @nn.compact
+    def __call__(self, images):
+        grid = IMAGE_SIZE // PATCH
+        x = images.reshape(-1, grid, PATCH, grid, PATCH, 3).swapaxes(2, 3)
+        x = nn.Dense(WIDTH, name="embedding")(x.reshape(-1, grid * grid, PATCH * PATCH * 3))
+        table = self.param("pos_embedding", nn.initializers.zeros, (grid, grid, WIDTH))
+        return MAPHead()(Encoder(self.scan, name="Transformer")(x + table.reshape(-1, WIDTH)))
+
+
 class SiglipText(nn.Module):
     scan: bool
 
@@ -132,11 +146,15 @@ class TwoTowers(nn.Module):
 
     @nn.compact
     def __call__(self, images, tokens):
-        towers = {"siglip": (SiglipImage, SiglipText), "clipa": (ClipaImage, ClipaText)}
+        towers = {
+            "siglip": (SiglipImage, SiglipText),
+            "naflex": (NaflexImage, SiglipText),
+            "clipa": (ClipaImage, ClipaText),
+        }
         image, text = towers[self.family]
         zimg, ztxt = image(self.scan, name="img")(images), text(self.scan, name="txt")(tokens)
         self.param("t", nn.initializers.zeros, (1,))
-        if self.family == "siglip":
+        if self.family != "clipa":
             self.param("b", nn.initializers.zeros, (1,))
         length = [jnp.linalg.norm(z, axis=1, keepdims=True) + 1e-8 for z in (zimg, ztxt)]
         return zimg / length[0], ztxt / length[1]

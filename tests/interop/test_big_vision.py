@@ -25,6 +25,7 @@ from clipjax.models.layers_layout import stack_layers
 from clipjax.trees import unflatten_names
 
 HINTS = {"siglip": Hints("siglip2-b-16-224"), "clipa": Hints("ViT-L-14-CLIPA")}
+HINTS["naflex"] = Hints("siglip2-b-16-naflex")
 reference = functools.cache(reference)
 
 
@@ -42,7 +43,9 @@ def read(arrays, hints):
     return spec, {name: x.read() for name, x in found.items()}, ignored
 
 
-@pytest.mark.parametrize("family, scan", [("siglip", False), ("siglip", True), ("clipa", False)])
+@pytest.mark.parametrize(
+    "family, scan", [("siglip", False), ("siglip", True), ("naflex", True), ("clipa", False)]
+)
 def test_embeddings_are_those_of_the_reference(family, scan):
     arrays, image_embeds, text_embeds = reference(family, scan)
     assert any("encoderblock_0/" in name for name in arrays) != scan
@@ -124,6 +127,7 @@ def abstract(spec):
         "siglip-so400m-14-384",
         "siglip2-b-16-256",
         "siglip2-g-opt-16-256",
+        "siglip2-b-16-naflex",
     ],
 )
 def test_a_published_model_is_known_by_its_sizes(name):

@@ -1,6 +1,7 @@
 """Every leaf of a model under big_vision's names, as SigLIP, CLIPA and OpenVision have them.
 
     siglip   img/{embedding, pos_embedding, Transformer/..., MAPHead_0}, txt/{Encoder_0/..., head}
+    naflex   the same; patches are rows of numbers, positions a grid
     clipa    img/{embedding, cls, Transformer/..., encoder_norm, head},  txt/{Transformer/..., head}
 
 Kernels are [in, out] there as here, and attention's are already split into heads.
@@ -74,7 +75,8 @@ def leaves(spec: Mapping[str, Any], *, flat_attention: bool = False) -> tuple[Le
         ValueError: big_vision's trees have no such towers.
     """
     image, text = spec["image"], spec["text"]
-    if text["name"] != "bidirectional_transformer" or image["name"] != "vit":
+    is_vit = image["name"] in ("vit", "naflex_vit")
+    if text["name"] != "bidirectional_transformer" or not is_vit:
         raise ValueError(
             f"big_vision's files hold a ViT and a bidirectional text transformer, not "
             f"{image['name']!r} and {text['name']!r}"
@@ -95,11 +97,15 @@ def leaves(spec: Mapping[str, Any], *, flat_attention: bool = False) -> tuple[Le
 def _siglip_image(spec: Mapping[str, Any], flat: bool) -> list[Leaf]:
     image, head = spec["image"], "image_encoder/map_head"
     pool, query = "img/MAPHead_0", "img/MAPHead_0/MultiHeadDotProductAttention_0"
-    split = _split(image, flat)
+    split, positions, patches = _split(image, flat), drop_axes(0), IDENTITY
+    if image["name"] == "naflex_vit":
+        size, side, width = image["patch_size"], image["position_side"], image["width"]
+        positions = reshape((side, side, width), (side * side, width))
+        patches = reshape((size * size * 3, width), (size, size, 3, width))
     return [
-        leaf("image_encoder/patch_kernel", "img/embedding/kernel"),
+        leaf("image_encoder/patch_kernel", "img/embedding/kernel", patches),
         leaf("image_encoder/patch_bias", "img/embedding/bias"),
-        leaf("image_encoder/position_embedding", "img/pos_embedding", drop_axes(0)),
+        leaf("image_encoder/position_embedding", "img/pos_embedding", positions),
         *_blocks("image_encoder", "img/Transformer", image, flat),
         *_norm("image_encoder/ln_post", "img/Transformer/encoder_norm"),
         leaf(f"{head}/probe", f"{pool}/probe", drop_axes(0)),

@@ -7,11 +7,12 @@ from clipjax.config import merge
 from clipjax.interop.tensors import LazyTensor, WeightFileError
 from clipjax.interop.weights import Hints
 from clipjax.models import MODELS
-from clipjax.models.zoo import clipa, siglip
+from clipjax.models.zoo import clipa, siglip, siglip_naflex
 
 # family: its rows, and where its text tower's blocks stand
 _FAMILIES = {
     "SigLIP": (siglip.ROWS, "txt/Encoder_0"),
+    "SigLIP 2 NaFlex": (siglip_naflex.ROWS, "txt/Encoder_0"),
     "CLIPA or OpenVision": (clipa.ROWS, "txt/Transformer"),
 }
 
@@ -50,7 +51,7 @@ def spec_of(
             f"{where} is no two-tower model in big_vision's names: it lacks t, "
             "img/embedding/kernel or txt/Embed_0/embedding"
         )
-    family = "SigLIP" if "img/MAPHead_0/probe" in parameters else "CLIPA or OpenVision"
+    family = _family(parameters)
     rows, stack = _FAMILIES[family]
     sizes = _sizes(parameters, stack, where)
     candidates = [name for name, row in rows.items() if _agree(row, sizes)]
@@ -63,6 +64,13 @@ def spec_of(
         activation = {"activation": hints.activation}
         spec = merge(spec, {"image": activation, "text": activation})
     return spec
+
+
+def _family(parameters: Mapping[str, LazyTensor]) -> str:
+    if "img/MAPHead_0/probe" not in parameters:
+        return "CLIPA or OpenVision"
+    is_row_of_numbers = len(parameters["img/embedding/kernel"].shape) == 2
+    return "SigLIP 2 NaFlex" if is_row_of_numbers else "SigLIP"
 
 
 def _row_name(
@@ -109,6 +117,9 @@ def _sizes(parameters: Mapping[str, LazyTensor], stack: str, where: str) -> dict
             "context_length": parameters["txt/pos_embedding"].shape[-2],
         }
         image = _tower(parameters, "img/Transformer") | {"patch_size": kernel[0]}
+        if len(kernel) == 2:
+            image["patch_size"] = round((kernel[0] / 3) ** 0.5)
+            image["position_side"] = parameters["img/pos_embedding"].shape[0]
         embed_dim = image["width"]
         if "img/head/kernel" in parameters:
             embed_dim = parameters["img/head/kernel"].shape[-1]
@@ -116,7 +127,9 @@ def _sizes(parameters: Mapping[str, LazyTensor], stack: str, where: str) -> dict
         raise WeightFileError(
             f"{where} is no whole two-tower model: {error} is missing or has another shape"
         ) from error
-    grid = None if positions is None else round(positions.shape[-2] ** 0.5)
+    grid = image.get("position_side")
+    if grid is None and positions is not None:
+        grid = round(positions.shape[-2] ** 0.5)
     return {
         "embed_dim": embed_dim,
         "grid": grid,
