@@ -117,7 +117,8 @@ def test_there_and_back_changes_no_bit(directories, tmp_path, case):
 
 
 def test_a_row_of_the_zoo_is_recognised_and_its_spec_returns():
-    for name in ("ViT-B-32-quickgelu", "ViT-L-14", "siglip2-g-opt-16-256", "align-base"):
+    names = ["ViT-B-32-quickgelu", "ViT-L-14", "siglip2-g-opt-16-256", "align-base"]
+    for name in [*names, "siglip2-so400m-16-naflex"]:
         kind, config = write_config(MODELS[name])
         found, spec, own = read_config(json.loads(json.dumps(config)), "config.json")
         assert found == kind and own["name"] == name
@@ -220,10 +221,41 @@ def test_pixels_are_those_of_the_image_processor(directories, case):
     assert np.abs(found.transpose(0, 3, 1, 2) - golden["pixels"]).max() <= 1e-6
 
 
+def test_siglip_2_of_any_aspect(copy, tmp_path):
+    path = copy("siglip")
+    edit(path, "config.json", "model_type", value="siglip2")
+    config = json.loads((path / "config.json").read_text())
+    del config["vision_config"]["image_size"]
+    config["vision_config"]["num_patches"] = 16
+    (path / "config.json").write_text(json.dumps(config))
+    rules = {"image_processor_type": "Siglip2ImageProcessor", "patch_size": 8}
+    (path / "preprocessor_config.json").write_text(json.dumps({**rules, "max_num_patches": 20}))
+    tensors = load(path)
+    name = "vision_model.embeddings.patch_embedding.weight"
+    kernel = tensors[name]
+    tensors[name] = kernel.transpose(0, 2, 3, 1).reshape(len(kernel), -1)
+    save_tensors(path / "model.safetensors", tensors)
+    weights = read(path)
+    ours = weights.leaves["image_encoder/patch_kernel"].read()
+    np.testing.assert_array_equal(ours, kernel.transpose(2, 3, 1, 0))
+    assert weights.spec["image"]["position_side"] == 4
+    assert weights.spec["preprocess"]["max_patches"] == 20
+    hugging_face.write(tmp_path / "b", weights)
+    assert read(tmp_path / "b").spec == weights.spec
+    written = load(tmp_path / "b")
+    assert all(np.array_equal(written[n], x) for n, x in tensors.items())
+    edit(path, "preprocessor_config.json", "patch_size", value=16)
+    with pytest.raises(WeightFileError, match=r"patch_size is 16; supported is 8"):
+        read(path)
+    edit(path, "config.json", "vision_config", "num_patches", value=15)
+    with pytest.raises(WeightFileError, match=r"num_patches is 15; supported is the square"):
+        read(path)
+
+
 C, P, T = "config.json", "preprocessor_config.json", "tokenizer_config.json"
 WRONG = [
     ("clip", C, ("model_type",), "bert", r"config.json.model_type is 'bert'; supported are clip"),
-    ("clip", C, ("model_type",), "siglip2", r"NaFlex"),
+    ("clip", P, ("image_processor_type",), "Siglip2ImageProcessor", r"image_processor_type is"),
     ("clip", C, ("model_type",), "clip_text_model", r"a text tower alone"),
     ("clip", C, ("text_config",), [1], r"text_config is \[1\], expected an object"),
     ("clip", C, ("text_config", "hidden_act"), "relu", r"hidden_act is 'relu'; .*'quick_gelu'"),
@@ -359,6 +391,7 @@ def test_every_row_is_written_or_refused():
         name for name in MODELS if name.startswith("ViT-") and "CLIPA" not in name
     }
     assert families["align-base"] == "align" and families["siglip2-b-16-224"] == "siglip"
+    assert families["siglip2-b-16-naflex"] == "siglip2"
 
 
 def refused_or_family(row):

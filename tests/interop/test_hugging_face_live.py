@@ -4,6 +4,7 @@ import gzip
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from hugging_face_case import (
@@ -18,7 +19,9 @@ from hugging_face_case import (
     variables,
 )
 
+from clipjax.array_types import Patches
 from clipjax.config import merge, to_plain
+from clipjax.data.naflex import make_preprocess
 from clipjax.data.preprocess import Preprocess
 from clipjax.interop import hugging_face
 from clipjax.interop.hugging_face.config_json import read_config
@@ -276,6 +279,38 @@ def test_the_image_processors(reference, clip, siglip, tmp_path, resize):
     spec = {**clip[1].spec, "preprocess": {**rules, "crop_fraction": 32 / 34}}
     hugging_face.write(tmp_path / "b", Weights(spec, clip[1].leaves))
     assert_pixels(reference, tmp_path / "b", spec)
+
+
+def test_siglip_2_of_any_aspect(reference, siglip, tmp_path):
+    tower = siglip[1].spec["image"]
+    fields = ("width", "depth", "num_heads", "mlp_dim", "activation", "layer_norm_eps")
+    row = MODELS["siglip2-b-16-naflex"]
+    spec = {**siglip[1].spec, "preprocess": {**row["preprocess"], "max_patches": 20}}
+    spec["image"] = {"name": "naflex_vit", "patch_size": 8, "position_side": 4}
+    spec["image"] |= {name: tower[name] for name in fields}
+    weights = random_weights(spec, siglip[1].tokenizer_files)
+    hugging_face.write(tmp_path / "ours", weights)
+    model, unexpected = reference.load("Siglip2Model", tmp_path / "ours")
+    assert not unexpected
+    images = [picture(*size) for size in PICTURES]
+    processor = reference.transformers.AutoImageProcessor.from_pretrained(
+        tmp_path / "ours", use_fast=False
+    )
+    batch = processor(images, return_tensors="pt")
+    process = make_preprocess(spec)
+    patches = [process(image) for image in images]
+    pixels, grids = (np.stack([getattr(x, name) for x in patches]) for name in ("pixels", "grid"))
+    np.testing.assert_array_equal(grids, batch["spatial_shapes"])
+    inside = batch["pixel_attention_mask"].numpy().astype(bool)
+    pixels = pixels.astype(np.float32) / 127.5 - 1
+    close(pixels[inside], batch["pixel_values"][inside], 1e-6)
+    tokens = inputs(spec)[1]
+    with reference.torch.no_grad():
+        out = model(input_ids=reference.torch.tensor(tokens, dtype=reference.torch.long), **batch)
+    apply = jax.jit(build_model(spec).apply)
+    ours = apply(variables(weights), Patches(pixels, grids), tokens)
+    close(ours.image_embeds, out.image_embeds, EMBEDDING)
+    close(ours.text_embeds, out.text_embeds, EMBEDDING)
 
 
 def unet_and_vae(reference, width, **fields):

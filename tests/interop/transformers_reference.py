@@ -3,12 +3,7 @@
 import warnings
 
 import torch
-
-# torchvision's wheel registers these operators only beside its own build of torch.
-_LIBRARY = torch.library.Library("torchvision", "FRAGMENT")
-for _operator in ("nms", "qnms"):
-    if not hasattr(torch.ops.torchvision, _operator):
-        _LIBRARY.define(_operator + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+import torchvision_operators  # noqa: F401  # before transformers, which imports torchvision
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of their own imports

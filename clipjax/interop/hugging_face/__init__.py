@@ -1,4 +1,4 @@
-"""Directories as Hugging Face's transformers reads and writes them: CLIP, SigLIP, ALIGN."""
+"""Directories as Hugging Face's transformers reads and writes them: CLIP, SigLIP 1 and 2, ALIGN."""
 
 from clipjax.interop.hugging_face.directory import read, recognises, write
 

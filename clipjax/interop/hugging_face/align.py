@@ -16,6 +16,7 @@ from clipjax.models.zoo import bert_text
 
 ARCHITECTURE = "AlignModel"
 IMAGE_PROCESSOR = "EfficientNetImageProcessor"
+IMAGE_ENCODER = "efficientnet"
 TEXT_ENCODER = "bert"
 # Fields of the spec that config.json does not hold.
 IN_OTHER_FILES = ("tokenizer", "preprocess", "image_size", "text.context_length")
@@ -78,7 +79,7 @@ def spec_of(config: Section, text: Section, vision: Section) -> dict[str, Any]:
         "name": "",
         "embed_dim": config.integer("projection_dim"),
         "image": {
-            "name": "efficientnet",
+            "name": IMAGE_ENCODER,
             "width_factor": vision.number("width_coefficient"),
             "depth_factor": vision.number("depth_coefficient"),
             "drop_connect": vision.fraction("drop_connect_rate"),

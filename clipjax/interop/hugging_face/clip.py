@@ -18,6 +18,7 @@ from clipjax.models.zoo.parts import OPENAI_LOGIT_SCALE, OPENAI_PREPROCESS
 
 ARCHITECTURE = "CLIPModel"
 IMAGE_PROCESSOR = "CLIPImageProcessor"
+IMAGE_ENCODER = "vit"
 TEXT_ENCODER = "causal_transformer"
 # Fields of the spec that config.json does not hold.
 IN_OTHER_FILES = ("tokenizer", "preprocess")
@@ -67,7 +68,7 @@ def spec_of(config: Section, text: Section, vision: Section) -> dict[str, Any]:
         "embed_dim": config.integer("projection_dim"),
         "image_size": vision.integer("image_size"),
         "image": {
-            "name": "vit",
+            "name": IMAGE_ENCODER,
             "patch_size": vision.integer("patch_size"),
             "pooling": "cls",
             **tower_spec(vision),

@@ -9,15 +9,19 @@ from types import ModuleType
 from typing import Any
 
 from clipjax.config import to_plain
-from clipjax.interop.hugging_face import align, clip, siglip
+from clipjax.interop.hugging_face import align, clip, siglip, siglip2
 from clipjax.interop.hugging_face.comparison import complete, different_numbers
 from clipjax.interop.hugging_face.section import Section
 from clipjax.interop.tensors import WeightFileError
 
 # model_type: the module that knows the family.
-FAMILIES: dict[str, ModuleType] = {"clip": clip, "siglip": siglip, "align": align}
+FAMILIES: dict[str, ModuleType] = {
+    "clip": clip,
+    "siglip": siglip,
+    "siglip2": siglip2,
+    "align": align,
+}
 OTHERS = {
-    "siglip2": "SigLIP 2 of variable size (NaFlex); the models of fixed size are of type 'siglip'",
     "clip_text_model": "a text tower alone; convert the directory of the whole CLIPModel",
     "clip_vision_model": "an image tower alone; convert the directory of the whole CLIPModel",
     "siglip_text_model": "a text tower alone; convert the directory of the whole SiglipModel",
@@ -103,8 +107,9 @@ def _section(config: Section, name: str, defaults: Mapping[str, Any]) -> Section
 
 
 def _family_of(spec: Mapping[str, Any]) -> str:
-    name = spec["text"]["name"]
-    for kind, family in FAMILIES.items():
-        if name == family.TEXT_ENCODER:
-            return kind
-    raise ValueError(f"transformers has no such model: text.name is {name!r}; {CONVERT}")
+    """The family of both towers; else the first of the text tower, whose message tells the rest."""
+    image, text = spec["image"]["name"], spec["text"]["name"]
+    kinds = [kind for kind, family in FAMILIES.items() if text == family.TEXT_ENCODER]
+    if not kinds:
+        raise ValueError(f"transformers has no such model: text.name is {text!r}; {CONVERT}")
+    return next((kind for kind in kinds if image == FAMILIES[kind].IMAGE_ENCODER), kinds[0])

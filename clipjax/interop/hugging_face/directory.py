@@ -41,7 +41,7 @@ def recognises(path: Path) -> bool:
 
 
 def read(path: Path, hints: Hints) -> Weights:
-    """Reads a directory of CLIPModel, SiglipModel or AlignModel.
+    """Reads a directory of CLIPModel, SiglipModel, Siglip2Model or AlignModel.
 
     Args:
         path: the directory.
@@ -83,9 +83,7 @@ def write(path: Path, weights: Weights) -> None:
     """
     kind, config = write_config(weights.spec)
     spec, family = weights.spec, FAMILIES[kind]
-    preprocessor = write_preprocessor(
-        spec["preprocess"], spec["image_size"], family.IMAGE_PROCESSOR
-    )
+    preprocessor = write_preprocessor(spec, family.IMAGE_PROCESSOR)
     tensors = {**export(family.leaves(spec), weights.leaves), **family.unused(spec)}
     path.mkdir()
     config[OWN_FIELD]["tokenizer"] = write_tokenizer(path, kind, weights)
@@ -102,7 +100,11 @@ def _with_preprocessor(spec: dict[str, Any], path: Path, kind: str) -> dict[str,
         if kind == "clip":
             return spec
         raise WeightFileError(f"{path} has no {PREPROCESSOR}, which says how pixels are scaled")
-    preprocess, pixels = read_preprocessor(read_json(file), str(file), family.IMAGE_PROCESSOR)
+    preprocess, pixels = read_preprocessor(
+        read_json(file), str(file), family.IMAGE_PROCESSOR, spec["image"].get("patch_size")
+    )
+    if pixels is None:
+        return {**spec, "preprocess": preprocess}
     if "image_size" not in family.IN_OTHER_FILES and pixels != spec["image_size"]:
         raise WeightFileError(
             f"{file} gives {pixels} pixels, vision_config.image_size is {spec['image_size']}"

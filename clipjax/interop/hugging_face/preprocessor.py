@@ -38,6 +38,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "include_top": True,
     },
 }
+PATCHES = "Siglip2ImageProcessor"
+DEFAULTS[PATCHES] = {**_COMMON, "resample": 2, "patch_size": 16, "max_num_patches": 256}
 # The same processor by the name of another version, or of another implementation.
 _TYPES = {name: name for name in DEFAULTS}
 _TYPES |= {f"{name}Fast": name for name in DEFAULTS}
@@ -65,40 +67,77 @@ _RESAMPLES = {name: number for number, name in _INTERPOLATIONS.items()}
 
 
 def read_preprocessor(
-    config: Mapping[str, Any], where: str, kind: str
-) -> tuple[dict[str, Any], int]:
+    config: Mapping[str, Any], where: str, kind: str, patch_size: int | None
+) -> tuple[dict[str, Any], int | None]:
     """Gives `preprocess` of the spec, and the pixels of a side that come out.
 
     Args:
         config: the JSON object.
         where: the file, for messages.
-        kind: processor that the family has, where the file does not say: a key of DEFAULTS.
+        kind: processor that the family has, a key of DEFAULTS; the file may name another.
+        patch_size: of the image tower, where it has patches.
+
+    Returns:
+        `preprocess`, and the pixels; None where images keep their aspect.
 
     Raises:
         WeightFileError: names the field that is not supported.
     """
     named = config.get("image_processor_type", config.get("feature_extractor_type", kind))
-    if not isinstance(named, str) or named not in _TYPES:
+    allowed = [x for x in _TYPES if (_TYPES[x] == PATCHES) == (kind == PATCHES)]
+    if not isinstance(named, str) or named not in allowed:
         raise WeightFileError(
-            f"{where}.image_processor_type is {named!r:.80}; supported are {', '.join(_TYPES)}"
+            f"{where}.image_processor_type is {named!r:.80}; supported are {', '.join(allowed)}"
         )
     section = Section(config, where, DEFAULTS[_TYPES[named]])
     section.ignore(_NO_MATTER)
     for field in ("do_resize", "do_rescale"):
         section.must_be(field, True)
-    preprocess, pixels = _resize(section)
+    if kind == PATCHES:
+        section.must_be("patch_size", patch_size)
+        section.ignore(["size"])
+        preprocess: dict[str, Any] = {"resize": "patches"}
+        preprocess["max_patches"], pixels = section.integer("max_num_patches"), None
+    else:
+        preprocess, pixels = _resize(section)
     preprocess["interpolation"] = section.choice("resample", _INTERPOLATIONS)
     preprocess |= _normalisation(section)
     section.close()
     return preprocess, pixels
 
 
-def write_preprocessor(preprocess: Mapping[str, Any], pixels: int, kind: str) -> dict[str, Any]:
-    """Gives the preprocessor_config.json of `preprocess` for images of `pixels` a side.
+def write_preprocessor(spec: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """Gives the preprocessor_config.json of a spec.
 
     Raises:
         ValueError: the processor cannot do that.
     """
+    preprocess = spec["preprocess"]
+    if (preprocess["resize"] == "patches") != (kind == PATCHES):
+        raise ValueError(
+            f"transformers' {kind} cannot preprocess so: preprocess.resize is "
+            f"{preprocess['resize']!r}; write --format clipjax"
+        )
+    if kind == PATCHES:
+        size = {"patch_size": spec["image"]["patch_size"]}
+        size["max_num_patches"] = preprocess["max_patches"]
+    else:
+        size = _size(preprocess, spec["image_size"], kind)
+    return {
+        "image_processor_type": kind,
+        "do_resize": True,
+        **size,
+        "resample": _RESAMPLES[preprocess["interpolation"]],
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preprocess["mean"]),
+        "image_std": list(preprocess["std"]),
+        "do_convert_rgb": True,
+    }
+
+
+def _size(preprocess: Mapping[str, Any], pixels: int, kind: str) -> dict[str, Any]:
     resized = round(pixels / preprocess.get("crop_fraction", 1.0))
     is_shortest = preprocess["resize"] == "shortest"
     crops = is_shortest or resized != pixels
@@ -108,25 +147,12 @@ def write_preprocessor(preprocess: Mapping[str, Any], pixels: int, kind: str) ->
             f"transformers' {kind} cannot preprocess so: preprocess.resize is "
             f"{preprocess['resize']!r} and crop_fraction {pixels / resized}; write --format clipjax"
         )
-    # Left out, EfficientNet's divides by the deviation a second time.
-    extra = {"include_top": False} if "include_top" in DEFAULTS[kind] else {}
+    square = {"height": resized, "width": resized}
+    size: dict[str, Any] = {"size": {"shortest_edge": resized} if is_shortest else square}
     if can_crop:
-        extra |= {"do_center_crop": crops, "crop_size": {"height": pixels, "width": pixels}}
-    return {
-        "image_processor_type": kind,
-        "do_resize": True,
-        "size": {"shortest_edge": resized}
-        if is_shortest
-        else {"height": resized, "width": resized},
-        "resample": _RESAMPLES[preprocess["interpolation"]],
-        **extra,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(preprocess["mean"]),
-        "image_std": list(preprocess["std"]),
-        "do_convert_rgb": True,
-    }
+        size |= {"do_center_crop": crops, "crop_size": {"height": pixels, "width": pixels}}
+    # Left out, EfficientNet's divides by the deviation a second time.
+    return {**size, "include_top": False} if "include_top" in DEFAULTS[kind] else size
 
 
 def _resize(section: Section) -> tuple[dict[str, Any], int]:

@@ -30,6 +30,7 @@ from clipjax.models.zoo.parts import SQUASH_PREPROCESS
 
 ARCHITECTURE = "SiglipModel"
 IMAGE_PROCESSOR = "SiglipImageProcessor"
+IMAGE_ENCODER = "vit"
 TEXT_ENCODER = "bidirectional_transformer"
 # Fields of the spec that config.json does not hold.
 IN_OTHER_FILES = ("tokenizer", "preprocess")
@@ -55,28 +56,36 @@ VISION_DEFAULTS = {
 
 def spec_of(config: Section, text: Section, vision: Section) -> dict[str, Any]:
     """The model spec of a config; the tokenizer is that of the directory's files."""
+    del config  # it holds the two objects only
+    image = {
+        "name": IMAGE_ENCODER,
+        "patch_size": vision.integer("patch_size"),
+        "pooling": "map",
+        "pre_norm": False,
+        "patch_bias": True,
+        "init_name": "xavier",
+        **tower_spec(vision),
+    }
+    return model_spec(text, vision, image, vision.integer("image_size"))
+
+
+def model_spec(
+    text: Section, vision: Section, image: dict[str, Any], image_size: int
+) -> dict[str, Any]:
+    """The model spec around an image tower, as SigLIP and both kinds of SigLIP 2 have it."""
     vision.must_be("num_channels", 3)
     vision.must_be("vision_use_head", True)
-    image_tower, text_tower = tower_spec(vision), tower_spec(text)
+    text_tower, width = tower_spec(text), image["width"]
     if text.get("projection_size") is None:
-        width = text_tower["width"]
-        if width != image_tower["width"]:
-            raise vision.error("hidden_size", f"{width}, as of text_config")
+        if text_tower["width"] != width:
+            raise vision.error("hidden_size", f"{text_tower['width']}, as of text_config")
     else:
-        text.must_be("projection_size", image_tower["width"])
+        text.must_be("projection_size", width)
     return {
         "name": "",
-        "embed_dim": image_tower["width"],
-        "image_size": vision.integer("image_size"),
-        "image": {
-            "name": "vit",
-            "patch_size": vision.integer("patch_size"),
-            "pooling": "map",
-            "pre_norm": False,
-            "patch_bias": True,
-            "init_name": "xavier",
-            **image_tower,
-        },
+        "embed_dim": width,
+        "image_size": image_size,
+        "image": image,
         "text": {
             "name": TEXT_ENCODER,
             "vocab_size": text.integer("vocab_size"),

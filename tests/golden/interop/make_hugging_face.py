@@ -18,10 +18,7 @@ import torch
 HERE = Path(__file__).parent
 TESTS = HERE.parent.parent
 sys.path += [str(TESTS / "golden" / "models"), str(TESTS / "tokenizers"), str(TESTS / "interop")]
-# torchvision's wheel registers these operators only beside its own build of torch.
-library = torch.library.Library("torchvision", "DEF")
-for operator in ("nms", "qnms"):
-    library.define(operator + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+import torchvision_operators  # noqa: E402, F401  # isort: skip
 
 import seeded  # noqa: E402
 import sentencepiece  # noqa: E402
