@@ -6,10 +6,12 @@ import itertools
 import json
 import zlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from clipjax.data.paths import short_names
 from clipjax.data.shard_cache import HotShards
 from clipjax.data.source import Example, SampleError
+from clipjax.data.sources.fields import text_of
 from clipjax.data.storage import StoredFile, find_files
 from clipjax.data.tar_index import (
     IMAGE_EXTENSIONS,
@@ -28,9 +30,10 @@ MAX_GAP = 64 << 10
 class TarShards:
     """Image-text pairs in tar archives: `000.jpg`, `000.txt`, `000.json`, `000.cls`.
 
-    A key is a member's name up to the first dot of its last part. The text is that of `.txt`,
-    else `caption` of `.json`, else the class's name. Shards are indexed once, and read by byte
-    range afterwards; the CRC-32 of everything that is read is compared with the index.
+    A key is a member's name up to the first dot of its last part. The text is that of `.txt`, else
+    `captions` (a list, or a map from language to text) or `caption` of `.json`, else the class's
+    name. Shards are indexed once, and read by byte range afterwards; the CRC-32 of everything that
+    is read is compared with the index.
 
     Args:
         where: a file, or a pattern such as `DIR/{00000..00099}.tar` or `gs://bucket/DIR/*.tar`.
@@ -154,11 +157,10 @@ def _decode(content: bytes, key: str) -> str:
         raise SampleError("text_encoding", f"the caption is not UTF-8: {error}", key) from error
 
 
-def _caption_of(content: bytes, key: str) -> str:
+def _caption_of(content: bytes, key: str) -> Any:
     try:
-        caption = json.loads(content).get("caption")
+        about = json.loads(content)
+        caption = about.get("captions", about.get("caption"))
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, RecursionError) as error:
         raise SampleError("json", f"the .json is unreadable: {error}", key) from error
-    if not isinstance(caption, str):
-        raise SampleError("missing_text", f"caption in the .json is {caption!r}", key)
-    return caption
+    return text_of(caption, key)

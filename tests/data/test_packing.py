@@ -1,0 +1,152 @@
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipjax.data.packing import Packing, encode, pack
+from clipjax.data.source import SampleError
+from clipjax.data.sources import make_source
+
+
+def encoded(width, height, seed, format="JPEG"):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format)
+    return file.getvalue()
+
+
+class Pairs:
+    """Ten pairs; those of `bad` cannot be used, and reading past `stop_at` kills the job."""
+
+    class_names = None
+
+    def __init__(self, bad=(), stop_at=None, text="text"):
+        self.bad, self.stop_at, self.text, self.read = bad, stop_at, text, []
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        if index == self.stop_at:
+            raise KeyboardInterrupt
+        if index in self.bad:
+            raise SampleError("undecodable", "damaged")
+        size = (40 + index, 30)
+        return {"image": encoded(*size, index), "text": f"{self.text} {index}", "key": f"k{index}"}
+
+    def fingerprint(self):
+        return self.text
+
+
+def run(source, directory, **options):
+    how = Packing(**{"shard_size": 4, "max_bad_fraction": 0.5, **options})
+    return list(pack(source, directory, how, workers=1))
+
+
+@pytest.mark.parametrize(("format", "suffix"), [("tar", "tar"), ("arrayrecord", "array_record")])
+def test_what_is_packed_is_read(tmp_path, format, suffix):
+    assert run(Pairs(bad=(5,)), tmp_path / "a", format=format) == [(1, 3), (2, 3), (3, 3)]
+    manifest = json.loads((tmp_path / "a/manifest.json").read_text())
+    assert manifest["count"] == 9 and manifest["skipped"] == {"undecodable": 1}
+    assert [shard["count"] for shard in manifest["shards"]] == [4, 3, 2]
+    packed = make_source(f"{format}:{tmp_path}/a/*.{suffix}")
+    source = Pairs()
+    kept = [i for i in range(10) if i != 5]
+    assert [packed[i]["text"] for i in range(len(packed))] == [f"text {i}" for i in kept]
+    assert all(packed[i]["image"] == source[k]["image"] for i, k in enumerate(kept))
+    # Nothing but shards and what belongs to them stays.
+    names = {path.name.partition(".")[2] for path in (tmp_path / "a").iterdir()}
+    assert names <= {"json", suffix, f"{suffix}.json", "tar.index"}
+
+
+@pytest.mark.parametrize("format", ["tar", "arrayrecord"])
+def test_the_same_input_gives_the_same_bytes(tmp_path, format):
+    for name, text in (("a", "text"), ("b", "text"), ("c", "other")):
+        run(Pairs(text=text), tmp_path / name, format=format, resize=20)
+    digests = [
+        [s["sha256"] for s in json.loads((tmp_path / n / "manifest.json").read_text())["shards"]]
+        for n in "abc"
+    ]
+    assert digests[0] == digests[1] and not set(digests[0]) & set(digests[2])
+
+
+def test_a_stopped_job_goes_on(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(Pairs(stop_at=6), tmp_path)
+    assert not (tmp_path / "manifest.json").exists()
+    source = Pairs()
+    run(source, tmp_path)
+    assert sorted(source.read) == [4, 5, 6, 7]  # the other shards were whole
+    again = Pairs()
+    assert run(again, tmp_path) == [] and again.read == []
+    whole = Pairs()
+    run(whole, tmp_path.with_name("whole"))
+    shards = json.loads((tmp_path / "manifest.json").read_text())["shards"]
+    assert (
+        shards == json.loads((tmp_path.with_name("whole") / "manifest.json").read_text())["shards"]
+    )
+
+
+def test_a_directory_of_another_job_is_left_alone(tmp_path):
+    run(Pairs(), tmp_path)
+    with pytest.raises(ValueError, match="another job: its fingerprint"):
+        run(Pairs(text="other"), tmp_path)
+    with pytest.raises(ValueError, match="another job: its options"):
+        run(Pairs(), tmp_path, resize=20)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="not empty"):
+        run(Pairs(), foreign)
+
+
+def test_too_many_unusable_examples_are_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"2 of 10 examples are unusable \({'undecodable': 2}\)"):
+        run(Pairs(bad=(1, 7)), tmp_path, max_bad_fraction=0.1)
+    assert not (tmp_path / "manifest.json").exists()
+    run(Pairs(bad=(1, 7)), tmp_path, max_bad_fraction=0.3)  # the shards are there already
+
+
+def test_resizing_brings_the_shorter_side_down_and_never_up():
+    how = Packing(resize=20)
+    extension, data = encode(encoded(90, 40, 0, "PNG"), how)
+    assert extension == "jpg" and Image.open(io.BytesIO(data)).size == (45, 20)
+    small = encoded(90, 20, 0, "PNG")
+    assert encode(small, how) == ("png", small)
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 8, 4), np.uint8)
+    extension, data = encode(pixels, how)
+    assert extension == "png" and np.array_equal(np.asarray(Image.open(io.BytesIO(data))), pixels)
+    with pytest.raises(SampleError, match="begins with"):
+        encode(b"no picture at all", Packing())
+
+
+def test_languages_and_labels_travel(tmp_path):
+    class Emoji(Pairs):
+        class_names = ("cat", "dog")
+
+        def __getitem__(self, index):
+            text = {"de": "Katze", "en": ("cat", "kitty")}
+            return {**super().__getitem__(index), "text": text, "label": index % 2}
+
+    run(Emoji(), tmp_path)
+    packed = make_source({"spec": f"tar:{tmp_path}/*.tar", "class_names": ("cat", "dog")})
+    assert packed[1]["label"] == 1
+    assert packed[0]["text"] == {"de": "Katze", "en": ("cat", "kitty")}
+    with pytest.raises(ValueError, match="no languages"):
+        run(Emoji(), tmp_path / "records", format="arrayrecord")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"format": "zip"}, "allowed are tar, arrayrecord"),
+        ({"shard_size": 0}, "shard_size is 0"),
+        ({"quality": 101}, "quality is 101"),
+    ],
+)
+def test_options_out_of_range(options, message):
+    with pytest.raises(ValueError, match=message):
+        Packing(**options)
