@@ -10,13 +10,17 @@ import ftfy
 from ftfy.badness import is_bad
 
 # Repairing costs more than all the rest of a tokenizer's work, so what it leaves as it is goes
-# past it. No control characters, ligatures, full-width forms, curly quotes or surrogates, for each
-# of which ftfy has a rule, and no `&` that could begin an entity:
+# past it, and so does text in which only quotes are curly. No control characters, ligatures,
+# full-width forms or surrogates, for each of which ftfy has a rule, and no `&` that could begin an
+# entity:
 _ASCII = r"\t\x20-\x25\x27-\x7e"
 _OTHERS = (
-    r"\xa0-\u0131\u0134-\u0148\u014a-\u01c3\u01cd-\u01f0\u01f4-\u02b7\u0300-\u1fff\u2010-\u2017"
-    r"\u2020-\u2027\u2030-\u2069\u2070-\u2fff\u3001-\ud7ff\ue000-\ufaff\ufb07-\ufdff\ufe00-\ufe1f"
+    r"\xa0-\u0131\u0134-\u0148\u014a-\u01c3\u01cd-\u01f0\u01f4-\u02b7\u02bc\u0300-\u1fff\u2010-\u2027"
+    r"\u2030-\u2069\u2070-\u2fff\u3001-\ud7ff\ue000-\ufaff\ufb07-\ufdff\ufe00-\ufe1f"
     r"\U00010000-\U0010ffff"
+)
+_STRAIGHT = {ord(c): "'" for c in "\u02bc\u2018\u2019\u201a\u201b"} | dict.fromkeys(
+    range(0x201C, 0x2020), '"'
 )
 _SAFE_ASCII = re.compile(f"[{_ASCII}\n]*(?:& [{_ASCII}\n]*)*")
 # ftfy looks for mojibake line by line.
@@ -27,10 +31,12 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 def fix_text(text: str) -> str:
     """Repairs mojibake, curly quotes and the like, then resolves HTML entities twice."""
-    if _SAFE_ASCII.fullmatch(text) or (
-        _SAFE_LINE.fullmatch(text) and unicodedata.is_normalized("NFC", text) and not is_bad(text)
-    ):
+    if _SAFE_ASCII.fullmatch(text):
         return text
+    if _SAFE_LINE.fullmatch(text) and unicodedata.is_normalized("NFC", text) and not is_bad(text):
+        straight = text.translate(_STRAIGHT)
+        if straight == text or not is_bad(straight):
+            return straight
     return html.unescape(html.unescape(ftfy.fix_text(text)))
 
 

@@ -35,11 +35,11 @@ def test_each_character_that_goes_past_ftfy_is_left_by_it():
 
 
 def test_a_wider_way_past_is_seen(monkeypatch):
-    """Negative control: with curly quotes let through, both tests above fail."""
-    wider = cleaning.re.compile(cleaning._SAFE_LINE.pattern.replace(r"\u2010", r"\u2010-\u201f"))
-    assert wider.pattern != cleaning._SAFE_LINE.pattern
-    monkeypatch.setattr(cleaning, "_SAFE_LINE", wider)
-    assert fix_text("a\u2019 b") != plain("a\u2019 b")
+    """Negative control: with full-width letters let through, both tests above fail."""
+    pattern = cleaning._SAFE_LINE.pattern.replace(r"\ufe1f", r"\ufe1f\uff01-\uff5e")
+    assert pattern != cleaning._SAFE_LINE.pattern
+    monkeypatch.setattr(cleaning, "_SAFE_LINE", cleaning.re.compile(pattern))
+    assert fix_text("aＡ b") != plain("aＡ b")
     assert any(fix_text(text) != plain(text) for text in captions(2_000))
 
 
