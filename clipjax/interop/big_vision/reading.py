@@ -32,6 +32,7 @@ def read_big_vision(path: Path, hints: Hints) -> Weights:
     """
     parameters, ignored = plain_names(open_tensors(path).tensors)
     spec = spec_of(parameters, hints, where=str(path))
+    spec["name"] = spec["name"] or path.stem
     table = leaves(spec, flat_attention=has_flat_attention(parameters))
     if ignored:
         logging.info("%s: %d leaves of the optimizer and the clock left", path, len(ignored))
