@@ -7,6 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
+from clipjax.checkpoint import resolve_checkpoint
 from clipjax.interop.clipjax_checkpoint import needs_file
 from clipjax.interop.files import file_kind, open_tensors
 from clipjax.interop.files.atomic import check_new, new_path
@@ -76,7 +77,7 @@ def convert_weights(
     weights = _with_tokenizer(weights, tokenizer)
     _check_leaves(weights)
     _check_space(weights, target)
-    digests = _digests(source)
+    digests = _digests(source, found)
     summary = ", ".join(f"{name} (SHA-256 {digest})" for name, digest in digests.items())
     weights = dataclasses.replace(weights, source=f"{found}: {summary}")
     write = FORMATS[target_format].write
@@ -104,8 +105,9 @@ def recognise(source: Path) -> str:
     Raises:
         WeightFileError: it is of none; the message says what it is, as far as that can be told.
     """
-    if not source.exists():
-        raise WeightFileError(f"{source}: no such file or directory")
+    if not (source.is_file() or source.is_dir()):  # a pipe would be waited for
+        what = "neither a file nor a directory" if source.exists() else "no such file or directory"
+        raise WeightFileError(f"{source}: {what}")
     for name, entry in FORMATS.items():
         if entry.recognises(source):
             return name
@@ -164,12 +166,15 @@ def _files(path: Path) -> list[Path]:
     return [path] if path.is_file() else sorted(x for x in path.rglob("*") if x.is_file())
 
 
-def _digests(source: Path) -> dict[str, str]:
-    """SHA-256 of the source: of each file of weights, or of the manifest that has them all."""
-    files = _files(source)
-    chosen = [source] if source.is_file() else [x for x in files if file_kind(x) is not None]
+def _digests(source: Path, kind: str) -> dict[str, str]:
+    """SHA-256 of the source: of each file of weights, or of the manifest that vouches for all."""
+    paths = [source]
+    if kind == "clipjax":
+        paths = [resolve_checkpoint(source) / "manifest.json"]
+    elif source.is_dir():
+        paths = [x for x in sorted(source.iterdir()) if x.is_file() and file_kind(x) is not None]
     digests = {}
-    for path in chosen or [x for x in files if x.name == "manifest.json"]:
+    for path in paths:
         with path.open("rb") as file:
             digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests

@@ -455,6 +455,12 @@ def test_a_checkpoint_that_names_code_is_refused(tmp_path):
     assert remains(tmp_path, "start") == []
 
 
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(WeightFileError, match="neither a file nor a directory"):
+        convert_weights(tmp_path / "pipe", tmp_path / "out", "clipjax")
+
+
 @pytest.mark.parametrize(
     "content",
     [

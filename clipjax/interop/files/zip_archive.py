@@ -47,8 +47,9 @@ class ZipArchive:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with zipfile.ZipFile(path) as archive:
-                infos, directory = archive.infolist(), archive.start_dir
+            # Stays open as long as its tensors are: the table of contents is read once.
+            self._archive = zipfile.ZipFile(path)
+            infos, directory = self._archive.infolist(), self._archive.start_dir
         except _ERRORS as error:
             raise WeightFileError(f"{path}: damaged zip archive ({error})") from error
         _check_members(path, infos)
@@ -72,7 +73,7 @@ class ZipArchive:
     def read_start(self, name: str, count: int) -> bytes:
         """Reads the first bytes of a member, fewer if it has fewer; its checksum is not checked."""
         try:
-            with zipfile.ZipFile(self.path) as archive, archive.open(name) as member:
+            with self._archive.open(name) as member:
                 return member.read(count)
         except _ERRORS as error:
             raise self._damaged(name, error) from error
@@ -88,8 +89,7 @@ class ZipArchive:
                 f"{self.path}: member {name!r} has {self.size(name)} bytes, more than {limit}"
             )
         try:
-            with zipfile.ZipFile(self.path) as archive:
-                return archive.read(name)
+            return self._archive.read(name)
         except _ERRORS as error:
             raise self._damaged(name, error) from error
 
@@ -116,7 +116,7 @@ class ZipArchive:
         array = np.empty(shape, dtype)
         data = _bytes_of(array)
         try:
-            with zipfile.ZipFile(self.path) as archive, archive.open(name) as member:
+            with self._archive.open(name) as member:
                 member.seek(offset)
                 done = 0
                 while done < len(data):
