@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import logging
+import time
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from clipjax.data.loader import Loader
 from clipjax.experiment import build_experiment, build_program
 from clipjax.experiment.program import model_spec
 from clipjax.experiment.stages import stage_specs
@@ -70,16 +72,16 @@ def cache(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def compiled_names():
-    """Names of what is compiled inside."""
-    names = []
+def compiled_steps():
+    """Seconds of each compilation of a step inside."""
+    seconds = []
 
     def listen(event, duration, fun_name="", **_):
-        if event == COMPILED:
-            names.append(fun_name)
+        if event == COMPILED and fun_name == "jit(step)":
+            seconds.append(duration)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
-    yield names
+    yield seconds
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
@@ -98,7 +100,7 @@ def read_losses(workdir):
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory, cache):
-    """A run that nothing disturbed: its workdir, last state, what was compiled and the log."""
+    """A run that nothing disturbed: workdir, last state, seconds of compilations, log."""
     workdir = tmp_path_factory.mktemp("reference")
     log = io.StringIO()
     handler = logging.StreamHandler(log)
@@ -106,16 +108,16 @@ def reference(tmp_path_factory, cache):
     absl_logger.addHandler(handler)
     level = absl_logger.level
     absl_logger.setLevel(logging.INFO)
-    with compiled_names() as names:
+    with compiled_steps() as compiled:
         state = leaves(run(smoke_config(), workdir))
     absl_logger.setLevel(level)
     absl_logger.removeHandler(handler)
-    return workdir, state, names, log.getvalue()
+    return workdir, state, compiled, log.getvalue()
 
 
 def test_the_step_compiles_once_a_stage_and_the_log_says_which(reference):
-    workdir, _, names, log = reference
-    assert names.count("jit(step)") == 3
+    workdir, _, compiled, log = reference
+    assert len(compiled) == 3
     for text in (
         "stage 1 of 3, steps 0 to 2: 16 pixels, 8 tokens, patch dropout 0.5",
         "stage 2 of 3, steps 3 to 5: 24 pixels, 12 tokens, patch dropout 0",
@@ -132,7 +134,7 @@ def test_a_run_killed_in_any_stage_ends_the_same_to_the_bit(reference, monkeypat
     config = smoke_config(**{"checkpoint.every_steps": 2})
     num_compiled = []
     for step in (3, 5, 7, None):
-        with compiled_names() as names:
+        with compiled_steps() as compiled:
             if step is None:
                 monkeypatch.delenv("CLIPJAX_FAULT")
                 state = leaves(run(config, tmp_path))
@@ -140,7 +142,7 @@ def test_a_run_killed_in_any_stage_ends_the_same_to_the_bit(reference, monkeypat
                 monkeypatch.setenv("CLIPJAX_FAULT", f"raise@loop.step:step={step}")
                 with pytest.raises(InjectedFault):
                     run(config, tmp_path)
-        num_compiled.append(names.count("jit(step)"))
+        num_compiled.append(len(compiled))
     # Stage 1; from step 2 stages 1 and 2; from step 4 stages 2 and 3; from step 6 stage 3.
     assert num_compiled == [1, 2, 2, 1]
     assert read_losses(tmp_path) == read_losses(reference[0])
@@ -148,13 +150,37 @@ def test_a_run_killed_in_any_stage_ends_the_same_to_the_bit(reference, monkeypat
         np.testing.assert_array_equal(found, wanted)
 
 
-def test_the_comparison_sees_a_stage_that_ends_a_step_later(reference, tmp_path):
-    """Negative control."""
+@pytest.fixture(scope="module")
+def later(tmp_path_factory, cache):
+    """A run whose first stage ends a step later, on data that are slow to come."""
+    workdir = tmp_path_factory.mktemp("later")
     config = smoke_config()
     config.stages = ({**config.stages[0], "until_step": 4}, config.stages[1])
-    run(config, tmp_path)
-    found, wanted = read_losses(tmp_path), read_losses(reference[0])
+    config.data.prefetch = 0  # nothing is made while a step compiles
+    make_part = Loader._make_part
+
+    def make_part_slowly(*args):
+        time.sleep(0.1)  # for one of the 8 examples; two threads
+        return make_part(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Loader, "_make_part", make_part_slowly)
+        run(config, workdir)
+    return workdir
+
+
+def test_the_comparison_sees_a_stage_that_ends_a_step_later(reference, later):
+    """Negative control."""
+    found, wanted = read_losses(later), read_losses(reference[0])
     assert [found[step] == wanted[step] for step in range(1, 5)] == [True] * 3 + [False]
+
+
+def test_the_devices_wait_for_slow_data_and_not_for_what_compiles(reference, later):
+    slow = [row["data_wait_fraction"] for row in read_metrics(later).values()]
+    assert max(slow) > 0.5 and all(0 <= fraction <= 1 for fraction in slow)
+    # With the compilation in the clock, the first step would take longer than that.
+    workdir, _, compiled, _ = reference
+    assert 8 / read_metrics(workdir)[1]["samples_per_s"] < compiled[0]
 
 
 def test_a_stage_that_changes_nothing_is_no_stage(tmp_path):
@@ -164,9 +190,9 @@ def test_a_stage_that_changes_nothing_is_no_stage(tmp_path):
         {"until_step": 3, "image_size": 32, "context_length": 16, "patch_dropout": 0.0},
         {"until_step": 5},
     )
-    with compiled_names() as names:
+    with compiled_steps() as compiled:
         staged = leaves(run(config, tmp_path / "staged"))
-    assert names.count("jit(step)") == 1
+    assert len(compiled) == 1
     assert read_losses(tmp_path / "plain") == read_losses(tmp_path / "staged")
     for found, wanted in zip(staged, plain, strict=True):
         np.testing.assert_array_equal(found, wanted)
