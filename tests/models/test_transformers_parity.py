@@ -8,7 +8,7 @@ import seeded
 from flax import linen as nn
 from open_clip_golden import GOLDEN, relative_error
 from tiny import tiny_spec
-from transformers_names import convert
+from transformers_names import align_table, convert, xlm_roberta_table
 
 from clipjax.losses import clip_loss
 from clipjax.models import build_model
@@ -19,8 +19,6 @@ from clipjax.trees import flatten_with_names
 
 BERT = {"vocab_size": 50, "context_length": 10, "width": 24, "depth": 2, "num_heads": 3}
 BERT |= {"mlp_dim": 48, "num_positions": 16}
-# The tiny network has one block a stage, and two in the sixth.
-BLOCKS = [f"stage{i}_0" for i in range(1, 7)] + ["stage6_1", "stage7_0"]
 
 
 def read(case):
@@ -49,7 +47,8 @@ def align():
     spec["text"] = {"name": "bert", **BERT}
     spec["image_projection"] = "none"
     model = build_model(spec)
-    running = convert(weights(statistics), 3, BLOCKS)
+    table = align_table(spec)
+    running = convert(weights(statistics), table)
     tokens = seeded.tokens(4, 10, 50)
 
     def run(params):
@@ -58,7 +57,7 @@ def align():
         text = model.apply(bind, tokens, keep_hidden=True, method="text_features")
         return clip_loss(out.image_embeds, out.text_embeds, out.logit_scale), (out, text.hidden)
 
-    params, want = (convert(t, 3, BLOCKS) for t in (weights(gradients), gradients))
+    params, want = (convert(t, table) for t in (weights(gradients), gradients))
     return golden, want, run, params, tokens
 
 
@@ -83,23 +82,7 @@ def test_gradient_of_align():
 @pytest.mark.parametrize("pad_id", [1, 0])
 def test_xlm_roberta(pad_id):
     golden, gradients, _ = read("xlm_roberta")
-    theirs = {"transformer.": "text_model.", "proj.0.": "text_projection.fc."}
-    theirs["proj.2."] = "text_projection.proj."
-
-    def ours(tensors):
-        renamed = {}
-        for name, x in tensors.items():
-            for old, new in theirs.items():
-                name = name.replace(old, new) if name.startswith(old) else name
-            renamed[name] = x
-        return convert_xlm(renamed)
-
-    def convert_xlm(tensors):
-        tree = convert({k: v for k, v in tensors.items() if k.startswith("text_model.")}, 3)
-        rest = {k: v for k, v in tensors.items() if not k.startswith("text_model.")}
-        kernels = {k.split(".")[1]: {"kernel": np.asarray(v).T} for k, v in rest.items()}
-        return {"encoder": tree["text_encoder"], "projection": kernels}
-
+    table = xlm_roberta_table(BERT)
     encoder = Bert(
         **BERT,
         layer_norm_eps=1e-5,
@@ -117,13 +100,13 @@ def test_xlm_roberta(pad_id):
         x = x / jnp.linalg.norm(x, axis=-1, keepdims=True)
         return (x * seeded.weight("direction", (16,))).sum(), x
 
-    params = ours(weights(gradients))
+    params = convert(weights(gradients), table)
     if pad_id == 0:  # the control: padding that is attended to and averaged
         assert np.abs(jax.jit(embed)(params)[1] - golden["text_embeds"]).max() > 1e-2
         return
     found, embeds = jax.jit(jax.grad(embed, has_aux=True))(params)
     assert np.abs(embeds - golden["text_embeds"]).max() <= 2e-6
-    assert_gradients(found, ours(gradients))
+    assert_gradients(found, convert(gradients, table))
 
 
 def test_channels_are_rounded_as_published():
