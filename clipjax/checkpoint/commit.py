@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from absl import logging
-
 from clipjax.checkpoint import folders
 from clipjax.checkpoint import manifest as manifests
 from clipjax.checkpoint.manifest import LeafRecord, Manifest
@@ -40,7 +38,6 @@ def commit_step(
         **metadata,
     )
     manifests.write_manifest(step_dir, manifest)
-    logging.info("saved step %d to %s", step, step_dir)
 
 
 def delete_old_steps(directory: Path, *, keep: int, keep_every: int | None) -> None:

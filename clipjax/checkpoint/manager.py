@@ -317,6 +317,7 @@ class CheckpointManager:
             if is_lead():
                 step_dir = self.directory / str(step)
                 commit_step(step_dir, step, records, self._metadata, self._attachments)
+                logging.info("saved step %d to %s", step, step_dir)
                 faults.point("save.before_delete", step)
                 delete_old_steps(self.directory, keep=self._keep, keep_every=self._keep_every)
         except BaseException as error:
