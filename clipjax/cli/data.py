@@ -1,31 +1,47 @@
-"""`clipjax data check SPEC` verifies a dataset; `clipjax data index SPEC` indexes tar shards.
+"""`clipjax data COMMAND SPEC`: verify, index, pack and look at datasets.
 
 check   reads everything once and prints a line for each damaged file; exits with 1 if there is one.
 index   makes the missing indexes of tar shards and writes them beside the shards, in a bucket too.
+pack    writes shards: clipjax data pack --from SPEC --to DIR --format tar|arrayrecord
+stats   counts, sizes, captions, languages, duplicates; --sheet FILE.html shows random pairs.
 
 SPEC is kind:where[:split][?option=value], as in config.data.source.
 """
 
 import concurrent.futures
+import json
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 from absl import flags
 from tqdm import tqdm
 
 _WORKERS = flags.DEFINE_integer("workers", None, "Files read at the same time; by default, cores.")
+_FROM = flags.DEFINE_string("from", None, "pack: the dataset that is packed.")
+_TO = flags.DEFINE_string("to", None, "pack: directory of the shards, new or of the same job.")
+_FORMAT = flags.DEFINE_string("format", "tar", "pack: tar or arrayrecord.")
+_SHARD_SIZE = flags.DEFINE_integer("shard_size", 10_000, "pack: examples a shard.")
+_RESIZE = flags.DEFINE_integer("resize", None, "pack: pixels of the shorter side of larger ones.")
+_MAX_BAD = flags.DEFINE_float("max_bad_fraction", 0.01, "pack: of examples that are unusable.")
+_LIMIT = flags.DEFINE_integer("limit", None, "stats: so many random examples; by default, all.")
+_JSON = flags.DEFINE_string("json", None, "stats: also write them to this file.")
+_SHEET = flags.DEFINE_string("sheet", None, "stats: HTML page of random pairs.")
 _DECODE = flags.DEFINE_bool("decode", False, "check: also decode every picture.")
 
 
 def main(argv: list[str]) -> int:
     """Runs a command on the dataset of a spec."""
-    if len(argv) != 3 or argv[1] not in COMMANDS:
+    spec = [_FROM.value] if argv[1:] == ["pack"] and _FROM.value else argv[2:]
+    if len(argv) < 2 or argv[1] not in COMMANDS or len(spec) != 1:
         raise ValueError(
             f"expected `clipjax data COMMAND SPEC`, COMMAND one of {', '.join(COMMANDS)}; found "
             f"{argv[1:]}"
         )
     if _WORKERS.value is not None and _WORKERS.value < 1:
         raise ValueError(f"--workers={_WORKERS.value}: at least 1")
-    return COMMANDS[argv[1]](argv[2])
+    return COMMANDS[argv[1]](spec[0])
 
 
 def check(spec: str) -> int:
@@ -64,4 +80,69 @@ def index(spec: str) -> int:
     return 0
 
 
-COMMANDS = {"check": check, "index": index}
+def pack(spec: str) -> int:
+    """Packs a dataset to shards."""
+    from clipjax.data.packing import MANIFEST, Packing
+    from clipjax.data.packing import pack as pack_source
+    from clipjax.data.sources import make_source
+
+    if not _TO.value:
+        raise ValueError("--to DIR is missing: where the shards go")
+    how = Packing(
+        format=_FORMAT.value,
+        shard_size=_SHARD_SIZE.value,
+        resize=_RESIZE.value,
+        max_bad_fraction=_MAX_BAD.value,
+    )
+    source = make_source(spec, path="--from")
+    with tqdm(unit="shard", disable=None) as bar:
+        for _, bar.total in pack_source(source, _TO.value, how, workers=_WORKERS.value):
+            bar.update()
+    manifest = json.loads((Path(_TO.value) / MANIFEST).read_text(encoding="utf-8"))
+    for reason, count in manifest["skipped"].items():
+        print(f"left out, {reason}: {count:,}")
+    size = sum(shard["bytes"] for shard in manifest["shards"])
+    shards = len(manifest["shards"])
+    print(f"{_TO.value}: {manifest['count']:,} examples in {shards:,} shards, {size / 1e6:,.1f} MB")
+    return 0
+
+
+def stats(spec: str) -> int:
+    """Prints what a dataset holds."""
+    import numpy as np
+
+    from clipjax.data.sources import make_source
+    from clipjax.data.statistics import contact_sheet, measure, summarise
+
+    source = make_source(spec)
+    order = np.random.default_rng(0).permutation(len(source))[: _LIMIT.value]
+    chunks = measure(source, np.sort(order), workers=_WORKERS.value)
+    with tqdm(total=len(order), unit="example", disable=None) as bar:
+
+        def counted() -> Iterator[list]:
+            for chunk in chunks:
+                bar.update(len(chunk))
+                yield chunk
+
+        found = summarise(counted())
+    for name, value in found.items():
+        if isinstance(value, dict):
+            value = "  ".join(f"{key} {_shown(part)}" for key, part in value.items())
+        print(f"{name}: {value or 'none'}")
+    if _JSON.value:
+        Path(_JSON.value).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if _SHEET.value:
+        page = contact_sheet(source, spec, order[:96])
+        Path(_SHEET.value).write_text(page, encoding="utf-8")
+        print(f"{_SHEET.value}: a page of {len(order[:96])} pairs")
+    return 0
+
+
+def _shown(value: Any) -> str:
+    if not isinstance(value, dict):
+        return f"{value:,g}" if isinstance(value, float) else f"{value:,}"
+    largest = f", largest {value['largest'][0]}" if value["largest"] else ""
+    return f"{value['superfluous']:,} superfluous in {value['groups']:,} groups{largest};"
+
+
+COMMANDS = {"check": check, "index": index, "pack": pack, "stats": stats}

@@ -22,16 +22,22 @@ def captions_by_language(source: DataSource, counts: Counter[str]) -> Iterator[t
         except SampleError as error:
             counts[error.reason] += 1
             continue
-        yield from _flatten(text, ANY_LANGUAGE)
+        yield from flatten(text)
 
 
-def _flatten(text: Any, language: str) -> Iterator[tuple[str, str]]:
+def flatten(text: Any, language: Any = ANY_LANGUAGE) -> Iterator[tuple[Any, str]]:
+    """Gives the captions of one example as (language, text); empty ones are left out.
+
+    Args:
+        text: one caption, several, or a map from language to either.
+        language: the name of captions that come without one.
+    """
     if isinstance(text, Mapping):
         for name, part in text.items():
-            yield from _flatten(part, name)
+            yield from flatten(part, name)
     elif isinstance(text, str):
         if text.strip():
             yield language, text
     else:
         for part in text:
-            yield from _flatten(part, language)
+            yield from flatten(part, language)

@@ -1,0 +1,80 @@
+import io
+
+import numpy as np
+from PIL import Image
+
+from clipjax.data.source import SampleError
+from clipjax.data.statistics import contact_sheet, difference_hash, measure, summarise
+
+
+def picture(seed, size=(40, 30)):
+    cells = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), np.uint8)
+    return Image.fromarray(cells).resize(size, Image.Resampling.BICUBIC)
+
+
+def encoded(image, quality=95):
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=quality)
+    return file.getvalue()
+
+
+class Pairs:
+    """Five pictures: one twice, one twice in two qualities; and one that cannot be read."""
+
+    class_names = None
+    images = (
+        encoded(picture(0)),
+        encoded(picture(0)),
+        encoded(picture(1, (160, 120))),
+        encoded(picture(1, (160, 120)), quality=85),
+        encoded(picture(2, (90, 60))),
+        b"no picture",
+    )
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        text = {"de": ("Katze", "<b>Kater</b>"), "en": "a cat"} if index == 4 else "one two three"
+        return {"image": self.images[index], "text": text, "key": f"k{index}"}
+
+
+def test_counts():
+    found = summarise(measure(Pairs(), np.arange(6), workers=2))
+    assert found["examples"] == 5 and found["unusable"] == {"image_format": 1}
+    assert found["width"]["p0"] == 40 and found["width"]["p100"] == 160
+    assert found["languages"] == {"captions": 4, "de": 2, "en": 1}
+    assert found["words"] == {"p0": 1, "p5": 1, "p50": 3, "p95": 3, "p100": 3}
+    duplicates = found["duplicates"]
+    assert duplicates["byte for byte"] == {
+        "groups": 1,
+        "superfluous": 1,
+        "largest": [["k0", "k1"]],
+    }
+    assert duplicates["by look"]["largest"] == [["k0", "k1"], ["k2", "k3"]]
+
+
+def test_nothing_is_no_error():
+    found = summarise(measure(Pairs(), np.array([5])))
+    assert found["examples"] == 0 and found["width"] == {}
+
+
+def test_the_hash_sees_another_picture_and_no_other_size():
+    hashes = [difference_hash(picture(0, size)) for size in ((40, 30), (400, 300))]
+    assert (hashes[0] ^ hashes[1]).bit_count() <= 3
+    assert (hashes[0] ^ difference_hash(picture(1))).bit_count() > 10
+
+
+def test_the_sheet_shows_pictures_and_escapes_captions():
+    page = contact_sheet(Pairs(), "a < b", np.array([4, 5]))
+    assert page.count("<img") == 1 and "de: &lt;b&gt;Kater&lt;/b&gt;" in page
+    assert "a &lt; b" in page and "image_format" in page
+    assert "<b>" not in page and "<script" not in page
+
+
+def test_a_source_that_cannot_read_is_counted():
+    class Broken(Pairs):
+        def __getitem__(self, index):
+            raise SampleError("damaged", "cut off")
+
+    assert summarise(measure(Broken(), np.arange(6)))["unusable"] == {"damaged": 6}
