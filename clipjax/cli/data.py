@@ -4,6 +4,8 @@ check   reads everything once and prints a line for each damaged file; exits wit
 index   makes the missing indexes of tar shards and writes them beside the shards, in a bucket too.
 pack    writes shards: clipjax data pack --from SPEC --to DIR --format tar|arrayrecord
 stats   counts, sizes, captions, languages, duplicates; --sheet FILE.html shows random pairs.
+score   CLIP scores of all pairs: clipjax data score SPEC --checkpoint PATH --out scores.parquet;
+        a source takes the best of them by tar:DIR/*.tar?filter=scores.parquet:top=0.3
 
 SPEC is kind:where[:split][?option=value], as in config.data.source.
 """
@@ -11,6 +13,7 @@ SPEC is kind:where[:split][?option=value], as in config.data.source.
 import concurrent.futures
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,8 @@ _MAX_BAD = flags.DEFINE_float("max_bad_fraction", 0.01, "pack: of examples that 
 _LIMIT = flags.DEFINE_integer("limit", None, "stats: so many random examples; by default, all.")
 _JSON = flags.DEFINE_string("json", None, "stats: also write them to this file.")
 _SHEET = flags.DEFINE_string("sheet", None, "stats: HTML page of random pairs.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "score: of the model that judges.")
+_OUT = flags.DEFINE_string("out", None, "score: the Parquet file to write.")
 _DECODE = flags.DEFINE_bool("decode", False, "check: also decode every picture.")
 
 
@@ -138,6 +143,33 @@ def stats(spec: str) -> int:
     return 0
 
 
+def score(spec: str) -> int:
+    """Scores all pairs of a dataset."""
+    from clipjax.data.sources import make_source
+    from clipjax.inference import Encoder
+    from clipjax.inference.scoring import score_pairs, write_scores
+
+    for flag, value in (("--checkpoint PATH", _CHECKPOINT.value), ("--out FILE", _OUT.value)):
+        if not value:
+            raise ValueError(f"{flag} is missing")
+    source = make_source(spec)
+    encoder = Encoder.from_checkpoint(_CHECKPOINT.value)
+    unusable: Counter[str] = Counter()
+    with tqdm(total=len(source), unit="pair", disable=None) as bar:
+
+        def counted() -> Iterator[Any]:
+            for keys, scores in score_pairs(encoder, source, unusable):
+                bar.update(len(keys))
+                yield keys, scores
+
+        about = {"source": spec, "fingerprint": source.fingerprint(), "model": encoder.spec["name"]}
+        count = write_scores(_OUT.value, counted(), **about)
+    for reason, number in sorted(unusable.items()):
+        print(f"without a score, {reason}: {number:,}")
+    print(f"{_OUT.value}: {count:,} scores; use {spec}?filter={_OUT.value}:top=0.3")
+    return 0
+
+
 def _shown(value: Any) -> str:
     if not isinstance(value, dict):
         return f"{value:,g}" if isinstance(value, float) else f"{value:,}"
@@ -145,4 +177,4 @@ def _shown(value: Any) -> str:
     return f"{value['superfluous']:,} superfluous in {value['groups']:,} groups{largest};"
 
 
-COMMANDS = {"check": check, "index": index, "pack": pack, "stats": stats}
+COMMANDS = {"check": check, "index": index, "pack": pack, "score": score, "stats": stats}

@@ -20,7 +20,7 @@ VERBS = {
     "eval": "evaluate a checkpoint: --zero_shot and --retrieval on datasets named by SPEC",
     "classify": "rank labels for your own pictures",
     "convert": "convert weights: OpenAI, OpenCLIP, Hugging Face, big_vision, and back",
-    "data": "check SPEC finds damaged files of a dataset; index SPEC indexes its tar shards",
+    "data": "check, index, pack, stats or score a dataset named by SPEC",
     "tokenizer": "train a SentencePiece vocabulary on the captions of datasets, or try one",
     "plan": "compile the train step for a TPU topology, with no TPU: memory, FLOPs, traffic, cost",
     "models": "list the named models",

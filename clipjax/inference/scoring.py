@@ -1,0 +1,94 @@
+"""CLIP scores of a dataset's pairs, to filter it by (arXiv:2304.14108, DataComp)."""
+
+import collections
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipjax.data.cache import sync
+from clipjax.data.captions import flatten
+from clipjax.data.preprocess import decode_image
+from clipjax.data.source import DataSource, SampleError
+from clipjax.inference.encoder import Encoder
+
+CHUNK = 1024  # examples that are embedded together
+
+
+def score_pairs(
+    encoder: Encoder, source: DataSource, counts: collections.Counter[str]
+) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Scores every pair of a source.
+
+    score = mean over captions t of <image, t>, a cosine in [-1, 1]
+
+    Args:
+        encoder: of the model that judges.
+        source: whose pairs; all captions of a picture count.
+        counts: takes what cannot be used, by reason; such examples get no score.
+
+    Yields:
+        Keys and scores, float32, of some examples at a time, in the source's order.
+    """
+    for start in range(0, len(source), CHUNK):
+        keys, images, texts, owners = [], [], [], []
+        for index in range(start, min(start + CHUNK, len(source))):
+            try:
+                example = source[index]
+                image = example["image"]
+                image = decode_image(image) if isinstance(image, bytes) else image
+            except SampleError as error:
+                counts[error.reason] += 1
+                continue
+            captions = [text for _, text in flatten(example["text"])]
+            if not captions:
+                counts["text_empty"] += 1
+                continue
+            owners += [len(keys)] * len(captions)
+            keys.append(example["key"])
+            images.append(image)
+            texts += captions
+        if keys:
+            cosines = np.sum(encoder.encode_image(images)[owners] * encoder.encode_text(texts), 1)
+            totals = np.bincount(owners, cosines, len(keys)) / np.bincount(owners)
+            yield keys, totals.astype(np.float32)
+
+
+def write_scores(
+    path: str | os.PathLike[str], scored: Iterator[tuple[list[str], np.ndarray]], **about: Any
+) -> int:
+    """Writes a Parquet file of the columns `key` and `score`, whole or not at all.
+
+    Args:
+        path: the file to write.
+        scored: as `score_pairs` gives them.
+        **about: what the scores are of; kept in the file's metadata as text.
+
+    Returns:
+        How many scores there are.
+
+    Raises:
+        ValueError: if the file exists.
+    """
+    import pyarrow as pa  # slow to import
+    import pyarrow.parquet as pq
+
+    path = Path(path)
+    if path.exists():
+        raise ValueError(f"{path} exists; give another name")
+    metadata = {str(name): str(value) for name, value in about.items()}
+    schema = pa.schema([("key", pa.string()), ("score", pa.float32())], metadata=metadata)
+    work = path.with_name(f"{path.name}.tmp{os.getpid()}")
+    count = 0
+    try:
+        with pq.ParquetWriter(work, schema) as writer:
+            for keys, scores in scored:
+                writer.write_table(pa.table([pa.array(keys), pa.array(scores)], schema=schema))
+                count += len(keys)
+        sync(work)
+        work.rename(path)
+    finally:
+        work.unlink(missing_ok=True)
+    return count

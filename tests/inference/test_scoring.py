@@ -1,0 +1,87 @@
+import collections
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipjax.data.sources import make_source
+from clipjax.inference import scoring
+from clipjax.inference.scoring import score_pairs, write_scores
+
+
+class ByBrightness:
+    """Embeds pictures by their brightness and texts by the number in them: the angle."""
+
+    def encode_image(self, images):
+        angles = np.array([np.asarray(image).mean() for image in images]) / 255
+        return np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+    def encode_text(self, texts):
+        angles = np.array([float(text) for text in texts])
+        return np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
+def png(level):
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4), (level,) * 3).save(file, "PNG")
+    return file.getvalue()
+
+
+class Pairs:
+    class_names = None
+    rows = (
+        (png(255), "1.0"),  # agree: 1
+        (png(0), ("0.0", "1.0")),  # the mean of 1 and cos 1
+        (b"damaged", "0.0"),
+        (png(255), {"de": "0.5", "en": "1.5"}),
+        (png(0), ()),
+    )
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        image, text = self.rows[index]
+        return {"image": image, "text": text, "key": f"k{index}"}
+
+    def fingerprint(self):
+        return "00"
+
+
+EXPECTED = {"k0": 1.0, "k1": (1 + np.cos(1)) / 2, "k3": np.cos(0.5)}
+
+
+@pytest.mark.parametrize("chunk", [2, 1024])
+def test_scores_are_mean_cosines(monkeypatch, chunk):
+    monkeypatch.setattr(scoring, "CHUNK", chunk)
+    counts = collections.Counter()
+    found = {}
+    for keys, scores in score_pairs(ByBrightness(), Pairs(), counts):
+        found |= dict(zip(keys, scores.tolist(), strict=True))
+    assert found == pytest.approx(EXPECTED, abs=1e-6)
+    assert counts == {"image_format": 1, "text_empty": 1}
+
+
+def test_a_source_is_filtered_by_what_was_written(tmp_path):
+    rows = [f'{{"image": "{i}.png", "text": "{text}"}}\n' for i, text in enumerate("0123")]
+    for i, level in enumerate((0, 255, 0, 255)):  # 1 fits best after 0
+        (tmp_path / f"{i}.png").write_bytes(png(level))
+    (tmp_path / "pairs.jsonl").write_text("".join(rows))
+    spec = f"jsonl:{tmp_path}/pairs.jsonl"
+    scored = score_pairs(ByBrightness(), make_source(spec), collections.Counter())
+    assert write_scores(tmp_path / "scores.parquet", scored, source=spec) == 4
+    best = make_source(f"{spec}?filter={tmp_path}/scores.parquet:top=0.5")
+    assert [best[i]["text"] for i in range(len(best))] == ["0", "1"]
+    with pytest.raises(ValueError, match="exists"):
+        write_scores(tmp_path / "scores.parquet", iter(()))
+
+
+def test_a_job_that_fails_leaves_no_file(tmp_path):
+    def broken():
+        yield ["a"], np.zeros(1, np.float32)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_scores(tmp_path / "scores.parquet", broken())
+    assert list(tmp_path.iterdir()) == []
