@@ -26,6 +26,7 @@ T = TypeVar("T")
 
 ATTEMPTS = 6
 FIRST_DELAY_S = 1.0  # doubled after every attempt: 31 s in all, less the jitter
+DEADLINE_S = 60.0  # after which none is begun: the libraries of buckets try again themselves
 BLOCK = 8 << 20  # bytes of one request where a file is read from end to end
 
 _PERMANENT = (
@@ -108,7 +109,7 @@ def _is_network_library(error: BaseException) -> bool:
 
 
 def retry(operation: Callable[[], T], what: str) -> T:
-    """Runs an operation, again after a transient error, at most `ATTEMPTS` times.
+    """Runs an operation, again after a transient error, a limited number of times.
 
     The delay doubles every time and is cut by a random part of up to one half, so that the
     hosts of a run do not return all at once.
@@ -130,8 +131,8 @@ def retry(operation: Callable[[], T], what: str) -> T:
                 if _is_network_library(error):
                     raise StorageError(f"{what} failed: {told}") from error
                 raise
-            if attempt == ATTEMPTS:
-                seconds = time.monotonic() - start
+            seconds = time.monotonic() - start
+            if attempt == ATTEMPTS or seconds > DEADLINE_S:
                 raise StorageError(
                     f"{what} failed {attempt} times in {seconds:.0f} s; the last time: {told}"
                 ) from error

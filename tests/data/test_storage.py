@@ -64,6 +64,15 @@ def test_the_attempts_have_a_limit(monkeypatch, error):
         assert len(system.requests) == storage.ATTEMPTS
 
 
+def test_the_time_has_a_limit(monkeypatch):
+    """Libraries try again themselves, for half a minute each time."""
+    with bucket(monkeypatch, {"b/x": CONTENT}) as (system, _):
+        system.failures = [TimeoutError("slow")] * 100
+        monkeypatch.setattr(storage.time, "monotonic", lambda: 34.0 * len(system.requests))
+        with pytest.raises(StorageError, match="failed 2 times in 68 s"):
+            storage.read(data_path("memory://b/x"), 10, 20)
+
+
 @pytest.mark.parametrize("error", PERMANENT, ids=repr)
 def test_permanent_errors_are_raised_at_once(monkeypatch, error):
     with bucket(monkeypatch, {"b/x": CONTENT}) as (system, delays):
