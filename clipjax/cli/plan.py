@@ -1,6 +1,7 @@
 """`clipjax plan --config configs/x.py[:args] --topology v5e:16x16 [--json FILE] [--search]`."""
 
 import json
+import math
 from pathlib import Path
 
 from absl import flags
@@ -18,7 +19,10 @@ _COMPILATIONS = flags.DEFINE_integer("search_compilations", 6, "Settings to comp
 
 
 def main(argv: list[str]) -> int:
-    """Compiles the config's step for the topology and prints the page; 0 if it fits, else 1."""
+    """Compiles the config's step for the topology and prints the page; 0 if it fits, else 1.
+
+    The page of the config itself comes before the search, which takes minutes.
+    """
     no_positional(argv)
     for flag in (_CONFIG, _TOPOLOGY):
         if not flag.value:
@@ -27,8 +31,12 @@ def main(argv: list[str]) -> int:
             )
     if not 0 < _MFU.value <= 1:
         raise ValueError(f"--mfu={_MFU.value}: a share of the peak, in (0, 1]")
-    if _PRICE.value is not None and _PRICE.value < 0:
+    if _PRICE.value is not None and not 0 <= _PRICE.value < math.inf:
         raise ValueError(f"--price={_PRICE.value}: USD for one chip and hour, 0 or more")
+    if _COMPILATIONS.value < 0:
+        raise ValueError(f"--search_compilations={_COMPILATIONS.value}: a number, 0 or more")
+    if _JSON.value and not Path(_JSON.value).absolute().parent.is_dir():
+        raise ValueError(f"--json={_JSON.value}: there is no folder {Path(_JSON.value).parent}")
     # Only now: the platform has to be settled before the first use of JAX.
     from clipjax import plan as planning
 
@@ -39,7 +47,7 @@ def main(argv: list[str]) -> int:
             config.data.source = "synthetic:1"  # a plan reads no data, whatever its source
     assumptions = planning.Assumptions(mfu=_MFU.value, price=_PRICE.value)
     plan = planning.make_plan(config, topology)
-    print(planning.to_text(plan, assumptions))
+    print(planning.to_text(plan, assumptions), flush=True)
     result = planning.to_json(plan, assumptions)
     if _SEARCH.value:
         candidates = planning.search_settings(

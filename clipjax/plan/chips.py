@@ -22,6 +22,8 @@ class Chip:
         max_chips: of one pod.
         devices: JAX devices that libtpu's topology shows a chip as.
         example: a topology of a common size.
+        chip_config: how libtpu is to show the chip, where its own choice is not what a TPU VM
+            shows: the two cores of a v4 are one device there, and JAX makes meshes of no others.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Chip:
     max_chips: int
     devices: int
     example: str
+    chip_config: str | None = None
 
 
 GIB = 2**30
@@ -43,8 +46,9 @@ CHIPS: dict[str, Chip] = {
     chip.name: chip
     for chip in (
         Chip(
-            name="v4", flops=2.75e14, hbm_bytes=30.5 * GIB, hbm_bandwidth=1.2e12,
-            link_bandwidth=4.5e10, torus_axes=3, max_chips=4096, devices=2, example="v4:4x4x4",
+            name="v4", flops=2.75e14, hbm_bytes=30.75 * GIB, hbm_bandwidth=1.2e12,
+            link_bandwidth=4.5e10, torus_axes=3, max_chips=4096, devices=1, example="v4:4x4x4",
+            chip_config="megacore",
         ),
         Chip(
             name="v5e", flops=1.97e14, hbm_bytes=15.75 * GIB, hbm_bandwidth=8.1e11,
@@ -142,7 +146,8 @@ def make_topology(name: str) -> Topology:
     if jax.config.jax_platforms is None:
         jax.config.update("jax_platforms", "cpu")
     try:
-        description = topologies.get_topology_desc(platform="tpu", topology_name=name)
+        options = {"chip_config_name": chip.chip_config} if chip.chip_config else {}
+        description = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).split(":", 1)[-1].strip()
         raise ValueError(f"--topology={name!r}: libtpu refuses it: {reason}; {_known()}") from error

@@ -46,7 +46,8 @@ def _heading(plan: Plan) -> Iterator[str]:
     verdict = "FITS" if plan.fits else "DOES NOT FIT"
     yield f"{plan.config_name} at batch {plan.batch_size:,} on {topology.name}: {verdict}"
     yield (
-        f"{topology.num_chips:,} chips, {topology.num_hosts:,} hosts; mesh "
+        f"{topology.num_chips:,} chips, {topology.num_hosts:,} "
+        + ("host; mesh " if topology.num_hosts == 1 else "hosts; mesh ")
         + " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
         + f"; {per_device}{micro}; sharding {setting.sharding}, remat {setting.remat}"
     )
@@ -160,7 +161,7 @@ def _flops(plan: Plan) -> Iterator[str]:
     yield f"    {', '.join(parts)}"
     price = plan.expected_extra_flops
     if price > 0.02:
-        names = [f"remat {plan.setting.remat}"] if plan.setting.remat == "full" else []
+        names = [f"remat {plan.setting.remat}"] if plan.setting.remat != "none" else []
         names += ["gradient caching"] if plan.setting.micro_batches > 1 else []
         yield f"    the price of {' and '.join(names)}: +{price:.0%} FLOPs"
 

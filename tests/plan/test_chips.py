@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 
-from clipjax.plan.chips import CHIPS, make_topology, parse_topology
+from clipjax.plan.chips import CHIPS, GIB, make_topology, parse_topology
 
 
 @pytest.mark.parametrize("chip", CHIPS.values(), ids=lambda chip: chip.name)
@@ -47,10 +47,31 @@ def test_without_libtpu_the_error_says_how_to_get_it(monkeypatch):
 
 @pytest.mark.tpu
 def test_libtpu_knows_the_chips():
-    for name, devices, hosts in (("v5e:4x4", 16, 4), ("v5p:4x4x4", 64, 16), ("v4:2x2x1", 8, 1)):
+    for name, devices, hosts in (
+        ("v5e:4x4", 16, 4),
+        ("v5p:4x4x4", 64, 16),
+        ("v4:2x2x1", 4, 1),
+        ("tpu7x:2x2x1", 8, 1),
+    ):
         topology = make_topology(name)
         assert (len(topology.devices), topology.num_hosts) == (devices, hosts)
         assert len(topology.devices) == topology.num_chips * topology.chip.devices
+
+
+@pytest.mark.tpu
+@pytest.mark.parametrize("chip", CHIPS.values(), ids=lambda chip: chip.name)
+def test_a_mesh_can_be_made_and_the_memory_is_what_the_compiler_says(chip):
+    import jax
+    import jax.numpy as jnp
+
+    from clipjax.partitioning import make_mesh, replicated
+
+    shape = "2x2" if chip.torus_axes == 2 else "2x2x1"
+    mesh = make_mesh({"data": -1}, make_topology(f"{chip.name}:{shape}").devices)
+    large = jax.ShapeDtypeStruct((2**18, 2**18), jnp.float32, sharding=replicated(mesh))
+    with pytest.raises(jax.errors.JaxRuntimeError) as refusal:
+        jax.jit(lambda x: (x @ x, x.T @ x)).lower(large).compile()
+    assert f"available HBM ({chip.hbm_bytes / chip.devices / GIB:.2f}G)" in str(refusal.value)
 
 
 @pytest.mark.tpu

@@ -26,6 +26,20 @@ def test_an_unknown_topology_is_one_line_with_the_known_ones():
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--price=-1", "--price=-1.0: USD for one chip and hour, 0 or more"),
+        ("--json=/no/such/folder/plan.json", "there is no folder /no/such/folder"),
+    ],
+)
+def test_a_wrong_flag_is_said_before_anything_is_compiled(flag, message):
+    done = run_plan("--config", "configs/smoke.py", "--topology", "v5e:2x2", flag)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.tpu
 def test_a_plan_for_four_chips(tmp_path):
     path = tmp_path / "plan.json"
@@ -51,6 +65,7 @@ def test_a_plan_that_cannot_fit_names_what_would():
     assert done.returncode == 1, done.stderr
     assert "DOES NOT FIT" in done.stdout
     assert "--config.micro_batch_size=" in done.stdout
+    assert "Remat or micro-batches: prefer " in done.stdout
 
 
 @pytest.mark.tpu
