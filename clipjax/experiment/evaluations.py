@@ -6,7 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from clipjax.config import build, to_plain
-from clipjax.data.preprocess import Preprocess
+from clipjax.data.naflex import make_preprocess
 from clipjax.data.source import spec_name
 from clipjax.evals import EVALS, make_encode_fns
 from clipjax.evals.running import ScheduledEval
@@ -20,11 +20,7 @@ def build_evals(
     """Builds the evaluations of a config on opened sources."""
     spec = program.spec
     encode = make_encode_fns(program.model, spec["preprocess"], dtype=config.dtype)
-    preprocess = Preprocess(
-        spec["image_size"],
-        resize=spec["preprocess"]["resize"],
-        interpolation=spec["preprocess"]["interpolation"],
-    )
+    preprocess = make_preprocess(spec)
     scheduled = []
     for name, source in sources.items():
         eval_spec = to_plain(config.evals[name])

@@ -74,9 +74,7 @@ def build_experiment(config: ConfigDict, workdir: str | Path) -> Experiment:
         tokenizer,
         batch_size=config.batch_size,
         seed=config.seed,
-        image_size=spec["image_size"],
-        resize=spec["preprocess"]["resize"],
-        interpolation=spec["preprocess"]["interpolation"],
+        preprocess=data_stages[-1].preprocess,
         stages=data_stages[:-1],
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -131,11 +129,7 @@ def _data_stages(
             image_size=spec["image_size"],
             path="config.data.transforms",
         )
-        preprocess = Preprocess(
-            spec["image_size"],
-            resize=spec["preprocess"]["resize"],
-            interpolation=spec["preprocess"]["interpolation"],
-        )
+        preprocess = Preprocess.from_spec(spec)
         result.append(DataStage(until_step, transforms, tokenizers[length], preprocess))
     return result
 
