@@ -272,6 +272,7 @@ def clipjax_rate(folder: str, decode: str) -> float:
     import jax
 
     from clipjax.data.loader import Loader
+    from clipjax.data.preprocess import Preprocess
     from clipjax.data.sources import make_source
     from clipjax.data.transforms import RandomResizedCrop
     from clipjax.tokenizers import make_tokenizer
@@ -285,7 +286,7 @@ def clipjax_rate(folder: str, decode: str) -> float:
         tokenizer,
         batch_size=BATCH,
         seed=SEED,
-        image_size=TARGET,
+        preprocess=Preprocess(TARGET),
         num_workers=WORKERS,
     ) as loader:
         batches = loader.iterate()

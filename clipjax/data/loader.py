@@ -57,13 +57,11 @@ class Loader:
 
     Args:
         source: where image-text pairs come from.
-        transforms: applied in order; what they leave is brought to `image_size` by the
-            evaluation's `Preprocess`.
+        transforms: applied in order; what they leave is brought to size by `preprocess`.
         tokenizer: captions `[batch]` -> ids `[batch, length]`.
         batch_size: examples of a step over all processes.
         seed: of order, augmentation and choice of captions.
-        image_size: side of the images, in pixels.
-        resize, interpolation: of that `Preprocess`.
+        preprocess: the evaluation's, `Preprocess.from_spec(spec)`.
         stages: how the examples of the first steps are finished, where not as said above; which
             examples a step holds and what is drawn for them do not depend on it.
         process_index, process_count: which part of every batch is made here.
@@ -86,9 +84,7 @@ class Loader:
         *,
         batch_size: int,
         seed: int,
-        image_size: int,
-        resize: str = "shortest",
-        interpolation: str = "bicubic",
+        preprocess: Preprocess,
         stages: Sequence[DataStage] = (),
         process_index: int = 0,
         process_count: int = 1,
@@ -122,7 +118,6 @@ class Loader:
         ends = [stage.until_step for stage in stages]
         if any(low >= high for low, high in itertools.pairwise([0, *ends])):
             raise ValueError(f"stages end at steps {ends}: expected ascending numbers above 0")
-        preprocess = Preprocess(image_size, resize=resize, interpolation=interpolation)
         own = DataStage(sys.maxsize, tuple(transforms), tokenizer, preprocess)
         self.source, self._stages, self._stage_ends = source, (*stages, own), ends
         self.batch_size, self.seed = batch_size, seed

@@ -83,7 +83,7 @@ def test_a_picture_that_does_not_decode_is_replaced_and_named(tmp_path):
     source = make_source(f"folder:{tmp_path}")
     with Loader(
         source, (), lambda texts: np.zeros((len(texts), 1), np.int32), batch_size=8, seed=0,
-        image_size=2, max_bad_fraction=1.0,
+        preprocess=Preprocess(2), max_bad_fraction=1.0,
     ) as loader:  # fmt: skip
         seen = loader.batch(0)["image"][:, 0, 0, 0].tolist()
         assert 3 not in seen and len(set(seen)) == 7

@@ -59,7 +59,12 @@ def numbers_in(batch):
 def make(source, batch_size, transforms=(), image_size=2, **options):
     options = {"seed": 0, "num_workers": 0, "bad_window": 1000, **options}
     return Loader(
-        source, transforms, tokens_of, batch_size=batch_size, image_size=image_size, **options
+        source,
+        transforms,
+        tokens_of,
+        batch_size=batch_size,
+        preprocess=Preprocess(image_size),
+        **options,
     )
 
 
