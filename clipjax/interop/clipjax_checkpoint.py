@@ -98,6 +98,11 @@ def _contract(
     length = spec["text"]["context_length"]
     if not needs_file(tokenizer):
         built = make_tokenizer(tokenizer, context_length=length)
+        if built.vocab_size > spec["text"]["vocab_size"]:
+            raise ValueError(
+                f"the tokenizer has {built.vocab_size} ids, the model's text tower has "
+                f"{spec['text']['vocab_size']}: {file or tokenizer['name']} is not its vocabulary"
+            )
         return attach_tokenizer(make_contract({**spec, "tokenizer": tokenizer}, built.contract()))
     return without_tokenizer(make_contract(spec, {})), {}
 

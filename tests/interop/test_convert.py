@@ -299,6 +299,9 @@ def test_weights_without_their_vocabulary_take_images_only(tmp_path, vocabulary)
     assert not done.lacks_tokenizer
     assert load_tokenizer(resolve_checkpoint(tmp_path / "with"))(WORDS).shape[0] == 4
     assert convert_weights(start, tmp_path / "without", "clipjax").lacks_tokenizer
+    small = write(tmp_path, weights_of(merge(SIGLIP, {"text": {"vocab_size": 8}})), "small")
+    with pytest.raises(ValueError, match=r"has 8: spiece\.model is not its vocabulary"):
+        convert_weights(small, tmp_path / "x", "clipjax", tokenizer=vocabulary)
     with pytest.raises(ValueError, match="here already"):
         convert_weights(tmp_path / "with", tmp_path / "x", "clipjax", tokenizer=vocabulary)
     with pytest.raises(ValueError, match="no such file"):
