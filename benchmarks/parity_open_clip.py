@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-sys.path.append(str(Path(__file__).parent.parent / "tests" / "golden" / "models"))
+sys.path.extend(
+    str(Path(__file__).parent.parent / "tests" / "golden" / folder)
+    for folder in ("interop", "models")
+)
 import torchvision_operators  # noqa: F401  # isort: skip
 
 import numpy as np
@@ -24,6 +27,7 @@ import transformers
 from open_clip import hf_model
 from open_clip.loss import ClipLoss, SigLipLoss
 from parity import Reference
+from published_weights import weight
 
 from clipjax.interop.open_clip.config_in import spec_of_config
 from clipjax.interop.open_clip.names import is_buffer, leaves, names_of_spec, plain_names
@@ -31,9 +35,7 @@ from clipjax.interop.open_clip.shapes import draft_of
 from clipjax.interop.tensors import of_array
 
 BATCH = 4
-LOGIT_SCALE = float(np.log(100))
 MARGIN = 4e-6
-RESIDUAL = ("out_proj.weight", "c_proj.weight", "attn.proj.weight", "mlp.fc2.weight")
 BARS = {"text": 2e-6, "logits": 1e-4, "text layers": 1e-5, "gradient": 1e-4}
 XLM_ROBERTA = {"xlm-roberta-base": (12, 768, 12), "xlm-roberta-large": (24, 1024, 16)}
 
@@ -86,18 +88,11 @@ def xlm(name: str, depth: int | None) -> Any:
 
 
 def seed(model: torch.nn.Module) -> None:
-    """Fills every weight from its name.
-
-    What writes into the residual stream is as much smaller as OpenAI's initialisation has it, so
-    that hidden states stay of size 10 through all layers, and float32 resolves 1e-6 of them.
-    """
+    """Fills every weight from its name."""
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
-            if name == "logit_scale":
-                tensor.fill_(LOGIT_SCALE)
-            elif tensor.is_floating_point():
-                value = torch.from_numpy(seeded.weight(name, tuple(tensor.shape)))
-                tensor.copy_(value * (2 * 12) ** -0.5 if name.endswith(RESIDUAL) else value)
+            if tensor.is_floating_point():
+                tensor.copy_(torch.from_numpy(weight(name, tensor.shape)))
 
 
 def smooth_images(model: torch.nn.Module, size: int) -> np.ndarray:

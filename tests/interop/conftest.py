@@ -9,7 +9,8 @@ import pytest
 # The helpers are shared by the modules of these folders, which are no packages.
 HERE = Path(__file__).parent
 TESTS = HERE.parent
-sys.path[:0] = [str(HERE), str(TESTS / "models"), str(TESTS / "golden" / "models")]
+FOLDERS = (HERE, TESTS / "models", TESTS / "golden" / "models", TESTS / "golden" / "interop")
+sys.path[:0] = map(str, FOLDERS)
 
 
 @pytest.fixture(autouse=True, scope="module")

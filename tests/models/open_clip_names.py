@@ -17,3 +17,11 @@ def convert(tensors, spec):
             used.update(entry.theirs)
     assert used == tensors.keys()
     return stack_layers(unflatten_names(found))
+
+
+def convert_all(tensors, spec):
+    """Our variables of a whole state dict: parameters, and running statistics if it has any."""
+    statistics = {k: x for k, x in tensors.items() if ".running_" in k}
+    params = {k: x for k, x in tensors.items() if k not in statistics}
+    variables = {"params": convert(params, spec)}
+    return {**variables, "batch_stats": convert(statistics, spec)} if statistics else variables
