@@ -67,6 +67,28 @@ def test_siglip_s_ids_are_the_reference_s_but_for_ties(make, texts, vocabulary):
     assert wrong_blocks("siglip", rows) == []
 
 
+def test_every_row_of_the_zoo_has_its_tokenizer(vocabulary):
+    files = {
+        "sentencepiece": vocabulary("gemma.model"),
+        "tokenizer_json": vocabulary("xlm_roberta.json"),
+    }
+    built = {}
+    for name, row in MODELS.items():
+        spec, text = dict(row["tokenizer"]), row["text"]
+        length, shipped = text["context_length"], spec["name"] not in files
+        if not shipped:
+            spec["model"] = files[spec["name"]]
+        key = (json.dumps(spec), length)
+        if key not in built:
+            tokenizer = make_tokenizer(spec, context_length=length)
+            built[key] = tokenizer, tokenizer(["a photo of a cat", "word " * 200])
+        tokenizer, rows = built[key]
+        assert rows.shape == (2, length) and rows[0, -1] == tokenizer.pad_id, name
+        assert not shipped or tokenizer.vocab_size <= text["vocab_size"], name
+        # BERT's tower masks its padding, and has to know it.
+        assert text["name"] != "bert" or tokenizer.pad_id == text.get("pad_id", 0), name
+
+
 @pytest.mark.parametrize(
     "case, fault",
     [
