@@ -130,6 +130,13 @@ def test_the_contract_says_what_the_towers_take(exported):
         assert {name: x.shape for name, x in parameters.items()} == tower_shapes(spec, tower)
 
 
+def test_running_statistics_are_parameters_of_the_image_tower():
+    shapes = tower_shapes(MODELS["RN50"], "image")
+    assert shapes["batch_stats/image_encoder/bn1/mean"] == (32,)
+    assert not any(name.startswith("batch_stats") for name in tower_shapes(MODELS["RN50"], "text"))
+
+
+@pytest.mark.slow
 def test_running_statistics_go_along():
     spec = tiny_spec(image_size=32, image_projection="none", embed_dim=8)
     spec["image"] = {"name": "modified_resnet", "layers": [1, 1, 1, 1], "width": 8}
