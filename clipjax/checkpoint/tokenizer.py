@@ -4,6 +4,7 @@
 records like every other file.
 """
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -52,8 +53,10 @@ def spec_in(step_dir: Path, contract: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         DamagedCheckpointError: the contract names a file outside the step folder.
+        ValueError: it names a module that this process has not imported.
     """
     spec = spec_of_contract(contract)
+    _check_code(step_dir, spec)
     file = (spec.get("tokenizer") or {}).get(FILE_OPTION)
     # Checkpoints of before the files were taken in name a file anywhere, by its whole path.
     if not isinstance(file, str) or not file.startswith(f"{FOLDER}/"):
@@ -61,6 +64,19 @@ def spec_in(step_dir: Path, contract: Mapping[str, Any]) -> dict[str, Any]:
     if ".." in PurePosixPath(file).parts:
         raise DamagedCheckpointError(f"{step_dir} names a file outside its folder: {file!r}")
     return {**spec, "tokenizer": {**spec["tokenizer"], FILE_OPTION: str(step_dir / file)}}
+
+
+def _check_code(step_dir: Path, spec: Mapping[str, Any]) -> None:
+    """A checkpoint may name classes out of this tree, but it may not make anybody import them."""
+    for part in ("image", "text", "tokenizer"):
+        name = str((spec.get(part) or {}).get("name", ""))
+        module = name.partition(":")[0]
+        if ":" in name and module not in sys.modules:
+            raise ValueError(
+                f"{step_dir} names code outside clipjax: model.{part}.name = {name!r}. If you trust "
+                f"it, import {module} before you open the checkpoint, or evaluate with `clipjax "
+                "train --config ... --eval=NAME`, whose config names it as well"
+            )
 
 
 def load_tokenizer(step_dir: Path) -> Tokenizer:

@@ -2,6 +2,7 @@
 
 import io
 import shutil
+import sys
 
 import pytest
 import sentencepiece
@@ -122,3 +123,17 @@ def test_a_checkpoint_without_its_vocabulary_says_so_when_texts_come(tmp_path, k
     assert isinstance(tokenizer, MissingTokenizer)
     with pytest.raises(ValueError, match="--tokenizer FILE"):
         tokenizer(["a dog"])
+
+
+@pytest.mark.parametrize("part", ["image", "text", "tokenizer"])
+def test_a_checkpoint_makes_nobody_import_code(step_dir, tmp_path, monkeypatch, part):
+    (tmp_path / "evil_lab.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    contract = read_manifest(step_dir).contract
+    contract["model"][part]["name"] = "evil_lab:Tower"
+    with pytest.raises(ValueError, match=rf"model.{part}.name = 'evil_lab:Tower'.*import evil_lab"):
+        spec_in(step_dir, contract)
+    assert not (tmp_path / "ran").exists()
+    # Whoever imports it says that it is trusted.
+    monkeypatch.setitem(sys.modules, "evil_lab", sys)
+    assert spec_in(step_dir, contract)[part]["name"] == "evil_lab:Tower"
