@@ -18,9 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from absl import logging
 
+from clipjax.data.retrying import StorageError
 from clipjax.data.source import SampleError
 from clipjax.data.sources.fields import IMAGE_FIELDS, field_of
-from clipjax.data.storage import FileReader, StorageError, StoredFile, read
+from clipjax.data.storage import FileReader, StoredFile, read
 
 LARGE_GROUP = 64 << 20  # bytes that a random example should not cost
 _THREADS = 16

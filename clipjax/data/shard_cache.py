@@ -19,7 +19,8 @@ from absl import logging
 
 from clipjax.data.cache import cache_dir
 from clipjax.data.paths import DataPath
-from clipjax.data.storage import FileReader, StorageError, StoredFile, read
+from clipjax.data.retrying import StorageError
+from clipjax.data.storage import FileReader, StoredFile, read
 
 DEFAULT_BUDGET = "10GB"
 STAMP_S = 5.0  # how exactly the time of the last use is kept

@@ -4,7 +4,7 @@ import contextlib
 
 from fsspec.implementations.memory import MemoryFileSystem
 
-from clipjax.data import storage
+from clipjax.data import retrying, storage
 
 
 class Bucket(MemoryFileSystem):
@@ -53,6 +53,6 @@ def bucket(monkeypatch, files=()):
         system.pipe_file(f"memory://{name}", content)
     with monkeypatch.context() as patch:
         patch.setattr(storage, "filesystem", lambda scheme: system)
-        patch.setattr(storage.time, "sleep", delays.append)
+        patch.setattr(retrying.time, "sleep", delays.append)
         yield system, delays
     system.store.clear()

@@ -1,13 +1,16 @@
 import concurrent.futures
 import io
 import json
+import pickle
 
 import numpy as np
 import pytest
+from buckets import bucket
 from PIL import Image
 
 from clipjax.data import Loader, Preprocess, SampleError, make_source
 from clipjax.data.records import RecordFile, pack_record, unpack_record, write_records
+from clipjax.data.retrying import StorageError
 from clipjax.data.storage import find_files
 
 
@@ -122,6 +125,33 @@ def test_jsonl(tmp_path):
         source[2]
 
 
+def test_tables_may_not_name_files_elsewhere(tmp_path):
+    outside = write(tmp_path / "outside", {"b.png": png("blue")}) / "b.png"
+    table = f"image,text\n../outside/b.png,x\n{outside},y\na.png,z\n{tmp_path}/t/a.png,z\n"
+    write(tmp_path / "t", {"t.csv": table, "a.png": png("red")})
+    source = make_source(f"csv:{tmp_path}/t/t.csv")
+    assert source[2]["image"] == source[3]["image"] == png("red")
+    for index in (0, 1):
+        with pytest.raises(ValueError, match=r"points outside .*data.source.root"):
+            source[index]
+    assert make_source(f"csv:{tmp_path}/t/t.csv?root={tmp_path}")[1]["image"] == png("blue")
+
+
+def test_folders_and_tables_in_a_bucket(monkeypatch):
+    files = {"b/p/x/1.png": png("red"), "b/p/y/d/2.png": png("blue")}
+    files |= {"b/t.csv": b"image,text\np/x/1.png,one\np/no.png,two\n"}
+    with bucket(monkeypatch, files) as (system, delays):
+        folder, table = make_source("folder:memory://b/p"), make_source("csv:memory://b/t.csv")
+        assert folder.class_names == ("d", "x") and folder[1]["key"] == "y/d/2.png"
+        system.failures = [ConnectionResetError("reset")] * 2
+        assert folder[1]["image"] == png("blue") and len(delays) == 2
+        assert table[0]["image"] == png("red") and reason_of(table, 1) == "missing_image"
+        # An outage stops the run: it is nothing that an example can help.
+        system.failures = [TimeoutError("slow")] * 50
+        with pytest.raises(StorageError, match="6 times"):
+            table[0]
+
+
 @pytest.mark.parametrize(
     "name, content, message",
     [
@@ -162,6 +192,7 @@ def test_packed_records(tmp_path):
     assert (Preprocess(2)(source[7]["image"])[..., 0] == 7).all()
     same = make_source(f"arrayrecord:{tmp_path}/*.array_record")
     assert same.fingerprint() == source.fingerprint()
+    assert pickle.loads(pickle.dumps(source))[7]["key"] == "k7"  # for worker processes
     with pytest.raises(ValueError, match="class_names"):
         pack(tmp_path / "y.array_record", range(2), class_names=("a", "b"))
         make_source(f"arrayrecord:{tmp_path}/*.array_record")

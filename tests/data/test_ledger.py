@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from archives import png, tar
 
-from clipjax.data import Loader, SampleError, TooManyBadExamples, make_source, tar_index
+from clipjax.data import Loader, Preprocess, SampleError, TooManyBadExamples, make_source, tar_index
 
 BATCH = 100
 SHARD = 500
@@ -83,8 +83,8 @@ def tokens_of(texts):
 
 
 def loader_of(source, **options):
-    options = {"num_workers": 2, "max_bad_fraction": 1.0, **options}
-    return Loader(source, (), tokens_of, batch_size=BATCH, seed=0, image_size=3, **options)
+    options = {"num_workers": 2, "max_bad_fraction": 1.0, "preprocess": Preprocess(3), **options}
+    return Loader(source, (), tokens_of, batch_size=BATCH, seed=0, **options)
 
 
 def check_ledger(folder, count, bad):

@@ -9,7 +9,7 @@ from archives import pairs, tar
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipjax.data import make_source
+from clipjax.data import Loader, Preprocess, make_source
 from clipjax.data.source import draw
 from clipjax.data.sources.mix import MAX_TOTAL, Mix, split_positions, whole_weights
 
@@ -212,3 +212,50 @@ def test_mixes_are_flat():
 def test_options_belong_to_the_sources():
     with pytest.raises(ValueError, match="side belong"):
         make_source({"spec": 'mix:[{"spec": "synthetic:10", "weight": 1}]', "side": 3})
+
+
+@pytest.mark.xfail(strict=True, reason="the Loader orders positions without asking source.draw")
+def test_batches_keep_the_shares():
+    sizes = {"a": 40, "b": 60}
+    mix = mix_of(("a", 40, 3), ("b", 60, 1))
+    source = Pictures(mix)
+    seen = collections.defaultdict(list)
+    with Loader(
+        source, (), tokens_of, batch_size=20, seed=5, preprocess=Preprocess(2), num_workers=0
+    ) as loader:
+        for step in range(20):
+            letters = [chr(code) for code in loader.batch(step)["text"][:, 0]]
+            assert collections.Counter(letters) == {"a": 15, "b": 5}
+        expected = letters_of(mix, range(20, 40), seed=5)
+        numbers = loader.batch(1)["image"][:, 0, 0, 0].tolist()
+        assert numbers == [int(key[1:]) for key in expected]
+        for step in range(40):
+            batch = loader.batch(step)
+            pairs_ = zip(batch["text"][:, 0], batch["image"][:, 0, 0, 0], strict=True)
+            for code, number in pairs_:
+                seen[chr(code)].append(int(number))
+    for letter, numbers in seen.items():
+        size = sizes[letter]
+        for start in range(0, len(numbers) - size + 1, size):
+            assert sorted(numbers[start : start + size]) == list(range(size))
+
+
+class Pictures:
+    """A mix whose examples are pictures of their numbers."""
+
+    class_names = None
+
+    def __init__(self, mix):
+        self.mix, self.draw, self.fingerprint = mix, mix.draw, mix.fingerprint
+
+    def __len__(self):
+        return len(self.mix)
+
+    def __getitem__(self, index):
+        example = self.mix[index]
+        image = np.full((2, 2, 3), int(example["key"][1:]), np.uint8)
+        return {**example, "image": image}
+
+
+def tokens_of(texts):
+    return np.array([[ord(text)] for text in texts], np.int32)

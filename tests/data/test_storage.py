@@ -4,9 +4,10 @@ import os
 import pytest
 from buckets import bucket
 
-from clipjax.data import storage
+from clipjax.data import retrying, storage
 from clipjax.data.paths import data_path, expand_braces
-from clipjax.data.storage import FileReader, ShortReadError, StorageError, find_files
+from clipjax.data.retrying import ShortReadError, StorageError
+from clipjax.data.storage import FileReader, find_files
 
 CONTENT = bytes(range(256)) * 100
 
@@ -37,18 +38,18 @@ PERMANENT = [
 @pytest.fixture
 def fake_sleep(monkeypatch):
     delays = []
-    monkeypatch.setattr(storage.time, "sleep", delays.append)
+    monkeypatch.setattr(retrying.time, "sleep", delays.append)
     return delays
 
 
 @pytest.mark.parametrize("error", TRANSIENT, ids=repr)
 def test_transient_errors_are_tried_again(monkeypatch, error):
     with bucket(monkeypatch, {"b/x": CONTENT}) as (system, delays):
-        system.failures = [error] * (storage.ATTEMPTS - 1)
+        system.failures = [error] * (retrying.ATTEMPTS - 1)
         assert storage.read(data_path("memory://b/x"), 10, 20) == CONTENT[10:30]
-        assert len(system.requests) == storage.ATTEMPTS
+        assert len(system.requests) == retrying.ATTEMPTS
         for number, delay in enumerate(delays):
-            whole = storage.FIRST_DELAY_S * 2**number
+            whole = retrying.FIRST_DELAY_S * 2**number
             assert whole / 2 <= delay <= whole
         assert len({round(d / 2**n, 6) for n, d in enumerate(delays)}) > 1  # jitter
 
@@ -61,14 +62,14 @@ def test_the_attempts_have_a_limit(monkeypatch, error):
             storage.read(data_path("memory://b/x"), 10, 20)
         assert "memory://b/x" in str(caught.value) and "6 times" in str(caught.value)
         assert str(error) in str(caught.value)
-        assert len(system.requests) == storage.ATTEMPTS
+        assert len(system.requests) == retrying.ATTEMPTS
 
 
 def test_the_time_has_a_limit(monkeypatch):
     """Libraries try again themselves, for half a minute each time."""
     with bucket(monkeypatch, {"b/x": CONTENT}) as (system, _):
         system.failures = [TimeoutError("slow")] * 100
-        monkeypatch.setattr(storage.time, "monotonic", lambda: 34.0 * len(system.requests))
+        monkeypatch.setattr(retrying.time, "monotonic", lambda: 34.0 * len(system.requests))
         with pytest.raises(StorageError, match="failed 2 times in 68 s"):
             storage.read(data_path("memory://b/x"), 10, 20)
 
@@ -91,7 +92,7 @@ def test_a_short_read_is_never_given_out(monkeypatch):
             storage.read_all(data_path("memory://b/x"))
         # Negative control: the file system itself says nothing.
         assert len(system.cat_file("/b/x")) < len(CONTENT)
-        assert storage.is_transient(ShortReadError("short"))
+        assert retrying.is_transient(ShortReadError("short"))
 
 
 def test_a_local_file_that_became_shorter(tmp_path, fake_sleep):

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from absl import logging
 
 from clipjax.data.paths import DataPath, data_path
+from clipjax.data.retrying import StorageError
 from clipjax.data.source import Example, SampleError
-from clipjax.data.storage import StorageError, is_folder, list_files, read_all
+from clipjax.data.storage import is_folder, list_files, read_all
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 LAYOUTS = ("auto", "classes", "captions")
