@@ -151,6 +151,15 @@ class LoadReport:
     initialised: tuple[str, ...]
     ignored: tuple[str, ...]
 
+    def joined(self, other: "LoadReport") -> "LoadReport":
+        """The report of two loads."""
+        return LoadReport(
+            self.loaded + other.loaded,
+            {**self.resized, **other.resized},
+            self.initialised + other.initialised,
+            self.ignored + other.ignored,
+        )
+
     def lines(self) -> list[str]:
         """Writes one line a leaf."""
         rows = [("loaded", name, "") for name in self.loaded]

@@ -37,8 +37,8 @@ def find_start(
         abstract_state: tree of `jax.ShapeDtypeStruct` with shardings.
         initialise: makes a fresh state; called only if it is needed.
         resume: `config.resume`: a checkpoint, or the workdir of a run that this one continues.
-        load_init: `config.init`: takes fresh parameters, returns the loaded ones and a report (see
-            `load_pretrained`).
+        load_init: `config.init`: takes a fresh state, returns it with the parameters and running
+            statistics that were loaded, and a report (see `load_pretrained`).
 
     Raises:
         DamagedCheckpointError, ValueError: see `CheckpointManager.restore_latest`.
@@ -47,7 +47,7 @@ def find_start(
     #   1. the workdir's newest whole step: a run that was killed goes on, whatever else is set,
     #      so that the same command line starts and restarts a run;
     #   2. config.resume: the whole state of another run, its step number included;
-    #   3. config.init: the parameters only, the optimizer and the step start anew;
+    #   3. config.init: parameters and running statistics; the optimizer and the step start anew;
     #   4. scratch.
     restored = manager.restore_latest(abstract_state)
     if restored is not None:
@@ -57,12 +57,13 @@ def find_start(
     state = initialise()
     if load_init is None:
         return Start(state, 0, source="scratch")
-    params, report = load_init(state.params)
+    state, report = load_init(state)
     for line in report.lines():
         logging.info("init: %s", line)
-    state = state.replace(params=params)
     if getattr(state, "ema_params", None) is not None:
         # The average starts at the parameters, in buffers of its own: the step donates both.
-        average = jax.tree.map(lambda x: jax.device_put(x, x.sharding, may_alias=False), params)
+        average = jax.tree.map(
+            lambda x: jax.device_put(x, x.sharding, may_alias=False), state.params
+        )
         state = state.replace(ema_params=average)
     return Start(state, 0, source="init", report=report)

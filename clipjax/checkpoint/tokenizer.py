@@ -73,7 +73,7 @@ def _check_code(step_dir: Path, spec: Mapping[str, Any]) -> None:
         module = name.partition(":")[0]
         if ":" in name and module not in sys.modules:
             raise ValueError(
-                f"{step_dir} names code outside clipjax: model.{part}.name = {name!r}. If you trust "
+                f"{step_dir} names foreign code, model.{part}.name = {name!r}; if you trust "
                 f"it, import {module} before you open the checkpoint, or evaluate with `clipjax "
                 "train --config ... --eval=NAME`, whose config names it as well"
             )

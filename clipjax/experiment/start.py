@@ -1,5 +1,6 @@
 """The parameters that a run starts from: config.init."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from clipjax.checkpoint import (
     LoadReport,
     check_contract,
     has_key,
+    load_model_state,
     load_params,
     load_pretrained,
     read_manifest,
@@ -17,6 +19,7 @@ from clipjax.checkpoint import (
 )
 from clipjax.config import to_plain
 from clipjax.models.layers_layout import stack_layers, unstack_layers
+from clipjax.trees import flatten_with_names
 
 # Parts of the contract that a fine-tuning may change without a word: names, rates of training, and
 # the sizes that position embeddings are resized to.
@@ -50,15 +53,46 @@ def make_load_init(
     )
     to_layout = stack_layers if config.scan_layers else unstack_layers
 
-    def load_init(params: Any) -> tuple[Any, LoadReport]:
+    patterns = {
+        "rename": to_plain(init.rename),
+        "drop": to_plain(init.drop),
+        "initialise": to_plain(init.initialise),
+    }
+
+    def load_init(state: Any) -> tuple[Any, LoadReport]:
         logging.info("starting from the parameters of %s", step_dir)
-        loaded = to_layout(load_params(step_dir))
-        return load_pretrained(
-            params,
-            loaded,
-            rename=to_plain(init.rename),
-            drop=to_plain(init.drop),
-            initialise=to_plain(init.initialise),
-        )
+        params, report = load_pretrained(state.params, to_layout(load_params(step_dir)), **patterns)
+        state = state.replace(params=params)
+        statistics = load_model_state(step_dir)
+        if state.model_state and statistics:
+            model_state, more = _load_statistics(state.model_state, statistics, patterns)
+            state, report = state.replace(model_state=model_state), report.joined(more)
+        return state, report
 
     return load_init
+
+
+def _load_statistics(
+    model_state: Mapping[str, Any], loaded: Mapping[str, Any], patterns: Mapping[str, Any]
+) -> tuple[dict[str, Any], LoadReport]:
+    """Loads running statistics by the rules of the parameters beside them.
+
+    A rule that names parameters only, such as those of a projection, matches no statistics: it is
+    left out, where `load_pretrained` would take it for a mistake.
+    """
+    (kind, fresh), *others = model_state.items()
+    if others or kind not in loaded:
+        raise ValueError(f"the model keeps {sorted(model_state)}, the checkpoint {sorted(loaded)}")
+    names = [name for name, _ in flatten_with_names(loaded[kind])]
+    renamed = list(names)
+    rules: dict[str, Any] = {"rename": [], "drop": [], "initialise": []}
+    for pattern, replacement in patterns["rename"]:
+        after = [re.sub(pattern, replacement, name) for name in renamed]
+        if after != renamed:
+            rules["rename"].append((pattern, replacement))
+            renamed = after
+    own = [name for name, _ in flatten_with_names(fresh)]
+    for rule, candidates in (("drop", renamed), ("initialise", own)):
+        rules[rule] = [p for p in patterns[rule] if any(re.search(p, n) for n in candidates)]
+    result, report = load_pretrained(fresh, loaded[kind], **rules)
+    return {kind: result}, report

@@ -160,7 +160,12 @@ def test_resume_comes_before_init(saved, start, kit):
 def test_init_takes_parameters_only_and_averages_start_there(saved, start, kit):
     directory, states = saved
     loaded = load_params(directory / "4")
-    got = start(load_init=lambda params: load_pretrained(params, loaded))
+
+    def load_init(state):
+        params, report = load_pretrained(state.params, loaded)
+        return state.replace(params=params), report
+
+    got = start(load_init=load_init)
     assert (got.source, got.step) == ("init", 0)
     kit.assert_equal(got.state.params, states[4].params)
     kit.assert_equal(got.state.ema_params, states[4].params)

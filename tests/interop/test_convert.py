@@ -16,6 +16,7 @@ import sentencepiece
 from clipjax.checkpoint import (
     CheckpointManager,
     MissingTokenizer,
+    load_model_state,
     load_params,
     load_tokenizer,
     load_variables,
@@ -265,25 +266,44 @@ def test_all_of_clipjax_takes_it(tmp_path):
     assert found["step"] == 0 and 0 <= found["zero_shot/synthetic_8/top1"] <= 1
 
 
-def test_a_run_starts_from_it(tmp_path):
+@pytest.mark.parametrize(
+    ("spec", "patterns"),
+    [
+        (CLIP, {}),
+        (RESNET, {}),
+        (RESNET, {"drop": ("^text_projection/",), "initialise": ("^text_projection/",)}),
+        (RESNET, {"drop": ("/bn1/",), "initialise": ("/bn1/",)}),
+    ],
+    ids=["vit", "resnet", "without a projection", "without a norm"],
+)
+def test_a_run_starts_from_it(tmp_path, spec, patterns):
     from clipjax.config import default_config
     from clipjax.experiment.program import model_spec
     from clipjax.experiment.start import make_load_init
 
-    path = write(tmp_path, weights_of(CLIP))
+    path = write(tmp_path, weights_of(spec))
     config = default_config()
     config.init.checkpoint = str(path)
+    config.init.update(patterns)
     config.model.name = "checkpoint"
-    spec = model_spec(config)
-    assert spec["image"].items() >= CLIP["image"].items()
-    tokenizer = make_tokenizer(CLIP["tokenizer"], context_length=9)
-    load_init = make_load_init(config, make_contract(spec, tokenizer.contract()))
-    fresh = jax.tree.map(jax.numpy.zeros_like, load_params(resolve_checkpoint(path)))
-    params, report = load_init(fresh)
-    assert not (report.resized or report.initialised or report.ignored)
-    loaded = load_params(resolve_checkpoint(path))
-    for x, y in zip(jax.tree.leaves(params), jax.tree.leaves(loaded), strict=True):
-        assert (x == y).all()
+    assert model_spec(config)["image"].items() >= spec["image"].items()
+    tokenizer = make_tokenizer(spec["tokenizer"], context_length=9)
+    load_init = make_load_init(config, make_contract(model_spec(config), tokenizer.contract()))
+    loaded = {
+        "params": load_params(resolve_checkpoint(path)),
+        "model_state": load_model_state(resolve_checkpoint(path)),
+    }
+    zeros = jax.tree.map(jax.numpy.zeros_like, loaded)
+    zero = jax.numpy.zeros((), jax.numpy.int32)
+    names = ("step", "opt_state", "ema_params", "skipped", "skipped_in_a_row")
+    state, report = load_init(TrainState(**dict.fromkeys(names, zero), **zeros))
+    expected = dict(flatten_with_names(loaded))
+    dropped = [n for n in expected if any(p.strip("^") in n for p in patterns.get("drop", ()))]
+    assert len(report.initialised) == len(report.ignored) == len(dropped)
+    assert bool(loaded["model_state"]) == (spec is RESNET)
+    found = {"params": state.params, "model_state": state.model_state}
+    for name, value in flatten_with_names(found):
+        assert (value == (0 if name in dropped else expected[name])).all(), name
 
 
 def test_weights_without_their_vocabulary_take_images_only(tmp_path, vocabulary):
