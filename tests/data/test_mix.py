@@ -214,7 +214,6 @@ def test_options_belong_to_the_sources():
         make_source({"spec": 'mix:[{"spec": "synthetic:10", "weight": 1}]', "side": 3})
 
 
-@pytest.mark.xfail(strict=True, reason="the Loader orders positions without asking source.draw")
 def test_batches_keep_the_shares():
     sizes = {"a": 40, "b": 60}
     mix = mix_of(("a", 40, 3), ("b", 60, 1))
