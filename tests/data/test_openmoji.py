@@ -2,6 +2,7 @@ import hashlib
 import io
 import json
 import multiprocessing
+import pickle
 import sys
 
 import numpy as np
@@ -23,6 +24,14 @@ def cache(tmp_path, monkeypatch):
 
 def source(where="all", **options):
     return make_source({"spec": f"openmoji:{where}", "limit": LIMIT, **options})
+
+
+def test_it_goes_to_worker_processes():
+    given = source("all", aliases=True)
+    given[3]
+    again = pickle.loads(pickle.dumps(given))
+    assert (again[3]["image"] == given[3]["image"]).all() and again[3]["text"] == given[3]["text"]
+    assert again.fingerprint() == given.fingerprint()
 
 
 def record_file(cache):

@@ -8,7 +8,7 @@ import threading
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
@@ -107,6 +107,13 @@ class OpenMoji:
                 names.append(name)
         self.class_names = tuple(names)
         self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # For worker processes: each decodes what it needs.
+        return {**self.__dict__, "_lock": None, "_images": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
 
     def __len__(self) -> int:
         return len(self._order)
