@@ -6,7 +6,7 @@ from typing import Any
 from absl import logging
 
 from clipjax.checkpoint.manifest import Manifest
-from clipjax.config import iterate_leaves, to_plain
+from clipjax.config import default_config, iterate_leaves, to_plain
 
 # What a difference between the checkpoint's config and the run's means, by the longest prefix of
 # the dotted key that is listed. `fatal`: it would be another run. `ask`: the run would go on with
@@ -96,7 +96,10 @@ def check_resume(
         comparable(manifest.contract), comparable(metadata["contract"]), "contract."
     )
     ask = []
+    defaults = dict(iterate_leaves(to_plain(default_config())))
     for key, old, new in differences(manifest.config, config):
+        if old == "absent" and key in defaults and defaults[key] == new:
+            continue  # a field younger than the checkpoint, at what it was before there was a choice
         kind = kind_of_change(key)
         if kind == "fatal":
             fatal.append((f"config.{key}", old, new))

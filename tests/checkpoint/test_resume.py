@@ -84,6 +84,13 @@ def test_what_has_no_influence_may_change(manifest, kit, key):
     check_resume(manifest, changed(kit.metadata, key, FREE[key]))
 
 
+def test_a_field_younger_than_the_checkpoint_is_no_change_at_its_default(manifest, kit):
+    """Fields come with a default that does what was done before there was a choice."""
+    check_resume(manifest, changed(kit.metadata, "config.stages", []))
+    with pytest.raises(ValueError, match="stages"):
+        check_resume(manifest, changed(kit.metadata, "config.stages", [{"until_step": 3}]))
+
+
 def test_all_differences_are_named_at_once(manifest, kit):
     metadata = changed(changed(kit.metadata, "seed", 2), "config.model.name", "RN50")
     with pytest.raises(ValueError) as error:
