@@ -99,7 +99,7 @@ def check_resume(
     defaults = dict(iterate_leaves(to_plain(default_config())))
     for key, old, new in differences(manifest.config, config):
         if old == "absent" and key in defaults and defaults[key] == new:
-            continue  # a field younger than the checkpoint, at what it was before there was a choice
+            continue  # younger than the checkpoint, and as it was before there was a choice
         kind = kind_of_change(key)
         if kind == "fatal":
             fatal.append((f"config.{key}", old, new))
