@@ -46,7 +46,8 @@ def default_config() -> ConfigDict:
     config.data = ConfigDict()
     config.data.source = ""  # kind:where[:split]; see docs/data.md
     config.data.transforms = ()  # of dicts with a name of clipjax.data.transforms.TRANSFORMS
-    config.data.num_workers = 2  # threads a host that decode and augment
+    config.data.num_workers = 2  # a host, that decode and augment
+    config.data.workers = "threads"  # threads | processes
     config.data.prefetch = 2  # batches made ahead
     config.data.max_bad_fraction = 0.001  # of unusable examples in a window, before it stops
 
@@ -221,6 +222,7 @@ def validate(config: ConfigDict) -> None:
     _check_choice(config, "dtype", ("float32", "bfloat16"))
     _check_choice(config, "remat", ("none", "dots", "full"))
     _check_choice(config, "optimizer.mu_dtype", ("float32", "bfloat16"))
+    _check_choice(config, "data.workers", ("threads", "processes"))
     if not config.data.source:
         raise ValueError("config.data.source is empty; give kind:where[:split], see docs/data.md")
     sizes = [int(config.mesh[axis]) for axis in config.mesh]

@@ -79,6 +79,7 @@ def build_experiment(config: ConfigDict, workdir: str | Path) -> Experiment:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         num_workers=config.data.num_workers,
+        workers=config.data.workers,
         prefetch=config.data.prefetch,
         max_bad_fraction=config.data.max_bad_fraction,
     )

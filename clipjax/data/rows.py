@@ -1,0 +1,127 @@
+"""Examples become rows of a batch: read, transformed, tokenized, replaced where unusable."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from clipjax.data.bad_examples import BadExample, TooManyBadExamples, listed
+from clipjax.data.preprocess import Preprocess
+from clipjax.data.source import DataSource, Example, SampleError, draw
+from clipjax.data.transforms import Transform
+from clipjax.data.transforms.captions import choose_text, clean_caption
+
+# An unusable example is replaced by another one, drawn by its position; that may be unusable too.
+MAX_SUBSTITUTES = 16
+# Of the random streams that belong to one position: augmentation, choice of substitutes.
+_AUGMENT, _SUBSTITUTE = 0, 1
+
+# Tokens i32 `[rows, length]`, and what had to be replaced.
+Part = tuple[np.ndarray, list[BadExample]]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataStage:
+    """How the examples of a range of steps become rows of a batch.
+
+    Attributes:
+        until_step: the first step that is not of this stage.
+        transforms: applied in order; what they leave is brought to size by `preprocess`.
+        tokenizer: captions `[batch]` -> ids `[batch, length]`.
+        preprocess: the evaluation's, to the size of the images.
+    """
+
+    until_step: int
+    transforms: Sequence[Transform]
+    tokenizer: Callable[[list[str]], np.ndarray]
+    preprocess: Preprocess
+
+
+class RowMaker:
+    """Makes rows of the stream by their positions, alike in any thread or process.
+
+    Args:
+        source: where image-text pairs come from.
+        stages: how they are finished, by number.
+        seed: of order, augmentation, choice of captions and of substitutes.
+    """
+
+    def __init__(self, source: DataSource, stages: Sequence[DataStage], seed: int):
+        self.source, self.stages, self.seed = source, tuple(stages), seed
+
+    def indices(self, start: int, count: int) -> np.ndarray:
+        """Which examples stand at `count` positions from `start` on, i64 `[count]`."""
+        return draw(self.source, np.arange(start, start + count), self.seed)
+
+    def make(
+        self, stage: int, start: int, images: np.ndarray, at_work: np.ndarray | None = None
+    ) -> Part:
+        """Fills `images`, u8 `[rows, size, size, 3]`, with the rows from position `start` on.
+
+        Args:
+            stage: number of the stage.
+            start: position of the first row.
+            images: where the pictures go.
+            at_work: i64 `[1]`, where the index of the example at work is written, -1 at the end:
+                should this process die, another one can tell at what.
+
+        Returns:
+            Their tokens, and what had to be replaced.
+
+        Raises:
+            TooManyBadExamples: if no usable substitute is found.
+        """
+        at_work = np.empty(1, np.int64) if at_work is None else at_work
+        texts: list[str] = []
+        bad: list[BadExample] = []
+        for slot, index in enumerate(self.indices(start, len(images)).tolist()):
+            image, text = self._make(self.stages[stage], start + slot, index, bad, at_work)
+            images[slot] = image
+            texts.append(text)
+        at_work[0] = -1
+        return self.stages[stage].tokenizer(texts), bad
+
+    def _make(
+        self,
+        stage: DataStage,
+        position: int,
+        index: int,
+        bad: list[BadExample],
+        at_work: np.ndarray,
+    ) -> tuple[np.ndarray, str]:
+        substitutes = None
+        for _ in range(1 + MAX_SUBSTITUTES):
+            at_work[0] = index
+            try:
+                example = self.source[index]
+                rng = self._rng(position, _AUGMENT)
+                return _finish(stage, example, rng)
+            except SampleError as error:
+                key = error.key or f"example {index}"
+                bad.append(BadExample(position, key, error.reason, error.message))
+            if substitutes is None:
+                substitutes = self._rng(position, _SUBSTITUTE)
+            index = int(substitutes.integers(len(self.source)))
+        raise TooManyBadExamples(
+            f"{MAX_SUBSTITUTES + 1} examples in a row are unusable, the last ones being "
+            f"{listed(bad)}. Is this the right data?"
+        )
+
+    def _rng(self, position: int, stream: int) -> np.random.Generator:
+        # The key is (seed, position), the high word of the counter is the stream.
+        bits = np.random.Philox(key=[self.seed, position], counter=[0, 0, 0, stream])
+        return np.random.Generator(bits)
+
+
+def _finish(stage: DataStage, example: Example, rng: np.random.Generator) -> tuple[np.ndarray, str]:
+    key = example["key"]
+    try:
+        for transform in stage.transforms:
+            example = transform(example, rng)
+        text = clean_caption(choose_text(example["text"], rng))
+        image, size = example["image"], stage.preprocess.size
+        if not isinstance(image, np.ndarray) or image.shape != (size, size, 3):
+            image = stage.preprocess(image)
+    except SampleError as error:
+        raise type(error)(error.reason, error.message, error.key or key) from error
+    return image, text
