@@ -1,5 +1,6 @@
 """OpenAI's and OpenCLIP's weights: recognised, settled by hints, carried there and back."""
 
+import functools
 import json
 
 import numpy as np
@@ -53,9 +54,15 @@ def zeros(shape):
     return LazyTensor(shape, np.dtype(np.float32), lambda: np.zeros(shape, np.float32))
 
 
+@functools.cache
+def shapes_of(spec):
+    """Shapes of a spec, given as JSON: tracing the models is most of these tests' time."""
+    return expected_shapes(json.loads(spec))
+
+
 def their_tensors(spec):
     """Their tensors of a spec by name; shapes alone cost anything."""
-    ours = {name: zeros(shape) for name, shape in expected_shapes(spec).items()}
+    ours = {name: zeros(shape) for name, shape in shapes_of(json.dumps(spec)).items()}
     tensors = export(leaves(spec), ours)
     if spec["image"].get("positions") == "sincos2d":
         side, width = spec["image_size"] // spec["image"]["patch_size"], spec["image"]["width"]
@@ -71,7 +78,7 @@ def draft(name, **changes):
 def seeded_leaves(spec):
     return {
         name: of_array(seeded.weight(name.replace("/", "."), shape))
-        for name, shape in expected_shapes(spec).items()
+        for name, shape in shapes_of(json.dumps(spec)).items()
     }
 
 
@@ -144,6 +151,7 @@ def test_siglip_takes_the_activation_that_is_asked_for():
         ("visual.class_embedding", "image tower is none of.*visual.conv1.weight"),
         ("token_embedding", "text tower is none of"),
         ("visual.transformer.resblocks.", "has no blocks"),
+        ("visual.transformer.resblocks.0.", "number 0 is missing"),
     ],
 )
 def test_what_is_no_model(remove, message):
@@ -246,7 +254,7 @@ def test_an_archive_does_not_take_the_name_with_the_other_gelu(tmp_path):
 def clipa(path, table):
     spec = merge(
         to_plain(MODELS["openvision-vit-tiny-patch16-160"]),
-        {"image": {"depth": 1}, "text": {"depth": 1}},
+        {"image": {"depth": 1}, "text": {"depth": 1, "width": 24, "vocab_size": 20}},
     )
     spec["image"]["positions"] = "learned"
 
@@ -277,7 +285,7 @@ def test_fixed_positions_are_left_out_and_others_are_kept(tmp_path, monkeypatch)
 def test_fixed_positions_are_written(tmp_path):
     spec = merge(
         to_plain(MODELS["openvision-vit-tiny-patch16-160"]),
-        {"image": {"depth": 1}, "text": {"depth": 1}},
+        {"image": {"depth": 1}, "text": {"depth": 1, "width": 24, "vocab_size": 20}},
     )
     open_clip.write(tmp_path / "out", Weights(spec, seeded_leaves(spec)))
     found = open_clip.files.open_tensors(tmp_path / "out" / "model.safetensors").tensors
@@ -307,6 +315,9 @@ def test_a_config_says_the_whole_spec(name):
         ("vision_cfg", {"image_size": 96}, r"image_size = 96.*64 pixels"),
         ("vision_cfg", {"head_width": 0}, "head_width = 0: expected a positive"),
         ("vision_cfg", {"layers": 3}, r"vision_cfg.layers = 3, the tensors have 2"),
+        ("preprocess_cfg", {"std": [0, 1, 1]}, "std .0.0, 1.0, 1.0. of 3 channels"),
+        ("preprocess_cfg", {"resize_mode": "longest"}, "resize 'longest' is not known"),
+        ("text_cfg", {"norm_kwargs": {"eps": 0}}, "norm_kwargs.eps = 0.0: expected"),
         ("text_cfg", {"heads": "8"}, "heads = '8': expected a positive"),
         ("text_cfg", {"pool_type": "eos"}, "text_cfg.pool_type = 'eos'"),
         ("text_cfg", {"hf_model_name": "roberta-base"}, "the tensors are CLIP's text"),
@@ -314,13 +325,11 @@ def test_a_config_says_the_whole_spec(name):
     ],
 )
 def test_a_config_that_does_not_fit(section, change, message, tmp_path):
-    open_clip.write(tmp_path / "out", Weights(TINY_VIT, seeded_leaves(TINY_VIT)))
-    file = tmp_path / "out" / "open_clip_config.json"
-    config = json.loads(file.read_text())
-    config["model_cfg"][section] |= change
-    file.write_text(json.dumps(config))
+    config = config_of_spec(TINY_VIT)
+    (config if section in config else config["model_cfg"])[section] |= change
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=message):
-        open_clip.read(tmp_path / "out", Hints())
+        open_clip._spec_of_folder(draft_of(plain_names(their_tensors(TINY_VIT))), tmp_path, Hints())
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"model_cfg": 3}', "[" * 100_000])

@@ -85,7 +85,10 @@ def _int(section: Mapping[str, Any], field: str, default: int) -> int:
 
 
 def _eps(section: Mapping[str, Any]) -> float:
-    return float((section.get("norm_kwargs") or {}).get("eps", 1e-5))
+    eps = float((section.get("norm_kwargs") or {}).get("eps", 1e-5))
+    if not 0 < eps < 1:
+        raise ValueError(f"norm_kwargs.eps = {eps}: expected a small positive number")
+    return eps
 
 
 def _constants(draft: Mapping[str, Any], model: Any, vision: Any, text: Any) -> Config:
@@ -174,7 +177,9 @@ def _preprocess(section: Mapping[str, Any]) -> Config:
         "mean": [float(x) for x in section.get("mean") or OPENAI_MEAN],
         "std": [float(x) for x in section.get("std") or OPENAI_STD],
     }
-    if len(found["mean"]) != 3 or len(found["std"]) != 3 or min(found["std"]) <= 0:
+    shapes = len(found["mean"]), len(found["std"])
+    numbers = [*found["mean"], *found["std"]]
+    if shapes != (3, 3) or 0.0 in found["std"] or not all(0 <= x < 10 for x in numbers):
         raise ValueError(
             f"preprocess_cfg: mean {found['mean']} and std {found['std']} of 3 channels"
         )

@@ -62,11 +62,16 @@ class _Reader:
         return shape
 
     def count(self, pattern: str) -> int:
-        """Blocks of a stack: one more than the largest number that stands in the names."""
-        numbers = [int(m[1]) for m in map(re.compile(pattern).match, self.tensors) if m]
+        """Blocks of a stack, whose numbers stand in the names."""
+        numbers = {m[1] for m in map(re.compile(pattern).match, self.tensors) if m}
         if not numbers:
             raise WeightFileError(f"{self.where} has no tensor like {pattern}: it has no blocks")
-        return max(numbers) + 1
+        missing = [i for i in range(len(numbers)) if str(i) not in numbers]
+        if missing:
+            raise WeightFileError(
+                f"{self.where}: of {len(numbers)} blocks {pattern} number {missing[0]} is missing"
+            )
+        return len(numbers)
 
     def grid(self, name: str, rows: int) -> int:
         side = math.isqrt(rows)

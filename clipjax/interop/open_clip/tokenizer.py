@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,9 @@ def tokenizer_of_folder(
     tokenizer = dict(row)
     if not text.get("hf_tokenizer_name") or tokenizer["name"] == "wordpiece":
         return tokenizer, {}
-    clean = (text.get("tokenizer_kwargs") or {}).get("clean", "whitespace")
-    if clean not in CLEANING:
+    kwargs = text.get("tokenizer_kwargs") or {}
+    clean = kwargs.get("clean", "whitespace") if isinstance(kwargs, dict) else kwargs
+    if not isinstance(clean, str) or clean not in CLEANING:
         raise ValueError(
             f"text_cfg.tokenizer_kwargs.clean = {clean!r} is unknown; {', '.join(CLEANING)} are"
         )
@@ -102,7 +104,20 @@ def write_files(path: Path, weights: Weights) -> None:
         shutil.copyfile(file, path / JSON)
         _write_config(path, "PreTrainedTokenizerFast", length, _pad_token(file, tokenizer, length))
     elif tokenizer["name"] == "sentencepiece":
-        write_tokenizer(path, "siglip", weights)
+        _write_sentencepiece(path, file, weights)
+
+
+def _write_sentencepiece(path: Path, file: Path, weights: Weights) -> None:
+    with tempfile.TemporaryDirectory(dir=path) as folder:
+        try:
+            write_tokenizer(Path(folder), "siglip", weights)
+        except ValueError as error:
+            # OpenCLIP finds no tokenizer then, which is better than another one.
+            logging.warning("%s takes no texts in OpenCLIP: %s", path, error)
+            shutil.copyfile(file, path / SENTENCEPIECE[1])
+            return
+        for written in Path(folder).iterdir():
+            written.rename(path / written.name)
 
 
 def _pad_token(file: Path, tokenizer: Mapping[str, Any], length: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Its wheel registers these operators only beside its own build of torch, and fail
 
 import torch
 
-LIBRARY = torch.library.Library("torchvision", "DEF")
+LIBRARY = torch.library.Library("torchvision", "FRAGMENT")
 for operator in ("nms", "qnms"):
-    LIBRARY.define(operator + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    if not hasattr(torch.ops.torchvision, operator):
+        LIBRARY.define(operator + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
