@@ -84,3 +84,37 @@ def test_bad_input(data_dir):
     ):
         with pytest.raises(ValueError, match=message):
             make(data_dir, spec, **options)
+
+
+class TestBuilder:
+    @pytest.fixture(scope="class")
+    def pairs(self, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("pairs")
+        for i in range(6):
+            Image.fromarray(np.full((4, 5, 3), 40 * i, np.uint8)).save(folder / f"{i}.png")
+        rows = [f'{{"image": "{i}.png", "text": ["a {i}", "b {i}"]}}\n' for i in range(6)]
+        (folder / "pairs.jsonl").write_text("".join(rows) + '{"image": "no.png", "text": "c"}\n')
+        return f"jsonl:{folder}/pairs.jsonl"
+
+    def prepare(self, pairs, path, **options):
+        from clipjax.data.tfds_builder import ImageCaptions
+
+        config = ImageCaptions.config_of("six", {"train": pairs}, **options)
+        ImageCaptions(config=config, data_dir=str(path)).download_and_prepare(
+            file_format="array_record"
+        )
+        assert "tensorflow" not in sys.modules
+
+    def test_what_is_prepared_is_a_source(self, pairs, tmp_path):
+        self.prepare(pairs, tmp_path, max_bad_fraction=0.2)
+        spec = "tfds:image_captions/six:train?caption_field=captions"
+        source = make(str(tmp_path), spec)
+        found = {}
+        for i in range(len(source)):
+            example = source[i]
+            found[example["text"]] = int(Preprocess(2)(example["image"])[0, 0, 0])
+        assert found == {(f"a {i}", f"b {i}"): 40 * i for i in range(6)}
+
+    def test_too_many_unusable_examples_are_an_error(self, pairs, tmp_path):
+        with pytest.raises(Exception, match="1 of 7 examples"):
+            self.prepare(pairs, tmp_path, max_bad_fraction=0.1)

@@ -1,0 +1,122 @@
+"""A TFDS builder of image-caption data, for those who prepare with TensorFlow Datasets.
+
+    from clipjax.data.tfds_builder import ImageCaptions
+
+    ImageCaptions(
+        config=ImageCaptions.config_of("flowers", {"train": "folder:/data/flowers"}),
+        data_dir="/data/tfds",
+    ).download_and_prepare(file_format="array_record")
+
+Then `tfds:image_captions/flowers:train?caption_field=captions&data_dir=/data/tfds` is a source.
+Large sets are prepared by Beam, one task a range of examples: `config_of(..., beam=True)`, and a
+runner in `download_config`. Importing this module imports tensorflow_datasets, not TensorFlow.
+"""
+
+import dataclasses
+import functools
+import io
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import tensorflow_datasets as tfds
+from absl import logging
+
+from clipjax.data.captions import flatten
+from clipjax.data.packing import Packing, encode
+from clipjax.data.source import SampleError
+from clipjax.data.sources import make_source
+
+RANGE = 1000  # examples of one Beam task
+
+
+@dataclasses.dataclass
+class Sources(tfds.core.BuilderConfig):
+    """What is prepared.
+
+    Attributes:
+        sources: split -> SPEC, as in config.data.source.
+        max_bad_fraction: of unusable examples in a split, before its preparation fails.
+        beam: whether Beam prepares it.
+    """
+
+    sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    max_bad_fraction: float = 0.01
+    beam: bool = False
+
+
+class ImageCaptions(tfds.core.GeneratorBasedBuilder):
+    """Pictures with captions, and their keys; pictures stay encoded as they are."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIG_CLASS = Sources
+    pkg_dir_path = None
+
+    @staticmethod
+    def config_of(name: str, sources: Mapping[str, str], **options: Any) -> Sources:
+        """Makes the config of a dataset.
+
+        Args:
+            name: of the dataset, below `image_captions/`.
+            sources: split -> SPEC.
+            **options: max_bad_fraction, beam.
+
+        Raises:
+            ValueError: there is no split.
+        """
+        if not sources:
+            raise ValueError(f"image_captions/{name} has no splits: give {{'train': SPEC}}")
+        return Sources(name=name, sources=dict(sources), **options)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "image": tfds.features.Image(shape=(None, None, None)),
+            "captions": tfds.features.Sequence(tfds.features.Text()),
+            "key": tfds.features.Text(),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Image-caption pairs, packed by clipjax.",
+            features=tfds.features.FeaturesDict(features),
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        generate = self._beam if self.builder_config.beam else self._generate_examples
+        return {split: generate(spec) for split, spec in self.builder_config.sources.items()}
+
+    def _generate_examples(self, spec: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        source = make_source(spec)
+        bad = 0
+        for index in range(len(source)):
+            for row in _rows(source, index):
+                yield row
+                break
+            else:
+                bad += 1
+                if bad > self.builder_config.max_bad_fraction * len(source):
+                    raise ValueError(
+                        f"{bad} of {len(source)} examples of {spec} are unusable (the log names "
+                        f"them); allowed is a fraction of {self.builder_config.max_bad_fraction}"
+                    )
+
+    def _beam(self, spec: str) -> Any:
+        beam = tfds.core.lazy_imports.apache_beam
+        starts = range(0, len(make_source(spec)), RANGE)
+        return beam.Create(list(starts)) | beam.FlatMap(functools.partial(_range, spec))
+
+
+def _range(spec: str, start: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of one Beam task; it opens the source anew, on whichever machine it runs."""
+    source = make_source(spec)
+    for index in range(start, min(start + RANGE, len(source))):
+        yield from _rows(source, index)
+
+
+def _rows(source: Any, index: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Gives the row of an example, or nothing, with the reason in the log."""
+    try:
+        example = source[index]
+        _, image = encode(example["image"], Packing())
+        captions = [text for _, text in flatten(example["text"])]
+        yield index, {"image": io.BytesIO(image), "captions": captions, "key": example["key"]}
+    except SampleError as error:
+        logging.warning("left out: %s", error)
