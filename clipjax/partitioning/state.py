@@ -62,7 +62,8 @@ def state_shardings(
                     f"on all devices: no sharding rule fits the mesh {dict(mesh.shape)}; choose "
                     "sizes that divide one of its widths, or add a rule to config.logical_axes"
                 )
-    if note := unsharded_state(abstract_state, axes, mesh, rules):
+    note = unsharded_state(abstract_state, axes, mesh, rules)
+    if note and jax.process_index() == 0:
         logging.warning("%s", note)
     return map_with_names(lambda name, _: NamedSharding(mesh, specs[name]), abstract_state)
 
