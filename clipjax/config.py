@@ -48,6 +48,7 @@ def default_config() -> ConfigDict:
     config.data.transforms = ()  # of dicts with a name of clipjax.data.transforms.TRANSFORMS
     config.data.num_workers = 2  # a host, that decode and augment
     config.data.workers = "threads"  # threads | processes
+    config.data.token_cache_bytes = 256 << 20  # a host, of ids of captions met before; 0 = none
     config.data.prefetch = 2  # batches made ahead
     config.data.max_bad_fraction = 0.001  # of unusable examples in a window, before it stops
 

@@ -21,6 +21,7 @@ CHANGES = {
     "data.num_workers": "free",
     "data.prefetch": "free",
     "data.source": "free",  # data may move; its fingerprint may not change
+    "data.token_cache_bytes": "free",
     "data.workers": "free",
     "evals": "free",
     "hang_timeout_s": "free",

@@ -47,6 +47,7 @@ class Loader:
         num_workers: that decode and augment; 0 does it in the caller's thread.
         workers: `threads`, or `processes` for a source or transforms that hold the interpreter's
             lock; these are sent there once by pickle. The batches are the same.
+        token_cache_bytes: of token ids of captions that are kept, by all workers together.
         prefetch: batches that `iterate` makes ahead.
         max_bad_fraction: of unusable examples among the last `bad_window` of this process.
         bad_window: examples over which that is counted.
@@ -72,6 +73,7 @@ class Loader:
         process_count: int = 1,
         num_workers: int = 2,
         workers: str = "threads",
+        token_cache_bytes: int = 256 << 20,
         prefetch: int = 2,
         max_bad_fraction: float = 1e-3,
         bad_window: int = 100_000,
@@ -94,6 +96,8 @@ class Loader:
             raise ValueError(f"process_index is {process_index} of {process_count} processes")
         if num_workers < 0 or prefetch < 0:
             raise ValueError(f"num_workers is {num_workers} and prefetch {prefetch}: none below 0")
+        if token_cache_bytes < 0:
+            raise ValueError(f"token_cache_bytes is {token_cache_bytes}, expected 0 or more")
         if not 0 <= max_bad_fraction <= 1:
             raise ValueError(f"max_bad_fraction is {max_bad_fraction}, expected 0..1")
         if seed < 0:
@@ -108,7 +112,9 @@ class Loader:
         self._offset = process_index * self.local_batch_size
         self._prefetch = prefetch
         self._bad = BadCount(max_bad_fraction, bad_window)
-        maker = RowMaker(source, (*stages, own), seed)
+        # Threads share what they keep, processes do not.
+        share = token_cache_bytes // (max(1, num_workers) if workers == "processes" else 1)
+        maker = RowMaker(source, (*stages, own), seed, token_cache_bytes=share)
         self._workers = make_workers(workers, maker, num_workers, timeout_s)
         self._closed = self._hangs = False
         # A loader that is dropped leaves no process behind.

@@ -8,6 +8,7 @@ import numpy as np
 from clipjax.data.bad_examples import BadExample, TooManyBadExamples, listed
 from clipjax.data.preprocess import Preprocess
 from clipjax.data.source import DataSource, Example, SampleError, draw
+from clipjax.data.token_cache import TokenCache
 from clipjax.data.transforms import Transform
 from clipjax.data.transforms.captions import choose_text, clean_caption
 
@@ -44,10 +45,19 @@ class RowMaker:
         source: where image-text pairs come from.
         stages: how they are finished, by number.
         seed: of order, augmentation, choice of captions and of substitutes.
+        token_cache_bytes: of ids of captions that are kept.
     """
 
-    def __init__(self, source: DataSource, stages: Sequence[DataStage], seed: int):
+    def __init__(
+        self,
+        source: DataSource,
+        stages: Sequence[DataStage],
+        seed: int,
+        *,
+        token_cache_bytes: int = 0,
+    ):
         self.source, self.stages, self.seed = source, tuple(stages), seed
+        self.tokens = TokenCache(token_cache_bytes)
 
     def indices(self, start: int, count: int) -> np.ndarray:
         """Which examples stand at `count` positions from `start` on, i64 `[count]`."""
@@ -79,7 +89,7 @@ class RowMaker:
             images[slot] = image
             texts.append(text)
         at_work[0] = -1
-        return self.stages[stage].tokenizer(texts), bad
+        return self.tokens.tokenize(stage, self.stages[stage].tokenizer, texts), bad
 
     def _make(
         self,

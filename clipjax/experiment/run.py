@@ -80,6 +80,7 @@ def build_experiment(config: ConfigDict, workdir: str | Path) -> Experiment:
         process_count=jax.process_count(),
         num_workers=config.data.num_workers,
         workers=config.data.workers,
+        token_cache_bytes=config.data.token_cache_bytes,
         prefetch=config.data.prefetch,
         max_bad_fraction=config.data.max_bad_fraction,
     )
