@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -133,6 +133,11 @@ class Retrieval:
 
     def _captions(self, example: dict[str, Any]) -> tuple[str, ...]:
         text = example.get("text")
+        if isinstance(text, Mapping):
+            raise ValueError(
+                f"{self.name}: {example['key']} has captions in {', '.join(map(str, text))}; "
+                "retrieval asks in one language: give the source ?language=NAME"
+            )
         texts = (text,) if isinstance(text, str) else tuple(text or ())
         if not texts or not all(isinstance(t, str) and t.strip() for t in texts):
             raise ValueError(

@@ -110,6 +110,13 @@ def test_an_image_needs_captions(text):
         make_eval(source, mesh_of(1)).run(related_params())
 
 
+def test_languages_are_not_captions():
+    source, _, _ = make_source(3)
+    source.examples[1]["text"] = {"de": "Katze", "en": "cat"}
+    with pytest.raises(ValueError, match=r"captions in de, en; .*\?language=NAME"):
+        make_eval(source, mesh_of(1)).run(related_params())
+
+
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="source is empty"):
         make_eval(Source([]), mesh_of(1))
