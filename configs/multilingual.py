@@ -48,11 +48,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 **tower,
             },
             "text": {
-                "name": "bidirectional_transformer",
+                "name": "causal_transformer",
                 "vocab_size": 8000,
                 "context_length": 26,  # tokens; the longest German name has as many
                 "depth": 2,
-                "pooling": "last",  # of a row that is padded to its length
+                "pooling": "eot",
                 **tower,
             },
             "tokenizer": {"name": "sentencepiece", "model": arg.tokenizer},

@@ -29,7 +29,7 @@ def train_sentencepiece(
     A language of n captions counts like `n_max (n / n_max)^(1 / temperature)` of them: 1 leaves the
     languages as they are, a high temperature makes them equal (arXiv:1907.05019). Text is brought
     to NFKC; characters that are too rare for a piece of their own are spelled in bytes, so nothing
-    is unknown. Ids 0, 1, 2 are padding, end of text and unknown.
+    is unknown. Id 0 is padding; the largest is the end of text, where `pooling = "eot"` looks.
 
     Args:
         captions: texts by language; any names will do.
@@ -69,8 +69,8 @@ def train_sentencepiece(
             character_coverage=0.9995,
             max_sentence_length=_MAX_BYTES,
             pad_id=0,
-            eos_id=1,
-            unk_id=2,
+            eos_id=vocab_size - 1,
+            unk_id=1,
             bos_id=-1,
             num_threads=_THREADS,
             minloglevel=2,
