@@ -35,15 +35,21 @@ class Setting:
     sharding: str
     fsdp: int
 
-    def flags(self, batch_size: int) -> tuple[str, ...]:
-        """The overrides that make a config so."""
+    def flags(self, batch_size: int, current: "Setting | None" = None) -> tuple[str, ...]:
+        """The overrides that make a config so; only those that differ from a current setting."""
         micro = str(batch_size // self.micro_batches) if self.micro_batches > 1 else "None"
-        return (
-            f"--config.remat={self.remat}",
-            f"--config.micro_batch_size={micro}",
-            f"--config.sharding={self.sharding}",
-            f"--config.mesh.fsdp={self.fsdp}",
-        )
+        flags = {
+            "remat": f"--config.remat={self.remat}",
+            "micro_batches": f"--config.micro_batch_size={micro}",
+            "sharding": f"--config.sharding={self.sharding}",
+            "fsdp": f"--config.mesh.data=-1 --config.mesh.fsdp={self.fsdp}",
+        }
+        if current is not None:
+            flags = {k: v for k, v in flags.items() if getattr(self, k) != getattr(current, k)}
+            if current.sharding == "tensor" != self.sharding:
+                flags["fsdp"] = f"--config.mesh.data=-1 --config.mesh.fsdp={self.fsdp}"
+                flags["tensor"] = "--config.mesh.tensor=1"
+        return tuple(flags.values())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -265,11 +265,11 @@ def _advice(
     )
     return [
         Advice(
-            flags=setting.flags(round(step.batch_per_device * step.num_devices)),
+            flags=other.flags(round(step.batch_per_device * step.num_devices), setting),
             predicted_bytes=predicted,
             extra_flops=price,
         )
-        for setting, predicted, price in found
+        for other, predicted, price in found
     ]
 
 

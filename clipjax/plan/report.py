@@ -116,7 +116,8 @@ def _recomputation(plan: Plan) -> Iterator[str]:
             f"{start} prefer {_in_words(best)}: about {preference.predicted_bytes / GIB:.1f} GiB, "
             f"+{preference.extra_flops:.0%} FLOPs, not +{plan.expected_extra_flops:.0%}"
         )
-        yield f"  {' '.join(best.flags(plan.batch_size)[:2])}  (a model of the memory; plan it)"
+        flags = " ".join(best.flags(plan.batch_size, plan.setting))
+        yield f"  {flags}  (by a model of the memory; plan it to know)"
     elif best.micro_batches > 1:
         full = next(size for s, size in preference.refused if (s.remat, s.micro_batches) == _LAST)
         yield (

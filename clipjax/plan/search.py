@@ -42,6 +42,8 @@ def with_setting(config: ConfigDict, setting: Setting, batch_size: int | None = 
     changed.sharding = setting.sharding
     changed.mesh.fsdp = setting.fsdp
     changed.mesh.data = -1
+    if setting.sharding != "tensor" == config.sharding:
+        changed.mesh.tensor = 1  # the other tables have no use for the axis
     return changed
 
 
@@ -74,7 +76,8 @@ def search_settings(
         price = extra_flops(first.step.spec, setting)
         plan = first if setting == first.setting else None
         if plan is None and left and predicted < HOPELESS * first.capacity_bytes:
-            logging.info("Search: %s", " ".join(setting.flags(first.batch_size)))
+            flags = setting.flags(first.batch_size, first.setting)
+            logging.info("Search: %s", " ".join(flags))
             plan = plan_fn(with_setting(config, setting), topology)
             left -= plan.fits  # a refusal comes early, in a small part of the time
         candidates.append(

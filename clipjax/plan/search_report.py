@@ -42,7 +42,7 @@ def search_to_text(
         best = min(
             fitting, key=lambda c: (recomputation_order(plan.step.spec, c.setting), _bound(c))
         )
-        flags = " ".join(best.setting.flags(plan.batch_size))
+        flags = " ".join(best.setting.flags(plan.batch_size, plan.setting)) or "as planned above"
         lines += ["", f"Least recomputation that fits, as compiled: {flags}"]
     largest, tried = batch
     compiled = ", ".join(f"{size} {'fits' if fits else 'does not'}" for size, fits in tried.items())

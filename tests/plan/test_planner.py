@@ -211,7 +211,7 @@ def test_the_page_prefers_remat_to_micro_batches_where_both_fit(plan):
     assert found.setting == large("full", 1)
     assert line.startswith("prefer remat full, whole batch: about")
     assert line.endswith("+23% FLOPs, not +33%")
-    assert following.startswith("  --config.remat=full --config.micro_batch_size=None")
+    assert following.startswith("  --config.remat=full --config.micro_batch_size=None  (by a")
 
 
 def test_no_mix_that_fits_is_said_so(plan):
@@ -235,6 +235,34 @@ def test_overrides_of_a_setting():
     assert (changed.batch_size, changed.micro_batch_size, changed.remat) == (128, 32, "full")
     assert changed.mesh.to_dict() == {"data": -1, "fsdp": 1, "tensor": 1}
     assert small_config().batch_size == 64
+
+
+def test_flags_of_a_setting_are_what_has_to_change():
+    zero1 = Setting(remat="dots", micro_batches=1, sharding="zero1", fsdp=1)
+    assert zero1.flags(64, zero1) == ()
+    full = dataclasses.replace(zero1, remat="full")
+    assert full.flags(64, zero1) == ("--config.remat=full",)
+    fsdp = dataclasses.replace(zero1, sharding="fsdp", fsdp=4, micro_batches=2)
+    assert fsdp.flags(64, zero1) == (
+        "--config.micro_batch_size=32",
+        "--config.sharding=fsdp",
+        "--config.mesh.data=-1 --config.mesh.fsdp=4",
+    )
+    assert len(fsdp.flags(64)) == 4
+    tensor = dataclasses.replace(zero1, sharding="tensor")
+    assert zero1.flags(64, tensor)[1:] == (
+        "--config.mesh.data=-1 --config.mesh.fsdp=1",
+        "--config.mesh.tensor=1",
+    )
+
+
+def test_a_search_from_tensor_parallelism_tries_meshes_that_the_other_tables_take():
+    config = small_config()
+    config.sharding, config.mesh.tensor = "tensor", 2
+    setting = Setting(remat="dots", micro_batches=1, sharding="zero1", fsdp=1)
+    assert with_setting(config, setting).mesh.tensor == 1
+    same = dataclasses.replace(setting, sharding="tensor")
+    assert with_setting(config, same).mesh.tensor == 2
 
 
 def test_a_batch_that_does_not_divide_is_an_error(topology):
@@ -294,7 +322,10 @@ def test_settings_are_ordered_by_their_bound(plan, topology):
     assert "not compiled" in page
     # At 8 examples a device and room for 12, `none` would need 16: dots is the cheapest.
     (best,) = [line for line in page.splitlines() if line.startswith("Least recomputation")]
-    assert "--config.remat=dots --config.micro_batch_size=None" in best
+    assert best.endswith("as planned above")
+    full = next(c for c in found if c.setting.remat == "full" and c.plan is not None)
+    page = search_to_text([full], (8, {8: True}), plan)
+    assert "as compiled: --config.remat=full" in page
     assert "8 examples a device, 64 in all" in page
     json.dumps(search_to_json(found, (8, {8: True})))
 
