@@ -28,9 +28,12 @@ CASES = {
     "h14": (("configs/clip_vit_h14.py",), "v5e:16x16"),
     "bigg14": (("configs/clip_vit_bigg14.py",), "v5p:8x8x8"),
     "siglip_b16": (("configs/siglip_vit_b16.py",), "v5e:16x16"),
-    "siglip_so400m": (("configs/siglip_so400m14.py",), "v5p:8x8x8"),
+    "siglip_so400m": (("configs/siglip_so400m14.py", "--config.mesh.fsdp=4"), "v5p:8x8x8"),
     "scale16": (("configs/clip_vit_b16.py:batch_size=1024",), "v5p:2x2x4"),
-    "scale4096": (("configs/clip_vit_b16.py:batch_size=262144",), "v5p:16x16x16"),
+    "scale4096": (
+        ("configs/clip_vit_b16.py:batch_size=262144", "--config.mesh.fsdp=16"),
+        "v5p:16x16x16",
+    ),
 }
 BARS = ("b16", "l14", "h14", "bigg14")
 
