@@ -1,0 +1,177 @@
+"""Pictures that were damaged or forged, in every format that is read."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image
+
+SIZE = (40, 30)
+
+
+def originals():
+    """Whole pictures: name -> bytes."""
+    rng = np.random.Generator(np.random.Philox(key=3))
+    y, x = np.mgrid[: SIZE[1], : SIZE[0]]
+    rgb = np.stack([6 * x, 8 * y, 3 * (x + y)], -1).astype(np.uint8) // 2
+    rgb += rng.integers(0, 40, rgb.shape, np.uint8)
+    image = Image.fromarray(rgb)
+    frames = [image.rotate(90 * turn) for turn in range(3)]
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a description"
+    icc = b"\0\0\2\x0cADBE" + rng.bytes(516)
+    alpha = image.copy()
+    alpha.putalpha(image.convert("L"))
+    deep = Image.fromarray((rgb[..., 0].astype(np.uint16) << 8) + 7)
+    moving = {"save_all": True, "append_images": frames[1:], "duration": 40, "loop": 0}
+
+    def saved(picture, fmt, **options):
+        out = io.BytesIO()
+        picture.save(out, fmt, **options)
+        return out.getvalue()
+
+    return {
+        "jpeg": saved(image, "JPEG", quality=90),
+        "jpeg progressive": saved(image, "JPEG", progressive=True, exif=exif, icc_profile=icc),
+        "jpeg grey": saved(image.convert("L"), "JPEG", restart_marker_blocks=2),
+        "jpeg cmyk": saved(image.convert("CMYK"), "JPEG"),
+        "png": saved(image, "PNG", icc_profile=icc, exif=exif),
+        "png palette": saved(image.quantize(20), "PNG", transparency=3),
+        "png alpha": saved(alpha, "PNG"),
+        "png 16": saved(deep, "PNG"),
+        "webp": saved(image, "WEBP", quality=80, exif=exif, icc_profile=icc),
+        "webp lossless": saved(alpha, "WEBP", lossless=True),
+        "webp moving": saved(image, "WEBP", **moving),
+        "gif": saved(image.quantize(30), "GIF", transparency=2),
+        "gif moving": saved(image, "GIF", **moving),
+        "bmp": saved(image, "BMP"),
+        "bmp palette": saved(image.quantize(16), "BMP"),
+    }
+
+
+def mutated(content, rng):
+    """One random damage: flips, cuts, holes, moved pieces, numbers in the header."""
+    data, size = bytearray(content), len(content)
+    start = int(rng.integers(size))
+    end = min(size, start + int(rng.integers(1, 64)))
+    kind = int(rng.integers(8))
+    if kind == 0:
+        for place in rng.integers(size, size=int(rng.integers(1, 9))):
+            data[place] ^= 1 << int(rng.integers(8))
+    elif kind == 1:
+        del data[start:]
+    elif kind == 2:
+        data[start:end] = bytes(end - start)
+    elif kind == 3:
+        data[start:end] = rng.bytes(end - start)
+    elif kind == 4:
+        del data[start:end]
+    elif kind == 5:
+        data[start:start] = data[start:end] * int(rng.integers(1, 4))
+    elif kind == 6:  # most of what is said about the picture stands in front
+        place = int(rng.integers(min(size, 120)))
+        data[place : place + 1] = rng.bytes(int(rng.integers(1, 5)))
+    else:
+        place = int(rng.integers(min(size - 4, 120)))
+        number = int(rng.choice([0, 1, 0x7FFF, 0xFFFF, 1 << 20, 0x7FFFFFFF, 0xFFFFFFFF]))
+        data[place : place + 4] = struct.pack("<I" if rng.integers(2) else ">I", number)
+    return bytes(data)
+
+
+def chunk(name, content):
+    crc = zlib.crc32(name + content)
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", crc)
+
+
+def png(width, height, *chunks, depth=8, colour=2):
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + b"".join(chunks) + chunk(b"IEND", b"")
+
+
+def packed_zeros(count):
+    """A few kilobytes that unpack to `count` bytes."""
+    packer = zlib.compressobj(1)
+    block = bytes(1 << 20)
+    out = [packer.compress(block) for _ in range(count >> 20)]
+    return b"".join([*out, packer.flush()])
+
+
+def riff(*chunks):
+    body = b"WEBP"
+    for name, content in chunks:
+        body += name + struct.pack("<I", len(content)) + content + b"\0" * (len(content) % 2)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def u24(number):
+    return struct.pack("<I", number)[:3]
+
+
+def bombs():
+    """Small files that claim, or unpack to, very much: name -> (bytes, reasons for a refusal).
+
+    Without reasons it is a picture, whatever else stands beside it.
+    """
+    whole, zeros = originals(), packed_zeros(128 << 20)
+    size, data = (30_000, 30_000), chunk(b"IDAT", zlib.compress(bytes(1000)))
+    pixels = {"image_pixels"}
+    damaged = {"image_undecodable", "image_format"}
+    jpeg = bytearray(whole["jpeg"])
+    frame = jpeg.index(b"\xff\xc0")
+    jpeg[frame + 5 : frame + 9] = b"\xff\xff\xff\xff"
+    row = chunk(b"IDAT", zlib.compress(bytes(31)) * 1)
+    canvas = u24(16_383) + u24(16_383)
+    frames = [(b"ANMF", u24(0) * 2 + u24(0) * 2 + u24(1) + b"\0" + b"VP8L" + bytes(8))] * 2000
+    gif = b"GIF89a" + struct.pack("<HHBBB", 65_535, 65_535, 0x80, 0, 0) + bytes(6)
+    piece = b"\x2c" + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\x00"
+    small = b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0x80, 0, 0) + bytes(6)
+    bmp = bytearray(whole["bmp"])
+    bmp[18:26] = struct.pack("<ii", 1 << 30, 1 << 30)
+    noise = np.random.Generator(np.random.Philox(key=9)).bytes(60_000)
+    jpeg_with = whole["jpeg"]
+    return {
+        "png of 30,000 x 30,000": (png(*size, data), pixels),
+        "png of 2^31 - 1 squared": (png(2**31 - 1, 2**31 - 1, data), pixels | damaged),
+        "png of a very long row": (png(2**31 - 1, 1, data, depth=1, colour=0), pixels | damaged),
+        "png, text of 128 MB": (
+            png(10, 1, chunk(b"zTXt", b"x\0\0" + zeros), row),
+            damaged,
+        ),
+        "png, profile of 128 MB": (
+            png(10, 1, chunk(b"iCCP", b"x\0\0" + zeros), row),
+            set(),
+        ),
+        "png, a row that unpacks to 128 MB": (
+            png(10, 1, chunk(b"IDAT", zeros)),
+            set(),
+        ),
+        "jpeg of 65,535 squared": (bytes(jpeg), pixels),
+        "jpeg, EXIF garbage": (
+            jpeg_with[:2] + b"\xff\xe1\xff\xffExif\0\0" + noise[:65_527] + jpeg_with[2:],
+            damaged,
+        ),
+        "jpeg, EXIF that points at itself": (
+            with_exif(jpeg_with, b"II*\0\x08\0\0\0" + b"\x01\0\x69\x87\4\0\1\0\0\0\x08\0\0\0"),
+            set(),
+        ),
+        "jpeg, ICC garbage": (
+            jpeg_with[:2] + segment(b"\xe2", b"ICC_PROFILE\0\1\xff" + noise[:9000]) + jpeg_with[2:],
+            set(),
+        ),
+        "gif of 65,535 squared": (gif + piece + b";", pixels),
+        "gif of 20,000 frames": (small + piece * 20_000 + b";", set()),
+        "webp of 16,384 squared": (
+            riff((b"VP8X", b"\x02\0\0\0" + canvas), (b"ANIM", bytes(6)), *frames),
+            pixels | damaged,
+        ),
+        "bmp of 2^30 squared": (bytes(bmp), pixels | damaged),
+    }
+
+
+def segment(marker, content):
+    return b"\xff" + marker + struct.pack(">H", len(content) + 2) + content
+
+
+def with_exif(jpeg, block):
+    return jpeg[:2] + segment(b"\xe1", b"Exif\0\0" + block) + jpeg[2:]

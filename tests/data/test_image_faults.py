@@ -1,0 +1,175 @@
+"""Damaged and hostile pictures: no crash, no hang, every refusal counted and named."""
+
+import collections
+import io
+import resource
+import time
+
+import numpy as np
+import pytest
+from absl import logging
+from broken_pictures import bombs, mutated, originals
+from PIL import Image
+from worker_sources import tokens_of
+
+from clipjax.data import Loader, Preprocess, SampleError, decode_image, make_transforms
+from clipjax.data.bad_examples import BadCount
+
+LIMIT_S = 1.0  # of CPU time, as the machine may be busy
+REASONS = {"image_empty", "image_format", "image_pixels", "image_undecodable"}
+SIDE = 16
+# Pillow warns of what it reads nevertheless; a run goes on then, and so does this.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
+
+
+def outcome(decode, data):
+    """What became of a picture: `decoded`, the reason of a refusal, or `crash: ...`."""
+    try:
+        image = decode(data)
+        if image.mode not in ("RGB", "RGBA"):
+            return f"crash: mode {image.mode}"
+        pixels = Preprocess(SIDE)(image)
+        whole = pixels.shape == (SIDE, SIDE, 3) and pixels.dtype == np.uint8
+        return "decoded" if whole else f"crash: {pixels.dtype}{pixels.shape}"
+    except SampleError as error:
+        return error.reason if error.message else "crash: a refusal without a word"
+    except Exception as error:
+        return f"crash: {type(error).__name__}: {error}"
+
+
+def damaged_pictures(number):
+    rng = np.random.Generator(np.random.Philox(key=11))
+    whole = list(originals().values())
+    return [mutated(whole[i % len(whole)], rng) for i in range(number)]
+
+
+def campaign(pictures, decode=decode_image):
+    """Decodes damaged pictures; gives what became of each, and the longest CPU time of one."""
+    found, slowest = [], 0.0
+    for place, data in enumerate(pictures):
+        start = time.thread_time()
+        found.append(outcome(decode, data))
+        slowest = max(slowest, time.thread_time() - start)
+        if place % 10 == 0:
+            assert outcome(decode, data) == found[-1]
+    return found, slowest
+
+
+class Pictures:
+    """Damaged pictures, and between them as many whole ones."""
+
+    class_names = None
+
+    def __init__(self, damaged):
+        self.damaged, self.whole = damaged, list(originals().values())
+
+    def __len__(self):
+        return 2 * len(self.damaged)
+
+    def __getitem__(self, index):
+        place, is_whole = divmod(index, 2)
+        image = self.whole[place % len(self.whole)] if is_whole else self.damaged[place]
+        return {"image": image, "text": "a picture", "key": str(index)}
+
+    def fingerprint(self):
+        return "pictures"
+
+
+def through_loader(damaged, decode, batch_size=20):
+    """One epoch; gives the reasons by example, and which were met in their own place."""
+    source = Pictures(damaged)
+    crop = {"name": "random_resized_crop", "scale": (0.5, 1.0), "decode": decode}
+    reasons, own, counted = {}, set(), 0
+    with Loader(
+        source,
+        make_transforms((crop,), image_size=SIDE),
+        tokens_of,
+        batch_size=batch_size,
+        seed=0,
+        preprocess=Preprocess(SIDE),
+        max_bad_fraction=1.0,
+    ) as loader:
+        for step in range(len(source) // batch_size):
+            assert loader.batch(step)["image"].shape == (batch_size, SIDE, SIDE, 3)
+            total = sum(loader.counts().values())
+            new = loader.bad_examples()[-(total - counted) :] if total > counted else ()
+            counted = total
+            start = step * batch_size
+            for example in new:
+                assert start <= example.position < start + batch_size and example.message
+                assert reasons.setdefault(example.key, example.reason) == example.reason
+            indices = loader._workers._maker.indices(start, batch_size)
+            own |= {str(i) for i in indices} & {example.key for example in new}
+        counts = loader.counts()
+    assert set(counts) <= REASONS and sum(counts.values()) == counted
+    return reasons, own
+
+
+def check_campaign(number, through):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    pictures = damaged_pictures(number)
+    found, slowest = campaign(pictures)
+    counts = collections.Counter(found)
+    assert set(counts) <= REASONS | {"decoded"}, counts
+    assert slowest < LIMIT_S
+    assert counts["decoded"] > number / 4 and counts["image_undecodable"] > number / 10
+    assert counts["image_format"] > number / 50
+    # By the loader: each refused one is met in its own place, under the same reason.
+    expected = {str(2 * i): reason for i, reason in enumerate(found[:through])}
+    expected = {key: reason for key, reason in expected.items() if reason != "decoded"}
+    reasons, own = through_loader(pictures[:through], "reference")
+    assert reasons == expected and own == set(expected)
+    # The fast decoder reads some JPEGs that the reference refuses, no other format.
+    reasons, own = through_loader(pictures[:through], "fast")
+    assert set(reasons.values()) <= REASONS and own == set(reasons)
+    kinds = len(originals())
+    for key, reason in expected.items():
+        if int(key) // 2 % kinds >= 4:
+            assert reasons[key] == reason
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 512 << 10  # kilobytes
+    return counts, slowest
+
+
+def test_few_damaged_pictures():
+    check_campaign(600, 300)
+
+
+@pytest.mark.nightly
+def test_ten_thousand_damaged_pictures():
+    counts, slowest = check_campaign(10_000, 10_000)
+    logging.info("%s, slowest %.3f s CPU", dict(counts), slowest)
+
+
+def test_bombs():
+    for name, (data, reasons) in bombs().items():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        start = time.thread_time()
+        found = outcome(decode_image, data)
+        assert time.thread_time() - start < 0.5, name
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10, name
+        assert found in (reasons or {"decoded", "image_undecodable"}), name
+
+
+def test_oracles_see_what_they_look_for(monkeypatch):
+    """Negative controls."""
+    pictures = damaged_pictures(60)
+
+    def naive(data):  # lets the errors of the decoders out, and odd modes
+        return Image.open(io.BytesIO(data))
+
+    found, _ = campaign(pictures, naive)
+    assert sum(text.startswith("crash") for text in found) > 20
+
+    def slow(data):
+        start = time.thread_time()
+        while time.thread_time() - start < 0.02:
+            pass
+        return decode_image(data)
+
+    assert campaign(pictures[:5], slow)[1] >= 0.02
+    add = BadCount.add
+    monkeypatch.setattr(BadCount, "add", lambda self, seen, bad: add(self, seen, bad[1:]))
+    _, own = through_loader(pictures, "reference")
+    refused = {str(2 * i) for i, reason in enumerate(campaign(pictures)[0]) if reason != "decoded"}
+    assert own != refused
