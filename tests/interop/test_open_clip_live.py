@@ -17,9 +17,11 @@ from clipjax.config import merge, to_plain
 from clipjax.inference import Encoder
 from clipjax.interop import Hints, Weights, expected_shapes, export
 from clipjax.interop.open_clip import format as open_clip_format
-from clipjax.interop.open_clip import leaves, trunks
+from clipjax.interop.open_clip import leaves, tokenizer, trunks
+from clipjax.interop.open_clip.config_out import config_of_spec
 from clipjax.interop.tensors import of_array
 from clipjax.models import MODELS
+from clipjax.tokenizers import make_tokenizer
 
 # Not from the library that is tested; open_clip and torch warn of their own use of themselves.
 pytestmark = [pytest.mark.interop, pytest.mark.filterwarnings("default")]
@@ -209,8 +211,8 @@ def test_pictures_and_captions_end_to_end(row, open_clip, parity, tmp_path):
         (tmp_path / "tokenizer.json").write_bytes(gzip.decompress(golden.read_bytes()))
         files = {"tokenizer.json": tmp_path / "tokenizer.json"}
         cleaning = ["fix_text", "collapse_whitespace"]
-        tokenizer = {**spec["tokenizer"], "model": "tokenizer.json", "cleaning": cleaning}
-        found = Weights({**spec, "tokenizer": tokenizer}, found.leaves, files)
+        own = {**spec["tokenizer"], "model": "tokenizer.json", "cleaning": cleaning}
+        found = Weights({**spec, "tokenizer": own}, found.leaves, files)
     folder = tmp_path / "theirs"
     open_clip_format.write(folder, found)
     target = tmp_path / "ours"
@@ -227,6 +229,36 @@ def test_pictures_and_captions_end_to_end(row, open_clip, parity, tmp_path):
         assert np.abs(found - wanted).max() <= 5e-6
 
 
+@pytest.mark.parametrize(
+    "row, file",
+    [
+        ("siglip-b-16-224", "c4.model"),
+        ("siglip2-b-16-224", "gemma.model"),
+        ("ViT-L-14-CLIPA", None),
+        ("ViT-B-32", None),
+    ],
+)
+def test_the_tokenizer_of_a_folder_is_open_clips(row, file, open_clip, tmp_path):
+    """Files that we write, read by both."""
+    spec, files = to_plain(MODELS[row]), {}
+    if file is not None:
+        golden = TESTS / "golden" / "tokenizers" / f"{file}.gz"
+        (tmp_path / file).write_bytes(gzip.decompress(golden.read_bytes()))
+        spec["tokenizer"]["model"], files = file, {file: tmp_path / file}
+    folder = tmp_path / "out"
+    folder.mkdir()
+    tokenizer.write_files(folder, Weights(spec, {}, files))
+    config = config_of_spec(spec)
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    text = config["model_cfg"]["text_cfg"]
+    found, files = tokenizer.tokenizer_of_folder(MODELS[row]["tokenizer"], text, folder)
+    if "model" in found:
+        found["model"] = str(files[found["model"]])
+    ours = make_tokenizer(found, context_length=spec["text"]["context_length"])(CAPTIONS)
+    theirs = open_clip.get_tokenizer(f"local-dir:{folder}")(CAPTIONS)
+    np.testing.assert_array_equal(ours, theirs.numpy())
+
+
 def reference(open_clip, parity, folder, paths):
     import torch
 
@@ -237,9 +269,9 @@ def reference(open_clip, parity, folder, paths):
         patch.setattr(hf, "from_pretrained", lambda name: parity[1].xlm(name, None))
         model, _, preprocess = open_clip.create_model_and_transforms(name)
     assert config["embed_dim"] == 64
-    tokenizer = open_clip.get_tokenizer(name)
+    tokenize = open_clip.get_tokenizer(name)
     images = torch.stack([preprocess(Image.open(path)) for path in paths])
     with torch.no_grad():
         image_embeds = model.eval().encode_image(images, normalize=True)
-        text_embeds = model.encode_text(tokenizer(CAPTIONS), normalize=True)
+        text_embeds = model.encode_text(tokenize(CAPTIONS), normalize=True)
     return image_embeds.numpy(), text_embeds.numpy()

@@ -50,3 +50,7 @@ def test_published_widths(name):
     assert np.abs(out.text_embeds - golden["text_embeds"]).max() <= 2e-6
     assert np.abs(logits - golden["logits"]).max() <= 1e-4
     assert np.abs(hidden[:, :, ::7, ::16] - golden["text_hidden"]).max() <= 1e-5
+    # The control: one square kernel of the text tower the wrong way around.
+    square = next(k for k in tensors if k.endswith("0.attn.out_proj.weight") and "visual" not in k)
+    wrong = convert_all({**tensors, square: tensors[square].T}, spec)
+    assert np.abs(run(wrong)[0].text_embeds - golden["text_embeds"]).max() > 1e-3
