@@ -7,6 +7,8 @@ import pytest
 from archives import png, tar
 
 from clipjax.data import Loader, Preprocess, SampleError, TooManyBadExamples, make_source, tar_index
+from clipjax.data.bad_examples import BadCount
+from clipjax.data.rows import RowMaker
 
 BATCH = 100
 SHARD = 500
@@ -87,25 +89,39 @@ def loader_of(source, **options):
     return Loader(source, (), tokens_of, batch_size=BATCH, seed=0, **options)
 
 
+EPOCHS = 2
+
+
 def check_ledger(folder, count, bad):
     reasons = plant(folder, count, bad)
     ledger = Ledger(make_source(f"tar:{folder}/*.tar"))
-    delivered = collections.Counter()
+    total, expected = collections.Counter(), collections.Counter()
+    replaced = np.zeros(EPOCHS, int)
+    orders = []
     with loader_of(ledger) as loader:
-        for step in range(count // BATCH):
-            delivered.update(numbers_in(loader.batch(step)))
+        for epoch in range(EPOCHS):
+            delivered = []
+            for step in range(epoch * count // BATCH, (epoch + 1) * count // BATCH):
+                delivered += numbers_in(loader.batch(step))
+            own = loader._workers._maker.indices(epoch * count, count).tolist()
+            assert sorted(own) == list(range(count))
+            # Every good one once in its own place, a good one in the place of each bad one.
+            for number, place in zip(delivered, own, strict=True):
+                assert number == place if place not in reasons else number not in reasons
+                replaced[epoch] += number != place
+            expected.update(reasons[place] for place in own if place in reasons)
+            orders.append(own)
+            total.update(delivered)
         counts, named = loader.counts(), loader.bad_examples()
-    good = set(range(count)) - set(reasons)
-    assert set(delivered) == good  # every good one, nothing else
-    assert sum(delivered.values()) == count
-    # One bad place a substitute; what is good stands in its own place once, and may also replace.
-    assert sum(n - 1 for n in delivered.values()) == bad
+    assert replaced.tolist() == [bad] * EPOCHS
+    assert orders[0] != orders[1]
+    assert sum(total.values()) == EPOCHS * count and not total.keys() & reasons.keys()
+    assert sum(n - EPOCHS for n in total.values()) == EPOCHS * bad
     # A bad example is met once in its own place, and again where it would have been a substitute.
-    met_again = sum(counts.values()) - bad
-    assert met_again <= max(3, 4 * bad * bad // count)
+    met_again = sum(counts.values()) - EPOCHS * bad
+    assert 0 <= met_again <= max(3, 4 * EPOCHS * bad * bad // count)
     assert set(counts) == set(reasons.values())
-    planted = collections.Counter(reasons.values())
-    assert all(counts[reason] >= number for reason, number in planted.items())
+    assert all(counts[reason] >= number for reason, number in expected.items())
     # What the source itself refused, to the number.
     by_source = {"damaged", "text_encoding", "missing_text", "missing_image"}
     refused = collections.Counter()
@@ -121,6 +137,27 @@ def check_ledger(folder, count, bad):
 @pytest.mark.parametrize("bad", [0, 1, 100, 200])
 def test_ledger(tmp_path, bad):
     check_ledger(tmp_path, 2000, bad)
+
+
+def test_a_ledger_sees_what_is_given_twice(tmp_path, monkeypatch):
+    """Negative control: an order in which one example takes the place of another."""
+    indices = RowMaker.indices
+
+    def wrong(self, start, count):
+        found = indices(self, start, count)
+        return np.where(found == 7, 8, found)
+
+    monkeypatch.setattr(RowMaker, "indices", wrong)
+    with pytest.raises(AssertionError):
+        check_ledger(tmp_path, 200, 0)
+
+
+def test_a_ledger_sees_what_is_not_counted(tmp_path, monkeypatch):
+    """Negative control."""
+    add = BadCount.add
+    monkeypatch.setattr(BadCount, "add", lambda self, seen, bad: add(self, seen, bad[1:]))
+    with pytest.raises(AssertionError):
+        check_ledger(tmp_path, 200, 20)
 
 
 @pytest.mark.nightly

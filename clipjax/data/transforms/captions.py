@@ -10,6 +10,9 @@ import numpy as np
 from clipjax.data.source import Example, SampleError
 from clipjax.data.transforms.ranges import check_probability
 
+# Of a caption; no context has room for what follows. Tokenizers need seconds for a megabyte.
+MAX_CHARS = 1 << 16
+
 Text = str | tuple[str, ...] | Mapping[str, "Text"]
 
 
@@ -28,7 +31,10 @@ def choose_text(text: Text, rng: np.random.Generator) -> str:
 
 
 def clean_caption(text: str | bytes) -> str:
-    """Brings a caption to Unicode NFC without NULs; SampleError if nothing is left of it."""
+    """Brings a caption to Unicode NFC without NULs; SampleError if nothing is left of it.
+
+    What follows its first `MAX_CHARS` characters is left out.
+    """
     if isinstance(text, bytes):
         try:
             text = text.decode("utf-8")
@@ -36,7 +42,7 @@ def clean_caption(text: str | bytes) -> str:
             raise SampleError("text_encoding", f"the caption is not UTF-8: {error}") from error
     if not isinstance(text, str):
         raise SampleError("text_type", f"the caption is {type(text).__name__}, expected text")
-    text = text.replace("\0", "")
+    text = text[:MAX_CHARS].replace("\0", "")
     text = text if text.isascii() else unicodedata.normalize("NFC", text)
     if not text or text.isspace():
         raise SampleError("text_empty", "the caption is empty")
