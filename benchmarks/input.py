@@ -2,6 +2,7 @@
 
     python benchmarks/input.py --part decode     images a second and core
     python benchmarks/input.py --part loader     tar shards to device batches, two workers
+    python benchmarks/input.py --part workers    the same by worker threads and by processes
 
 Peers and photographs live in an environment of their own:
 
@@ -12,6 +13,7 @@ The photographs are four that scikit-image and scikit-learn bring, encoded anew.
 """
 
 import argparse
+import functools
 import io
 import json
 import os
@@ -22,6 +24,7 @@ import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -34,20 +37,19 @@ SHARDS, IMAGES_PER_SHARD, BATCH, WORKERS = 4, 512, 128, 2
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--part", choices=["decode", "loader"], required=True)
+    parser.add_argument("--part", choices=["decode", "loader", "workers"], required=True)
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        print(json.dumps(LOADERS[options.worker[0]](options.worker[1])))
+        name, folder = options.worker
+        print(json.dumps((LOADERS | WORKERS_OF)[name](folder)))
         return
     print(f"- {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f} at the start")
-    packages = ["numpy", "pillow", "simplejpeg", "opencv-python-headless", "torch", "torchvision"]
-    packages += ["open_clip_torch", "tensorflow_cpu", "webdataset", "jax"]
+    packages = ["numpy", "pillow", "simplejpeg", "opencv-python-headless", "jax"]
+    if options.part != "workers":
+        packages += ["torch", "torchvision", "open_clip_torch", "tensorflow_cpu", "webdataset"]
     print("- " + ", ".join(f"{name} {version(name)}" for name in packages))
-    if options.part == "decode":
-        decode_tables()
-    else:
-        loader_table()
+    {"decode": decode_tables, "loader": loader_table, "workers": workers_table}[options.part]()
 
 
 def photographs() -> list[Image.Image]:
@@ -206,14 +208,7 @@ def loader_table() -> None:
     )
     print(f"  {WORKERS} workers; wall time from the first batch on the device to the last of")
     print(f"  {total} images; best of 3 interleaved runs, each in a process of its own")
-    with tempfile.TemporaryDirectory() as folder:
-        write_shards(Path(folder))
-        rates: dict[str, list[float]] = {name: [] for name in LOADERS}
-        for _ in range(3):
-            for name in LOADERS:
-                command = [sys.executable, __file__, "--part", "loader", "--worker", name, folder]
-                done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-                rates[name].append(json.loads(done.stdout.splitlines()[-1]))
+    rates = rates_of(LOADERS)
     peer = max(rates["webdataset"])
     print("\n| | images/s | over webdataset | all runs |")
     print("|---|---|---|---|")
@@ -221,6 +216,19 @@ def loader_table() -> None:
         everything = " ".join(f"{value:.0f}" for value in values)
         print(f"| {name} | {max(values):.0f} | {max(values) / peer:.2f}x | {everything} |")
     print(f"\nLoad average {os.getloadavg()[0]:.1f} at the end.")
+
+
+def rates_of(loaders) -> dict[str, list[Any]]:
+    """Runs each three times, in turns, in processes of their own."""
+    rates: dict[str, list[Any]] = {name: [] for name in loaders}
+    with tempfile.TemporaryDirectory() as folder:
+        write_shards(Path(folder))
+        for _ in range(3):
+            for name in loaders:
+                command = [sys.executable, __file__, "--part", "loader", "--worker", name, folder]
+                done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+                rates[name].append(json.loads(done.stdout.splitlines()[-1]))
+    return rates
 
 
 def write_shards(folder: Path) -> None:
@@ -268,26 +276,27 @@ def webdataset_rate(folder: str) -> float:
     return rate_of(jax.device_put(images.numpy()) for images, _ in loader)
 
 
-def clipjax_rate(folder: str, decode: str) -> float:
+def clipjax_rate(folder: str, decode: str, workers: str = "threads") -> float:
+    crop = {"name": "random_resized_crop", "scale": SCALE, "decode": decode}
+    return clipjax_rate_of(f"tar:{folder}/*.tar", (crop,), TARGET, workers)
+
+
+def clipjax_rate_of(spec: str, transforms, size: int, workers: str) -> float:
     import jax
 
-    from clipjax.data.loader import Loader
-    from clipjax.data.preprocess import Preprocess
-    from clipjax.data.sources import make_source
-    from clipjax.data.transforms import RandomResizedCrop
+    from clipjax.data import Loader, Preprocess, make_source, make_transforms
     from clipjax.tokenizers import make_tokenizer
 
-    crop = RandomResizedCrop(TARGET, scale=SCALE, decode=decode)
-    tokenizer = make_tokenizer({"name": "clip_bpe"}, context_length=77)
     steps = 2 * SHARDS * IMAGES_PER_SHARD // BATCH
     with Loader(
-        make_source(f"tar:{folder}/*.tar"),
-        (crop,),
-        tokenizer,
+        make_source(spec),
+        make_transforms(transforms, image_size=size),
+        make_tokenizer({"name": "clip_bpe"}, context_length=77),
         batch_size=BATCH,
         seed=SEED,
-        preprocess=Preprocess(TARGET),
+        preprocess=Preprocess(size),
         num_workers=WORKERS,
+        workers=workers,
     ) as loader:
         batches = loader.iterate()
         return rate_of(jax.device_put(next(batches)[1]["image"]) for _ in range(steps))
@@ -298,6 +307,54 @@ LOADERS = {
     "clipjax reference": lambda folder: clipjax_rate(folder, "reference"),
     "clipjax fast": lambda folder: clipjax_rate(folder, "fast"),
 }
+
+# --- threads or processes -------------------------------------------------------------------------
+
+SMALL = ({"name": "warp"}, {"name": "color_jitter"}, {"name": "cutout"}, {"name": "drop_word"})
+
+
+def workers_rate(folder: str, work: str, workers: str) -> tuple[float, float]:
+    """Images a second, and CPU milliseconds an image of this process and of its children."""
+    before = sum(os.times()[:2])
+    if work == "small pictures":
+        total = f"synthetic:{SHARDS * IMAGES_PER_SHARD}"
+        rate = clipjax_rate_of(total, SMALL, 64, workers)
+    else:
+        rate = clipjax_rate(folder, work, workers)
+    return rate, (sum(os.times()[:4]) - before) / (2 * SHARDS * IMAGES_PER_SHARD) * 1000
+
+
+WORKS, KINDS = ("reference", "fast", "small pictures"), ("threads", "processes")
+WORKERS_OF = {
+    f"{work}, {kind}": functools.partial(workers_rate, work=work, workers=kind)
+    for work in WORKS
+    for kind in KINDS
+}
+
+
+def workers_table() -> None:
+    print(f"- {SHARDS * IMAGES_PER_SHARD} JPEGs in tar shards, 500 x 375, quality 95, to crops of")
+    print("  224 pixels by both decoders; and drawings of 64 pixels through four transforms of")
+    print(
+        f"  many small steps. Batch {BATCH}, {WORKERS} workers, wall time from the first batch on"
+    )
+    print(
+        "  the device; best of 3 interleaved runs, each in a process of its own. CPU time is that"
+    )
+    print("  of all processes, their start included")
+    rates = rates_of(WORKERS_OF)
+    print("\n| | images/s | over threads | CPU ms an image | all runs |\n|---|---|---|---|---|")
+    for work in WORKS:
+        for kind in KINDS:
+            runs = rates[f"{work}, {kind}"]
+            best = [max(rate for rate, _ in rates[f"{work}, {k}"]) for k in ("threads", kind)]
+            cpu = min(cpu for _, cpu in runs)
+            everything = " ".join(f"{rate:.0f}" for rate, _ in runs)
+            print(
+                f"| {work}, {kind} | {best[1]:.0f} | {best[1] / best[0]:.2f}x | {cpu:.2f} | "
+                f"{everything} |"
+            )
+    print(f"\nLoad average {os.getloadavg()[0]:.1f} at the end.")
 
 
 if __name__ == "__main__":
