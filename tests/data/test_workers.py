@@ -247,6 +247,16 @@ def test_no_worker_outlives_a_parent_that_is_killed():
     assert seconds_until(lambda: not any(map(is_alive, pids))) < NOTICED_S
 
 
+def test_signals_that_stop_a_run_are_for_the_parent():
+    """A preemption comes to all processes of a group: the parent saves first."""
+    with make(Numbers(100, delay_s=0.002), 20) as loader:
+        for pid in wait_until_ready(loader):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+                os.kill(pid, number)
+        loader.batch(0)
+        assert loader.counts() == {}
+
+
 def test_nothing_is_left_behind():
     gc.collect()  # of earlier tests
     files = len(os.listdir("/proc/self/fd"))
