@@ -21,7 +21,7 @@ _COMPILATIONS = flags.DEFINE_integer("search_compilations", 6, "Settings to comp
 def main(argv: list[str]) -> int:
     """Compiles the config's step for the topology and prints the page; 0 if it fits, else 1.
 
-    The page of the config itself comes before the search, which takes minutes.
+    What is known is printed before the next compilations, which take minutes.
     """
     no_positional(argv)
     for flag in (_CONFIG, _TOPOLOGY):
@@ -53,8 +53,9 @@ def main(argv: list[str]) -> int:
         candidates = planning.search_settings(
             config, topology, plan, max_compilations=_COMPILATIONS.value
         )
+        print(planning.settings_to_text(candidates, plan), flush=True)
         batch = planning.largest_batch(config, topology, plan)
-        print(planning.search_to_text(candidates, batch, plan))
+        print(planning.largest_batch_to_text(batch, plan))
         result["search"] = planning.search_to_json(candidates, batch)
     if _JSON.value:
         Path(_JSON.value).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

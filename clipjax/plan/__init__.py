@@ -13,7 +13,7 @@ from clipjax.plan.planner import Plan, make_plan
 from clipjax.plan.report import to_json, to_text
 from clipjax.plan.run import Assumptions
 from clipjax.plan.search import largest_batch, search_settings
-from clipjax.plan.search_report import search_to_json, search_to_text
+from clipjax.plan.search_report import largest_batch_to_text, search_to_json, settings_to_text
 
 __all__ = [
     "CHIPS",
@@ -21,11 +21,12 @@ __all__ = [
     "Plan",
     "Topology",
     "largest_batch",
+    "largest_batch_to_text",
     "make_plan",
     "make_topology",
     "search_settings",
     "search_to_json",
-    "search_to_text",
+    "settings_to_text",
     "to_json",
     "to_text",
 ]

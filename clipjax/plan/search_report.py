@@ -12,10 +12,8 @@ GIB = 2**30
 _UNKNOWN_SHOWN = 4  # settings that were not compiled, on the page; the JSON has all
 
 
-def search_to_text(
-    candidates: Sequence[Candidate], batch: tuple[int, dict[int, bool]], plan: Plan
-) -> str:
-    """The table of the settings and the largest batch."""
+def settings_to_text(candidates: Sequence[Candidate], plan: Plan) -> str:
+    """The table of the settings."""
     lines = ["", "Settings, fastest bound first (a bound, not a forecast)"]
     lines.append(
         f"  {'remat':<6} {'micro-batches':>13} {'sharding':<11} {'fsdp':>5} {'GiB':>7} "
@@ -44,14 +42,17 @@ def search_to_text(
         )
         flags = " ".join(best.setting.flags(plan.batch_size, plan.setting)) or "as planned above"
         lines += ["", f"Least recomputation that fits, as compiled: {flags}"]
+    return "\n".join(lines)
+
+
+def largest_batch_to_text(batch: tuple[int, dict[int, bool]], plan: Plan) -> str:
+    """The largest batch and what was compiled to find it."""
     largest, tried = batch
     compiled = ", ".join(f"{size} {'fits' if fits else 'does not'}" for size, fits in tried.items())
-    lines += [
-        "",
-        f"Largest batch under the config's own setting: {largest} examples a device, "
-        f"{largest * plan.step.num_devices:,} in all ({compiled})",
-    ]
-    return "\n".join(lines)
+    return (
+        f"\nLargest batch under the config's own setting: {largest} examples a device, "
+        f"{largest * plan.step.num_devices:,} in all ({compiled})"
+    )
 
 
 def _bound(candidate: Candidate) -> float:

@@ -13,7 +13,7 @@ from clipjax.plan.chips import CHIPS, GIB, Topology
 from clipjax.plan.compiling import Compiled, Memory, needed_bytes
 from clipjax.plan.run import run_cost
 from clipjax.plan.search import largest_batch, search_settings, with_setting
-from clipjax.plan.search_report import search_to_json, search_to_text
+from clipjax.plan.search_report import largest_batch_to_text, search_to_json, settings_to_text
 from configs.smoke import get_config
 
 
@@ -318,15 +318,16 @@ def test_settings_are_ordered_by_their_bound(plan, topology):
     assert fitting == sorted(fitting)
     assert all(c.plan is None or c.plan.fits for c in found[: len(fitting)])
     assert any(c.setting == first.setting and c.plan is first for c in found)
-    page = search_to_text(found, (8, {8: True, 16: False}), plan)
+    page = settings_to_text(found, plan)
     assert "not compiled" in page
     # At 8 examples a device and room for 12, `none` would need 16: dots is the cheapest.
     (best,) = [line for line in page.splitlines() if line.startswith("Least recomputation")]
     assert best.endswith("as planned above")
     full = next(c for c in found if c.setting.remat == "full" and c.plan is not None)
-    page = search_to_text([full], (8, {8: True}), plan)
+    page = settings_to_text([full], plan)
     assert "as compiled: --config.remat=full" in page
-    assert "8 examples a device, 64 in all" in page
+    batch = largest_batch_to_text((8, {8: True, 16: False}), plan)
+    assert "8 examples a device, 64 in all (8 fits, 16 does not)" in batch
     json.dumps(search_to_json(found, (8, {8: True})))
 
 
