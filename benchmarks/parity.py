@@ -28,7 +28,7 @@ from clipjax.models import build_model
 from clipjax.models.layers_layout import stack_layers
 from clipjax.trees import flatten_with_names, unflatten_names
 
-FAMILIES = ("open_clip",)
+FAMILIES = ("open_clip", "hugging_face")
 COLUMNS = ("image", "text", "logits", "text layers", "gradient")
 
 
