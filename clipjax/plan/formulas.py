@@ -13,12 +13,13 @@ def collective_formulas(
     """Bytes that each device has to receive in a step, by part.
 
     Of P parameters over N devices of the batch, with gradients and weights of g bytes (the dtype
-    that the towers compute in) and the optimizer in float32:
+    that the towers compute in) and the optimizer in float32, in M micro-batches. Gradients are
+    summed over the devices once a micro-batch, since each is pulled back on its own:
 
-    - replicated: `2 g P (N-1)/N`, the gradients' sum;
-    - zero1: `(g + 4) P (N-1)/N`, their sum, scattered, and the new parameters gathered;
+    - replicated: `2 M g P (N-1)/N`, the gradients' sum;
+    - zero1: `(M g + 4) P (N-1)/N`, their sum, scattered, and the new parameters gathered;
     - fsdp over f: `g P (f-1)/f` for each gather, one a pass and micro-batch, and for each scatter;
-      and `2 g P/f (1 - f/N)`, the sum of the shards;
+      and `2 M g P/f (1 - f/N)`, the sum of the shards;
     - tensor over t: as zero1, of the P that a device holds; and `2 (t-1)/t` of the activations,
       twice a block and pass.
 
@@ -31,12 +32,13 @@ def collective_formulas(
     share = (devices - 1) / devices
     parameters, item = step.num_parameters, step.item_bytes
     if setting.sharding == "replicated":
-        moved = 2 * item * parameters * share
+        moved = 2 * setting.micro_batches * item * parameters * share
     elif setting.sharding == "fsdp":
         moved = _fsdp(step, setting, mesh)
     else:
         split, activations = _tensor(step, setting, mesh["tensor"])
-        moved = (item + F32) * (parameters - split) * share + activations
+        summed = setting.micro_batches * item
+        moved = (summed + F32) * (parameters - split) * share + activations
     loss = 12.0 * batch_size * step.spec["embed_dim"] / devices**0.5 if devices > 1 else 0.0
     return {"step": moved, "loss": loss}
 
