@@ -151,14 +151,14 @@ def _spec_of_archive(draft: Mapping[str, Any], hints: Hints, where: str) -> dict
             f"--activation {hints.activation}: {where} is an archive of OpenAI's, whose models "
             "have quick_gelu; leave the flag out"
         )
-    spec = settle(draft, Hints(hints.model, "quick_gelu"), where=where)
-    if hints.model:
-        own = settle(draft, Hints(hints.model), where=where)
-        if activation_of(own) != "quick_gelu":
-            raise ValueError(
-                f"--model {hints.model} has {activation_of(own)}: {where} is an archive of "
-                "OpenAI's, whose models have quick_gelu; leave the flag out"
-            )
+    if hints.model is None:
+        return settle(draft, Hints(activation="quick_gelu"), where=where)
+    spec = settle(draft, Hints(hints.model), where=where)
+    if activation_of(spec) != "quick_gelu":
+        raise ValueError(
+            f"--model {hints.model} has {activation_of(spec)}: {where} is an archive of OpenAI's, "
+            "whose models have quick_gelu; leave the flag out"
+        )
     return spec
 
 
