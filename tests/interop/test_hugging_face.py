@@ -22,6 +22,7 @@ from hugging_face_case import (
 )
 from tokenizers import Tokenizer
 
+from clipjax.config import to_plain
 from clipjax.data.preprocess import Preprocess
 from clipjax.interop import WeightFileError, hugging_face
 from clipjax.interop.files import open_tensors
@@ -90,6 +91,19 @@ def test_the_end_of_text_of_older_configs(directories, copy):
     path = copy("clip")
     edit(path, "config.json", "text_config", "eos_token_id", value=2)
     assert {**read(path).spec, "name": "clip"} == read(directories["clip"][0]).spec
+
+
+def test_a_clip_directory_without_side_files_gets_openais(copy):
+    path = copy("clip")
+    edit(path, "preprocessor_config.json", "image_mean", value=[0.1, 0.2, 0.3])
+    assert read(path).spec["preprocess"]["mean"] == [0.1, 0.2, 0.3]
+    kept = ("config.json", "model.safetensors")
+    for file in path.iterdir():
+        if file.name not in kept:
+            file.unlink()
+    spec = read(path).spec
+    assert spec["tokenizer"] == {"name": "clip_bpe"}
+    assert to_plain(spec["preprocess"]) == to_plain(MODELS["ViT-B-32"]["preprocess"])
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -277,7 +291,7 @@ WRONG = [
     ("clip", P, ("size",), {"longest_edge": 32}, r"size is .*supported is .*shortest_edge"),
     ("clip", P, ("do_rescale",), False, r"do_rescale is False"),
     ("clip", P, ("rescale_factor",), 0.5, r"rescale_factor is 0.5; supported is 1 / 255"),
-    ("clip", P, ("image_mean",), [0.5], r"image_mean is \[0.5\]; supported is three numbers"),
+    ("clip", P, ("image_mean",), [0.5], r"image_mean is \[0.5\]; .* three numbers"),
     ("clip", P, ("image_processor_type",), "ViT", r"image_processor_type is 'ViT'"),
     ("siglip", C, ("vision_config", "vision_use_head"), False, r"vision_use_head is False"),
     (
@@ -291,6 +305,7 @@ WRONG = [
     ("siglip", C, ("text_config", "vocab_size"), 200, r"vocab_size is 200, the tokenizer has 300"),
     ("align", C, ("vision_config", "depthwise_padding"), [5], r"depthwise_padding is \[5\]"),
     ("align", C, ("vision_config", "batch_norm_eps"), 1e-5, r"batch_norm_eps is 1e-05"),
+    ("align", C, ("text_config", "pad_token_id"), 3, r"pad_token_id is 3, the tokenizer pads with"),
     ("align", P, ("include_top",), True, r"include_top is True"),
 ]
 
@@ -301,6 +316,31 @@ def test_what_is_not_supported_is_named(copy, case, file, keys, value, message):
     edit(path, file, *keys, value=value)
     with pytest.raises(WeightFileError, match=message):
         read(path)
+
+
+def paths_of(node, prefix=()):
+    for key, value in node.items():
+        yield (*prefix, key)
+        if isinstance(value, dict):
+            yield from paths_of(value, (*prefix, key))
+
+
+def test_odd_values_anywhere_are_errors_of_the_file(directories, tmp_path):
+    """Every field of every JSON file takes each of the odd values: it is read, or refused."""
+    hugging_face.write(tmp_path / "b", read(directories["siglip"][0]))
+    refused = 0
+    for file in (C, P, T):
+        text = (tmp_path / "b" / file).read_text()
+        for keys in paths_of(json.loads(text)):
+            for value in (None, [], {"a": 1}, "x", -1, float("nan"), True, 10**30, [[]]):
+                edit(tmp_path / "b", file, *keys, value=value)
+                try:
+                    read(tmp_path / "b")
+                except WeightFileError:
+                    refused += 1
+                (tmp_path / "b" / file).write_text(text)
+    assert refused > 400
+    read(tmp_path / "b")
 
 
 def test_damaged_files_are_named(copy, directories):

@@ -179,8 +179,11 @@ def test_align(reference, tmp_path):
 def test_what_transformers_saves_is_read(reference, clip, tmp_path, kind):
     path, weights = clip
     model, _ = reference.load("CLIPModel", path)
-    shard = {"max_shard_size": "1MB"} if "index" in kind else {}
-    model.save_pretrained(tmp_path / "b", safe_serialization="safe" in kind, **shard)
+    model.save_pretrained(tmp_path / "b", max_shard_size="1MB")
+    if kind == "pytorch_model.bin":  # which versions from 5 on read and do not write
+        for file in (tmp_path / "b").glob("model*"):
+            file.unlink()
+        reference.torch.save(model.state_dict(), tmp_path / "b" / kind)
     assert (tmp_path / "b" / kind).is_file()
     again = read(tmp_path / "b")
     assert all(np.array_equal(x.read(), again.leaves[n].read()) for n, x in weights.leaves.items())
@@ -368,10 +371,14 @@ def test_a_stable_diffusion_pipeline(reference, clip):
     assert not reference.torch.equal(image, draw(reference, pipeline, prompt=TEXTS[1]))
     tokens = padded(pipeline.tokenizer, TEXTS[:4], 77)
     hidden = run(weights, inputs(weights.spec)[0], tokens)[3]
-    # clip_skip 1 is Stable Diffusion 2's way: the last layer but one, normalised.
-    for skip, layer in ((None, -1), (1, -2)):
-        embeds, _ = pipeline.encode_prompt(TEXTS, "cpu", 1, False, clip_skip=skip)
-        close(final_norm(weights, hidden[layer]), embeds.detach(), HIDDEN)
+    embeds, _ = pipeline.encode_prompt(TEXTS, "cpu", 1, False)
+    close(final_norm(weights, hidden[-1]), embeds.detach(), HIDDEN)
+    # Stable Diffusion 2's way, or "clip skip": the last layer but one, normalised.
+    tower = pipeline.text_encoder
+    layers = tower(reference.torch.tensor(tokens), output_hidden_states=True).hidden_states
+    norm = getattr(tower, "text_model", tower).final_layer_norm
+    close(hidden[-2], layers[-2].detach(), HIDDEN)
+    close(final_norm(weights, hidden[-2]), norm(layers[-2]).detach(), HIDDEN)
 
 
 def test_an_unclip_pipeline(reference, clip):

@@ -72,8 +72,9 @@ def spec_of(config: Section, text: Section, vision: Section) -> dict[str, Any]:
     # The mean is over the whole map; their size of it and of the image are read by nobody.
     vision.ignore(["hidden_dim", "image_size", "num_hidden_layers"])
     text.must_be("position_embedding_type", "absolute")
-    pad_id = text.get("pad_token_id")
-    text.must_be("pad_token_id", pad_id if isinstance(pad_id, int) else 0)
+    vocab_size, pad_id = text.integer("vocab_size"), text.get("pad_token_id")
+    if not isinstance(pad_id, int) or not 0 <= pad_id < vocab_size:
+        raise text.error("pad_token_id", f"an id from 0 to {vocab_size - 1}")
     return {
         **_PUBLISHED,
         "name": "",
@@ -86,7 +87,7 @@ def spec_of(config: Section, text: Section, vision: Section) -> dict[str, Any]:
         },
         "text": {
             "name": TEXT_ENCODER,
-            "vocab_size": text.integer("vocab_size"),
+            "vocab_size": vocab_size,
             "context_length": _PUBLISHED["text"]["context_length"],
             "num_positions": text.integer("max_position_embeddings"),
             "num_segments": text.integer("type_vocab_size"),

@@ -1,26 +1,44 @@
 """Whether two specs are one model, and which row of the zoo a spec is."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from clipjax.config import to_plain
 from clipjax.interop.tensors import WeightFileError
+from clipjax.layers.initializers import BLOCK_INITS
 from clipjax.models import IMAGE_ENCODERS, MODELS, TEXT_ENCODERS
 
-# Dotted fields that change no number of a trained model, with the types that they may have.
-UNSAID: dict[str, tuple[type, ...]] = {
-    "name": (str,),
-    "source": (str,),
-    "logit_scale.init": (int, float),
-    "logit_scale.max": (int, float, type(None)),
-    "logit_bias": (int, float),
-    "image.init_name": (str,),
-    "image.patch_dropout": (int, float),
-    "image.dropout": (int, float),
-    "image.drop_connect": (int, float),
-    "text.init_name": (str,),
-    "text.dropout": (int, float),
+
+def _is_number(low: float, high: float) -> Callable[[Any], bool]:
+    return lambda x: type(x) in (int, float) and low <= x <= high
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_rate(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < 1
+
+
+def _is_init(value: Any) -> bool:
+    return isinstance(value, str) and value in BLOCK_INITS
+
+
+# Dotted fields that change no number of a trained model, and what they may hold.
+UNSAID: dict[str, Callable[[Any], bool]] = {
+    "name": _is_text,
+    "source": _is_text,
+    "logit_scale.init": _is_number(1e-6, 1e6),
+    "logit_scale.max": lambda x: x is None or _is_number(1e-6, 1e6)(x),
+    "logit_bias": _is_number(-1e6, 1e6),
+    "image.init_name": _is_init,
+    "image.patch_dropout": _is_rate,
+    "image.dropout": _is_rate,
+    "image.drop_connect": _is_rate,
+    "text.init_name": _is_init,
+    "text.dropout": _is_rate,
 }
 # Filled in when a model is built, and so no part of a spec.
 _RUNTIME = ("parent", "name", "dtype", "scan_layers", "remat", "image_size")
@@ -84,8 +102,11 @@ def own_spec(own: Any, found: Mapping[str, Any], where: str) -> dict[str, Any]:
     Raises:
         WeightFileError: it is no spec, or contradicts the other files.
     """
-    towers = [own.get(tower) if isinstance(own, Mapping) else None for tower in ("image", "text")]
-    if not all(isinstance(x, Mapping) and isinstance(x.get("name"), str) for x in towers):
+    fields = own if isinstance(own, Mapping) else {}
+    parts = [fields.get(name) for name in ("image", "text", "preprocess", "tokenizer")]
+    if not all(isinstance(x, Mapping) for x in parts) or not all(
+        isinstance(x.get("name"), str) for x in parts[:2]
+    ):
         raise WeightFileError(f"{where} is {own!r:.80}, expected a model spec; remove the field")
     wanted = complete(own)
     for difference in differences(complete(found), wanted):
@@ -95,6 +116,6 @@ def own_spec(own: Any, found: Mapping[str, Any], where: str) -> dict[str, Any]:
                 f"{where}.{field} is {ours!r:.80}, the other fields and files say {theirs!r:.80}; "
                 "make them equal, or remove the field"
             )
-        if isinstance(ours, bool) or not isinstance(ours, UNSAID[field]):
-            raise WeightFileError(f"{where}.{field} is {ours!r:.80}, which is not its type")
+        if not UNSAID[field](ours):
+            raise WeightFileError(f"{where}.{field} is {ours!r:.80}, which it cannot be")
     return dict(own)

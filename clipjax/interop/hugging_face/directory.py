@@ -8,9 +8,6 @@ from clipjax.config import to_plain
 from clipjax.interop.files import open_tensors, save_safetensors
 from clipjax.interop.hugging_face.comparison import different_numbers, own_spec, row_of
 from clipjax.interop.hugging_face.config_json import FAMILIES, OWN_FIELD, read_config, write_config
-from clipjax.interop.hugging_face.preprocessor import (
-    FILE as PREPROCESSOR,
-)
 from clipjax.interop.hugging_face.preprocessor import read_preprocessor, write_preprocessor
 from clipjax.interop.hugging_face.section import read_json, write_json
 from clipjax.interop.hugging_face.tokenizer_files import (
@@ -22,7 +19,7 @@ from clipjax.interop.tensors import WeightFileError
 from clipjax.interop.weights import Hints, Weights, convert, export
 from clipjax.models.zoo import MODELS
 
-CONFIG = "config.json"
+CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 # The first that is there is read.
 WEIGHT_FILES = (
     "model.safetensors",

@@ -7,7 +7,6 @@ from clipjax.interop.hugging_face.section import Section
 from clipjax.interop.tensors import WeightFileError
 from clipjax.models.zoo.parts import HALF, OPENAI_MEAN, OPENAI_STD
 
-FILE = "preprocessor_config.json"
 _COMMON = {
     "do_resize": True,
     "do_rescale": True,
@@ -213,8 +212,11 @@ def _normalisation(section: Section) -> dict[str, Any]:
 def _channels(section: Section, name: str) -> list[float]:
     values = section.get(name)
     values = [values] * 3 if isinstance(values, float) else values
-    if not isinstance(values, (list, tuple)) or len(values) != 3:
-        raise section.error(name, "three numbers")
-    if not all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in values):
-        raise section.error(name, "three numbers")
+    least = 0.0 if name == "image_mean" else 1e-6
+    if (
+        not isinstance(values, (list, tuple))
+        or len(values) != 3
+        or not all(type(x) in (int, float) and least <= x <= 1e3 for x in values)
+    ):
+        raise section.error(name, f"three numbers of at least {least}")
     return [float(x) for x in values]

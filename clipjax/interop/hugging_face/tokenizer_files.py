@@ -58,7 +58,8 @@ def check_tokenizer(spec: Mapping[str, Any], files: Mapping[str, Path], where: s
     """Builds the tokenizer and compares its ids with the rows of the token embedding.
 
     Raises:
-        WeightFileError: the tokenizer has ids that the model has no row for, or CLIP's has less.
+        WeightFileError: the tokenizer has ids that the model has no row for, CLIP's has less, or
+            the model masks another padding.
     """
     tokenizer = spec["tokenizer"]
     try:
@@ -70,6 +71,12 @@ def check_tokenizer(spec: Mapping[str, Any], files: Mapping[str, Path], where: s
     if ids > rows or (tokenizer["name"] == "clip_bpe" and ids != rows):
         raise WeightFileError(
             f"{where}: text_config.vocab_size is {rows}, the tokenizer has {ids} ids"
+        )
+    pad_id = spec["text"].get("pad_id", contract["pad_id"])
+    if pad_id != contract["pad_id"]:
+        raise WeightFileError(
+            f"{where}: text_config.pad_token_id is {pad_id}, the tokenizer pads with "
+            f"{contract['pad_id']}"
         )
 
 
@@ -139,7 +146,7 @@ def _own_file(weights: Weights) -> Path:
     if file is None or not file.is_file():
         raise ValueError(
             f"tokenizer.model is {model!r}, which is no file: {weights.source} came without its "
-            "vocabulary; a Hugging Face directory needs it"
+            "vocabulary, which a Hugging Face directory needs; give it with --tokenizer FILE"
         )
     return file
 
