@@ -236,7 +236,7 @@ def trip_count(module: Module, computation: Computation, loop: Instruction) -> i
     constant; the counter's start stands in the caller, its increment in the body.
 
     Raises:
-        ValueError: it is not a constant.
+        ValueError: it is not a constant, or the loop does not count up.
     """
     known = re.search(r'known_trip_count"?:\s*\{\s*"?n"?:\s*"?(\d+)', loop.rest)
     if known:
@@ -246,9 +246,15 @@ def trip_count(module: Module, computation: Computation, loop: Instruction) -> i
     if index is None or limit is None:
         raise ValueError(f"the trip count of {loop.name} is not a constant: {condition.root.rest}")
     body = module.computations[loop.attribute("body").lstrip("%")]
-    start = _initial(computation, loop, index)
-    step = _increment(body, index)
-    span = limit - start + (1 if direction in ("LE", "GE") else 0)
+    start = _initial(module, computation, loop, index)
+    step = _increment(module, body, index)
+    if start is None or step is None or step <= 0 or direction not in ("LT", "LE"):
+        raise ValueError(
+            f"the trip count of {loop.name} is not known: its counter starts at {start}, grows by "
+            f"{step} and is compared by {direction}; only loops that count up by a constant from "
+            "a constant are read"
+        )
+    span = limit - start + (1 if direction == "LE" else 0)
     return max(0, -(-span // step))
 
 
@@ -271,28 +277,76 @@ def _counter(module: Module, condition: Computation) -> tuple[int | None, int | 
             index = int(argument.attribute("index"))
         elif argument.opcode == "constant" and re.fullmatch(r"-?\d+", argument.operands[0]):
             limit = int(argument.operands[0])
-    return index, limit, compare.attribute("direction") or "LT"
+    direction = compare.attribute("direction") or compare.opcode
+    if arguments[0].opcode == "constant":  # 12 > i
+        direction = {"GT": "LT", "GE": "LE", "LT": "GT", "LE": "GE"}.get(direction, direction)
+    return index, limit, direction
 
 
-def _initial(computation: Computation, loop: Instruction, index: int) -> int:
-    state = computation.instructions.get(loop.operands[0])
-    while state is not None and state.opcode == "tuple":
-        state = computation.instructions.get(state.operands[index])
-        while state is not None and state.opcode in ("copy", "bitcast", "convert"):
-            state = computation.instructions.get(state.operands[0])
-    if state is not None and state.opcode == "constant" and state.operands[0].isdigit():
-        return int(state.operands[0])
-    return 0  # JAX counts from 0; a start that was hoisted out of sight is that
+def _source(computation: Computation, name: str) -> Instruction | None:
+    """The instruction that a value comes from, copies looked through; None if it is not here."""
+    found = computation.instructions.get(name)
+    while found is not None and found.opcode in ("copy", "bitcast", "convert"):
+        found = computation.instructions.get(found.operands[0])
+    return found
 
 
-def _increment(body: Computation, index: int) -> int:
-    result = body.root
-    if result.opcode != "tuple":
-        return 1
-    update = body.instructions[result.operands[index]]
-    if update.opcode == "add":
-        for name in update.operands:
-            operand = body.instructions[name]
-            if operand.opcode == "constant" and operand.operands[0].isdigit():
-                return int(operand.operands[0])
-    return 1
+def _constant(module: Module, computation: Computation, name: str) -> int | None:
+    """An integer that stands in the program's text; None if it does not."""
+    found = _source(computation, name)
+    if found is None:
+        return None
+    if found.opcode == "constant" and re.fullmatch(r"-?\d+", found.operands[0]):
+        return int(found.operands[0])
+    if found.opcode == "get-tuple-element":
+        index = int(found.attribute("index"))
+        state = _source(computation, found.operands[0])
+        if state is not None and state.opcode == "tuple":
+            return _constant(module, computation, state.operands[index])
+        if _is_handed_on(computation, index):  # hoisted out of an outer loop
+            for caller in module.computations.values():
+                for loop in caller.instructions.values():
+                    if (loop.attribute("body") or "").lstrip("%") == computation.name:
+                        return _initial(module, caller, loop, index)
+    return None
+
+
+def _is_handed_on(body: Computation, index: int) -> bool:
+    """Whether a loop's body leaves an element of its state as it was."""
+    return body.root.opcode == "tuple" and _is_state(body, body.root.operands[index], index)
+
+
+def _is_state(body: Computation, name: str, index: int) -> bool:
+    found = _source(body, name)
+    if found is None or found.opcode != "get-tuple-element":
+        return False
+    state = _source(body, found.operands[0])
+    return (
+        state is not None and state.opcode == "parameter" and int(found.attribute("index")) == index
+    )
+
+
+def _initial(module: Module, computation: Computation, loop: Instruction, index: int) -> int | None:
+    state = _source(computation, loop.operands[0])
+    if state is None or state.opcode != "tuple":
+        return None
+    return _constant(module, computation, state.operands[index])
+
+
+def _increment(module: Module, body: Computation, index: int) -> int | None:
+    """What a loop's body adds to its counter; None if it does anything else with it."""
+    if body.root.opcode != "tuple":
+        return None
+    update = _source(body, body.root.operands[index])
+    inner, outer = body, {}
+    if update is not None and update.opcode == "fusion":
+        inner = module.computations[_CALLED.search(update.rest)[1]]
+        outer = dict(zip((p.name for p in inner.parameters()), update.operands, strict=True))
+        update = inner.root
+    if update is None or update.opcode != "add":
+        return None
+    places = [(body, outer[name]) if name in outer else (inner, name) for name in update.operands]
+    if not any(where is body and _is_state(body, name, index) for where, name in places):
+        return None
+    found = [_constant(module, where, name) for where, name in places]
+    return next((value for value in found if value is not None), None)

@@ -109,6 +109,106 @@ def test_trips_of_a_tpu_loop_come_from_its_condition(start, end, step, direction
     assert trip_count(module, main, main.instructions["loop"]) == trips
 
 
+ADD = "%next = s32[]{:T(128)} add(%i, %by)"
+STARTED = "%start = s32[]{:T(128)} constant(START)"
+
+
+def loop_of(*changes, start=0, end=12, step=1, direction="LT"):
+    text = LOOP
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    text = text.replace("START", str(start)).replace("END", str(end)).replace("STEP", str(step))
+    module = parse(text.replace("DIRECTION", direction))
+    main = module.computations[module.entry]
+    return trip_count(module, main, main.instructions["loop"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "options"),
+    [
+        ([], {"start": 12, "end": 0, "step": -1, "direction": "GT"}),
+        ([], {"start": 12, "end": 0, "direction": "GT"}),
+        ([], {"step": -1}),
+        ([], {"step": 0}),
+        ([], {"direction": "NE"}),
+        ([(ADD, ADD.replace("add", "subtract"))], {}),
+        ([(ADD, ADD.replace("add", "multiply"))], {"start": 1, "step": 2}),
+        ([(ADD, ADD.replace("%i,", "%by,"))], {}),
+        ([(ADD, ADD.replace("%by", "%i"))], {}),
+        ([(STARTED, "%start = s32[]{:T(128)} parameter(1)")], {}),
+        ([("compare(%i.1, %end)", "compare(%end, %i.1)")], {}),
+    ],
+)
+def test_a_loop_that_does_not_count_up_by_a_constant_is_an_error(changes, options):
+    assert loop_of() == 12
+    with pytest.raises(ValueError, match="trip count of loop is not known"):
+        loop_of(*changes, **options)
+
+
+def test_a_counter_behind_copies_fusions_and_swapped_operands_is_read():
+    swapped = ("compare(%i.1, %end)", "compare(%end, %i.1)")
+    assert loop_of(swapped, direction="GT") == 12
+    copied = (STARTED, "%zero = s32[] constant(START)\n  %start = s32[] copy(%zero)")
+    assert loop_of(copied, start=-2) == 14
+    adder = """\
+%adder (p: s32[], q: s32[]) -> s32[] {
+  %p = s32[] parameter(0)
+  %q = s32[] parameter(1)
+  ROOT %sum = s32[] add(%q, %p)
+}
+
+%body"""
+    fused = (ADD, "%next = s32[] fusion(%by, %i), kind=kLoop, calls=%adder")
+    assert loop_of(fused, ("%body (", f"{adder} ("), step=5) == 3
+
+
+def test_a_start_that_was_hoisted_out_of_an_outer_loop_is_read():
+    def text(handed_on):
+        return f"""\
+HloModule m
+
+%inner (s: (s32[])) -> (s32[]) {{
+  %s = (s32[]) parameter(0)
+  %i = s32[] get-tuple-element(%s), index=0
+  %one = s32[] constant(1)
+  %next = s32[] add(%i, %one)
+  ROOT %out = (s32[]) tuple(%next)
+}}
+
+%test (t: (s32[])) -> pred[] {{
+  %t = (s32[]) parameter(0)
+  %j = s32[] get-tuple-element(%t), index=0
+  %end = s32[] constant(9)
+  ROOT %lt = pred[] compare(%j, %end), direction=LT
+}}
+
+%outer (u: (s32[], s32[])) -> (s32[], s32[]) {{
+  %u = (s32[], s32[]) parameter(0)
+  %k = s32[] get-tuple-element(%u), index=0
+  %start = s32[] get-tuple-element(%u), index=1
+  %one.1 = s32[] constant(1)
+  %more = s32[] add(%k, %one.1)
+  %state = (s32[]) tuple(%start)
+  %loop = (s32[]) while(%state), condition=%test, body=%inner
+  ROOT %out.1 = (s32[], s32[]) tuple(%more, %{handed_on})
+}}
+
+ENTRY %main () -> (s32[], s32[]) {{
+  %zero = s32[] constant(0)
+  %four = s32[] constant(4)
+  %both = (s32[], s32[]) tuple(%zero, %four)
+  ROOT %all = (s32[], s32[]) while(%both), condition=%test, body=%outer
+}}
+"""
+
+    module = parse(text("start"))
+    times = [v.times for v in walk(module) if v.instruction.opcode == "add"]
+    assert sorted(times) == [9, 9 * 5]
+    with pytest.raises(ValueError, match="trip count of loop is not known"):
+        list(walk(parse(text("more"))))
+
+
 def test_memory_spaces_and_types_are_read():
     loop = parse(LOOP).computations["main"].instructions["loop"]
     assert [(s.dtype, s.dims, s.space) for s in loop.shapes] == [("s32", (), 0), ("f32", (8,), 1)]
