@@ -126,7 +126,7 @@ def _read_lines(path: Path) -> list[str]:
         lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise WeightFileError(f"{path} cannot be read: {error}") from error
-    return lines[1:] if lines[0].startswith("#version") else lines
+    return lines[1:] if "#version" in lines[0] else lines
 
 
 def _check_merges(lines: list[str], where: str) -> None:
