@@ -21,11 +21,13 @@ from jax import export as jax_export
 from clipjax.array_types import Patches, PyTree
 from clipjax.config import to_plain
 from clipjax.interop.files import save_safetensors
+from clipjax.interop.hugging_face.clip_tokenizer import write_clip_tokenizer
 from clipjax.interop.shapes import STACK, stacked_shapes
 from clipjax.interop.tensors import LazyTensor, WeightFileError
 from clipjax.interop.weights import Hints, Weights
 from clipjax.models import build_model
 from clipjax.models.images import normalise_images
+from clipjax.tokenizers.wordpiece import VOCABULARY
 from clipjax.trees import unflatten_names
 
 PLATFORMS = ("cpu", "tpu", "cuda")
@@ -74,8 +76,13 @@ def write(path: Path, weights: Weights) -> None:
             lambda x: {"dtype": str(x.dtype), "shape": [str(size) for size in x.shape]},
             input_rows(weights.spec, tower),
         )
-    if weights.tokenizer_files:
-        (path / "tokenizer").mkdir()
+    (path / "tokenizer").mkdir()
+    tokenizer = weights.spec["tokenizer"]
+    if tokenizer["name"] == "clip_bpe":  # shipped with clipjax, which the reader may not have
+        length = weights.spec["text"]["context_length"]
+        write_clip_tokenizer(path / "tokenizer", tokenizer, length)
+    elif tokenizer["name"] == "wordpiece" and not weights.tokenizer_files:  # likewise
+        shutil.copyfile(VOCABULARY, path / "tokenizer" / "vocab.txt")
     for name, file in weights.tokenizer_files.items():
         shutil.copyfile(file, path / "tokenizer" / Path(name).name)
     contract = _contract(weights, inputs)

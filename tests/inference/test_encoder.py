@@ -9,7 +9,7 @@ from PIL import Image
 from clipjax.checkpoint import CheckpointManager, make_contract
 from clipjax.inference import Encoder
 from clipjax.inference.buckets import bucket_size
-from clipjax.models import build_model
+from clipjax.models import CLIP, build_model
 from clipjax.models.images import normalise_images
 from clipjax.models.layers_layout import stack_layers, unstack_layers
 from clipjax.partitioning import make_mesh
@@ -151,6 +151,32 @@ def test_few_sizes_compile():
     assert [bucket_size(n, 1, 64) for n in (1, 2, 3, 5, 64, 65, 1000)] == [1, 2, 4, 8, 64, 64, 64]
     assert [bucket_size(n, 8, 64) for n in (1, 9, 64)] == [8, 16, 64]
     assert bucket_size(1000, 6, 64) == 96
+
+
+def test_a_new_number_of_rows_compiles_nothing(params, monkeypatch):
+    traces = []
+    encode = CLIP.encode_image, CLIP.encode_text
+
+    def counted(number):
+        def call(self, rows, **options):
+            traces.append((number, rows.shape[0]))
+            return encode[number](self, rows, **options)
+
+        return call
+
+    monkeypatch.setattr(CLIP, "encode_image", counted(0))
+    monkeypatch.setattr(CLIP, "encode_text", counted(1))
+    mesh = make_mesh({"data": 2, "fsdp": 1, "tensor": 1}, jax.devices()[:2])
+    encoder = Encoder(SPEC, params, mesh=mesh, batch_size=8)
+    single = Encoder(SPEC, params)
+    images, wanted = pictures(7), single.encode_image(pictures(7))
+    traces.clear()
+    for count in (5, 7, 6):
+        np.testing.assert_allclose(encoder.encode_image(images[:count]), wanted[:count], atol=1e-5)
+        encoder.encode_text([f"text {i}" for i in range(count)])
+    assert traces == [(0, 8), (1, 8)]
+    encoder.encode_text(["one"])  # the control: a smaller bucket is another program
+    assert traces[2:] == [(1, 2)]
 
 
 def test_labels_are_ranked_with_probabilities(encoder):

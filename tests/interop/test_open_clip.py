@@ -117,6 +117,22 @@ def test_a_hint_settles_what_shapes_leave_open():
     assert spec["preprocess"]["mean"] == [0.5, 0.5, 0.5]
 
 
+@pytest.mark.parametrize(
+    ("model", "activation", "message"),
+    [
+        ("ViT-B-32", "quick_gelu", "give --model ViT-B-32-quickgelu alone"),
+        ("ViT-B-32-quickgelu", "gelu", "give --model ViT-B-32 alone"),
+        ("ViT-B-32", "gelu_tanh", "give one of the two alone"),
+    ],
+)
+def test_hints_that_contradict_each_other(model, activation, message):
+    found = to_plain(MODELS["ViT-B-32"])
+    with pytest.raises(ValueError, match=message):
+        settle(found, Hints(model=model, activation=activation), where="f")
+    agreeing = Hints(model="ViT-B-32", activation="gelu")
+    assert settle(found, agreeing, where="f")["name"] == "ViT-B-32"
+
+
 def test_hints_that_contradict_the_file():
     found = draft("ViT-B-32")
     with pytest.raises(ValueError, match=r"image.patch_size 32 in the file, 16 in ViT-B-16"):

@@ -1,5 +1,7 @@
 """The modified ResNet against open_clip, and its batch statistics against the global batch's."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,6 +76,19 @@ def test_training_step(problem):
     after = {k.removeprefix(prefix): v for k, v in golden.items() if k.startswith(prefix)}
     after = convert(after, spec)
     jax.tree.map(lambda f, w: np.testing.assert_allclose(f, w, atol=1e-5), statistics, after)
+
+
+def test_a_fresh_bottleneck_is_its_shortcut():
+    fields = {"image_size": 32, "layers": (1, 1, 1, 1), "width": 8, "num_heads": 4}
+    model = ModifiedResNet(**fields, output_dim=8)
+    params = nn.unbox(model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3))))["params"]
+    scales = {n: x for n, x in flatten_with_names(params) if re.search(r"/bn\d/scale$", n)}
+    assert len(scales) == 3 * 4  # the stem's are not in a block
+    for name, scale in scales.items():
+        assert (scale == (0 if "/bn3/" in name else 1)).all(), name
+    pool = params["attention_pool"]
+    kernel = pool["attention"]["q_kernel"]
+    assert abs(kernel.std() * 256**0.5 - 1) < 0.1  # N(0, channels^-0.5), 256 channels
 
 
 def test_statistics_are_those_of_the_global_batch():

@@ -1,4 +1,7 @@
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,15 +46,32 @@ PARAMETERS = {
     "xlm-roberta-base-ViT-B-32": (87_849_216, 278_272_256, 366_121_473),
     "xlm-roberta-large-ViT-H-14": (632_076_800, 560_937_984, 1_193_014_785),
 }
-# Width of an attention head where it is not 64.
+# Width of an attention head where it is not 64, by a part of the name.
 HEAD_DIMS = {"ViT-H-14": 80, "ViT-g-14": 88, "ViT-bigG-14": 104, "ViT-e-14": 112}
-HEAD_DIMS |= {"siglip-so400m-14-384": 72, "siglip2-g-opt-16-256": 96}
+HEAD_DIMS |= {"so400m": 72, "g-opt": 96, "-huge-": 80}
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameters_to_the_digit(name):
     counts = count_model_parameters(MODELS[name])
     assert (counts["image"], counts["text"], counts["total"]) == PARAMETERS[name]
+
+
+@pytest.mark.slow
+def test_the_command_prints_every_row_with_its_parameters():
+    done = subprocess.run(
+        [sys.executable, "-m", "clipjax", "models", "--json"], check=True, stdout=subprocess.PIPE
+    )
+    table = json.loads(done.stdout)
+    assert list(table) == list(MODELS)
+    counts = {name: tuple(row["parameters"].values()) for name, row in table.items()}
+    assert {name: counts[name] for name in PARAMETERS} == PARAMETERS
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    lines = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
+    for name, numbers in counts.items():
+        # Rows that differ in activation or preprocessing alone share a line.
+        line = lines.get(name) or lines[re.sub("-(quickgelu|dfn|laion2b)", "", name)]
+        assert line.endswith("".join(f" | {number:,}" for number in numbers) + " |"), line
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -62,13 +82,15 @@ def test_every_row_is_plain_data_and_builds(name):
     assert resolve_spec(plain) == plain
     assert build_model(plain).embed_dim == spec["embed_dim"]
     image = spec["image"]
-    if image["name"] == "vit":
-        head_dim = HEAD_DIMS.get(name, 64)
-        assert (image["width"] // image["num_heads"] == head_dim) or name not in HEAD_DIMS
+    if "num_heads" in image and image["name"] != "modified_resnet":
+        sizes = [size for part, size in HEAD_DIMS.items() if part in name]
+        assert image["width"] // image["num_heads"] == (sizes[0] if sizes else 64)
 
 
 def test_openai_and_openclip_rows_differ_in_the_activation_alone():
     quick = [name for name in MODELS if name.endswith("-quickgelu")]
+    assert MODELS["ViT-H-14-quickgelu-dfn"]["preprocess"]["resize"] == "squash"
+    assert MODELS["ViT-H-14-quickgelu"]["preprocess"]["resize"] == "shortest"
     assert "ViT-B-32-quickgelu" in quick
     for name in quick:
         base = MODELS[name.removesuffix("-quickgelu")]

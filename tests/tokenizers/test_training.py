@@ -25,7 +25,7 @@ def test_every_text_comes_back(tmp_path, model_type):
     # Bytes spell what was never seen: nothing is unknown.
     texts = [ENGLISH[1], "ein grüner hund", "猫 ☂ ½"]
     rows = tokenizer(texts)
-    assert [tokenizer.decode(row) for row in rows] == [ENGLISH[1], "ein grüner hund", "猫 ☂ 1\u20442"]
+    assert [tokenizer.decode(row) for row in rows] == [*texts[:2], "猫 ☂ 1\u20442"]
     assert (rows != 1).all() and (rows.max(axis=1) == 299).all()
     assert (rows[0] != 0).sum() < len(ENGLISH[1])
 

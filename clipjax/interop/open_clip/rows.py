@@ -32,6 +32,7 @@ def settle(draft: Mapping[str, Any], hints: Hints, *, where: str) -> Spec:
     """
     found = _of_model(draft, hints.model, where) if hints.model else _distinct(candidates(draft))
     if hints.activation:
+        _check_hints(hints)
         found = _with_activation(found, hints.activation)
     if len(found) != 1:
         raise ValueError(_question(found, where))
@@ -155,6 +156,25 @@ def _distinct(specs: Iterable[Spec]) -> list[Spec]:
         if all({**other, "name": "", "source": ""} != bare for other in found):
             found.append(spec)
     return found
+
+
+def _check_hints(hints: Hints) -> None:
+    """A name says the activation; another one is a mistake where the zoo has a row for it.
+
+    OpenCLIP runs weights of SigLIP and CLIPA with another activation than those who trained them,
+    so there both may be said.
+    """
+    row = MODELS.get(hints.model or "")
+    if row is None or row["text"]["name"] == "bidirectional_transformer":
+        return
+    if hints.activation != activation_of(row):
+        base = row["name"].removesuffix("-quickgelu")
+        others = [name for name in (base, f"{base}-quickgelu") if name in MODELS]
+        fitting = [name for name in others if activation_of(MODELS[name]) == hints.activation]
+        raise ValueError(
+            f"--model {row['name']} has {activation_of(row)}, --activation {hints.activation} says "
+            f"otherwise: give {f'--model {fitting[0]}' if fitting else 'one of the two'} alone"
+        )
 
 
 def _with_activation(found: list[Spec], activation: str) -> list[Spec]:

@@ -41,7 +41,7 @@ _QUICK_GELU = {
     "ViT-B-16": _CLIP,
     "ViT-L-14": _CLIP,
     "ViT-L-14-336": _CLIP,
-    "ViT-H-14": _DFN,
+    "ViT-H-14": _META,
     "ViT-H-14-378": _DFN,
     "ViT-bigG-14": _META,
 }
@@ -82,6 +82,15 @@ ROWS: dict[str, dict[str, Any]] = {
         f"{name}-quickgelu": _row(f"{name}-quickgelu", name, "quick_gelu", source)
         for name, source in _QUICK_GELU.items()
     },
+}
+# DFN's two H/14 saw images squashed to a square; MetaCLIP's and all others crop one.
+_SQUASHED = {**OPENAI_PREPROCESS, "resize": "squash"}
+ROWS["ViT-H-14-378-quickgelu"] = {**ROWS["ViT-H-14-378-quickgelu"], "preprocess": _SQUASHED}
+ROWS["ViT-H-14-quickgelu-dfn"] = {
+    **ROWS["ViT-H-14-quickgelu"],
+    "name": "ViT-H-14-quickgelu-dfn",
+    "preprocess": _SQUASHED,
+    "source": _DFN,
 }
 # The one LAION-2B model that was trained on pixels in [-1, 1] (weights laion2b_s32b_b82k).
 ROWS["ViT-L-14-laion2b"] = {
