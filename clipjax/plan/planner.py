@@ -261,7 +261,7 @@ def _advice(
         setting,
         needed_bytes=needed,
         capacity=capacity,
-        fsdp_sizes=fsdp_sizes(step.num_devices),
+        fsdp_sizes=fsdp_sizes(setting, mesh),
     )
     return [
         Advice(
@@ -273,8 +273,13 @@ def _advice(
     ]
 
 
-def fsdp_sizes(num_devices: int) -> tuple[int, ...]:
-    """Sizes of the axis fsdp worth trying: about one axis of the torus, and all devices."""
+def fsdp_sizes(setting: Setting, mesh: Mapping[str, int]) -> tuple[int, ...]:
+    """Sizes of the axis fsdp worth trying: about one axis of the torus, and all devices.
+
+    The axis tensor stays as it is, unless it is the table of that name which is left.
+    """
+    num_devices = mesh["data"] * mesh["fsdp"]
+    num_devices *= mesh["tensor"] if setting.sharding == "tensor" else 1
     near = max(
         (d for d in range(2, num_devices + 1) if num_devices % d == 0 and d * d <= num_devices),
         default=num_devices,

@@ -25,6 +25,11 @@ def grouped(collectives: Sequence[Collective]) -> list[tuple[str, str, str, int,
     return sorted(found, key=lambda row: (row[0] != "step", -row[4]))
 
 
+def digits(value: float, places: int = 1) -> str:
+    """A number to `places` places; below 1, to two digits that are not zero."""
+    return f"{value:,.{places}f}" if value >= 1 or value == 0 else f"{value:.2g}"
+
+
 def to_text(plan: Plan, assumptions: Assumptions) -> str:
     """The page."""
     lines = [
@@ -69,7 +74,10 @@ def _memory(plan: Plan) -> Iterator[str]:
     yield ""
     yield f"HBM, GiB of {capacity:.2f} a device"
     if plan.memory is None:
-        yield f"  needed           {plan.needed_bytes / GIB:8.2f}  and the compiler gave up"
+        yield (
+            f"  needed           {plan.needed_bytes / GIB:8.2f}  of the temporaries alone, state "
+            "and batch not counted: the compiler gave up there"
+        )
     else:
         memory = plan.memory
         rows = (
@@ -191,11 +199,12 @@ def _bounds(plan: Plan) -> Iterator[str]:
     yield ""
     yield "Bounds, from published peaks: no run can be faster; not a forecast"
     yield (
-        f"  step time        {bounds.step_s * 1e3:8.1f} ms at least, limited by {bounds.limited_by}"
+        f"  step time        {digits(bounds.step_s * 1e3):>8} ms at least, "
+        f"limited by {bounds.limited_by}"
     )
     yield (
-        f"    compute {bounds.compute_s * 1e3:.1f} ms, HBM {bounds.hbm_s * 1e3:.1f} ms "
-        f"({plan.traffic.hbm / 1e9:.0f} GB), links {bounds.links_s * 1e3:.1f} ms"
+        f"    compute {digits(bounds.compute_s * 1e3)} ms, HBM {digits(bounds.hbm_s * 1e3)} ms "
+        f"({digits(plan.traffic.hbm / 1e9, 0)} GB), links {digits(bounds.links_s * 1e3)} ms"
     )
     yield f"  samples/s a chip {bounds.samples_per_s_chip:8.0f} at most"
     yield f"  MFU              {bounds.mfu:8.0%} at most"
@@ -216,9 +225,10 @@ def _run(plan: Plan, assumptions: Assumptions) -> Iterator[str]:
             f"  {stage['samples_per_s_chip']:,.0f} samples/s a chip, "
             f"{stage['images_per_s_host']:,.0f} images/s a host to decode"
         )
-    yield f"  {run['chip_hours']:,.0f} chip-hours, {run['days']:.1f} days"
+    yield f"  {digits(run['chip_hours'], 0)} chip-hours, {digits(run['days'])} days"
     if run["cost_usd"] is not None:
-        yield f"  {run['cost_usd']:,.0f} USD at {assumptions.price:g} USD a chip-hour (--price)"
+        cost = digits(run["cost_usd"], 0)
+        yield f"  {cost} USD at {assumptions.price:g} USD a chip-hour (--price)"
     if plan.bounds and assumptions.mfu > plan.bounds.mfu:
         yield "  This MFU is above the bound: it cannot be reached."
 
@@ -243,6 +253,11 @@ def to_json(plan: Plan, assumptions: Assumptions) -> dict[str, Any]:
         },
         "mesh": plan.mesh,
         "batch_size": plan.batch_size,
+        "stage": {
+            "planned": plan.planned + 1,
+            "of": len(plan.stages),
+            "sizes": plan.stages[plan.planned].sizes,
+        },
         "setting": dataclasses.asdict(plan.setting),
         "fits": plan.fits,
         "hbm": {"needed": plan.needed_bytes, "capacity": plan.capacity_bytes, "split": memory},

@@ -24,12 +24,14 @@ class Candidate:
         extra_flops: recomputation, as a share of the model's FLOPs.
         predicted_bytes: by the memory model.
         plan: what the compiler says; None if it was not asked.
+        refused: why the config cannot be so, in the words of its check; None if it can.
     """
 
     setting: Setting
     extra_flops: float
     predicted_bytes: float
     plan: Plan | None
+    refused: str | None = None
 
 
 def with_setting(config: ConfigDict, setting: Setting, batch_size: int | None = None) -> ConfigDict:
@@ -65,28 +67,41 @@ def search_settings(
         plan_fn: makes a plan.
 
     Returns:
-        Those that fit, fastest bound first; then those not compiled; then those that do not fit.
+        Those that fit, fastest bound first; then those not compiled; then those that do not fit;
+        last those that the config cannot be set to.
     """
     scale = first.needed_bytes / predicted_bytes(first.step, first.setting)
     candidates = []
     left = max_compilations
-    sizes = fsdp_sizes(first.step.num_devices)
+    sizes = fsdp_sizes(first.setting, first.mesh)
     for setting in settings(first.step, first.setting, sizes):
         predicted = scale * predicted_bytes(first.step, setting)
         price = extra_flops(first.step.spec, setting)
-        plan = first if setting == first.setting else None
+        plan, refused = first if setting == first.setting else None, None
         if plan is None and left and predicted < HOPELESS * first.capacity_bytes:
             flags = setting.flags(first.batch_size, first.setting)
             logging.info("Search: %s", " ".join(flags))
-            plan = plan_fn(with_setting(config, setting), topology)
-            left -= plan.fits  # a refusal comes early, in a small part of the time
+            try:
+                plan = plan_fn(with_setting(config, setting), topology)
+                left -= plan.fits  # a refusal comes early, in a small part of the time
+            except ValueError as error:  # this setting is not for this config; others may be
+                refused = str(error)
+                logging.info("Search: refused: %s", refused)
         candidates.append(
-            Candidate(setting=setting, extra_flops=price, predicted_bytes=predicted, plan=plan)
+            Candidate(
+                setting=setting,
+                extra_flops=price,
+                predicted_bytes=predicted,
+                plan=plan,
+                refused=refused,
+            )
         )
     return sorted(candidates, key=_order)
 
 
 def _order(candidate: Candidate) -> tuple[int, float]:
+    if candidate.refused is not None:
+        return 3, candidate.extra_flops
     if candidate.plan is None:
         return 1, candidate.extra_flops
     if not candidate.plan.fits:

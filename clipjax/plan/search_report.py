@@ -1,11 +1,13 @@
 """A search as a table and as JSON."""
 
 import dataclasses
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 from clipjax.plan.advice import recomputation_order
 from clipjax.plan.planner import Plan
+from clipjax.plan.report import digits
 from clipjax.plan.search import Candidate
 
 GIB = 2**30
@@ -19,13 +21,19 @@ def settings_to_text(candidates: Sequence[Candidate], plan: Plan) -> str:
         f"  {'remat':<6} {'micro-batches':>13} {'sharding':<11} {'fsdp':>5} {'GiB':>7} "
         f"{'+FLOPs':>7} {'step ms >=':>11}"
     )
-    unknown = [candidate for candidate in candidates if candidate.plan is None]
+    unknown = [c for c in candidates if c.plan is None and c.refused is None]
     for candidate in (c for c in candidates if c not in unknown[_UNKNOWN_SHOWN:]):
         setting, compiled = candidate.setting, candidate.plan
         size, note = candidate.predicted_bytes / GIB, "   predicted, not compiled"
+        if candidate.refused is not None:
+            note = f"   refused: {textwrap.shorten(candidate.refused, 60, placeholder=' ...')}"
         if compiled is not None:
             size = compiled.needed_bytes / GIB
-            note = f"{compiled.bounds.step_s * 1e3:11.1f}" if compiled.fits else "   does not fit"
+            note = (
+                f"{digits(compiled.bounds.step_s * 1e3):>11}"
+                if compiled.fits
+                else "   does not fit"
+            )
         lines.append(
             f"  {setting.remat:<6} {setting.micro_batches:>13} {setting.sharding:<11} "
             f"{setting.fsdp:>5} {size:7.2f} {candidate.extra_flops:7.0%} {note}"
@@ -72,6 +80,7 @@ def search_to_json(
                 "extra_flops": candidate.extra_flops,
                 "predicted_bytes": candidate.predicted_bytes,
                 "compiled": compiled is not None,
+                "refused": candidate.refused,
                 "fits": compiled and compiled.fits,
                 "needed_bytes": compiled and compiled.needed_bytes,
                 "step_s_bound": compiled and compiled.bounds and compiled.bounds.step_s,

@@ -1,6 +1,7 @@
 """FLOPs of single products, against counting by hand."""
 
 import itertools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from clipjax import plan
 from clipjax.plan.flops import count_flops, valid_pairs
 from clipjax.plan.hlo import parse, walk
 
@@ -37,6 +39,13 @@ def test_valid_pairs_equal_counting():
 def test_a_batch_dimension_written_as_a_dilated_window_counts_once():
     """TPU: a batch of 128 products is one convolution whose windows meet one element each."""
     assert valid_pairs(128, 128, 128, stride=127, pad=0, dilation=128, window_dilation=1) == 128
+
+
+def test_the_compilers_estimate_of_time_is_used_nowhere():
+    """It comes out negative."""
+    sources = list(Path(plan.__file__).parent.glob("*.py"))
+    assert len(sources) > 10
+    assert [s.name for s in sources if "optimal_seconds" in s.read_text(encoding="utf-8")] == []
 
 
 TPU_PRODUCT = """\

@@ -7,10 +7,13 @@ import jax
 import pytest
 
 from clipjax.models import resolve_spec
+from clipjax.partitioning.mesh import mesh_shape
 from clipjax.plan import Assumptions, make_plan, to_json, to_text
 from clipjax.plan.advice import Setting, Step, predicted_bytes, prefer, what_fits
 from clipjax.plan.chips import CHIPS, GIB, Topology
 from clipjax.plan.compiling import Compiled, Memory, needed_bytes
+from clipjax.plan.planner import fsdp_sizes
+from clipjax.plan.report import digits
 from clipjax.plan.run import run_cost
 from clipjax.plan.search import largest_batch, search_settings, with_setting
 from clipjax.plan.search_report import largest_batch_to_text, search_to_json, settings_to_text
@@ -125,11 +128,24 @@ def test_the_page_names_bounds_and_assumptions(plan):
     assert max(len(line) for line in page.splitlines()) <= 110
 
 
+def test_small_numbers_keep_their_digits(plan):
+    assert [digits(x) for x in (0, 0.0123, 0.96, 1.25, 1234.56)] == [
+        "0.0", "0.012", "0.96", "1.2", "1,234.6",
+    ]  # fmt: skip
+    assert digits(0.0004, 0) == "0.0004"
+    assert digits(1e-7) == "1e-07"
+    page = to_text(plan, Assumptions())
+    assert plan.bounds.step_s < 1e-3
+    assert f"{plan.bounds.step_s * 1e3:.2g} ms at least" in page
+    assert " 0 chip-hours" not in page and " 0.0 ms" not in page
+
+
 def test_json_is_plain(plan):
     found = json.loads(json.dumps(to_json(plan, Assumptions())))
     assert found["fits"] is True
     assert found["hbm"]["split"]["total"] == plan.needed_bytes
     assert found["flops"]["compiled_over_model"] == plan.flops_over_model
+    assert found["stage"] == {"planned": 1, "of": 1, "sizes": plan.stages[0].sizes}
 
 
 def test_a_plan_that_does_not_fit_names_flags(plan):
@@ -137,7 +153,10 @@ def test_a_plan_that_does_not_fit_names_flags(plan):
         plan, fits=False, memory=None, flops=None, bounds=None, traffic=None, collectives=[],
         needed_bytes=20 * GIB,
     )  # fmt: skip
-    assert "DOES NOT FIT" in to_text(tight, Assumptions())
+    page = to_text(tight, Assumptions())
+    assert "DOES NOT FIT" in page
+    assert "20.00  of the temporaries alone" in page
+    assert "temporaries alone" not in to_text(plan, Assumptions())
     step = dataclasses.replace(plan.step, batch_per_device=128, num_devices=256)
     current = dataclasses.replace(plan.setting, remat="none", sharding="zero1", fsdp=1)
     needed = predicted_bytes(step, current)
@@ -329,6 +348,42 @@ def test_settings_are_ordered_by_their_bound(plan, topology):
     batch = largest_batch_to_text((8, {8: True, 16: False}), plan)
     assert "8 examples a device, 64 in all (8 fits, 16 does not)" in batch
     json.dumps(search_to_json(found, (8, {8: True})))
+
+
+def test_a_setting_that_a_config_cannot_take_is_listed_and_ends_nothing(plan, topology):
+    config = small_config()
+    config.mesh.fsdp, config.mesh.tensor = 2, 2
+    config.mesh.data = 2
+    compiler, meshes = fake_compiler(plan, plan.capacity_bytes / 12, []), []
+
+    def plan_fn(config, topology):
+        mesh = mesh_shape(config.mesh, len(topology.devices))
+        meshes.append(mesh)
+        if config.sharding == "zero1":
+            raise ValueError("config.mesh.tensor = 2: no rule of zero1 uses the axis")
+        made = compiler(config, topology)
+        setting = dataclasses.replace(made.setting, fsdp=mesh["fsdp"])
+        return dataclasses.replace(made, setting=setting, mesh=mesh)
+
+    first = plan_fn(config, topology)
+    found = search_settings(config, topology, first, max_compilations=100, plan_fn=plan_fn)
+    refused = [c for c in found if c.refused]
+    assert {c.setting.sharding for c in refused} == {"zero1"}
+    assert found[-len(refused) :] == refused
+    assert {mesh["fsdp"] for mesh in meshes} == {1, 2, 4}  # 8 leave no room for tensor=2
+    assert {mesh["tensor"] for mesh in meshes} == {2}
+    assert any(c.plan is not None and c.plan.fits for c in found)
+    page = settings_to_text(found, plan)
+    assert page.count("refused: config.mesh.tensor = 2: no rule") == len(refused)
+    rows = search_to_json(found, (8, {8: True}))["settings"]
+    assert sum(row["refused"] is not None for row in rows) == len(refused)
+    # Anything else than a refusal still ends the search.
+    with pytest.raises(ZeroDivisionError):
+        search_settings(config, topology, first, max_compilations=9, plan_fn=lambda *_: 1 / 0)
+    # From the table `tensor`, whose axis the others give up, all devices may share.
+    tensor = dataclasses.replace(first.setting, sharding="tensor")
+    assert fsdp_sizes(tensor, first.mesh) == (2, 8)
+    assert fsdp_sizes(first.setting, first.mesh) == (2, 4)
 
 
 @pytest.mark.parametrize(
