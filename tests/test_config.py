@@ -1,7 +1,9 @@
 """Configs: arguments, building from specs, validation with the path in the message."""
 
+import ast
 import dataclasses
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -130,6 +132,20 @@ def test_merge_keeps_the_base_where_the_change_is_none():
         "a": 1,
         "b": {"c": 2, "d": 3},
     }
+
+
+AIMED = ("clip_vit_l14", "clip_vit_h14", "clip_vit_bigg14", "siglip_vit_b16", "siglip_so400m14")
+
+
+@pytest.mark.parametrize("name", AIMED)
+def test_a_published_recipe_names_its_target_and_its_source(name):
+    (path,) = (path for path in CONFIGS if path.stem == name)
+    target = load(path)().target.to_dict()
+    assert 0.5 < target["imagenet_top1"] < 1
+    for recalls in (target["flickr30k_recall_at_1"], target["coco_recall_at_1"]):
+        assert all(0 < recall < 1 for recall in recalls)
+    docstring = ast.get_docstring(ast.parse(path.read_text()))
+    assert re.search(r"arXiv:\d{4}\.\d{5}|laion\.ai/blog/", docstring.splitlines()[0])
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)

@@ -1,4 +1,5 @@
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -45,6 +46,35 @@ def run(params, train=False, **options):
 
 def assert_close(found, wanted, atol):
     jax.tree.map(lambda f, w: np.testing.assert_allclose(f, w, atol=atol), found, wanted)
+
+
+def softmax_dtypes(function, *inputs):
+    """Dtypes that exponentials and sums of a traced function run in, calls opened."""
+    found = {"exp": set(), "reduce_sum": set()}
+
+    def visit(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name in found:
+                found[equation.primitive.name].add(str(equation.invars[0].aval.dtype))
+            for inner in jax.extend.core.jaxprs_in_params(equation.params):
+                visit(inner)
+
+    visit(jax.make_jaxpr(function)(*inputs).jaxpr)
+    return found
+
+
+def test_softmax_runs_in_float32_when_the_tower_computes_in_bfloat16():
+    attention = Attention(HEADS, 16, DEPTH, "openai_text", jnp.bfloat16)
+    x = X.astype(jnp.bfloat16)
+    params = nn.unbox(attention.init(jax.random.key(0), x, None))
+    for mask in (None, CAUSAL):
+        dtypes = softmax_dtypes(lambda p, m=mask: attention.apply(p, x, m), params)
+        assert dtypes == {"exp": {"float32"}, "reduce_sum": {"float32"}}
+    assert attention.apply(params, x, None).dtype == jnp.bfloat16
+
+    # Negative control: exponentials of bfloat16 are seen, also inside of a call.
+    dtypes = softmax_dtypes(jax.jit(lambda x: jnp.exp(x) / jnp.exp(x).sum()), x)
+    assert "bfloat16" in dtypes["exp"]
 
 
 @pytest.fixture(scope="module")

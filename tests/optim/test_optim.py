@@ -44,7 +44,10 @@ def test_schedule_warms_up_and_ends():
         make_schedule("linear", learning_rate=1.0, total_steps=10)
 
 
-PARAMS = {"a": {"kernel": jnp.full((2, 2), 2.0)}, "b": {"bias": jnp.full((2,), 2.0)}}
+PARAMS = {
+    "a": {"kernel": jnp.full((2, 2), 2.0, jnp.float32)},
+    "b": {"bias": jnp.full((2,), 2.0, jnp.float32)},
+}
 GRADS = jax.tree.map(jnp.ones_like, PARAMS)
 
 
@@ -61,6 +64,19 @@ def test_adamw_is_the_formula():
     # After bias correction the first step of Adam is the sign of the gradient.
     np.testing.assert_allclose(updates["a"]["kernel"], -0.1 * (1 + 0.5 * 2.0), rtol=1e-6)
     np.testing.assert_allclose(updates["b"]["bias"], -0.1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion"])
+@pytest.mark.parametrize("mu_dtype", ["bfloat16", "float32"])
+def test_the_first_moment_has_the_dtype_asked_for(name, mu_dtype):
+    options = {"schedule": optax.constant_schedule(1.0), "name": name, "mu_dtype": mu_dtype}
+    updates, state = apply(**options)
+    first = optax.tree.get(state, "mu")
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(first)} == {mu_dtype}
+    if name == "adamw":
+        second = optax.tree.get(state, "nu")
+        assert {str(leaf.dtype) for leaf in jax.tree.leaves(second)} == {"float32"}
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(updates)} == {"float32"}
 
 
 def test_the_learning_rate_follows_the_step_of_the_state_and_not_the_count_of_updates():
