@@ -7,6 +7,8 @@ from flax import linen as nn
 
 from clipjax.layers.transformer import Attention, Transformer
 from clipjax.models.layers_layout import stack_layers, unstack_layers
+from clipjax.plan.flops import count_flops
+from clipjax.plan.hlo import parse, walk
 
 WIDTH, HEADS, DEPTH = 8, 2, 2
 X = jax.random.normal(jax.random.key(1), (2, 5, WIDTH))
@@ -80,6 +82,24 @@ def test_softmax_runs_in_float32_when_the_tower_computes_in_bfloat16():
 @pytest.fixture(scope="module")
 def plain(params):
     return run(params)
+
+
+def test_a_stack_recomputes_what_its_remat_policy_says(params):
+    def recomputed(remat):
+        def loss(params):
+            return (make(remat=remat).apply({"params": params}, X, CAUSAL)[0] ** 2).sum()
+
+        text = jax.jit(jax.grad(loss)).lower(params).compile().as_text()
+        return count_flops(walk(parse(text))).by_part["recomputed"]
+
+    none, dots, full = map(recomputed, ("none", "dots", "full"))
+    assert none == 0
+    scores = 2 * X.shape[0] * X.shape[1] ** 2 * WIDTH  # of one product of two activations
+    assert dots == pytest.approx(DEPTH * 2 * scores, abs=DEPTH * scores)
+    # All products of a block but the last, which is the MLP's second.
+    tokens = X.shape[0] * X.shape[1]
+    products = 2 * tokens * (4 * WIDTH**2 + WIDTH * 16) + 2 * scores
+    assert full == pytest.approx(DEPTH * products, rel=0.05)
 
 
 @pytest.mark.parametrize(
