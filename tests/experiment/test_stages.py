@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from clipjax.data.loader import Loader
+from clipjax.data.rows import RowMaker
 from clipjax.experiment import build_experiment, build_program
 from clipjax.experiment.program import model_spec
 from clipjax.experiment.stages import stage_specs
@@ -157,14 +157,14 @@ def later(tmp_path_factory, cache):
     config = smoke_config()
     config.stages = ({**config.stages[0], "until_step": 4}, config.stages[1])
     config.data.prefetch = 0  # nothing is made while a step compiles
-    make_part = Loader._make_part
+    make_example = RowMaker._make
 
-    def make_part_slowly(*args):
-        time.sleep(0.1)  # for one of the 8 examples; two threads
-        return make_part(*args)
+    def make_slowly(*args):
+        time.sleep(0.1)  # for each of 8 examples; two threads
+        return make_example(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Loader, "_make_part", make_part_slowly)
+        patch.setattr(RowMaker, "_make", make_slowly)
         run(config, workdir)
     return workdir
 
