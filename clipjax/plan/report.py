@@ -152,19 +152,20 @@ def _flops(plan: Plan) -> Iterator[str]:
     yield ""
     yield "FLOPs"
     yield (
-        f"  model            {needs.train / 1e9:8.1f} GFLOP an example: 3 x (image "
-        f"{needs.image / 1e9:.1f} + text {needs.text / 1e9:.1f}) + loss {needs.loss / 1e9:.2f} "
+        f"  model            {digits(needs.train / 1e9):>8} GFLOP an example: 3 x (image "
+        f"{digits(needs.image / 1e9)} + text {digits(needs.text / 1e9)}) + "
+        f"loss {digits(needs.loss / 1e9, 2)} "
         f"({needs.source})"
     )
     if plan.flops is None:
         return
     compiled = plan.flops.total / plan.batch_per_device
     yield (
-        f"  compiled         {compiled / 1e9:8.1f} GFLOP an example, loop trips multiplied in: "
-        f"{plan.flops_over_model:.3f} x model"
+        f"  compiled         {digits(compiled / 1e9):>8} GFLOP an example, "
+        f"loop trips multiplied in: {plan.flops_over_model:.3f} x model"
     )
     parts = (
-        f"{part} {flops / plan.batch_per_device / 1e9:.1f}"
+        f"{part} {digits(flops / plan.batch_per_device / 1e9)}"
         for part, flops in plan.flops.by_part.items()
     )
     yield f"    {', '.join(parts)}"
