@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -34,15 +35,22 @@ def mesh_shape(axis_sizes: Mapping[str, int], num_devices: int) -> dict[str, int
 
 
 def make_mesh(axis_sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Makes the mesh (data, fsdp, tensor); one size may be -1, for the rest of the devices."""
+    """Makes the mesh (data, fsdp, tensor); one size may be -1, for the rest of the devices.
+
+    A mesh axis lies along whole axes of a TPU's torus where the sizes allow it, so that its rings
+    close; else the torus axes are split.
+
+    Raises:
+        ValueError: sizes that do not fit the devices, or devices of several slices.
+    """
     devices = list(jax.devices() if devices is None else devices)
     sizes = mesh_shape(axis_sizes, len(devices))
-    return jax.make_mesh(
-        tuple(sizes.values()),
-        tuple(sizes),
-        axis_types=(AxisType.Auto,) * len(sizes),
-        devices=devices,
-    )
+    num_slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if num_slices > 1:
+        raise ValueError(f"the devices are of {num_slices} slices; a mesh is made of one")
+    shape = tuple(sizes.values())
+    placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(placed, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
