@@ -134,12 +134,8 @@ def open_clip_transform():
     import torch
 
     torch.set_num_threads(1)
-    library = torch.library.Library("torchvision", "DEF")  # some builds lack these two operators
-    for name in ("nms", "qnms"):
-        try:
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        except RuntimeError:
-            break
+    sys.path.append(str(Path(__file__).parents[1] / "tests" / "golden" / "models"))
+    import torchvision_operators  # noqa: F401  # isort: skip  before what imports torchvision
     from open_clip.transform import AugmentationCfg, PreprocessCfg, image_transform_v2
 
     return image_transform_v2(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).parent.parent / "tests" / "golden" / "models"))
-import torchvision_operators  # noqa: F401  # isort: skip
+import torchvision_operators  # noqa: F401  # isort: skip  before what imports torchvision
 
 import numpy as np
 import seeded

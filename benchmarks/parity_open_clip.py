@@ -16,7 +16,7 @@ sys.path.extend(
     str(Path(__file__).parent.parent / "tests" / "golden" / folder)
     for folder in ("interop", "models")
 )
-import torchvision_operators  # noqa: F401  # isort: skip
+import torchvision_operators  # noqa: F401  # isort: skip  before what imports torchvision
 
 import numpy as np
 import open_clip

@@ -17,20 +17,16 @@ import emoji
 import numpy as np
 import torch
 
-# PyPI's torchvision does not load beside a CPU build of torch unless these names exist.
-library = torch.library.Library("torchvision", "FRAGMENT")
-for operator in ("nms", "qnms"):
-    try:
-        library.define(operator + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    except RuntimeError:
-        break  # they do exist
-from open_clip.tokenizer import SimpleTokenizer  # noqa: E402
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "golden" / "models"))
+import torchvision_operators  # noqa: F401  # isort: skip  before what imports torchvision
 
-from clipjax.evals.templates import load_class_names, load_templates  # noqa: E402
-from clipjax.tokenizers import ClipBPE  # noqa: E402
+from open_clip.tokenizer import SimpleTokenizer
+
+from clipjax.evals.templates import load_class_names, load_templates
+from clipjax.tokenizers import ClipBPE
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "tokenizers"))
-from messy_captions import captions as messy_captions  # noqa: E402
+from messy_captions import captions as messy_captions
 
 NUMBER, REPEATS = 20_000, 3
 LANGUAGES = ("en", "es", "de", "fr", "ja", "ko", "pt", "it", "zh", "id", "ru", "tr", "ar")

@@ -155,6 +155,19 @@ def joined_leaf(
     )
 
 
+def norm_leaves(ours: str, theirs: str) -> tuple[Leaf, ...]:
+    """A layer normalisation, or the learned part of a batch normalisation."""
+    return leaf(f"{ours}/scale", f"{theirs}.weight"), leaf(f"{ours}/bias", f"{theirs}.bias")
+
+
+def linear_leaves(ours: str, theirs: str) -> tuple[Leaf, ...]:
+    """A linear layer with a bias."""
+    return (
+        leaf(f"{ours}/kernel", f"{theirs}.weight", LINEAR),
+        leaf(f"{ours}/bias", f"{theirs}.bias"),
+    )
+
+
 def qkv_kernel_leaf(name: str, theirs: Sequence[str | Rows], num_heads: int) -> Leaf:
     """[heads * head_dim, width] of q, k, v (or k, v) <-> [width, 3, heads, head_dim]."""
     return joined_leaf(name, theirs, 1, split_kernel(num_heads))

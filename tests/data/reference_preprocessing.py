@@ -1,21 +1,18 @@
 """The reference preprocessing, run as published: open_clip's and transformers'. Needs [interop]."""
 
 import importlib.metadata
+import sys
+from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
-# PyPI's torchvision does not load beside a CPU build of torch unless these names exist.
-_library = torch.library.Library("torchvision", "FRAGMENT")
-for _name in ("nms", "qnms"):
-    try:
-        _library.define(_name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    except RuntimeError:
-        break  # they do exist
-from open_clip.pretrained import get_pretrained_cfg  # noqa: E402
-from open_clip.transform import image_transform  # noqa: E402
-from transformers import (  # noqa: E402
+sys.path.append(str(Path(__file__).parents[1] / "golden" / "models"))
+import torchvision_operators  # noqa: F401  # isort: skip  before what imports torchvision
+
+from open_clip.pretrained import get_pretrained_cfg
+from open_clip.transform import image_transform
+from transformers import (
     CLIPImageProcessor,
     EfficientNetImageProcessor,
     SiglipImageProcessor,

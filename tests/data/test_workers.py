@@ -182,7 +182,7 @@ def disturb(number, loss, timeout_s):
             for _ in range(3):  # so that the victim is given work, wherever it was
                 step, batch = next(batches)
                 assert_equal(batch, plain.batch(step))
-            gone = seconds_until(lambda: victim not in loader._workers.pids())  # noqa: B023
+            gone = seconds_until(lambda: victim not in loader._workers.pids())  # noqa: B023  called at once
             noticed.append(time.monotonic() - start)
             assert gone < float("inf") and not is_alive(victim)
         batches.close()

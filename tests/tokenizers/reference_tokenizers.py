@@ -5,11 +5,11 @@ import gzip
 import importlib.metadata
 import json
 import os
+import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
-import torch
 from tokenizers import normalizers
 from transformers import (
     BertTokenizer,
@@ -20,14 +20,10 @@ from transformers import (
     SiglipTokenizer,
 )
 
-# PyPI's torchvision does not load beside a CPU build of torch unless these names exist.
-_library = torch.library.Library("torchvision", "FRAGMENT")
-for _name in ("nms", "qnms"):
-    try:
-        _library.define(_name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    except RuntimeError:
-        break  # they do exist
-from open_clip.tokenizer import HFTokenizer, SimpleTokenizer  # noqa: E402
+sys.path.append(str(Path(__file__).parents[1] / "golden" / "models"))
+import torchvision_operators  # noqa: F401  # isort: skip  before what imports torchvision
+
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 GOLDEN = Path(__file__).parents[1] / "golden" / "tokenizers"

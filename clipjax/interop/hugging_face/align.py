@@ -8,8 +8,8 @@ import numpy as np
 
 from clipjax.interop.hugging_face import bert
 from clipjax.interop.hugging_face.section import Section
-from clipjax.interop.hugging_face.transformer import linear, norm, tower_config, tower_spec
-from clipjax.interop.leaves import CONV, Leaf, Transform, leaf
+from clipjax.interop.hugging_face.transformer import tower_config, tower_spec
+from clipjax.interop.leaves import CONV, Leaf, Transform, leaf, linear_leaves, norm_leaves
 from clipjax.interop.tensors import LazyTensor, of_array
 from clipjax.models.efficientnet import STAGES
 from clipjax.models.zoo import bert_text
@@ -141,7 +141,7 @@ def leaves(spec: Mapping[str, Any]) -> tuple[Leaf, ...]:
         leaf("image_encoder/stem_conv/kernel", "vision_model.embeddings.convolution.weight", CONV),
         *_blocks(spec["image"]["depth_factor"]),
         *bert.leaves("text_encoder", "text_model", spec["text"]),
-        *linear("text_projection", "text_projection"),
+        *linear_leaves("text_projection", "text_projection"),
     )
 
 
@@ -179,7 +179,7 @@ def _block(ours: str, theirs: str, expands: bool) -> list[Leaf]:
 
 def _batch_norm(ours: str, theirs: str) -> tuple[Leaf, ...]:
     return (
-        *norm(ours, theirs),
+        *norm_leaves(ours, theirs),
         leaf(f"batch_stats/{ours}/mean", f"{theirs}.running_mean"),
         leaf(f"batch_stats/{ours}/var", f"{theirs}.running_var"),
     )

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from clipjax.interop.hugging_face.transformer import attention, linear, norm
-from clipjax.interop.leaves import Leaf, leaf
+from clipjax.interop.hugging_face.transformer import attention
+from clipjax.interop.leaves import Leaf, leaf, linear_leaves, norm_leaves
 
 _EMBEDDINGS = {
     "token_embedding": "word_embeddings",
@@ -22,7 +22,7 @@ def leaves(ours: str, theirs: str, tower: Mapping[str, Any]) -> tuple[Leaf, ...]
         tower: `text` of the spec.
     """
     rows = [leaf(f"{ours}/{a}", f"{theirs}.embeddings.{b}.weight") for a, b in _EMBEDDINGS.items()]
-    rows += norm(f"{ours}/ln_embedding", f"{theirs}.embeddings.LayerNorm")
+    rows += norm_leaves(f"{ours}/ln_embedding", f"{theirs}.embeddings.LayerNorm")
     for i in range(tower["depth"]):
         our, their = f"{ours}/transformer/block_{i}", f"{theirs}.encoder.layer.{i}"
         rows += attention(
@@ -32,8 +32,8 @@ def leaves(ours: str, theirs: str, tower: Mapping[str, Any]) -> tuple[Leaf, ...]
             ("query", "key", "value"),
             f"{their}.attention.output.dense",
         )
-        rows += norm(f"{our}/ln_1", f"{their}.attention.output.LayerNorm")
-        rows += linear(f"{our}/mlp/fc", f"{their}.intermediate.dense")
-        rows += linear(f"{our}/mlp/proj", f"{their}.output.dense")
-        rows += norm(f"{our}/ln_2", f"{their}.output.LayerNorm")
+        rows += norm_leaves(f"{our}/ln_1", f"{their}.attention.output.LayerNorm")
+        rows += linear_leaves(f"{our}/mlp/fc", f"{their}.intermediate.dense")
+        rows += linear_leaves(f"{our}/mlp/proj", f"{their}.output.dense")
+        rows += norm_leaves(f"{our}/ln_2", f"{their}.output.LayerNorm")
     return tuple(rows)

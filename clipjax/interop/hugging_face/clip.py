@@ -7,12 +7,11 @@ from typing import Any
 from clipjax.interop.hugging_face.section import Section
 from clipjax.interop.hugging_face.transformer import (
     encoder,
-    norm,
     text_embeddings,
     tower_config,
     tower_spec,
 )
-from clipjax.interop.leaves import CONV, LINEAR, Leaf, leaf
+from clipjax.interop.leaves import CONV, LINEAR, Leaf, leaf, norm_leaves
 from clipjax.interop.tensors import LazyTensor
 from clipjax.models.zoo.parts import OPENAI_LOGIT_SCALE, OPENAI_PREPROCESS
 
@@ -126,9 +125,9 @@ def leaves(spec: Mapping[str, Any]) -> tuple[Leaf, ...]:
         leaf("image_encoder/patch_kernel", f"{image}.embeddings.patch_embedding.weight", CONV),
         leaf("image_encoder/position_embedding", f"{image}.embeddings.position_embedding.weight"),
         # The missing letter is theirs.
-        *norm("image_encoder/ln_pre", f"{image}.pre_layrnorm"),
+        *norm_leaves("image_encoder/ln_pre", f"{image}.pre_layrnorm"),
         *encoder("image_encoder", image, spec["image"]),
-        *norm("image_encoder/ln_post", f"{image}.post_layernorm"),
+        *norm_leaves("image_encoder/ln_post", f"{image}.post_layernorm"),
         *text_embeddings(),
         *encoder("text_encoder", "text_model", spec["text"]),
     )

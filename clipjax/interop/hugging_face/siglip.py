@@ -6,8 +6,6 @@ from typing import Any
 from clipjax.interop.hugging_face.section import Section
 from clipjax.interop.hugging_face.transformer import (
     encoder,
-    linear,
-    norm,
     text_embeddings,
     tower_config,
     tower_spec,
@@ -19,7 +17,9 @@ from clipjax.interop.leaves import (
     Rows,
     drop_axes,
     leaf,
+    linear_leaves,
     merge_kernel,
+    norm_leaves,
     qkv_bias_leaf,
     qkv_kernel_leaf,
     split_bias,
@@ -135,11 +135,11 @@ def leaves(spec: Mapping[str, Any]) -> tuple[Leaf, ...]:
         leaf("image_encoder/patch_bias", f"{image}.embeddings.patch_embedding.bias"),
         leaf("image_encoder/position_embedding", f"{image}.embeddings.position_embedding.weight"),
         *encoder("image_encoder", image, spec["image"]),
-        *norm("image_encoder/ln_post", f"{image}.post_layernorm"),
+        *norm_leaves("image_encoder/ln_post", f"{image}.post_layernorm"),
         *_head("image_encoder/map_head", f"{image}.head", spec["image"]["num_heads"]),
         *text_embeddings(),
         *encoder("text_encoder", "text_model", spec["text"]),
-        *linear("text_projection", "text_model.head"),
+        *linear_leaves("text_projection", "text_model.head"),
     )
 
 
@@ -156,9 +156,9 @@ def _head(ours: str, theirs: str, num_heads: int) -> tuple[Leaf, ...]:
         qkv_bias_leaf(f"{our}/kv_bias", biases[1:], num_heads),
         leaf(f"{our}/out_kernel", f"{their}.out_proj.weight", merge_kernel(num_heads)),
         leaf(f"{our}/out_bias", f"{their}.out_proj.bias"),
-        *norm(f"{ours}/norm", f"{theirs}.layernorm"),
-        *linear(f"{ours}/mlp/fc", f"{theirs}.mlp.fc1"),
-        *linear(f"{ours}/mlp/proj", f"{theirs}.mlp.fc2"),
+        *norm_leaves(f"{ours}/norm", f"{theirs}.layernorm"),
+        *linear_leaves(f"{ours}/mlp/fc", f"{theirs}.mlp.fc1"),
+        *linear_leaves(f"{ours}/mlp/proj", f"{theirs}.mlp.fc2"),
     )
 
 

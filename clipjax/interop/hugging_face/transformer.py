@@ -5,10 +5,11 @@ from typing import Any
 
 from clipjax.interop.hugging_face.section import Section
 from clipjax.interop.leaves import (
-    LINEAR,
     Leaf,
     leaf,
+    linear_leaves,
     merge_kernel,
+    norm_leaves,
     qkv_bias_leaf,
     qkv_kernel_leaf,
 )
@@ -48,18 +49,6 @@ def tower_config(tower: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
-def linear(ours: str, theirs: str) -> tuple[Leaf, ...]:
-    """A dense layer with a bias."""
-    return leaf(f"{ours}/kernel", f"{theirs}.weight", LINEAR), leaf(
-        f"{ours}/bias", f"{theirs}.bias"
-    )
-
-
-def norm(ours: str, theirs: str) -> tuple[Leaf, ...]:
-    """A normalisation's scale and bias."""
-    return leaf(f"{ours}/scale", f"{theirs}.weight"), leaf(f"{ours}/bias", f"{theirs}.bias")
-
-
 def attention(
     ours: str, theirs: str, num_heads: int, names: tuple[str, str, str], out: str
 ) -> tuple[Leaf, ...]:
@@ -87,7 +76,7 @@ def encoder(ours: str, theirs: str, tower: Mapping[str, Any]) -> tuple[Leaf, ...
     for i in range(tower["depth"]):
         our, their = f"{ours}/transformer/block_{i}", f"{theirs}.encoder.layers.{i}"
         here = f"{their}.self_attn"
-        rows += norm(f"{our}/ln_1", f"{their}.layer_norm1")
+        rows += norm_leaves(f"{our}/ln_1", f"{their}.layer_norm1")
         rows += attention(
             f"{our}/attention",
             here,
@@ -95,9 +84,9 @@ def encoder(ours: str, theirs: str, tower: Mapping[str, Any]) -> tuple[Leaf, ...
             ("q_proj", "k_proj", "v_proj"),
             f"{here}.out_proj",
         )
-        rows += norm(f"{our}/ln_2", f"{their}.layer_norm2")
-        rows += linear(f"{our}/mlp/fc", f"{their}.mlp.fc1")
-        rows += linear(f"{our}/mlp/proj", f"{their}.mlp.fc2")
+        rows += norm_leaves(f"{our}/ln_2", f"{their}.layer_norm2")
+        rows += linear_leaves(f"{our}/mlp/fc", f"{their}.mlp.fc1")
+        rows += linear_leaves(f"{our}/mlp/proj", f"{their}.mlp.fc2")
     return tuple(rows)
 
 
@@ -106,5 +95,5 @@ def text_embeddings(theirs: str = "text_model") -> tuple[Leaf, ...]:
     return (
         leaf("text_encoder/token_embedding", f"{theirs}.embeddings.token_embedding.weight"),
         leaf("text_encoder/position_embedding", f"{theirs}.embeddings.position_embedding.weight"),
-        *norm("text_encoder/ln_final", f"{theirs}.final_layer_norm"),
+        *norm_leaves("text_encoder/ln_final", f"{theirs}.final_layer_norm"),
     )

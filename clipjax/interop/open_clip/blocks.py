@@ -1,14 +1,15 @@
-"""Parts that the towers of OpenCLIP share: transformer blocks, linear layers, norms."""
+"""The transformer blocks that the towers of OpenCLIP share."""
 
 import dataclasses
 
 from clipjax.interop.leaves import (
-    LINEAR,
     Leaf,
     fused_bias,
     fused_kernel,
     leaf,
+    linear_leaves,
     merge_kernel,
+    norm_leaves,
 )
 
 
@@ -43,19 +44,6 @@ TIMM = BlockNames(
     fc="mlp.fc1",
     proj="mlp.fc2",
 )
-
-
-def norm_leaves(ours: str, theirs: str) -> list[Leaf]:
-    """A layer normalisation, or the learned part of a batch normalisation."""
-    return [leaf(f"{ours}/scale", f"{theirs}.weight"), leaf(f"{ours}/bias", f"{theirs}.bias")]
-
-
-def linear_leaves(ours: str, theirs: str) -> list[Leaf]:
-    """A linear layer with a bias."""
-    return [
-        leaf(f"{ours}/kernel", f"{theirs}.weight", LINEAR),
-        leaf(f"{ours}/bias", f"{theirs}.bias"),
-    ]
 
 
 def block_leaves(ours: str, theirs: str, names: BlockNames, num_heads: int) -> list[Leaf]:

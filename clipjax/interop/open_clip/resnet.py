@@ -9,10 +9,10 @@ from clipjax.interop.leaves import (
     joined_leaf,
     leaf,
     merge_kernel,
+    norm_leaves,
     split_bias,
     split_kernel,
 )
-from clipjax.interop.open_clip.blocks import norm_leaves
 from clipjax.interop.open_clip.vit import IMAGE
 
 

@@ -10,17 +10,13 @@ from clipjax.interop.leaves import (
     fused_bias,
     fused_kernel,
     leaf,
+    linear_leaves,
     merge_kernel,
+    norm_leaves,
     split_bias,
     split_kernel,
 )
-from clipjax.interop.open_clip.blocks import (
-    OPEN_CLIP,
-    TIMM,
-    block_leaves,
-    linear_leaves,
-    norm_leaves,
-)
+from clipjax.interop.open_clip.blocks import OPEN_CLIP, TIMM, block_leaves
 
 IMAGE = "image_encoder"
 TEXT = "text_encoder"

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "data"))
+import odd_pictures as odd
+import reference_preprocessing as reference
+
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parents[1] / "data"))
-import odd_pictures as odd  # noqa: E402
-import reference_preprocessing as reference  # noqa: E402
 
 
 def digest(pixels: np.ndarray) -> str:

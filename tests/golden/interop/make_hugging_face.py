@@ -15,15 +15,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-HERE = Path(__file__).parent
-TESTS = HERE.parent.parent
-sys.path += [str(TESTS / "golden" / "models"), str(TESTS / "tokenizers"), str(TESTS / "interop")]
-import torchvision_operators  # noqa: E402, F401  # isort: skip
+sys.path += [
+    str(Path(__file__).parents[2] / folder) for folder in ("golden/models", "tokenizers", "interop")
+]
+import torchvision_operators  # noqa: F401  # isort: skip  before what imports torchvision
 
-import seeded  # noqa: E402
-import sentencepiece  # noqa: E402
-import transformers  # noqa: E402
-from hugging_face_case import (  # noqa: E402
+import seeded
+import sentencepiece
+import transformers
+from hugging_face_case import (
     BATCH,
     IMAGE_SIZE,
     LENGTH,
@@ -32,9 +32,11 @@ from hugging_face_case import (  # noqa: E402
     picture,
     their_weight,
 )
-from messy_captions import captions  # noqa: E402
-from open_clip.tokenizer import SimpleTokenizer  # noqa: E402
-from PIL import Image  # noqa: E402
+from messy_captions import captions
+from open_clip.tokenizer import SimpleTokenizer
+from PIL import Image
+
+HERE = Path(__file__).parent
 
 CLIP_VOCAB, BERT_VOCAB, SIGLIP_VOCAB = 49408, 30522, 300
 TEXT = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 3}

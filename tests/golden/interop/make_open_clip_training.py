@@ -12,7 +12,7 @@ sys.path.extend(
     str(Path(__file__).parent.parent.parent / folder)
     for folder in ("interop", "models", "golden/models")
 )
-import torchvision_operators  # noqa: F401  # isort: skip
+import torchvision_operators  # noqa: F401  # isort: skip  before what imports torchvision
 
 import numpy as np
 import open_clip

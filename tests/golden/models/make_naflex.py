@@ -10,16 +10,12 @@ import hashlib
 import json
 from pathlib import Path
 
+import torchvision_operators  # noqa: F401  # isort: skip  before what imports torchvision
+
 import numpy as np
 import seeded
 import torch
-
-# torchvision's wheel registers these operators only beside its own build of torch.
-library = torch.library.Library("torchvision", "DEF")
-for operator in ("nms", "qnms"):
-    library.define(operator + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
-from transformers import Siglip2Config, Siglip2ImageProcessor, Siglip2Model  # noqa: E402
+from transformers import Siglip2Config, Siglip2ImageProcessor, Siglip2Model
 
 HERE = Path(__file__).parent
 TOWER = {

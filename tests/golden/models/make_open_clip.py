@@ -7,7 +7,7 @@ model with the weights of seeded.py: normalised embeddings, the hidden states of
 loss, and the gradient of the loss to every parameter under its torch name.
 """
 
-import torchvision_operators  # noqa: F401  # isort: skip
+import torchvision_operators  # noqa: F401  # isort: skip  before what imports torchvision
 
 import functools
 import json

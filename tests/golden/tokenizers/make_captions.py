@@ -13,10 +13,11 @@ import sentencepiece
 from clipjax.models.zoo import MODELS
 from clipjax.tokenizers import make_tokenizer
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "tokenizers"))
+import reference_tokenizers as references
+from messy_captions import captions, hashes
+
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parents[1] / "tokenizers"))
-import reference_tokenizers as references  # noqa: E402
-from messy_captions import captions, hashes  # noqa: E402
 
 
 def siglip_ties(texts: list[str]) -> dict[int, list[int]]:

@@ -15,9 +15,10 @@ from pathlib import Path
 import sentencepiece
 from transformers import XLMRobertaTokenizerFast
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "tokenizers"))
+from messy_captions import captions
+
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parents[1] / "tokenizers"))
-from messy_captions import captions  # noqa: E402
 
 MODELS = {
     "c4": {"vocab_size": 1000, "model_type": "unigram", "pad_id": 0, "eos_id": 1, "unk_id": 2},
