@@ -9,7 +9,6 @@ written last.
 import collections
 import concurrent.futures
 import dataclasses
-import hashlib
 import io
 import json
 import os
@@ -23,9 +22,11 @@ import PIL
 from PIL import Image
 
 from clipjax.data.cache import sync
+from clipjax.data.paths import DataPath
 from clipjax.data.preprocess import as_pil, decode_image, to_rgb
-from clipjax.data.records import pack_record, write_records
+from clipjax.data.records import file_sha256, pack_record, write_records
 from clipjax.data.source import DataSource, Example, SampleError
+from clipjax.data.storage import stat, write
 
 FORMATS = {"tar": ".tar", "arrayrecord": ".array_record"}
 MANIFEST, JOB = "manifest.json", "packing.json"
@@ -179,16 +180,15 @@ def _pack_shard(source: DataSource, start: int, path: Path, how: Packing) -> Non
     work = path.with_name(f"{path.name}.tmp")
     if how.format == "tar":
         count = _write_tar(work, examples)
+        sync(work)
+        size, digest = work.stat().st_size, file_sha256(stat(DataPath(str(work))))
     else:
         records = (_record(*example) for example in examples)
         class_names = None if source.class_names is None else list(source.class_names)
-        count = write_records(work, records, class_names=class_names)["count"]
+        manifest = write_records(work, records, class_names=class_names)
+        count, size, digest = (manifest[key] for key in ("count", "bytes", "sha256"))
         beside = work.with_name(f"{work.name}.json")
         beside.rename(path.with_name(f"{path.name}.json"))
-    sync(work)
-    with work.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    size = work.stat().st_size
     work.rename(path)
     _write_json(
         note,
@@ -289,7 +289,5 @@ def _json(value: Any) -> bytes:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    work = path.with_name(f"{path.name}.tmp")
-    work.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    sync(work)
-    work.rename(path)
+    content = json.dumps(value, ensure_ascii=False, indent=1) + "\n"
+    write(DataPath(str(path)), content.encode("utf-8"))

@@ -59,11 +59,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise ImageError("image_empty", "the image has 0 bytes")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.width * image.height > max_pixels:
-            raise ImageError(
-                "image_pixels",
-                f"the image has {image.width} x {image.height} pixels, allowed are {max_pixels}",
-            )
+        check_pixels(image.width, image.height, max_pixels)
         image.load()
         return _orient(_to_rgb_or_rgba(image), image)
     except ImageError:
@@ -77,6 +73,19 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     except Exception as error:
         # Decoders meet hostile bytes here and raise a dozen unrelated types for them.
         raise ImageError("image_undecodable", f"{type(error).__name__}: {error}") from error
+
+
+def check_pixels(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:
+    """Refuses a picture by its header, before any of its pixels take memory.
+
+    Raises:
+        ImageError: `image_pixels`.
+    """
+    if width * height > max_pixels:
+        raise ImageError(
+            "image_pixels",
+            f"the image has {width} x {height} pixels, allowed are {max_pixels}",
+        )
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

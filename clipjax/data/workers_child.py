@@ -64,7 +64,7 @@ def portable(error: Exception) -> Exception:
     stack = "".join(traceback.format_exception(error))
     try:
         error = pickle.loads(pickle.dumps(error))
-    except Exception:
+    except Exception:  # whatever a foreign exception's own pickling raises
         error = RuntimeError(f"{type(error).__name__}: {error}")
     error.add_note(f"In a worker process:\n{stack}")
     return error

@@ -6,13 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-from flax import linen as nn
-
 from clipjax.config import to_plain
 from clipjax.interop.tensors import WeightFileError
-from clipjax.models import IMAGE_ENCODERS, SPEC_FIELDS, TEXT_ENCODERS, build_model
+from clipjax.models import IMAGE_ENCODERS, SPEC_FIELDS, TEXT_ENCODERS, abstract_variables
 from clipjax.tokenizers import TOKENIZERS
 from clipjax.trees import flatten_with_names
 
@@ -49,16 +45,8 @@ def stacked_shapes(spec: Mapping[str, Any]) -> Shapes:
 
 @functools.lru_cache(maxsize=16)
 def _trace(spec_json: str) -> Shapes:
-    spec = json.loads(spec_json)
-    model = build_model(spec)
-    size, length = spec["image_size"], spec["text"]["context_length"]
-    variables = jax.eval_shape(
-        lambda key: model.init(
-            key, jnp.zeros((1, size, size, 3)), jnp.zeros((1, length), jnp.int32)
-        ),
-        jax.random.key(0),
-    )
-    return {name: leaf.shape for name, leaf in flatten_with_names(nn.unbox(variables))}
+    variables = abstract_variables(json.loads(spec_json))
+    return {name: leaf.shape for name, leaf in flatten_with_names(variables)}
 
 
 def expected_shapes(spec: Mapping[str, Any]) -> Shapes:

@@ -129,11 +129,8 @@ def build_model(
     )
 
 
-def count_model_parameters(spec: Mapping[str, Any]) -> dict[str, int]:
-    """Counts the parameters of a spec, from shapes alone: `image`, `text` and `total`.
-
-    The projections belong to their towers; the total also holds the scale and the bias.
-    """
+def abstract_variables(spec: Mapping[str, Any]) -> Any:
+    """The variables of a spec's model as shapes and dtypes; nothing is allocated."""
     model = build_model(spec)
     size, length = spec["image_size"], spec["text"]["context_length"]
     variables = jax.eval_shape(
@@ -142,7 +139,15 @@ def count_model_parameters(spec: Mapping[str, Any]) -> dict[str, int]:
         ),
         jax.random.key(0),
     )
-    params = nn.unbox(variables)["params"]
+    return nn.unbox(variables)
+
+
+def count_model_parameters(spec: Mapping[str, Any]) -> dict[str, int]:
+    """Counts the parameters of a spec, from shapes alone: `image`, `text` and `total`.
+
+    The projections belong to their towers; the total also holds the scale and the bias.
+    """
+    params = abstract_variables(spec)["params"]
     counts = {
         part: count_parameters({k: v for k, v in params.items() if k.startswith(part)})
         for part in ("image", "text")

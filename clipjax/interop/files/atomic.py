@@ -35,17 +35,10 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     Raises:
         WeightFileError: the path is taken.
     """
-    check_new(path)
-    temporary = _sibling(path)
-    try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        check_new(path)
-        temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with new_path(path) as temporary, temporary.open("xb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
