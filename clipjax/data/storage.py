@@ -90,14 +90,21 @@ def list_files(folder: DataPath, *, recursive: bool = False) -> list[StoredFile]
 
 
 def _list_local(folder: DataPath, recursive: bool) -> list[StoredFile]:
+    try:
+        entries = os.scandir(folder.url)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
     files = []
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder.url) as all_:
-        for entry in all_:
-            if entry.is_file():
-                found = entry.stat()
-                files.append(StoredFile(folder / entry.name, found.st_size, str(found.st_mtime_ns)))
-            elif recursive and entry.is_dir():
-                files += _list_local(folder / entry.name, recursive)
+    with entries:
+        for entry in entries:
+            # One that is gone by now, as another process's temporary file, ends no listing.
+            with contextlib.suppress(FileNotFoundError):
+                if entry.is_file():
+                    found = entry.stat()
+                    version = str(found.st_mtime_ns)
+                    files.append(StoredFile(folder / entry.name, found.st_size, version))
+                elif recursive and entry.is_dir():
+                    files += _list_local(folder / entry.name, recursive)
     return files
 
 

@@ -148,6 +148,35 @@ def test_files_are_found_in_buckets(monkeypatch):
             find_files("memory://b/none/*.tar")
 
 
+def test_a_file_that_vanishes_while_it_is_listed_hides_no_other(tmp_path, monkeypatch):
+    """Another process's temporary file is renamed at any moment."""
+    for name in ("a.tar", "b.tar", ".a.tar.index.x1", "c.tar", "d.tar"):
+        (tmp_path / name).write_bytes(b"1")
+    scandir = os.scandir
+
+    class Vanishing:
+        def __init__(self, where):
+            entries = sorted(scandir(where), key=lambda e: (not e.name.startswith("."), e.name))
+            self.entries = iter(entries)  # the one that goes comes first
+            (tmp_path / ".a.tar.index.x1").unlink()
+
+        def __enter__(self):
+            return self.entries
+
+        def __exit__(self, *error):
+            pass
+
+        def __iter__(self):
+            return self.entries
+
+    monkeypatch.setattr(storage.os, "scandir", Vanishing)
+    found = find_files(f"{tmp_path}/*.tar")
+    assert [file.path.name for file in found] == ["a.tar", "b.tar", "c.tar", "d.tar"]
+    monkeypatch.undo()
+    assert storage.list_files(data_path(str(tmp_path / "none"))) == []
+    assert storage.list_files(data_path(str(tmp_path / "a.tar"))) == []
+
+
 def test_a_version_follows_the_content(tmp_path, monkeypatch):
     path = tmp_path / "x"
     path.write_bytes(b"1")
