@@ -27,23 +27,22 @@ REPORT = "report.html"
 
 
 def collect_predictions(
-    evals: Sequence[ScheduledEval], params: Any, *, num_predictions: int = 48
+    evals: Sequence[ScheduledEval], params: Any, *, num_predictions: int = 48, least: int = 4
 ) -> dict[str, tuple[Prediction, ...]]:
     """Asks for the answers that the report shows; a collective, so every process calls it.
 
     Args:
         evals: of a run; those that are not zero-shot are passed over.
         params: the model's variables.
-        num_predictions: pictures of each evaluation.
+        num_predictions: pictures of all evaluations together.
+        least: pictures of an evaluation, however many there are.
 
     Returns:
         `<kind>/<dataset>` -> predictions.
     """
-    return {
-        scheduled.metric_prefix: scheduled.eval.predict(params, num_predictions)
-        for scheduled in evals
-        if isinstance(scheduled.eval, ZeroShot)
-    }
+    asked = [scheduled for scheduled in evals if isinstance(scheduled.eval, ZeroShot)]
+    number = max(least, num_predictions // max(1, len(asked)))
+    return {s.metric_prefix: s.eval.predict(params, number) for s in asked}
 
 
 def write_report(

@@ -4,7 +4,7 @@ import base64
 import io
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from html import escape
 from importlib import resources
 from string import Template
@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from clipjax.evals.curves import Points, chart
+from clipjax.evals.running import language_of
 from clipjax.evals.zero_shot import Prediction
 
 __all__ = ["answers", "charts", "details", "page", "results_tables", "tiles"]
@@ -65,9 +66,12 @@ def percent(value: float) -> str:
 
 
 def tiles(results: Mapping[str, float]) -> str:
-    """The headline numbers, with what chance would give."""
+    """The headline numbers, with what chance would give; of many languages their mean alone."""
     found = []
-    for prefix, metrics in _by_eval(results).items():
+    grouped = _by_eval(results)
+    for prefix, metrics in grouped.items():
+        if _has_mean(prefix, grouped):
+            continue
         for name in ("top1", "top5", "image_retrieval_recall@1", "text_retrieval_recall@1"):
             if name not in metrics:
                 continue
@@ -84,10 +88,12 @@ def tiles(results: Mapping[str, float]) -> str:
 
 def charts(training: Mapping[str, Points], evals: Mapping[str, Points]) -> str:
     """Curves of the training metrics and of the evaluations over the steps."""
+    prefixes = {name.rsplit("/", 1)[0] for name in evals}
     accuracies = {
         f"{_dataset(name.rsplit('/', 1)[0])} {_column(name.rsplit('/', 1)[-1])}": points
         for name, points in evals.items()
         if any(part in name.rsplit("/", 1)[-1] for part in _ACCURACIES)
+        and not _has_mean(name.rsplit("/", 1)[0], prefixes)
     }
     last = max((points[-1][0] for points in (*training.values(), *evals.values())), default=0)
     drawn = [
@@ -149,8 +155,10 @@ def _score(score: float) -> str:
 def results_tables(results: Mapping[str, float]) -> str:
     """All results, one table for each kind of evaluation."""
     kinds: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
-    for prefix, metrics in _by_eval(results).items():
-        kinds[prefix.split("/", 1)[0]][prefix] = metrics
+    grouped = _by_eval(results)
+    means_last = sorted(grouped, key=lambda p: (language_of(p) or ("", ""))[1] == "mean")
+    for prefix in means_last:
+        kinds[prefix.split("/", 1)[0]][prefix] = grouped[prefix]
     parts = []
     for kind, evals in kinds.items():
         columns = list(dict.fromkeys(name for metrics in evals.values() for name in metrics))
@@ -222,6 +230,12 @@ def _by_eval(results: Mapping[str, float]) -> dict[str, dict[str, float]]:
     }
 
 
+def _has_mean(prefix: str, prefixes: Container[str]) -> bool:
+    """Whether this is one language of a dataset whose mean over the languages is there too."""
+    found = language_of(prefix)
+    return found is not None and found[1] != "mean" and f"{found[0]}_mean" in prefixes
+
+
 def _natural(name: str) -> tuple[str, int]:
     """Sorts recall@5 before recall@10."""
     text, _, number = name.partition("@")
@@ -229,7 +243,11 @@ def _natural(name: str) -> tuple[str, int]:
 
 
 def _dataset(prefix: str) -> str:
-    return prefix.split("/", 1)[-1]
+    found = language_of(prefix)
+    if found is None:
+        return prefix.split("/", 1)[-1]
+    dataset, language = found[0].split("/", 1)[-1].removesuffix("_language"), found[1]
+    return f"{dataset}, {'mean of all languages' if language == 'mean' else language}"
 
 
 def _column(metric: str) -> str:

@@ -3,16 +3,28 @@
 import dataclasses
 import json
 import os
+import re
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import logging
 
-__all__ = ["RESULTS", "ScheduledEval", "read_results", "run_evals", "write_results"]
+__all__ = [
+    "RESULTS",
+    "ScheduledEval",
+    "language_of",
+    "mean_over_languages",
+    "read_results",
+    "run_evals",
+    "write_results",
+]
 
 RESULTS = "results.json"
+# As the SPEC `openmoji:unseen?language=de` is written in the name of a metric.
+_LANGUAGE = re.compile(r"^(?P<dataset>.+_language)_(?P<language>[A-Za-z]{2,3}|mean)$")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,7 +55,7 @@ def run_evals(
         beat: called between evaluations, for a watchdog.
 
     Returns:
-        `<kind>/<dataset>/<metric>` -> value.
+        `<kind>/<dataset>/<metric>` -> value; of a dataset in several languages the means too.
     """
     results: dict[str, float] = {}
     for scheduled in evals:
@@ -57,7 +69,40 @@ def run_evals(
             time.monotonic() - begin,
         )
         beat()
-    return results
+    means = mean_over_languages(results)
+    for name, value in means.items():
+        logging.info("%s: %.4g", name, value)
+    return results | means
+
+
+def language_of(prefix: str) -> tuple[str, str] | None:
+    """Splits `<kind>/<dataset>_language_de` into what its languages share, and "de" (or "mean")."""
+    match = _LANGUAGE.match(prefix)
+    return (match["dataset"], match["language"]) if match else None
+
+
+def mean_over_languages(results: Mapping[str, float]) -> dict[str, float]:
+    """Averages the metrics of evaluations that differ in nothing but `?language=`.
+
+    Args:
+        results: `<kind>/<dataset>/<metric>` -> value.
+
+    Returns:
+        `<kind>/<dataset>_language_mean/<metric>` -> mean over the languages, each of which counts
+        alike; a count (`num_...`) only where all languages have the same. Empty if no dataset
+        comes in two languages or more.
+    """
+    values: dict[str, list[float]] = defaultdict(list)
+    for name, value in results.items():
+        prefix, _, metric = name.rpartition("/")
+        found = language_of(prefix)
+        if found and found[1] != "mean":
+            values[f"{found[0]}_mean/{metric}"].append(value)
+    return {
+        name: sum(v) / len(v)
+        for name, v in values.items()
+        if len(v) > 1 and ("/num_" not in name or len(set(v)) == 1)
+    }
 
 
 def read_results(workdir: Path) -> dict[str, float]:
@@ -74,7 +119,9 @@ def write_results(workdir: Path, step: int, results: Mapping[str, float]) -> Pat
     found = read_results(workdir)
     if found.get("step") != step:
         found = {}
-    text = json.dumps({**found, **results, "step": step}, indent=2, sort_keys=True)
+    merged = {**found, **results}
+    merged |= mean_over_languages(merged)  # also of languages that were evaluated one by one
+    text = json.dumps({**merged, "step": step}, indent=2, sort_keys=True)
     temporary = path.with_suffix(".json.tmp")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text + "\n")
