@@ -60,7 +60,7 @@ class DataPath:
                 the files that are opened.
         """
         whole = "://" in name or name.startswith("/")
-        path = data_path(name) if whole else self / name
+        path = data_path(name if whole else str(self / name))
         root = self.url.rstrip("/") + "/"
         if not self._normal(path.url).startswith(self._normal(root)):
             raise ValueError(
@@ -88,6 +88,10 @@ def data_path(where: str) -> DataPath:
         raise ValueError("the path of the data is empty")
     if "\0" in where:
         raise ValueError(f"{where!r} holds a NUL byte, which no path does")
+    try:
+        os.fsencode(where)
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where!r} holds a character that no path can: {error}") from error
     scheme, found, rest = where.partition("://")
     if not found:
         return DataPath(os.path.expanduser(where))

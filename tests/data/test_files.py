@@ -1,6 +1,7 @@
 import concurrent.futures
 import io
 import json
+import os
 import pickle
 
 import numpy as np
@@ -62,6 +63,37 @@ def test_a_caption_beside_each_picture(tmp_path, caplog):
     assert "orphan.txt" in caplog.text and "1 .md" in caplog.text
 
 
+def test_captions_are_lines_and_their_files_may_be_in_capitals(tmp_path, caplog):
+    write(tmp_path, {"1.png": png("red"), "1.TXT": "a\u2028dog\u0085and\fa cat\r\na fox\r\n"})
+    write(tmp_path, {"2.PNG": png("red"), "2.txt": "b", "3.Txt": "alone"})
+    source = make_source(f"folder:{tmp_path}")
+    assert source[0]["text"] == ("a\u2028dog\u0085and\fa cat", "a fox") and source[1]["text"] == "b"
+    assert "1 captions have no picture, e.g. 3.Txt" in caplog.text
+    before = source.fingerprint()
+    write(tmp_path, {"1.TXT": "a\u2028dog"})
+    assert make_source(f"folder:{tmp_path}").fingerprint() != before
+
+
+def test_names_that_are_not_utf8_are_left_out_and_told(tmp_path, caplog):
+    write(tmp_path, {"dog/1.png": png("red")})
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(folder)
+    for name in (b"/1.png", b"/2.png"):
+        with open(folder + name, "wb") as file:
+            file.write(png("red"))
+    source = make_source(f"folder:{tmp_path}")
+    assert list(source.keys()) == ["dog/1.png"] and len(source.fingerprint()) == 64
+    assert "2 files are not used, as their names are not UTF-8" in caplog.text
+    assert "caf\\xe9/1.png" in caplog.text
+
+
+def test_a_link_that_leads_in_a_circle_is_named(tmp_path):
+    write(tmp_path, {"dog/1.png": png("red")})
+    (tmp_path / "dog" / "again").symlink_to("..")
+    with pytest.raises(ValueError, match=f"^{tmp_path}/dog/again is a link that leads in a circle"):
+        make_source(f"folder:{tmp_path}")
+
+
 def test_fingerprint_follows_the_content(tmp_path):
     write(tmp_path, {"x/1.png": png("red"), "y/1.png": png("blue")})
     before = make_source(f"folder:{tmp_path}").fingerprint()
@@ -121,7 +153,7 @@ def test_jsonl(tmp_path):
     source = make_source(f"jsonl:{tmp_path}/t.jsonl")
     assert source[0]["text"] == ("one", "two")
     assert reason_of(source, 1) == "missing_text"
-    with pytest.raises(ValueError, match="http"):
+    with pytest.raises(SampleError, match=r"scheme http://.*path_refused"):
         source[2]
 
 
@@ -132,7 +164,7 @@ def test_tables_may_not_name_files_elsewhere(tmp_path):
     source = make_source(f"csv:{tmp_path}/t/t.csv")
     assert source[2]["image"] == source[3]["image"] == png("red")
     for index in (0, 1):
-        with pytest.raises(ValueError, match=r"points outside .*data.source.root"):
+        with pytest.raises(SampleError, match=r"points outside .*data.source.root.*path_refused"):
             source[index]
     assert make_source(f"csv:{tmp_path}/t/t.csv?root={tmp_path}")[1]["image"] == png("blue")
 
@@ -157,7 +189,7 @@ def test_folders_and_tables_in_a_bucket(monkeypatch):
     [
         ("t.csv", "a,b\n1,2\n", "columns a, b"),
         ("t.csv", "image,text\n", "no row"),
-        ("t.csv", "image,text\na,b,c\n", "row 1"),
+        ("t.csv", "image,text\na,b,c\n", "line 2 has 3 cells"),
         ("t.csv", b"image,text\na,\xff\n", "UTF-8"),
         ("t.jsonl", "{", "line 1"),
         ("t.jsonl", "[1]", "no object"),

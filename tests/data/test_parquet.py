@@ -10,6 +10,7 @@ from buckets import bucket
 
 from clipjax.data import SampleError, make_source, row_groups
 from clipjax.data.checking import check
+from clipjax.data.packing import Packing, pack
 
 N = 40
 
@@ -60,8 +61,7 @@ def test_paths_and_structs(tmp_path):
     source = make_source(f"parquet:{write(tmp_path / 'a.parquet', paths)}")
     assert source[0]["image"] == png(1)
     assert [reason_of(source, i) for i in (1, 2)] == ["missing_image", "missing_image"]
-    with pytest.raises(ValueError, match="points outside"):
-        source[3]
+    assert reason_of(source, 3) == "path_refused"
     structs = [{"bytes": png(3), "path": "x.png"}, {"bytes": None, "path": "i/1.png"}, None]
     path = write(tmp_path / "b.parquet", {"image": structs, "text": ["a", "b", "c"]})
     source = make_source(f"parquet:{path}")
@@ -97,6 +97,33 @@ def test_several_captions(tmp_path):
     assert texts(text_field="m", language="de") == ["Katze", "missing_language", "missing_language"]
     both = texts(text_field=["l", "m"])
     assert both[0]["l"] == ("a", "b")
+
+
+def test_captions_of_bytes(tmp_path):
+    binary = pa.array([b"caf\xc3\xa9", b"caf\xe9", None, b""])
+    data = {"image": [png(i) for i in range(4)], "text": binary}
+    source = make_source(f"parquet:{write(tmp_path / 'a.parquet', data)}")
+    assert source[0]["text"] == "caf\u00e9"
+    reasons = ["text_encoding", "missing_text", "missing_text"]
+    assert [reason_of(source, i) for i in (1, 2, 3)] == reasons
+    # A file may call text what is none.
+    data["text"] = pa.Array.from_buffers(pa.string(), 4, binary.buffers())
+    source = make_source(f"parquet:{write(tmp_path / 'b.parquet', data)}")
+    assert source[0]["text"] == "caf\u00e9" and reason_of(source, 1) == "text_encoding"
+
+
+def test_failed_downloads_of_img2dataset_are_left_out_by_packing(tmp_path):
+    pictures = [png(i) if i % 3 else None for i in range(9)]
+    data = {"caption": [f"number {i}" for i in range(9)], "key": [f"{i:09d}" for i in range(9)]}
+    data |= {"status": ["success" if p else "failed_to_download" for p in pictures]}
+    write(tmp_path / "in" / "00000.parquet", {**data, "jpg": pictures})
+    source = make_source(f"parquet:{tmp_path}/in/*.parquet?image_field=jpg")
+    assert reason_of(source, 3) == "missing_image"
+    list(pack(source, tmp_path / "out", Packing(max_bad_fraction=0.9), workers=1))
+    packed = make_source(f"tar:{tmp_path}/out/*.tar")
+    assert [packed[i]["text"] for i in range(6)] == [f"number {i}" for i in (1, 2, 4, 5, 7, 8)]
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert len(packed) == manifest["count"] == 6 and manifest["skipped"] == {"missing_image": 3}
 
 
 def test_labels(tmp_path):

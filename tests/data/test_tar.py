@@ -69,6 +69,37 @@ def test_json_and_classes(tmp_path):
         source[2]
 
 
+def test_numbers_that_are_too_long_are_no_crash(tmp_path):
+    digits = b"1" * 5000
+    members = [("0.png", png(0)), ("0.json", b'{"caption": "x", "n": ' + digits + b"}")]
+    members += [("1.png", png(1)), ("1.cls", digits), ("2.png", png(2)), ("2.cls", b"0001")]
+    members += [("3.png", png(3)), ("3.json", b"[" * 100_000)]
+    tar(tmp_path / "a.tar", members)
+    source = make_source(f"tar:{tmp_path}/a.tar?class_names=cat,dog")
+    reasons = []
+    for index in (0, 1, 3):
+        with pytest.raises(SampleError) as caught:
+            source[index]
+        reasons.append(caught.value.reason)
+    assert reasons == ["json", "label", "json"] and len(str(caught.value)) < 500
+    assert source[2]["label"] == 1
+
+
+def test_the_captions_of_json(tmp_path):
+    found = [
+        ({"captions": None, "caption": "x"}, "x"),
+        ({"captions": [], "caption": "x"}, "x"),
+        ({"captions": ["good", ""], "caption": "x"}, "good"),
+        ({"captions": ["a \ud83d", " ", "b"]}, ("a \ufffd", "b")),
+        ({"captions": {"en": "a", "de": ["b", ""]}}, {"en": "a", "de": "b"}),
+    ]
+    members = []
+    for number, (about, _) in enumerate(found):
+        members += [(f"{number}.png", png(0)), (f"{number}.json", json.dumps(about).encode())]
+    source = make_source(f"tar:{tar(tmp_path / 'a.tar', members)}")
+    assert [source[i]["text"] for i in range(len(found))] == [text for _, text in found]
+
+
 def test_incomplete_pairs_are_counted_not_dropped(tmp_path):
     members = [("0.png", png(0)), ("1.txt", b"alone"), ("2.png", png(2)), ("2.txt", b"\xff")]
     members += [("3.png", png(3)), ("3.json", b"{")]

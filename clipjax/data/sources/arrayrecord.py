@@ -7,6 +7,7 @@ import json
 
 from clipjax.data.records import RecordFile
 from clipjax.data.source import Example, SampleError
+from clipjax.data.sources.fields import text_of
 from clipjax.data.storage import find_files
 
 
@@ -47,14 +48,12 @@ class PackedRecords:
             # Reported with the file's name: a run of such errors tells which shard is damaged.
             key = f"{file.path.name}:{index}"
             raise SampleError("record_damaged", str(error), key) from error
-        key, texts = record["key"], record["text"]
+        key = record["key"]
         if self._blob not in record["blobs"]:
             raise SampleError("missing_image", f"the record has no {self._blob!r}", key)
-        if not texts:
-            raise SampleError("missing_text", "the record has no caption", key)
         example: Example = {
             "image": record["blobs"][self._blob],
-            "text": texts[0] if len(texts) == 1 else tuple(texts),
+            "text": text_of(record["text"], key),
             "key": key,
         }
         if "label" in record:

@@ -28,26 +28,51 @@ def field_of(
 
 
 def text_of(value: Any, key: str, language: str | None = None) -> Any:
-    """Brings a cell to the `text` of an example.
+    """Brings a cell to the `text` of an example; what is empty or no text is left out.
 
     Args:
-        value: a caption, a list of captions, or a map from language to one of these.
+        value: a caption, as text or bytes, a list of captions, or a map from language to one of
+            these.
         key: of the example.
         language: which entry of a map to take; None takes the map.
 
     Raises:
-        SampleError: `missing_text` if no caption is there, `missing_language` if not that one.
+        SampleError: if no caption is left: `text_encoding` if one is not UTF-8, else
+            `missing_language` if one was asked for, else `missing_text`.
     """
+    faults: list[UnicodeDecodeError] = []
+    chosen = language is not None and isinstance(value, Mapping)
+    text = _usable(value.get(language) if chosen else value, faults)
+    if text:
+        return text
+    if faults:
+        raise SampleError("text_encoding", f"the caption is not UTF-8: {faults[0]}", key)
+    if chosen:
+        raise SampleError("missing_language", f"it has no caption in {language!r}", key)
+    raise SampleError("missing_text", f"the caption is {value!r:.80}", key)
+
+
+def _usable(value: Any, faults: list[UnicodeDecodeError]) -> Any:
+    """What can be used of a caption, a list or a map; empty if nothing can."""
     if isinstance(value, Mapping):
-        if language is None:
-            texts = {str(name): text_of(text, key) for name, text in value.items() if text}
-            if not texts:
-                raise SampleError("missing_text", "the map of captions is empty", key)
-            return texts
-        if not value.get(language):
-            raise SampleError("missing_language", f"it has no caption in {language!r}", key)
-        value = value[language]
-    texts = tuple(value) if isinstance(value, list | tuple) else (value,)
-    if not texts or not all(isinstance(text, str) and text for text in texts):
-        raise SampleError("missing_text", f"the caption is {value!r}", key)
-    return texts[0] if len(texts) == 1 else texts
+        texts = {whole_text(str(name)): _usable(part, faults) for name, part in value.items()}
+        return {name: text for name, text in texts.items() if text}
+    if isinstance(value, list | tuple):
+        found = (_usable(part, faults) for part in value if isinstance(part, str | bytes))
+        texts = tuple(text for text in found if text)
+        return texts[0] if len(texts) == 1 else texts
+    if isinstance(value, bytes):
+        try:
+            value = value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            faults.append(error)
+    if not isinstance(value, str) or value.isspace():
+        return ""
+    return whole_text(value)
+
+
+def whole_text(text: str) -> str:
+    """Replaces half of a surrogate pair, which JSON can spell and no file can hold, by U+FFFD."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,7 +1,9 @@
 """A folder of pictures: a class a folder, or a `.txt` beside each picture."""
 
 import collections
+import errno
 import hashlib
+import os
 import posixpath
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -10,7 +12,7 @@ from absl import logging
 from clipjax.data.paths import DataPath, data_path
 from clipjax.data.retrying import StorageError
 from clipjax.data.source import Example, SampleError
-from clipjax.data.storage import is_folder, list_files, read_all
+from clipjax.data.storage import StoredFile, is_folder, list_files, read_all
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 LAYOUTS = ("auto", "classes", "captions")
@@ -40,16 +42,21 @@ class Folder:
         if not is_folder(self._root):
             raise ValueError(f"there is no directory {where}")
         prefix = len(self._root.url.rstrip("/")) + 1
-        sizes = {f.path.url[prefix:]: f.size for f in list_files(self._root, recursive=True)}
+        sizes = {file.path.url[prefix:]: file.size for file in _list(self._root)}
+        unnamed = [name for name in sizes if not _is_text(name)]
+        for name in unnamed:
+            del sizes[name]
         self._images = [name for name in sizes if _suffix(name).lower() in EXTENSIONS]
         if not self._images:
             raise ValueError(f"{where} holds no picture ({' '.join(EXTENSIONS)})")
-        texts = {_stem(name) for name in sizes if _suffix(name) == ".txt"}
-        paired = texts & {_stem(name) for name in self._images}
-        self._captioned = layout == "captions" or (layout == "auto" and bool(paired))
-        self._report(sizes, texts - paired if self._captioned else set())
+        self._texts = {_stem(name): name for name in sizes if _suffix(name).lower() == ".txt"}
+        stems = {_stem(name) for name in self._images}
+        self._captioned = layout == "captions" or (
+            layout == "auto" and not stems.isdisjoint(self._texts)
+        )
+        orphans = [name for stem, name in self._texts.items() if stem not in stems]
+        self._report(sizes, orphans if self._captioned else [], unnamed)
         self._sizes = [sizes[name] for name in self._images]
-        self._texts = texts
         self.class_names = None if self._captioned else self._read_classes(class_names)
         if self._captioned and class_names is not None:
             raise ValueError(f"{where} has captions: class_names are of no use there")
@@ -64,7 +71,8 @@ class Folder:
             example["label"] = self._labels[_folder(key)]
             example["text"] = self.class_names[example["label"]]
         else:
-            example["text"] = _read_captions(self._root / f"{_stem(key)}.txt", key)
+            name = self._texts.get(_stem(key), f"{_stem(key)}.txt")
+            example["text"] = _read_captions(self._root / name, key)
         return example
 
     def keys(self) -> Iterator[str]:
@@ -73,11 +81,11 @@ class Folder:
 
     def fingerprint(self) -> str:
         """SHA-256 of layout, class names, the paths and sizes of pictures, and the captions."""
-        digest = hashlib.sha256(f"folder/1/{self._captioned}/{self.class_names}".encode())
+        digest = hashlib.sha256(f"folder/2/{self._captioned}/{self.class_names}".encode())
         for name, size in zip(self._images, self._sizes, strict=True):
             digest.update(f"{name}\0{size}\n".encode())
             if self._captioned and _stem(name) in self._texts:
-                content = read_all(self._root / f"{_stem(name)}.txt")
+                content = read_all(self._root / self._texts[_stem(name)])
                 digest.update(hashlib.sha256(content).digest())
         return digest.hexdigest()
 
@@ -99,18 +107,41 @@ class Folder:
             )
         return tuple(class_names)
 
-    def _report(self, names: Iterable[str], orphans: set[str]) -> None:
+    def _report(self, names: Iterable[str], orphans: list[str], unnamed: list[str]) -> None:
         """Says what is not used: a mistake in naming would otherwise pass unseen."""
         known = (*EXTENSIONS, ".txt")
         others = collections.Counter(_suffix(n) for n in names if _suffix(n).lower() not in known)
         if others:
             kinds = ", ".join(f"{n} {suffix or '(none)'}" for suffix, n in others.most_common(5))
             logging.warning("%s: files that are no pictures are not used: %s", self._root, kinds)
-        if orphans:
-            example = min(orphans)
-            logging.warning(
-                "%s: %d captions have no picture, e.g. %s.txt", self._root, len(orphans), example
-            )
+        for files, what in (
+            (orphans, "captions have no picture"),
+            (unnamed, "files are not used, as their names are not UTF-8: rename them"),
+        ):
+            if files:
+                example = os.fsencode(min(files)).decode("utf-8", "backslashreplace")
+                logging.warning("%s: %d %s, e.g. %s", self._root, len(files), what, example)
+
+
+def _list(root: DataPath) -> list[StoredFile]:
+    try:
+        return list_files(root, recursive=True)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        folder, link = os.path.split(error.filename)
+        raise ValueError(
+            f"{os.path.realpath(folder)}/{link} is a link that leads in a circle: remove it"
+        ) from error
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name is UTF-8: keys and class names are text, and go into files."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _suffix(name: str) -> str:
@@ -125,8 +156,17 @@ def _folder(name: str) -> str:
     return posixpath.basename(posixpath.dirname(name))
 
 
-def read_bytes(path: DataPath, key: str) -> bytes:
-    """Reads a picture; SampleError `missing_image` or `unreadable` if that is its own fault.
+def read_named(root: DataPath, name: str, key: str) -> bytes:
+    """Reads the picture that a row names; SampleError `path_refused` if it may not, or as below."""
+    try:
+        path = root.below(name)
+    except ValueError as error:
+        raise SampleError("path_refused", str(error), key) from error
+    return read_bytes(path, key)
+
+
+def read_bytes(path: DataPath, key: str, what: str = "image") -> bytes:
+    """Reads an `image` or `text`; SampleError `missing_...` or `unreadable` if it is at fault.
 
     Storage that does not answer raises StorageError, which stops the run: an example that is
     replaced for the time of an outage would make another batch than it makes without.
@@ -134,7 +174,7 @@ def read_bytes(path: DataPath, key: str) -> bytes:
     try:
         return read_all(path)
     except FileNotFoundError as error:
-        raise SampleError("missing_image", f"there is no file {path}", key) from error
+        raise SampleError(f"missing_{what}", f"there is no file {path}", key) from error
     except StorageError:
         raise
     except OSError as error:
@@ -143,9 +183,7 @@ def read_bytes(path: DataPath, key: str) -> bytes:
 
 def _read_captions(path: DataPath, key: str) -> str | tuple[str, ...]:
     try:
-        lines = read_all(path).decode("utf-8").splitlines()
-    except FileNotFoundError as error:
-        raise SampleError("missing_text", f"there is no caption {path}", key) from error
+        lines = read_bytes(path, key, "text").decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise SampleError("text_encoding", f"{path} is not UTF-8: {error}", key) from error
     captions = tuple(line.strip() for line in lines if line.strip())

@@ -8,7 +8,7 @@ from typing import Any
 from clipjax.data.paths import data_path, short_names
 from clipjax.data.source import Example, SampleError
 from clipjax.data.sources.fields import TEXT_FIELDS, field_of, text_of
-from clipjax.data.sources.folder import read_bytes
+from clipjax.data.sources.folder import read_named
 from clipjax.data.storage import find_files
 
 
@@ -78,9 +78,12 @@ class Parquet:
         file, number, row = self._groups.place(index)
         key = f"{self._names[file]}:{number}"
         table = self._groups.read(index, key)
-        values = {
-            name: table[name][row].as_py(maps_as_pydicts="lossy") for name in table.column_names
-        }
+        try:
+            values = {
+                name: table[name][row].as_py(maps_as_pydicts="lossy") for name in table.column_names
+            }
+        except UnicodeDecodeError as error:  # Parquet does not check what it is told is text
+            raise SampleError("text_encoding", f"the row is not UTF-8: {error}", key) from error
         example: Example = {
             "image": self._picture(values[self._image], key),
             "text": "",
@@ -104,7 +107,7 @@ class Parquet:
         A footer holds the schema, and place, size and statistics of every column chunk; contents
         are not hashed.
         """
-        identity = ["parquet/1", self._groups.footers, self._image, self._texts, self._label]
+        identity = ["parquet/2", self._groups.footers, self._image, self._texts, self._label]
         identity += [self._language, self.class_names]
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
@@ -116,7 +119,7 @@ class Parquet:
             return value
         if not isinstance(path, str) or not path:
             raise SampleError("missing_image", "the row has no picture", key)
-        return read_bytes(self._root.below(path), key)
+        return read_named(self._root, path, key)
 
     def _label_of(self, value: Any, key: str) -> int:
         label = self._places.get(value, -1) if isinstance(value, str) else value

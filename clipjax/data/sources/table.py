@@ -9,8 +9,8 @@ from typing import Any
 
 from clipjax.data.paths import data_path
 from clipjax.data.source import Example, SampleError
-from clipjax.data.sources.fields import IMAGE_FIELDS, TEXT_FIELDS, field_of, text_of
-from clipjax.data.sources.folder import read_bytes
+from clipjax.data.sources.fields import IMAGE_FIELDS, TEXT_FIELDS, field_of, text_of, whole_text
+from clipjax.data.sources.folder import read_named
 from clipjax.data.storage import read_all
 
 
@@ -18,7 +18,8 @@ class Table:
     """Rows with the path of a picture and its caption or captions.
 
     Args:
-        where: the file; `.tsv` is separated by tabs, `.jsonl` holds one object a line.
+        where: the file; `.csv` quotes cells as RFC 4180 has it, `.tsv` is separated by tabs and
+            its quotes are text, `.jsonl` holds one object a line.
         image_field: the column with the path; by default the first known name
             (`image`, `filepath`, `path`, ...).
         text_field: the column with the caption, in JSON also a list of captions, or a map from
@@ -63,11 +64,11 @@ class Table:
         self.class_names = self._labels = None
         if label_field is not None:
             field_of(rows[0], label_field, (), "label_field", where)
-            names = [str(row.get(label_field)) for row in rows]
+            names = [whole_text(str(row.get(label_field))) for row in rows]
             self.class_names = tuple(sorted(set(names)))
             places = {name: label for label, name in enumerate(self.class_names)}
             self._labels = [places[name] for name in names]
-        fields = json.dumps(["table/1", image_field, text_field, label_field, language])
+        fields = json.dumps(["table/2", image_field, text_field, label_field, language])
         self._fingerprint = hashlib.sha256(fields.encode() + content).hexdigest()
 
     def __len__(self) -> int:
@@ -79,8 +80,8 @@ class Table:
         if not isinstance(image, str) or not image:
             raise SampleError("missing_image", "the row names no picture", key)
         text = text_of(text, key, self._language)
-        path = self._root.below(image)
-        example: Example = {"image": read_bytes(path, key), "text": text, "key": key}
+        picture = read_named(self._root, image, key)
+        example: Example = {"image": picture, "text": text, "key": key}
         if self._labels is not None:
             example["label"] = self._labels[index]
         return example
@@ -96,27 +97,46 @@ class Table:
 
 def _parse(text: str, suffix: str, where: str) -> list[dict[str, Any]]:
     if suffix in (".jsonl", ".ndjson"):
-        rows = []
-        for number, line in enumerate(text.splitlines(), start=1):
-            if line.strip():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{where}, line {number} is no JSON: {error}") from error
-                if not isinstance(row, dict):
-                    raise ValueError(f"{where}, line {number} is {type(row).__name__}, no object")
-                rows.append(row)
-        return rows
-    if suffix not in (".csv", ".tsv"):
-        raise ValueError(f"{where} ends in {suffix!r}; a table is .csv, .tsv or .jsonl")
-    reader = csv.DictReader(
-        io.StringIO(text, newline=""), delimiter="\t" if suffix == ".tsv" else ","
-    )
-    rows = list(reader)
-    for number, row in enumerate(rows, start=1):
-        if None in row or None in row.values():
-            raise ValueError(
-                f"{where}, row {number} has another number of cells than the header: quote "
-                "captions that hold the separator"
-            )
+        return _parse_json_lines(text, where)
+    if suffix in (".csv", ".tsv"):
+        return _parse_cells(text, suffix, where)
+    raise ValueError(f"{where} ends in {suffix!r}; a table is .csv, .tsv or .jsonl")
+
+
+def _parse_json_lines(text: str, where: str) -> list[dict[str, Any]]:
+    rows = []
+    # Not splitlines(): JSON may hold U+2028 and its like as they are.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{where}, line {number} is no JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{where}, line {number} is {type(row).__name__}, no object")
+            rows.append(row)
+    return rows
+
+
+def _parse_cells(text: str, suffix: str, where: str) -> list[dict[str, str]]:
+    # A quote that is not closed would take the rest of the file for one cell.
+    how = {"delimiter": ",", "strict": True}
+    mend = "a caption with quotes or commas stands in quotes, its own quotes doubled"
+    if suffix == ".tsv":
+        how, mend = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}, "a caption holds no tab"
+    reader = csv.reader(io.StringIO(text, newline=""), **how)
+    header, rows, line = None, [], 1
+    try:
+        for cells in reader:
+            if cells and header is None:
+                header = cells
+            elif cells and len(cells) != len(header):
+                raise ValueError(
+                    f"{where}, line {line} has {len(cells)} cells, its header {len(header)}: {mend}"
+                )
+            elif cells:
+                rows.append(dict(zip(header, cells, strict=True)))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(f"{where}, in the row of line {line}: {error}; {mend}") from error
     return rows

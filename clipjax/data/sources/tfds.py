@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from clipjax.data.source import Example, SampleError
+from clipjax.data.sources.fields import text_of
 
 # Names that mean nothing to a text encoder: numbers, WordNet ids, paths.
 _MEANINGLESS = re.compile(r"\d+|n\d{8}|/.*")
@@ -87,7 +88,9 @@ class Tfds:
                 raise SampleError("missing_label", "the example has no label", key)
             example["text"] = self.class_names[example["label"]]
         if caption_field is not None:
-            example["text"] = _captions(row[caption_field], key)
+            texts = row[caption_field]
+            one = isinstance(texts, bytes | str)
+            example["text"] = text_of(texts if one else list(texts), key)
         return example
 
     def fingerprint(self) -> str:
@@ -108,14 +111,3 @@ def _class_names(where: str, feature, given: Sequence[str] | None) -> tuple[str,
             "data.source.class_names"
         )
     return names if given is not None else tuple(name.replace("_", " ") for name in names)
-
-
-def _captions(value, key: str) -> str | tuple[str, ...]:
-    values = [value] if isinstance(value, bytes | str) else list(value)
-    try:
-        texts = tuple(v.decode("utf-8") if isinstance(v, bytes) else str(v) for v in values)
-    except UnicodeDecodeError as error:
-        raise SampleError("text_encoding", f"the caption is not UTF-8: {error}", key) from error
-    if not texts:
-        raise SampleError("missing_text", "the example has no caption", key)
-    return texts[0] if len(texts) == 1 else texts

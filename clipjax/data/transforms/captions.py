@@ -24,10 +24,10 @@ def choose_text(text: Text, rng: np.random.Generator) -> str:
     """
     if isinstance(text, Mapping):
         names = sorted(text)
-        text = text[names[int(rng.integers(len(names)))]] if names else ""
-    if isinstance(text, str):
-        return text
-    return text[int(rng.integers(len(text)))] if text else ""
+        return choose_text(text[names[int(rng.integers(len(names)))]], rng) if names else ""
+    if not isinstance(text, str | bytes):
+        text = text[int(rng.integers(len(text)))] if text else ""
+    return _decoded(text) if isinstance(text, bytes) else text
 
 
 def clean_caption(text: str | bytes) -> str:
@@ -36,10 +36,7 @@ def clean_caption(text: str | bytes) -> str:
     What follows its first `MAX_CHARS` characters is left out.
     """
     if isinstance(text, bytes):
-        try:
-            text = text.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise SampleError("text_encoding", f"the caption is not UTF-8: {error}") from error
+        text = _decoded(text)
     if not isinstance(text, str):
         raise SampleError("text_type", f"the caption is {type(text).__name__}, expected text")
     text = text[:MAX_CHARS].replace("\0", "")
@@ -47,6 +44,13 @@ def clean_caption(text: str | bytes) -> str:
     if not text or text.isspace():
         raise SampleError("text_empty", "the caption is empty")
     return text
+
+
+def _decoded(text: bytes) -> str:
+    try:
+        return text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise SampleError("text_encoding", f"the caption is not UTF-8: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +94,7 @@ class ChooseCaption:
         text = example["text"]
         if self.weights is not None:
             return {**example, "text": self._by_weight(text, rng)}
-        if isinstance(text, str | Mapping):
+        if isinstance(text, str | bytes | Mapping):
             return {**example, "text": choose_text(text, rng)}
         others = text[1:]
         if not others or rng.random() < self.first:
@@ -103,7 +107,7 @@ class ChooseCaption:
 
     def _by_weight(self, text: Text, rng: np.random.Generator) -> str:
         named = isinstance(self.weights, Mapping)
-        if not named and isinstance(text, str):
+        if not named and isinstance(text, str | bytes):
             text = (text,)
         if isinstance(text, Mapping) != named:
             raise ValueError(

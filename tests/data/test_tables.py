@@ -1,0 +1,103 @@
+"""Tables that lose no row: quotes, line ends, and rows that one run cannot use."""
+
+import json
+
+import numpy as np
+import pytest
+from archives import png
+
+from clipjax.data import Loader, Preprocess, make_source
+from clipjax.data.packing import FORMATS, Packing, pack
+from clipjax.data.statistics import contact_sheet, measure, summarise
+
+
+@pytest.fixture
+def table(tmp_path):
+    def write(name, content):
+        for number in range(4):
+            (tmp_path / f"{number}.jpg").write_bytes(png(number))
+        (tmp_path / name).write_bytes(content.encode())
+        return f"csv:{tmp_path / name}"
+
+    return write
+
+
+def texts(spec):
+    source = make_source(spec)
+    return [source[i]["text"] for i in range(len(source))]
+
+
+def test_quotes_of_csv(table):
+    content = 'image,text\r\n\r\n0.jpg,"a ""big"", red\ndog"\r\n1.jpg,it\'s "so"\r\n2.jpg, "x\r\n'
+    assert texts(table("a.csv", content)) == ['a "big", red\ndog', 'it\'s "so"', ' "x']
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ('0.jpg,x\n1.jpg,"a dog\n2.jpg,a cat\n3.jpg,a fox\n', "row of line 3: unexpected end"),
+        ('0.jpg,"a dog\n1.jpg,"a cat"\n2.jpg,x\n', "row of line 2: ',' expected after '\"'"),
+        ('0.jpg,"a" dog\n', "row of line 2: ',' expected after '\"'"),
+        ('0.jpg,"a\ndog"\n1.jpg,a,b\n', "line 4 has 3 cells, its header 2"),
+        ("0.jpg\n", "line 2 has 1 cells, its header 2"),
+        (f"0.jpg,{'x' * 140_000}\n", "row of line 2: field larger than"),
+    ],
+)
+def test_csv_that_would_lose_rows_is_refused(table, content, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        make_source(table("a.csv", f"image,text\n{content}"))
+    assert "a.csv" in str(caught.value) and "quotes doubled" in str(caught.value)
+
+
+def test_quotes_of_tsv_are_text(table):
+    content = 'image\ttext\n0.jpg\t"tis a dog\n1.jpg\t"so" fox\n2.jpg\t"quoted"\n3.jpg\tend\n'
+    assert texts(table("a.tsv", content)) == ['"tis a dog', '"so" fox', '"quoted"', "end"]
+    with pytest.raises(ValueError, match=r"line 2 has 3 cells, its header 2: .* no tab"):
+        make_source(table("b.tsv", 'image\ttext\n0.jpg\t"a\tb"\n'))
+
+
+def test_lines_of_json_end_at_line_feeds(table):
+    captions = ["a\u2028b", "a\u0085b\u001cc", "d"]
+    rows = [
+        json.dumps({"image": f"{i}.jpg", "text": text}, ensure_ascii=False)
+        for i, text in enumerate(captions)
+    ]
+    assert texts(table("a.jsonl", "\r\n".join(rows) + "\n\n")) == captions
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"n": ' + "1" * 5000 + "}", "{"])
+def test_a_line_that_is_no_json_is_named(table, line):
+    spec = table("a.jsonl", '{"image": "0.jpg", "text": "x"}\n' + line)
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 2 is no JSON"):
+        make_source(spec)
+
+
+REFUSED = ("../x.jpg", "/etc/hostname", "http://x/y.jpg", "a\0b.jpg", "\ud83d.jpg", "gs://b/../c")
+
+
+def test_paths_that_are_refused_are_counted_and_stop_nothing(table, tmp_path):
+    rows = [{"image": f"{i % 4}.jpg", "text": f"{i}"} for i in range(26)]
+    rows += [{"image": name, "text": "y"} for name in REFUSED]
+    source = make_source(table("a.jsonl", "\n".join(map(json.dumps, rows))))
+    with Loader(
+        source, (), lambda texts: np.zeros((len(texts), 1), np.int32), batch_size=32, seed=0,
+        preprocess=Preprocess(2), max_bad_fraction=1.0,
+    ) as loader:  # fmt: skip
+        loader.batch(0)
+        assert loader.counts()["path_refused"] >= len(REFUSED)
+        assert {example.reason for example in loader.bad_examples()} == {"path_refused"}
+    assert summarise(measure(source, np.arange(32)))["unusable"] == {"path_refused": 6}
+    list(pack(source, tmp_path / "out", Packing(max_bad_fraction=0.5), workers=1))
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["count"] == 26 and manifest["skipped"] == {"path_refused": 6}
+
+
+def test_half_a_surrogate_pair_goes_through_every_command(table, tmp_path):
+    row = r'{"image": "0.jpg", "text": "half \ud83d pair", "kind": "\udc80"}'
+    source = make_source(table("a.jsonl", row) + "?label_field=kind")
+    assert source[0]["text"] == "half \ufffd pair" and source.class_names == ("\ufffd",)
+    assert "half \ufffd pair" in contact_sheet(source, "title", np.arange(1))
+    for kind, suffix in FORMATS.items():
+        list(pack(source, tmp_path / kind, Packing(format=kind), workers=1))
+        packed = make_source(f"{kind}:{tmp_path}/{kind}/*{suffix}")
+        assert packed[0]["text"] == "half \ufffd pair"
