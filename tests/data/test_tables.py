@@ -46,7 +46,7 @@ def test_quotes_of_csv(table):
 def test_csv_that_would_lose_rows_is_refused(table, content, message):
     with pytest.raises(ValueError, match=message) as caught:
         make_source(table("a.csv", f"image,text\n{content}"))
-    assert "a.csv" in str(caught.value) and "quotes doubled" in str(caught.value)
+    assert "a.csv" in str(caught.value) and "is one not closed?" in str(caught.value)
 
 
 def test_quotes_of_tsv_are_text(table):

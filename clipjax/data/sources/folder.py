@@ -48,7 +48,9 @@ class Folder:
             del sizes[name]
         self._images = [name for name in sizes if _suffix(name).lower() in EXTENSIONS]
         if not self._images:
-            raise ValueError(f"{where} holds no picture ({' '.join(EXTENSIONS)})")
+            raise ValueError(
+                f"{where} holds no picture ({' '.join(EXTENSIONS)}) with a name in UTF-8"
+            )
         self._texts = {_stem(name): name for name in sizes if _suffix(name).lower() == ".txt"}
         stems = {_stem(name) for name in self._images}
         self._captioned = layout == "captions" or (

@@ -121,7 +121,7 @@ def _parse_json_lines(text: str, where: str) -> list[dict[str, Any]]:
 def _parse_cells(text: str, suffix: str, where: str) -> list[dict[str, str]]:
     # A quote that is not closed would take the rest of the file for one cell.
     how = {"delimiter": ",", "strict": True}
-    mend = "a caption with quotes or commas stands in quotes, its own quotes doubled"
+    mend = "a caption with commas or quotes stands in quotes, its own doubled; is one not closed?"
     if suffix == ".tsv":
         how, mend = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}, "a caption holds no tab"
     reader = csv.reader(io.StringIO(text, newline=""), **how)
