@@ -32,6 +32,8 @@ _ORIENTATIONS = {
     8: Image.Transpose.ROTATE_90,
 }
 _EXIF_ORIENTATION = 0x0112
+# Bits a channel of PNGs whose pixels Pillow brings to 8 bits, and whose colour key it leaves.
+_KEY_BITS = {"L;2": 2, "L;4": 4, "RGB;16B": 16}
 
 
 class ImageError(SampleError):
@@ -42,8 +44,8 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decodes an image to RGB or, where it has transparency, RGBA.
 
     The header is checked before any pixel is decoded. 16-bit channels keep their high byte,
-    palettes and CMYK are converted, EXIF orientation is applied, an animation gives its first
-    frame, colour profiles are ignored as in the published preprocessing.
+    palettes and CMYK are converted, the orientation in EXIF, or else in XMP, is applied, an
+    animation gives its first frame, colour profiles are ignored as in the published preprocessing.
 
     Args:
         data: an encoded image, one of `FORMATS`.
@@ -60,6 +62,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         check_pixels(image.width, image.height, max_pixels)
+        _bring_key_to_8_bits(image)
         image.load()
         return _orient(_to_rgb_or_rgba(image), image)
     except ImageError:
@@ -251,10 +254,26 @@ def _to_rgb_or_rgba(image: Image.Image) -> Image.Image:
         return image
     if mode.startswith("I"):
         return _from_16_bits(image)
-    transparent = mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
+    transparent = image.has_transparency_data
     if mode in ("La", "RGBa"):
         image = image.convert(mode.replace("a", "A"))
     return image.convert("RGBA" if transparent else "RGB")
+
+
+def _bring_key_to_8_bits(image: Image.Image) -> None:
+    """Brings the colour key of a PNG that is not loaded yet to where its pixels will be.
+
+    Of 16-bit RGB only high bytes are decoded, so each colour that has the key's is transparent.
+    """
+    key = image.info.get("transparency")
+    if image.format != "PNG" or image.mode not in ("L", "RGB") or key is None:
+        return
+    bits = _KEY_BITS.get(image.tile[0].args, 8)
+
+    def scaled(value: int) -> int:
+        return value >> 8 if bits == 16 else (value % 2**bits) * (255 // (2**bits - 1))
+
+    image.info["transparency"] = scaled(key) if image.mode == "L" else tuple(map(scaled, key))
 
 
 def _from_16_bits(image: Image.Image) -> Image.Image:
