@@ -15,7 +15,7 @@ import threading
 import numpy as np
 from PIL import ExifTags, Image
 
-from clipjax.data.preprocess import ImageError, check_pixels
+from clipjax.data.preprocess import check_pixels
 
 try:
     import cv2
@@ -32,6 +32,8 @@ _SCALES = (8, 4, 2, 1)
 # Memory that a thread uses again and again: fresh pages for every image cost as much as the work.
 _SCRATCH = threading.local()
 _COLORSPACES = ("YCbCr", "Gray", "RGB")  # CMYK and YCCK go by the reference path
+# Padding, and markers that no length follows: TEM, RST, SOI, EOI.
+_BARE_MARKERS = bytes((0x01, *range(0xD0, 0xDA), 0xFF))
 Box = tuple[float, float, float, float]
 
 
@@ -49,8 +51,8 @@ class FastJpeg:
     def open(cls, data: object) -> "FastJpeg | None":
         """Reads a header; None for what has to go by the reference path.
 
-        That is anything but encoded bytes, another format, CMYK, or a picture that its EXIF block
-        turns or mirrors.
+        That is anything but encoded bytes, another format, CMYK, a rare subsampling, or a picture
+        that its EXIF or XMP block turns or mirrors.
 
         Raises:
             ImageError: `image_pixels`, as on the reference path.
@@ -59,15 +61,18 @@ class FastJpeg:
             return None
         try:
             height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-        except ValueError:
-            return None  # the reference path says what is wrong with it
+        except (ValueError, KeyError):  # KeyError: a subsampling without a name, as 4:4:1
+            return None  # the reference path says what is wrong with it, if anything is
         if colorspace not in _COLORSPACES or _orientation(data) != 1:
             return None
         check_pixels(width, height)
         return cls(data, width, height)
 
-    def crop(self, box: Box, size: int) -> np.ndarray:
-        """Resizes a part of the image.
+    def crop(self, box: Box, size: int) -> np.ndarray | None:
+        """Resizes a part of the image; None where the reference path has to decode it.
+
+        That is a picture with damage, which Pillow reads where only its last bytes, or restart
+        markers, are wrong.
 
         Args:
             box: left, top, right, bottom in pixels of the whole image.
@@ -75,9 +80,6 @@ class FastJpeg:
 
         Returns:
             u8 `[size, size, 3]`.
-
-        Raises:
-            ImageError: `image_undecodable`.
         """
         left, top, right, bottom = box
         fraction = min(right - left, bottom - top) / size
@@ -90,16 +92,17 @@ class FastJpeg:
                 min_width=width,
                 buffer=_scratch("decoded", height, width),
             )
-        except ValueError as error:
-            raise ImageError("image_undecodable", f"{type(error).__name__}: {error}") from error
-        rows = _bounds(top, bottom, image.shape[0] / self.height, image.shape[0])
-        columns = _bounds(left, right, image.shape[1] / self.width, image.shape[1])
+        except ValueError:
+            return None
+        # A decoded pixel is `scale` pixels, also where the last one reaches beyond the image.
+        rows = _bounds(top / scale, bottom / scale, image.shape[0])
+        columns = _bounds(left / scale, right / scale, image.shape[1])
         return _resize(image[rows, columns], size)
 
 
-def _bounds(low: float, high: float, factor: float, limit: int) -> slice:
-    start = min(round(low * factor), limit - 1)
-    return slice(start, max(round(high * factor), start + 1))
+def _bounds(low: float, high: float, limit: int) -> slice:
+    start = min(round(low), limit - 1)
+    return slice(start, max(round(high), start + 1))
 
 
 def _resize(image: np.ndarray, size: int) -> np.ndarray:
@@ -124,8 +127,8 @@ def _scratch(name: str, height: int, width: int) -> np.ndarray:
 
 
 def _orientation(data: bytes) -> int:
-    """The EXIF orientation; 1 without one, 0 where it cannot be told."""
-    if not _has_exif(data):
+    """The orientation that the reference path applies; 1 without one, 0 where it cannot be told."""
+    if not _may_be_turned(data):
         return 1
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
@@ -134,14 +137,20 @@ def _orientation(data: bytes) -> int:
         return 0
 
 
-def _has_exif(data: bytes) -> bool:
+def _may_be_turned(data: bytes) -> bool:
     """Walks over the segments in front of the scan: cheaper than a parser, for every image."""
     position = 2
     while data[position : position + 1] == b"\xff":
         marker = data[position + 1 : position + 2]
         if marker == b"\xda":
             return False
-        if marker == b"\xe1" and data.startswith(b"Exif\0\0", position + 4):
-            return True
-        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        if marker in _BARE_MARKERS:
+            break
+        end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        if marker == b"\xe1":
+            if data.startswith(b"Exif\0\0", position + 4):
+                return True
+            if data.find(b"tiff:Orientation", position + 4, end) >= 0:  # XMP
+                return True
+        position = end
     return True  # odd, but perhaps readable

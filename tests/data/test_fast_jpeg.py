@@ -73,6 +73,13 @@ def test_a_scaled_decode_keeps_the_crop_above_the_target(subsampling):
     assert difference(part, np.asarray(whole)) < 1.5
 
 
+def test_a_scaled_decode_is_not_stretched_to_whole_pixels():
+    data = encode(picture(993, 1001))  # a quarter is 248.25 x 250.25, decoded 249 x 251
+    whole = Image.open(io.BytesIO(data)).resize((224, 224), Image.Resampling.BICUBIC)
+    part = FastJpeg.open(data).crop((0, 0, 993, 1001), 224)
+    assert difference(part, np.asarray(whole)) < 1  # 1.7 with the last pixel counted as whole
+
+
 def test_grey_has_three_channels():
     data = encode(picture(400, 300, mode="L"))
     fast = transform(ResizeAndCrop, "fast", data)
@@ -81,10 +88,31 @@ def test_grey_has_three_channels():
     assert np.ptp(fast, axis=2).max() == 0
 
 
-def rotated():
+def turned(orientation=6):
     exif = Image.Exif()
-    exif[0x0112] = 6
+    exif[0x0112] = orientation
     return encode(picture(400, 300), exif=exif)
+
+
+def turned_by_xmp(orientation=6):
+    block = f'<rdf:Description tiff:Orientation="{orientation}"/>'
+    return encode(picture(400, 300), xmp=block.encode())
+
+
+def padded(data):
+    """Padding in front of a block, and a scan where a reader that knows no padding would look."""
+    place = data.index(b"\xff\xe1")
+    data = data[:place] + b"\xff" + data[place:]
+    scan = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    assert len(data) < scan
+    return data.ljust(scan, b"\0") + b"\xff\xda"
+
+
+def with_sampling(data, factors):
+    """Forged: the header alone says so."""
+    data, place = bytearray(data), data.index(b"\xff\xc0")
+    data[place + 11] = factors
+    return bytes(data)
 
 
 @pytest.mark.parametrize(
@@ -93,9 +121,15 @@ def rotated():
         encode(picture(400, 300, mode="CMYK")),
         encode(picture(400, 300), "PNG"),
         encode(picture(400, 300), "WEBP"),
-        rotated(),
+        *(turned(orientation) for orientation in range(2, 9)),
+        *(turned_by_xmp(orientation) for orientation in range(2, 9)),
+        padded(turned()),
     ],
-    ids=["cmyk", "png", "webp", "rotated"],
+    ids=[
+        *("cmyk", "png", "webp"),
+        *(f"{block}-{i}" for block in ("exif", "xmp") for i in range(2, 9)),
+        "padded",
+    ],
 )
 def test_what_it_does_not_know_goes_by_the_reference(data):
     assert FastJpeg.open(data) is None
@@ -104,11 +138,34 @@ def test_what_it_does_not_know_goes_by_the_reference(data):
         assert np.array_equal(fast, transform(make, "reference", data, **options))
 
 
-def test_an_upright_exif_block_is_no_obstacle():
-    exif = Image.Exif()
-    exif[0x0112] = 1
-    assert FastJpeg.open(encode(picture(400, 300), exif=exif)) is not None
-    assert FastJpeg.open(rotated()) is None
+def test_an_upright_block_is_no_obstacle():
+    for data in (turned(1), turned_by_xmp(1), encode(picture(400, 300), xmp=b"<x:xmpmeta/>")):
+        assert FastJpeg.open(data) is not None
+
+
+def test_a_rare_subsampling_goes_by_the_reference():
+    data = encode(picture(400, 300), subsampling="4:4:4")
+    assert FastJpeg.open(with_sampling(data, 0x11)) is not None
+    assert FastJpeg.open(with_sampling(data, 0x14)) is None  # 4:4:1, which has no name
+    assert FastJpeg.open(with_sampling(data, 0x31)) is None
+
+
+def with_zeros_at_its_end():
+    data = encode(picture(400, 300))
+    return data[:-2] + bytes(6) + data[-2:]
+
+
+def with_a_wrong_restart():
+    data = encode(picture(400, 300), restart_marker_blocks=4)
+    return data.replace(b"\xff\xd2", b"\xff\xd5", 1)
+
+
+@pytest.mark.parametrize("data", [with_zeros_at_its_end(), with_a_wrong_restart()])
+def test_what_the_reference_reads_of_a_damaged_picture_is_read(data):
+    assert FastJpeg.open(data).crop((0, 0, 400, 300), 224) is None
+    for make, options in CASES:
+        fast = transform(make, "fast", data, **options)
+        assert np.array_equal(fast, transform(make, "reference", data, **options))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 20000), (20000, 1), (3, 2)])
@@ -142,7 +199,7 @@ def mutate(data, rng):
 
 def fuzz(count):
     rng = np.random.default_rng(7)
-    originals = [encode(picture(90, 70)), encode(picture(60, 80, mode="L")), rotated()]
+    originals = [encode(picture(90, 70)), encode(picture(60, 80, mode="L")), turned()]
     refused, slowest = 0, 0.0
     for number in range(count):
         data = mutate(originals[number % 3], rng)

@@ -37,7 +37,9 @@ class ResizeAndCrop:
         jpeg = _fast_jpeg(self, example)
         if jpeg is not None:
             box = _whole_or_centre(jpeg.width, jpeg.height, squash=self.resize == "squash")
-            return {**example, "image": jpeg.crop(box, self.image_size)}
+            pixels = jpeg.crop(box, self.image_size)
+            if pixels is not None:
+                return {**example, "image": pixels}
         preprocess = Preprocess(self.image_size, self.resize, self.interpolation)
         return {**example, "image": preprocess(example["image"])}
 
@@ -71,13 +73,15 @@ class RandomResizedCrop:
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         """Replaces the image by u8 `[image_size, image_size, 3]`."""
-        jpeg = _fast_jpeg(self, example)
+        jpeg, box = _fast_jpeg(self, example), None
         if jpeg is not None:
             box = self._box(jpeg.width, jpeg.height, rng)
-            return {**example, "image": jpeg.crop(box, self.image_size)}
+            pixels = jpeg.crop(box, self.image_size)
+            if pixels is not None:
+                return {**example, "image": pixels}
         image = to_rgb(as_pil(example["image"]))
         kernel = INTERPOLATIONS[self.interpolation]
-        box = self._box(*image.size, rng)
+        box = box or self._box(*image.size, rng)  # drawn once: the same part for both decoders
         return {
             **example,
             "image": np.asarray(image.resize((self.image_size,) * 2, kernel, box=box)),
