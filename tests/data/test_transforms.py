@@ -99,6 +99,14 @@ def test_flip_mirrors():
     np.testing.assert_array_equal(out, picture()[:, ::-1])
 
 
+def test_a_blur_takes_no_colour_from_what_is_transparent():
+    image = np.zeros((8, 12, 4), np.uint8)
+    image[:, :6] = (200, 30, 90, 255)
+    out = build("random_blur", probability=1.0, radius=(2.0, 2.0))(example(image), rng())["image"]
+    edge = out[(out[..., 3] > 60) & (out[..., 3] < 250)].astype(int)
+    assert len(edge) and np.abs(edge[:, :3] - (200, 30, 90)).max() <= 3
+
+
 def test_background_only_shows_through():
     image = picture(8, 8, 4)
     image[:4, :, 3], image[4:, :, 3] = 255, 0

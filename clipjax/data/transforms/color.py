@@ -78,7 +78,12 @@ class RandomBlur:
         if rng.random() >= self.probability:
             return example
         blur = ImageFilter.GaussianBlur(rng.uniform(*self.radius))
-        return {**example, "image": np.asarray(as_pil(example["image"]).filter(blur))}
+        image = as_pil(example["image"])
+        if image.mode == "RGBA":  # premultiplied, so that what is transparent lends no colour
+            image = image.convert("RGBa").filter(blur).convert("RGBA")
+        else:
+            image = image.filter(blur)
+        return {**example, "image": np.asarray(image)}
 
 
 @dataclasses.dataclass(frozen=True)
