@@ -121,7 +121,7 @@ class RecordFile:
             raise ValueError(f"{path} is damaged: its SHA-256 is not the one of its manifest")
         # Without read-ahead: the order of reading is a permutation.
         options = "readahead_buffer_size:0,max_parallelism:0"
-        local = _local_copy(file, self.manifest["sha256"])
+        local = _local_copy(file, self.manifest["sha256"], verify)
         self._reader = array_record_module.ArrayRecordReader(str(local), options)
         count = self._reader.num_records()
         if count != self.manifest["count"]:
@@ -143,11 +143,15 @@ class RecordFile:
         return functools.partial(RecordFile, verify=False), (self.path,)
 
 
-def _local_copy(file: StoredFile, sha256: str) -> DataPath:
+def _local_copy(file: StoredFile, sha256: str, verify: bool) -> DataPath:
     if file.path.is_local:
         return file.path
     cache = ShardCache()
-    local = cache.find(file) or cache.fetch(file, sha256, wait=True)
+    local = cache.find(file)
+    if local is not None and verify and file_sha256(stat(local)) != sha256:
+        cache.evict(file)
+        local = None
+    local = local or cache.fetch(file, sha256, wait=True)
     if local is None:
         raise ValueError(
             f"{file.path} has {file.size / 1e9:.3g} GB, and packed records are read from the local "

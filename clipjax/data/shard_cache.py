@@ -54,14 +54,24 @@ class ShardCache:
         self.budget = budget_bytes() if budget is None else budget
 
     def find(self, shard: StoredFile) -> DataPath | None:
-        """Looks a shard up, and notes that it was used."""
+        """Looks a shard up, and notes that it was used; a copy of another size is removed."""
         path = self._path(shard)
         try:
-            if time.time() - path.stat().st_mtime > STAMP_S:
+            found = path.stat()
+            if found.st_size != shard.size:
+                self.evict(shard)
+                return None
+            if time.time() - found.st_mtime > STAMP_S:
                 os.utime(path)
         except FileNotFoundError:
             return None
         return DataPath(str(path))
+
+    def evict(self, shard: StoredFile) -> None:
+        """Removes the copy of a shard, which is damaged."""
+        with contextlib.suppress(FileNotFoundError):
+            self._path(shard).unlink()
+            logging.warning("The cached copy of %s was damaged: it is removed.", shard.path)
 
     def fetch(
         self, shard: StoredFile, sha256: str, *, asked: float | None = None, wait: bool = False
@@ -161,14 +171,22 @@ class HotShards:
             return read(shard.path, offset, size)
         path = self._cache.find(shard) or self._fetch_if_hot(number)
         if path is not None:
-            # It may be evicted before it is opened.
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 return read(path, offset, size)
+            except FileNotFoundError:
+                pass  # it was evicted before it was opened
+            except StorageError:
+                self._cache.evict(shard)
         content = read(shard.path, offset, size)
         # Counts may be lost between threads: that only delays the fetching.
         self._asked.setdefault(number, time.time())
         self._read_bytes[number] = self._read_bytes.get(number, 0) + size
         return content
+
+    def evict(self, number: int) -> None:
+        """Removes the copy of a shard of which damaged bytes came, so that it is read anew."""
+        if not self._shards[number].path.is_local:
+            self._cache.evict(self._shards[number])
 
     def _fetch_if_hot(self, number: int) -> DataPath | None:
         shard = self._shards[number]

@@ -95,6 +95,22 @@ def test_an_eviction_under_a_reader(tmp_path, monkeypatch):
         assert hot.read(0, 500, 100) == FILES["b/0"][500:600]
 
 
+def test_a_cached_copy_that_was_cut_is_read_anew(tmp_path, monkeypatch, caplog):
+    with bucket(monkeypatch, FILES) as (system, _):
+        hot = hot_shards(tmp_path, 10 * SIZE)
+        for _ in range(12):
+            hot.read(0, 0, 1000)
+        (path,) = (tmp_path / "shards").glob("*.shard")
+        path.write_bytes(path.read_bytes()[:600])
+        assert hot_shards(tmp_path, 10 * SIZE).read(0, 5000, 1000) == FILES["b/0"][5000:6000]
+        assert not path.exists() and "cached copy of memory://b/0 was damaged" in caplog.text
+        # Cut between the look at its size and the reading.
+        path.write_bytes(b"short")
+        monkeypatch.setattr(hot._cache, "find", lambda _: data_path(str(path)))
+        assert hot.read(0, 5000, 1000) == FILES["b/0"][5000:6000]
+        assert not path.exists()
+
+
 def test_a_damaged_shard_is_not_cached(tmp_path, monkeypatch, caplog):
     with bucket(monkeypatch, FILES) as (system, _):
         hot = hot_shards(tmp_path, 10 * SIZE)
@@ -195,6 +211,18 @@ def test_tar_shards_become_local(tmp_path, monkeypatch, cache):
         assert len(system.requests) == requests
 
 
+def test_a_cached_shard_that_rots_is_read_anew(monkeypatch, cache):
+    with bucket(monkeypatch, {"b/0.tar": tar_bytes(pairs(50))}):
+        source = make_source("tar:memory://b/*.tar")
+        first = [source[i] for i in range(50)]
+        for _ in range(300):
+            source[3]
+        (path,) = (cache / "shards").glob("*.shard")
+        path.write_bytes(bytes(255 - byte for byte in path.read_bytes()))
+        assert [source[i] for i in range(50)] == first
+        assert not path.exists() or path.read_bytes() == tar_bytes(pairs(50))
+
+
 def test_packed_records_in_a_bucket(tmp_path, monkeypatch, cache):
     path = tmp_path / "x.array_record"
     write_records(path, [pack_record(key="k", text=("t",), blobs={"image": b"1"})])
@@ -206,6 +234,9 @@ def test_packed_records_in_a_bucket(tmp_path, monkeypatch, cache):
         monkeypatch.setenv("CLIPJAX_SHARD_CACHE", "1GB")
         source = make_source("arrayrecord:memory://b/*.array_record")
         assert source[0]["text"] == "t"
+        (copy,) = (cache / "shards").glob("*.shard")
+        copy.write_bytes(bytes(255 - byte for byte in copy.read_bytes()))
+        assert make_source("arrayrecord:memory://b/*.array_record")[0]["text"] == "t"
         system.pipe_file("/b/x.array_record", files["b/x.array_record"][:-1] + b"x")
         with pytest.raises(ValueError, match="damaged"):
             RecordFile("memory://b/x.array_record")

@@ -128,6 +128,7 @@ class TarShards:
             wrong = [name for name, part in parts.items() if zlib.crc32(files[name]) != part.crc]
             if not wrong:
                 return files
+            self._shards.evict(shard)
         raise SampleError("damaged", f"its checksum is wrong: {', '.join(wrong)}", key)
 
     def _label(self, content: bytes, key: str) -> int:
