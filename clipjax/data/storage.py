@@ -4,6 +4,7 @@ Local files are read by the operating system, `gs://` and `s3://` by fsspec, byt
 range. A read gives every byte that was asked for, or raises.
 """
 
+import collections
 import contextlib
 import dataclasses
 import errno
@@ -116,7 +117,8 @@ def find_files(pattern: str) -> list[StoredFile]:
             last part.
 
     Raises:
-        ValueError: if a named file does not exist, or a wildcard finds none.
+        ValueError: if a named file does not exist, a wildcard finds none, or a file is found
+            twice, as `x-10.tar` by `x-{1..10}*.tar`: its examples would count double.
     """
     files: list[StoredFile] = []
     missing = []
@@ -138,6 +140,14 @@ def find_files(pattern: str) -> list[StoredFile]:
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise ValueError(f"there is no file {', '.join(missing[:3])}{more}")
+    counts = collections.Counter(file.path for file in files)
+    twice = [path for path, count in counts.items() if count > 1]
+    if twice:
+        raise ValueError(
+            f"{pattern} finds {len(twice)} of {len(counts)} files more than once, e.g. "
+            f"{twice[0]}: write a pattern that finds each once, such as {twice[0].parent}/*"
+            f"{twice[0].suffix}"
+        )
     return files
 
 

@@ -96,7 +96,7 @@ def test_an_eviction_under_a_reader(tmp_path, monkeypatch):
 
 
 def test_a_cached_copy_that_was_cut_is_read_anew(tmp_path, monkeypatch, caplog):
-    with bucket(monkeypatch, FILES) as (system, _):
+    with bucket(monkeypatch, FILES):
         hot = hot_shards(tmp_path, 10 * SIZE)
         for _ in range(12):
             hot.read(0, 0, 1000)

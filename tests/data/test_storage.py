@@ -148,6 +148,15 @@ def test_files_are_found_in_buckets(monkeypatch):
             find_files("memory://b/none/*.tar")
 
 
+def test_no_file_is_found_twice(tmp_path):
+    for number in range(1, 13):
+        (tmp_path / f"x-{number}.tar").write_bytes(b"1")
+    found = find_files(f"{tmp_path}/x-{{1..2}}.tar")
+    assert [file.path.name for file in found] == ["x-1.tar", "x-2.tar"]
+    with pytest.raises(ValueError, match=r"finds 3 of 12 files more than once, e\.g\. .*x-10\.tar"):
+        find_files(f"{tmp_path}/x-{{1..12}}*.tar")
+
+
 def test_a_file_that_vanishes_while_it_is_listed_hides_no_other(tmp_path, monkeypatch):
     """Another process's temporary file is renamed at any moment."""
     for name in ("a.tar", "b.tar", ".a.tar.index.x1", "c.tar", "d.tar"):
