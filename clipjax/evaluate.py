@@ -11,10 +11,11 @@ from clipjax.checkpoint import (
     read_manifest,
     resolve_checkpoint,
 )
+from clipjax.data.named_lists import load_class_names
 from clipjax.data.source import spec_name
 from clipjax.data.sources import make_source
 from clipjax.distributed import is_lead
-from clipjax.evals import Retrieval, ZeroShot, load_class_names
+from clipjax.evals import Retrieval, ZeroShot
 from clipjax.evals.running import ScheduledEval, run_evals, write_results
 from clipjax.experiment import Experiment
 from clipjax.inference import Encoder

@@ -5,7 +5,7 @@ An eval is built from a source and the model's functions and has `run(params) ->
 
 from clipjax.evals.encoding import EncodeFns, make_encode_fns
 from clipjax.evals.retrieval import Retrieval
-from clipjax.evals.templates import TEMPLATES, load_class_names, load_templates
+from clipjax.evals.templates import TEMPLATES, load_templates
 from clipjax.evals.zero_shot import Prediction, ZeroShot
 
 EVALS = {"zero_shot": ZeroShot, "retrieval": Retrieval}
@@ -17,7 +17,6 @@ __all__ = [
     "Prediction",
     "Retrieval",
     "ZeroShot",
-    "load_class_names",
     "load_templates",
     "make_encode_fns",
 ]

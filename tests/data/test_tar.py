@@ -69,6 +69,30 @@ def test_json_and_classes(tmp_path):
         source[2]
 
 
+def test_classes_without_names_are_enough_for_an_evaluation(tmp_path, caplog):
+    tar(
+        tmp_path / "a.tar", [("0.png", png(0)), ("0.cls", b"7"), ("1.png", png(1)), ("1.cls", b"x")]
+    )
+    source = make_source(f"tar:{tmp_path}/a.tar")
+    assert source.class_names is None and "labels without words" in caplog.text
+    assert (source[0]["label"], source[0]["text"]) == (7, "")
+    with pytest.raises(SampleError, match="the class is 'x'"):
+        source[1]
+    # A caption is worth more than a label that nothing names.
+    tar(tmp_path / "b.tar", [("0.png", png(0)), ("0.cls", b"x"), ("0.txt", b"words")])
+    assert make_source(f"tar:{tmp_path}/b.tar")[0]["text"] == "words"
+
+
+def test_class_names_come_from_a_file_or_by_name(tmp_path):
+    tar(tmp_path / "a.tar", [("0.png", png(0)), ("0.cls", b"1")])
+    (tmp_path / "names.txt").write_text("tabby cat\nold dog\n", encoding="utf-8")
+    spec = f"tar:{tmp_path}/a.tar?class_names="
+    assert make_source(f"{spec}{tmp_path}/names.txt")[0]["text"] == "old dog"
+    assert make_source(f"{spec}imagenet")[0]["text"] == "goldfish"
+    with pytest.raises(ValueError, match="'abc' are neither a known name nor a file"):
+        make_source(f"{spec}abc")
+
+
 def test_numbers_that_are_too_long_are_no_crash(tmp_path):
     digits = b"1" * 5000
     members = [("0.png", png(0)), ("0.json", b'{"caption": "x", "n": ' + digits + b"}")]

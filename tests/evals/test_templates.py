@@ -4,11 +4,12 @@ from importlib import resources
 
 import pytest
 
-from clipjax.evals.templates import fill_template, load_class_names, load_templates
+from clipjax.data.named_lists import load_class_names
+from clipjax.evals.templates import fill_template, load_templates
 
 
 def test_the_packaged_data_is_what_its_readme_says():
-    folder = resources.files("clipjax.evals") / "prompts"
+    folder = resources.files("clipjax.data") / "prompts"
     readme = (folder / "README.md").read_text(encoding="utf-8")
     rows = re.findall(r"\| `(\w+\.json)` \|.*\| `([0-9a-f]{64})` \|", readme)
     assert {name for name, _ in rows} == {

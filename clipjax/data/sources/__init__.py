@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clipjax.config import build
+from clipjax.data.named_lists import load_class_names
 from clipjax.data.source import DataSource, parse_spec, split_options
 from clipjax.data.sources.arrayrecord import PackedRecords
 from clipjax.data.sources.folder import Folder
@@ -37,7 +38,8 @@ def make_source(spec: str | Mapping[str, Any], *, path: str = "data.source") -> 
     Args:
         spec: `kind:where[:split][?option=value&...]`, e.g. `openmoji:train?aliases=true`, or a
             mapping that has it under `spec` and options beside it. `mix:` has a form of its own,
-            see `Mix`; every other kind has the option `filter`, see `ScoreFilter`.
+            see `Mix`; every other kind has the option `filter`, see `ScoreFilter`. Where a kind
+            takes `class_names`, they are a list, or what `load_class_names` takes.
         path: where the spec stands in the config, for messages.
 
     Raises:
@@ -60,6 +62,8 @@ def make_source(spec: str | Mapping[str, Any], *, path: str = "data.source") -> 
             f"{path} = {text!r} is of an unknown kind {kind!r}; known are "
             f"{', '.join(sorted([*SOURCES, 'mix']))}, as in `openmoji:train` or `folder:DIR`"
         )
+    if isinstance(options.get("class_names"), str):
+        options["class_names"] = load_class_names(options["class_names"])
     place = {"where": where}
     if "split" in inspect.signature(SOURCES[kind]).parameters:
         place["split"] = split

@@ -8,6 +8,8 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from absl import logging
+
 from clipjax.data.paths import short_names
 from clipjax.data.shard_cache import HotShards
 from clipjax.data.source import Example, SampleError
@@ -38,7 +40,8 @@ class TarShards:
     Args:
         where: a file, or a pattern such as `DIR/{00000..00099}.tar` or `gs://bucket/DIR/*.tar`.
         ignore: extensions of members that are not used; another unknown one is an error.
-        class_names: names of the numbers in `.cls`.
+        class_names: names of the numbers in `.cls`. Without them a record that has no caption has
+            the label alone: enough to evaluate with the evaluation's own names, not to train.
 
     Raises:
         ValueError: if a shard is missing or damaged, changed since it was indexed, holds a key
@@ -58,6 +61,13 @@ class TarShards:
         self._indexes = open_indexes(shards)
         for shard, index in zip(shards, self._indexes, strict=True):
             self._check_extensions(shard, index)
+        held = {name for index in self._indexes for name in index.header["extensions"]}
+        if "cls" in held - self._ignored and not held & {"txt", "json"} and not class_names:
+            logging.warning(
+                "%s: labels without words. To train on them give the names of the classes: "
+                "?class_names=FILE, a name a line, or imagenet",
+                where,
+            )
         self._names = short_names([shard.path.url for shard in shards])
         self._shards = HotShards(shards, [index.shard["sha256"] for index in self._indexes])
         self._ends = list(itertools.accumulate(map(len, self._indexes)))
@@ -75,7 +85,8 @@ class TarShards:
         example: Example = {"image": files.pop("image"), "text": "", "key": key}
         if "cls" in files:
             example["label"] = self._label(files["cls"], key)
-            example["text"] = self.class_names[example["label"]]
+            if self.class_names is not None:
+                example["text"] = self.class_names[example["label"]]
         if "txt" in files:
             example["text"] = _decode(files["txt"], key)
         elif "json" in files:
@@ -113,9 +124,9 @@ class TarShards:
         if image is None:
             raise SampleError("missing_image", "the shard has no picture of this key", key)
         wanted = {"image": image}
-        if self.class_names is not None and "cls" in parts:
-            wanted["cls"] = parts["cls"]
         text = next((name for name in ("txt", "json") if name in parts), None)
+        if "cls" in parts and (text is None or self.class_names is not None):
+            wanted["cls"] = parts["cls"]
         if text is not None:
             wanted[text] = parts[text]
         elif "cls" not in wanted:
@@ -133,10 +144,10 @@ class TarShards:
 
     def _label(self, content: bytes, key: str) -> int:
         text = content.strip().decode("ascii", errors="replace")
+        count = 10**9 if self.class_names is None else len(self.class_names)
         # No class has a number of ten digits; Python refuses to read one of 5,000.
-        if not text.isdecimal() or len(text) > 9 or int(text) >= len(self.class_names):
-            what = f"the class is {text[:20]!r} of {len(self.class_names)}"
-            raise SampleError("label", what, key)
+        if not text.isdecimal() or len(text) > 9 or int(text) >= count:
+            raise SampleError("label", f"the class is {text[:20]!r} of {count:,}", key)
         return int(text)
 
 
