@@ -221,6 +221,21 @@ def write(path: DataPath, content: bytes) -> None:
         raise
 
 
+def local_path(where: str | os.PathLike[str]) -> Path:
+    """Gives the path of what is written piece by piece, which a bucket does not allow.
+
+    Raises:
+        ValueError: if it is in a bucket.
+    """
+    path = data_path(os.fspath(where))
+    if not path.is_local:
+        raise ValueError(
+            f"{where} is in a bucket, where this cannot be written: give a local path, and copy "
+            "what is written there afterwards"
+        )
+    return Path(path.url)
+
+
 class FileReader:
     """Reads a file in order, or at any place, a block a request; has `read`, `seek` and `tell`."""
 

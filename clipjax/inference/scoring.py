@@ -3,7 +3,6 @@
 import collections
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from clipjax.data.cache import sync
 from clipjax.data.captions import flatten
 from clipjax.data.preprocess import decode_image
 from clipjax.data.source import DataSource, SampleError
+from clipjax.data.storage import local_path
 from clipjax.inference.encoder import Encoder
 
 CHUNK = 1024  # examples that are embedded together
@@ -70,25 +70,31 @@ def write_scores(
         How many scores there are.
 
     Raises:
-        ValueError: if the file exists.
+        ValueError: if the file exists or is in a bucket, or a key comes twice.
     """
     import pyarrow as pa  # slow to import
     import pyarrow.parquet as pq
 
-    path = Path(path)
+    path = local_path(path)
     if path.exists():
         raise ValueError(f"{path} exists; give another name")
     metadata = {str(name): str(value) for name, value in about.items()}
     schema = pa.schema([("key", pa.string()), ("score", pa.float32())], metadata=metadata)
     work = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    count = 0
+    seen: set[str] = set()
     try:
         with pq.ParquetWriter(work, schema) as writer:
             for keys, scores in scored:
+                for key in keys:
+                    if key in seen:
+                        raise ValueError(
+                            f"the key {key!r} comes twice, and a filter could not tell its scores "
+                            "apart: `clipjax data pack --format tar` gives each example its own"
+                        )
+                    seen.add(key)
                 writer.write_table(pa.table([pa.array(keys), pa.array(scores)], schema=schema))
-                count += len(keys)
         sync(work)
         work.rename(path)
     finally:
         work.unlink(missing_ok=True)
-    return count
+    return len(seen)

@@ -2,7 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from archives import pairs, tar
+from archives import pairs, png, tar
 
 from clipjax.data import make_source
 from clipjax.data.source import keys_of
@@ -65,6 +65,42 @@ def test_sources_without_keys_of_their_own(tmp_path):
     assert source[0]["image"].shape == (32, 32, 3) and source.class_names is not None
 
 
+def scored(path, source, scores):
+    """Writes scores with the fingerprint of their source, as `clipjax data score` does."""
+    table = pa.table({"key": list(keys_of(source)), "score": pa.array(scores, pa.float32())})
+    about = {"fingerprint": source.fingerprint()}
+    pq.write_table(table.replace_schema_metadata(about), path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_scores_of_other_rows_are_refused(tmp_path, kind):
+    names = ["best", "mid", "worst"]
+    rows = {
+        "csv": [f"{name}.png,{name}" for name in names],
+        "jsonl": [f'{{"image": "{name}.png", "text": "{name}"}}' for name in names],
+    }[kind]
+    head = ["image,text"] if kind == "csv" else []
+    for number, name in enumerate(names):
+        (tmp_path / f"{name}.png").write_bytes(png(number))
+    file = tmp_path / f"t.{kind}"
+    file.write_text("\n".join([*head, *rows]))
+    path = scored(tmp_path / "s.parquet", make_source(f"{kind}:{file}"), [0.9, 0.5, 0.1])
+    spec = f"{kind}:{file}?filter={path}:top=0.34"
+    assert make_source(spec)[0]["text"] == "best"
+    file.write_text("\n".join([*head, *reversed(rows)]))
+    with pytest.raises(ValueError, match=r"scores of other data.*numbers of rows"):
+        make_source(spec)
+
+
+def test_scores_of_data_that_changed_are_a_warning_where_keys_are_names(tmp_path, shards, caplog):
+    path = scored(tmp_path / "s.parquet", make_source(shards), np.arange(30) / 30)
+    spec = f"{shards}?filter={path}:top=0.1"
+    assert texts(make_source(spec)) == [27, 28, 29] and "other data" not in caplog.text
+    tar(tmp_path / "3.tar", pairs(10, 30))
+    assert texts(make_source(spec)) == [27, 28, 29] and "other data" in caplog.text
+
+
 @pytest.mark.parametrize(
     "rule, message",
     [
@@ -105,7 +141,8 @@ def test_wrong_files(tmp_path, shards):
 def test_scores_by_hash_are_scores_by_key(tmp_path):
     keys = [f"k{i}" for i in range(2000)]
     path = write(tmp_path / "s.parquet", keys, np.arange(2000))
-    hashes, values = score_filter.read_scores(str(path))
+    hashes, values, fingerprint = score_filter.read_scores(str(path))
+    assert fingerprint is None
     assert (np.diff(hashes.astype(object)) > 0).all()
     expected = dict(zip(score_filter._hashes(keys).tolist(), range(2000), strict=True))
     assert dict(zip(hashes.tolist(), values.tolist(), strict=True)) == expected

@@ -77,6 +77,20 @@ def test_a_source_is_filtered_by_what_was_written(tmp_path):
         write_scores(tmp_path / "scores.parquet", iter(()))
 
 
+def test_a_key_that_comes_twice_is_an_error_at_once(tmp_path):
+    chunks = iter([(["a", "b"], np.zeros(2, np.float32)), (["c", "a"], np.zeros(2, np.float32))])
+    with pytest.raises(ValueError, match="the key 'a' comes twice"):
+        write_scores(tmp_path / "scores.parquet", chunks)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_scores_are_not_written_to_a_folder_named_like_a_bucket(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"gs://b/s\.parquet is in a bucket"):
+        write_scores("gs://b/s.parquet", iter(()))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_job_that_fails_leaves_no_file(tmp_path):
     def broken():
         yield ["a"], np.zeros(1, np.float32)

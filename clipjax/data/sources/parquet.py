@@ -36,6 +36,8 @@ class Parquet:
         ValueError: if a file is missing or damaged, or lacks a column.
     """
 
+    positional_keys = True  # numbers of rows
+
     def __init__(
         self,
         where: str,

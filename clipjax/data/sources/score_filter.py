@@ -5,6 +5,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
@@ -16,6 +17,20 @@ from clipjax.data.storage import FileReader, stat
 _RULE = re.compile(r"(.+):(top|min)=([-+0-9.eE]+)")
 
 
+class Scores(NamedTuple):
+    """A file of scores.
+
+    Attributes:
+        keys: hashes of the keys, u64 `[n]` in ascending order.
+        values: their scores, f32 `[n]`.
+        fingerprint: of the source that was scored, where the file says it.
+    """
+
+    keys: np.ndarray
+    values: np.ndarray
+    fingerprint: str | None
+
+
 class ScoreFilter:
     """Examples of a source whose score is among the best, or high enough, in the source's order.
 
@@ -24,13 +39,15 @@ class ScoreFilter:
         rule: `FILE.parquet:top=0.3` for the best 30 % of the examples that have a score (ties go
             to the one that comes first), or `FILE.parquet:min=0.28` for scores of 0.28 or more.
             The file has the columns `key` and `score`; an example without a score, or with NaN,
-            is left out.
+            is left out. Where it says of which data the scores are (`fingerprint`), and that is
+            not this source, a warning is logged; where keys are numbers of rows, it is an error.
 
     Attributes:
         counts: examples that are `kept`, `filtered_score` and `without_score`.
 
     Raises:
-        ValueError: if the rule or the file is wrong, or no example has a score.
+        ValueError: if the rule or the file is wrong, the scores are of other rows, or no example
+            has a score.
     """
 
     def __init__(self, source: DataSource, rule: str):
@@ -43,7 +60,9 @@ class ScoreFilter:
         if kind == "top" and not 0 < limit <= 1:
             raise ValueError(f"the filter {rule!r} takes the best {limit}: expected a part of 1")
         self._source, self.class_names = source, source.class_names
-        scores = _scores_of(source, *read_scores(where), where)
+        found = read_scores(where)
+        _check_same_data(source, found.fingerprint, where)
+        scores = _scores_of(source, found, where)
         scored = np.flatnonzero(~np.isnan(scores))
         if kind == "min":
             kept = scored[scores[scored] >= limit]
@@ -79,14 +98,12 @@ class ScoreFilter:
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
-def read_scores(where: str) -> tuple[np.ndarray, np.ndarray]:
+def read_scores(where: str) -> Scores:
     """Reads a file of scores.
 
     Args:
-        where: a Parquet file with the columns `key` (text) and `score` (a number).
-
-    Returns:
-        Hashes of the keys, u64 `[n]` in ascending order, and their scores, f32 `[n]`.
+        where: a Parquet file with the columns `key` (text) and `score` (a number), and
+            `fingerprint` in its metadata, as `clipjax.inference.scoring.write_scores` writes it.
 
     Raises:
         ValueError: if there is no such file, a column is missing, or a key comes twice.
@@ -115,11 +132,30 @@ def read_scores(where: str) -> tuple[np.ndarray, np.ndarray]:
     keys, values = keys[order], np.concatenate(scores)[order] if scores else np.zeros(0, np.float32)
     if (keys[1:] == keys[:-1]).any():
         raise ValueError(f"{where} has a key twice: which of its scores counts?")
-    return keys, values
+    fingerprint = (file.schema_arrow.metadata or {}).get(b"fingerprint")
+    return Scores(keys, values, fingerprint.decode() if fingerprint else None)
 
 
-def _scores_of(source: DataSource, keys: np.ndarray, values: np.ndarray, where: str) -> np.ndarray:
+def _check_same_data(source: DataSource, fingerprint: str | None, where: str) -> None:
+    """Compares the source with the one that was scored."""
+    if fingerprint is None or fingerprint == source.fingerprint():
+        return
+    if getattr(source, "positional_keys", False):
+        raise ValueError(
+            f"{where} has the scores of other data: the keys of this source are numbers of rows, "
+            "and the rows, or the columns that are used, are not those that were scored. Score "
+            "it anew with `clipjax data score`"
+        )
+    logging.warning(
+        "%s has the scores of other data, or of this data before it changed; they are taken for "
+        "the examples that have the same keys.",
+        where,
+    )
+
+
+def _scores_of(source: DataSource, scores: Scores, where: str) -> np.ndarray:
     """Looks up the score of every example; NaN where there is none."""
+    keys, values = scores.keys, scores.values
     wanted = _hashes(keys_of(source))
     places = np.minimum(np.searchsorted(keys, wanted), max(0, len(keys) - 1))
     found = keys[places] == wanted if len(keys) else np.zeros(len(wanted), bool)

@@ -33,6 +33,8 @@ class Table:
         ValueError: if the file is missing, empty or damaged, or lacks a column.
     """
 
+    positional_keys = True  # numbers of rows
+
     def __init__(
         self,
         where: str,

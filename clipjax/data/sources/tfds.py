@@ -30,6 +30,8 @@ class Tfds:
         ValueError: if split, field or class names are missing, or the data is not prepared.
     """
 
+    positional_keys = True  # numbers of rows
+
     def __init__(
         self,
         where: str,
