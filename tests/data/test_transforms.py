@@ -154,6 +154,7 @@ def test_captions():
         ({"name": "random_flip", "probability": 2}, "RandomFlip.probability is 2"),
         ({"name": "random_resized_crop", "scale": (0.9, 0.1)}, "scale"),
         ({"name": "random_resized_crop", "scale": 0.5}, "scale"),
+        ({"name": "random_resized_crop", "ratio": (0, 1)}, "ratio"),
         ({"name": "random_resized_crop", "interpolation": "nearest"}, "bicubic"),
         ({"name": "warp", "bend": -1}, "bend"),
         ({"name": "caption_template", "templates": ("no place",)}, "no place"),

@@ -69,7 +69,7 @@ class RandomResizedCrop:
         Preprocess(self.image_size, interpolation=self.interpolation)
         _check_decode(self)
         check_range(self, "scale", high=1.0)
-        check_range(self, "ratio")
+        check_range(self, "ratio", low=1e-3)
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         """Replaces the image by u8 `[image_size, image_size, 3]`."""
