@@ -2,8 +2,8 @@
 
 DIR/00000.tar, 00001.tar, ... hold `shard_size` examples each, in the order of the source. A shard
 is written under another name, synced and renamed; beside it, until the end, stands a small file
-that says what it holds. So a job that was stopped goes on where it stood. `manifest.json` is
-written last.
+that says what it holds. So a job that was stopped goes on where it stood; a shard that is not
+what was written is made anew. `manifest.json` is written last.
 """
 
 import collections
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import PIL
+from absl import logging
 from PIL import Image
 
 from clipjax.data.cache import sync
@@ -26,11 +27,14 @@ from clipjax.data.paths import DataPath
 from clipjax.data.preprocess import as_pil, decode_image, to_rgb
 from clipjax.data.records import file_sha256, pack_record, write_records
 from clipjax.data.source import DataSource, Example, SampleError
-from clipjax.data.storage import stat, write
+from clipjax.data.sources.mix import Mix
+from clipjax.data.storage import local_path, stat, write
+from clipjax.data.tar_reader import MAX_MEMBER_BYTES, MAX_MEMBERS
 
 FORMATS = {"tar": ".tar", "arrayrecord": ".array_record"}
 MANIFEST, JOB = "manifest.json", "packing.json"
-VERSION = 1
+MANIFEST_FORMAT = "clipjax.packing/1"
+MAX_TAR_EXAMPLES = MAX_MEMBERS // 4  # picture, .json, .txt and .cls
 # How the formats begin that shards may hold: extension, offset, bytes there.
 _MAGIC = (
     ("jpg", 0, b"\xff\xd8\xff"),
@@ -47,7 +51,7 @@ class Packing:
 
     Attributes:
         format: `tar` (webdataset's layout) or `arrayrecord`.
-        shard_size: examples a shard, unusable ones included.
+        shard_size: examples a shard, unusable ones included; of a tar shard, up to 250,000.
         resize: pixels of the shorter side that larger pictures are brought to; None leaves
             encoded pictures as they are, byte for byte.
         quality: of the JPEGs that resized pictures become.
@@ -63,8 +67,9 @@ class Packing:
     def __post_init__(self):
         if self.format not in FORMATS:
             raise ValueError(f"format {self.format!r}: allowed are {', '.join(FORMATS)}")
+        largest = MAX_TAR_EXAMPLES if self.format == "tar" else 10**9
         for name, low, high in (
-            ("shard_size", 1, 10**9),
+            ("shard_size", 1, largest),
             ("resize", 1, 10**5),
             ("quality", 1, 100),
         ):
@@ -84,7 +89,8 @@ def pack(
 
     Args:
         source: what is packed; its fingerprint goes into the manifest.
-        directory: new, or that of the same job, which then goes on.
+        directory: local; new, or that of the same job, which then goes on. If that was finished,
+            shards that are gone or of another size are made anew.
         how: format and sizes.
         workers: shards at a time; by default one a core.
 
@@ -92,11 +98,12 @@ def pack(
         `(shards done, shards in all)` as each is finished.
 
     Raises:
-        ValueError: if the directory is of another job, or too many examples are unusable.
+        ValueError: if the directory is of another job, or in a bucket, or too many examples are
+            unusable.
     """
-    directory = Path(directory)
+    directory = local_path(directory)
     identity = _identity(source, how)
-    if _is_finished(directory, identity):
+    if _is_finished(directory, identity) and not _reopen(directory, identity):
         return
     directory.mkdir(parents=True, exist_ok=True)
     _write_json(directory / JOB, identity)
@@ -121,7 +128,7 @@ def _identity(source: DataSource, how: Packing) -> dict[str, Any]:
     options = dataclasses.asdict(how)
     del options["max_bad_fraction"]  # it decides whether there is a result, not which
     return {
-        "format": f"clipjax.packing/{VERSION}",
+        "format": MANIFEST_FORMAT,
         "fingerprint": source.fingerprint(),
         "examples": len(source),
         "options": options,
@@ -146,6 +153,20 @@ def _is_finished(directory: Path, identity: dict[str, Any]) -> bool:
     if directory.exists() and any(directory.iterdir()) and not (directory / JOB).exists():
         raise ValueError(f"{directory} is not empty, and no packing job's; give another directory")
     return False
+
+
+def _reopen(directory: Path, identity: dict[str, Any]) -> bool:
+    """Makes a finished job of which shards are lost one that goes on; says whether there are."""
+    shards = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["shards"]
+    sizes = {path.name: path.stat().st_size for path in directory.iterdir()}
+    lost = [shard["name"] for shard in shards if sizes.get(shard["name"]) != shard["bytes"]]
+    if lost:
+        logging.warning("%s lost %s, which is made anew.", directory, ", ".join(lost))
+        for shard in shards:
+            _write_json(_note_of(directory / shard["name"]), shard)
+        _write_json(directory / JOB, identity)
+        (directory / MANIFEST).unlink()
+    return bool(lost)
 
 
 def _finish(directory: Path, paths: list[Path], identity: dict[str, Any], how: Packing) -> None:
@@ -174,7 +195,9 @@ def _note_of(path: Path) -> Path:
 def _pack_shard(source: DataSource, start: int, path: Path, how: Packing) -> None:
     note = _note_of(path)
     if note.exists() and path.exists():
-        return
+        if _is_whole(path, json.loads(note.read_text(encoding="utf-8")), how):
+            return
+        logging.warning("%s is not what was written: it is made anew.", path)
     skipped: collections.Counter[str] = collections.Counter()
     examples = _usable(source, range(start, min(start + how.shard_size, len(source))), skipped, how)
     work = path.with_name(f"{path.name}.tmp")
@@ -183,9 +206,8 @@ def _pack_shard(source: DataSource, start: int, path: Path, how: Packing) -> Non
         sync(work)
         size, digest = work.stat().st_size, file_sha256(stat(DataPath(str(work))))
     else:
-        records = (_record(*example) for example in examples)
         class_names = None if source.class_names is None else list(source.class_names)
-        manifest = write_records(work, records, class_names=class_names)
+        manifest = write_records(work, examples, class_names=class_names)
         count, size, digest = (manifest[key] for key in ("count", "bytes", "sha256"))
         beside = work.with_name(f"{work.name}.json")
         beside.rename(path.with_name(f"{path.name}.json"))
@@ -202,18 +224,29 @@ def _pack_shard(source: DataSource, start: int, path: Path, how: Packing) -> Non
     )
 
 
+def _is_whole(path: Path, shard: dict[str, Any], how: Packing) -> bool:
+    if how.format == "arrayrecord" and not path.with_name(f"{path.name}.json").exists():
+        return False
+    file = stat(DataPath(str(path)))
+    return file.size == shard["bytes"] and file_sha256(file) == shard["sha256"]
+
+
 def _usable(
     source: DataSource, indices: range, skipped: collections.Counter[str], how: Packing
-) -> Iterator[tuple[int, Example, str, bytes]]:
-    """Gives (index, example, extension, encoded picture) of what can be used; counts the rest."""
+) -> Iterator[Any]:
+    """Gives the packed form of every example that can be used; counts the rest."""
+    pack_example = _members if how.format == "tar" else _record
     for index in indices:
         try:
             example = source[index]
-            extension, image = encode(example["image"], how)
+            if how.format == "arrayrecord" and isinstance(source, Mix):
+                # Two of its sources may use the same key.
+                example = {**example, "key": f"{example['key']}#{index}"}
+            packed = pack_example(index, example, *encode(example["image"], how))
         except SampleError as error:
             skipped[error.reason] += 1
             continue
-        yield index, example, extension, image
+        yield packed
 
 
 def encode(image: bytes | np.ndarray | Image.Image, how: Packing) -> tuple[str, bytes]:
@@ -246,27 +279,39 @@ def _extension_of(data: bytes) -> str:
     raise SampleError("image_format", f"a picture begins with {data[:8]!r}")
 
 
-def _write_tar(path: Path, examples: Iterator[tuple[int, Example, str, bytes]]) -> int:
+def _write_tar(path: Path, examples: Iterator[list[tuple[str, bytes]]]) -> int:
     count = 0
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
-        for index, example, extension, image in examples:
-            text = example["text"]
-            about: dict[str, Any] = {"key": example["key"]}
-            if not isinstance(text, str):
-                about["captions"] = text if isinstance(text, dict) else list(text)
-            if "label" in example:
-                about["label"] = int(example["label"])
-            members = [(extension, image), ("json", _json(about))]
-            if isinstance(text, str):
-                members.append(("txt", text.encode("utf-8")))
-            if "label" in example:
-                members.append(("cls", str(int(example["label"])).encode()))
-            for suffix, content in members:
-                entry = tarfile.TarInfo(f"{index:09d}.{suffix}")  # no time, no owner
+        for members in examples:
+            for name, content in members:
+                entry = tarfile.TarInfo(name)  # no time, no owner
                 entry.size = len(content)
                 archive.addfile(entry, io.BytesIO(content))
             count += 1
     return count
+
+
+def _members(index: int, example: Example, extension: str, image: bytes) -> list[tuple[str, bytes]]:
+    text = example["text"]
+    about: dict[str, Any] = {"key": example["key"]}
+    if not isinstance(text, str):
+        about["captions"] = text if isinstance(text, dict) else list(text)
+    if "label" in example:
+        about["label"] = int(example["label"])
+    members = {extension: image, "json": _json(about)}
+    if isinstance(text, str):
+        members["txt"] = text.encode("utf-8")
+    if "label" in example:
+        members["cls"] = str(int(example["label"])).encode()
+    for suffix, content in members.items():
+        if len(content) > MAX_MEMBER_BYTES:
+            raise SampleError(
+                "too_large",
+                f"its {suffix} has {len(content)} bytes; a tar shard is read with files of up to "
+                f"{MAX_MEMBER_BYTES}",
+                example["key"],
+            )
+    return [(f"{index:09d}.{suffix}", content) for suffix, content in members.items()]
 
 
 def _record(index: int, example: Example, extension: str, image: bytes) -> bytes:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clipjax.data import packing
 from clipjax.data.packing import Packing, encode, pack
 from clipjax.data.source import SampleError
 from clipjax.data.sources import make_source
@@ -88,6 +89,64 @@ def test_a_stopped_job_goes_on(tmp_path):
     assert (
         shards == json.loads((tmp_path.with_name("whole") / "manifest.json").read_text())["shards"]
     )
+
+
+@pytest.mark.parametrize("format", ["tar", "arrayrecord"])
+def test_a_finished_shard_that_was_damaged_is_made_anew(tmp_path, caplog, format):
+    run(Pairs(), tmp_path / "whole", format=format)
+    with pytest.raises(KeyboardInterrupt):
+        run(Pairs(stop_at=9), tmp_path / "a", format=format)
+    cut, flipped = sorted(
+        path for path in (tmp_path / "a").iterdir() if path.suffix in (".tar", ".array_record")
+    )
+    cut.write_bytes(cut.read_bytes()[:700])
+    content = bytearray(flipped.read_bytes())
+    content[len(content) // 2] ^= 1
+    flipped.write_bytes(content)
+    source = Pairs()
+    run(source, tmp_path / "a", format=format)
+    assert sorted(source.read) == list(range(10)) and f"{cut} is not what was" in caplog.text
+    for path in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "a" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_finished_job_makes_lost_shards_anew(tmp_path, caplog):
+    run(Pairs(), tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    (tmp_path / "00001.tar").unlink()
+    source = Pairs()
+    run(source, tmp_path)
+    assert sorted(source.read) == [4, 5, 6, 7] and "lost 00001.tar" in caplog.text
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_nothing_is_packed_that_a_tar_source_refuses(tmp_path, monkeypatch):
+    size = len(encoded(44, 30, 4))
+    monkeypatch.setattr(packing, "MAX_MEMBER_BYTES", size - 1)
+    large = sum(len(encoded(40 + i, 30, i)) >= size for i in range(10))
+    run(Pairs(), tmp_path, max_bad_fraction=1)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["skipped"] == {"too_large": large} and manifest["count"] == 10 - large > 0
+    with pytest.raises(ValueError, match=r"shard_size is 250001: allowed are 1\.\.250000"):
+        Packing(shard_size=250_001)
+    Packing(shard_size=250_001, format="arrayrecord")
+
+
+def test_a_bucket_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="gs://b/out is in a bucket"):
+        run(Pairs(), "gs://b/out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_packed_mixes_have_every_key_once(tmp_path):
+    for folder in "ab":
+        (tmp_path / folder / "cat").mkdir(parents=True)
+        (tmp_path / folder / "cat/1.jpg").write_bytes(encoded(40, 30, 0))
+    mix = [{"spec": f"folder:{tmp_path}/{folder}", "weight": 1} for folder in "ab"]
+    run(make_source(f"mix:{json.dumps(mix)}"), tmp_path / "out", format="arrayrecord")
+    packed = make_source(f"arrayrecord:{tmp_path}/out/*.array_record")
+    assert [packed[i]["key"] for i in range(2)] == ["cat/1.jpg#0", "cat/1.jpg#1"]
 
 
 def test_a_directory_of_another_job_is_left_alone(tmp_path):
