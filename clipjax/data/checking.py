@@ -7,10 +7,15 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from clipjax.data.captions import flatten
+from clipjax.data.named_lists import load_class_names
+from clipjax.data.packed_folder import PackedFolder
 from clipjax.data.preprocess import decode_image
+from clipjax.data.records import read_manifest
 from clipjax.data.source import DataSource, SampleError, split_options
 from clipjax.data.sources import make_source
 from clipjax.data.sources.mix import read_specs
+from clipjax.data.sources.tar import text_and_label, wanted_parts
 from clipjax.data.storage import StoredFile, find_files
 from clipjax.data.tar_index import (
     IMAGE_EXTENSIONS,
@@ -21,8 +26,9 @@ from clipjax.data.tar_index import (
 )
 from clipjax.data.tar_indexing import find_index
 
-# Kinds whose `where` is a pattern of files; each is opened by itself.
-FILE_KINDS = ("arrayrecord", "parquet")
+# Kinds whose `where` is a pattern of files; each is checked by itself.
+FILE_KINDS = ("arrayrecord", "parquet", "tar")
+TAR_OPTIONS = ("ignore", "class_names")
 CHUNK = 1000  # examples of one task, of kinds that have no files
 
 
@@ -45,8 +51,9 @@ def check(
 ) -> Iterator[tuple[Checked, int]]:
     """Verifies a dataset.
 
-    Tar shards are read strictly from end to end and compared with their indexes; packed records
-    with their manifests; of everything else each example is read.
+    Tar shards are read strictly from end to end, with every caption, and compared with their
+    indexes; packed records with their manifests; what `clipjax data pack` wrote with the manifest
+    of the folder, which names lost shards, too. Of everything else each example is read.
 
     Args:
         spec: of the data source.
@@ -80,13 +87,20 @@ def _tasks(spec: str | Mapping[str, Any], decode: bool) -> Iterator[Callable[[],
     options |= written
     options.pop("filter", None)  # of damage it does not matter whether it is used
     kind, _, where = text.partition(":")
-    if kind == "tar":
-        for shard in find_files(where):
-            yield functools.partial(check_tar, shard, decode=decode, **options)
-    elif kind in FILE_KINDS:
-        for file in find_files(where):
-            one = {**options, "spec": f"{kind}:{file.path}"}
-            yield functools.partial(_check_file, one, decode)
+    if kind in FILE_KINDS:
+        files = find_files(where)
+        folders = {file.path.parent for file in files} if kind != "parquet" else ()
+        packed = {folder: PackedFolder.open(folder) for folder in folders}
+        if kind == "tar":
+            one_check = functools.partial(check_tar, **_tar_options(options))
+        else:
+            one_check = functools.partial(check_file, kind=kind, options=options)
+        for file in files:
+            beside = packed.get(file.path.parent)
+            yield functools.partial(one_check, file, decode=decode, packed=beside)
+        for folder in filter(None, packed.values()):
+            for lost in folder.lost():
+                yield functools.partial(Checked, 0, [Finding(*lost)])
     else:
         source = make_source({**options, "spec": text})
         for start in range(0, len(source), CHUNK):
@@ -94,45 +108,72 @@ def _tasks(spec: str | Mapping[str, Any], decode: bool) -> Iterator[Callable[[],
             yield functools.partial(check_examples, source, places, text, decode=decode)
 
 
+def _tar_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    if unknown := options.keys() - {*TAR_OPTIONS}:
+        raise ValueError(
+            f"tar has no option {', '.join(sorted(unknown))}; it has {', '.join(TAR_OPTIONS)}"
+        )
+    names = options.get("class_names")
+    return {**options, "class_names": load_class_names(names) if isinstance(names, str) else names}
+
+
 def check_tar(
-    shard: StoredFile, *, ignore: str | Sequence[str] = (), decode: bool = False, **options: Any
+    shard: StoredFile,
+    *,
+    ignore: str | Sequence[str] = (),
+    class_names: Sequence[str] | None = None,
+    decode: bool = False,
+    packed: PackedFolder | None = None,
 ) -> Checked:
-    """Reads a tar shard strictly and compares it with its index, if it has one.
+    """Reads a tar shard strictly and compares it with its index and manifest, if it has them.
 
     Args:
         shard: the file.
         ignore: extensions that are not used, as of the source.
+        class_names: of the source.
         decode: whether pictures are decoded, too.
-        **options: more options of the source.
+        packed: the folder that it was packed to.
     """
     where, ignored = str(shard.path), extensions_of(ignore)
+    faults: dict[tuple[str, str], SampleError] = {}
+
+    def look(key: str, extension: str, content: bytes) -> None:
+        if extension in TEXT_EXTENSIONS:
+            try:
+                _check_text(text_and_label({extension: content}, key, class_names), key)
+            except SampleError as error:
+                faults[key, extension] = error
+
     try:
-        fresh = TarIndex(shard.path, content=make_index(shard))
+        fresh = TarIndex(shard.path, content=make_index(shard, look))
     except (ValueError, OSError) as error:
-        return Checked(0, [Finding(where, _without(where, error))])
-    findings = [Finding(where, what) for what in _incomplete(fresh, ignored)]
+        return _checked(0, where, [_message(where, error)])
+    problems = list(packed.compare(shard, fresh.shard["sha256"])) if packed else []
+    known = ignored | {*IMAGE_EXTENSIONS, *TEXT_EXTENSIONS}
+    for extension, count in fresh.header["extensions"].items():
+        if extension not in known:
+            problems.append(f"{count} members have the unknown extension {extension!r}")
     try:
         index = find_index(shard)
         if index is not None and index.content() != fresh.content():
-            findings.append(Finding(where, _difference(index, fresh)))
+            problems.append(_difference(index, fresh))
     except (ValueError, OSError) as error:
-        findings.append(Finding(where, str(error)))
-    if decode and not findings:
-        source = {**options, "spec": f"tar:{where}", "ignore": tuple(ignored)}
-        findings += _check_file(source, decode).findings
-    return Checked(len(fresh), findings)
-
-
-def _incomplete(index: TarIndex, ignored: set[str]) -> Iterator[str]:
-    known = ignored | {*IMAGE_EXTENSIONS, *TEXT_EXTENSIONS}
-    for extension, count in index.header["extensions"].items():
-        if extension not in known:
-            yield f"{count} members have the unknown extension {extension!r}"
-    for kind, what in (("without_image", "picture"), ("without_text", "caption")):
-        if index.header[kind]:
-            wanted = IMAGE_EXTENSIONS if what == "picture" else TEXT_EXTENSIONS
-            keys = [record.key for record in index if record.parts.keys().isdisjoint(wanted)]
-            yield f"{len(keys)} of {len(index)} records have no {what}: {_some(keys)}"
+        problems.append(str(error))
+    if decode and not problems:
+        options = {"ignore": tuple(ignored), "class_names": class_names}
+        return check_file(shard, kind="tar", options=options, decode=True)
+    unusable: dict[str, list[str]] = collections.defaultdict(list)
+    for record in fresh:
+        try:
+            parts = wanted_parts(record, record.key, ignored, class_names)
+            if parts["image"].size == 0:
+                raise SampleError("image_empty", "the image has 0 bytes")
+            for name in parts:
+                if (record.key, name) in faults:
+                    raise faults[record.key, name]
+        except SampleError as error:
+            unusable[error.reason].append(f"{record.key} ({error.message})")
+    return _checked(len(fresh), where, problems + _told(unusable, len(fresh)))
 
 
 def _difference(old: TarIndex, new: TarIndex) -> str:
@@ -152,37 +193,74 @@ def _difference(old: TarIndex, new: TarIndex) -> str:
     return f"its SHA-256 is another than in its index {old.path}"
 
 
-def _check_file(options: Mapping[str, Any], decode: bool) -> Checked:
-    where = options["spec"].partition(":")[2]
+def check_file(
+    file: StoredFile,
+    *,
+    kind: str,
+    options: Mapping[str, Any],
+    decode: bool = False,
+    packed: PackedFolder | None = None,
+) -> Checked:
+    """Reads every example of one file.
+
+    Args:
+        file: which.
+        kind: of the source that reads it.
+        options: of the source.
+        decode: whether pictures are decoded, too.
+        packed: the folder that it was packed to.
+    """
+    where = str(file.path)
     try:
-        source = make_source(options)
-    except (ValueError, OSError) as error:
-        return Checked(0, [Finding(where, _without(where, error))])
-    return check_examples(source, range(len(source)), where, decode=decode)
+        problems = list(packed.compare(file, read_manifest(file.path)["sha256"])) if packed else []
+        source = make_source({**options, "spec": f"{kind}:{where}"})
+    except Exception as error:  # of any library that reads the format
+        return _checked(0, where, [_message(where, error)])
+    checked = check_examples(source, range(len(source)), where, decode=decode)
+    return _checked(checked.examples, where, problems + [what for _, what in checked.findings])
 
 
 def check_examples(source: DataSource, places: range, where: str, *, decode: bool) -> Checked:
-    """Reads examples; what is unusable is reported once a reason."""
-    reasons: dict[str, list[str]] = collections.defaultdict(list)
+    """Reads examples; what is unusable is counted, and the first of each reason named."""
+    unusable: dict[str, list[str]] = collections.defaultdict(list)
     for place in places:
         key = f"example {place}"
         try:
             example = source[place]
             key = example["key"]
-            if decode and isinstance(example["image"], bytes):
-                decode_image(example["image"])
+            _check_text(example, key)
+            image = example["image"]
+            if isinstance(image, bytes) and (decode or not image):
+                decode_image(image)
         except SampleError as error:
-            reasons[error.reason].append(f"{error.key or key} ({error.message})")
-        except (ValueError, OSError) as error:
-            reasons["unreadable"].append(f"{key} ({error})")
-    findings = []
-    for reason, keys in sorted(reasons.items()):
-        what = f"{len(keys)} of {len(places)} examples are unusable [{reason}]: {_some(keys)}"
-        findings.append(Finding(where, what))
-    return Checked(len(places), findings)
+            unusable[error.reason].append(f"{error.key or key} ({error.message})")
+        except Exception as error:  # of any library that reads the format
+            unusable["unreadable"].append(f"{key} ({_message(where, error)})")
+    return _checked(len(places), where, _told(unusable, len(places)))
 
 
-def _without(where: str, error: Exception) -> str:
+def _told(unusable: Mapping[str, list[str]], total: int) -> list[str]:
+    """Counts what is unusable by reason, and names the first of each."""
+    return [
+        f"{len(keys)} of {total} examples are unusable [{reason}]: {keys[0]}"
+        + (f" and {len(keys) - 1} more" if len(keys) > 1 else "")
+        for reason, keys in sorted(unusable.items())
+    ]
+
+
+def _check_text(example: Mapping[str, Any], key: str) -> None:
+    """Refuses an example that can neither be trained on nor, having a label, be evaluated."""
+    if "label" not in example and not any(flatten(example["text"])):
+        raise SampleError("text_empty", "the caption is empty", key)
+
+
+def _checked(examples: int, where: str, problems: Sequence[str]) -> Checked:
+    return Checked(examples, [Finding(where, "; ".join(problems))] if problems else [])
+
+
+def _message(where: str, error: Exception) -> str:
+    if not isinstance(error, ValueError | OSError):
+        return f"{type(error).__name__}: {error}"
     return str(error).removeprefix(f"{where} ")
 
 

@@ -20,7 +20,7 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,8 +64,12 @@ class IndexDamagedError(ValueError):
     """An index is no index, or does not say what it said when it was written."""
 
 
-def make_index(file: StoredFile) -> bytes:
+def make_index(file: StoredFile, look: Callable[[str, str, bytes], None] | None = None) -> bytes:
     """Reads a shard once, strictly, and gives the content of its index.
+
+    Args:
+        file: the shard.
+        look: is shown key, extension and bytes of every file of at most 1 MiB.
 
     Raises:
         ValueError: if the shard is damaged, or holds a key twice.
@@ -84,6 +88,8 @@ def make_index(file: StoredFile) -> bytes:
             )
         parts[extension] = Part(member.offset, member.size, member.crc)
         extensions[extension] += 1
+        if look is not None and member.content is not None:
+            look(key, extension, member.content)
     header = {
         "format": FORMAT,
         "count": len(records),

@@ -24,12 +24,16 @@ class Reader(Protocol):
 
 
 class Member(NamedTuple):
-    """One regular file of an archive: name, where its bytes stand, and their CRC-32."""
+    """One regular file of an archive: name, where its bytes stand, and their CRC-32.
+
+    `content` holds the bytes themselves where they are at most 1 MiB.
+    """
 
     name: str
     offset: int
     size: int
     crc: int
+    content: bytes | None = None
 
 
 def read_members(file: Reader, where: str) -> Iterator[Member]:
@@ -60,7 +64,7 @@ def read_members(file: Reader, where: str) -> Iterator[Member]:
             long_name = _long_name(kind, content, where) or long_name
             continue
         raw, long_name = long_name or _name(header), None
-        crc = archive.crc_of(size)
+        crc, content = archive.crc_of(size)
         if kind == _DIRECTORY or (kind == b"\0" and raw.endswith(b"/")):
             continue
         name = _checked_name(raw, where, start)
@@ -69,7 +73,7 @@ def read_members(file: Reader, where: str) -> Iterator[Member]:
         count += 1
         if count > MAX_MEMBERS:
             raise ValueError(f"{where} holds more than {MAX_MEMBERS} files: split it")
-        yield Member(name, start, size, crc)
+        yield Member(name, start, size, crc, content)
     if long_name is not None:
         raise ValueError(f"{where} is damaged: its last long name belongs to no file")
     archive.check_end()
@@ -117,9 +121,9 @@ class _Archive:
             self._cut(size)
         return content[:size]
 
-    def crc_of(self, size: int) -> int:
-        """Reads over a file and its padding; gives the CRC-32 of the file."""
-        crc, left = 0, size
+    def crc_of(self, size: int) -> tuple[int, bytes | None]:
+        """Reads over a file and its padding; gives its CRC-32 and, if it is small, its bytes."""
+        crc, left, piece = 0, size, b""
         while left > 0:
             piece = self._read(min(left, _PIECE))
             if not piece:
@@ -128,7 +132,7 @@ class _Archive:
         padding = -size % BLOCK
         if padding and len(self._read(padding)) != padding:
             self._cut(size)
-        return crc
+        return crc, piece if len(piece) == size else None
 
     def check_end(self) -> None:
         """What follows the end marker may be zeros only."""

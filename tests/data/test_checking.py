@@ -11,8 +11,10 @@ from buckets import bucket
 
 from clipjax.cli import data as data_cli
 from clipjax.data import make_source
-from clipjax.data.checking import check
+from clipjax.data.checking import check, check_examples
+from clipjax.data.packing import Packing, pack
 from clipjax.data.records import pack_record, write_records
+from clipjax.data.source import SampleError
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -93,8 +95,8 @@ def test_damaged_shards_are_named(tmp_path, damage):
 @pytest.mark.parametrize(
     "members, message",
     [
-        ([*pairs(2), ("9.png", png(9))], "1 of 3 records have no caption: 9"),
-        ([*pairs(2), ("9.txt", b"alone")], "1 of 3 records have no picture: 9"),
+        ([*pairs(2), ("9.png", png(9))], "1 of 3 examples are unusable [missing_text]: 9 "),
+        ([*pairs(2), ("9.txt", b"alone")], "1 of 3 examples are unusable [missing_image]: 9 "),
         ([*pairs(2), ("00001.txt", b"again")], "key '00001' twice"),
         ([*pairs(2), ("00001.jpg", b"again")], "key '00001' twice"),
         ([*pairs(2), ("00001.npy", b"1")], "1 members have the unknown extension 'npy'"),
@@ -110,6 +112,93 @@ def test_shards_without_an_index_are_checked_by_themselves(tmp_path, members, me
     ((where, what),) = findings(f"tar:{path}")
     assert where == str(path) and message in what
     assert list(tmp_path.iterdir()) == [path]  # looking changes nothing
+
+
+def test_captions_and_pictures_are_those_that_the_source_can_use(tmp_path):
+    members = [*pairs(2), ("2.png", png(2)), ("2.json", b'{"url": "x"}')]
+    members += [("3.png", png(3)), ("3.json", b"{broken"), ("4.png", b""), ("4.txt", b"a")]
+    members += [("5.png", png(5)), ("5.txt", b"\xff\xfe"), ("6.png", png(6)), ("6.txt", b" ")]
+    members += [("7.png", png(7)), ("7.json", b"{broken"), ("7.txt", b"it is not read")]
+    members += [("8.png", png(8)), ("8.json", b"{broken")]
+    path = tar(tmp_path / "a.tar", members)
+    for decode in (False, True):
+        ((_, what),) = findings(f"tar:{path}", decode=decode)
+        found = {re.search(r"\[(.*)\]", part)[1]: part for part in what.split("; ")}
+        assert found.keys() == {
+            "image_empty",
+            "json",
+            "missing_text",
+            "text_empty",
+            "text_encoding",
+        }
+        assert "2 of 9" in found["json"] and "3 (the .json" in found["json"]
+        assert found["json"].endswith("and 1 more")
+    ((_, what),) = findings(f"tar:{path}?ignore=png")
+    assert what.startswith("9 of 9 examples are unusable [missing_image]: 00000 ")
+
+
+def test_classes_are_read_with_their_names(tmp_path):
+    members = [("0.png", png(0)), ("0.cls", b"0"), ("1.png", png(1)), ("1.cls", b"7")]
+    path = tar(tmp_path / "a.tar", members)
+    assert findings(f"tar:{path}") == []  # labels alone are enough to evaluate
+    ((_, what),) = findings(f"tar:{path}?class_names=cat,dog")
+    assert "1 of 2 examples are unusable [label]: 1 (the class is '7' of 2)" in what
+    with pytest.raises(ValueError, match="tar has no option ingore"):
+        findings(f"tar:{path}?ingore=npy")
+
+
+def lose(folder, shards):
+    shards[1].unlink()
+    return shards[1], "is missing: manifest.json says that it has 4 examples"
+
+
+def replace(folder, shards):
+    shards[2].write_bytes(shards[0].read_bytes())
+    return shards[2], "manifest.json"
+
+
+def add(folder, shards):
+    path = folder / f"00009{shards[0].suffix}"
+    path.write_bytes(shards[0].read_bytes())
+    return path, "manifest.json beside it does not name it"
+
+
+@pytest.mark.parametrize("damage", [lose, replace, add])
+@pytest.mark.parametrize("format, suffix", [("tar", ".tar"), ("arrayrecord", ".array_record")])
+def test_packed_shards_are_compared_with_the_manifest(tmp_path, damage, format, suffix):
+    how = Packing(shard_size=4, format=format)
+    list(pack(make_source("synthetic:10?side=8"), tmp_path, how, workers=1))
+    shards = sorted(path for path in tmp_path.iterdir() if path.suffix == suffix)
+    spec = f"{format}:{tmp_path}/*{suffix}"
+    assert findings(spec) == []
+    path, message = damage(tmp_path, shards)
+    if format == "arrayrecord" and path.exists():  # with the record file's own manifest
+        Path(f"{path}.json").write_bytes(Path(f"{shards[0]}.json").read_bytes())
+    ((where, what),) = findings(spec)
+    assert where == str(path) and message in what
+    if damage is not lose:  # of some of the shards the others may be checked alone
+        assert findings(f"{format}:{shards[0]}") == []
+
+
+def test_a_source_that_raises_anything_is_a_finding():
+    class Broken:
+        class_names = None
+
+        def __getitem__(self, index):
+            if index == 1:
+                raise RuntimeError("the record is cut")
+            if index == 2:
+                raise SampleError("damaged", "its checksum", "k2")
+            return {"image": png(1), "text": None if index == 3 else "a", "key": f"k{index}"}
+
+    checked = check_examples(Broken(), range(5), "x.tfrecord", decode=True)
+    ((where, what),) = checked.findings
+    assert where == "x.tfrecord"
+    assert what.split("; ") == [
+        "1 of 5 examples are unusable [damaged]: k2 (its checksum)",
+        "2 of 5 examples are unusable [unreadable]: example 1 (RuntimeError: the record is cut) "
+        "and 1 more",
+    ]
 
 
 def test_a_damaged_index_is_a_finding(tmp_path):

@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import logging
@@ -81,17 +81,9 @@ class TarShards:
         shard = bisect.bisect_right(self._ends, index)
         record = self._indexes[shard].record(index - self._ends[shard] + len(self._indexes[shard]))
         key = f"{self._names[shard]}/{record.key}"
-        files = self._read(shard, self._wanted(record, key), key)
-        example: Example = {"image": files.pop("image"), "text": "", "key": key}
-        if "cls" in files:
-            example["label"] = self._label(files["cls"], key)
-            if self.class_names is not None:
-                example["text"] = self.class_names[example["label"]]
-        if "txt" in files:
-            example["text"] = _decode(files["txt"], key)
-        elif "json" in files:
-            example["text"] = _caption_of(files["json"], key)
-        return example
+        parts = wanted_parts(record, key, self._ignored, self.class_names)
+        files = self._read(shard, parts, key)
+        return {"image": files["image"], "key": key, **text_and_label(files, key, self.class_names)}
 
     def keys(self) -> Iterator[str]:
         """Gives the keys of all examples in order, from the indexes alone."""
@@ -117,22 +109,6 @@ class TarShards:
                 "that are not needed go into data.source.ignore"
             )
 
-    def _wanted(self, record: Record, key: str) -> dict[str, Part]:
-        """Chooses the files of a record that are read."""
-        parts = {name: part for name, part in record.parts.items() if name not in self._ignored}
-        image = next((parts[name] for name in IMAGE_EXTENSIONS if name in parts), None)
-        if image is None:
-            raise SampleError("missing_image", "the shard has no picture of this key", key)
-        wanted = {"image": image}
-        text = next((name for name in ("txt", "json") if name in parts), None)
-        if "cls" in parts and (text is None or self.class_names is not None):
-            wanted["cls"] = parts["cls"]
-        if text is not None:
-            wanted[text] = parts[text]
-        elif "cls" not in wanted:
-            raise SampleError("missing_text", "the shard has no caption of this key", key)
-        return wanted
-
     def _read(self, shard: int, parts: dict[str, Part], key: str) -> dict[str, bytes]:
         for _ in range(2):  # what was damaged on its way is whole the second time
             files = _read_parts(lambda start, size: self._shards.read(shard, start, size), parts)
@@ -142,13 +118,57 @@ class TarShards:
             self._shards.evict(shard)
         raise SampleError("damaged", f"its checksum is wrong: {', '.join(wrong)}", key)
 
-    def _label(self, content: bytes, key: str) -> int:
-        text = content.strip().decode("ascii", errors="replace")
-        count = 10**9 if self.class_names is None else len(self.class_names)
-        # No class has a number of ten digits; Python refuses to read one of 5,000.
-        if not text.isdecimal() or len(text) > 9 or int(text) >= count:
-            raise SampleError("label", f"the class is {text[:20]!r} of {count:,}", key)
-        return int(text)
+
+def wanted_parts(
+    record: Record, key: str, ignored: Container[str], class_names: Sequence[str] | None
+) -> dict[str, Part]:
+    """Chooses the files of a record that are read: `image`, and those of its text and label.
+
+    Raises:
+        SampleError: `missing_image` or `missing_text`.
+    """
+    parts = {name: part for name, part in record.parts.items() if name not in ignored}
+    image = next((parts[name] for name in IMAGE_EXTENSIONS if name in parts), None)
+    if image is None:
+        raise SampleError("missing_image", "the shard has no picture of this key", key)
+    wanted = {"image": image}
+    text = next((name for name in ("txt", "json") if name in parts), None)
+    if "cls" in parts and (text is None or class_names is not None):
+        wanted["cls"] = parts["cls"]
+    if text is not None:
+        wanted[text] = parts[text]
+    elif "cls" not in wanted:
+        raise SampleError("missing_text", "the shard has no caption of this key", key)
+    return wanted
+
+
+def text_and_label(
+    files: Mapping[str, bytes], key: str, class_names: Sequence[str] | None
+) -> dict[str, Any]:
+    """Reads `text`, and `label` where there is one, from a record's `txt`, `json` or `cls`.
+
+    Raises:
+        SampleError: `text_encoding`, `json`, `missing_text` or `label`.
+    """
+    found: dict[str, Any] = {"text": ""}
+    if "cls" in files:
+        found["label"] = _label(files["cls"], key, class_names)
+        if class_names is not None:
+            found["text"] = class_names[found["label"]]
+    if "txt" in files:
+        found["text"] = _decode(files["txt"], key)
+    elif "json" in files:
+        found["text"] = _caption_of(files["json"], key)
+    return found
+
+
+def _label(content: bytes, key: str, class_names: Sequence[str] | None) -> int:
+    text = content.strip().decode("ascii", errors="replace")
+    count = 10**9 if class_names is None else len(class_names)
+    # No class has a number of ten digits; Python refuses to read one of 5,000.
+    if not text.isdecimal() or len(text) > 9 or int(text) >= count:
+        raise SampleError("label", f"the class is {text[:20]!r} of {count:,}", key)
+    return int(text)
 
 
 def _read_parts(read_range, parts: dict[str, Part]) -> dict[str, bytes]:
