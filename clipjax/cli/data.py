@@ -5,17 +5,17 @@ index   makes the missing indexes of tar shards and writes them beside the shard
 pack    writes shards: clipjax data pack --from SPEC --to DIR --format tar|arrayrecord
 stats   counts, sizes, captions, languages, duplicates; --sheet FILE.html shows random pairs.
 score   CLIP scores of all pairs: clipjax data score SPEC --checkpoint PATH --out scores.parquet;
-        a source takes the best of them by tar:DIR/*.tar?filter=scores.parquet:top=0.3
+        a source takes the best of them by 'tar:DIR/*.tar?filter=scores.parquet:top=0.3'
 
 SPEC is kind:where[:split][?option=value], as in config.data.source.
 """
 
 import concurrent.futures
 import json
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -90,9 +90,11 @@ def pack(spec: str) -> int:
     from clipjax.data.packing import MANIFEST, Packing
     from clipjax.data.packing import pack as pack_source
     from clipjax.data.sources import make_source
+    from clipjax.data.storage import local_path
 
     if not _TO.value:
         raise ValueError("--to DIR is missing: where the shards go")
+    directory = local_path(_TO.value)
     how = Packing(
         format=_FORMAT.value,
         shard_size=_SHARD_SIZE.value,
@@ -101,14 +103,14 @@ def pack(spec: str) -> int:
     )
     source = make_source(spec, path="--from")
     with tqdm(unit="shard", disable=None) as bar:
-        for _, bar.total in pack_source(source, _TO.value, how, workers=_WORKERS.value):
+        for _, bar.total in pack_source(source, directory, how, workers=_WORKERS.value):
             bar.update()
-    manifest = json.loads((Path(_TO.value) / MANIFEST).read_text(encoding="utf-8"))
+    manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
     for reason, count in manifest["skipped"].items():
         print(f"left out, {reason}: {count:,}")
     size = sum(shard["bytes"] for shard in manifest["shards"])
     shards = len(manifest["shards"])
-    print(f"{_TO.value}: {manifest['count']:,} examples in {shards:,} shards, {size / 1e6:,.1f} MB")
+    print(f"{directory}: {manifest['count']:,} examples in {shards:,} shards, {size / 1e6:,.1f} MB")
     return 0
 
 
@@ -116,9 +118,12 @@ def stats(spec: str) -> int:
     """Prints what a dataset holds."""
     import numpy as np
 
+    from clipjax.data.paths import data_path
     from clipjax.data.sources import make_source
     from clipjax.data.statistics import contact_sheet, measure, summarise
+    from clipjax.data.storage import write
 
+    table, sheet = (data_path(to) if to else None for to in (_JSON.value, _SHEET.value))
     source = make_source(spec)
     order = np.random.default_rng(0).permutation(len(source))[: _LIMIT.value]
     chunks = measure(source, np.sort(order), workers=_WORKERS.value)
@@ -134,24 +139,31 @@ def stats(spec: str) -> int:
         if isinstance(value, dict):
             value = "  ".join(f"{key} {_shown(part)}" for key, part in value.items())
         print(f"{name}: {value or 'none'}")
-    if _JSON.value:
-        Path(_JSON.value).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    if _SHEET.value:
-        page = contact_sheet(source, spec, order[:96])
-        Path(_SHEET.value).write_text(page, encoding="utf-8")
-        print(f"{_SHEET.value}: a page of {len(order[:96])} pairs")
+    if table:
+        write(table, (json.dumps(found, indent=1) + "\n").encode("utf-8"))
+    if sheet:
+        write(sheet, contact_sheet(source, spec, order[:96]).encode("utf-8"))
+        print(f"{sheet}: a page of {len(order[:96])} pairs")
     return 0
 
 
 def score(spec: str) -> int:
     """Scores all pairs of a dataset."""
+    from clipjax.data.source import split_options
     from clipjax.data.sources import make_source
+    from clipjax.data.storage import local_path
     from clipjax.inference import Encoder
     from clipjax.inference.scoring import score_pairs, write_scores
 
     for flag, value in (("--checkpoint PATH", _CHECKPOINT.value), ("--out FILE", _OUT.value)):
         if not value:
             raise ValueError(f"{flag} is missing")
+    if spec.startswith("mix:"):
+        raise ValueError(f"{spec}: score the sources of a mix one by one, each has its own filter")
+    options = split_options(spec)[1]
+    if "filter" in options:
+        raise ValueError(f"{spec} has a filter already, and takes one: score all of the data")
+    local_path(_OUT.value)  # before the model is loaded
     source = make_source(spec)
     encoder = Encoder.from_checkpoint(_CHECKPOINT.value)
     unusable: Counter[str] = Counter()
@@ -166,7 +178,8 @@ def score(spec: str) -> int:
         count = write_scores(_OUT.value, counted(), **about)
     for reason, number in sorted(unusable.items()):
         print(f"without a score, {reason}: {number:,}")
-    print(f"{_OUT.value}: {count:,} scores; use {spec}?filter={_OUT.value}:top=0.3")
+    best = f"{spec}{'&' if options else '?'}filter={_OUT.value}:top=0.3"
+    print(f"{_OUT.value}: {count:,} scores; use {shlex.quote(best)}")
     return 0
 
 

@@ -1,0 +1,95 @@
+"""`clipjax data`: a folder is packed, checked, looked at, scored and filtered."""
+
+import json
+import shlex
+
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+from archives import png
+
+from clipjax import inference
+from clipjax.cli import data as data_cli
+from clipjax.data import make_source
+
+pytestmark = pytest.mark.usefixtures("cache")
+
+
+class ByNumber:
+    """Embeds pictures by their red and captions by the number in them, as angles."""
+
+    spec = {"name": "by_number"}  # noqa: RUF012
+
+    @classmethod
+    def from_checkpoint(cls, path):
+        return cls()
+
+    def encode_image(self, images):
+        return on_circle([np.asarray(image)[0, 0, 0] for image in images])
+
+    def encode_text(self, texts):
+        return on_circle([float(text) for text in texts])
+
+
+def on_circle(degrees):
+    angles = np.radians(np.array(degrees, float))
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
+def run(*arguments):
+    with flagsaver.flagsaver():
+        return data_cli.main(flags.FLAGS(["clipjax data", *map(str, arguments)]))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twelve pictures, each with a caption that is further off than the one before."""
+    path = tmp_path / "folder"
+    path.mkdir()
+    for number in range(12):
+        (path / f"{number:02d}.png").write_bytes(png(number))
+        (path / f"{number:02d}.txt").write_text(f"{number + 5 * number}")
+    return path
+
+
+def test_from_a_folder_to_its_best_part(tmp_path, folder, monkeypatch, capsys):
+    monkeypatch.setattr(inference, "Encoder", ByNumber)
+    out = tmp_path / "out"
+    assert run("pack", "--from", f"folder:{folder}", "--to", out, "--shard_size=5") == 0
+    assert f"{out}: 12 examples in 3 shards" in capsys.readouterr().out
+    spec = f"tar:{out}/*.tar?ignore=npy"
+    assert run("check", spec, "--decode") == 0
+    assert "checked 3 parts with 12 examples; damaged: none" in capsys.readouterr().out
+    sheet, table = tmp_path / "look/sheet.html", tmp_path / "look/stats.json"
+    assert run("stats", spec, "--sheet", sheet, "--json", table) == 0
+    assert sheet.read_text().count("<img") == 12
+    assert json.loads(table.read_text())["examples"] == 12
+    capsys.readouterr()
+    assert run("score", spec, "--checkpoint", "any", "--out", tmp_path / "s.parquet") == 0
+    *_, told = shlex.split(capsys.readouterr().out.strip())
+    assert told == f"{spec}&filter={tmp_path}/s.parquet:top=0.3"
+    best = make_source(told)
+    assert [best[i]["text"] for i in range(len(best))] == ["0", "6", "12"]
+    (out / "00001.tar").unlink()
+    assert run("check", spec) == 1
+    assert f"{out}/00001.tar: is missing: manifest.json" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("pack", "--from", "synthetic:3", "--to", "gs://b/out"), "gs://b/out is in a bucket"),
+        (("score", "synthetic:3", "--out=s3://b/s.parquet"), "s3://b/s.parquet is in a bucket"),
+        (("score", "mix:[]", "--out=s.parquet"), "one by one"),
+        (("score", "synthetic:3?filter=a.parquet:top=1", "--out=s.parquet"), "a filter already"),
+        (("stats", "synthetic:3", "--sheet=http://b/s.html"), "http://"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_the_work(
+    tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        run(*arguments, "--checkpoint=none")
+    assert list(tmp_path.iterdir()) == []
