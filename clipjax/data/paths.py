@@ -126,9 +126,9 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def short_names(urls: list[str]) -> list[str]:
-    """Names shards by what follows the folder that all of them share."""
+    """Names shards, no two alike, by what follows the folder that all of them share."""
     names = [url.rpartition("/")[2] for url in urls]
-    if len(set(names)) == len(names) or len(set(urls)) < len(urls):
+    if len(set(names)) == len(names):
         return names
     parts = [url.split("/") for url in urls]
     shared = next(i for i, column in enumerate(zip(*parts, strict=False)) if len(set(column)) > 1)
