@@ -33,7 +33,8 @@ class DataSource(Protocol):
 
     `class_names` names the labels if the source has labels, else it is None. `fingerprint` is
     the SHA-256 (hex) of the source's identity: equal fingerprints mean equal examples in equal
-    order, whatever the machine.
+    order, whatever the machine. A source whose keys are numbers of rows has
+    `positional_keys = True`: scores of other rows are then not taken for its own.
     """
 
     class_names: tuple[str, ...] | None
@@ -130,7 +131,7 @@ def split_options(spec: str) -> tuple[str, dict[str, Any]]:
     Values are `true`, `false`, numbers, lists (`a,b`) or text.
 
     Raises:
-        ValueError: if an option has no value or comes twice.
+        ValueError: if an option has no value, comes twice, or holds a question mark.
     """
     found = _OPTIONS.search(spec) if isinstance(spec, str) else None
     if found is None:
@@ -140,6 +141,11 @@ def split_options(spec: str) -> tuple[str, dict[str, Any]]:
         name, equals, value = part.partition("=")
         if not equals or not name or name in options:
             raise ValueError(f"{part!r} in {spec!r} is no option `name=value`, or comes twice")
+        if "?" in value:
+            raise ValueError(
+                f"{part!r} in {spec!r} holds a question mark: options are joined by `&`, "
+                "as in ?ignore=npy&filter=scores.parquet:top=0.3"
+            )
         options[name] = _option_value(value)
     return spec[: found.start()], options
 

@@ -58,6 +58,8 @@ def test_options_in_the_spec():
     for wrong in ("x:y?a=1&b", "x:y?a=1&a=2"):
         with pytest.raises(ValueError, match="name=value"):
             split_options(wrong)
+    with pytest.raises(ValueError, match="joined by `&`"):
+        split_options("tar:x?ignore=npy?filter=s.parquet:top=0.3")
     with pytest.raises(ValueError, match="given twice"):
         make_source({"spec": "synthetic:10?side=32", "side": 16})
 
