@@ -128,7 +128,7 @@ def parse_spec(spec: str) -> tuple[str, str, str | None]:
 def split_options(spec: str) -> tuple[str, dict[str, Any]]:
     """Splits the options off a spec: `openmoji:train?layers=true&language=de`.
 
-    Values are `true`, `false`, numbers, lists (`a,b`) or text.
+    Values are `true`, `false`, numbers, lists of texts (`a,b`) or text.
 
     Raises:
         ValueError: if an option has no value, comes twice, or holds a question mark.
@@ -154,7 +154,7 @@ def _option_value(text: str) -> Any:
     if text in ("true", "false"):
         return text == "true"
     if "," in text:
-        return tuple(_option_value(part) for part in text.split(",") if part)
+        return tuple(part for part in text.split(",") if part)
     for number in (int, float):
         try:
             return number(text)

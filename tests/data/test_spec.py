@@ -54,6 +54,7 @@ def test_options_in_the_spec():
     spec, options = split_options("tar:/x/a?.tar?ignore=npy,flac&a=true&b=1.5&c=de&d=-3")
     assert spec == "tar:/x/a?.tar"
     assert options == {"ignore": ("npy", "flac"), "a": True, "b": 1.5, "c": "de", "d": -3}
+    assert split_options("x:y?class_names=007,true")[1] == {"class_names": ("007", "true")}
     assert split_options("tar:/x/a?.tar") == ("tar:/x/a?.tar", {})
     for wrong in ("x:y?a=1&b", "x:y?a=1&a=2"):
         with pytest.raises(ValueError, match="name=value"):
