@@ -1,7 +1,9 @@
 """Processes: joining a run, knowing the lead host, agreeing between hosts."""
 
+import json
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -103,3 +105,18 @@ def agree(values: Mapping[str, str]) -> None:
                 "start all of them with the same code, config and data"
             )
     logging.info("%d processes agree on %s", len(gathered), ", ".join(names))
+
+
+def gather(value: Any) -> list[Any]:
+    """Gives the JSON-able values of all processes, in their order; a collective."""
+    if jax.process_count() == 1:
+        return [value]
+    from jax.experimental import multihost_utils
+
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = np.asarray(multihost_utils.process_allgather(np.int32(len(data)))).ravel()
+    # Powers of two, so that few lengths are compiled.
+    row = np.zeros(max(1024, 1 << (int(sizes.max()) - 1).bit_length()), np.uint8)
+    row[: len(data)] = data
+    rows = np.asarray(multihost_utils.process_allgather(row))
+    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]

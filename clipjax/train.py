@@ -20,6 +20,7 @@ given and the next batch was not there.
 """
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -29,6 +30,7 @@ from absl import logging
 
 from clipjax import __version__, distributed, faults
 from clipjax.checkpoint import CheckpointManager, find_start
+from clipjax.data.bad_examples import add_states
 from clipjax.device_clock import DeviceClock
 from clipjax.evals.report import REPORT, collect_predictions, write_report
 from clipjax.evals.running import RESULTS, read_results, run_evals, write_results
@@ -92,6 +94,8 @@ def train(experiment: Experiment) -> TrainState:
             )
         if start.step < experiment.total_steps:
             manager.check_free_space(count_bytes(experiment.program.abstract_state))
+        if manager.restored is not None and manager.restored.bad_examples:
+            experiment.loader.restore_bad(manager.restored.bad_examples)
         return _Loop(experiment, manager, stack, start.step).run(start.state)
 
 
@@ -190,7 +194,8 @@ class _Loop:
                 results = run_evals(due, eval_params(state), beat=self.watchdog.beat)
         except Exception:
             if jax.process_count() == 1:  # elsewhere the others may not have failed, and would wait
-                self.manager.save(step, state, block=True)
+                bad = self.experiment.loader.bad_state()
+                self.manager.save(step, state, bad_examples=bad, block=True)
             raise
         self.writer.write_evals(step, results)
         if last and distributed.is_lead():
@@ -208,7 +213,8 @@ class _Loop:
         due = step > self.start and step % self.experiment.checkpoint_every == 0
         if stop or last or due:
             self.flush()  # a run that goes on from here does not write this step's metrics again
-            self.manager.save(step, state, block=stop or last)
+            bad = add_states(distributed.gather(self.experiment.loader.bad_state()))
+            self.manager.save(step, state, bad_examples=bad, block=stop or last)
         if stop and not last:
             raise PreemptedError(f"asked to stop; step {step} is saved; start again to go on")
 
@@ -254,7 +260,10 @@ class _Loop:
         program = self.experiment.program
         if len(program.stages) > 1:
             metrics["stage"] = program.stage_index(step - 1)
-        metrics |= {f"bad/{reason}": n for reason, n in self.experiment.loader.counts().items()}
+        bad: Counter[str] = Counter()
+        for counts in distributed.gather(self.experiment.loader.counts()):
+            bad.update(counts)
+        metrics |= {f"bad/{reason}": n for reason, n in sorted(bad.items())}
         self.clock, self.logged_step, self.data_wait_s = now, step, 0.0
         self.writer.write(step, metrics)
         self.progress.update(step, {"loss": metrics["loss"]})

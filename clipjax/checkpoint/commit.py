@@ -15,6 +15,7 @@ def commit_step(
     leaves: tuple[LeafRecord, ...],
     metadata: Mapping[str, Any],
     attachments: Mapping[str, bytes],
+    bad_examples: Mapping[str, Any] | None = None,
 ) -> None:
     """Hashes the files of a step whose arrays are written, and writes its manifest.
 
@@ -24,6 +25,7 @@ def commit_step(
         leaves: of the state.
         metadata: the manifest's `config`, `contract`, and so on.
         attachments: further files to write, by their path in the folder.
+        bad_examples: of the data, up to this step.
     """
     for path, data in attachments.items():
         file = step_dir / path
@@ -35,6 +37,7 @@ def commit_step(
         files=manifests.record_files(step_dir),
         versions=manifests.library_versions(),
         config_sha256=manifests.digest(metadata["config"]),
+        bad_examples=dict(bad_examples or {}),
         **metadata,
     )
     manifests.write_manifest(step_dir, manifest)

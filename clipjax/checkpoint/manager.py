@@ -69,6 +69,9 @@ class CheckpointManager:
             `global_batch_size`, `seed`. Stored with each step and compared at resume. The file of
             the contract's tokenizer is copied into each step.
 
+    Attributes:
+        restored: the manifest of the step that was restored, None where none was.
+
     Raises:
         ValueError: bad arguments.
     """
@@ -96,6 +99,7 @@ class CheckpointManager:
         # Read now: the file may be gone by the time that a step is committed.
         contract, self._attachments = attach_tokenizer(self._metadata["contract"])
         self._metadata["contract"] = contract
+        self.restored: manifests.Manifest | None = None
         self._orbax: ocp.CheckpointManager | None = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -118,12 +122,20 @@ class CheckpointManager:
             if self._error is not None and not self._error_was_raised:
                 logging.error("%s", self._error)
 
-    def save(self, step: int, state: Any, *, block: bool = False) -> None:
+    def save(
+        self,
+        step: int,
+        state: Any,
+        *,
+        bad_examples: Mapping[str, Any] | None = None,
+        block: bool = False,
+    ) -> None:
         """Saves a state; returns once it is copied, and the caller may donate it then.
 
         Args:
             step: number of finished steps.
             state: tree of jax.Arrays.
+            bad_examples: what was replaced of the data so far, for the manifest.
             block: wait until the step is committed.
 
         Raises:
@@ -152,7 +164,9 @@ class CheckpointManager:
             self._fail(step, error)
             self.check_for_errors()
         faults.point("save.mid_write", step)
-        self._thread = threading.Thread(target=self._finish, args=(step, leaves), name="commit")
+        self._thread = threading.Thread(
+            target=self._finish, args=(step, leaves, bad_examples), name="commit"
+        )
         self._thread.start()
         if block:
             self.wait_until_finished()
@@ -191,6 +205,7 @@ class CheckpointManager:
                     choice.quarantine(step_dir, error)
                 from_lead(0)  # nobody looks at the folders before the rename
                 continue
+            self.restored = manifest
             logging.info("restored step %d from %s", step, step_dir)
             return state, step
         raise DamagedCheckpointError(
@@ -216,6 +231,7 @@ class CheckpointManager:
         manifest = manifests.read_manifest(step_dir)
         manifests.verify_files(step_dir, manifest.files)
         check_resume(manifest, self._metadata, where=str(step_dir))
+        self.restored = manifest
         return restore_step(step_dir, manifest, abstract_state), manifest.step
 
     def latest_step(self) -> int | None:
@@ -306,7 +322,9 @@ class CheckpointManager:
             )
             self.check_for_errors()
 
-    def _finish(self, step: int, leaves: list[HostLeaf]) -> None:
+    def _finish(
+        self, step: int, leaves: list[HostLeaf], bad_examples: Mapping[str, Any] | None
+    ) -> None:
         """Commits a step; runs in a thread."""
         try:
             records = record_leaves(leaves) if is_lead() else ()  # while Orbax writes
@@ -316,7 +334,9 @@ class CheckpointManager:
             faults.point("save.before_manifest", step)
             if is_lead():
                 step_dir = self.directory / str(step)
-                commit_step(step_dir, step, records, self._metadata, self._attachments)
+                commit_step(
+                    step_dir, step, records, self._metadata, self._attachments, bad_examples
+                )
                 logging.info("saved step %d to %s", step, step_dir)
                 faults.point("save.before_delete", step)
                 delete_old_steps(self.directory, keep=self._keep, keep_every=self._keep_every)

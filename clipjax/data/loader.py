@@ -8,12 +8,13 @@ import itertools
 import json
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from clipjax.data import permutation
-from clipjax.data.bad_examples import BadCount, BadExample
+from clipjax.data.bad_examples import BadCount, BadExample, share_of
 from clipjax.data.preprocess import Preprocess
 from clipjax.data.rows import DataStage, RowMaker
 from clipjax.data.source import DataSource
@@ -87,7 +88,7 @@ class Loader:
                 f"batch_size is {batch_size}, the data source holds {len(source)} examples: a "
                 "batch would hold a pair twice. Make the batch smaller, or add data"
             )
-        if batch_size < 1 or batch_size % process_count:
+        if process_count < 1 or batch_size < 1 or batch_size % process_count:
             raise ValueError(
                 f"batch_size is {batch_size}: it has to be a multiple of the number of "
                 f"processes, {process_count}"
@@ -100,8 +101,12 @@ class Loader:
             raise ValueError(f"token_cache_bytes is {token_cache_bytes}, expected 0 or more")
         if not 0 <= max_bad_fraction <= 1:
             raise ValueError(f"max_bad_fraction is {max_bad_fraction}, expected 0..1")
-        if seed < 0:
-            raise ValueError(f"seed is {seed}, expected 0 or more")
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"seed is {seed}, expected 0..2^63 - 1")
+        if bad_window < 1 or not timeout_s > 0:
+            raise ValueError(
+                f"bad_window is {bad_window} and timeout_s {timeout_s}: both have to be above 0"
+            )
         ends = [stage.until_step for stage in stages]
         if any(low >= high for low, high in itertools.pairwise([0, *ends])):
             raise ValueError(f"stages end at steps {ends}: expected ascending numbers above 0")
@@ -109,6 +114,7 @@ class Loader:
         self.source, self._stage_ends = source, ends
         self.batch_size, self.seed = batch_size, seed
         self.local_batch_size = batch_size // process_count
+        self._process = process_index, process_count
         self._offset = process_index * self.local_batch_size
         self._prefetch = prefetch
         self._bad = BadCount(max_bad_fraction, bad_window)
@@ -163,6 +169,17 @@ class Loader:
     def bad_examples(self) -> tuple[BadExample, ...]:
         """The last examples that were replaced, newest last."""
         return tuple(self._bad.last)
+
+    def bad_state(self) -> dict[str, Any]:
+        """Gives what this process replaced so far, as a checkpoint keeps it: see `BadCount`."""
+        return self._bad.state()
+
+    def restore_bad(self, state: Mapping[str, Any]) -> None:
+        """Goes on counting from the sum of all processes' states.
+
+        Which examples a step holds does not depend on it.
+        """
+        self._bad.restore(share_of(state, *self._process))
 
     def fingerprint(self) -> str:
         """SHA-256 of what decides which examples a step holds, besides seed and batch size."""

@@ -1,19 +1,28 @@
 """Examples become rows of a batch: read, transformed, tokenized, replaced where unusable."""
 
+import collections
 import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from clipjax.data.bad_examples import BadExample, TooManyBadExamples, listed
+from clipjax.data.bad_examples import (
+    BadExample,
+    TooManyBadExamples,
+    is_filtered,
+    listed,
+    shard_of,
+    worst,
+)
 from clipjax.data.preprocess import Preprocess
-from clipjax.data.source import DataSource, Example, SampleError, draw
+from clipjax.data.source import DataSource, Example, SampleError, alternatives, draw
 from clipjax.data.token_cache import TokenCache
 from clipjax.data.transforms import Transform
 from clipjax.data.transforms.captions import choose_text, clean_caption
 
-# An unusable example is replaced by another one, drawn by its position; that may be unusable too.
-MAX_SUBSTITUTES = 16
+# An unusable example is replaced by another one, drawn by its position; that may be unusable too,
+# and is often left out where a filter takes most.
+MAX_UNUSABLE, MAX_FILTERED = 100, 10_000
 # Of the random streams that belong to one position: augmentation, choice of substitutes.
 _AUGMENT, _SUBSTITUTE = 0, 1
 
@@ -99,8 +108,9 @@ class RowMaker:
         bad: list[BadExample],
         at_work: np.ndarray,
     ) -> tuple[np.ndarray, str]:
-        substitutes = None
-        for _ in range(1 + MAX_SUBSTITUTES):
+        substitutes, first = None, len(bad)
+        allowed = {False: MAX_UNUSABLE, True: MAX_FILTERED}
+        while True:
             at_work[0] = index
             try:
                 example = self.source[index]
@@ -109,18 +119,33 @@ class RowMaker:
             except SampleError as error:
                 key = error.key or f"example {index}"
                 bad.append(BadExample(position, key, error.reason, error.message))
+                filtered = is_filtered(error.reason)
+            allowed[filtered] -= 1
+            if allowed[filtered] < 0:
+                raise TooManyBadExamples(_no_substitute(bad[first:]))
             if substitutes is None:
                 substitutes = self._rng(position, _SUBSTITUTE)
-            index = int(substitutes.integers(len(self.source)))
-        raise TooManyBadExamples(
-            f"{MAX_SUBSTITUTES + 1} examples in a row are unusable, the last ones being "
-            f"{listed(bad)}. Is this the right data?"
-        )
+                others = alternatives(self.source, index)
+            index = int(substitutes.integers(others.start, others.stop))
 
     def _rng(self, position: int, stream: int) -> np.random.Generator:
         # The key is (seed, position), the high word of the counter is the stream.
         bits = np.random.Philox(key=[self.seed, position], counter=[0, 0, 0, stream])
         return np.random.Generator(bits)
+
+
+def _no_substitute(bad: Sequence[BadExample]) -> str:
+    shards = collections.Counter(shard_of(example.key) for example in bad)
+    advice = "Is this the right data?"
+    if is_filtered(bad[-1].reason):
+        advice = (
+            "What a filter leaves out is read first: one that takes nearly everything belongs into "
+            "the data, by `clipjax data pack` or `?filter=` of the source"
+        )
+    return (
+        f"no example is usable of {len(bad)} that were tried for one place of a batch. "
+        f"{worst(shards)}The last ones: {listed(bad)}. {advice}"
+    )
 
 
 def _finish(stage: DataStage, example: Example, rng: np.random.Generator) -> tuple[np.ndarray, str]:

@@ -33,8 +33,12 @@ class DataSource(Protocol):
 
     `class_names` names the labels if the source has labels, else it is None. `fingerprint` is
     the SHA-256 (hex) of the source's identity: equal fingerprints mean equal examples in equal
-    order, whatever the machine. A source whose keys are numbers of rows has
+    order, whatever the machine, as far as the source looks: docs/data.md says what each kind
+    hashes. A source whose keys are numbers of rows has
     `positional_keys = True`: scores of other rows are then not taken for its own.
+
+    What a source may have besides: `keys()`, see `keys_of`; an order of its own, see `draw`; and
+    `alternatives(index)`.
     """
 
     class_names: tuple[str, ...] | None
@@ -78,6 +82,13 @@ def draw(source: DataSource, position: np.ndarray, seed: int) -> np.ndarray:
     if hasattr(source, "draw"):
         return source.draw(position, seed)
     return permutation.example_index(position, len(source), seed)[1]
+
+
+def alternatives(source: DataSource, index: int) -> range:
+    """Says which examples may stand in for an unusable one: all, unless the source says others."""
+    if hasattr(source, "alternatives"):
+        return source.alternatives(index)
+    return range(len(source))
 
 
 class SampleError(ValueError):

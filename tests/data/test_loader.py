@@ -1,4 +1,6 @@
 import collections
+import inspect
+import json
 import os
 import subprocess
 import sys
@@ -10,9 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clipjax.config import default_config
 from clipjax.data import Loader, SampleError, TooManyBadExamples, make_source, make_transforms
+from clipjax.data.bad_examples import BadCount, BadExample, add_states, share_of
 from clipjax.data.loader import DataStage
 from clipjax.data.preprocess import Preprocess
+from clipjax.data.rows import RowMaker
+from clipjax.data.source import draw
 from clipjax.data.transforms.captions import clean_caption
 
 SPECS = (
@@ -91,6 +97,42 @@ def test_all_processes_together_make_the_batch_of_one(n, step, seed):
         ]
         joined = {name: np.concatenate([part[name] for part in parts]) for name in whole}
         assert_equal(joined, whole)
+
+
+def test_ten_thousand_orders(monkeypatch):
+    """Whatever the numbers of examples, hosts and rows, the epoch, step and seed: an epoch holds
+    every example once, and host i of a batch takes its i-th part."""
+
+    def places_alone(self, stage, start, images, at_work=None):
+        return self.indices(start, len(images)).astype(np.int32)[:, None], []
+
+    monkeypatch.setattr(RowMaker, "make", places_alone)
+    rng, preprocess = np.random.default_rng(0), Preprocess(1)
+    for _ in range(10_000):
+        hosts, rows = int(rng.choice([1, 2, 3, 4, 7, 8, 16])), int(rng.integers(1, 6))
+        host, batch_size = int(rng.integers(hosts)), hosts * rows
+        n, epoch = batch_size + int(rng.integers(50)), int(10 ** rng.uniform(0, 9))
+        first, seed = epoch * n, int(rng.integers(2**40))
+        step = first // batch_size + int(rng.integers(n // batch_size + 1))
+        source = Numbers(n)
+        options = {"seed": seed, "preprocess": preprocess, "num_workers": 0}
+        loader = Loader(
+            source,
+            (),
+            tokens_of,
+            batch_size=batch_size,
+            process_index=host,
+            process_count=hosts,
+            **options,
+        )
+        part = loader.batch(step)["text"][:, 0].tolist()
+        start = step * batch_size + host * rows
+        # The epoch in which the part begins, and what of it the part is.
+        begin = start // n * n
+        order = draw(source, np.arange(begin, begin + n), seed).tolist()
+        assert sorted(order) == list(range(n))
+        inside = order[start - begin :][:rows]
+        assert part[: len(inside)] == inside and len(part) == rows
 
 
 def test_processes_share_augmentation_too():
@@ -250,6 +292,85 @@ def test_nothing_but_bad_examples():
         make(Numbers(10, range(10)), 4).batch(0)
 
 
+def left_out(index):
+    return SampleError("filtered_planted", "it is left out", f"number-{index}")
+
+
+def test_what_is_left_out_on_purpose_stops_no_run():
+    """19 of 20 are left out, and none may be unusable."""
+    source = Numbers(2000, set(range(2000)) - set(range(0, 2000, 20)), error=left_out(0))
+    loader = make(source, 50, max_bad_fraction=0.0)
+    numbers = [number for step in range(4) for number in numbers_in(loader.batch(step))]
+    assert all(number % 20 == 0 for number in numbers)
+    assert loader.counts()["filtered_planted"] > 2000
+    # Negative control: as damage, the first one stops it.
+    with pytest.raises(TooManyBadExamples):
+        make(Numbers(200, [7]), 200, max_bad_fraction=0.0).batch(0)
+
+
+def test_a_filter_that_takes_all_is_named():
+    source = Numbers(10, range(10), error=left_out(3))
+    with pytest.raises(TooManyBadExamples, match=r"filter.*belongs into the data"):
+        make(source, 4).batch(0)
+
+
+def test_one_in_a_thousand_may_be_unusable_by_default():
+    options = inspect.signature(Loader).parameters
+    assert options["max_bad_fraction"].default == default_config().data.max_bad_fraction == 1e-3
+    count = BadCount(1e-3, options["bad_window"].default)
+
+    def bad(number, shard="a.tar"):
+        return [BadExample(0, f"{shard}/{i}", "planted", "it is bad") for i in range(number)]
+
+    count.add(50_000, bad(100))
+    with pytest.raises(TooManyBadExamples, match=r"101 of the last 50001 .* are 100 of 100000"):
+        count.add(1, bad(1))
+    # What left the window counts no more, nor do the shards where it was.
+    count.add(99_000, bad(0))
+    with pytest.raises(TooManyBadExamples, match=r"Most of them are in b\.tar \(101\)\. "):
+        count.add(1000, bad(101, "b.tar"))
+
+
+def test_a_restarted_job_goes_on_counting():
+    def run(steps, *, restart):
+        loader = make(Numbers(1000, range(0, 1000, 100)), 100, max_bad_fraction=0.015)
+        for step in range(steps):
+            if restart:
+                kept = json.loads(json.dumps(add_states([loader.bad_state()])))
+                loader = make(Numbers(1000, range(0, 1000, 100)), 100, max_bad_fraction=0.015)
+                loader.restore_bad(kept)
+            loader.batch(step)
+        return loader
+
+    whole, parts = run(12, restart=False), run(12, restart=True)
+    assert parts.counts() == whole.counts() == {"planted": sum(whole.counts().values())}
+    assert parts.bad_state()["by_reason"] == whole.bad_state()["by_reason"]
+    # What comes after a restart adds to what came before it.
+    source = Numbers(1000, range(0, 1000, 20))
+    loader = make(source, 100, max_bad_fraction=0.015)
+    loader.restore_bad({"by_reason": {"planted": 15}, "window": {"seen": 1000, "bad": 15}})
+    with pytest.raises(TooManyBadExamples, match=r"In all: (1[6-9]|2\d) planted"):
+        loader.batch(0)
+    # Negative control: by itself, that is not too much.
+    make(source, 100, max_bad_fraction=0.015).batch(0)
+
+
+def test_counts_of_all_processes_are_those_of_one():
+    source = Numbers(1000, range(0, 1000, 100))
+    whole = make(source, 100, max_bad_fraction=1.0)
+    parts = [
+        make(source, 100, max_bad_fraction=1.0, process_index=i, process_count=4) for i in range(4)
+    ]
+    for step in range(10):
+        for loader in (whole, *parts):
+            loader.batch(step)
+    together = add_states([part.bad_state() for part in parts])
+    assert together == whole.bad_state()
+    # Shared out among another number of processes and added up again, it is the same.
+    shares = [share_of(together, i, 3) for i in range(3)]
+    assert add_states(shares) == together
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_fault_in_the_code_surfaces(num_workers):
     source = Numbers(10, [5], error=ZeroDivisionError("a bug"))
@@ -292,6 +413,10 @@ def test_fingerprint_is_the_data_s():
         ({"num_workers": -1}, "num_workers"),
         ({"max_bad_fraction": 2.0}, "max_bad_fraction"),
         ({"seed": -1}, "seed"),
+        ({"seed": 2**63}, "seed"),
+        ({"process_count": 0}, "processes, 0"),
+        ({"bad_window": 0}, "bad_window is 0"),
+        ({"timeout_s": -1.0}, "timeout_s -1"),
         ({"stages": [DataStage(3, (), tokens_of, Preprocess(2))] * 2}, r"\[3, 3\].*ascending"),
     ],
 )

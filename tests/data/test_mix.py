@@ -9,7 +9,7 @@ from archives import pairs, tar
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipjax.data import Loader, Preprocess, make_source
+from clipjax.data import Loader, Preprocess, SampleError, make_source
 from clipjax.data.source import draw
 from clipjax.data.sources.mix import MAX_TOTAL, Mix, split_positions, whole_weights
 
@@ -239,19 +239,48 @@ def test_batches_keep_the_shares():
             assert sorted(numbers[start : start + size]) == list(range(size))
 
 
+def test_what_is_left_out_of_a_source_is_replaced_from_it():
+    """Half of b is unusable; weights 1:9 stay 1:9, and a batch depends on its step alone."""
+    mix = mix_of(("a", 90, 1), ("b", 10, 9))
+    source = Pictures(mix, bad=[f"b{i}" for i in range(5)])
+
+    def make(**options):
+        options = {"num_workers": 0, "max_bad_fraction": 1.0, **options}
+        return Loader(
+            source, (), tokens_of, batch_size=50, seed=3, preprocess=Preprocess(2), **options
+        )
+
+    walked = []
+    with make() as loader:
+        for step, batch in loader.iterate():
+            letters = [chr(code) for code in batch["text"][:, 0]]
+            assert collections.Counter(letters) == {"a": 5, "b": 45}
+            walked.append(batch["image"])
+            if step == 9:
+                break
+        assert loader.counts()["filtered_planted"] > 200
+    parts = [make(process_index=i, process_count=2).batch(7)["image"] for i in range(2)]
+    np.testing.assert_array_equal(np.concatenate(parts), walked[7])
+    numbers = np.concatenate(walked)[:, 0, 0, 0]
+    assert set(range(5, 10)) <= set(numbers.tolist())
+
+
 class Pictures:
-    """A mix whose examples are pictures of their numbers."""
+    """A mix whose examples are pictures of their numbers; some may be left out."""
 
     class_names = None
 
-    def __init__(self, mix):
-        self.mix, self.draw, self.fingerprint = mix, mix.draw, mix.fingerprint
+    def __init__(self, mix, bad=()):
+        self.mix, self.bad = mix, set(bad)
+        self.draw, self.alternatives, self.fingerprint = mix.draw, mix.alternatives, mix.fingerprint
 
     def __len__(self):
         return len(self.mix)
 
     def __getitem__(self, index):
         example = self.mix[index]
+        if example["key"] in self.bad:
+            raise SampleError("filtered_planted", "it is left out", example["key"])
         image = np.full((2, 2, 3), int(example["key"][1:]), np.uint8)
         return {**example, "image": image}
 

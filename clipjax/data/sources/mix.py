@@ -33,7 +33,8 @@ class Mix:
     Draw `j` of a source with `n` examples is the place `j mod n` of its own permutation number
     `j div n`, keyed by (seed, s, j div n): each source is traversed whole before any of its
     examples comes again, at its own pace. A batch of more than `n W / w_s` examples holds an
-    example of that source twice.
+    example of that source twice. An unusable example is replaced by one of its own source, so that
+    the shares hold whatever is left out.
 
     As a sequence, a mix holds its sources one after the other, each example once.
 
@@ -64,7 +65,7 @@ class Mix:
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
         number = bisect.bisect_right(self._ends, index)
-        example = self.sources[number][index - self._ends[number] + len(self.sources[number])]
+        example = self.sources[number][index - self._range(number).start]
         if self.class_names is None and "label" in example:
             example = {key: value for key, value in example.items() if key != "label"}
         return example
@@ -84,17 +85,24 @@ class Mix:
         for number, source in enumerate(self.sources):
             chosen = numbers == number
             passes, places = np.divmod(draws[chosen], len(source))
-            start = self._ends[number] - len(source)
             found = np.empty_like(places)
             for turn in np.unique(passes):
                 key, now = (seed, number, int(turn)), passes == turn
                 found[now] = permutation.permute(places[now], len(source), key)
-            index[chosen] = start + found
+            index[chosen] = self._range(number).start + found
         return index
+
+    def alternatives(self, index: int) -> range:
+        """The examples of the source that example `index` is of."""
+        return self._range(bisect.bisect_right(self._ends, index))
+
+    def _range(self, number: int) -> range:
+        """The examples of a source, as indices of this mix."""
+        return range(self._ends[number] - len(self.sources[number]), self._ends[number])
 
     def fingerprint(self) -> str:
         """SHA-256 of the sources' own, in order, and of the weights in lowest terms."""
-        identity = ["mix/1", self.weights, [source.fingerprint() for source in self.sources]]
+        identity = ["mix/2", self.weights, [source.fingerprint() for source in self.sources]]
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
