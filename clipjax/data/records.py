@@ -6,11 +6,11 @@ in it can run code. The manifest, `FILE.json`, holds count, size and SHA-256: Ar
 opens a truncated file without complaint and says that it has 0 records.
 """
 
-import functools
+import contextlib
 import hashlib
 import json
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,16 @@ from array_record.python import array_record_module
 
 from clipjax.data.cache import sync
 from clipjax.data.paths import DataPath, data_path
+from clipjax.data.retrying import StorageError
 from clipjax.data.shard_cache import ShardCache
+from clipjax.data.source import SampleError
 from clipjax.data.storage import FileReader, StoredFile, read_all, stat
 
 MAGIC = b"CJX1"
 FORMAT = "clipjax.records/1"
+# Without read-ahead: the order of reading is a permutation.
+READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
+_MANIFEST = {"count": int, "bytes": int, "sha256": str}
 
 
 def pack_record(
@@ -112,21 +117,24 @@ class RecordFile:
             file = stat(self.path)
         except FileNotFoundError as error:
             raise ValueError(f"there is no file {path}") from error
-        self.manifest = read_manifest(self.path)
-        if file.size != self.manifest["bytes"]:
-            raise ValueError(
-                f"{path} has {file.size} bytes, its manifest says {self.manifest['bytes']}"
-            )
-        if self.path.is_local and verify and file_sha256(file) != self.manifest["sha256"]:
+        manifest = read_manifest(self.path)
+        if file.size != manifest["bytes"]:
+            raise ValueError(f"{path} has {file.size} bytes, its manifest says {manifest['bytes']}")
+        if self.path.is_local and verify and file_sha256(file) != manifest["sha256"]:
             raise ValueError(f"{path} is damaged: its SHA-256 is not the one of its manifest")
-        # Without read-ahead: the order of reading is a permutation.
-        options = "readahead_buffer_size:0,max_parallelism:0"
-        local = _local_copy(file, self.manifest["sha256"], verify)
-        self._reader = array_record_module.ArrayRecordReader(str(local), options)
-        count = self._reader.num_records()
-        if count != self.manifest["count"]:
+        self._open(file, manifest, verify)
+
+    def _open(self, file: StoredFile, manifest: dict[str, Any], verify: bool) -> None:
+        self.path, self._file, self.manifest = file.path, file, manifest
+        local = _local_copy(file, manifest["sha256"], verify)
+        try:
+            self._reader = array_record_module.ArrayRecordReader(str(local), READER_OPTIONS)
+            count = self._reader.num_records()
+        except RuntimeError as error:
+            raise ValueError(f"{file.path} is damaged: {error}") from error
+        if count != manifest["count"]:
             raise ValueError(
-                f"{path} opens with {count} records, its manifest says {self.manifest['count']}: "
+                f"{file.path} opens with {count} records, its manifest says {manifest['count']}: "
                 "the file is damaged"
             )
 
@@ -139,8 +147,29 @@ class RecordFile:
         return unpack_record(self._reader.read([index])[0])
 
     def __reduce__(self):
-        # For worker processes: the reader itself stays where it was made.
-        return functools.partial(RecordFile, verify=False), (self.path,)
+        # For worker processes: the reader itself stays where it was made, and a bucket is not
+        # asked again for what stands on the disk.
+        return _reopen, (self._file, self.manifest)
+
+
+def _reopen(file: StoredFile, manifest: dict[str, Any]) -> RecordFile:
+    records = RecordFile.__new__(RecordFile)
+    records._open(file, manifest, verify=False)
+    return records
+
+
+@contextlib.contextmanager
+def record_errors(key: str) -> Iterator[None]:
+    """Turns what ArrayRecord raises at a damaged record into SampleError `record_damaged`.
+
+    A system call that failed is no damage: StorageError, which stops the run.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "() failed" in str(error):  # it names the call, e.g. "pread() failed: ..."
+            raise StorageError(f"{key}: {error}") from error
+        raise SampleError("record_damaged", str(error), key) from error
 
 
 def _local_copy(file: StoredFile, sha256: str, verify: bool) -> DataPath:
@@ -161,7 +190,11 @@ def _local_copy(file: StoredFile, sha256: str, verify: bool) -> DataPath:
 
 
 def read_manifest(path: DataPath) -> dict[str, Any]:
-    """Reads the manifest beside a file of packed records."""
+    """Reads the manifest beside a file of packed records.
+
+    Raises:
+        ValueError: if there is none, or it is damaged.
+    """
     beside = path.parent / (path.name + ".json")
     try:
         content = read_all(beside)
@@ -176,6 +209,9 @@ def read_manifest(path: DataPath) -> dict[str, Any]:
         raise ValueError(f"the manifest {beside} is damaged: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ValueError(f"the manifest {beside} is not of the format {FORMAT}")
+    wrong = [n for n, kind in _MANIFEST.items() if not isinstance(manifest.get(n), kind)]
+    if wrong:
+        raise ValueError(f"the manifest {beside} does not say {', '.join(wrong)}: it is damaged")
     return manifest
 
 

@@ -65,6 +65,12 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNO
 
 
+def is_wrong_path(error: OSError) -> bool:
+    """Whether the path itself is at fault, for good: no file, a folder, too long, not allowed."""
+    wrong = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+    return isinstance(error, wrong) or error.errno in (errno.ELOOP, errno.ENAMETOOLONG)
+
+
 def _is_network_library(error: BaseException) -> bool:
     return type(error).__module__.partition(".")[0] in _NETWORK_LIBRARIES
 

@@ -20,7 +20,7 @@ from absl import logging
 
 from clipjax.data.retrying import StorageError
 from clipjax.data.source import SampleError
-from clipjax.data.sources.fields import IMAGE_FIELDS, field_of
+from clipjax.data.sources.fields import IMAGE_FIELDS, class_names_of, field_of
 from clipjax.data.storage import FileReader, StoredFile, read
 
 LARGE_GROUP = 64 << 20  # bytes that a random example should not cost
@@ -75,29 +75,46 @@ class RowGroups:
         number = bisect.bisect_right(self.ends, index)
         with self._lock:
             loading = self._loading.setdefault(number, threading.Lock())
-        with loading:  # threads that want the same one wait for it
+        try:
+            with loading:  # threads that want the same one wait for it
+                with self._lock:
+                    if number in self._tables:
+                        self._tables.move_to_end(number)
+                        return self._tables[number]
+                table = self._load(number, self.columns, key)
+                self._keep(number, table)
+                return table
+        finally:
             with self._lock:
-                if number in self._tables:
-                    self._tables.move_to_end(number)
-                    return self._tables[number]
-            table = self._load(number, self.columns, key)
-            with self._lock:
-                self._tables[number] = table
-                self._held += table.nbytes
-                while self._held > self._budget and len(self._tables) > 1:
-                    self._held -= self._tables.popitem(last=False)[1].nbytes
-                self._loading.pop(number, None)
-        return table
+                # Not that of a thread which came when this one's was gone.
+                if self._loading.get(number) is loading:
+                    del self._loading[number]
 
-    def class_names(self, column: str) -> tuple[str, ...] | None:
-        """Names of the classes in a column: its texts, or what the schema says of its numbers."""
+    def _keep(self, number: int, table: pa.Table) -> None:
+        with self._lock:
+            # One that waited for a lock which is gone by now may load what another is loading.
+            if number in self._tables:
+                self._held -= self._tables.pop(number).nbytes
+            self._tables[number] = table
+            self._held += table.nbytes
+            while self._held > self._budget and len(self._tables) > 1:
+                self._held -= self._tables.popitem(last=False)[1].nbytes
+
+    def class_names(self, column: str, where: str) -> tuple[str, ...]:
+        """Names of the classes in a column: its texts, or what the schema says of its numbers.
+
+        Raises:
+            ValueError: if they are numbers that nothing names.
+        """
+        names = None
         if pa.types.is_integer(self.schema.field(column).type):
-            return _hugging_face_names(self.schema, column)
-        names: set[str] = set()
+            names = _hugging_face_names(self.schema, column)
+        if names is not None:
+            return names
+        values: set[Any] = set()
         for number in range(len(self._groups)):
-            table = self._load(number, [column], column)
-            names.update(name for name in table[column].unique().to_pylist() if name is not None)
-        return tuple(sorted(names))
+            values.update(self._load(number, [column], column)[column].unique().to_pylist())
+        return class_names_of(values, column, where)
 
     def warn_if_large(self, where: str) -> None:
         """Says what a random example costs where that is much."""
@@ -120,9 +137,9 @@ class RowGroups:
                 page_checksum_verification=True,
             )
             table = reader.read_row_group(group, columns=columns, use_threads=False)
-        except StorageError:
-            raise
         except (pa.ArrowException, OSError) as error:
+            if not _is_damage(error):
+                raise
             what = f"row group {group} of {self._files[file].path}: {error}"
             raise SampleError("damaged", what, key) from error
         if table.num_rows != self._metadata[file].row_group(group).num_rows:
@@ -143,12 +160,19 @@ class RowGroups:
         self._reset()
 
 
+def _is_damage(error: Exception) -> bool:
+    """Whether the bytes are at fault, which Arrow says by an OSError without a number, too."""
+    if isinstance(error, OSError):
+        return error.errno is None and not isinstance(error, StorageError)
+    return not isinstance(error, pa.ArrowMemoryError)
+
+
 def _checked(read_file: Callable[[StoredFile], Any], file: StoredFile) -> Any:
     try:
         return read_file(file)
-    except StorageError:
-        raise
     except (pa.ArrowException, OSError, struct.error) as error:
+        if not _is_damage(error):
+            raise
         raise ValueError(f"{file.path} is no whole Parquet file: {error}") from error
 
 

@@ -50,7 +50,7 @@ def filesystem(scheme: str) -> fsspec.AbstractFileSystem:
 def stat(path: DataPath) -> StoredFile:
     """Looks a file up; FileNotFoundError if there is none."""
     if path.is_local:
-        found = os.stat(path.url)
+        found = retry(lambda: os.stat(path.url), f"looking up {path}")
         return StoredFile(path, found.st_size, str(found.st_mtime_ns))
     info = retry(lambda: filesystem(path.scheme).info(path.url), f"looking up {path}")
     if info["type"] != "file":
@@ -66,9 +66,14 @@ def is_folder(path: DataPath) -> bool:
 
 
 def list_files(folder: DataPath, *, recursive: bool = False) -> list[StoredFile]:
-    """Lists the files in a folder, sorted by path; empty if there is no such folder."""
+    """Lists the files in a folder, sorted by path; empty if there is no such folder.
+
+    Raises:
+        ValueError: if a link in a local folder leads to nothing.
+    """
     if folder.is_local:
-        return sorted(_list_local(folder, recursive), key=lambda file: file.path)
+        files = retry(lambda: _list_local(folder, recursive), f"listing {folder}")
+        return sorted(files, key=lambda file: file.path)
     system = filesystem(folder.scheme)
 
     def listing() -> list[dict[str, Any]]:
@@ -104,9 +109,23 @@ def _list_local(folder: DataPath, recursive: bool) -> list[StoredFile]:
                     found = entry.stat()
                     version = str(found.st_mtime_ns)
                     files.append(StoredFile(folder / entry.name, found.st_size, version))
-                elif recursive and entry.is_dir():
-                    files += _list_local(folder / entry.name, recursive)
+                elif entry.is_dir():
+                    files += _list_local(folder / entry.name, recursive) if recursive else []
+                elif entry.is_symlink():
+                    _refuse_dangling(entry)
     return files
+
+
+def _refuse_dangling(link: os.DirEntry[str]) -> None:
+    if link.name.startswith("."):  # editors lock by links that lead to nothing
+        return
+    target = os.readlink(link.path)  # FileNotFoundError if the link itself is gone
+    try:
+        os.stat(link.path)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{link.path} is a link to {target}, where nothing is: bring that back, or remove it"
+        ) from error
 
 
 def find_files(pattern: str) -> list[StoredFile]:

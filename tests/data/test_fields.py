@@ -38,8 +38,10 @@ def test_what_is_kept(value, text):
         (["", None], None, "missing_text"),
         (3, None, "missing_text"),
         ({"en": "", "de": []}, None, "missing_text"),
-        ({"en": "x", "de": " "}, "de", "missing_language"),
-        ({"en": "x"}, "de", "missing_language"),
+        ({"en": "x", "de": " "}, "de", "filtered_language"),
+        ({"en": "x"}, "de", "filtered_language"),
+        ("a caption that names no language", "de", "filtered_language"),
+        (["a", "b"], "de", "filtered_language"),
         (b"caf\xe9", None, "text_encoding"),
         ([b"caf\xe9", ""], None, "text_encoding"),
         ({"de": b"caf\xe9"}, "de", "text_encoding"),
@@ -49,6 +51,10 @@ def test_why_none_is_left(value, language, reason):
     with pytest.raises(SampleError) as caught:
         text_of(value, "k", language)
     assert (caught.value.reason, caught.value.key) == (reason, "k")
+
+
+def test_a_language_is_taken_from_a_map():
+    assert text_of({"en": "x", "de": ["a", "b"]}, "k", "de") == ("a", "b")
 
 
 def test_captions_of_a_source_of_ones_own():

@@ -74,6 +74,13 @@ def test_captions_are_lines_and_their_files_may_be_in_capitals(tmp_path, caplog)
     assert make_source(f"folder:{tmp_path}").fingerprint() != before
 
 
+def test_a_second_caption_file_of_a_picture_is_told(tmp_path, caplog):
+    write(tmp_path, {"1.png": png("red"), "1.txt": "lower", "1.TXT": "upper"})
+    assert make_source(f"folder:{tmp_path}")[0]["text"] == "lower"
+    assert "1 captions are not used, as their pictures have another" in caplog.text
+    assert "e.g. 1.TXT" in caplog.text
+
+
 def test_names_that_are_not_utf8_are_left_out_and_told(tmp_path, caplog):
     write(tmp_path, {"dog/1.png": png("red")})
     folder = os.fsencode(tmp_path) + b"/caf\xe9"
@@ -143,6 +150,20 @@ def test_csv(tmp_path):
     labelled = make_source({"spec": f"csv:{tmp_path}/t.csv", "label_field": "kind"})
     assert labelled.class_names == ("x", "y") and labelled[0]["label"] == 0
     assert labelled.fingerprint() != source.fingerprint()
+
+
+def test_the_root_belongs_to_the_fingerprint(tmp_path):
+    for place in ("one", "two"):
+        root = tmp_path / place
+        write(root, {"t.csv": "image,text\na.png,x\n", "a.png": png("red"), "b/a.png": png("blue")})
+    spec = f"csv:{tmp_path}/one/t.csv"
+    source, other = make_source(spec), make_source(f"{spec}?root={tmp_path}/one/b")
+    assert source[0]["image"] != other[0]["image"]
+    assert source.fingerprint() != other.fingerprint()
+    # The folder itself, and the same data elsewhere, are no other data.
+    assert make_source(f"{spec}?root={tmp_path}/one/").fingerprint() == source.fingerprint()
+    moved = make_source(f"csv:{tmp_path}/two/t.csv?root={tmp_path}/two/b")
+    assert moved.fingerprint() == other.fingerprint()
 
 
 def test_jsonl(tmp_path):
@@ -219,12 +240,13 @@ def test_packed_records(tmp_path):
         pack(tmp_path / f"x-{shard:02d}.array_record", range(4 * shard, 4 * shard + 4))
     source = make_source(f"arrayrecord:{tmp_path}/x-{{00..02}}.array_record")
     assert len(source) == 12
-    assert [source[i]["key"] for i in (0, 3, 4, 11)] == ["k0", "k3", "k4", "k11"]
+    keys = ["x-00.array_record/k0", "x-00.array_record/k3", "x-01.array_record/k4"]
+    assert [source[i]["key"] for i in (0, 3, 4)] == keys
     assert source[5]["text"] == ("text 5", "zwei é") and source[5]["label"] == 1
     assert (Preprocess(2)(source[7]["image"])[..., 0] == 7).all()
     same = make_source(f"arrayrecord:{tmp_path}/*.array_record")
     assert same.fingerprint() == source.fingerprint()
-    assert pickle.loads(pickle.dumps(source))[7]["key"] == "k7"  # for worker processes
+    assert pickle.loads(pickle.dumps(source))[7] == source[7]  # for worker processes
     with pytest.raises(ValueError, match="class_names"):
         pack(tmp_path / "y.array_record", range(2), class_names=("a", "b"))
         make_source(f"arrayrecord:{tmp_path}/*.array_record")
@@ -237,7 +259,7 @@ def test_many_threads_read_the_same(tmp_path):
     order = np.random.Generator(np.random.Philox(key=0)).integers(0, 200, 3000).tolist()
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         keys = list(pool.map(lambda i: source[i]["key"], order))
-    assert keys == [f"k{i}" for i in order]
+    assert keys == [f"x.array_record/k{i}" for i in order]
 
 
 def test_same_input_same_bytes(tmp_path):
@@ -264,9 +286,56 @@ def test_damage_to_packed_records(tmp_path):
     manifest.write_text(manifest.read_text().replace('"count": 50', '"count": 49'))
     with pytest.raises(ValueError, match="opens with 50 records"):
         RecordFile(path)
+    manifest.write_text('{"format": "clipjax.records/1", "count": "50", "bytes": 7}')
+    with pytest.raises(ValueError, match=r"x\.array_record\.json does not say count, sha256"):
+        RecordFile(path)
     manifest.unlink()
     with pytest.raises(ValueError, match="no manifest"):
         RecordFile(path)
+
+
+def test_packed_records_of_equal_file_names_have_keys_of_their_own(tmp_path):
+    for number in range(2):
+        (tmp_path / f"c{number}").mkdir()
+        pack(tmp_path / f"c{number}" / "x.array_record", range(2))
+    source = make_source(f"arrayrecord:{tmp_path}/c{{0..1}}/x.array_record")
+    names = ["c0/x.array_record/k0", "c0/x.array_record/k1"]
+    names += ["c1/x.array_record/k0", "c1/x.array_record/k1"]
+    assert [source[i]["key"] for i in range(4)] == names
+
+
+def test_a_shard_of_packed_records_is_named_by_its_bad_examples(tmp_path):
+    for shard in range(3):
+        pack(tmp_path / f"{shard}.array_record", range(4 * shard, 4 * shard + 4))
+    source = make_source(f"arrayrecord:{tmp_path}/*.array_record?blob=other")  # no pictures
+    with (
+        Loader(
+            source, (), lambda texts: np.zeros((len(texts), 1), np.int32), batch_size=12, seed=0,
+            preprocess=Preprocess(2), max_bad_fraction=0.01, bad_window=100,
+        ) as loader,
+        pytest.raises(ValueError, match=r"Most of them are in \d\.array_record \(\d+\)"),
+    ):  # fmt: skip
+        loader.batch(0)
+
+
+def test_a_disk_that_fails_is_no_damaged_record(tmp_path, monkeypatch):
+    pack(tmp_path / "x.array_record", range(4))
+    source = make_source(f"arrayrecord:{tmp_path}/x.array_record")
+
+    class Reader:
+        def __init__(self, message):
+            self.message = message
+
+        def read(self, indices):
+            raise RuntimeError(self.message)
+
+    (file,) = source._files
+    monkeypatch.setattr(file, "_reader", Reader("chunk data hash mismatch"))
+    with pytest.raises(SampleError, match=r"x\.array_record:2: chunk data .*record_damaged"):
+        source[2]
+    monkeypatch.setattr(file, "_reader", Reader("pread() failed: Input/output error"))
+    with pytest.raises(StorageError, match=r"x\.array_record:2: pread\(\) failed"):
+        source[2]
 
 
 def test_a_record_that_is_cut_short():

@@ -1,16 +1,21 @@
+import concurrent.futures
+import errno
 import json
 import pickle
 import threading
+import time
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from archives import png
 from buckets import bucket
 
-from clipjax.data import SampleError, make_source, row_groups
+from clipjax.data import SampleError, make_source, row_groups, storage
 from clipjax.data.checking import check
 from clipjax.data.packing import Packing, pack
+from clipjax.data.retrying import StorageError
 
 N = 40
 
@@ -94,7 +99,8 @@ def test_several_captions(tmp_path):
     assert texts(text_field="l") == [("a", "b"), "c", "missing_text"]
     assert texts(text_field="m") == [{"en": "cat", "de": "Katze"}, {"en": "dog"}, "missing_text"]
     assert texts(text_field="s") == [{"en": ("cat", "kitten")}, {"de": "Hund"}, "missing_text"]
-    assert texts(text_field="m", language="de") == ["Katze", "missing_language", "missing_language"]
+    german = ["Katze", "filtered_language", "filtered_language"]
+    assert texts(text_field="m", language="de") == german
     both = texts(text_field=["l", "m"])
     assert both[0]["l"] == ("a", "b")
 
@@ -147,6 +153,50 @@ def test_labels(tmp_path):
     assert named[2]["label"] == 7
 
 
+def test_labels_that_are_numbers_in_text(tmp_path):
+    data = {**columns(0, 4), "kind": ["10", "2", None, ""]}
+    path = write(tmp_path / "a.parquet", data)
+    with pytest.raises(ValueError, match=r"numbers in 'kind': give .*data\.source\.class_names"):
+        make_source(f"parquet:{path}?label_field=kind")
+    names = ",".join(f"name{i}" for i in range(11))
+    source = make_source(f"parquet:{path}?label_field=kind&class_names={names}")
+    assert [source[i]["label"] for i in range(2)] == [10, 2]
+    assert [reason_of(source, i) for i in (2, 3)] == ["label", "label"]
+
+
+def test_the_root_belongs_to_the_fingerprint(tmp_path):
+    path = write(tmp_path / "a.parquet", {"image": ["1.png"], "text": ["x"]})
+    plain, same, other = (
+        make_source(f"parquet:{path}{root}").fingerprint()
+        for root in ("", f"?root={tmp_path}", f"?root={tmp_path}/b")
+    )
+    assert plain == same != other
+
+
+def test_a_fault_of_the_machine_is_no_damaged_group(tmp_path, monkeypatch):
+    source = make_source(f"parquet:{write(tmp_path / 'a.parquet', columns())}")
+    plain = row_groups.read
+
+    def failing(path, offset, size):
+        raise error
+
+    for error in (
+        OSError(errno.EMFILE, "too many open files"),
+        OSError(errno.ENOMEM, "no memory"),
+        pa.ArrowMemoryError("no memory"),
+        StorageError("failed 6 times"),
+    ):
+        monkeypatch.setattr(storage, "read", failing)
+        with pytest.raises(type(error)) as caught:
+            source[3]
+        assert not isinstance(caught.value, SampleError)
+        with pytest.raises(type(error)):
+            make_source(f"parquet:{tmp_path}/a.parquet")
+        monkeypatch.setattr(storage, "read", plain)
+        assert source[3]["image"] == png(3) and not source._groups._loading
+        source._groups._reset()
+
+
 def test_memory_is_bounded_and_groups_are_read_once_in_order(tmp_path, monkeypatch):
     big = {"image": [bytes([i]) * 10_000 for i in range(N)], "text": ["x"] * N}
     path = write(tmp_path / "a.parquet", big, rows=4)
@@ -182,6 +232,49 @@ def test_threads_share_row_groups(tmp_path, monkeypatch):
     assert not wrong and sorted(loads) == list(range(5))
 
 
+def test_what_threads_hold_is_counted_once(tmp_path, monkeypatch):
+    """One that waits for a lock which is gone by then loads what another is loading."""
+    big = {"image": [bytes([i]) * 10_000 for i in range(N)], "text": ["x"] * N}
+    path = write(tmp_path / "a.parquet", big, rows=4)
+    groups = make_source(f"parquet:{path}?cache_mb=0.2")._groups
+    both, plain = threading.Barrier(2), groups._load
+
+    def together(*arguments):
+        both.wait(10)
+        return plain(*arguments)
+
+    # A waiter on a lock that is no longer in the table, and a newcomer.
+    waiter = threading.Thread(target=groups.read, args=(0, "k"))
+    monkeypatch.setattr(groups, "_load", together)
+    waiter.start()
+    while 0 not in groups._loading:
+        time.sleep(0.001)
+    del groups._loading[0]
+    newcomer = threading.Thread(target=groups.read, args=(0, "k"))
+    newcomer.start()
+    for thread in (waiter, newcomer):
+        thread.join(20)
+    assert len(groups._tables) == 1 and not groups._loading
+    assert groups._held == sum(table.nbytes for table in groups._tables.values())
+
+
+def test_threads_in_random_order_leave_the_memory_full(tmp_path, monkeypatch):
+    big = {"image": [bytes([i]) * 10_000 for i in range(N)], "text": ["x"] * N}
+    path = write(tmp_path / "a.parquet", big, rows=4)
+    source = make_source(f"parquet:{path}?cache_mb=0.1")
+    groups, plain = source._groups, source._groups._load
+    monkeypatch.setattr(groups, "_load", lambda *a: time.sleep(0.001) or plain(*a))
+
+    def read(seed):
+        for index in np.random.default_rng(seed).integers(0, N, 60).tolist():
+            assert source[index]["image"][0] == index
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        list(pool.map(read, range(8)))
+    assert groups._held == sum(table.nbytes for table in groups._tables.values())
+    assert len(groups._tables) == 2 and not groups._loading
+
+
 def test_damage(tmp_path):
     path = write(tmp_path / "a.parquet", columns(), write_page_checksum=True, compression="none")
     content = path.read_bytes()
@@ -204,6 +297,8 @@ def test_what_is_no_dataset(tmp_path):
     for options, message in (
         ("", "int64 in 'image'"),
         ("?image_field=b", "a, image, text"),
+        ("?image_field=text&cache_mb=-1", "cache_mb = -1"),
+        ("?image_field=text&cache_mb=nan", "cache_mb = nan"),
         ("?image_field=text&text_field=b", "text_field"),
         ("?image_field=text&label_field=b", "label_field"),
     ):
@@ -246,4 +341,4 @@ def test_maps_in_json_lines(tmp_path):
         "de": ("Katze", "Mieze"),
     }
     assert make_source(f"jsonl:{tmp_path}/t.jsonl?language=en")[0]["text"] == "cat"
-    assert reason_of(make_source(f"jsonl:{tmp_path}/t.jsonl?language=fr"), 0) == "missing_language"
+    assert reason_of(make_source(f"jsonl:{tmp_path}/t.jsonl?language=fr"), 0) == "filtered_language"

@@ -1,3 +1,6 @@
+import hashlib
+import tracemalloc
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -110,6 +113,7 @@ def test_scores_of_data_that_changed_are_a_warning_where_keys_are_names(tmp_path
         ("{}:top=1.5", "a part of 1"),
         ("{}:min=e", "no number"),
         ("/no/such.parquet:top=0.3", "no file"),
+        ("/tmp:top=0.3", "no file /tmp to read"),
         ("{}:min=7", "is empty"),
     ],
 )
@@ -144,5 +148,16 @@ def test_scores_by_hash_are_scores_by_key(tmp_path):
     hashes, values, fingerprint = score_filter.read_scores(str(path))
     assert fingerprint is None
     assert (np.diff(hashes.astype(object)) > 0).all()
-    expected = dict(zip(score_filter._hashes(keys).tolist(), range(2000), strict=True))
+    expected = dict(zip(score_filter._hashes(keys, 2000).tolist(), range(2000), strict=True))
     assert dict(zip(hashes.tolist(), values.tolist(), strict=True)) == expected
+
+
+def test_hashing_takes_eight_bytes_a_key():
+    count = 50_000
+    tracemalloc.start()
+    hashes = score_filter._hashes((f"k{i}" for i in range(count)), count)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 9 * count and len(set(hashes.tolist())) == count
+    digest = hashlib.blake2b(b"k7", digest_size=8).digest()
+    assert hashes[7] == int.from_bytes(digest, "little")

@@ -42,6 +42,20 @@ def test_spec_name():
         ("csv:http://example.com/a.csv", "http://"),
         ("arrayrecord:/no/such/file", "no file"),
         ("tar:/no/such/{000..002}.tar", "no file"),
+        ("csv:" + "x" * 5000, "no file"),
+        ("synthetic:5?side=abc", r"data\.source\.side = 'abc': expected a whole number$"),
+        ("synthetic:5?side=1.5", r"side = 1\.5: expected a whole number"),
+        ("synthetic:5?side=true", "side = True: expected a whole number"),
+        ("synthetic:5?side=0", "side=0: pixels of a picture, at least 1"),
+        ("openmoji:train?side=abc", "side = 'abc': expected a whole number"),
+        ("openmoji:train?layers=1", "layers = 1: expected true or false"),
+        ("parquet:x?cache_mb=x", "cache_mb = 'x': expected a number"),
+        ("parquet:x?root=5", "root = 5: expected a text"),
+        ("csv:x?image_field=5", r"image_field = 5: expected a text \(one of digits stands beside"),
+        ("csv:x?text_field=a,b", r"text_field = \('a', 'b'\): expected a text"),
+        ("tar:x?ignore=true", "ignore = True: expected a text or a list of texts"),
+        ("tar:x?class_names=5", "class_names = 5: expected a list of texts"),
+        ({"spec": "tar:x", "class_names": [1, 2]}, r"\[1, 2\]: expected a list of texts"),
     ],
 )
 def test_a_wrong_spec_is_one_clear_error(spec, message):
@@ -65,6 +79,8 @@ def test_options_in_the_spec():
         make_source({"spec": "synthetic:10?side=32", "side": 16})
 
 
-def test_options_beside_the_spec():
+def test_options_beside_the_spec(tmp_path):
+    (tmp_path / "t.csv").write_text("5,text\n1.png,x\n")
+    assert len(make_source({"spec": f"csv:{tmp_path}/t.csv", "image_field": "5"})) == 1
     assert make_source({"spec": "synthetic:10", "side": 32})[0]["image"].shape == (32, 32, 3)
     assert set(SOURCES) >= {"openmoji", "folder", "csv", "jsonl", "arrayrecord", "tfds", "tar"}

@@ -4,9 +4,10 @@ import os
 import pytest
 from buckets import bucket
 
-from clipjax.data import retrying, storage
+from clipjax.data import SampleError, retrying, storage
 from clipjax.data.paths import data_path, expand_braces
 from clipjax.data.retrying import ShortReadError, StorageError
+from clipjax.data.sources.folder import read_bytes
 from clipjax.data.storage import FileReader, find_files
 
 CONTENT = bytes(range(256)) * 100
@@ -112,6 +113,81 @@ def test_flaky_local_disks_are_tried_again(tmp_path, monkeypatch, fake_sleep):
     )
     assert storage.read(data_path(str(path)), 5, 9) == CONTENT[5:14]
     assert len(fake_sleep) == 2
+
+
+def failing(name, error, times=1):
+    """An operating system whose calls of that name fail for one file, so many times."""
+    plain, left = getattr(os, name), [error] * times
+
+    def call(path, *arguments, **options):
+        if os.fspath(path).endswith("7.png") and left:
+            raise left.pop()
+        return plain(path, *arguments, **options)
+
+    return call
+
+
+@pytest.mark.parametrize("name", ["stat", "open"])
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO])
+def test_looking_up_a_local_file_is_tried_again(tmp_path, monkeypatch, fake_sleep, name, number):
+    path = tmp_path / "7.png"
+    path.write_bytes(CONTENT)
+    error = OSError(number, os.strerror(number), str(path))
+    monkeypatch.setattr(storage.os, name, failing(name, error))
+    assert read_bytes(data_path(str(path)), "k") == CONTENT and len(fake_sleep) == 1
+    monkeypatch.setattr(storage.os, name, failing(name, error, 1000))
+    with pytest.raises(StorageError, match=r"7\.png failed 6 times"):
+        read_bytes(data_path(str(path)), "k")
+
+
+@pytest.mark.parametrize("name", ["stat", "open"])
+def test_a_fault_of_the_machine_is_none_of_an_example(tmp_path, monkeypatch, name):
+    """It would be replaced, and the batch be another."""
+    path = tmp_path / "7.png"
+    path.write_bytes(CONTENT)
+    for number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        error = OSError(number, os.strerror(number), str(path))
+        with monkeypatch.context() as patch:
+            patch.setattr(storage.os, name, failing(name, error))
+            with pytest.raises(OSError) as caught:
+                read_bytes(data_path(str(path)), "k")
+        assert caught.value is error
+
+
+def test_a_wrong_path_is_the_fault_of_an_example(tmp_path, monkeypatch):
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "file").write_bytes(b"1")
+    for name, reason in (
+        ("none", "missing_image"),
+        ("", "unreadable"),
+        ("circle", "unreadable"),
+        ("file/x", "unreadable"),
+        ("x" * 300, "unreadable"),
+    ):
+        with pytest.raises(SampleError) as caught:
+            read_bytes(data_path(f"{tmp_path}/{name}"), "k")
+        assert caught.value.reason == reason, name
+    (tmp_path / "7.png").write_bytes(b"1")
+    monkeypatch.setattr(storage.os, "open", failing("open", PermissionError(errno.EACCES, "no")))
+    with pytest.raises(SampleError, match="unreadable"):
+        read_bytes(data_path(f"{tmp_path}/7.png"), "k")
+
+
+def test_a_link_to_nothing_is_named(tmp_path):
+    folder = tmp_path / "d"
+    folder.mkdir()
+    (folder / "0.tar").write_bytes(b"1")
+    (folder / "1.tar").symlink_to("/none/1.tar")
+    (folder / ".#lock").symlink_to("me@here:1")  # an editor's
+    with pytest.raises(ValueError, match=r"/1\.tar is a link to /none/1\.tar, where nothing is"):
+        find_files(f"{folder}/*.tar")
+    with pytest.raises(ValueError, match=r"/1\.tar is a link"):
+        storage.list_files(data_path(str(tmp_path)), recursive=True)
+    assert storage.list_files(data_path(str(tmp_path))) == []  # what is not listed is not judged
+    (folder / "1.tar").unlink()
+    (folder / "1.tar").symlink_to("0.tar")
+    (folder / "e").symlink_to("..")
+    assert len(find_files(f"{folder}/*.tar")) == 2
 
 
 def throw(error):

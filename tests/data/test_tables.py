@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from archives import png
 
-from clipjax.data import Loader, Preprocess, make_source
+from clipjax.data import Loader, Preprocess, SampleError, make_source
+from clipjax.data.contact_sheet import contact_sheet
 from clipjax.data.packing import FORMATS, Packing, pack
-from clipjax.data.statistics import contact_sheet, measure, summarise
+from clipjax.data.statistics import measure, summarise
 
 
 @pytest.fixture
@@ -56,6 +57,49 @@ def test_quotes_of_tsv_are_text(table):
         make_source(table("b.tsv", 'image\ttext\n0.jpg\t"a\tb"\n'))
 
 
+def test_a_column_twice_is_refused(table):
+    with pytest.raises(ValueError, match=r"a\.csv has the column 'text' more than once"):
+        make_source(table("a.csv", "image,text,text\n0.jpg,first,second\n"))
+    assert texts(table("b.csv", "image,text,,\n0.jpg,x,,\n")) == ["x"]  # of a spreadsheet
+
+
+def labels(spec):
+    source, found = make_source(spec), []
+    for index in range(len(source)):
+        try:
+            found.append(source[index]["label"])
+        except SampleError as error:
+            found.append(error.reason)
+    return source.class_names, found
+
+
+def test_labels_that_are_numbers_keep_their_value(table):
+    names = [f"name{i}" for i in range(12)]
+    content = "image,text,kind\n" + "".join(f"0.jpg,x,{i}\n" for i in (10, 2, 0, 12, -1, ""))
+    spec = table("a.csv", content) + "?label_field=kind"
+    with pytest.raises(ValueError, match=r"numbers in 'kind': give .*data\.source\.class_names"):
+        make_source(spec)
+    expected = (tuple(names), [10, 2, 0, "label", "label", "label"])
+    assert labels(f"{spec}&class_names={','.join(names)}") == expected
+    rows = [{"image": "0.jpg", "text": "x", "kind": kind} for kind in (10, "2", 0, 12, -1, None)]
+    lines = "\n".join(map(json.dumps, rows))
+    spec = table("a.jsonl", lines) + "?label_field=kind"
+    with pytest.raises(ValueError, match="numbers in 'kind'"):
+        make_source(spec)
+    assert labels(f"{spec}&class_names={','.join(names)}") == expected
+
+
+def test_labels_that_are_names(table):
+    kinds = ["dog", "cat", None, "3", True, 2.5, ["x"]]
+    rows = [{"image": "0.jpg", "text": "x", "kind": kind} for kind in kinds]
+    spec = table("a.jsonl", "\n".join(map(json.dumps, rows))) + "?label_field=kind"
+    assert labels(spec) == (("3", "cat", "dog"), [2, 1, "label", 0, "label", "label", "label"])
+    # Names that are given say the order.
+    assert labels(f"{spec}&class_names=dog,cat")[1][:4] == [0, 1, "label", "label"]
+    with pytest.raises(ValueError, match="no class in 'text2'"):
+        make_source(table("b.csv", "image,text,text2\n0.jpg,x,\n") + "?label_field=text2")
+
+
 def test_lines_of_json_end_at_line_feeds(table):
     captions = ["a\u2028b", "a\u0085b\u001cc", "d"]
     rows = [
@@ -96,7 +140,7 @@ def test_half_a_surrogate_pair_goes_through_every_command(table, tmp_path):
     row = r'{"image": "0.jpg", "text": "half \ud83d pair", "kind": "\udc80"}'
     source = make_source(table("a.jsonl", row) + "?label_field=kind")
     assert source[0]["text"] == "half \ufffd pair" and source.class_names == ("\ufffd",)
-    assert "half \ufffd pair" in contact_sheet(source, "title", np.arange(1))
+    assert "half \ufffd pair" in contact_sheet(source, "title", np.arange(1), ".html").decode()
     for kind, suffix in FORMATS.items():
         list(pack(source, tmp_path / kind, Packing(format=kind), workers=1))
         packed = make_source(f"{kind}:{tmp_path}/{kind}/*{suffix}")

@@ -114,6 +114,7 @@ def test_the_captions_of_json(tmp_path):
         ({"captions": None, "caption": "x"}, "x"),
         ({"captions": [], "caption": "x"}, "x"),
         ({"captions": ["good", ""], "caption": "x"}, "good"),
+        ({"captions": ["", " "], "caption": "fine"}, "fine"),
         ({"captions": ["a \ud83d", " ", "b"]}, ("a \ufffd", "b")),
         ({"captions": {"en": "a", "de": ["b", ""]}}, {"en": "a", "de": "b"}),
     ]

@@ -1,7 +1,12 @@
 """Slow to import and to prepare: one small dataset serves all checks."""
 
+import functools
 import io
+import pathlib
+import shutil
+import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -12,39 +17,73 @@ from clipjax.data import Preprocess, SampleError, make_source
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
+@functools.cache  # TFDS registers a class once
+def builder_class():
     import tensorflow_datasets as tfds
 
     class TinyPairs(tfds.core.GeneratorBasedBuilder):
         VERSION = tfds.core.Version("1.0.0")
-        pkg_dir_path = tmp_path_factory.mktemp("pkg")
+        pkg_dir_path = pathlib.Path(tempfile.gettempdir())
+        base = 0  # the first picture's colour
 
         def _info(self):
             features = {
                 "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
                 "label": tfds.features.ClassLabel(names=["tabby_cat", "dog"]),
                 "number": tfds.features.ClassLabel(num_classes=2),
+                "digits": tfds.features.ClassLabel(names=["0", "1", "background"]),
                 "captions": tfds.features.Sequence(tfds.features.Text()),
+                "scalar": tfds.features.Scalar(dtype=np.int64),
             }
             return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
 
         def _split_generators(self, dl_manager):
-            return {"train": self._generate_examples()}
+            return {"train": self._generate_examples(), "noise": self._noise()}
 
         def _generate_examples(self):
             for i in range(12):
-                image = io.BytesIO()  # encoded: TFDS itself encodes with TensorFlow only
-                Image.fromarray(np.full((4, 5, 3), i, np.uint8)).save(image, "PNG")
-                image.seek(0)
+                pixels = np.full((4, 5, 3), self.base + i, np.uint8)
                 captions = [f"a {i}", f"b {i}"][: i + 1 if i < 2 else 2] if i != 3 else []
-                yield i, {"image": image, "label": i % 2, "number": i % 2, "captions": captions}
+                yield i, self._row(i, pixels, captions)
 
-    path = tmp_path_factory.mktemp("tfds")
-    builder = TinyPairs(data_dir=str(path), file_format="array_record")
+        def _noise(self):  # a file of several blocks
+            rng = np.random.default_rng(0)
+            for i in range(40):
+                yield i, self._row(i, rng.integers(0, 255, (60, 60, 3), np.uint8), [f"{i}"])
+
+        def _row(self, i, pixels, captions):
+            image = io.BytesIO()  # encoded: TFDS itself encodes with TensorFlow only
+            Image.fromarray(pixels).save(image, "PNG")
+            image.seek(0)
+            labels = {"label": i % 2, "number": i % 2, "digits": i % 3, "scalar": i}
+            return {"image": image, "captions": captions, **labels}
+
+    return TinyPairs
+
+
+def prepare(path, base=0):
+    builder = builder_class()(data_dir=str(path), file_format="array_record")
+    builder.base = base
     builder.download_and_prepare()
     assert "tensorflow" not in sys.modules
     return str(path)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return prepare(tmp_path_factory.mktemp("tfds"))
+
+
+@pytest.fixture
+def copy(data_dir, tmp_path):
+    """A copy that may be damaged: its folder, and the file of a split."""
+    shutil.copytree(data_dir, tmp_path / "copy")
+
+    def file_of(split):
+        (found,) = (tmp_path / "copy").rglob(f"tiny_pairs-{split}.array_record*")
+        return found
+
+    return str(tmp_path / "copy"), file_of
 
 
 def make(data_dir, spec="tfds:tiny_pairs:train", **options):
@@ -79,11 +118,94 @@ def test_bad_input(data_dir):
         ("tfds:tiny_pairs:test", {}, "Unknown split"),
         ("tfds:no_such_data:train", {}, "cannot be opened"),
         ("tfds:tiny_pairs:train", {"label_field": "number"}, "calls its classes 0, 1"),
+        ("tfds:tiny_pairs:train", {"label_field": "digits"}, "calls its classes 0, 1 "),
         ("tfds:tiny_pairs:train", {"caption_field": "text"}, "has no 'text'"),
+        ("tfds:tiny_pairs:train", {"caption_field": "scalar"}, "no 'scalar' that is Text"),
+        ("tfds:tiny_pairs:train", {"label_field": "scalar"}, "no 'scalar' that is ClassLabel"),
+        (
+            "tfds:tiny_pairs:train",
+            {"image_field": "label"},
+            r"that is Image; .*label \(ClassLabel\)",
+        ),
+        (
+            "tfds:tiny_pairs:train",
+            {"caption_field": "captions", "label_field": "lable"},
+            r"no 'lable' that is ClassLabel; it has image \(Image\), .*data\.source\.label_field",
+        ),
         ("tfds:tiny_pairs:train", {"class_names": ("a",)}, "2 classes"),
     ):
         with pytest.raises(ValueError, match=message):
             make(data_dir, spec, **options)
+
+
+def test_captions_need_no_names_of_classes(data_dir):
+    source = make(data_dir, caption_field="captions", label_field="digits")
+    assert source.class_names is None and "label" not in source[0] and source[0]["text"]
+    named = make(
+        data_dir, caption_field="captions", label_field="digits", class_names=("a", "b", "c")
+    )
+    assert named.class_names == ("a", "b", "c") and named[0]["label"] in (0, 1, 2)
+
+
+def test_the_fingerprint_follows_the_files(data_dir, copy, tmp_path):
+    before = make(data_dir).fingerprint()
+    assert make(copy[0]).fingerprint() == before
+    other = make(prepare(tmp_path / "other", base=100))
+    assert len(other) == 12 and other.fingerprint() != before
+    assert make(data_dir, "tfds:tiny_pairs:train[:50%]").fingerprint() != before
+
+
+def test_a_damaged_record_is_replaced_and_named(copy):
+    folder, file_of = copy
+    content = bytearray(file_of("noise").read_bytes())
+    content[100_000] ^= 1
+    file_of("noise").write_bytes(content)
+    for split, count in (("noise", 40), ("noise[5:]", 35)):
+        source = make(folder, f"tfds:tiny_pairs:{split}", caption_field="captions")
+        assert len(source) == count
+        bad = {}
+        for index in range(count):
+            try:
+                source[index]
+            except SampleError as error:
+                bad[error.key] = error.reason
+        assert list(bad.values()) == ["record_damaged"]
+        assert list(bad) == ["tiny_pairs-noise.array_record-00000-of-00001:8"]
+
+
+def test_a_file_that_is_cut_or_missing_is_named_at_opening(copy):
+    folder, file_of = copy
+    path = file_of("noise")
+    content = path.read_bytes()
+    for damaged in (content[: len(content) // 2], content[:-10], content[:70_000], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"{path} .*\. Prepare the dataset anew"):
+            make(folder, "tfds:tiny_pairs:noise")
+    path.unlink()
+    with pytest.raises(ValueError, match=rf"{path} is missing"):
+        make(folder, "tfds:tiny_pairs:noise")
+    assert len(make(folder)) == 12  # the files of other splits are not looked at
+
+
+_READING = """
+import pickle
+import sys
+from clipjax.data import make_source
+source = make_source({"spec": "tfds:tiny_pairs:train", "data_dir": sys.argv[1]})
+captions = make_source(
+    {"spec": "tfds:tiny_pairs:noise", "data_dir": sys.argv[1], "caption_field": "captions"}
+)
+assert source[0]["text"] in ("tabby cat", "dog") and captions[7]["text"].isdecimal()
+assert isinstance(source[0]["image"], bytes) and source.fingerprint()
+assert pickle.loads(pickle.dumps(captions))[7] == captions[7]  # for worker processes
+assert "tensorflow_datasets" in sys.modules and "tensorflow" not in sys.modules
+"""
+
+
+def test_reading_needs_no_tensorflow(data_dir):
+    command = [sys.executable, "-c", _READING, data_dir]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 class TestBuilder:

@@ -4,15 +4,21 @@ import bisect
 import hashlib
 import itertools
 import json
+import math
+from collections.abc import Sequence
 
-from clipjax.data.records import RecordFile
+from clipjax.data.paths import short_names
+from clipjax.data.records import RecordFile, record_errors
+from clipjax.data.shard_cache import budget_bytes
 from clipjax.data.source import Example, SampleError
 from clipjax.data.sources.fields import text_of
-from clipjax.data.storage import find_files
+from clipjax.data.storage import StoredFile, find_files
 
 
 class PackedRecords:
     """Image-text pairs in files that `clipjax.data.records.write_records` wrote.
+
+    A key is the file's name and the key that the record has in it.
 
     Args:
         where: a file, or a pattern such as `DIR/train-{000..015}.array_record`.
@@ -20,11 +26,15 @@ class PackedRecords:
         blob: which of a record's images to use.
 
     Raises:
-        ValueError: if a file or its manifest is missing or damaged.
+        ValueError: if a file or its manifest is missing or damaged, or files in a bucket do not
+            fit into the cache of shards.
     """
 
     def __init__(self, where: str, *, verify: bool = True, blob: str = "image"):
-        self._files = [RecordFile(file.path, verify=verify) for file in find_files(where)]
+        files = find_files(where)
+        _check_room(files, where)
+        self._names = short_names([file.path.url for file in files])
+        self._files = [RecordFile(file.path, verify=verify) for file in files]
         self._ends = list(itertools.accumulate(len(file) for file in self._files))
         self._blob = blob
         names = {json.dumps(file.manifest.get("class_names")) for file in self._files}
@@ -42,13 +52,13 @@ class PackedRecords:
         number = bisect.bisect_right(self._ends, index)
         file = self._files[number]
         index -= self._ends[number] - len(file)
-        try:
-            record = file[index]
-        except (ValueError, RuntimeError) as error:
-            # Reported with the file's name: a run of such errors tells which shard is damaged.
-            key = f"{file.path.name}:{index}"
-            raise SampleError("record_damaged", str(error), key) from error
-        key = record["key"]
+        key = f"{self._names[number]}:{index}"
+        with record_errors(key):
+            try:
+                record = file[index]
+            except ValueError as error:
+                raise SampleError("record_damaged", str(error), key) from error
+        key = f"{self._names[number]}/{record['key']}"
         if self._blob not in record["blobs"]:
             raise SampleError("missing_image", f"the record has no {self._blob!r}", key)
         example: Example = {
@@ -64,3 +74,14 @@ class PackedRecords:
         """SHA-256 of the files' own hashes, in order."""
         hashes = [file.manifest["sha256"] for file in self._files]
         return hashlib.sha256(json.dumps([*hashes, self._blob]).encode()).hexdigest()
+
+
+def _check_room(files: Sequence[StoredFile], where: str) -> None:
+    """Refuses files of a bucket that the cache cannot hold: one would push out the other."""
+    size, budget = sum(f.size for f in files if not f.path.is_local), budget_bytes()
+    if size > budget:
+        raise ValueError(
+            f"{where} has {size / 1e9:.3g} GB, and packed records are read from the local disk: "
+            f"set CLIPJAX_SHARD_CACHE, now {budget / 1e9:.3g} GB, to {math.ceil(size / 1e9)}GB or "
+            "more, or pack them with --format tar"
+        )

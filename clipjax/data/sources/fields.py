@@ -1,5 +1,6 @@
-"""Columns of a table: which holds what, and captions in their forms."""
+"""Columns of a table: which holds what, captions in their forms, and classes."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ from clipjax.data.source import SampleError
 
 IMAGE_FIELDS = ("image", "filepath", "file_path", "path", "file", "image_path", "file_name")
 TEXT_FIELDS = ("text", "caption", "captions", "title")
+_NUMBER = re.compile(r"\s*[-+]?\d{1,9}\s*")  # no class has a number of ten digits
 
 
 def field_of(
@@ -15,7 +17,7 @@ def field_of(
     """Finds a column: the one that is given, else the first of the known names.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is none, or two of this name.
     """
     columns, candidates = list(columns), known if given is None else (given,)
     found = next((name for name in candidates if name in columns), None)
@@ -24,11 +26,15 @@ def field_of(
             f"{where} has the columns {', '.join(map(str, columns))}, none of them "
             f"{' or '.join(candidates)}: set data.source.{option}"
         )
+    if columns.count(found) > 1:
+        raise ValueError(f"{where} has the column {found!r} more than once: rename all but one")
     return found
 
 
 def text_of(value: Any, key: str, language: str | None = None) -> Any:
     """Brings a cell to the `text` of an example; what is empty or no text is left out.
+
+    Where a language is asked for, a caption that does not say its own is in another.
 
     Args:
         value: a caption, as text or bytes, a list of captions, or a map from language to one of
@@ -38,17 +44,17 @@ def text_of(value: Any, key: str, language: str | None = None) -> Any:
 
     Raises:
         SampleError: if no caption is left: `text_encoding` if one is not UTF-8, else
-            `missing_language` if one was asked for, else `missing_text`.
+            `filtered_language` if there are some but not in that language, else `missing_text`.
     """
     faults: list[UnicodeDecodeError] = []
     chosen = language is not None and isinstance(value, Mapping)
     text = _usable(value.get(language) if chosen else value, faults)
-    if text:
+    if text and (chosen or language is None):
         return text
     if faults:
         raise SampleError("text_encoding", f"the caption is not UTF-8: {faults[0]}", key)
-    if chosen:
-        raise SampleError("missing_language", f"it has no caption in {language!r}", key)
+    if text or chosen:
+        raise SampleError("filtered_language", f"it has no caption in {language!r}", key)
     raise SampleError("missing_text", f"the caption is {value!r:.80}", key)
 
 
@@ -76,3 +82,54 @@ def whole_text(text: str) -> str:
     if text.isascii():
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def class_names_of(values: Iterable[Any], field: str, where: str) -> tuple[str, ...]:
+    """Names the classes of a column, in alphabetical order.
+
+    Args:
+        values: of the column, each once or more.
+        field: the column.
+        where: it stands, for messages.
+
+    Raises:
+        ValueError: if there is none, or all are numbers: 10 would come before 2.
+    """
+    found = {value for value in values if _is_class(value)}
+    if not found:
+        raise ValueError(f"{where} has no class in {field!r}: a class is a text or a whole number")
+    if all(_number_of(value) is not None for value in found):
+        raise ValueError(
+            f"{where} has numbers in {field!r}: give their names in data.source.class_names"
+        )
+    return tuple(sorted({whole_text(str(value)) for value in found}))
+
+
+def label_of(value: Any, places: Mapping[str, int], count: int, key: str) -> int:
+    """Gives the label that a cell means: the place of the class of that name, else its number.
+
+    Args:
+        value: of the cell.
+        places: label by name.
+        count: number of classes.
+        key: of the example.
+
+    Raises:
+        SampleError: `label`, if it is no class.
+    """
+    label = places.get(whole_text(value)) if isinstance(value, str) else None
+    if label is None and _is_class(value):
+        label = _number_of(value)
+    if label is None or not 0 <= label < count:
+        raise SampleError("label", f"the class is {value!r:.40} of {count:,}", key)
+    return label
+
+
+def _is_class(value: Any) -> bool:
+    return isinstance(value, str | int) and not isinstance(value, bool) and value != ""
+
+
+def _number_of(value: str | int) -> int | None:
+    if isinstance(value, int):
+        return value
+    return int(value) if _NUMBER.fullmatch(value) else None

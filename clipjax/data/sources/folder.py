@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from absl import logging
 
 from clipjax.data.paths import DataPath, data_path
-from clipjax.data.retrying import StorageError
+from clipjax.data.retrying import is_wrong_path
 from clipjax.data.source import Example, SampleError
 from clipjax.data.storage import StoredFile, is_folder, list_files, read_all
 
@@ -23,6 +23,9 @@ class Folder:
 
     Layout `classes`: `DIR/tabby cat/1.jpg`, the text is the folder's name with spaces for `_`.
     Layout `captions`: `DIR/1.jpg` and `DIR/1.txt`, each line of which is a caption.
+
+    The fingerprint holds names and sizes of the pictures, not their contents: one that is replaced
+    by another of the same size goes unnoticed.
 
     Args:
         where: the directory.
@@ -51,13 +54,17 @@ class Folder:
             raise ValueError(
                 f"{where} holds no picture ({' '.join(EXTENSIONS)}) with a name in UTF-8"
             )
-        self._texts = {_stem(name): name for name in sizes if _suffix(name).lower() == ".txt"}
+        texts = [name for name in sizes if _suffix(name).lower() == ".txt"]
+        self._texts = {_stem(name): name for name in texts}
         stems = {_stem(name) for name in self._images}
         self._captioned = layout == "captions" or (
             layout == "auto" and not stems.isdisjoint(self._texts)
         )
         orphans = [name for stem, name in self._texts.items() if stem not in stems]
-        self._report(sizes, orphans if self._captioned else [], unnamed)
+        doubles = [name for name in texts if self._texts[_stem(name)] != name]
+        if not self._captioned:
+            orphans = doubles = []
+        self._report(sizes, orphans, doubles, unnamed)
         self._sizes = [sizes[name] for name in self._images]
         self.class_names = None if self._captioned else self._read_classes(class_names)
         if self._captioned and class_names is not None:
@@ -109,7 +116,9 @@ class Folder:
             )
         return tuple(class_names)
 
-    def _report(self, names: Iterable[str], orphans: list[str], unnamed: list[str]) -> None:
+    def _report(
+        self, names: Iterable[str], orphans: list[str], doubles: list[str], unnamed: list[str]
+    ) -> None:
         """Says what is not used: a mistake in naming would otherwise pass unseen."""
         known = (*EXTENSIONS, ".txt")
         others = collections.Counter(_suffix(n) for n in names if _suffix(n).lower() not in known)
@@ -118,6 +127,7 @@ class Folder:
             logging.warning("%s: files that are no pictures are not used: %s", self._root, kinds)
         for files, what in (
             (orphans, "captions have no picture"),
+            (doubles, "captions are not used, as their pictures have another file of them"),
             (unnamed, "files are not used, as their names are not UTF-8: rename them"),
         ):
             if files:
@@ -158,6 +168,13 @@ def _folder(name: str) -> str:
     return posixpath.basename(posixpath.dirname(name))
 
 
+def root_identity(root: DataPath, default: DataPath) -> str:
+    """Names a root for a fingerprint: from the default one, so that both may move together."""
+    if root.scheme != default.scheme:
+        return root.url
+    return os.path.relpath(*(path.url.rpartition("://")[2] for path in (root, default)))
+
+
 def read_named(root: DataPath, name: str, key: str) -> bytes:
     """Reads the picture that a row names; SampleError `path_refused` if it may not, or as below."""
     try:
@@ -168,18 +185,19 @@ def read_named(root: DataPath, name: str, key: str) -> bytes:
 
 
 def read_bytes(path: DataPath, key: str, what: str = "image") -> bytes:
-    """Reads an `image` or `text`; SampleError `missing_...` or `unreadable` if it is at fault.
+    """Reads an `image` or `text`; SampleError `missing_...` or `unreadable` if its path is wrong.
 
-    Storage that does not answer raises StorageError, which stops the run: an example that is
-    replaced for the time of an outage would make another batch than it makes without.
+    Storage that does not answer, and a machine that has no memory or open files left, raise
+    OSError, which stops the run: an example that is replaced for the time of an outage would make
+    another batch than it makes without.
     """
     try:
         return read_all(path)
     except FileNotFoundError as error:
         raise SampleError(f"missing_{what}", f"there is no file {path}", key) from error
-    except StorageError:
-        raise
     except OSError as error:
+        if not is_wrong_path(error):
+            raise
         raise SampleError("unreadable", f"{path}: {error}", key) from error
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from clipjax.data.paths import data_path, short_names
 from clipjax.data.source import Example, SampleError
-from clipjax.data.sources.fields import TEXT_FIELDS, field_of, text_of
-from clipjax.data.sources.folder import read_named
+from clipjax.data.sources.fields import TEXT_FIELDS, field_of, label_of, text_of
+from clipjax.data.sources.folder import read_named, root_identity
 from clipjax.data.storage import find_files
 
 
@@ -19,6 +19,9 @@ class Parquet:
     memory, up to `cache_mb`. Files whose pictures fill large row groups are slow in random
     order: `clipjax data pack` brings them to a format that is not.
 
+    The fingerprint holds the footers, not the rows: data of the same shape whose chunks have the
+    same sizes and the same statistics goes unnoticed, and so do pictures that rows name by path.
+
     Args:
         where: a file or a pattern, e.g. `DIR/*.parquet`.
         image_field: the column with the picture: its bytes, its path, or a struct with `bytes`
@@ -26,7 +29,7 @@ class Parquet:
         text_field: the column with the caption, a list of captions, or a map (or struct) from
             language to these; several columns become a map from their names.
         label_field: a column with the class, as number or name.
-        class_names: names of the classes that are numbers.
+        class_names: names of the classes that are numbers, or the order of those that are names.
         language: which caption of a map is used; by default all are.
         root: folder that relative paths start from and that all have to lie in; by default that
             of the first file.
@@ -50,6 +53,8 @@ class Parquet:
         root: str | None = None,
         cache_mb: float = 256,
     ):
+        if not 0 <= cache_mb < 1e9:  # nor NaN
+            raise ValueError(f"data.source.cache_mb = {cache_mb}: give megabytes, 0 or more")
         from clipjax.data.row_groups import RowGroups, image_column  # slow to import
 
         files = find_files(where)
@@ -60,13 +65,15 @@ class Parquet:
         texts = (field_of(columns, name, TEXT_FIELDS, "text_field", where) for name in given)
         self._texts = tuple(texts)
         self._label, self._language = label_field, language
-        self._root = data_path(root) if root else files[0].path.parent
+        self._folder = files[0].path.parent
+        self._root = data_path(root) if root else self._folder
         self._names = short_names([file.path.url for file in files])
         self.class_names = None
         used = [self._image, *self._texts]
         if label_field is not None:
             used.append(field_of(columns, label_field, (), "label_field", where))
-            self.class_names = self._read_classes(class_names, where)
+            names = class_names or self._groups.class_names(label_field, where)
+            self.class_names = tuple(names)
         self._places = {name: i for i, name in enumerate(self.class_names or ())}
         self._groups.columns = used
         self._groups.warn_if_large(where)
@@ -92,7 +99,8 @@ class Parquet:
             "key": key,
         }
         if self._label is not None:
-            example["label"] = self._label_of(values[self._label], key)
+            count = len(self.class_names)
+            example["label"] = label_of(values[self._label], self._places, count, key)
         texts = {name: values[name] for name in self._texts}
         value = texts[self._texts[0]] if len(texts) == 1 else texts
         example["text"] = text_of(value, key, self._language)
@@ -104,13 +112,15 @@ class Parquet:
             yield from (f"{name}:{row}" for row in range(count))
 
     def fingerprint(self) -> str:
-        """SHA-256 of the files' sizes and footers, and of the columns that are used.
+        """SHA-256 of the files' sizes and footers, of the columns that are used, and of how `root`
+        lies to the first file.
 
         A footer holds the schema, and place, size and statistics of every column chunk; contents
         are not hashed.
         """
-        identity = ["parquet/2", self._groups.footers, self._image, self._texts, self._label]
+        identity = ["parquet/3", self._groups.footers, self._image, self._texts, self._label]
         identity += [self._language, self.class_names]
+        identity.append(root_identity(self._root, self._folder))
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
     def _picture(self, value: Any, key: str) -> bytes:
@@ -122,20 +132,3 @@ class Parquet:
         if not isinstance(path, str) or not path:
             raise SampleError("missing_image", "the row has no picture", key)
         return read_named(self._root, path, key)
-
-    def _label_of(self, value: Any, key: str) -> int:
-        label = self._places.get(value, -1) if isinstance(value, str) else value
-        if not isinstance(label, int) or not 0 <= label < len(self.class_names):
-            raise SampleError("label", f"the class is {value!r} of {len(self.class_names)}", key)
-        return label
-
-    def _read_classes(self, given: Sequence[str] | None, where: str) -> tuple[str, ...]:
-        if given is not None:
-            return tuple(given)
-        names = self._groups.class_names(self._label)
-        if names is None:
-            raise ValueError(
-                f"{where} has numbers in {self._label!r}: give their names in "
-                "data.source.class_names"
-            )
-        return names

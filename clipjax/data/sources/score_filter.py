@@ -4,13 +4,14 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 from absl import logging
 
 from clipjax.data.paths import data_path
+from clipjax.data.retrying import is_wrong_path
 from clipjax.data.source import DataSource, Example, keys_of
 from clipjax.data.storage import FileReader, stat
 
@@ -121,10 +122,12 @@ def read_scores(where: str) -> Scores:
             )
         hashes, scores = [], []
         for batch in file.iter_batches(columns=["key", "score"]):
-            hashes.append(_hashes(batch["key"].to_pylist()))
+            hashes.append(_hashes(batch["key"].to_pylist(), len(batch)))
             scores.append(batch["score"].cast(pa.float32()).to_numpy(zero_copy_only=False))
-    except FileNotFoundError as error:
-        raise ValueError(f"there is no file {where}") from error
+    except OSError as error:
+        if not is_wrong_path(error):
+            raise
+        raise ValueError(f"there is no file {where} to read: {error}") from error
     except pa.ArrowException as error:
         raise ValueError(f"{where} is no whole Parquet file of scores: {error}") from error
     keys = np.concatenate(hashes) if hashes else np.zeros(0, np.uint64)
@@ -156,7 +159,7 @@ def _check_same_data(source: DataSource, fingerprint: str | None, where: str) ->
 def _scores_of(source: DataSource, scores: Scores, where: str) -> np.ndarray:
     """Looks up the score of every example; NaN where there is none."""
     keys, values = scores.keys, scores.values
-    wanted = _hashes(keys_of(source))
+    wanted = _hashes(keys_of(source), len(source))
     places = np.minimum(np.searchsorted(keys, wanted), max(0, len(keys) - 1))
     found = keys[places] == wanted if len(keys) else np.zeros(len(wanted), bool)
     if not found.any():
@@ -167,10 +170,10 @@ def _scores_of(source: DataSource, scores: Scores, where: str) -> np.ndarray:
     return np.where(found, values[places], np.float32(np.nan))
 
 
-def _hashes(keys) -> np.ndarray:
-    """64 bits of a hash of every key: a billion of them fit into memory."""
-    digests = b"".join(hashlib.blake2b(str(k).encode(), digest_size=8).digest() for k in keys)
-    return np.frombuffer(digests, "<u8").astype(np.uint64)
+def _hashes(keys: Iterable[str], count: int) -> np.ndarray:
+    """64 bits of a hash of each of so many keys, one after the other: 8 bytes a key are held."""
+    digests = (hashlib.blake2b(str(key).encode(), digest_size=8).digest() for key in keys)
+    return np.fromiter((int.from_bytes(d, "little") for d in digests), np.uint64, count)
 
 
 def _number(text: str, rule: str) -> float:

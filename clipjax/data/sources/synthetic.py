@@ -33,7 +33,7 @@ class Synthetic:
         side: pixels of a picture.
 
     Raises:
-        ValueError: if `where` is not a positive whole number.
+        ValueError: if `where` is not a positive whole number, or `side` is below 1.
     """
 
     class_names = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
@@ -41,6 +41,8 @@ class Synthetic:
     def __init__(self, where: str = "1000", *, side: int = 64):
         if not where.isdecimal() or int(where) < 1:
             raise ValueError(f"synthetic:{where} is no number of examples, e.g. synthetic:1000")
+        if side < 1:
+            raise ValueError(f"synthetic has side={side}: pixels of a picture, at least 1")
         self._size, self._side = int(where), side
 
     def __len__(self) -> int:

@@ -4,18 +4,28 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from clipjax.data.paths import data_path
+from clipjax.data.retrying import is_wrong_path
 from clipjax.data.source import Example, SampleError
-from clipjax.data.sources.fields import IMAGE_FIELDS, TEXT_FIELDS, field_of, text_of, whole_text
-from clipjax.data.sources.folder import read_named
+from clipjax.data.sources.fields import (
+    IMAGE_FIELDS,
+    TEXT_FIELDS,
+    class_names_of,
+    field_of,
+    label_of,
+    text_of,
+)
+from clipjax.data.sources.folder import read_named, root_identity
 from clipjax.data.storage import read_all
 
 
 class Table:
     """Rows with the path of a picture and its caption or captions.
+
+    The fingerprint holds the table, not the pictures: one that is replaced goes unnoticed.
 
     Args:
         where: the file; `.csv` quotes cells as RFC 4180 has it, `.tsv` is separated by tabs and
@@ -24,13 +34,15 @@ class Table:
             (`image`, `filepath`, `path`, ...).
         text_field: the column with the caption, in JSON also a list of captions, or a map from
             language to caption or captions; by default the first known name (`text`, ...).
-        label_field: a column with the name of the class, for evaluation.
+        label_field: a column with the class, as name or number, for evaluation.
+        class_names: names of the classes that are numbers, or the order of those that are names.
         language: which caption of a map is used; by default all are.
         root: folder that relative paths start from and that all have to lie in; by default that
             of the table.
 
     Raises:
-        ValueError: if the file is missing, empty or damaged, or lacks a column.
+        ValueError: if the file is missing, empty or damaged, lacks a column, or its classes are
+            numbers without names.
     """
 
     positional_keys = True  # numbers of rows
@@ -42,14 +54,17 @@ class Table:
         image_field: str | None = None,
         text_field: str | None = None,
         label_field: str | None = None,
+        class_names: Sequence[str] | None = None,
         language: str | None = None,
         root: str | None = None,
     ):
         path = data_path(where)
         try:
             content = read_all(path)
-        except (FileNotFoundError, IsADirectoryError) as error:
-            raise ValueError(f"there is no file {where}") from error
+        except OSError as error:
+            if not is_wrong_path(error):
+                raise
+            raise ValueError(f"there is no file {where} to read: {error}") from error
         try:
             text = content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
@@ -66,12 +81,13 @@ class Table:
         self.class_names = self._labels = None
         if label_field is not None:
             field_of(rows[0], label_field, (), "label_field", where)
-            names = [whole_text(str(row.get(label_field))) for row in rows]
-            self.class_names = tuple(sorted(set(names)))
-            places = {name: label for label, name in enumerate(self.class_names)}
-            self._labels = [places[name] for name in names]
-        fields = json.dumps(["table/2", image_field, text_field, label_field, language])
-        self._fingerprint = hashlib.sha256(fields.encode() + content).hexdigest()
+            self._labels = [row.get(label_field) for row in rows]
+            names = class_names or class_names_of(self._labels, label_field, where)
+            self.class_names = tuple(names)
+        self._places = {name: label for label, name in enumerate(self.class_names or ())}
+        identity = ["table/3", image_field, text_field, label_field, language, self.class_names]
+        identity.append(root_identity(self._root, path.parent))
+        self._fingerprint = hashlib.sha256(json.dumps(identity).encode() + content).hexdigest()
 
     def __len__(self) -> int:
         return len(self._images)
@@ -85,7 +101,8 @@ class Table:
         picture = read_named(self._root, image, key)
         example: Example = {"image": picture, "text": text, "key": key}
         if self._labels is not None:
-            example["label"] = self._labels[index]
+            count = len(self.class_names)
+            example["label"] = label_of(self._labels[index], self._places, count, key)
         return example
 
     def keys(self) -> Iterator[str]:
@@ -93,7 +110,7 @@ class Table:
         return (f"{self._name}:{index}" for index in range(len(self)))
 
     def fingerprint(self) -> str:
-        """SHA-256 of the table and of the columns that are used."""
+        """SHA-256 of the table, of the columns that are used, and of how `root` lies to it."""
         return self._fingerprint
 
 
@@ -132,6 +149,8 @@ def _parse_cells(text: str, suffix: str, where: str) -> list[dict[str, str]]:
         for cells in reader:
             if cells and header is None:
                 header = cells
+                for name in filter(None, header):  # several may have none
+                    field_of(header, name, (), "text_field", where)
             elif cells and len(cells) != len(header):
                 raise ValueError(
                     f"{where}, line {line} has {len(cells)} cells, its header {len(header)}: {mend}"

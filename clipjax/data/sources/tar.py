@@ -194,7 +194,12 @@ def _decode(content: bytes, key: str) -> str:
 def _caption_of(content: bytes, key: str) -> Any:
     try:
         about = json.loads(content)
-        caption = about.get("captions") or about.get("caption")
+        captions, caption = about.get("captions"), about.get("caption")
     except (ValueError, AttributeError, RecursionError) as error:  # also of numbers too long
         raise SampleError("json", f"the .json is unreadable: {error}", key) from error
-    return text_of(caption, key)
+    try:
+        return text_of(captions or caption, key)
+    except SampleError:
+        if not captions or not caption:
+            raise
+        return text_of(caption, key)  # the other has nothing but blanks

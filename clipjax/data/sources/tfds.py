@@ -1,19 +1,35 @@
 """Datasets prepared by TensorFlow Datasets as ArrayRecord, read without TensorFlow."""
 
+import bisect
+import concurrent.futures
 import hashlib
+import itertools
 import json
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from array_record.python import array_record_module
+
+from clipjax.data.paths import DataPath
+from clipjax.data.records import READER_OPTIONS, record_errors
 from clipjax.data.source import Example, SampleError
 from clipjax.data.sources.fields import text_of
+from clipjax.data.storage import read, stat
 
-# Names that mean nothing to a text encoder: numbers, WordNet ids, paths.
+# Names that mean nothing to a text encoder: WordNet ids, paths, and numbers.
 _MEANINGLESS = re.compile(r"\d+|n\d{8}|/.*")
+_EDGE = 64 << 10  # bytes of a file's start and end that its identity holds
+_THREADS = 16
 
 
 class Tfds:
     """A split of a dataset of the TFDS catalogue, images left encoded.
+
+    Every file of the split is opened once, and has to hold as many records as the dataset says.
+    The fingerprint holds these numbers, and sizes and edges of the files: the same dataset, once
+    more prepared by another version of TFDS, may be other data.
 
     Args:
         where: name of the dataset, with config and version if needed.
@@ -21,13 +37,15 @@ class Tfds:
         image_field: the feature that holds the image.
         caption_field: the feature that holds the caption or captions; by default the text is
             the name of the label.
-        label_field: the feature that holds the label, if the dataset has it.
+        label_field: the feature that holds the label; by default `label` if there is one. Where
+            there are captions, and the classes have no names, it is left out.
         class_names: names of the labels. Those of TFDS serve only where they are words.
         data_dir: where TFDS keeps its data.
         download: whether to download and prepare what is missing.
 
     Raises:
-        ValueError: if split, field or class names are missing, or the data is not prepared.
+        ValueError: if split, field or class names are missing, the data is not prepared, or a file
+            is missing or damaged.
     """
 
     positional_keys = True  # numbers of rows
@@ -39,7 +57,7 @@ class Tfds:
         *,
         image_field: str = "image",
         caption_field: str | None = None,
-        label_field: str = "label",
+        label_field: str | None = None,
         class_names: Sequence[str] | None = None,
         data_dir: str | None = None,
         download: bool = False,
@@ -48,7 +66,6 @@ class Tfds:
 
         if not split:
             raise ValueError(f"tfds:{where} names no split, e.g. tfds:{where}:train")
-        self._fields = (image_field, caption_field, label_field)
         self._name, self._split = where, split
         try:
             builder = tfds.builder(where, data_dir=data_dir, file_format="array_record")
@@ -63,24 +80,33 @@ class Tfds:
                 'tfds.builder(...).download_and_prepare(file_format="array_record"), or set '
                 "data.source.download=True"
             ) from e
-        self._identity = [builder.info.full_name, split, len(self._data)]
         features = builder.info.features
-        for field in (image_field, caption_field):
-            if field is not None and field not in features:
-                raise ValueError(f"tfds:{where} has no {field!r}; it has {', '.join(features)}")
+        if label_field is None and "label" in features:
+            is_label = isinstance(features["label"], tfds.features.ClassLabel)
+            label_field = "label" if is_label else None
+        self._fields = (image_field, caption_field, label_field)
+        _check_fields(where, features, self._fields)
         self.class_names = None
-        if label_field in features:
-            self.class_names = _class_names(where, features[label_field], class_names)
-        if caption_field is None and self.class_names is None:
-            raise ValueError(
-                f"tfds:{where} has the fields {', '.join(features)}: set data.source.caption_field"
+        if label_field is not None:
+            self.class_names = _class_names(
+                where, features[label_field], class_names, needed=caption_field is None
             )
+        elif caption_field is None:
+            raise ValueError(
+                f"tfds:{where} has the fields {_told(features)}: set data.source.caption_field"
+            )
+        self._parts = builder.info.splits[split].file_instructions
+        self._ends = list(itertools.accumulate(part.take for part in self._parts))
+        with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+            shards = list(pool.map(_open_shard, self._parts))
+        self._identity = [builder.info.full_name, split, shards]
 
     def __len__(self) -> int:
         return len(self._data)
 
     def __getitem__(self, index: int) -> Example:
-        row = self._data[index]
+        with record_errors(self._place(index)):
+            row = self._data[index]
         image_field, caption_field, label_field = self._fields
         key = f"{self._name}:{self._split}:{index}"
         example: Example = {"image": row[image_field], "text": "", "key": key}
@@ -91,25 +117,96 @@ class Tfds:
             example["text"] = self.class_names[example["label"]]
         if caption_field is not None:
             texts = row[caption_field]
-            one = isinstance(texts, bytes | str)
-            example["text"] = text_of(texts if one else list(texts), key)
+            whole = isinstance(texts, bytes | str | Mapping)
+            example["text"] = text_of(texts if whole else list(texts), key)
         return example
 
     def fingerprint(self) -> str:
-        """SHA-256 of the dataset's full name with version, the split, the count and the fields."""
-        identity = ["tfds/1", *self._identity, self._fields, self.class_names]
+        """SHA-256 of the dataset's full name with version, the split, its files, and the fields."""
+        identity = ["tfds/2", *self._identity, self._fields, self.class_names]
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
+    def _place(self, index: int) -> str:
+        """Names the file and the number in it: a run of errors tells which file is damaged."""
+        number = bisect.bisect_right(self._ends, index)
+        part = self._parts[number]
+        start = self._ends[number] - part.take
+        return f"{os.path.basename(part.filename)}:{part.skip + index - start}"
 
-def _class_names(where: str, feature, given: Sequence[str] | None) -> tuple[str, ...]:
+
+def _open_shard(part: Any) -> list[Any]:
+    """Compares a file of a split with what the dataset says of it; gives what identifies it.
+
+    ArrayRecord itself opens a truncated file without complaint and says that it has 0 records.
+    """
+    path = DataPath(os.fspath(part.filename))
+    try:
+        size = stat(path).size
+        count = array_record_module.ArrayRecordReader(path.url, READER_OPTIONS).num_records()
+    except (FileNotFoundError, RuntimeError) as error:
+        raise ValueError(
+            f"{path} is missing or damaged: {error}. Prepare the dataset anew"
+        ) from error
+    if count != part.examples_in_shard:
+        raise ValueError(
+            f"{path} opens with {count} records, the dataset says {part.examples_in_shard}: the "
+            "file is damaged. Prepare the dataset anew"
+        )
+    edge = min(size, _EDGE)
+    content = read(path, 0, edge) + read(path, size - edge, edge)
+    return [count, part.skip, part.take, size, hashlib.sha256(content).hexdigest()]
+
+
+def _check_fields(
+    where: str, features: Mapping[str, Any], fields: tuple[str, str | None, str | None]
+) -> None:
+    """Refuses a field that is not there, or holds something else."""
+    import tensorflow_datasets as tfds
+
+    image, caption, label = fields
+    for option, field, fits, what in (
+        ("image_field", image, lambda f: isinstance(f, tfds.features.Image), "Image"),
+        ("caption_field", caption, _is_text, "Text, or a list or map of these"),
+        ("label_field", label, lambda f: isinstance(f, tfds.features.ClassLabel), "ClassLabel"),
+    ):
+        if field is not None and (field not in features or not fits(features[field])):
+            raise ValueError(
+                f"tfds:{where} has no {field!r} that is {what}; it has {_told(features)}: set "
+                f"data.source.{option}"
+            )
+
+
+def _is_text(feature: Any) -> bool:
+    import tensorflow_datasets as tfds
+
+    if isinstance(feature, tfds.features.FeaturesDict):
+        return all(_is_text(part) for part in feature.values())
+    if isinstance(feature, tfds.features.Sequence):
+        return isinstance(feature.feature, tfds.features.Text)
+    return isinstance(feature, tfds.features.Text)
+
+
+def _told(features: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items())
+
+
+def _class_names(
+    where: str, feature: Any, given: Sequence[str] | None, *, needed: bool
+) -> tuple[str, ...] | None:
+    """The names that are given, else those of TFDS if they are words; None if none are needed."""
     names = tuple(given) if given is not None else tuple(feature.names)
     if len(names) != feature.num_classes:
         raise ValueError(
             f"tfds:{where} has {feature.num_classes} classes, class_names has {len(names)} names"
         )
-    if given is None and all(_MEANINGLESS.fullmatch(name) for name in names):
-        raise ValueError(
-            f"tfds:{where} calls its classes {', '.join(names[:3])} ...: give their names in "
-            "data.source.class_names"
-        )
-    return names if given is not None else tuple(name.replace("_", " ") for name in names)
+    if given is not None:
+        return names
+    numbers = [name for name in names if name.isdecimal()]
+    if not numbers and not all(_MEANINGLESS.fullmatch(name) for name in names):
+        return tuple(name.replace("_", " ") for name in names)
+    if not needed:
+        return None
+    raise ValueError(
+        f"tfds:{where} calls its classes {', '.join((numbers or names)[:3])} ...: give their names "
+        "in data.source.class_names"
+    )
