@@ -15,7 +15,7 @@ import threading
 import numpy as np
 from PIL import ExifTags, Image
 
-from clipjax.data.preprocess import check_pixels
+from clipjax.data.image_limits import MAX_JPEG_PIXELS, check_pixels, check_scans
 
 try:
     import cv2
@@ -55,7 +55,7 @@ class FastJpeg:
         that its EXIF or XMP block turns or mirrors.
 
         Raises:
-            ImageError: `image_pixels`, as on the reference path.
+            ImageError: `image_pixels` or `image_scans`, as on the reference path.
         """
         if not isinstance(data, bytes) or not data.startswith(b"\xff\xd8\xff"):
             return None
@@ -65,7 +65,8 @@ class FastJpeg:
             return None  # the reference path says what is wrong with it, if anything is
         if colorspace not in _COLORSPACES or _orientation(data) != 1:
             return None
-        check_pixels(width, height)
+        check_pixels(width, height, MAX_JPEG_PIXELS)
+        check_scans(data, width * height)
         return cls(data, width, height)
 
     def crop(self, box: Box, size: int) -> np.ndarray | None:
@@ -101,8 +102,9 @@ class FastJpeg:
 
 
 def _bounds(low: float, high: float, limit: int) -> slice:
-    start = min(round(low), limit - 1)
-    return slice(start, max(round(high), start + 1))
+    """The whole pixels next to a part: never fewer than fit into it, as halves are rounded up."""
+    start = min(math.floor(low + 0.5), limit - 1)
+    return slice(start, max(math.floor(high + 0.5), start + 1))
 
 
 def _resize(image: np.ndarray, size: int) -> np.ndarray:

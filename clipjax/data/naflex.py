@@ -70,9 +70,10 @@ class PatchPreprocess:
 
     def __post_init__(self):
         for field in ("patch_size", "max_patches"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"preprocess.{field} is {getattr(self, field)}, at least 1")
-        if self.interpolation not in INTERPOLATIONS:
+            value = getattr(self, field)
+            if not isinstance(value, int | np.integer) or value < 1:
+                raise ValueError(f"preprocess.{field} is {value!r}, at least 1 (whole) is allowed")
+        if self.interpolation not in tuple(INTERPOLATIONS):  # also what has no hash
             raise ValueError(
                 f"preprocess.interpolation is {self.interpolation!r}; allowed are "
                 f"{', '.join(sorted(INTERPOLATIONS))}"

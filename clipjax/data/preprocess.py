@@ -10,12 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from clipjax.data.source import SampleError
+from clipjax.data.image_limits import ImageError, check_pixels, check_scans, pixel_limit
 
 # Formats that the web serves and whose decoders are fuzzed; no FITS, EPS, PSD or TIFF.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-# Below Pillow's own limit (89.5 million), so that this check speaks first.
-MAX_PIXELS = 80_000_000
 # Of an image that is resized before it is cropped: sides of 1 : 300 at 224 pixels.
 MAX_RESIZED_PIXELS = 1 << 24
 INTERPOLATIONS = {
@@ -36,20 +34,18 @@ _EXIF_ORIENTATION = 0x0112
 _KEY_BITS = {"L;2": 2, "L;4": 4, "RGB;16B": 16}
 
 
-class ImageError(SampleError):
-    """An image is unusable: `empty`, `image_format`, `image_pixels` or `image_undecodable`."""
-
-
-def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode_image(data: bytes, *, max_pixels: int | None = None) -> Image.Image:
     """Decodes an image to RGB or, where it has transparency, RGBA.
 
     The header is checked before any pixel is decoded. 16-bit channels keep their high byte,
     palettes and CMYK are converted, the orientation in EXIF, or else in XMP, is applied, an
     animation gives its first frame, colour profiles are ignored as in the published preprocessing.
+    The inks of a CMYK JPEG are taken as inverted, with Adobe's marker or without it, as browsers
+    and Pillow do.
 
     Args:
         data: an encoded image, one of `FORMATS`.
-        max_pixels: largest width x height.
+        max_pixels: largest width x height; without it, the format's `pixel_limit`.
 
     Returns:
         A Pillow image of mode RGB or RGBA.
@@ -61,10 +57,14 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise ImageError("image_empty", "the image has 0 bytes")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-        check_pixels(image.width, image.height, max_pixels)
+        check_pixels(*image.size, pixel_limit(image) if max_pixels is None else max_pixels)
+        if data.startswith(b"\xff\xd8"):
+            check_scans(data, image.width * image.height)
         _bring_key_to_8_bits(image)
         image.load()
-        return _orient(_to_rgb_or_rgba(image), image)
+        turn = _turn(image)
+        image = _to_rgb_or_rgba(image)  # of large pictures, no more than two copies are held
+        return image if turn is None else image.transpose(turn)
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -78,25 +78,18 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise ImageError("image_undecodable", f"{type(error).__name__}: {error}") from error
 
 
-def check_pixels(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:
-    """Refuses a picture by its header, before any of its pixels take memory.
-
-    Raises:
-        ImageError: `image_pixels`.
-    """
-    if width * height > max_pixels:
-        raise ImageError(
-            "image_pixels",
-            f"the image has {width} x {height} pixels, allowed are {max_pixels}",
-        )
-
-
 def to_rgb(image: Image.Image) -> Image.Image:
     """Lays an RGBA image on white; an RGB image is returned as it is."""
+    return lay_on(image, (255, 255, 255))
+
+
+def lay_on(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
+    """Lays an RGBA image on a ground of that colour; an RGB image is returned as it is."""
     if image.mode == "RGB":
         return image
-    ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
-    return Image.alpha_composite(ground, image).convert("RGB")
+    ground = Image.new("RGB", image.size, colour)
+    ground.paste(image, mask=image)  # pixels of alpha_composite, half its memory
+    return ground
 
 
 def as_pil(image: bytes | np.ndarray | Image.Image) -> Image.Image:
@@ -148,21 +141,23 @@ class Preprocess:
     crop_fraction: float = 1.0
 
     def __post_init__(self):
-        if self.size < 1:
-            raise ValueError(f"preprocess.size is {self.size}, expected at least 1 pixel")
+        if not isinstance(self.size, int | np.integer) or self.size < 1:
+            raise ValueError(
+                f"preprocess.size is {self.size!r}, expected a whole number of at least 1 pixel"
+            )
         if self.resize not in ("shortest", "squash"):
             raise ValueError(
                 f"preprocess.resize is {self.resize!r}; allowed are 'shortest', 'squash' (and "
                 "'patches' in an Encoder: here images have one size)"
             )
-        if self.interpolation not in INTERPOLATIONS:
+        if self.interpolation not in tuple(INTERPOLATIONS):  # also what has no hash
             raise ValueError(
                 f"preprocess.interpolation is {self.interpolation!r}; allowed are "
                 f"{', '.join(sorted(INTERPOLATIONS))}"
             )
-        if not 0 < self.crop_fraction <= 1:
+        if not isinstance(self.crop_fraction, int | float) or not 0 < self.crop_fraction <= 1:
             raise ValueError(
-                f"preprocess.crop_fraction is {self.crop_fraction}; allowed is what is above 0 "
+                f"preprocess.crop_fraction is {self.crop_fraction!r}; allowed is what is above 0 "
                 "and at most 1"
             )
 
@@ -278,18 +273,20 @@ def _bring_key_to_8_bits(image: Image.Image) -> None:
 
 def _from_16_bits(image: Image.Image) -> Image.Image:
     """Keeps the high byte: Pillow's own conversion would cut every value at 255."""
-    values = np.asarray(image).astype(np.int64)
-    grey = np.clip(values >> 8, 0, 255).astype(np.uint8)
-    channels = [grey, grey, grey]
-    if isinstance(image.info.get("transparency"), int):
-        channels.append(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8))
-    return Image.fromarray(np.stack(channels, axis=-1))
+    values = np.asarray(image)
+    grey = Image.fromarray(np.clip(values >> 8, 0, 255).astype(np.uint8))
+    key = image.info.get("transparency")
+    if not isinstance(key, int):
+        return grey.convert("RGB")
+    grey = grey.convert("RGBA")
+    grey.putalpha(Image.fromarray(np.where(values == key, np.uint8(0), np.uint8(255))))
+    return grey
 
 
-def _orient(image: Image.Image, opened: Image.Image) -> Image.Image:
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What brings a picture upright, by its EXIF or XMP block."""
     try:
-        orientation = opened.getexif().get(_EXIF_ORIENTATION, 1)
+        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
     except (OSError, SyntaxError, ValueError, KeyError, TypeError, struct.error):
-        return image  # the pixels are whole; a damaged EXIF block says nothing about them
-    method = _ORIENTATIONS.get(orientation)
-    return image if method is None else image.transpose(method)
+        return None  # the pixels are whole; a damaged EXIF block says nothing about them
+    return _ORIENTATIONS.get(orientation)

@@ -1,5 +1,6 @@
 """Pictures that were damaged or forged, in every format that is read."""
 
+import functools
 import io
 import struct
 import zlib
@@ -93,8 +94,57 @@ def packed_zeros(count):
     """A few kilobytes that unpack to `count` bytes."""
     packer = zlib.compressobj(1)
     block = bytes(1 << 20)
-    out = [packer.compress(block) for _ in range(count >> 20)]
+    out = [packer.compress(block[: count - start]) for start in range(0, count, 1 << 20)]
     return b"".join([*out, packer.flush()])
+
+
+def empty_png(width, height, *chunks, depth=8, colour=2):
+    """Every sample is 0."""
+    bits = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour] * depth
+    rows = packed_zeros((1 + width * bits // 8) * height)
+    return png(width, height, *chunks, chunk(b"IDAT", rows), depth=depth, colour=colour)
+
+
+def empty_webp(width, height):
+    """One transparent colour, of which the codes are of no length: 40 bytes at any size."""
+    out = io.BytesIO()
+    Image.new("RGBA", (16, 16), (1, 2, 3, 9)).save(out, "WEBP", lossless=True)
+    data = bytearray(out.getvalue())
+    place = data.index(b"VP8L") + 9  # behind the signature: 14 bits of each side less 1
+    flags = int.from_bytes(data[place : place + 4], "little") >> 28 << 28
+    sides = flags | (height - 1) << 14 | (width - 1)
+    data[place : place + 4] = sides.to_bytes(4, "little")
+    return bytes(data)
+
+
+def scanned_jpeg(side, scans, *, progressive=True):
+    """A grey JPEG of very many scans; or one of three colours, a scan of one colour each."""
+
+    def bits(text):
+        text += "1" * (-len(text) % 8)
+        return int(text, 2).to_bytes(len(text) // 8, "big").replace(b"\xff", b"\xff\0")
+
+    blocks = (-(-side // 8)) ** 2
+    colours = 1 if progressive else 3
+    frame = struct.pack(">BHHB", 8, side, side, colours)
+    frame += b"".join(bytes([number + 1, 0x11, 0]) for number in range(colours))
+    first = b"\0" + b"\1" + bytes(15) + b"\0"  # one code, a bit: no difference
+    rest = b"\x10" + b"\1" + bytes(15) + (b"\xe0" if progressive else b"\0")
+    head = segment(b"\xdb", b"\0" + b"\1" * 64)
+    head += segment(b"\xc2" if progressive else b"\xc0", frame)
+    head += segment(b"\xc4", first) + segment(b"\xc4", rest)
+    if progressive:  # the code says that the next 32,767 blocks stay as they are
+        head += segment(b"\xda", bytes([1, 1, 0, 0, 0, 0])) + bits("0" * blocks)
+        again = segment(b"\xda", bytes([1, 1, 0, 1, 63, 0x10]))
+        again += bits(("0" + "1" * 14) * -(-blocks // 32767))
+        body = again * scans
+    else:
+        part = bits("00" * blocks)
+        body = b"".join(
+            segment(b"\xda", bytes([1, number % 3 + 1, 0, 0, 63, 0])) + part
+            for number in range(scans)
+        )
+    return b"\xff\xd8" + head + body + b"\xff\xd9"
 
 
 def riff(*chunks):
@@ -166,7 +216,32 @@ def bombs():
             pixels | damaged,
         ),
         "bmp of 2^30 squared": (bytes(bmp), pixels | damaged),
+        "jpeg of 150 scans": (scanned_jpeg(2000, 150), {"image_scans"}),
+        "jpeg of 13 scans, 50 megapixels": (scanned_jpeg(7094, 12), {"image_scans"}),
+        "jpeg of 150 scans of a colour": (
+            scanned_jpeg(200, 150, progressive=False),
+            {"image_scans"},
+        ),
+        **{name: (make(*LARGEST), set()) for name, make in LARGE.items()},
+        **{
+            f"{name}, a row too many": (make(LARGEST[0], LARGEST[1] + 1), pixels)
+            for name, make in LARGE.items()
+        },
+        "jpeg of 12 scans, 50 megapixels": (scanned_jpeg(7094, 11), set()),
     }
+
+
+LARGEST = 7680, 4320  # what is decoded at most, but of JPEGs
+_KEY, _PALETTE = chunk(b"tRNS", b"\0\0"), chunk(b"PLTE", b"\1\2\3") + chunk(b"tRNS", b"\7")
+LARGE = {
+    "png, rgba": functools.partial(empty_png, colour=6),
+    "png, rgba of 16 bits": functools.partial(empty_png, colour=6, depth=16),
+    "png, grey and alpha": functools.partial(empty_png, colour=4),
+    "png, grey of 16 bits": functools.partial(empty_png, colour=0, depth=16),
+    "png, grey of 16 bits and a key": lambda *size: empty_png(*size, _KEY, colour=0, depth=16),
+    "png, palette": lambda *size: empty_png(*size, _PALETTE, colour=3),
+    "webp": empty_webp,
+}
 
 
 def segment(marker, content):

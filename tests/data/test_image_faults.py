@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 from absl import logging
-from broken_pictures import bombs, mutated, originals
+from broken_pictures import mutated, originals
 from PIL import Image, ImageOps
 from worker_sources import tokens_of
 
@@ -17,7 +17,7 @@ from clipjax.data import preprocess as module
 from clipjax.data.bad_examples import BadCount
 
 LIMIT_S = 1.0  # of CPU time, as the machine may be busy
-REASONS = {"image_empty", "image_format", "image_pixels", "image_undecodable"}
+REASONS = {"image_empty", "image_format", "image_pixels", "image_scans", "image_undecodable"}
 SIDE = 16
 # Pillow warns of what it reads nevertheless; a run goes on then, and so does this.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
@@ -225,22 +225,12 @@ def test_a_fault_of_the_fast_decoder_is_seen(fault, monkeypatch):
 def test_a_fault_of_the_reference_is_seen(fault, monkeypatch):
     """Negative control."""
     faulty = {
-        "orientation": ("_orient", lambda image, opened: image),
+        "orientation": ("_turn", lambda image: None),
         "ground": ("to_rgb", lambda image: image.convert("RGB")),
         "16 bits": ("_from_16_bits", lambda image: image.convert("RGB")),
     }
     monkeypatch.setattr(module, *faulty[fault])
     assert pixel_faults(originals().values())[0] != []
-
-
-def test_bombs():
-    for name, (data, reasons) in bombs().items():
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        start = time.thread_time()
-        found = outcome(decode_image, data)
-        assert time.thread_time() - start < 0.5, name
-        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10, name
-        assert found in (reasons or {"decoded", "image_undecodable"}), name
 
 
 def test_oracles_see_what_they_look_for(monkeypatch):

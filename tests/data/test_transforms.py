@@ -1,3 +1,5 @@
+import contextlib
+import dataclasses
 import io
 import sys
 
@@ -5,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipjax.data import TRANSFORMS, make_source, make_transforms
+from clipjax.data import TRANSFORMS, SampleError, make_source, make_transforms
 from clipjax.data.preprocess import as_array
 
 SIZE = 20
@@ -159,11 +161,55 @@ def test_captions():
         ({"name": "warp", "bend": -1}, "bend"),
         ({"name": "caption_template", "templates": ("no place",)}, "no place"),
         ({"name": "caption_template"}, "templates"),
+        ({"name": "caption_template", "templates": "a {}"}, "list of sentences"),
+        ({"name": "caption_template", "templates": (3,)}, "list of sentences"),
+        ({"name": "caption_template", "templates": None}, "list of sentences"),
+        ({"name": "random_background", "darkest": 300}, r"darkest is 300, expected a number of 0"),
+        ({"name": "warp", "cells": 0}, "cells is 0, expected a whole number"),
+        ({"name": "warp", "cells": SIZE + 1}, "cells is 21, expected at most image_size = 20"),
+        ({"name": "resize_and_crop", "image_size": "x"}, "image_size is 'x'"),
+        ({"name": "resize_and_crop", "interpolation": ["bicubic"]}, "bicubic"),
     ],
 )
 def test_bad_options(spec, message):
     with pytest.raises(ValueError, match=message):
         make_transforms([spec], image_size=SIZE)
+
+
+WRONG = (None, "x", b"1", -1, float("nan"), float("inf"), 1e308, 10**400, (1,), ("a", "b"), {})
+NUMBERS = [
+    (name, field.name)
+    for name, transform in TRANSFORMS.items()
+    for field in dataclasses.fields(transform)
+    if field.type in (float, int, tuple[float, float]) and field.name != "temperature"
+]
+
+
+def test_every_number_of_a_transform_is_met():
+    assert len(NUMBERS) > 30 and ("color_jitter", "hue") in NUMBERS and ("warp", "cells") in NUMBERS
+
+
+@pytest.mark.parametrize("name, field", NUMBERS)
+def test_a_number_is_refused_before_the_run(name, field):
+    for value in WRONG:
+        with pytest.raises(ValueError, match=field):
+            build(name, **{field: value})
+
+
+@pytest.mark.parametrize("name, field", NUMBERS)
+def test_what_is_not_refused_runs(name, field):
+    for value in (0, 1, 1e-9, 255, 1e6, 1_000, (0, 0), (1, 1), (0.5, 1e6), (1e6, 1e6)):
+        if field == "image_size" and isinstance(value, int) and value > 255:
+            continue  # of many gigabytes
+        try:
+            transform = build(name, **{field: value})
+        except ValueError:
+            continue
+        with np.errstate(all="ignore"):
+            for key in range(3):
+                for image in images_for(name)[:2]:
+                    with contextlib.suppress(SampleError):  # a filter may leave it out
+                        transform(example(image), rng(key))
 
 
 class Mine:

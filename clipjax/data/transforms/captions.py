@@ -1,14 +1,15 @@
 """Transforms of the text: which caption, in which words."""
 
 import dataclasses
+import math
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from clipjax.data.source import Example, SampleError
-from clipjax.data.transforms.ranges import check_probability
+from clipjax.data.transforms.ranges import check_probability, check_whole, is_number
 
 # Of a caption; no context has room for what follows. Tokenizers need seconds for a megabyte.
 MAX_CHARS = 1 << 16
@@ -70,7 +71,9 @@ class ChooseCaption:
             (arXiv:1907.05019).
 
     Raises:
-        ValueError: if a weight is negative, none is above 0, or the temperature is not above 0.
+        ValueError: if `first` is no probability, a weight is no number of 0 or more, none is above
+            0, or the temperature is not above 0; at a call, if the weights are a map and the
+            captions are not, or the other way.
     """
 
     first: float = 0.8
@@ -79,19 +82,21 @@ class ChooseCaption:
 
     def __post_init__(self):
         check_probability(self, "first")
-        if not 0 < self.temperature < float("inf"):
-            raise ValueError(f"choose_caption.temperature = {self.temperature}: must be above 0")
-        if self.weights is not None:
-            values = list(dict(self._pairs()).values())
-            if not values or min(values) < 0 or not 0 < sum(values) < float("inf"):
-                raise ValueError(
-                    f"choose_caption.weights = {self.weights}: expected numbers of 0 or more, at "
-                    "least one of them above 0"
-                )
+        if not is_number(self.temperature) or not self.temperature > 0:
+            raise ValueError(
+                f"choose_caption.temperature = {self.temperature!r}: must be a number above 0"
+            )
+        if self.weights is not None and not self._are_weights():
+            raise ValueError(
+                f"choose_caption.weights = {self.weights!r}: expected numbers of 0 or more, at "
+                "least one of them above 0, as a list, or as a map by name"
+            )
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         """Replaces several captions by one of them."""
         text = example["text"]
+        if not text:
+            raise SampleError("text_empty", "the example has no caption")
         if self.weights is not None:
             return {**example, "text": self._by_weight(text, rng)}
         if isinstance(text, str | bytes | Mapping):
@@ -100,6 +105,17 @@ class ChooseCaption:
         if not others or rng.random() < self.first:
             return {**example, "text": text[0]}
         return {**example, "text": choose_text(others, rng)}
+
+    def _are_weights(self) -> bool:
+        if isinstance(self.weights, Mapping):
+            names, values = list(self.weights), list(self.weights.values())
+            if not all(isinstance(name, str) for name in names):
+                return False
+        elif isinstance(self.weights, Sequence) and not isinstance(self.weights, str | bytes):
+            values = list(self.weights)
+        else:
+            return False
+        return all(is_number(value, low=0) for value in values) and any(values)
 
     def _pairs(self) -> Iterable[tuple[str | int, float]]:
         named = isinstance(self.weights, Mapping)
@@ -112,14 +128,16 @@ class ChooseCaption:
         if isinstance(text, Mapping) != named:
             raise ValueError(
                 f"choose_caption.weights is a {type(self.weights).__name__}, the captions are a "
-                f"{type(text).__name__}: a map of weights belongs to a map of captions, a list to "
-                "a list"
+                f"{type(text).__name__}: a map of weights belongs to a map of captions (several "
+                "columns, ?text_field=a,b), a list to a list; change weights, or leave them out"
             )
         there = text.keys() if named else range(len(text))
         pairs = [(name, weight) for name, weight in self._pairs() if name in there and weight > 0]
         if not pairs:
             raise SampleError("filtered_weights", f"no caption has a weight: it has {list(there)}")
-        ends = np.cumsum([weight ** (1 / self.temperature) for _, weight in pairs])
+        # w^(1 / t) over that of the largest, by logarithms: no power overflows, or all vanish.
+        logs = [math.log(weight) for _, weight in pairs]
+        ends = np.cumsum([math.exp((log - max(logs)) / self.temperature) for log in logs])
         place = int(np.searchsorted(ends, rng.random() * ends[-1], side="right"))
         return choose_text(text[pairs[min(place, len(pairs) - 1)][0]], rng)
 
@@ -138,7 +156,8 @@ class FilterCaption:
         patterns: regular expressions; a caption in which one is found is left out.
 
     Raises:
-        ValueError: if a limit is below the other, or a pattern is no regular expression.
+        ValueError: if a limit is no whole number of 0 or more, or below the other, or a pattern is
+            no regular expression.
     """
 
     min_words: int = 0
@@ -149,13 +168,16 @@ class FilterCaption:
 
     def __post_init__(self):
         for unit in ("words", "chars"):
+            check_whole(self, f"min_{unit}", low=0)
             low, high = getattr(self, f"min_{unit}"), getattr(self, f"max_{unit}")
-            if low < 0 or (high is not None and high < low):
-                raise ValueError(f"filter_caption: min_{unit}={low}, max_{unit}={high}")
+            if high is not None:
+                check_whole(self, f"max_{unit}", low=low)
         try:
-            if isinstance(self.patterns, str):
-                raise re.error("it is a text, expected a list")
+            if isinstance(self.patterns, str) or not isinstance(self.patterns, Sequence):
+                raise re.error("expected a list of texts")
             for pattern in self.patterns:
+                if not isinstance(pattern, str):
+                    raise re.error(f"{pattern!r} is no text")
                 re.compile(pattern)
         except re.error as error:
             raise ValueError(f"filter_caption.patterns = {self.patterns!r}: {error}") from error
@@ -173,6 +195,8 @@ class FilterCaption:
         if isinstance(text, Mapping):
             kept = {name: self._kept(part, reasons) for name, part in text.items()}
             return {name: part for name, part in kept.items() if part}
+        if isinstance(text, bytes):
+            text = _decoded(text)
         if not isinstance(text, str):
             return tuple(part for part in text if self._kept(part, reasons))
         reason = self._reason(text)
@@ -201,7 +225,7 @@ class CaptionTemplate:
         probability: how often.
 
     Raises:
-        ValueError: if a template has no `{}`.
+        ValueError: if a template has no `{}`, or is no text.
     """
 
     templates: tuple[str, ...]
@@ -209,9 +233,13 @@ class CaptionTemplate:
 
     def __post_init__(self):
         check_probability(self, "probability")
-        wrong = [t for t in self.templates if t.count("{}") != 1]
-        if wrong or not self.templates or isinstance(self.templates, str):
-            raise ValueError(f"caption_template.templates need one {{}} each: {wrong}")
+        templates = self.templates
+        is_list = isinstance(templates, Sequence) and not isinstance(templates, str)
+        if not is_list or not templates or not all(map(_is_template, templates)):
+            raise ValueError(
+                f"caption_template.templates = {templates!r}: expected a list of sentences, each "
+                "with one {}"
+            )
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         """Replaces the text by a sentence, or leaves it."""
@@ -220,6 +248,10 @@ class CaptionTemplate:
             template = self.templates[int(rng.integers(len(self.templates)))]
             text = template.replace("{}", text)
         return {**example, "text": text}
+
+
+def _is_template(value: object) -> bool:
+    return isinstance(value, str) and value.count("{}") == 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,9 +4,9 @@ import dataclasses
 import functools
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import ImageFilter
 
-from clipjax.data.preprocess import as_array, as_pil, to_rgb
+from clipjax.data.preprocess import as_array, as_pil, lay_on, to_rgb
 from clipjax.data.source import Example
 from clipjax.data.transforms.ranges import check_not_negative, check_probability, check_range
 
@@ -130,17 +130,14 @@ class RandomBackground:
 
     def __post_init__(self):
         check_probability(self, "probability")
+        check_not_negative(self, "darkest", high=255)
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         """Replaces the image by u8 `[height, width, 3]`."""
         colour = (255, 255, 255)
         if rng.random() < self.probability:
             colour = tuple(int(c) for c in rng.uniform(self.darkest, 256, 3))
-        image = as_pil(example["image"])
-        if image.mode == "RGBA":
-            ground = Image.new("RGBA", image.size, (*colour, 255))
-            image = Image.alpha_composite(ground, image).convert("RGB")
-        return {**example, "image": np.asarray(image)}
+        return {**example, "image": np.asarray(lay_on(as_pil(example["image"]), colour))}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,12 @@ from PIL import Image
 
 from clipjax.data.preprocess import INTERPOLATIONS, Preprocess, as_array, as_pil, to_rgb
 from clipjax.data.source import Example
-from clipjax.data.transforms.ranges import check_not_negative, check_probability, check_range
+from clipjax.data.transforms.ranges import (
+    check_not_negative,
+    check_probability,
+    check_range,
+    check_whole,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +34,7 @@ class ResizeAndCrop:
     decode: str = "reference"
 
     def __post_init__(self):
+        check_whole(self, "image_size")
         Preprocess(self.image_size, self.resize, self.interpolation)
         _check_decode(self)
 
@@ -36,7 +42,9 @@ class ResizeAndCrop:
         """Replaces the image by u8 `[image_size, image_size, 3]`."""
         jpeg = _fast_jpeg(self, example)
         if jpeg is not None:
-            box = _whole_or_centre(jpeg.width, jpeg.height, squash=self.resize == "squash")
+            box = 0, 0, jpeg.width, jpeg.height
+            if self.resize == "shortest":
+                box = _centre(jpeg.width, jpeg.height, self.image_size)
             pixels = jpeg.crop(box, self.image_size)
             if pixels is not None:
                 return {**example, "image": pixels}
@@ -66,6 +74,7 @@ class RandomResizedCrop:
     decode: str = "reference"
 
     def __post_init__(self):
+        check_whole(self, "image_size")
         Preprocess(self.image_size, interpolation=self.interpolation)
         _check_decode(self)
         check_range(self, "scale", high=1.0)
@@ -122,12 +131,13 @@ def _fast_jpeg(transform: ResizeAndCrop | RandomResizedCrop, example: Example) -
     return FastJpeg.open(example["image"])
 
 
-def _whole_or_centre(width: int, height: int, *, squash: bool) -> tuple[float, ...]:
-    if squash:
-        return 0, 0, width, height
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    return left, top, left + side, top + side
+def _centre(width: int, height: int, size: int) -> tuple[float, ...]:
+    """The part that `resize_and_crop` keeps, which is not in the middle to a pixel."""
+    short, long = min(width, height), max(width, height)
+    scaled = int(size * long / short)
+    offset = round((scaled - size) / 2)
+    start, stop = offset * long / scaled, (offset + size) * long / scaled
+    return (start, 0, stop, height) if width > height else (0, start, width, stop)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,11 +187,14 @@ class Warp:
     cells: int = 3
 
     def __post_init__(self):
-        Preprocess(self.image_size)
+        check_whole(self, "image_size", "cells")
         check_range(self, "scale", low=1e-3)
         check_not_negative(self, "rotate", "aspect", "shear", "shift", "bend")
-        if self.cells < 1:
-            raise ValueError(f"Warp.cells is {self.cells}, expected at least 1")
+        if self.cells > self.image_size:
+            raise ValueError(
+                f"Warp.cells is {self.cells}, expected at most image_size = {self.image_size}: a "
+                "cell is a pixel or more"
+            )
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         """Replaces the image by u8 `[image_size, image_size, 3]`."""
