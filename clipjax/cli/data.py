@@ -3,7 +3,7 @@
 check   reads everything once and prints a line for each damaged file; exits with 1 if there is one.
 index   makes the missing indexes of tar shards and writes them beside the shards, in a bucket too.
 pack    writes shards: clipjax data pack --from SPEC --to DIR --format tar|arrayrecord
-stats   counts, sizes, captions, languages, duplicates; --sheet FILE.html shows random pairs.
+stats   counts, sizes, captions, languages, duplicates; --sheet FILE.html or .png shows pairs.
 score   CLIP scores of all pairs: clipjax data score SPEC --checkpoint PATH --out scores.parquet;
         a source takes the best of them by 'tar:DIR/*.tar?filter=scores.parquet:top=0.3'
 
@@ -30,7 +30,7 @@ _RESIZE = flags.DEFINE_integer("resize", None, "pack: pixels of the shorter side
 _MAX_BAD = flags.DEFINE_float("max_bad_fraction", 0.01, "pack: of examples that are unusable.")
 _LIMIT = flags.DEFINE_integer("limit", None, "stats: so many random examples; by default, all.")
 _JSON = flags.DEFINE_string("json", None, "stats: also write them to this file.")
-_SHEET = flags.DEFINE_string("sheet", None, "stats: HTML page of random pairs.")
+_SHEET = flags.DEFINE_string("sheet", None, "stats: .html or .png of random pairs.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "score: of the model that judges.")
 _OUT = flags.DEFINE_string("out", None, "score: the Parquet file to write.")
 _DECODE = flags.DEFINE_bool("decode", False, "check: also decode every picture.")
@@ -87,8 +87,10 @@ def index(spec: str) -> int:
 
 def pack(spec: str) -> int:
     """Packs a dataset to shards."""
-    from clipjax.data.packing import MANIFEST, Packing
+    from clipjax.data.packed_folder import MANIFEST, read_manifest
+    from clipjax.data.packing import Packing
     from clipjax.data.packing import pack as pack_source
+    from clipjax.data.paths import DataPath
     from clipjax.data.sources import make_source
     from clipjax.data.storage import local_path
 
@@ -105,7 +107,7 @@ def pack(spec: str) -> int:
     with tqdm(unit="shard", disable=None) as bar:
         for _, bar.total in pack_source(source, directory, how, workers=_WORKERS.value):
             bar.update()
-    manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+    manifest = read_manifest(DataPath(str(directory / MANIFEST)))
     for reason, count in manifest["skipped"].items():
         print(f"left out, {reason}: {count:,}")
     size = sum(shard["bytes"] for shard in manifest["shards"])
@@ -118,12 +120,17 @@ def stats(spec: str) -> int:
     """Prints what a dataset holds."""
     import numpy as np
 
+    from clipjax.data.contact_sheet import SUFFIXES, contact_sheet
     from clipjax.data.paths import data_path
     from clipjax.data.sources import make_source
-    from clipjax.data.statistics import contact_sheet, measure, summarise
+    from clipjax.data.statistics import measure, summarise
     from clipjax.data.storage import write
 
+    if _LIMIT.value is not None and _LIMIT.value < 1:
+        raise ValueError(f"--limit={_LIMIT.value}: at least 1; without it, all examples")
     table, sheet = (data_path(to) if to else None for to in (_JSON.value, _SHEET.value))
+    if sheet and sheet.suffix not in SUFFIXES:
+        raise ValueError(f"--sheet={_SHEET.value}: a sheet is a file {' or '.join(SUFFIXES)}")
     source = make_source(spec)
     order = np.random.default_rng(0).permutation(len(source))[: _LIMIT.value]
     chunks = measure(source, np.sort(order), workers=_WORKERS.value)
@@ -142,8 +149,8 @@ def stats(spec: str) -> int:
     if table:
         write(table, (json.dumps(found, indent=1) + "\n").encode("utf-8"))
     if sheet:
-        write(sheet, contact_sheet(source, spec, order[:96]).encode("utf-8"))
-        print(f"{sheet}: a page of {len(order[:96])} pairs")
+        write(sheet, contact_sheet(source, spec, order[:96], sheet.suffix))
+        print(f"{sheet}: {len(order[:96])} pairs")
     return 0
 
 
@@ -151,9 +158,8 @@ def score(spec: str) -> int:
     """Scores all pairs of a dataset."""
     from clipjax.data.source import split_options
     from clipjax.data.sources import make_source
-    from clipjax.data.storage import local_path
     from clipjax.inference import Encoder
-    from clipjax.inference.scoring import score_pairs, write_scores
+    from clipjax.inference.scoring import new_file, score_pairs, write_scores
 
     for flag, value in (("--checkpoint PATH", _CHECKPOINT.value), ("--out FILE", _OUT.value)):
         if not value:
@@ -163,7 +169,7 @@ def score(spec: str) -> int:
     options = split_options(spec)[1]
     if "filter" in options:
         raise ValueError(f"{spec} has a filter already, and takes one: score all of the data")
-    local_path(_OUT.value)  # before the model is loaded
+    new_file(_OUT.value)  # before the model is loaded
     source = make_source(spec)
     encoder = Encoder.from_checkpoint(_CHECKPOINT.value)
     unusable: Counter[str] = Counter()

@@ -36,13 +36,20 @@ def train(rest: list[str]) -> int:
     """Trains on the captions of datasets."""
     from clipjax.data.captions import captions_by_language
     from clipjax.data.sources import make_source
-    from clipjax.tokenizers.training import train_sentencepiece
+    from clipjax.data.storage import local_path
+    from clipjax.tokenizers.training import check_training, train_sentencepiece
 
     for flag, value in (("--input SPEC", _INPUT.value), ("--out FILE", _OUT.value)):
         if not value:
             raise ValueError(f"{flag} is missing")
     if rest:
         raise ValueError(f"unexpected arguments {rest}; --input takes several SPECs in quotes")
+    how = {
+        "vocab_size": _VOCAB_SIZE.value,
+        "model_type": _MODEL_TYPE.value,
+        "temperature": _TEMPERATURE.value,
+    }
+    out = check_training(local_path(_OUT.value), **how)  # before captions are read
     captions: dict[str, list[str]] = {}
     unusable: Counter[str] = Counter()
     for spec in _INPUT.value.split():
@@ -53,14 +60,8 @@ def train(rest: list[str]) -> int:
         print(f"{language}: {len(texts):,} captions")
     for reason, count in sorted(unusable.items()):
         print(f"left out, {reason}: {count:,} examples")
-    digest = train_sentencepiece(
-        captions,
-        _OUT.value,
-        vocab_size=_VOCAB_SIZE.value,
-        model_type=_MODEL_TYPE.value,
-        temperature=_TEMPERATURE.value,
-    )
-    print(f"{_OUT.value}: {_VOCAB_SIZE.value:,} pieces, SHA-256 {digest}")
+    digest = train_sentencepiece(captions, out, **how)
+    print(f"{out}: {_VOCAB_SIZE.value:,} pieces, SHA-256 {digest}")
     return 0
 
 

@@ -40,7 +40,7 @@ def build_once(
         ValueError: if the directory does not open even after it was built anew.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(directory.with_name(directory.name + ".lock")):
+    with lock(directory.with_name(directory.name + ".lock"), wait=True):
         if directory.exists():
             try:
                 return open_checked(directory)
@@ -71,12 +71,22 @@ def sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock that the kernel gives back if this process dies."""
-    with path.open("w") as file:
+def lock(path: Path, *, wait: bool) -> Iterator[bool]:
+    """Holds an exclusive lock between threads and processes.
+
+    The kernel gives it back if this process dies.
+
+    Args:
+        path: of the lock's file, which is made.
+        wait: for another holder, or else give False.
+    """
+    with path.open("w") as file:  # every opening of the file is a holder of its own
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            logging.info("Waiting for another process that builds %s", path.with_suffix(""))
+            if not wait:
+                yield False
+                return
+            logging.info("Waiting for another process that holds %s", path)
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield True

@@ -4,46 +4,28 @@ import collections
 import concurrent.futures
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
-from clipjax.data.captions import flatten
+from clipjax.data.bad_examples import is_filtered
+from clipjax.data.checking_tar import check_tar
+from clipjax.data.findings import Checked, Finding, check_text, checked_file, message_of, told
 from clipjax.data.named_lists import load_class_names
-from clipjax.data.packed_folder import PackedFolder
+from clipjax.data.packed_folder import MANIFEST, PackedFolder
+from clipjax.data.paths import DataPath
 from clipjax.data.preprocess import decode_image
-from clipjax.data.records import read_manifest
+from clipjax.data.records import RecordFile, read_manifest
+from clipjax.data.retrying import StorageError
 from clipjax.data.source import DataSource, SampleError, split_options
-from clipjax.data.sources import make_source
-from clipjax.data.sources.mix import read_specs
-from clipjax.data.sources.tar import text_and_label, wanted_parts
+from clipjax.data.sources import check_values, make_source
+from clipjax.data.sources.mix import read_specs, whole_weights
+from clipjax.data.sources.tar import TarShards
 from clipjax.data.storage import StoredFile, find_files
-from clipjax.data.tar_index import (
-    IMAGE_EXTENSIONS,
-    TEXT_EXTENSIONS,
-    TarIndex,
-    extensions_of,
-    make_index,
-)
-from clipjax.data.tar_indexing import find_index
 
 # Kinds whose `where` is a pattern of files; each is checked by itself.
 FILE_KINDS = ("arrayrecord", "parquet", "tar")
 TAR_OPTIONS = ("ignore", "class_names")
 CHUNK = 1000  # examples of one task, of kinds that have no files
-
-
-class Finding(NamedTuple):
-    """A file, or a part of a dataset, and what is wrong with it."""
-
-    where: str
-    what: str
-
-
-class Checked(NamedTuple):
-    """What one task looked at: a file, or a range of examples."""
-
-    examples: int
-    findings: list[Finding]
 
 
 def check(
@@ -65,6 +47,7 @@ def check(
 
     Raises:
         ValueError: if the spec is wrong, or names no file.
+        StorageError: if a file could not be read for reasons of the network.
     """
     tasks = list(_tasks(spec, decode))
     with concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count()) as pool:
@@ -79,9 +62,10 @@ def check(
 def _tasks(spec: str | Mapping[str, Any], decode: bool) -> Iterator[Callable[[], Checked]]:
     options = dict(spec) if isinstance(spec, Mapping) else {"spec": spec}
     text = options.pop("spec")
+    if not isinstance(text, str):
+        raise ValueError(f"the data source is {text!r}, expected `kind:where[:split]`")
     if text.startswith("mix:"):
-        for part, _ in read_specs(text[4:]):
-            yield from _tasks(part, decode)
+        yield from _tasks_of_mix(text, decode)
         return
     text, written = split_options(text)
     options |= written
@@ -89,8 +73,14 @@ def _tasks(spec: str | Mapping[str, Any], decode: bool) -> Iterator[Callable[[],
     kind, _, where = text.partition(":")
     if kind in FILE_KINDS:
         files = find_files(where)
-        folders = {file.path.parent for file in files} if kind != "parquet" else ()
-        packed = {folder: PackedFolder.open(folder) for folder in folders}
+        packed: dict[DataPath, PackedFolder | None] = {}
+        for folder in {file.path.parent for file in files} if kind != "parquet" else ():
+            try:
+                packed[folder] = PackedFolder.open(folder)
+            except ValueError as error:  # its shards are checked by themselves
+                manifest = str(folder / MANIFEST)
+                what = message_of(manifest, error)
+                yield functools.partial(Checked, 0, [Finding(manifest, what)])
         if kind == "tar":
             one_check = functools.partial(check_tar, **_tar_options(options))
         else:
@@ -108,89 +98,25 @@ def _tasks(spec: str | Mapping[str, Any], decode: bool) -> Iterator[Callable[[],
             yield functools.partial(check_examples, source, places, text, decode=decode)
 
 
+def _tasks_of_mix(text: str, decode: bool) -> Iterator[Callable[[], Checked]]:
+    specs = read_specs(text.removeprefix("mix:"))
+    whole_weights([weight for _, weight in specs])  # refuses a mix of none
+    for part, _ in specs:
+        if str(part["spec"]).startswith("mix:"):
+            raise ValueError(f"{text:.80} holds a mix: name its sources one by one")
+        yield from _tasks(part, decode)
+
+
 def _tar_options(options: Mapping[str, Any]) -> dict[str, Any]:
     if unknown := options.keys() - {*TAR_OPTIONS}:
         raise ValueError(
             f"tar has no option {', '.join(sorted(unknown))}; it has {', '.join(TAR_OPTIONS)}"
         )
-    names = options.get("class_names")
-    return {**options, "class_names": load_class_names(names) if isinstance(names, str) else names}
-
-
-def check_tar(
-    shard: StoredFile,
-    *,
-    ignore: str | Sequence[str] = (),
-    class_names: Sequence[str] | None = None,
-    decode: bool = False,
-    packed: PackedFolder | None = None,
-) -> Checked:
-    """Reads a tar shard strictly and compares it with its index and manifest, if it has them.
-
-    Args:
-        shard: the file.
-        ignore: extensions that are not used, as of the source.
-        class_names: of the source.
-        decode: whether pictures are decoded, too.
-        packed: the folder that it was packed to.
-    """
-    where, ignored = str(shard.path), extensions_of(ignore)
-    faults: dict[tuple[str, str], SampleError] = {}
-
-    def look(key: str, extension: str, content: bytes) -> None:
-        if extension in TEXT_EXTENSIONS:
-            try:
-                _check_text(text_and_label({extension: content}, key, class_names), key)
-            except SampleError as error:
-                faults[key, extension] = error
-
-    try:
-        fresh = TarIndex(shard.path, content=make_index(shard, look))
-    except (ValueError, OSError) as error:
-        return _checked(0, where, [_message(where, error)])
-    problems = list(packed.compare(shard, fresh.shard["sha256"])) if packed else []
-    known = ignored | {*IMAGE_EXTENSIONS, *TEXT_EXTENSIONS}
-    for extension, count in fresh.header["extensions"].items():
-        if extension not in known:
-            problems.append(f"{count} members have the unknown extension {extension!r}")
-    try:
-        index = find_index(shard)
-        if index is not None and index.content() != fresh.content():
-            problems.append(_difference(index, fresh))
-    except (ValueError, OSError) as error:
-        problems.append(str(error))
-    if decode and not problems:
-        options = {"ignore": tuple(ignored), "class_names": class_names}
-        return check_file(shard, kind="tar", options=options, decode=True)
-    unusable: dict[str, list[str]] = collections.defaultdict(list)
-    for record in fresh:
-        try:
-            parts = wanted_parts(record, record.key, ignored, class_names)
-            if parts["image"].size == 0:
-                raise SampleError("image_empty", "the image has 0 bytes")
-            for name in parts:
-                if (record.key, name) in faults:
-                    raise faults[record.key, name]
-        except SampleError as error:
-            unusable[error.reason].append(f"{record.key} ({error.message})")
-    return _checked(len(fresh), where, problems + _told(unusable, len(fresh)))
-
-
-def _difference(old: TarIndex, new: TarIndex) -> str:
-    """Says how a shard differs from the one that was indexed."""
-    if old.shard["bytes"] != new.shard["bytes"] or len(old) != len(new):
-        return (
-            f"{len(new)} records in {new.shard['bytes']} bytes; its index {old.path} says "
-            f"{len(old)} in {old.shard['bytes']}"
-        )
-    names = []
-    for before, now in zip(old, new, strict=True):
-        for extension in before.parts.keys() | now.parts.keys():
-            if before.key != now.key or before.parts.get(extension) != now.parts.get(extension):
-                names.append(f"{before.key}.{extension}")
-    if names:
-        return f"{len(names)} members are others than in its index {old.path}: {_some(names)}"
-    return f"its SHA-256 is another than in its index {old.path}"
+    options = dict(options)
+    if isinstance(options.get("class_names"), str):
+        options["class_names"] = load_class_names(options["class_names"])
+    check_values(TarShards, options, "data.source")
+    return options
 
 
 def check_file(
@@ -213,11 +139,15 @@ def check_file(
     where = str(file.path)
     try:
         problems = list(packed.compare(file, read_manifest(file.path)["sha256"])) if packed else []
+        if packed and packed.is_empty(file):
+            return checked_file(len(RecordFile(file.path)), where, problems)
         source = make_source({**options, "spec": f"{kind}:{where}"})
+    except StorageError:  # of the storage, and not of the file
+        raise
     except Exception as error:  # of any library that reads the format
-        return _checked(0, where, [_message(where, error)])
+        return checked_file(0, where, [message_of(where, error)])
     checked = check_examples(source, range(len(source)), where, decode=decode)
-    return _checked(checked.examples, where, problems + [what for _, what in checked.findings])
+    return checked_file(checked.examples, where, problems + [what for _, what in checked.findings])
 
 
 def check_examples(source: DataSource, places: range, where: str, *, decode: bool) -> Checked:
@@ -228,42 +158,15 @@ def check_examples(source: DataSource, places: range, where: str, *, decode: boo
         try:
             example = source[place]
             key = example["key"]
-            _check_text(example, key)
+            check_text(example, key)
             image = example["image"]
             if isinstance(image, bytes) and (decode or not image):
                 decode_image(image)
         except SampleError as error:
-            unusable[error.reason].append(f"{error.key or key} ({error.message})")
+            if not is_filtered(error.reason):
+                unusable[error.reason].append(f"{error.key or key} ({error.message})")
+        except StorageError:
+            raise
         except Exception as error:  # of any library that reads the format
-            unusable["unreadable"].append(f"{key} ({_message(where, error)})")
-    return _checked(len(places), where, _told(unusable, len(places)))
-
-
-def _told(unusable: Mapping[str, list[str]], total: int) -> list[str]:
-    """Counts what is unusable by reason, and names the first of each."""
-    return [
-        f"{len(keys)} of {total} examples are unusable [{reason}]: {keys[0]}"
-        + (f" and {len(keys) - 1} more" if len(keys) > 1 else "")
-        for reason, keys in sorted(unusable.items())
-    ]
-
-
-def _check_text(example: Mapping[str, Any], key: str) -> None:
-    """Refuses an example that can neither be trained on nor, having a label, be evaluated."""
-    if "label" not in example and not any(flatten(example["text"])):
-        raise SampleError("text_empty", "the caption is empty", key)
-
-
-def _checked(examples: int, where: str, problems: Sequence[str]) -> Checked:
-    return Checked(examples, [Finding(where, "; ".join(problems))] if problems else [])
-
-
-def _message(where: str, error: Exception) -> str:
-    if not isinstance(error, ValueError | OSError):
-        return f"{type(error).__name__}: {error}"
-    return str(error).removeprefix(f"{where} ")
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(sorted(names)[:3]) + more
+            unusable["unreadable"].append(f"{key} ({message_of(where, error)})")
+    return checked_file(len(places), where, told(unusable, len(places)))

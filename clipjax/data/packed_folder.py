@@ -1,12 +1,78 @@
-"""What `manifest.json` says of the shards that `clipjax data pack` wrote."""
+"""What `clipjax data pack` writes beside its shards, and what it says of them."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from clipjax.data.packing import MANIFEST, MANIFEST_FORMAT
 from clipjax.data.paths import DataPath
 from clipjax.data.storage import StoredFile, list_files, read_all
+
+MANIFEST, JOB = "manifest.json", "packing.json"
+FORMAT = "clipjax.packing/1"
+_SHARD = {"name": str, "count": int, "bytes": int, "sha256": str, "skipped": dict}
+_MANIFEST = {"count": int, "skipped": dict, "shards": list}
+
+
+def read_manifest(path: DataPath) -> dict[str, Any]:
+    """Reads the manifest of a folder: what was packed, and `shards`, as `read_note` gives them.
+
+    Raises:
+        ValueError: if it is damaged, or of another format.
+    """
+    remedy = "copy it again from where it was packed, or pack into another directory"
+    found = _read(path, remedy)
+    _check(path, found, _MANIFEST, remedy)
+    for shard in found["shards"]:
+        _check(path, shard, _SHARD, remedy)
+    return found
+
+
+def read_job(path: DataPath) -> dict[str, Any]:
+    """Reads what is packed, from the file of a job that is not finished.
+
+    Raises:
+        ValueError: if it is damaged, or of another format.
+    """
+    return _read(path, "pack into another directory, or empty this one")
+
+
+def read_note(path: DataPath) -> dict[str, Any]:
+    """Reads what a shard of such a job holds: `name`, `count`, `bytes`, `sha256` and `skipped`.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    remedy = "delete it, and the same command makes its shard anew"
+    found = _read_json(path, remedy)
+    _check(path, found, _SHARD, remedy)
+    return found
+
+
+def _read(path: DataPath, remedy: str) -> dict[str, Any]:
+    found = _read_json(path, remedy)
+    form = found.get("format") if isinstance(found, dict) else found
+    if form != FORMAT:
+        raise ValueError(f"{path} is of the format {form!r:.40}, expected {FORMAT!r}: {remedy}")
+    return found
+
+
+def _read_json(path: DataPath, remedy: str) -> Any:
+    try:
+        return json.loads(read_all(path))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON ({error}): {remedy}") from error
+
+
+def _check(path: DataPath, found: Any, fields: Mapping[str, type], remedy: str) -> None:
+    for name, kind in fields.items():
+        value = found.get(name) if isinstance(found, dict) else None
+        good = isinstance(value, kind)
+        if good and name == "name":  # one that leads elsewhere would be written to
+            good = "/" not in value
+        elif good and name == "skipped":
+            good = all(isinstance(count, int) for count in value.values())
+        if not good:
+            raise ValueError(f"{path} is damaged, its {name!r} is {value!r:.40}: {remedy}")
 
 
 class PackedFolder(NamedTuple):
@@ -24,17 +90,16 @@ class PackedFolder(NamedTuple):
 
     @classmethod
     def open(cls, path: DataPath) -> "PackedFolder | None":
-        """Reads the manifest; None if the folder was not packed."""
+        """Reads the manifest; None if there is none.
+
+        Raises:
+            ValueError: if it is damaged, or of another format.
+        """
         names = {file.path.name for file in list_files(path)}
         if MANIFEST not in names:
             return None
-        try:
-            found = json.loads(read_all(path / MANIFEST))
-        except ValueError as error:
-            raise ValueError(f"{path / MANIFEST} is no JSON: {error}") from error
-        if not isinstance(found, dict) or found.get("format") != MANIFEST_FORMAT:
-            return None
-        return cls(path, names, {shard["name"]: shard for shard in found["shards"]})
+        shards = read_manifest(path / MANIFEST)["shards"]
+        return cls(path, names, {shard["name"]: shard for shard in shards})
 
     def lost(self) -> Iterator[tuple[str, str]]:
         """Names the shards that are not there, and says what they held."""
@@ -52,3 +117,8 @@ class PackedFolder(NamedTuple):
             yield f"it has {file.size} bytes, {MANIFEST} says {shard['bytes']}"
         elif sha256 != shard["sha256"]:
             yield f"its SHA-256 is another than in {MANIFEST}"
+
+    def is_empty(self, file: StoredFile) -> bool:
+        """Whether a shard holds nothing because none of its examples could be used."""
+        shard = self.shards.get(file.path.name)
+        return shard is not None and shard["count"] == 0

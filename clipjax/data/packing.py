@@ -9,73 +9,35 @@ what was written is made anew. `manifest.json` is written last.
 import collections
 import concurrent.futures
 import dataclasses
-import io
 import json
 import os
-import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import PIL
 from absl import logging
-from PIL import Image
 
-from clipjax.data.cache import sync
+from clipjax.data.bad_examples import is_filtered
+from clipjax.data.cache import lock, sync
+from clipjax.data.packed_examples import (
+    FORMATS,
+    Packing,
+    encode,
+    members_of,
+    record_of,
+    write_tar,
+)
+from clipjax.data.packed_folder import FORMAT, JOB, MANIFEST, read_job, read_manifest, read_note
 from clipjax.data.paths import DataPath
-from clipjax.data.preprocess import as_pil, decode_image, to_rgb
-from clipjax.data.records import file_sha256, pack_record, write_records
-from clipjax.data.source import DataSource, Example, SampleError
+from clipjax.data.records import file_sha256, write_records
+from clipjax.data.records import read_manifest as read_record_manifest
+from clipjax.data.source import DataSource, SampleError
 from clipjax.data.sources.mix import Mix
 from clipjax.data.storage import local_path, stat, write
-from clipjax.data.tar_reader import MAX_MEMBER_BYTES, MAX_MEMBERS
 
-FORMATS = {"tar": ".tar", "arrayrecord": ".array_record"}
-MANIFEST, JOB = "manifest.json", "packing.json"
-MANIFEST_FORMAT = "clipjax.packing/1"
-MAX_TAR_EXAMPLES = MAX_MEMBERS // 4  # picture, .json, .txt and .cls
-# How the formats begin that shards may hold: extension, offset, bytes there.
-_MAGIC = (
-    ("jpg", 0, b"\xff\xd8\xff"),
-    ("png", 0, b"\x89PNG\r\n\x1a\n"),
-    ("webp", 8, b"WEBP"),
-    ("gif", 0, b"GIF8"),
-    ("bmp", 0, b"BM"),
-)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Packing:
-    """How examples are packed.
-
-    Attributes:
-        format: `tar` (webdataset's layout) or `arrayrecord`.
-        shard_size: examples a shard, unusable ones included; of a tar shard, up to 250,000.
-        resize: pixels of the shorter side that larger pictures are brought to; None leaves
-            encoded pictures as they are, byte for byte.
-        quality: of the JPEGs that resized pictures become.
-        max_bad_fraction: of unusable examples in all, before the job fails.
-    """
-
-    format: str = "tar"
-    shard_size: int = 10_000
-    resize: int | None = None
-    quality: int = 95
-    max_bad_fraction: float = 0.01
-
-    def __post_init__(self):
-        if self.format not in FORMATS:
-            raise ValueError(f"format {self.format!r}: allowed are {', '.join(FORMATS)}")
-        largest = MAX_TAR_EXAMPLES if self.format == "tar" else 10**9
-        for name, low, high in (
-            ("shard_size", 1, largest),
-            ("resize", 1, 10**5),
-            ("quality", 1, 100),
-        ):
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise ValueError(f"{name} is {value}: allowed are {low}..{high}")
+LOCK = ".packing.lock"
+_LOOKED_AT = 100  # examples, to find out whether the format can hold them
 
 
 def pack(
@@ -98,14 +60,37 @@ def pack(
         `(shards done, shards in all)` as each is finished.
 
     Raises:
-        ValueError: if the directory is of another job, or in a bucket, or too many examples are
-            unusable.
+        ValueError: if the directory is of another job, in use by another process, damaged, or in
+            a bucket, the format cannot hold the examples, or too many of them are unusable.
     """
     directory = local_path(directory)
     identity = _identity(source, how)
-    if _is_finished(directory, identity) and not _reopen(directory, identity):
-        return
+    if not _is_finished(directory, identity) and not (directory / JOB).exists():
+        # Before the work: whether the format can hold the examples.
+        looked_at = range(min(_LOOKED_AT, len(source)))
+        next(_usable(source, looked_at, collections.Counter(), how), None)
     directory.mkdir(parents=True, exist_ok=True)
+    with lock(directory / LOCK, wait=False) as held:
+        if not held:
+            raise ValueError(
+                f"{directory} is in use: another process packs into it; wait until that has ended"
+            )
+        # Another process may have finished it meanwhile.
+        if not _is_finished(directory, identity) or _reopen(directory, identity):
+            yield from _pack(source, directory, identity, how, workers)
+        (directory / LOCK).unlink()
+
+
+def _pack(
+    source: DataSource,
+    directory: Path,
+    identity: dict[str, Any],
+    how: Packing,
+    workers: int | None,
+) -> Iterator[tuple[int, int]]:
+    for name in ("*.packed", JOB, MANIFEST):  # what a process wrote that was killed
+        for left_over in directory.glob(f".{name}.*"):
+            left_over.unlink()
     _write_json(directory / JOB, identity)
     bounds = range(0, len(source), how.shard_size)
     suffix = FORMATS[how.format]
@@ -128,7 +113,7 @@ def _identity(source: DataSource, how: Packing) -> dict[str, Any]:
     options = dataclasses.asdict(how)
     del options["max_bad_fraction"]  # it decides whether there is a result, not which
     return {
-        "format": MANIFEST_FORMAT,
+        "format": FORMAT,
         "fingerprint": source.fingerprint(),
         "examples": len(source),
         "options": options,
@@ -138,10 +123,10 @@ def _identity(source: DataSource, how: Packing) -> dict[str, Any]:
 
 
 def _is_finished(directory: Path, identity: dict[str, Any]) -> bool:
-    for name in (MANIFEST, JOB):
+    for name, read in ((MANIFEST, read_manifest), (JOB, read_job)):
         path = directory / name
         if path.exists():
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = read(DataPath(str(path)))
             odd = [key for key, value in identity.items() if found.get(key) != value]
             if odd:
                 raise ValueError(
@@ -150,14 +135,15 @@ def _is_finished(directory: Path, identity: dict[str, Any]) -> bool:
                 )
             if name == MANIFEST:
                 return True
-    if directory.exists() and any(directory.iterdir()) and not (directory / JOB).exists():
+    held = [path.name for path in directory.iterdir()] if directory.exists() else []
+    if JOB not in held and not all(name.startswith(".packing.") for name in held):
         raise ValueError(f"{directory} is not empty, and no packing job's; give another directory")
     return False
 
 
 def _reopen(directory: Path, identity: dict[str, Any]) -> bool:
     """Makes a finished job of which shards are lost one that goes on; says whether there are."""
-    shards = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["shards"]
+    shards = read_manifest(DataPath(str(directory / MANIFEST)))["shards"]
     sizes = {path.name: path.stat().st_size for path in directory.iterdir()}
     lost = [shard["name"] for shard in shards if sizes.get(shard["name"]) != shard["bytes"]]
     if lost:
@@ -170,14 +156,15 @@ def _reopen(directory: Path, identity: dict[str, Any]) -> bool:
 
 
 def _finish(directory: Path, paths: list[Path], identity: dict[str, Any], how: Packing) -> None:
-    shards = [json.loads(_note_of(path).read_text(encoding="utf-8")) for path in paths]
+    shards = [read_note(DataPath(str(_note_of(path)))) for path in paths]
     skipped: collections.Counter[str] = collections.Counter()
     for shard in shards:
         skipped.update(shard["skipped"])
-    if skipped.total() > how.max_bad_fraction * identity["examples"]:
-        worst = max(shards, key=lambda shard: sum(shard["skipped"].values()))
+    bad = _bad(skipped)
+    if bad.total() > how.max_bad_fraction * identity["examples"]:
+        worst = max(shards, key=lambda shard: _bad(shard["skipped"]).total())
         raise ValueError(
-            f"{skipped.total()} of {identity['examples']} examples are unusable ({dict(skipped)}), "
+            f"{bad.total()} of {identity['examples']} examples are unusable ({dict(bad)}), "
             f"most of them in what became {worst['name']}; allowed is a fraction of "
             f"{how.max_bad_fraction}. Mend the source, or raise --max_bad_fraction"
         )
@@ -188,6 +175,11 @@ def _finish(directory: Path, paths: list[Path], identity: dict[str, Any], how: P
         path.unlink()
 
 
+def _bad(skipped: Mapping[str, int]) -> collections.Counter[str]:
+    """What is unusable of what was left out: the rest was left out on purpose."""
+    return collections.Counter({k: n for k, n in skipped.items() if not is_filtered(k)})
+
+
 def _note_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.packed")
 
@@ -195,14 +187,14 @@ def _note_of(path: Path) -> Path:
 def _pack_shard(source: DataSource, start: int, path: Path, how: Packing) -> None:
     note = _note_of(path)
     if note.exists() and path.exists():
-        if _is_whole(path, json.loads(note.read_text(encoding="utf-8")), how):
+        if _is_whole(path, how):
             return
         logging.warning("%s is not what was written: it is made anew.", path)
     skipped: collections.Counter[str] = collections.Counter()
     examples = _usable(source, range(start, min(start + how.shard_size, len(source))), skipped, how)
     work = path.with_name(f"{path.name}.tmp")
     if how.format == "tar":
-        count = _write_tar(work, examples)
+        count = write_tar(work, examples)
         sync(work)
         size, digest = work.stat().st_size, file_sha256(stat(DataPath(str(work))))
     else:
@@ -224,113 +216,37 @@ def _pack_shard(source: DataSource, start: int, path: Path, how: Packing) -> Non
     )
 
 
-def _is_whole(path: Path, shard: dict[str, Any], how: Packing) -> bool:
-    if how.format == "arrayrecord" and not path.with_name(f"{path.name}.json").exists():
+def _is_whole(path: Path, how: Packing) -> bool:
+    try:
+        shard = read_note(DataPath(str(_note_of(path))))
+        records = how.format == "arrayrecord"
+        beside = read_record_manifest(DataPath(str(path))) if records else shard
+    except ValueError:  # a note, or a manifest of records, that is gone or damaged
         return False
     file = stat(DataPath(str(path)))
-    return file.size == shard["bytes"] and file_sha256(file) == shard["sha256"]
+    known = (file.size, shard["sha256"]) == (shard["bytes"], beside.get("sha256"))
+    return known and file_sha256(file) == shard["sha256"]
 
 
 def _usable(
     source: DataSource, indices: range, skipped: collections.Counter[str], how: Packing
 ) -> Iterator[Any]:
     """Gives the packed form of every example that can be used; counts the rest."""
-    pack_example = _members if how.format == "tar" else _record
     for index in indices:
         try:
             example = source[index]
             if how.format == "arrayrecord" and isinstance(source, Mix):
                 # Two of its sources may use the same key.
                 example = {**example, "key": f"{example['key']}#{index}"}
-            packed = pack_example(index, example, *encode(example["image"], how))
+            extension, image = encode(example["image"], how)
+            if how.format == "tar":
+                packed = members_of(index, example, extension, image)
+            else:
+                packed = record_of(example, image)
         except SampleError as error:
             skipped[error.reason] += 1
             continue
         yield packed
-
-
-def encode(image: bytes | np.ndarray | Image.Image, how: Packing) -> tuple[str, bytes]:
-    """Encodes a picture for a shard; gives its extension and its bytes.
-
-    Raises:
-        SampleError: if it is of an unknown format, or does not decode.
-    """
-    if isinstance(image, bytes):
-        picture = None if how.resize is None else decode_image(image)
-        if picture is None or min(picture.size) <= how.resize:
-            return _extension_of(image), image
-    else:
-        picture = as_pil(image)
-    file = io.BytesIO()
-    if how.resize is None or min(picture.size) <= how.resize:
-        picture.save(file, "PNG", compress_level=6)  # pixels stay what they are
-        return "png", file.getvalue()
-    factor = how.resize / min(picture.size)
-    size = tuple(max(how.resize, round(side * factor)) for side in picture.size)
-    small = to_rgb(picture).resize(size, Image.Resampling.BICUBIC)
-    small.save(file, "JPEG", quality=how.quality, subsampling="4:2:0")
-    return "jpg", file.getvalue()
-
-
-def _extension_of(data: bytes) -> str:
-    for extension, offset, magic in _MAGIC:
-        if data[offset : offset + len(magic)] == magic:
-            return extension
-    raise SampleError("image_format", f"a picture begins with {data[:8]!r}")
-
-
-def _write_tar(path: Path, examples: Iterator[list[tuple[str, bytes]]]) -> int:
-    count = 0
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
-        for members in examples:
-            for name, content in members:
-                entry = tarfile.TarInfo(name)  # no time, no owner
-                entry.size = len(content)
-                archive.addfile(entry, io.BytesIO(content))
-            count += 1
-    return count
-
-
-def _members(index: int, example: Example, extension: str, image: bytes) -> list[tuple[str, bytes]]:
-    text = example["text"]
-    about: dict[str, Any] = {"key": example["key"]}
-    if not isinstance(text, str):
-        about["captions"] = text if isinstance(text, dict) else list(text)
-    if "label" in example:
-        about["label"] = int(example["label"])
-    members = {extension: image, "json": _json(about)}
-    if isinstance(text, str):
-        members["txt"] = text.encode("utf-8")
-    if "label" in example:
-        members["cls"] = str(int(example["label"])).encode()
-    for suffix, content in members.items():
-        if len(content) > MAX_MEMBER_BYTES:
-            raise SampleError(
-                "too_large",
-                f"its {suffix} has {len(content)} bytes; a tar shard is read with files of up to "
-                f"{MAX_MEMBER_BYTES}",
-                example["key"],
-            )
-    return [(f"{index:09d}.{suffix}", content) for suffix, content in members.items()]
-
-
-def _record(index: int, example: Example, extension: str, image: bytes) -> bytes:
-    text = example["text"]
-    if isinstance(text, dict):
-        raise ValueError(
-            "packed records have no languages: pack this source with --format tar, or choose one "
-            "language in its SPEC"
-        )
-    return pack_record(
-        key=example["key"],
-        text=(text,) if isinstance(text, str) else tuple(text),
-        blobs={"image": image},
-        label=example.get("label"),
-    )
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, sort_keys=True).encode("utf-8")
 
 
 def _write_json(path: Path, value: Any) -> None:

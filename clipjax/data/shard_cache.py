@@ -7,17 +7,16 @@ first stay, and none is fetched in vain.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import logging
 
-from clipjax.data.cache import cache_dir
+from clipjax.data.cache import cache_dir, lock
 from clipjax.data.paths import DataPath
 from clipjax.data.retrying import StorageError
 from clipjax.data.storage import FileReader, StoredFile, read
@@ -94,7 +93,7 @@ class ShardCache:
         if shard.size > self.budget:
             return None
         self.directory.mkdir(parents=True, exist_ok=True)
-        with _lock(self.directory / "lock", wait) as held:
+        with lock(self.directory / "lock", wait=wait) as held:
             if not held:
                 return None
             if found := self.find(shard):
@@ -201,15 +200,3 @@ class HotShards:
         except (OSError, ValueError) as error:  # a full disk, a damaged shard: not cached
             logging.warning("%s is not cached: %s", shard.path, error)
             return None
-
-
-@contextlib.contextmanager
-def _lock(path: Path, wait: bool) -> Iterator[bool]:
-    """Holds a lock between threads and processes; the kernel gives it back if this one dies."""
-    with path.open("w") as file:  # every opening of the file is a holder of its own
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True

@@ -1,13 +1,11 @@
-"""What a dataset holds: sizes, captions, languages, duplicates, and a sheet of random pairs."""
+"""What a dataset holds: sizes, captions, languages, duplicates."""
 
-import base64
+import array
 import collections
 import concurrent.futures
 import hashlib
-import html
-import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,12 +16,12 @@ from clipjax.data.preprocess import as_pil, to_rgb
 from clipjax.data.source import DataSource, SampleError
 
 PERCENTILES = (0, 5, 50, 95, 100)
-_THUMBNAIL = 160  # pixels
 _CHUNK = 64  # examples of one task
+_NAMED = 5  # groups of duplicates, and keys of each
 
 
 class Measured(NamedTuple):
-    """What is kept of one example."""
+    """What is kept of one example; `exact` are 16 bytes of its picture's SHA-256."""
 
     key: str
     width: int
@@ -48,9 +46,18 @@ def measure(
     def work(chunk: np.ndarray) -> list[Measured | SampleError]:
         return [_measure(source, int(index)) for index in chunk]
 
-    chunks = np.array_split(indices, max(1, len(indices) // _CHUNK))
-    with concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        yield from pool.map(work, chunks)
+    workers = workers or os.cpu_count() or 1
+    waiting: collections.deque[concurrent.futures.Future] = collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        try:
+            for start in range(0, len(indices), _CHUNK):
+                waiting.append(pool.submit(work, indices[start : start + _CHUNK]))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _measure(source: DataSource, index: int) -> Measured | SampleError:
@@ -66,7 +73,7 @@ def _measure(source: DataSource, index: int) -> Measured | SampleError:
         height=image.height,
         num_bytes=len(data),
         captions=list(flatten(example["text"])),
-        exact=hashlib.sha256(data).digest(),
+        exact=hashlib.sha256(data).digest()[:16],
         look=difference_hash(image),
     )
 
@@ -88,93 +95,63 @@ def summarise(found: Iterator[list[Measured | SampleError]]) -> dict[str, Any]:
         JSON-able: `examples` and `unusable` by reason; `width`, `height`, `bytes`,
         `captions_per_image`, `words`, `characters`, each at PERCENTILES; `languages`;
         `duplicates`: how many pictures are there twice or more, byte for byte and by look, and
-        the keys of the largest groups.
+        the first keys of the largest groups.
     """
     unusable: collections.Counter[str] = collections.Counter()
     languages: collections.Counter[str] = collections.Counter()
-    rows, words, characters = [], [], []
-    groups: tuple[dict[Any, list[str]], dict[Any, list[str]]] = ({}, {})
+    # Arrays of numbers, as there may be ten million of each.
+    names = ("width", "height", "bytes", "captions_per_image", "words", "characters")
+    columns = {name: array.array("q") for name in names}
+    exact, by_look = _Groups(), _Groups()
     for item in (item for chunk in found for item in chunk):
         if isinstance(item, SampleError):
             unusable[item.reason] += 1
             continue
-        rows.append((item.width, item.height, item.num_bytes, len(item.captions)))
+        sizes = (item.width, item.height, item.num_bytes, len(item.captions))
+        for name, size in zip(names, sizes, strict=False):
+            columns[name].append(size)
         for language, text in item.captions:
             languages[language] += 1
-            words.append(len(text.split()))
-            characters.append(len(text))
-        for group, name in zip(groups, (item.exact, item.look), strict=True):
-            group.setdefault(name, []).append(item.key)
-    columns = np.array(rows).reshape(-1, 4).T
-    names = ("width", "height", "bytes", "captions_per_image")
+            columns["words"].append(len(text.split()))
+            columns["characters"].append(len(text))
+        exact.add(item.exact, item.key)
+        by_look.add(item.look, item.key)
     return {
-        "examples": len(rows),
+        "examples": len(columns["width"]),
         "unusable": dict(sorted(unusable.items())),
-        **{name: _percentiles(column) for name, column in zip(names, columns, strict=True)},
-        "words": _percentiles(words),
-        "characters": _percentiles(characters),
+        **{name: _percentiles(column) for name, column in columns.items()},
         "languages": dict(sorted(languages.items())),
-        "duplicates": {
-            "byte for byte": _duplicates(groups[0]),
-            "by look": _duplicates(groups[1]),
-        },
+        "duplicates": {"byte for byte": exact.told(), "by look": by_look.told()},
     }
 
 
-def _percentiles(values: Any) -> dict[str, float]:
-    if len(values) == 0:
+class _Groups:
+    """Which pictures are the same: of each its first key, of the others their number, too."""
+
+    def __init__(self):
+        self._first: dict[Hashable, str] = {}
+        self._keys: dict[Hashable, list[str]] = {}
+        self._sizes: collections.Counter[Hashable] = collections.Counter()
+
+    def add(self, name: Hashable, key: str) -> None:
+        if name not in self._first:
+            self._first[name] = key
+            return
+        keys = self._keys.setdefault(name, [self._first[name]])
+        if len(keys) < _NAMED:
+            keys.append(key)
+        self._sizes[name] = self._sizes.get(name, 1) + 1
+
+    def told(self) -> dict[str, Any]:
+        return {
+            "groups": len(self._sizes),
+            "superfluous": self._sizes.total() - len(self._sizes),
+            "largest": [self._keys[name] for name, _ in self._sizes.most_common(_NAMED)],
+        }
+
+
+def _percentiles(values: array.array) -> dict[str, float]:
+    if not values:
         return {}
     found = np.percentile(values, PERCENTILES, method="nearest")
     return {f"p{p}": float(value) for p, value in zip(PERCENTILES, found, strict=True)}
-
-
-def _duplicates(groups: Mapping[Any, list[str]]) -> dict[str, Any]:
-    several = sorted((keys for keys in groups.values() if len(keys) > 1), key=len, reverse=True)
-    return {
-        "groups": len(several),
-        "superfluous": sum(len(keys) - 1 for keys in several),
-        "largest": [keys[:5] for keys in several[:5]],
-    }
-
-
-def contact_sheet(source: DataSource, title: str, indices: np.ndarray) -> str:
-    """Writes an HTML page that holds pictures with their captions; one file, no scripts.
-
-    Args:
-        source: of which.
-        title: heading of the page.
-        indices: which examples.
-    """
-    figures = []
-    for index in indices:
-        try:
-            example = source[int(index)]
-            image = to_rgb(as_pil(example["image"]))
-        except SampleError as error:
-            figures.append(f"<figure><p>{html.escape(str(error))}</p></figure>")
-            continue
-        image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=85)
-        picture = base64.b64encode(file.getvalue()).decode()
-        lines = [
-            html.escape(text if language is None else f"{language}: {text}")
-            for language, text in flatten(example["text"], None)
-        ]
-        figures.append(
-            f'<figure><img src="data:image/jpeg;base64,{picture}" alt="">'
-            f"<figcaption>{'<br>'.join(lines)}</figcaption>"
-            f"<small>{html.escape(example['key'])}</small></figure>"
-        )
-    return (
-        f'<!doctype html><html><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1><main>"
-        f"{''.join(figures)}</main></body></html>\n"
-    )
-
-
-_STYLE = (
-    "body{font:14px system-ui,sans-serif;margin:2em}"
-    "main{display:grid;grid-template-columns:repeat(auto-fill,minmax(180px,1fr));gap:1em}"
-    "figure{margin:0}img{max-width:100%}small{color:#888;overflow-wrap:anywhere}"
-)

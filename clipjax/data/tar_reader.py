@@ -9,7 +9,7 @@ BLOCK = 512
 MAX_MEMBERS = 1_000_000
 MAX_MEMBER_BYTES = 64 << 20
 MAX_NAME_BYTES = 255
-_PIECE = 1 << 20  # bytes of a member's content that are held at a time
+PIECE = 1 << 20  # bytes of a member's content that are held at a time
 _ZEROS = bytes(BLOCK)
 _REGULAR, _DIRECTORY = (b"0", b"\0"), b"5"
 _PAX, _GNU_NAME = b"x", b"L"
@@ -125,7 +125,7 @@ class _Archive:
         """Reads over a file and its padding; gives its CRC-32 and, if it is small, its bytes."""
         crc, left, piece = 0, size, b""
         while left > 0:
-            piece = self._read(min(left, _PIECE))
+            piece = self._read(min(left, PIECE))
             if not piece:
                 self._cut(size)
             crc, left = zlib.crc32(piece, crc), left - len(piece)
@@ -136,7 +136,7 @@ class _Archive:
 
     def check_end(self) -> None:
         """What follows the end marker may be zeros only."""
-        while piece := self._read(_PIECE):
+        while piece := self._read(PIECE):
             if piece.strip(b"\0"):
                 raise ValueError(
                     f"{self.where} goes on after its end marker: is it several archives in one?"

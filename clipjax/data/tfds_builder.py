@@ -8,15 +8,16 @@
     ).download_and_prepare(file_format="array_record")
 
 Then `tfds:image_captions/flowers:train?caption_field=captions&data_dir=/data/tfds` is a source.
-Large sets are prepared by Beam, one task a range of examples: `config_of(..., beam=True)`, and a
-runner in `download_config`. Importing this module imports tensorflow_datasets, not TensorFlow.
+`languages` says of every caption which it is in; a source takes them all. Large sets are prepared
+by Beam (`pip install apache-beam`), one task a range of examples: `config_of(..., beam=True)`, and
+a runner in `download_config`. Importing this module imports tensorflow_datasets, not TensorFlow.
 """
 
 import dataclasses
 import functools
 import io
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 from absl import logging
@@ -45,9 +46,13 @@ class Sources(tfds.core.BuilderConfig):
 
 
 class ImageCaptions(tfds.core.GeneratorBasedBuilder):
-    """Pictures with captions, and their keys; pictures stay encoded as they are."""
+    """Pictures with captions, and their keys; pictures stay encoded as they are.
 
-    VERSION = tfds.core.Version("1.0.0")
+    A split of which too much is unusable is a ValueError, and nothing is left of it.
+    """
+
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES: ClassVar = {"1.1.0": "The captions' languages."}
     BUILDER_CONFIG_CLASS = Sources
     pkg_dir_path = None
 
@@ -71,6 +76,7 @@ class ImageCaptions(tfds.core.GeneratorBasedBuilder):
         features = {
             "image": tfds.features.Image(shape=(None, None, None)),
             "captions": tfds.features.Sequence(tfds.features.Text()),
+            "languages": tfds.features.Sequence(tfds.features.Text()),
             "key": tfds.features.Text(),
         }
         return tfds.core.DatasetInfo(
@@ -83,20 +89,29 @@ class ImageCaptions(tfds.core.GeneratorBasedBuilder):
         generate = self._beam if self.builder_config.beam else self._generate_examples
         return {split: generate(spec) for split, spec in self.builder_config.sources.items()}
 
+    def _download_and_prepare(self, dl_manager: Any, download_config: Any) -> None:
+        super()._download_and_prepare(dl_manager, download_config)
+        if download_config.max_examples_per_split is not None:
+            return  # a part only, for a trial
+        # Beam's tasks do not know of one another: what they left out is seen at the end.
+        for split, spec in self.builder_config.sources.items():
+            total = len(make_source(spec))
+            self._check_bad(spec, total - self.info.splits[split].num_examples, total)
+
+    def _check_bad(self, spec: str, bad: int, total: int) -> None:
+        if bad > self.builder_config.max_bad_fraction * total:
+            raise ValueError(
+                f"{bad} of {total} examples of {spec} are unusable (the log names them); allowed "
+                f"is a fraction of {self.builder_config.max_bad_fraction}"
+            )
+
     def _generate_examples(self, spec: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        source = make_source(spec)
-        bad = 0
+        source, bad = make_source(spec), 0
         for index in range(len(source)):
-            for row in _rows(source, index):
-                yield row
-                break
-            else:
-                bad += 1
-                if bad > self.builder_config.max_bad_fraction * len(source):
-                    raise ValueError(
-                        f"{bad} of {len(source)} examples of {spec} are unusable (the log names "
-                        f"them); allowed is a fraction of {self.builder_config.max_bad_fraction}"
-                    )
+            rows = list(_rows(source, index))
+            yield from rows
+            bad += not rows
+            self._check_bad(spec, bad, len(source))
 
     def _beam(self, spec: str) -> Any:
         beam = tfds.core.lazy_imports.apache_beam
@@ -116,7 +131,18 @@ def _rows(source: Any, index: int) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         example = source[index]
         _, image = encode(example["image"], Packing())
-        captions = [text for _, text in flatten(example["text"])]
-        yield index, {"image": io.BytesIO(image), "captions": captions, "key": example["key"]}
+        captions = list(flatten(example["text"], ""))
+        if not captions:
+            raise SampleError("text_empty", "the caption is empty", example["key"])
     except SampleError as error:
         logging.warning("left out: %s", error)
+        return
+    yield (
+        index,
+        {
+            "image": io.BytesIO(image),
+            "captions": [text for _, text in captions],
+            "languages": [language for language, _ in captions],
+            "key": example["key"],
+        },
+    )

@@ -3,6 +3,7 @@
 import collections
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,18 @@ def score_pairs(
             yield keys, totals.astype(np.float32)
 
 
+def new_file(path: str | os.PathLike[str]) -> Path:
+    """Gives the path of a file of scores that is not there yet.
+
+    Raises:
+        ValueError: if it exists or is in a bucket.
+    """
+    path = local_path(path)
+    if path.exists():
+        raise ValueError(f"{path} exists; give another name")
+    return path
+
+
 def write_scores(
     path: str | os.PathLike[str], scored: Iterator[tuple[list[str], np.ndarray]], **about: Any
 ) -> int:
@@ -75,9 +88,7 @@ def write_scores(
     import pyarrow as pa  # slow to import
     import pyarrow.parquet as pq
 
-    path = local_path(path)
-    if path.exists():
-        raise ValueError(f"{path} exists; give another name")
+    path = new_file(path)
     metadata = {str(name): str(value) for name, value in about.items()}
     schema = pa.schema([("key", pa.string()), ("score", pa.float32())], metadata=metadata)
     work = path.with_name(f"{path.name}.tmp{os.getpid()}")

@@ -1,3 +1,4 @@
+import io
 import json
 import re
 import subprocess
@@ -5,15 +6,18 @@ import sys
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from archives import pairs, png, tar
 from buckets import bucket
+from PIL import Image
 
 from clipjax.cli import data as data_cli
-from clipjax.data import make_source
+from clipjax.data import make_source, storage
 from clipjax.data.checking import check, check_examples
 from clipjax.data.packing import Packing, pack
 from clipjax.data.records import pack_record, write_records
+from clipjax.data.retrying import StorageError
 from clipjax.data.source import SampleError
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -107,9 +111,10 @@ def test_damaged_shards_are_named(tmp_path, damage):
         ([*pairs(2), ("../9.png", png(9))], "outside"),
     ],
 )
-def test_shards_without_an_index_are_checked_by_themselves(tmp_path, members, message):
+@pytest.mark.parametrize("decode", [False, True])
+def test_shards_without_an_index_are_checked_by_themselves(tmp_path, members, message, decode):
     path = tar(tmp_path / "a.tar", members)
-    ((where, what),) = findings(f"tar:{path}")
+    ((where, what),) = findings(f"tar:{path}", decode=decode)
     assert where == str(path) and message in what
     assert list(tmp_path.iterdir()) == [path]  # looking changes nothing
 
@@ -145,6 +150,95 @@ def test_classes_are_read_with_their_names(tmp_path):
     assert "1 of 2 examples are unusable [label]: 1 (the class is '7' of 2)" in what
     with pytest.raises(ValueError, match="tar has no option ingore"):
         findings(f"tar:{path}?ingore=npy")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("ignore=5", r"ignore = 5: expected a text or a list of texts"),
+        ("ignore=true", "ignore = True: expected"),
+        ("class_names=3", "class_names = 3: expected a list of texts"),
+        ("class_names=1.5", "class_names = 1.5: expected"),
+    ],
+)
+def test_options_of_another_type(tmp_path, options, message):
+    tar(tmp_path / "a.tar", pairs(2))
+    with pytest.raises(ValueError, match=message):
+        findings(f"tar:{tmp_path}/a.tar?{options}")
+
+
+@pytest.mark.parametrize(
+    ("mix", "message"),
+    [
+        ("[]", "a mix of no sources"),
+        ('[{"spec": 3, "weight": 1}]', "the data source is 3, expected `kind:where"),
+        ('[{"spec": null, "weight": 1}]', "the data source is None"),
+        ('[{"spec": "mix:[]", "weight": 1}]', "holds a mix: name its sources one by one"),
+        ('[{"spec": "tar:a.tar", "weight": 1, "ignore": [1]}]', r"ignore = \[1\]: expected"),
+    ],
+)
+def test_mixes_of_nothing_or_of_the_wrong_things(tmp_path, monkeypatch, mix, message):
+    monkeypatch.chdir(tmp_path)
+    tar(tmp_path / "a.tar", pairs(2))
+    with pytest.raises(ValueError, match=message):
+        findings(f"mix:{mix}")
+    assert findings('mix:[{"spec": "tar:a.tar", "weight": 1}]') == []
+
+
+def test_an_empty_shard_that_nobody_packed_is_a_finding(tmp_path):
+    tar(tmp_path / "a.tar", [])
+    for decode in (False, True):
+        ((_, what),) = findings(f"tar:{tmp_path}/a.tar", decode=decode)
+        assert what == "it is empty: it holds no image-text pair"
+
+
+def test_large_members_are_looked_at_too(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (700, 700, 3), np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(noise).save(out, "PNG", compress_level=0)
+    picture, text = bytearray(out.getvalue()), b"\xff" * (1 << 20) + b"a"
+    whole = tar(tmp_path / "a.tar", [("0.png", bytes(picture)), ("0.txt", b"a")])
+    assert findings(f"tar:{whole}", decode=True) == []
+    picture[700_000] ^= 1
+    tar(tmp_path / "b.tar", [("0.png", bytes(picture)), ("0.txt", b"a"), *pairs(1, 1)])
+    assert findings(f"tar:{tmp_path}/b.tar") == []
+    ((_, what),) = findings(f"tar:{tmp_path}/b.tar", decode=True)
+    assert "1 of 2 examples are unusable [image_undecodable]: 0 " in what
+    tar(tmp_path / "c.tar", [("0.png", png(0)), ("0.txt", text)])
+    ((_, what),) = findings(f"tar:{tmp_path}/c.tar")
+    assert "[text_encoding]" in what
+
+
+@pytest.mark.parametrize("decode", [False, True])
+def test_a_network_that_fails_is_no_damage(monkeypatch, tmp_path, decode):
+    path = tar(tmp_path / "a.tar", pairs(3))
+    with bucket(monkeypatch, {"b/a.tar": path.read_bytes()}):
+
+        def fail(path, offset, size):
+            raise StorageError(f"reading bytes {offset}..{offset + size} of {path} failed 6 times")
+
+        monkeypatch.setattr(storage, "read", fail)
+        with pytest.raises(StorageError, match=r"of memory://b/a\.tar failed 6 times"):
+            findings("tar:memory://b/a.tar", decode=decode)
+
+    class Broken:
+        class_names = None
+
+        def __getitem__(self, index):
+            raise StorageError("it does not answer")
+
+    with pytest.raises(StorageError):
+        check_examples(Broken(), range(2), "x", decode=False)
+
+
+def test_what_a_source_leaves_out_on_purpose_is_no_finding():
+    class Filtered:
+        class_names = None
+
+        def __getitem__(self, index):
+            raise SampleError("filtered_language", "it has no caption in 'de'", "k")
+
+    assert check_examples(Filtered(), range(2), "x", decode=False).findings == []
 
 
 def lose(folder, shards):
@@ -209,10 +303,12 @@ def test_a_damaged_index_is_a_finding(tmp_path):
 
 
 def test_pictures_are_decoded_on_request(tmp_path):
-    path = indexed(tmp_path / "a.tar", [*pairs(3), ("9.png", png(9)[:40]), ("9.txt", b"cut")])
+    path = tar(tmp_path / "a.tar", [*pairs(3), ("9.png", png(9)[:40]), ("9.txt", b"cut")])
     assert findings(f"tar:{path}") == []
     ((where, what),) = findings(f"tar:{path}", decode=True)
     assert where == str(path) and "1 of 4" in what and "image_" in what
+    assert list(tmp_path.iterdir()) == [path]  # looking changes nothing
+    assert findings(f"tar:{path}?ignore=png", decode=True)[0].what.startswith("4 of 4 examples")
 
 
 def test_other_kinds(tmp_path):

@@ -64,6 +64,8 @@ def test_from_a_folder_to_its_best_part(tmp_path, folder, monkeypatch, capsys):
     sheet, table = tmp_path / "look/sheet.html", tmp_path / "look/stats.json"
     assert run("stats", spec, "--sheet", sheet, "--json", table) == 0
     assert sheet.read_text().count("<img") == 12
+    assert run("stats", spec, "--sheet", sheet.with_suffix(".png"), "--limit=3") == 0
+    assert sheet.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert json.loads(table.read_text())["examples"] == 12
     capsys.readouterr()
     assert run("score", spec, "--checkpoint", "any", "--out", tmp_path / "s.parquet") == 0
@@ -84,12 +86,23 @@ def test_from_a_folder_to_its_best_part(tmp_path, folder, monkeypatch, capsys):
         (("score", "mix:[]", "--out=s.parquet"), "one by one"),
         (("score", "synthetic:3?filter=a.parquet:top=1", "--out=s.parquet"), "a filter already"),
         (("stats", "synthetic:3", "--sheet=http://b/s.html"), "http://"),
+        (("stats", "synthetic:3", "--sheet=s.jpg"), r"s\.jpg: a sheet is a file \.html or \.png"),
+        (("stats", "synthetic:3", "--limit=0"), "--limit=0: at least 1"),
+        (("stats", "synthetic:3", "--limit=-3"), "--limit=-3: at least 1"),
+        (("pack", "--from=synthetic:3", "--to=o", "--max_bad_fraction=-1"), "allowed are 0..1"),
+        (("pack", "--from=synthetic:3", "--to=o", "--max_bad_fraction=nan"), "allowed are 0..1"),
+        (("pack", "--from=synthetic:3", "--to=o", "--max_bad_fraction=2"), "allowed are 0..1"),
     ],
 )
-def test_what_cannot_be_written_is_refused_before_the_work(
-    tmp_path, monkeypatch, arguments, message
-):
+def test_what_cannot_be_done_is_refused_before_the_work(tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=message):
         run(*arguments, "--checkpoint=none")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_scores_that_exist_are_seen_before_the_model_is_loaded(tmp_path):
+    out = tmp_path / "s.parquet"
+    out.touch()
+    with pytest.raises(ValueError, match=r"s\.parquet exists; give another name"):
+        run("score", "synthetic:3", "--out", out, "--checkpoint=none")

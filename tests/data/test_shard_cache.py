@@ -1,5 +1,6 @@
 import hashlib
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -240,3 +241,31 @@ def test_packed_records_in_a_bucket(tmp_path, monkeypatch, cache):
         system.pipe_file("/b/x.array_record", files["b/x.array_record"][:-1] + b"x")
         with pytest.raises(ValueError, match="damaged"):
             RecordFile("memory://b/x.array_record")
+
+
+def test_packed_records_that_do_not_fit_together_are_refused(tmp_path, monkeypatch, cache):
+    files, sizes = {}, []
+    for number in range(3):
+        path = tmp_path / f"{number}.array_record"
+        write_records(path, [pack_record(key="k", text=("t",), blobs={"image": b"1"})])
+        files |= {
+            f"b/{p.name}": p.read_bytes() for p in (path, path.with_name(f"{path.name}.json"))
+        }
+        sizes.append(path.stat().st_size)
+    with bucket(monkeypatch, files) as (system, _):
+        # Each fits alone: the third would push out the first, which stays open.
+        monkeypatch.setenv("CLIPJAX_SHARD_CACHE", str(sum(sizes) - 1))
+        with pytest.raises(ValueError, match=r"set CLIPJAX_SHARD_CACHE, now .* to 1GB or more"):
+            make_source("arrayrecord:memory://b/*.array_record")
+        assert not (cache / "shards").exists()
+        monkeypatch.setenv("CLIPJAX_SHARD_CACHE", str(sum(sizes)))
+        source = make_source("arrayrecord:memory://b/*.array_record")
+        system.requests.clear()
+        copy = pickle.loads(pickle.dumps(source))  # for worker processes
+        assert [copy[i] for i in range(3)] == [source[i] for i in range(3)]
+        assert system.requests == []
+        # What another run has pushed out is fetched again.
+        for path in (cache / "shards").glob("*.shard"):
+            path.unlink()
+        assert pickle.loads(pickle.dumps(source))[2] == source[2]
+        assert system.bytes_read(".array_record") == sum(sizes)

@@ -1,10 +1,12 @@
 import io
+import time
 
 import numpy as np
 from PIL import Image
 
+from clipjax.data import statistics
 from clipjax.data.source import SampleError
-from clipjax.data.statistics import contact_sheet, difference_hash, measure, summarise
+from clipjax.data.statistics import difference_hash, measure, summarise
 
 
 def picture(seed, size=(40, 30)):
@@ -65,16 +67,43 @@ def test_the_hash_sees_another_picture_and_no_other_size():
     assert (hashes[0] ^ difference_hash(picture(1))).bit_count() > 10
 
 
-def test_the_sheet_shows_pictures_and_escapes_captions():
-    page = contact_sheet(Pairs(), "a < b", np.array([4, 5]))
-    assert page.count("<img") == 1 and "de: &lt;b&gt;Kater&lt;/b&gt;" in page
-    assert "a &lt; b" in page and "image_format" in page
-    assert "<b>" not in page and "<script" not in page
-
-
 def test_a_source_that_cannot_read_is_counted():
     class Broken(Pairs):
         def __getitem__(self, index):
             raise SampleError("damaged", "cut off")
 
     assert summarise(measure(Broken(), np.arange(6)))["unusable"] == {"damaged": 6}
+
+
+class Same(Pairs):
+    """Many times the same picture; counts how many are read."""
+
+    def __init__(self):
+        self.read = 0
+
+    def __len__(self):
+        return 300
+
+    def __getitem__(self, index):
+        self.read += 1
+        return {"image": self.images[0], "text": "one", "key": f"k{index}"}
+
+
+def test_of_large_groups_the_first_keys_are_named():
+    duplicates = summarise(measure(Same(), np.arange(300), workers=3))["duplicates"]
+    first = ["k0", "k1", "k2", "k3", "k4"]
+    expected = {"groups": 1, "superfluous": 299, "largest": [first]}
+    assert duplicates == {"byte for byte": expected, "by look": expected}
+
+
+def test_reading_runs_ahead_of_counting_by_a_few_tasks(monkeypatch):
+    monkeypatch.setattr(statistics, "_CHUNK", 4)
+    source = Same()
+    chunks = measure(source, np.arange(300), workers=2)
+    seen = len(next(chunks))
+    time.sleep(0.3)  # what was begun has ended by then
+    assert seen <= source.read <= 4 * 6
+    chunks.close()
+    assert source.read <= 4 * 6
+    found = list(measure(source, np.arange(299), workers=2))
+    assert [item.key for chunk in found for item in chunk] == [f"k{i}" for i in range(299)]

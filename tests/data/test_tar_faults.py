@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from archives import pairs, tar_bytes
 
-from clipjax.data import SampleError, make_source, tar_index
-from clipjax.data.checking import check_tar
+from clipjax.data import SampleError, make_source, tar_index, tar_reader
+from clipjax.data.checking_tar import check_tar
 from clipjax.data.paths import data_path
 from clipjax.data.storage import stat
 from clipjax.data.tar_index import TarIndex, make_index
@@ -43,14 +43,14 @@ class Original:
 
 
 def truncated(original, rng):
-    return original.content[: int(rng.integers(original.end + 1024))]
+    return "truncated", original.content[: int(rng.integers(original.end + 1024))]
 
 
 def flipped(original, rng):
     content = bytearray(original.content)
     place = original.headers[int(rng.integers(len(original.headers)))] + int(rng.integers(512))
     content[place] ^= 1 << int(rng.integers(8))
-    return bytes(content)
+    return "flipped", bytes(content)
 
 
 def restructured(original, rng):
@@ -58,8 +58,6 @@ def restructured(original, rng):
     content, blocks = original.content, original.blocks
     i, j = sorted(int(n) for n in rng.choice(len(blocks), 2, replace=False))
     (a, b), (c, d) = blocks[i], blocks[j]
-    strange = tar_bytes([STRANGE[int(rng.integers(len(STRANGE)))]])
-    strange = strange[: -(-len(strange.rstrip(b"\0")) // 512) * 512]
     kinds = (
         lambda: content[:a] + content[b:],  # a member is lost
         lambda: content[:b] + content[a:b] + content[b:],  # or comes twice
@@ -67,7 +65,7 @@ def restructured(original, rng):
         lambda: content[:a] + bytes(1024) + content[a:],  # an end marker in the middle
         lambda: content[:a] + bytes(512) + content[a + 512 :],
         lambda: content[:a] + rng.bytes(512) + content[a + 512 :],
-        lambda: content[:a] + strange + content[a:],
+        lambda: content[:a] + one_of(STRANGE, rng) + content[a:],
         lambda: content[:a] + content[a + int(rng.integers(1, 512)) :],  # the grid is shifted
         lambda: content[:a] + rng.bytes(int(rng.integers(1, 512))) + content[a:],
         lambda: content + content,
@@ -76,7 +74,16 @@ def restructured(original, rng):
         lambda: forged(content, a, 124, b"%011o\0" % int(rng.integers(1 << 33))),
         lambda: forged(content, a, 0, b"%05d.png\0" % int(rng.integers(COUNT))),
     )
-    return kinds[int(rng.integers(len(kinds)))]()
+    kind = int(rng.integers(len(kinds) + 2))
+    if kind >= len(kinds):
+        return "forbidden", content[:a] + one_of(FORBIDDEN, rng) + content[a:]
+    return "restructured", kinds[kind]()
+
+
+def one_of(members, rng):
+    """The blocks of a member, without an end marker."""
+    content = tar_bytes([members[int(rng.integers(len(members)))]])
+    return content[: -(-len(content.rstrip(b"\0")) // 512) * 512]
 
 
 def forged(content, header, place, value):
@@ -88,7 +95,8 @@ def forged(content, header, place, value):
     return content[:header] + bytes(block) + content[header + 512 :]
 
 
-STRANGE = [
+# What nothing but a strict reader sees: links, devices, and names that point outside.
+FORBIDDEN = [
     ("9.png", (tarfile.SYMTYPE, "/etc/passwd")),
     ("9.png", (tarfile.LNKTYPE, "00001.png")),
     ("9.png", (tarfile.CHRTYPE, "")),
@@ -97,6 +105,8 @@ STRANGE = [
     ("/9.png", b"absolute"),
     ("../9.png", b"outside"),
     ("a/../../9.png", b"outside"),
+]
+STRANGE = [
     ("9.v2.png", b"an unknown extension"),
     ("9.png", b"a caption is missing"),
     ("x" * 300 + ".png", b"a long name"),
@@ -149,7 +159,7 @@ def campaign(folder, monkeypatch, truncations, flips, structures):
     for damage, number in ((truncated, truncations), (flipped, flips), (restructured, structures)):
         for turn in range(number):
             original = originals[turn % len(originals)]
-            content = damage(original, rng)
+            kind, content = damage(original, rng)
             original.path.write_bytes(content)
             shard = stat(data_path(str(original.path)))
             start = time.perf_counter()
@@ -158,18 +168,20 @@ def campaign(folder, monkeypatch, truncations, flips, structures):
             slowest = max(slowest, time.perf_counter() - start)
             # Where the archive is another one, `data check` says so.
             found = content == original.content or check_tar(shard).findings
-            counts[damage.__name__, "alone", alone] += 1
-            counts[damage.__name__, "indexed", indexed] += 1
-            counts[damage.__name__, "check", "found" if found else "silent"] += 1
+            counts[kind, "alone", alone] += 1
+            counts[kind, "indexed", indexed] += 1
+            counts[kind, "check", "found" if found else "silent"] += 1
     return counts, slowest
 
 
 def silent(counts):
-    """The outcomes that may not be: damage of which nothing is said."""
+    """The outcomes that may not be: damage of which nothing is said, and forbidden members."""
     return {
-        key: number
-        for key, number in counts.items()
-        if "silent" in key[2] or (key[2] == "other records" and key[0] != "restructured")
+        (kind, how, outcome): number
+        for (kind, how, outcome), number in counts.items()
+        if "silent" in outcome
+        or (outcome == "other records" and kind != "restructured")
+        or (kind == "forbidden" and how == "alone" and outcome != "refused")
     }
 
 
@@ -178,7 +190,8 @@ def test_few_damaged_archives(tmp_path, monkeypatch):
     assert silent(counts) == {} and slowest < LIMIT_S
     assert counts["truncated", "alone", "refused"] == 60
     assert counts["flipped", "alone", "refused"] >= 55
-    assert counts["restructured", "alone", "refused"] >= 60
+    assert counts["restructured", "alone", "refused"] >= 50
+    assert counts["forbidden", "alone", "refused"] >= 8
 
 
 @pytest.mark.nightly
@@ -187,6 +200,7 @@ def test_ten_thousand_damaged_archives(tmp_path, monkeypatch):
     assert silent(counts) == {} and slowest < LIMIT_S
     assert counts["truncated", "alone", "refused"] == 4000
     assert counts["flipped", "alone", "refused"] >= 3900
+    assert counts["forbidden", "alone", "refused"] >= 200
 
 
 def test_a_lenient_reader_is_caught(tmp_path, monkeypatch):
@@ -203,5 +217,26 @@ def test_a_lenient_reader_is_caught(tmp_path, monkeypatch):
             raise ValueError(f"{where}: {error}") from error
 
     monkeypatch.setattr(tar_index, "read_members", lenient)
-    counts, _ = campaign(tmp_path, monkeypatch, 30, 30, 0)
-    assert sum(silent(counts).values()) > 20
+    counts, _ = campaign(tmp_path, monkeypatch, 30, 30, 60)
+    found = collections.Counter()
+    for (kind, _, _), number in silent(counts).items():
+        found[kind] += number
+    assert found["truncated"] + found["flipped"] > 20 and found["forbidden"] >= 4
+
+
+ALL_TYPES = tuple(bytes([number]) for number in range(256))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        ("_REGULAR", ALL_TYPES),
+        ("_checked_name", lambda raw, where, start: raw.decode("utf-8", "replace")),
+    ],
+    ids=["types", "names"],
+)
+def test_a_reader_that_lets_forbidden_members_pass_is_caught(tmp_path, monkeypatch, fault):
+    """Negative control: all but one of the checks."""
+    monkeypatch.setattr(tar_reader, *fault)
+    counts, _ = campaign(tmp_path, monkeypatch, 0, 0, 60)
+    assert sum(n for (kind, *_), n in silent(counts).items() if kind == "forbidden") > 0

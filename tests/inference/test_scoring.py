@@ -1,13 +1,24 @@
 import collections
 import io
 
+import jax
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from absl import flags
+from absl.testing import flagsaver
+from flax import linen as nn
 from PIL import Image
 
+from clipjax.checkpoint import CheckpointManager, make_contract
+from clipjax.cli import data as data_cli
 from clipjax.data.sources import make_source
-from clipjax.inference import scoring
+from clipjax.inference import Encoder, scoring
 from clipjax.inference.scoring import score_pairs, write_scores
+from clipjax.models import build_model, resolve_spec
+from clipjax.tokenizers import make_tokenizer
+from clipjax.train_state import TrainState
+from configs.smoke import get_config
 
 
 class ByBrightness:
@@ -99,3 +110,51 @@ def test_a_job_that_fails_leaves_no_file(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write_scores(tmp_path / "scores.parquet", broken())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A checkpoint of the smoke run's model as it was initialised."""
+    spec = resolve_spec(get_config().model.to_dict())
+    tokenizer = make_tokenizer(spec["tokenizer"], context_length=spec["text"]["context_length"])
+    images, tokens = np.zeros((1, 32, 32, 3), np.float32), np.zeros((1, 16), np.int32)
+    params = nn.unbox(jax.jit(build_model(spec).init)(jax.random.key(0), images, tokens))["params"]
+    metadata = {
+        "config": {},
+        "contract": make_contract(spec, tokenizer.contract()),
+        "dataset_fingerprint": "",
+        "global_batch_size": 8,
+        "seed": 0,
+    }
+    zero = np.zeros((), np.int32)
+    state = TrainState(
+        step=zero + 1,
+        params=params,
+        opt_state={},
+        model_state={},
+        ema_params=None,
+        skipped=zero,
+        skipped_in_a_row=zero,
+    )
+    workdir = tmp_path_factory.mktemp("run")
+    manager = CheckpointManager(workdir / "checkpoints", metadata=metadata)
+    manager.save(1, jax.device_put(state), block=True)
+    manager.close()
+    return workdir
+
+
+def test_the_command_scores_by_a_checkpoint(checkpoint, tmp_path, capsys):
+    source, out = make_source("synthetic:20?side=32"), tmp_path / "scores.parquet"
+    command = ["clipjax data", "score", "synthetic:20?side=32", "--checkpoint", str(checkpoint)]
+    with flagsaver.flagsaver():
+        assert data_cli.main(flags.FLAGS([*command, "--out", str(out)])) == 0
+    assert f"{out}: 20 scores" in capsys.readouterr().out
+    found = pq.read_table(out)
+    assert found["key"].to_pylist() == [source[i]["key"] for i in range(20)]
+    encoder = Encoder.from_checkpoint(checkpoint)
+    images = encoder.encode_image([source[i]["image"] for i in range(20)])
+    texts = encoder.encode_text([source[i]["text"] for i in range(20)])
+    np.testing.assert_allclose(found["score"], (images * texts).sum(1), atol=1e-6)
+    assert np.ptp(found["score"]) > 1e-3  # not all the same
+    best = make_source(f"synthetic:20?side=32&filter={out}:top=0.2")
+    assert len(best) == 4

@@ -1,4 +1,5 @@
 import random
+import re
 
 import pytest
 
@@ -51,7 +52,9 @@ def test_temperature_makes_rare_languages_frequent(temperature, german):
     ("captions", "options", "message"),
     [
         (CAPTIONS, {"vocab_size": 100}, "259 pieces"),
-        (CAPTIONS, {"vocab_size": 50_000}, "no vocabulary of 50000 pieces"),
+        (CAPTIONS, {"vocab_size": 50_000}, r"of 50000 pieces .*: lower vocab_size to at most \d+$"),
+        (CAPTIONS, {"vocab_size": 262}, r"characters alone need \d+; raise vocab_size"),
+        (CAPTIONS, {"vocab_size": 300, "temperature": float("nan")}, "temperature is nan"),
         (CAPTIONS, {"vocab_size": 300, "model_type": "word"}, "allowed are unigram, bpe"),
         (CAPTIONS, {"vocab_size": 300, "temperature": 0.5}, "at least 1"),
         ({"en": []}, {"vocab_size": 300}, "no captions"),
@@ -61,6 +64,21 @@ def test_what_cannot_be_trained_is_said(tmp_path, captions, options, message):
     with pytest.raises(ValueError, match=message):
         train_sentencepiece(captions, tmp_path / "own.model", **options)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("model_type", ["unigram", "bpe"])
+@pytest.mark.parametrize("wrong", [262, 50_000])
+def test_the_size_that_is_named_is_the_last_that_can_be_had(tmp_path, model_type, wrong):
+    def train(size):
+        out = tmp_path / f"{size}.model"
+        return train_sentencepiece(CAPTIONS, out, vocab_size=size, model_type=model_type)
+
+    with pytest.raises(ValueError) as told:
+        train(wrong)
+    limit = int(re.search(r"(?:at most|alone need) (\d+)", str(told.value))[1])
+    train(limit)
+    with pytest.raises(ValueError, match="no vocabulary of"):
+        train(limit - 1 if wrong == 262 else limit + 1)
 
 
 def test_nothing_is_overwritten(tmp_path):

@@ -73,7 +73,7 @@ def make_source(spec: str | Mapping[str, Any], *, path: str = "data.source") -> 
     for key in ("where", "split", "name"):
         if key in options:
             raise ValueError(f"{path}.{key} is part of the spec: `kind:where[:split]`")
-    _check_values(SOURCES[kind], options, path)
+    check_values(SOURCES[kind], options, path)
     source = build({"name": kind, **options}, SOURCES, path=path, **place)
     if rule is not None:
         source = ScoreFilter(source, rule)
@@ -93,7 +93,7 @@ _VALUES = {
 }
 
 
-def _check_values(constructor: Callable, options: Mapping[str, Any], path: str) -> None:
+def check_values(constructor: Callable, options: Mapping[str, Any], path: str) -> None:
     """Compares options with the constructor's annotations; ValueError if one does not fit."""
     for name, parameter in inspect.signature(constructor).parameters.items():
         annotation = parameter.annotation
@@ -115,4 +115,4 @@ def _fits(value: Any, kind: Any) -> bool:
     return isinstance(value, int | float) if kind is float else isinstance(value, kind)
 
 
-__all__ = ["SOURCES", "make_source"]
+__all__ = ["SOURCES", "check_values", "make_source"]

@@ -1,0 +1,27 @@
+"""`clipjax tokenizer train` refuses what cannot be done before it reads a caption."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--out=gs://bucket/x.model",), "gs://bucket/x.model is in a bucket"),
+        (("--out=there.model",), "there.model exists"),
+        (("--out=x.model", "--model_type=word"), "allowed are unigram, bpe"),
+        (("--out=x.model", "--vocab_size=-5"), "vocab_size is -5"),
+        (("--out=x.model", "--temperature=nan"), "temperature is nan"),
+    ],
+)
+def test_arguments_are_checked_first(tmp_path, flags, message):
+    (tmp_path / "there.model").touch()
+    # There is no such dataset: it would be the error, were it opened.
+    command = [sys.executable, "-m", "clipjax", "tokenizer", "train", "--input=folder:none"]
+    done = subprocess.run(
+        [*command, *flags], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["there.model"]
