@@ -3,8 +3,10 @@
     python benchmarks/input.py --part decode     images a second and core
     python benchmarks/input.py --part loader     tar shards to device batches, two workers
     python benchmarks/input.py --part workers    the same by worker threads and by processes
+    python benchmarks/input.py --part copy       what decoding into the batch itself could save
+    python benchmarks/input.py --part jitter     colour jitter on the host and on a device
 
-Peers and photographs live in an environment of their own:
+Peers and photographs live in an environment of their own, which the last two do not need:
 
     pip install -e '.[fast]' open_clip_torch torch torchvision tensorflow-cpu webdataset
     pip install scikit-image scikit-learn
@@ -15,6 +17,7 @@ The photographs are four that scikit-image and scikit-learn bring, encoded anew.
 import argparse
 import functools
 import io
+import itertools
 import json
 import os
 import subprocess
@@ -37,7 +40,7 @@ SHARDS, IMAGES_PER_SHARD, BATCH, WORKERS = 4, 512, 128, 2
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--part", choices=["decode", "loader", "workers"], required=True)
+    parser.add_argument("--part", choices=list(TABLES), required=True)
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
@@ -46,10 +49,10 @@ def main() -> None:
         return
     print(f"- {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f} at the start")
     packages = ["numpy", "pillow", "simplejpeg", "opencv-python-headless", "jax"]
-    if options.part != "workers":
+    if options.part in ("decode", "loader"):
         packages += ["torch", "torchvision", "open_clip_torch", "tensorflow_cpu", "webdataset"]
     print("- " + ", ".join(f"{name} {version(name)}" for name in packages))
-    {"decode": decode_tables, "loader": loader_table, "workers": workers_table}[options.part]()
+    TABLES[options.part]()
 
 
 def photographs() -> list[Image.Image]:
@@ -351,6 +354,113 @@ def workers_table() -> None:
                 f"{everything} |"
             )
     print(f"\nLoad average {os.getloadavg()[0]:.1f} at the end.")
+
+
+# --- copies, colour jitter ------------------------------------------------------------------------
+
+
+def waves(size: tuple[int, int]) -> bytes:
+    """A JPEG of a photograph's spectrum and number of bytes, where no photographs are at hand."""
+    width, height = size
+    fall = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width))
+    fall[0, 0] = 1
+    noise = np.fft.fft2(np.random.default_rng(SEED).normal(size=(3, height, width)))
+    pixels = np.moveaxis(np.real(np.fft.ifft2(noise / fall**1.35)), 0, -1)
+    pixels = np.clip(pixels / pixels.std() * 40 + 128, 0, 255).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=SIZES[size])
+    return file.getvalue()
+
+
+def cpu_microseconds(runs: dict[str, Any], repeats: int) -> dict[str, float]:
+    """CPU time of all threads a call, best of interleaved runs after a warm-up."""
+    best = dict.fromkeys(runs, float("inf"))
+    for number in range(REPEATS + 1):
+        for name, run in runs.items():
+            begin = time.process_time()
+            for _ in range(repeats):
+                run()
+            spent = (time.process_time() - begin) / repeats * 1e6
+            best[name] = min(best[name], spent) if number else best[name]
+    return best
+
+
+def copy_table() -> None:
+    print(
+        f"- decode + random-resized-crop {SCALE} to {TARGET}, and its copy into a batch of {BATCH};"
+    )
+    print(f"  CPU time of all threads, best of {REPEATS} interleaved runs after a warm-up")
+    print("\n| JPEG, decoder | us an image | us a copy | the copy's share |\n|---|---|---|---|")
+    batch = np.zeros((BATCH, TARGET, TARGET, 3), np.uint8)
+    for size in SIZES:
+        data = waves(size)
+        for decode in ("reference", "fast"):
+            crop, rng = clipjax_crop(decode), np.random.default_rng(SEED)
+            crops = [crop(data, rng) for _ in range(16)]
+            slots, numbers = itertools.cycle(range(BATCH)), itertools.cycle(range(16))
+
+            def whole(crop=crop, data=data, rng=rng, slots=slots):
+                np.copyto(batch[next(slots)], crop(data, rng))
+
+            def copy(crops=crops, slots=slots, numbers=numbers):
+                np.copyto(batch[next(slots)], crops[next(numbers)])
+
+            spent = cpu_microseconds({"whole": whole}, 100) | cpu_microseconds({"copy": copy}, 2000)
+            print(
+                f"| {size[0]} x {size[1]}, {decode} | {spent['whole']:.0f} | {spent['copy']:.1f} | "
+                f"{spent['copy'] / spent['whole']:.1%} |"
+            )
+    print(f"\nLoad average {os.getloadavg()[0]:.1f} at the end.")
+
+
+def jitter_table() -> None:
+    import jax
+    import jax.numpy as jnp
+
+    from clipjax.data.transforms import ColorJitter
+    from clipjax.layers.color_jitter import ColorJitter as DeviceColorJitter
+    from clipjax.models.images import normalise_images
+
+    platform = jax.devices()[0].platform
+    print(f"- colour jitter of {BATCH} images of {TARGET} pixels on the host, and by XLA on")
+    print(f"  {platform}, draws included: to uint8 as on the host, and with the normalising that")
+    print("  follows it in a step, to float32; decode + crop of 500 x 375 beside it;")
+    print(f"  CPU time of all threads, best of {REPEATS} interleaved runs after a warm-up")
+    jitter, rng = ColorJitter(), np.random.default_rng(SEED)
+    images = rng.integers(0, 256, (BATCH, TARGET, TARGET, 3), np.uint8)
+    key, ids, half = jax.random.key(SEED), jnp.arange(BATCH), (0.5, 0.5, 0.5)
+    data, crops = waves((500, 375)), {d: clipjax_crop(d) for d in ("reference", "fast")}
+
+    def normalise(images):
+        return normalise_images(images, half, half, jnp.float32)
+
+    # To uint8: of float32 the memory of the result would cost more than the jitter.
+    jittered = jax.jit(lambda *args: DeviceColorJitter()(*args).astype(jnp.uint8))
+    normalised = jax.jit(normalise)
+    both = jax.jit(lambda *args: normalise(DeviceColorJitter()(*args)))
+    runs = {
+        "colour jitter, host": lambda: [
+            jitter({"image": image, "text": "", "key": ""}, rng) for image in images
+        ],
+        "colour jitter, XLA": lambda: jittered(images, key, ids).block_until_ready(),
+        "normalise, XLA": lambda: normalised(images).block_until_ready(),
+        "colour jitter and normalise, XLA": lambda: both(images, key, ids).block_until_ready(),
+        "decode and crop, reference": lambda: [crops["reference"](data, rng) for _ in images],
+        "decode and crop, fast": lambda: [crops["fast"](data, rng) for _ in images],
+    }
+    print("\n| | us an image |\n|---|---|")
+    for name, spent in cpu_microseconds(runs, 1).items():
+        print(f"| {name} | {spent / BATCH:.0f} |")
+    print(f"\nLoad average {os.getloadavg()[0]:.1f} at the end.")
+
+
+TABLES = {
+    "decode": decode_tables,
+    "loader": loader_table,
+    "workers": workers_table,
+    "copy": copy_table,
+    "jitter": jitter_table,
+}
 
 
 if __name__ == "__main__":

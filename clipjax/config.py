@@ -46,6 +46,9 @@ def default_config() -> ConfigDict:
     config.data = ConfigDict()
     config.data.source = ""  # kind:where[:split]; see docs/data.md
     config.data.transforms = ()  # of dicts with a name of clipjax.data.transforms.TRANSFORMS
+    # None; or a dict of fields of `color_jitter`, which the devices then do instead of the workers,
+    # on images of one size as they enter the model; {} takes the defaults.
+    config.data.device_color_jitter = config_dict.placeholder(object)
     config.data.num_workers = 2  # a host, that decode and augment
     config.data.workers = "threads"  # threads | processes
     config.data.token_cache_bytes = 256 << 20  # a host, of ids of captions met before; 0 = none

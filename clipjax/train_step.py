@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from clipjax.grad_cache import value_and_grad
+from clipjax.layers.color_jitter import ColorJitter
 from clipjax.models.clip import CLIP, CLIPOutput
 from clipjax.models.images import normalise_images
 from clipjax.train_state import TrainState
@@ -31,6 +32,7 @@ def make_train_step(
     ema_decay: float | None = None,
     frozen: Callable[[str], bool] = lambda name: False,
     num_micro_batches: int = 1,
+    color_jitter: ColorJitter | None = None,
 ) -> StepFn:
     """Makes the step; jit it with pinned `out_shardings` and a donated state.
 
@@ -46,6 +48,7 @@ def make_train_step(
         ema_decay: of the parameters' moving average; None where the state keeps none.
         frozen: parameters by name that take no gradient.
         num_micro_batches: above 1, gradient caching.
+        color_jitter: of the images, before they are normalised; None leaves them as they are.
 
     Returns:
         step(state, {"image": u8[b, H, W, 3], "text": i32[b, L]}) -> (state, metrics), metrics being
@@ -62,7 +65,10 @@ def make_train_step(
             params = map_with_names(
                 lambda name, p: jax.lax.stop_gradient(p) if frozen(name) else p, params
             )
-            images = normalise_images(micro["image"], image_mean, image_std, model.dtype)
+            images = micro["image"]
+            if color_jitter is not None:
+                images = color_jitter(images, key, micro["example_ids"])
+            images = normalise_images(images, image_mean, image_std, model.dtype)
             return model.apply(
                 {"params": params, **state.model_state},
                 images,

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from clipjax import partitioning
 from clipjax.config import default_config
+from clipjax.evals import make_encode_fns
 from clipjax.experiment import build_program
 from clipjax.losses import make_loss
 from clipjax.plan.compiling import compile_step
@@ -242,6 +243,122 @@ def test_gradients_of_micro_batches_equal_those_of_the_batch():
         _, g_wrong = value_and_grad(by_place, head, params, batch, num_micro=8)
     kernel = "image_projection"
     assert not np.allclose(g_wrong[kernel]["kernel"], g_one[kernel]["kernel"], rtol=1e-3, atol=1e-6)
+
+
+def jittered_config(fields=None, **changes):
+    """Colour jitter on the device, and nothing else that draws."""
+    config = tiny_config(**changes)
+    config.data.device_color_jitter = {} if fields is None else fields
+    config.model.image.dropout = config.model.text.dropout = 0.0
+    config.model.image.patch_dropout = 0.0
+    config.model.image.depth = config.model.text.depth = 1
+    config.scan_layers = False  # what compiles fastest
+    return config
+
+
+@pytest.fixture
+def quick_compilation():
+    """Compiling is most of these tests' time, and what it optimises runs once or twice."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def plain_program():
+    config = jittered_config()
+    config.data.device_color_jitter = None
+    return build(config)
+
+
+@pytest.fixture(scope="module")
+def jittered_program():
+    return build(jittered_config())
+
+
+def rolled(step):
+    """The same pairs in other rows of the batch, so that they have other ids."""
+    return {name: np.roll(rows, 3, 0) for name, rows in make_batch(step).items()}
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_colour_jitter_draws_by_example_and_step(plain_program, jittered_program):
+    _, plain = run(plain_program, 2)
+    _, jittered = run(jittered_program, 2)
+    assert np.abs(np.subtract(jittered, plain)).max() > 1e-3
+    # Without jitter the loss does not know the order of the pairs; with it their ids are others.
+    _, plain_rolled = run(plain_program, 1, rolled)
+    _, jittered_rolled = run(jittered_program, 1, rolled)
+    np.testing.assert_allclose(plain_rolled, plain[:1], rtol=1e-5)
+    assert abs(jittered_rolled[0] - jittered[0]) > 1e-4
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_colour_jitter_of_no_strength_is_none(plain_program):
+    nothing = {"hue": 0, "saturation": (1, 1), "gain": 0, "channel_gain": 0, "offset": 0}
+    plain_state, plain = run(plain_program, 2)
+    state, losses = run(build(jittered_config(nothing)), 2)
+    np.testing.assert_allclose(losses, plain, rtol=1e-6)
+    for a, b in zip(*(jax.tree.leaves(s.params) for s in (plain_state, state)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.parametrize(
+    ("num_devices", "changes"),
+    [(1, {"micro_batch_size": 2}), (8, {"mesh.data": 8})],
+    ids=["8 micro-batches", "8 devices"],
+)
+def test_colour_jitter_does_not_know_where_an_example_lands(jittered_program, num_devices, changes):
+    whole, expected = run(jittered_program, 2)
+    parts, losses = run(build(jittered_config(**changes), num_devices), 2)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    moments = (jax.device_get(optax.tree.get(s.opt_state, "mu")) for s in (whole, parts))
+    for a, b in zip(*map(jax.tree.leaves, moments), strict=True):
+        assert np.abs(a - b).max() <= 1e-4 * max(np.abs(a).max(), 1e-6)
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_evaluations_do_not_jitter(plain_program, jittered_program):
+    images, params = make_batch()["image"], plain_program.create_state(0).params
+    found = []
+    for program in (plain_program, jittered_program):
+        encode = make_encode_fns(program.model, program.spec["preprocess"])
+        found.append(jax.jit(encode.image)(params, images))
+    np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"hew": 3}, ["device_color_jitter.hew", "hue, saturation", "Did you mean 'hue'"]),
+        ({"name": "color_jitter"}, ["device_color_jitter.name", "hue, saturation"]),
+        ({"hue": -1}, ["device_color_jitter", "hue is -1", "0..1000000"]),
+        ({"saturation": (2, 1)}, ["device_color_jitter", "saturation", "a <= b"]),
+        (12.0, ["device_color_jitter = 12.0", "a dict", "channel_gain"]),
+    ],
+)
+def test_fields_of_colour_jitter_are_checked(fields, words):
+    with pytest.raises(ValueError) as error:
+        build(jittered_config(fields))
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["color_jitter", "clipjax.data.transforms:ColorJitter"])
+def test_colours_are_not_jittered_twice(name):
+    config = jittered_config()
+    config.data.transforms = ({"name": "random_flip"}, {"name": name})
+    words = r"config\.data\.transforms\[1\].*config\.data\.device_color_jitter.*twice"
+    with pytest.raises(ValueError, match=words):
+        build(config)
+
+
+def test_colour_jitter_of_patches_is_refused():
+    config = jittered_config()
+    config.model.preprocess.resize = "patches"
+    with pytest.raises(ValueError, match=r"config\.data\.device_color_jitter.*on the host"):
+        build(config)
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted():

@@ -3,7 +3,7 @@
 import bisect
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -14,8 +14,10 @@ from ml_collections import ConfigDict
 
 from clipjax import partitioning
 from clipjax.checkpoint import read_manifest, resolve_checkpoint, spec_in
-from clipjax.config import merge, to_plain, validate
+from clipjax.config import hint, merge, to_plain, validate
+from clipjax.data.transforms import ColorJitter as HostColorJitter
 from clipjax.experiment.stages import StageSpec, batch_shapes, stage_models, stage_specs
+from clipjax.layers.color_jitter import ColorJitter
 from clipjax.losses import LOSSES, make_loss
 from clipjax.models import MODELS, resolve_spec
 from clipjax.models.clip import CLIP
@@ -132,6 +134,7 @@ def build_program(config: ConfigDict, devices: Sequence[jax.Device] | None = Non
         raise ValueError(
             f"config.loss.name = {config.loss.name!r}: allowed are {', '.join(sorted(LOSSES))}"
         )
+    color_jitter = _color_jitter(config, spec)
     key = jax.eval_shape(lambda: jax.random.key(0))  # a shape: no device is touched up to the mesh
     boxed = jax.eval_shape(lambda key: init_variables(model, key, batch), key)
     params = nn.unbox(boxed)["params"]
@@ -170,6 +173,7 @@ def build_program(config: ConfigDict, devices: Sequence[jax.Device] | None = Non
         ema_decay=config.optimizer.ema_decay,
         frozen=matcher(frozen_patterns, names, path="config.optimizer.freeze"),
         num_micro_batches=_num_micro_batches(config, mesh),
+        color_jitter=color_jitter,
     )
     return Program(
         model=model,
@@ -216,6 +220,46 @@ def _stages(
             Stage(until_step=stage.until_step, sizes=stage.sizes, step=step, abstract_batch=batch)
         )
     return tuple(stages)
+
+
+def _color_jitter(config: ConfigDict, spec: Mapping[str, Any]) -> ColorJitter | None:
+    """Builds config.data.device_color_jitter, with the ranges of the transform on the host."""
+    path = "config.data.device_color_jitter"
+    fields = to_plain(config.data.device_color_jitter)
+    if fields is None:
+        return None
+    accepted = [field.name for field in dataclasses.fields(ColorJitter)]
+    if not isinstance(fields, Mapping):
+        raise ValueError(
+            f"{path} = {fields!r}: expected None, or a dict with some of {', '.join(accepted)}"
+        )
+    for key in fields:
+        if key not in accepted:
+            raise ValueError(
+                f"{path}.{key} is unknown; its fields are {', '.join(accepted)}"
+                f"{hint(key, accepted)}"
+            )
+    for number, transform in enumerate(to_plain(config.data.transforms)):
+        name = str(transform.get("name")) if isinstance(transform, Mapping) else ""
+        if name == "color_jitter" or name.endswith(":ColorJitter"):
+            raise ValueError(
+                f"config.data.transforms[{number}] is {name!r} and {path} is set: colours would be "
+                "jittered twice; leave one of them out"
+            )
+    if spec["preprocess"]["resize"] == "patches":
+        raise ValueError(
+            f"{path} is set and config.model.preprocess.resize = 'patches': the devices jitter "
+            "images of one size; set it to None and use the transform 'color_jitter' of "
+            "config.data.transforms, which works on the host"
+        )
+    try:
+        values = dataclasses.asdict(HostColorJitter(**fields))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    low, high = values.pop("saturation")
+    return ColorJitter(
+        saturation=(float(low), float(high)), **{name: float(v) for name, v in values.items()}
+    )
 
 
 def _num_micro_batches(config: ConfigDict, mesh: Mesh) -> int:

@@ -1,4 +1,4 @@
-"""Pixels on the device: from uint8 to what a tower takes."""
+"""Pixels on the device: from 0..255 to what a tower takes."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ def normalise_images(
     """`(images / 255 - mean) / std`, computed in float32.
 
     Args:
-        images: [batch, height, width, 3] uint8, or Patches of uint8.
+        images: [batch, height, width, 3] of 0..255, uint8 or floats, or Patches of such.
         mean: of the three channels, in [0, 1].
         std: of the three channels.
         dtype: of the result.

@@ -1,0 +1,102 @@
+"""Colour jitter of a batch on the device, the same as the host's transform of that name."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from clipjax.array_types import Array, Float, Int, Num
+from clipjax.layers.dropout import uniform_per_example
+
+# Folded into the step's key, so that these draws are not those of a module of the model.
+_OWN_DRAWS = 0x636F6C6F
+
+
+@dataclasses.dataclass(frozen=True)
+class ColorJitter:
+    """Hue, saturation, gain and offset, as one 3 x 3 matrix and one offset an example.
+
+    The draws are keyed by (step key, example id): the micro-batch, device or host that an example
+    lands on makes no difference.
+
+    Args:
+        hue: largest turn either way, in degrees.
+        saturation: factor of the distance from grey.
+        gain: largest relative gain of all channels, either way.
+        channel_gain: largest relative gain of each channel, either way.
+        offset: largest offset of each channel either way, in 0..255.
+    """
+
+    hue: float = 12.0
+    saturation: tuple[float, float] = (0.6, 1.4)
+    gain: float = 0.15
+    channel_gain: float = 0.08
+    offset: float = 15.0
+
+    def __call__(
+        self,
+        images: Num[Array, "batch height width 3"],
+        key: jax.Array,
+        example_ids: Int[Array, " batch"],
+    ) -> Float[Array, "batch height width 3"]:
+        """Changes the colours of images of 0..255; the result is float32 and not rounded.
+
+        Args:
+            images: uint8, or floats.
+            key: of the step, the same for the whole batch.
+            example_ids: what tells the examples of a batch apart.
+        """
+        return change_colors(images, *self.draw(key, example_ids))
+
+    def draw(
+        self, key: jax.Array, example_ids: Int[Array, " batch"]
+    ) -> tuple[Float[Array, "batch 3 3"], Float[Array, "batch 3"]]:
+        """Draws the matrix and the offset of each example."""
+        draws = uniform_per_example(jax.random.fold_in(key, _OWN_DRAWS), example_ids, (9,))
+        either_way = 2 * draws - 1
+        low, high = self.saturation
+        gain = 1 + self.gain * either_way[:, 2:3]
+        matrices = color_matrices(
+            angle=jnp.deg2rad(self.hue * either_way[:, 0]),
+            saturation=low + (high - low) * draws[:, 1],
+            gains=gain * (1 + self.channel_gain * either_way[:, 3:6]),
+        )
+        return matrices, self.offset * either_way[:, 6:9]
+
+
+def color_matrices(
+    angle: Float[Array, " batch"],
+    saturation: Float[Array, " batch"],
+    gains: Float[Array, "batch 3"],
+) -> Float[Array, "batch 3 3"]:
+    """Turns about the grey axis, scales the distance from it, then scales the channels.
+
+    With I the identity, G the projection on the grey axis and K the cross product with it, the turn
+    is `cos I + (1 - cos) G + sin K` (Rodrigues) and the saturation `s I + (1 - s) G`. Since GG = G
+    and GK = 0, their product is the sum below: no matrix product, which a TPU would round.
+
+    Args:
+        angle: of the turn, in radians.
+        saturation: factor s of the distance from grey.
+        gains: of the channels.
+    """
+    root = 3**-0.5
+    cross = jnp.array([[0, -root, root], [root, 0, -root], [-root, root, 0]], jnp.float32)
+    along = (saturation * jnp.cos(angle))[:, None, None]
+    across = (saturation * jnp.sin(angle))[:, None, None]
+    matrices = along * jnp.eye(3) + (1 - along) / 3 + across * cross
+    return gains[:, :, None] * matrices
+
+
+def change_colors(
+    images: Num[Array, "batch height width 3"],
+    matrices: Float[Array, "batch 3 3"],
+    offsets: Float[Array, "batch 3"],
+) -> Float[Array, "batch height width 3"]:
+    """`matrix @ pixel + offset` in float32, clipped to [0, 255]."""
+    values = images.astype(jnp.float32)
+    # As products and sums, which XLA fuses: twenty times quicker on a CPU than an einsum.
+    out = offsets[:, None, None]
+    for channel in range(3):
+        out = out + values[..., channel, None] * matrices[:, None, None, :, channel]
+    return jnp.clip(out, 0, 255)

@@ -1,0 +1,111 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clipjax.data.transforms import ColorJitter as HostColorJitter
+from clipjax.layers.color_jitter import ColorJitter, change_colors, color_matrices
+
+KEY = jax.random.key(3)
+NOTHING = ColorJitter(hue=0.0, saturation=(1.0, 1.0), gain=0.0, channel_gain=0.0, offset=0.0)
+STRONG = ColorJitter(hue=170.0, saturation=(0.0, 3.0), gain=0.6, channel_gain=0.3, offset=60.0)
+
+
+def pictures(number, side=24):
+    return np.random.default_rng(0).integers(0, 256, (number, side, side, 3), np.uint8)
+
+
+class Recorded:
+    """A generator of the host's that keeps what it drew."""
+
+    def __init__(self, seed):
+        self.rng, self.drawn = np.random.default_rng(seed), []
+
+    def uniform(self, *args):
+        self.drawn.append(self.rng.uniform(*args))
+        return self.drawn[-1]
+
+
+@pytest.mark.parametrize("jitter", [ColorJitter(), STRONG], ids=["default", "strong"])
+def test_the_host_makes_the_same_pixels_of_the_same_draws(jitter):
+    images = pictures(16)
+    host, draws = HostColorJitter(**dataclasses.asdict(jitter)), []
+    wanted = []
+    for seed, image in enumerate(images):
+        rng = Recorded(seed)
+        wanted.append(host({"image": image, "text": "", "key": ""}, rng)["image"])
+        draws.append(rng.drawn)
+    angle, saturation, gain, channel_gains, offsets = (
+        jnp.asarray(column, jnp.float32) for column in zip(*draws, strict=True)
+    )
+    gains = (1 + gain)[:, None] * (1 + channel_gains)
+    images = jnp.asarray(images)
+    angle = jnp.deg2rad(angle)
+    found = change_colors(images, color_matrices(angle, saturation, gains), offsets)
+    assert found.dtype == jnp.float32
+    # The host cuts off what is behind the point; the device does not round at all.
+    difference = np.asarray(found, np.float64) - np.stack(wanted)
+    assert difference.min() > -1e-2 and difference.max() < 1 + 1e-2
+    assert 0.2 < difference.mean() < 0.5 + 1e-2
+    # Negative control: a turn the other way is another picture.
+    other = change_colors(images, color_matrices(-angle, saturation, gains), offsets)
+    assert np.abs(other - np.stack(wanted)).mean() > 2
+
+
+def test_fields_and_defaults_are_the_hosts():
+    assert dataclasses.asdict(ColorJitter()) == dataclasses.asdict(HostColorJitter())
+
+
+def test_draws_fill_the_ranges_of_the_host():
+    number = 4000
+    jitter = ColorJitter()
+    matrices, offsets = map(np.asarray, jitter.draw(KEY, jnp.arange(number)))
+    # Grey stays grey but for the gains, so these are the rows' sums; without them a matrix is
+    # saturation x turn + what it leaves on the grey axis.
+    gains = matrices.sum(2)
+    turned = matrices / gains[:, :, None] - 1 / 3
+    cosine = np.trace(turned, axis1=1, axis2=2) / 2
+    sine = (turned[:, 1, 0] - turned[:, 0, 1]) * 3**0.5 / 2
+    angle, saturation = np.rad2deg(np.arctan2(sine, cosine)), np.hypot(sine, cosine)
+
+    def check_uniform(values, low, high):
+        width = high - low
+        assert low - 1e-4 * width <= values.min() < low + 0.01 * width
+        assert high - 0.01 * width < values.max() <= high + 1e-4 * width
+        assert abs(values.mean() - (low + high) / 2) < 5 * width / (12 * values.size) ** 0.5
+
+    check_uniform(angle, -12, 12)
+    check_uniform(saturation, 0.6, 1.4)
+    check_uniform(offsets, -15, 15)
+    assert 0.85 * 0.92 <= gains.min() < 0.81 and 1.22 < gains.max() <= 1.15 * 1.08
+    numbers = np.stack([angle, saturation, *gains.T, *offsets.T])
+    correlation = np.abs(np.corrcoef(numbers) - np.eye(8))
+    correlation[2:5, 2:5] = 0  # the channels share a gain
+    assert correlation.max() < 5 / number**0.5
+
+
+def test_strength_zero_changes_no_bit():
+    images = jnp.asarray(pictures(4))
+    np.testing.assert_array_equal(NOTHING(images, KEY, jnp.arange(4)), images)
+
+
+def test_colours_follow_the_examples_and_the_key():
+    images, ids = jnp.asarray(pictures(6)), jnp.arange(6)
+    order = jnp.array([4, 2, 0, 5, 1, 3])
+    jitter = jax.jit(ColorJitter())
+    out = jitter(images, KEY, ids)
+    np.testing.assert_array_equal(jitter(images[order], KEY, ids[order]), out[order])
+    # Negative control: other ids or another key are other colours, and no two draws are one.
+    assert np.abs(jitter(images, KEY, ids + 6) - out).mean((1, 2, 3)).min() > 1
+    assert np.abs(jitter(images, jax.random.key(4), ids) - out).mean((1, 2, 3)).min() > 1
+    _, offsets = ColorJitter().draw(KEY, ids)
+    assert len(np.unique(offsets)) == offsets.size
+
+
+def test_floats_are_taken_and_the_result_is_clipped():
+    images, ids = jnp.asarray(pictures(8)), jnp.arange(8)
+    out = STRONG(images, KEY, ids)
+    assert out.min() == 0 and out.max() == 255
+    np.testing.assert_array_equal(STRONG(images.astype(jnp.float32), KEY, ids), out)
