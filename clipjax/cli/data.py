@@ -54,16 +54,21 @@ def check(spec: str) -> int:
     from clipjax.data.checking import check as check_dataset
 
     examples = parts = 0
-    damaged = set()
+    damaged, left_out = set(), Counter()
     results = check_dataset(spec, decode=_DECODE.value, workers=_WORKERS.value)
     with tqdm(unit="part", disable=None) as bar:
-        for (count, findings), bar.total in results:
+        for checked, bar.total in results:
             bar.update()
-            parts, examples = parts + 1, examples + count
-            for where, what in findings:
+            parts, examples = parts + 1, examples + checked.examples
+            left_out.update(checked.left_out)
+            for where, what in checked.findings:
                 damaged.add(where)
                 tqdm.write(f"{where}: {what}", file=sys.stdout)
-    print(f"checked {parts} parts with {examples} examples; damaged: {len(damaged) or 'none'}")
+    left = ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items()))
+    print(
+        f"checked {parts} parts with {examples} examples; "
+        f"{f'left out on purpose: {left}; ' if left else ''}damaged: {len(damaged) or 'none'}"
+    )
     return 1 if damaged else 0
 
 
@@ -76,7 +81,7 @@ def index(spec: str) -> int:
     kind, _, where = split_options(spec)[0].partition(":")
     if kind != "tar":
         raise ValueError(f"{spec} has no index: only tar shards have, tar:DIR/*.tar")
-    shards = find_files(where)
+    shards = find_files(where, suffix=".tar")
     with concurrent.futures.ThreadPoolExecutor(_WORKERS.value) as pool:
         made = sum(
             tqdm(pool.map(index_beside, shards), total=len(shards), unit="shard", disable=None)
@@ -124,13 +129,15 @@ def stats(spec: str) -> int:
     from clipjax.data.paths import data_path
     from clipjax.data.sources import make_source
     from clipjax.data.statistics import measure, summarise
-    from clipjax.data.storage import write
+    from clipjax.data.storage import check_writable, write
 
     if _LIMIT.value is not None and _LIMIT.value < 1:
         raise ValueError(f"--limit={_LIMIT.value}: at least 1; without it, all examples")
     table, sheet = (data_path(to) if to else None for to in (_JSON.value, _SHEET.value))
     if sheet and sheet.suffix not in SUFFIXES:
         raise ValueError(f"--sheet={_SHEET.value}: a sheet is a file {' or '.join(SUFFIXES)}")
+    for to in filter(None, (table, sheet)):
+        check_writable(to)  # before the work
     source = make_source(spec)
     order = np.random.default_rng(0).permutation(len(source))[: _LIMIT.value]
     chunks = measure(source, np.sort(order), workers=_WORKERS.value)
@@ -156,8 +163,10 @@ def stats(spec: str) -> int:
 
 def score(spec: str) -> int:
     """Scores all pairs of a dataset."""
+    from clipjax.data.paths import data_path
     from clipjax.data.source import split_options
     from clipjax.data.sources import make_source
+    from clipjax.data.storage import check_writable
     from clipjax.inference import Encoder
     from clipjax.inference.scoring import new_file, score_pairs, write_scores
 
@@ -170,6 +179,7 @@ def score(spec: str) -> int:
     if "filter" in options:
         raise ValueError(f"{spec} has a filter already, and takes one: score all of the data")
     new_file(_OUT.value)  # before the model is loaded
+    check_writable(data_path(_OUT.value))
     source = make_source(spec)
     encoder = Encoder.from_checkpoint(_CHECKPOINT.value)
     unusable: Counter[str] = Counter()

@@ -51,7 +51,9 @@ class BadCount:
                 raise TooManyBadExamples(
                     f"{self._bad.total()} of the last {self._seen} examples are unusable, allowed "
                     f"are {self._allowed:g} of {self._window} (data.max_bad_fraction). In all: "
-                    f"{reasons}. {worst(self._bad)}Among them: {listed(list(self.last))}"
+                    f"{reasons}. {worst(self._bad)}`clipjax data pack` leaves them out once and "
+                    "for all; or raise data.max_bad_fraction. Among them: "
+                    f"{listed(list(self.last))}"
                 )
 
     def state(self) -> dict[str, Any]:

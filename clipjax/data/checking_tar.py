@@ -1,13 +1,21 @@
 """Reading a tar shard to find what is damaged in it."""
 
 import collections
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Sequence
 
-from clipjax.data.findings import Checked, check_text, checked_file, message_of, told
+from clipjax.data.findings import (
+    Checked,
+    check_text,
+    checked_file,
+    counted_left_out,
+    message_of,
+    told,
+)
 from clipjax.data.packed_folder import PackedFolder
 from clipjax.data.preprocess import decode_image
 from clipjax.data.retrying import StorageError
 from clipjax.data.source import SampleError
+from clipjax.data.sources.fields import text_of
 from clipjax.data.sources.tar import text_and_label, wanted_parts
 from clipjax.data.storage import StoredFile, read
 from clipjax.data.tar_index import (
@@ -26,6 +34,7 @@ def check_tar(
     *,
     ignore: str | Sequence[str] = (),
     class_names: Sequence[str] | None = None,
+    language: str | None = None,
     decode: bool = False,
     packed: PackedFolder | None = None,
 ) -> Checked:
@@ -35,6 +44,7 @@ def check_tar(
         shard: the file.
         ignore: extensions that are not used, as of the source.
         class_names: of the source.
+        language: of the source.
         decode: whether pictures are decoded, too.
         packed: the folder that it was packed to.
     """
@@ -45,7 +55,10 @@ def check_tar(
         is_image = extension in ("image", *IMAGE_EXTENSIONS)
         try:
             if extension in TEXT_EXTENSIONS:
-                check_text(text_and_label({extension: content}, key, class_names), key)
+                found = text_and_label({extension: content}, key, class_names)
+                check_text(found, key)
+                if language is not None and extension != "cls":
+                    text_of(found["text"], key, language)
             elif decode and is_image:
                 decode_image(content)
         except SampleError as error:
@@ -64,6 +77,8 @@ def check_tar(
             parts = wanted_parts(record, record.key, ignored, class_names)
             if parts["image"].size == 0:
                 raise SampleError("image_empty", "the image has 0 bytes")
+            if language is not None and parts.keys().isdisjoint(("txt", "json")):
+                text_of(class_names and class_names[0], record.key, language)
             for name, part in parts.items():
                 if part.size > PIECE and (decode or name != "image"):  # `look` was not shown it
                     look(record.key, name, read(shard.path, part.offset, part.size))
@@ -71,19 +86,25 @@ def check_tar(
                     raise faults[record.key, name]
         except SampleError as error:
             unusable[error.reason].append(f"{record.key} ({error.message})")
-    return checked_file(len(fresh), where, problems + told(unusable, len(fresh)))
+    problems += told(unusable, len(fresh))
+    return checked_file(len(fresh), where, problems, counted_left_out(unusable))
 
 
 def _compare(
-    shard: StoredFile, fresh: TarIndex, ignored: Container[str], packed: PackedFolder | None
+    shard: StoredFile, fresh: TarIndex, ignored: Collection[str], packed: PackedFolder | None
 ) -> list[str]:
     """Says how a shard differs from its manifest and index, and what it holds besides."""
     problems = list(packed.compare(shard, fresh.shard["sha256"])) if packed else []
     if not len(fresh) and not (packed and packed.is_empty(shard)):
         problems.append("it is empty: it holds no image-text pair")
-    for extension, count in fresh.header["extensions"].items():
-        if extension not in (*IMAGE_EXTENSIONS, *TEXT_EXTENSIONS) and extension not in ignored:
-            problems.append(f"{count} members have the unknown extension {extension!r}")
+    known = {*IMAGE_EXTENSIONS, *TEXT_EXTENSIONS, *ignored}
+    counts = {name: n for name, n in fresh.header["extensions"].items() if name not in known}
+    problems += [f"{n} members have the unknown extension {name!r}" for name, n in counts.items()]
+    if counts:
+        problems[-1] += (
+            ": a key ends at the first dot; what is not needed is declared: "
+            f"?ignore={','.join(counts)}"
+        )
     try:
         index = find_index(shard)
         if index is not None and index.content() != fresh.content():

@@ -1,8 +1,10 @@
 """What is found to be wrong with a dataset, and how it is told."""
 
+import collections
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from clipjax.data.bad_examples import is_filtered
 from clipjax.data.captions import flatten
 from clipjax.data.source import SampleError
 
@@ -15,10 +17,14 @@ class Finding(NamedTuple):
 
 
 class Checked(NamedTuple):
-    """What one task looked at: a file, or a range of examples."""
+    """What one task looked at: a file, or a range of examples.
+
+    `left_out` counts by reason the examples that are left out on purpose.
+    """
 
     examples: int
     findings: list[Finding]
+    left_out: Mapping[str, int] = {}
 
 
 def told(unusable: Mapping[str, list[str]], total: int) -> list[str]:
@@ -27,7 +33,14 @@ def told(unusable: Mapping[str, list[str]], total: int) -> list[str]:
         f"{len(keys)} of {total} examples are unusable [{reason}]: {keys[0]}"
         + (f" and {len(keys) - 1} more" if len(keys) > 1 else "")
         for reason, keys in sorted(unusable.items())
+        if not is_filtered(reason)
     ]
+
+
+def counted_left_out(unusable: Mapping[str, list[str]]) -> collections.Counter[str]:
+    """Counts what is left out on purpose, by reason."""
+    reasons = filter(is_filtered, unusable)
+    return collections.Counter({reason: len(unusable[reason]) for reason in reasons})
 
 
 def check_text(example: Mapping[str, Any], key: str) -> None:
@@ -36,9 +49,12 @@ def check_text(example: Mapping[str, Any], key: str) -> None:
         raise SampleError("text_empty", "the caption is empty", key)
 
 
-def checked_file(examples: int, where: str, problems: Sequence[str]) -> Checked:
+def checked_file(
+    examples: int, where: str, problems: Sequence[str], left_out: Mapping[str, int] | None = None
+) -> Checked:
     """Makes one finding of all that is wrong with a file."""
-    return Checked(examples, [Finding(where, "; ".join(problems))] if problems else [])
+    findings = [Finding(where, "; ".join(problems))] if problems else []
+    return Checked(examples, findings, left_out or {})
 
 
 def message_of(where: str, error: Exception) -> str:

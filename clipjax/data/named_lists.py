@@ -37,13 +37,14 @@ def _read_strings(path: Path, what: str) -> dict[str, str]:
     return found
 
 
-def load_strings(name_or_path: str, table: dict, what: str) -> dict[str, str]:
+def load_strings(name_or_path: str, table: dict, what: str, *, hint: str = "") -> dict[str, str]:
     """Loads the strings of a name or a file.
 
     Args:
         name_or_path: a key of `table`, a text file, or a JSON file with a list of strings.
         table: name -> the strings themselves, or the name of a file in prompts/.
         what: the strings are, in plural, for messages.
+        hint: how else they may be given, which ends the message of a name that is not known.
 
     Returns:
         Place (file and line, or entry) -> string, in order.
@@ -59,7 +60,7 @@ def load_strings(name_or_path: str, table: dict, what: str) -> dict[str, str]:
     if not path.is_file():
         raise ValueError(
             f"{what} {name_or_path!r} are neither a known name nor a file; known names: "
-            f"{', '.join(sorted(table))}; a file holds one a line, or a JSON list"
+            f"{', '.join(sorted(table))}; a file holds one a line, or a JSON list{hint}"
         )
     return _read_strings(path, what)
 
@@ -70,4 +71,5 @@ def load_class_names(name_or_path: str) -> tuple[str, ...]:
     Raises:
         ValueError: no such name or file, or an empty list.
     """
-    return tuple(load_strings(name_or_path, CLASS_NAMES, "class names").values())
+    hint = f"; a single class is written `{name_or_path},` in a SPEC"
+    return tuple(load_strings(name_or_path, CLASS_NAMES, "class names", hint=hint).values())

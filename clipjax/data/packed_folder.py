@@ -1,7 +1,7 @@
 """What `clipjax data pack` writes beside its shards, and what it says of them."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from clipjax.data.paths import DataPath
@@ -73,6 +73,18 @@ def _check(path: DataPath, found: Any, fields: Mapping[str, type], remedy: str) 
             good = all(isinstance(count, int) for count in value.values())
         if not good:
             raise ValueError(f"{path} is damaged, its {name!r} is {value!r:.40}: {remedy}")
+
+
+def packed_class_names(files: Sequence[StoredFile]) -> tuple[str, ...] | None:
+    """Gives the names of the classes that shards were packed with, if all of them agree."""
+    found = set()
+    for folder in {file.path.parent for file in files}:
+        try:
+            names = read_manifest(folder / MANIFEST).get("class_names")
+        except (FileNotFoundError, ValueError):  # of no packed folder
+            return None
+        found.add(None if names is None else tuple(names))
+    return found.pop() if len(found) == 1 else None
 
 
 class PackedFolder(NamedTuple):

@@ -8,7 +8,7 @@ import re
 
 # memory:// lives in the process and serves tests.
 SCHEMES = ("gs", "s3", "memory", "file")
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{},]*,[^{}]*))\}")
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -64,7 +64,7 @@ class DataPath:
         root = self.url.rstrip("/") + "/"
         if not self._normal(path.url).startswith(self._normal(root)):
             raise ValueError(
-                f"{name!r} points outside {self}: set data.source.root to a folder that holds "
+                f"{name!r} points outside {self}: give ?root=DIR in the SPEC, a folder that holds "
                 "every file that is named"
             )
         return path
@@ -96,7 +96,9 @@ def data_path(where: str) -> DataPath:
     if not found:
         return DataPath(os.path.expanduser(where))
     if scheme not in SCHEMES:
-        raise ValueError(f"{where} has the scheme {scheme}://; allowed are {', '.join(SCHEMES)}")
+        web = scheme in ("http", "https")
+        remedy = ": download it first, pictures e.g. with img2dataset" if web else ""
+        raise ValueError(f"{where} has the scheme {scheme}://; allowed are gs, s3 and file{remedy}")
     if scheme == "file":
         if not rest.startswith("/"):
             raise ValueError(f"{where} names a host: a local path is written file:///data/x")
@@ -109,19 +111,24 @@ def data_path(where: str) -> DataPath:
 def expand_braces(pattern: str) -> list[str]:
     """Counts out the braces of a pattern: `x-{08..10}` gives `x-08`, `x-09`, `x-10`.
 
+    `x-{08,10}` gives `x-08` and `x-10`; braces in braces are not read.
+
     Raises:
         ValueError: if one counts down.
     """
-    parts = _RANGE.split(pattern)
-    ranges = []
-    for first, last in zip(parts[1::3], parts[2::3], strict=True):
+    parts = _BRACES.split(pattern)
+    choices = []
+    for first, last, listed in zip(parts[1::4], parts[2::4], parts[3::4], strict=True):
+        if listed is not None:
+            choices.append(listed.split(","))
+            continue
         if int(last) < int(first):
             raise ValueError(f"{pattern} counts down from {first} to {last}")
-        ranges.append([f"{i:0{len(first)}d}" for i in range(int(first), int(last) + 1)])
-    texts = parts[0::3]
+        choices.append([f"{i:0{len(first)}d}" for i in range(int(first), int(last) + 1)])
+    texts = parts[0::4]
     return [
-        "".join(itertools.chain(*zip(texts, (*numbers, ""), strict=True)))
-        for numbers in itertools.product(*ranges)
+        "".join(itertools.chain(*zip(texts, (*chosen, ""), strict=True)))
+        for chosen in itertools.product(*choices)
     ]
 
 

@@ -200,7 +200,7 @@ def image_column(schema: pa.Schema, given: str | None, where: str) -> str:
     if not (is_bytes or is_path or {"bytes", "path"} & inside):
         raise ValueError(
             f"{where} has {kind} in {name!r}; a picture is bytes, a path, or a struct with bytes "
-            "and path: set data.source.image_field"
+            "and path: give ?image_field=NAME in the SPEC"
         )
     return name
 

@@ -128,23 +128,25 @@ def _refuse_dangling(link: os.DirEntry[str]) -> None:
         ) from error
 
 
-def find_files(pattern: str) -> list[StoredFile]:
+def find_files(pattern: str, *, suffix: str = "") -> list[StoredFile]:
     """Finds the files that a pattern names: braces are counted out, wildcards are looked up.
 
     Args:
         pattern: e.g. `DIR/{00000..00331}.tar` or `gs://bucket/DIR/*.tar`; wildcards stand in the
             last part.
+        suffix: that files of the kind have, e.g. `.tar`; one of another name has to be named.
 
     Raises:
-        ValueError: if a named file does not exist, a wildcard finds none, or a file is found
-            twice, as `x-10.tar` by `x-{1..10}*.tar`: its examples would count double.
+        ValueError: if a named file does not exist or is a folder, a wildcard finds none, or finds
+            other files beside those of the suffix, or a file is found twice, as `x-10.tar` by
+            `x-{1..10}*.tar`: its examples would count double.
     """
     files: list[StoredFile] = []
     missing = []
     listings: dict[DataPath, dict[str, StoredFile]] = {}
     for name in expand_braces(pattern):
         path = data_path(name)
-        wild = any(c in path.name for c in "*?[")
+        wild = _is_wild(path.name)
         if path.is_local and not wild:
             found = [stat(path)] if os.path.isfile(path.url) else []
         else:  # in a bucket, too: a request a file would be slow
@@ -157,8 +159,14 @@ def find_files(pattern: str) -> list[StoredFile]:
             missing.append(str(path))
         files += found
     if missing:
+        if is_folder(data_path(missing[0])):
+            raise ValueError(
+                f"{missing[0]} is a folder: write {missing[0].rstrip('/')}/*{suffix}, or name one "
+                "of its files"
+            )
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise ValueError(f"there is no file {', '.join(missing[:3])}{more}")
+    _refuse_others(pattern, files, suffix)
     counts = collections.Counter(file.path for file in files)
     twice = [path for path, count in counts.items() if count > 1]
     if twice:
@@ -168,6 +176,20 @@ def find_files(pattern: str) -> list[StoredFile]:
             f"{twice[0].suffix}"
         )
     return files
+
+
+def _is_wild(name: str) -> bool:
+    return any(c in name for c in "*?[")
+
+
+def _refuse_others(pattern: str, files: list[StoredFile], suffix: str) -> None:
+    """Refuses what a wildcard finds beside the files that are meant, such as their statistics."""
+    others = [file.path for file in files if not file.path.name.endswith(suffix)]
+    if _is_wild(pattern) and 0 < len(others) < len(files):
+        raise ValueError(
+            f"{pattern} finds {len(others)} files that are no {suffix}, e.g. {others[0]}: write "
+            f"{others[0].parent}/*{suffix}"
+        )
 
 
 def read(path: DataPath, offset: int, size: int) -> bytes:
@@ -210,6 +232,17 @@ def _read_local(path: DataPath, offset: int, size: int) -> bytes:
         os.close(descriptor)
 
 
+def told_wrong_path(where: object, error: OSError) -> str:
+    """Says what is wrong with a path that cannot be read, see `is_wrong_path`."""
+    if isinstance(error, PermissionError):
+        return f"{where} may not be read: its owner has to allow it, by chmod +r"
+    if isinstance(error, IsADirectoryError):
+        return f"there is no file {where} to read: it is a folder, name a file of it"
+    if isinstance(error, FileNotFoundError):
+        return f"there is no file {where}"
+    return f"there is no file {where} to read: {error.strerror or error}"
+
+
 def read_all(path: DataPath) -> bytes:
     """Reads a whole file."""
     return read(path, 0, stat(path).size)
@@ -238,6 +271,28 @@ def write(path: DataPath, content: bytes) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def check_writable(path: DataPath) -> None:
+    """Makes the folder of a local file and tries to write there, before the work is done.
+
+    Raises:
+        ValueError: if it cannot be written to, or the file is a folder.
+    """
+    if not path.is_local:
+        return
+    folder = Path(path.url).parent
+    if os.path.isdir(path.url):
+        raise ValueError(f"{path} is a folder: name the file to write")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be written, {folder} does not allow it ({error.strerror}): give a "
+            "path in a folder that you may write to"
+        ) from error
 
 
 def local_path(where: str | os.PathLike[str]) -> Path:

@@ -8,14 +8,16 @@
     ).download_and_prepare(file_format="array_record")
 
 Then `tfds:image_captions/flowers:train?caption_field=captions&data_dir=/data/tfds` is a source.
-`languages` says of every caption which it is in; a source takes them all. Large sets are prepared
-by Beam (`pip install apache-beam`), one task a range of examples: `config_of(..., beam=True)`, and
-a runner in `download_config`. Importing this module imports tensorflow_datasets, not TensorFlow.
+`languages` says of every caption which it is in, and the source gives a map of them. Large sets are
+prepared by Beam (`pip install apache-beam`), one task a range of examples: `config_of(...,
+beam=True)`, and a runner in `download_config`. Importing this module imports tensorflow_datasets,
+not TensorFlow.
 """
 
 import dataclasses
 import functools
 import io
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -27,6 +29,7 @@ from clipjax.data.packing import Packing, encode
 from clipjax.data.source import SampleError
 from clipjax.data.sources import make_source
 
+_SOURCES = "sources.json"  # beside the prepared files: the fingerprint of what each split is
 RANGE = 1000  # examples of one Beam task
 
 
@@ -89,6 +92,25 @@ class ImageCaptions(tfds.core.GeneratorBasedBuilder):
         generate = self._beam if self.builder_config.beam else self._generate_examples
         return {split: generate(spec) for split, spec in self.builder_config.sources.items()}
 
+    def download_and_prepare(self, **options: Any) -> None:
+        """Prepares the dataset; what is prepared already has to be of the same data.
+
+        Raises:
+            ValueError: it is of other data, or too many examples are unusable.
+        """
+        sources = self.builder_config.sources.items()
+        wanted = {split: make_source(spec).fingerprint() for split, spec in sources}
+        written = self.data_path / _SOURCES
+        if self.data_path.exists():  # where TFDS itself would do nothing, and not say so
+            if not written.exists() or json.loads(written.read_text()) != wanted:
+                raise ValueError(
+                    f"{self.data_path} holds other data, or what was not finished: give another "
+                    "name or data_dir, or delete it"
+                )
+            return
+        super().download_and_prepare(**options)
+        written.write_text(json.dumps(wanted))
+
     def _download_and_prepare(self, dl_manager: Any, download_config: Any) -> None:
         super()._download_and_prepare(dl_manager, download_config)
         if download_config.max_examples_per_split is not None:
@@ -102,7 +124,8 @@ class ImageCaptions(tfds.core.GeneratorBasedBuilder):
         if bad > self.builder_config.max_bad_fraction * total:
             raise ValueError(
                 f"{bad} of {total} examples of {spec} are unusable (the log names them); allowed "
-                f"is a fraction of {self.builder_config.max_bad_fraction}"
+                f"is a fraction of {self.builder_config.max_bad_fraction}: give "
+                "config_of(..., max_bad_fraction=0.9)"
             )
 
     def _generate_examples(self, spec: str) -> Iterator[tuple[int, dict[str, Any]]]:

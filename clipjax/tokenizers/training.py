@@ -84,7 +84,9 @@ def check_training(
     if not temperature >= 1:  # nan is not, either
         raise ValueError(f"temperature is {temperature}: at least 1, which leaves all as it is")
     if vocab_size <= 259:
-        raise ValueError(f"vocab_size is {vocab_size}: 259 pieces are bytes and special ones")
+        raise ValueError(
+            f"vocab_size is {vocab_size}: at least 260, as 259 pieces are bytes and special ones"
+        )
     path = Path(out)
     if path.exists():
         raise ValueError(f"{out} exists; a checkpoint may need it: give another name")

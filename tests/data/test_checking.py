@@ -7,13 +7,15 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from archives import pairs, png, tar
 from buckets import bucket
 from PIL import Image
 
 from clipjax.cli import data as data_cli
-from clipjax.data import make_source, storage
+from clipjax.data import checking, make_source, storage
 from clipjax.data.checking import check, check_examples
 from clipjax.data.packing import Packing, pack
 from clipjax.data.records import pack_record, write_records
@@ -103,7 +105,14 @@ def test_damaged_shards_are_named(tmp_path, damage):
         ([*pairs(2), ("9.txt", b"alone")], "1 of 3 examples are unusable [missing_image]: 9 "),
         ([*pairs(2), ("00001.txt", b"again")], "key '00001' twice"),
         ([*pairs(2), ("00001.jpg", b"again")], "key '00001' twice"),
-        ([*pairs(2), ("00001.npy", b"1")], "1 members have the unknown extension 'npy'"),
+        (
+            [*pairs(2), ("00001.npy", b"1")],
+            "1 members have the unknown extension 'npy': a key ends",
+        ),
+        (
+            [*pairs(2), ("a.b.jpg", b"1")],
+            "first dot; what is not needed is declared: ?ignore=b.jpg",
+        ),
         ([*pairs(2), ("9.png", (tarfile.SYMTYPE, "/etc/passwd"))], "type"),
         ([*pairs(2), ("9.png", (tarfile.LNKTYPE, "00001.png"))], "type"),
         ([*pairs(2), ("9.png", (tarfile.CHRTYPE, ""))], "type"),
@@ -238,7 +247,83 @@ def test_what_a_source_leaves_out_on_purpose_is_no_finding():
         def __getitem__(self, index):
             raise SampleError("filtered_language", "it has no caption in 'de'", "k")
 
-    assert check_examples(Filtered(), range(2), "x", decode=False).findings == []
+    checked = check_examples(Filtered(), range(2), "x", decode=False)
+    assert checked.findings == [] and checked.left_out == {"filtered_language": 2}
+
+
+def rows_of(path, texts):
+    (path.parent / "1.png").write_bytes(png(1))
+    rows = [{"image": "1.png", "text": text} for text in texts]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def test_data_that_is_all_left_out_is_a_finding(tmp_path, monkeypatch):
+    monkeypatch.setattr(checking, "CHUNK", 2)
+    one = rows_of(tmp_path / "a.jsonl", [{"en": "a"}] * 3 + [{"de": "b"}])
+    other = rows_of(tmp_path / "b.jsonl", [{"de": "b"}] * 4)
+    done = [checked for checked, _ in check(f"jsonl:{one}?language=de")]
+    assert sum(checked.left_out.get("filtered_language", 0) for checked in done) == 3
+    assert not any(checked.findings for checked in done)
+    spec = f"jsonl:{one}?language=fr"
+    assert findings(spec) == [(spec, "all 4 examples are left out on purpose")]
+    parts = [{"spec": f"jsonl:{path}?language=en", "weight": 1} for path in (one, other)]
+    ((where, what),) = findings(f"mix:{json.dumps(parts)}")
+    assert "b.jsonl" in where and "all 4 examples" in what
+
+
+def test_captions_of_a_shard_in_a_language(tmp_path):
+    captions = [{"en": "a", "de": "b"}, {"en": "a"}, {"en": "a"}]
+    members = [(f"{i}.png", png(i)) for i in range(3)]
+    members += [(f"{i}.json", json.dumps({"captions": c}).encode()) for i, c in enumerate(captions)]
+    path = tar(tmp_path / "a.tar", members)
+    ((checked, _),) = check(f"tar:{path}?language=de")
+    assert checked == (3, [], {"filtered_language": 2})
+    assert findings(f"tar:{path}?language=en") == []
+    assert "all 3 examples" in findings(f"tar:{path}?language=fr")[0].what
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("nope.parquet:top=0.5", "there is no file nope.parquet"),
+        ("s.parquet:top=2", "expected a part of 1"),
+        ("s.parquet", "is none of FILE.parquet:top=0.3 and"),
+        ("s.parquet:min=5", "keeps none of the examples"),
+        ("other.parquet:top=0.5", "has the scores of other data"),
+        ("s.parquet:top=0.5", None),
+    ],
+)
+def test_filters_are_tried(tmp_path, monkeypatch, rule, message):
+    monkeypatch.chdir(tmp_path)
+    table = rows_of(tmp_path / "t.jsonl", ["a", "b"])
+    keys = ["t.jsonl:0", "t.jsonl:1"]
+    mine = make_source(f"jsonl:{table}").fingerprint()
+    for name, fingerprint in (("s", mine), ("other", "0" * 64)):
+        scores = pa.table({"key": keys, "score": pa.array([0.1, 0.2], pa.float32())})
+        scores = scores.replace_schema_metadata({"fingerprint": fingerprint})
+        pq.write_table(scores, f"{name}.parquet")
+    spec = f"jsonl:{table}?filter={rule}"
+    found = findings(f'mix:[{{"spec": "{spec}", "weight": 1}}]')
+    assert found == findings(spec)
+    if message is None:
+        assert found == []
+        return
+    ((where, what),) = found
+    assert where == f"filter={rule}" and message in what
+
+
+def test_damaged_shards_are_named_beside_a_filter(tmp_path):
+    for number in range(3):
+        tar(tmp_path / f"{number}.tar", pairs(100))
+    cut(tmp_path / "0.tar")
+    cut(tmp_path / "2.tar")
+    found = findings(f"tar:{tmp_path}/*.tar?filter=s.parquet:top=0.5")
+    assert [where for where, _ in found] == [
+        f"{tmp_path}/0.tar",
+        f"{tmp_path}/2.tar",
+        "filter=s.parquet:top=0.5",
+    ]
 
 
 def lose(folder, shards):

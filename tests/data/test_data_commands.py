@@ -68,9 +68,9 @@ def test_from_a_folder_to_its_best_part(tmp_path, folder, monkeypatch, capsys):
     assert sheet.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert json.loads(table.read_text())["examples"] == 12
     capsys.readouterr()
-    assert run("score", spec, "--checkpoint", "any", "--out", tmp_path / "s.parquet") == 0
+    assert run("score", spec, "--checkpoint", "any", "--out", tmp_path / "new/s.parquet") == 0
     *_, told = shlex.split(capsys.readouterr().out.strip())
-    assert told == f"{spec}&filter={tmp_path}/s.parquet:top=0.3"
+    assert told == f"{spec}&filter={tmp_path}/new/s.parquet:top=0.3"
     best = make_source(told)
     assert [best[i]["text"] for i in range(len(best))] == ["0", "6", "12"]
     (out / "00001.tar").unlink()
@@ -89,6 +89,9 @@ def test_from_a_folder_to_its_best_part(tmp_path, folder, monkeypatch, capsys):
         (("stats", "synthetic:3", "--sheet=s.jpg"), r"s\.jpg: a sheet is a file \.html or \.png"),
         (("stats", "synthetic:3", "--limit=0"), "--limit=0: at least 1"),
         (("stats", "synthetic:3", "--limit=-3"), "--limit=-3: at least 1"),
+        (("stats", "synthetic:3", "--json=/dev/null/s.json"), "cannot be written, /dev/null does"),
+        (("stats", "synthetic:3", "--sheet=/dev/null/s.png"), "cannot be written"),
+        (("score", "synthetic:3", "--out=/dev/null/s.parquet"), "cannot be written|exists"),
         (("pack", "--from=synthetic:3", "--to=o", "--max_bad_fraction=-1"), "allowed are 0..1"),
         (("pack", "--from=synthetic:3", "--to=o", "--max_bad_fraction=nan"), "allowed are 0..1"),
         (("pack", "--from=synthetic:3", "--to=o", "--max_bad_fraction=2"), "allowed are 0..1"),
@@ -99,6 +102,14 @@ def test_what_cannot_be_done_is_refused_before_the_work(tmp_path, monkeypatch, a
     with pytest.raises(ValueError, match=message):
         run(*arguments, "--checkpoint=none")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_left_out_is_counted(tmp_path, capsys):
+    (tmp_path / "t.jsonl").write_text('{"image": "1.png", "text": {"en": "a"}}\n' * 3)
+    (tmp_path / "1.png").write_bytes(png(1))
+    assert run("check", f"jsonl:{tmp_path}/t.jsonl?language=fr") == 1
+    told = "with 3 examples; left out on purpose: 3 filtered_language; damaged: 1"
+    assert told in capsys.readouterr().out
 
 
 def test_scores_that_exist_are_seen_before_the_model_is_loaded(tmp_path):

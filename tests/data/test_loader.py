@@ -278,7 +278,9 @@ def test_prefetched_batches_are_not_counted_before_they_are_given_out():
 
 def test_too_many_bad_examples_stop_the_run():
     loader = make(Numbers(1000, range(20)), 100, max_bad_fraction=0.01)
-    with pytest.raises(TooManyBadExamples, match=r"allowed are 10 of 1000.*planted.*number-"):
+    with pytest.raises(
+        TooManyBadExamples, match=r"allowed are 10 of 1000.*planted.*data pack.*number-"
+    ):
         for step in range(20):
             loader.batch(step)
     # Negative control: just as many as allowed.

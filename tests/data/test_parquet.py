@@ -156,7 +156,9 @@ def test_labels(tmp_path):
 def test_labels_that_are_numbers_in_text(tmp_path):
     data = {**columns(0, 4), "kind": ["10", "2", None, ""]}
     path = write(tmp_path / "a.parquet", data)
-    with pytest.raises(ValueError, match=r"numbers in 'kind': give .*data\.source\.class_names"):
+    with pytest.raises(
+        ValueError, match=r"numbers in 'kind': give .*\?class_names=FILE in the SPEC"
+    ):
         make_source(f"parquet:{path}?label_field=kind")
     names = ",".join(f"name{i}" for i in range(11))
     source = make_source(f"parquet:{path}?label_field=kind&class_names={names}")
@@ -297,8 +299,8 @@ def test_what_is_no_dataset(tmp_path):
     for options, message in (
         ("", "int64 in 'image'"),
         ("?image_field=b", "a, image, text"),
-        ("?image_field=text&cache_mb=-1", "cache_mb = -1"),
-        ("?image_field=text&cache_mb=nan", "cache_mb = nan"),
+        ("?image_field=text&cache_mb=-1", "cache_mb=-1 in the SPEC"),
+        ("?image_field=text&cache_mb=nan", "cache_mb=nan"),
         ("?image_field=text&text_field=b", "text_field"),
         ("?image_field=text&label_field=b", "label_field"),
     ):

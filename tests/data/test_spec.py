@@ -55,6 +55,7 @@ def test_spec_name():
         ("csv:x?text_field=a,b", r"text_field = \('a', 'b'\): expected a text"),
         ("tar:x?ignore=true", "ignore = True: expected a text or a list of texts"),
         ("tar:x?class_names=5", "class_names = 5: expected a list of texts"),
+        ("tar:x?class_names=cat", "a single class is written `cat,` in a SPEC"),
         ({"spec": "tar:x", "class_names": [1, 2]}, r"\[1, 2\]: expected a list of texts"),
     ],
 )

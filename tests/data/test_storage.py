@@ -233,6 +233,35 @@ def test_no_file_is_found_twice(tmp_path):
         find_files(f"{tmp_path}/x-{{1..12}}*.tar")
 
 
+def test_folders_and_other_files_are_told_from_shards(tmp_path, monkeypatch):
+    for name in ("0.tar", "0.tar.index", "0.parquet", "0_stats.json"):
+        (tmp_path / name).write_bytes(b"1")
+    with pytest.raises(ValueError, match=rf"{tmp_path} is a folder: write {tmp_path}/\*\.tar, or"):
+        find_files(f"{tmp_path}", suffix=".tar")
+    message = rf"finds 3 files that are no \.tar, e\.g\. .*: write {tmp_path}/\*\.tar$"
+    with pytest.raises(ValueError, match=message):
+        find_files(f"{tmp_path}/*", suffix=".tar")
+    assert len(find_files(f"{tmp_path}/*")) == 4
+    assert len(find_files(f"{tmp_path}/0.{{tar,parquet}}", suffix=".tar")) == 2  # they are named
+    with bucket(monkeypatch, {"b/d/x.tar": b"x"}), pytest.raises(ValueError, match="d is a folder"):
+        find_files("memory://b/d")
+
+
+def test_what_cannot_be_written_is_seen_before(tmp_path, monkeypatch):
+    storage.check_writable(data_path(f"{tmp_path}/new/a.json"))
+    assert list((tmp_path / "new").iterdir()) == []
+    storage.check_writable(data_path("gs://b/a.json"))
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="is a folder: name the file to write"):
+        storage.check_writable(data_path(str(tmp_path)))
+    with pytest.raises(ValueError, match=r"a\.json cannot be written"):
+        storage.check_writable(data_path(f"{tmp_path}/file/a.json"))
+    refuse = lambda dir: throw(PermissionError(13, "Permission denied"))  # noqa: E731
+    monkeypatch.setattr(storage.tempfile, "TemporaryFile", refuse)
+    with pytest.raises(ValueError, match=r"does not allow it \(Permission denied\)"):
+        storage.check_writable(data_path(f"{tmp_path}/a.json"))
+
+
 def test_a_file_that_vanishes_while_it_is_listed_hides_no_other(tmp_path, monkeypatch):
     """Another process's temporary file is renamed at any moment."""
     for name in ("a.tar", "b.tar", ".a.tar.index.x1", "c.tar", "d.tar"):
@@ -312,8 +341,13 @@ def test_paths():
     assert str(path.parent / "y") == "gs://bucket/d/y" and not path.is_local
     assert str(data_path("file:///d/x")) == "/d/x" and data_path("~/x").url.startswith("/")
     assert expand_braces("a{8..10}-{0..1}")[1:4] == ["a8-1", "a9-0", "a9-1"]
+    assert expand_braces("{a,b}-{08..09}{,x}")[:3] == ["a-08", "a-08x", "a-09"]
+    assert expand_braces("a{b}{}") == ["a{b}{}"]
     with pytest.raises(ValueError, match="counts down"):
         expand_braces("a{3..1}")
+    for scheme, message in (("ftp", "gs, s3 and file$"), ("https", "download it first.*img2data")):
+        with pytest.raises(ValueError, match=message):
+            data_path(f"{scheme}://x/y.csv")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from archives import png
 from clipjax.data import Loader, Preprocess, SampleError, make_source
 from clipjax.data.contact_sheet import contact_sheet
 from clipjax.data.packing import FORMATS, Packing, pack
+from clipjax.data.sources import table as table_module
 from clipjax.data.statistics import measure, summarise
 
 
@@ -31,6 +32,53 @@ def texts(spec):
 def test_quotes_of_csv(table):
     content = 'image,text\r\n\r\n0.jpg,"a ""big"", red\ndog"\r\n1.jpg,it\'s "so"\r\n2.jpg, "x\r\n'
     assert texts(table("a.csv", content)) == ['a "big", red\ndog', 'it\'s "so"', ' "x']
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        (
+            "a.csv",
+            b"image,text\n0.jpg,x\n1.jpg,Stra\xdfe\n",
+            "line 3 is not UTF-8.*iconv -f latin1",
+        ),
+        ("b.csv", b"\xef\xbb\xbfimage,text\n1.jpg,\xdf\n", "line 2 is not UTF-8"),
+        ("c.csv", b"image;text\n0.jpg;x\n", r"one column, 'image;text': the separator of \.csv"),
+        ("d.csv", b"image\ttext\n0.jpg\tx\n", r"one column.*that of \.tsv is a tab"),
+        ("e.tsv", b"image,text\n0.jpg,x\n", r"one column.*that of \.tsv is a tab"),
+        ("f.csv", b"URL,text\nhttp://x/y.jpg,x\n", r"\?image_field=NAME.*img2dataset downloads"),
+        ("g.csv", b"picture,text\n0.jpg,x\n", r"give \?image_field=NAME in the SPEC$"),
+    ],
+)
+def test_what_is_wrong_with_a_table_and_how_to_mend_it(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        make_source(f"csv:{tmp_path}/{name}")
+
+
+def test_a_table_that_cannot_be_read(tmp_path, monkeypatch):
+    for where, message in (
+        (tmp_path / "a.csv", r"a\.csv$"),
+        (tmp_path, "is a folder, name a file"),
+    ):
+        with pytest.raises(ValueError, match=f"there is no file .*{message}"):
+            make_source(f"csv:{where}")
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(table_module, "read_all", refuse)
+    with pytest.raises(ValueError, match=r"a\.csv may not be read: .* chmod"):
+        make_source(f"csv:{tmp_path}/a.csv")
+
+
+def test_unusable_rows_name_their_line(table):
+    for name, content, line in (
+        ("a.csv", 'image,text\n\n0.jpg,"two\nlines"\nno.jpg,x\n', 5),
+        ("a.jsonl", '{"image": "0.jpg", "text": "x"}\n\n{"image": "no.jpg", "text": "x"}', 3),
+    ):
+        with pytest.raises(SampleError, match=f"{name}:1: line {line}: there is no file"):
+            make_source(table(name, content))[1]
 
 
 @pytest.mark.parametrize(
@@ -77,7 +125,9 @@ def test_labels_that_are_numbers_keep_their_value(table):
     names = [f"name{i}" for i in range(12)]
     content = "image,text,kind\n" + "".join(f"0.jpg,x,{i}\n" for i in (10, 2, 0, 12, -1, ""))
     spec = table("a.csv", content) + "?label_field=kind"
-    with pytest.raises(ValueError, match=r"numbers in 'kind': give .*data\.source\.class_names"):
+    with pytest.raises(
+        ValueError, match=r"numbers in 'kind': give .*\?class_names=FILE in the SPEC"
+    ):
         make_source(spec)
     expected = (tuple(names), [10, 2, 0, "label", "label", "label"])
     assert labels(f"{spec}&class_names={','.join(names)}") == expected

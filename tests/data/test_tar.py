@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipjax.data import SampleError, make_source, tar_indexing
+from clipjax.data.packed_examples import Packing
+from clipjax.data.packing import pack
 from clipjax.data.paths import data_path
 from clipjax.data.sources import tar as tar_source
 from clipjax.data.storage import find_files
@@ -415,3 +417,33 @@ def test_files_far_apart_are_read_one_by_one(monkeypatch):
         assert source[0]["text"] == "zero" and len(system.requests) == 2
         assert source[1]["text"] == "one" and len(system.requests) == 3
     assert tar_source.MAX_GAP < 200_000
+
+
+def test_the_language_of_captions(tmp_path):
+    members = [
+        ("0.png", png(0)),
+        ("0.json", b'{"captions": {"de": "Katze", "en": ["cat", "kitty"]}}'),
+    ]
+    members += [("1.png", png(1)), ("1.txt", b"a dog")]
+    tar(tmp_path / "a.tar", members)
+    whole, english = (make_source(f"tar:{tmp_path}/a.tar{o}") for o in ("", "?language=en"))
+    assert whole[0]["text"].keys() == {"de", "en"} and english[0]["text"] == ("cat", "kitty")
+    assert whole.fingerprint() != english.fingerprint()
+    with pytest.raises(SampleError, match="no caption in 'en'") as caught:
+        english[1]
+    assert caught.value.reason == "filtered_language"
+
+
+def test_packed_shards_bring_the_names_of_their_classes(tmp_path):
+    for name, number in (("cat", 0), ("dog", 1)):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        (tmp_path / "pets" / name / "1.png").write_bytes(png(number))
+    for _ in pack(make_source(f"folder:{tmp_path}/pets"), tmp_path / "packed", Packing()):
+        pass
+    source = make_source(f"tar:{tmp_path}/packed/*.tar")
+    assert source.class_names == ("cat", "dog")
+    assert [(source[i]["label"], source[i]["text"]) for i in range(2)] == [(0, "cat"), (1, "dog")]
+    # Names that are given count; without the manifest there are none.
+    assert make_source(f"tar:{tmp_path}/packed/*.tar?class_names=a,b").class_names == ("a", "b")
+    (tmp_path / "packed" / "manifest.json").unlink()
+    assert make_source(f"tar:{tmp_path}/packed/*.tar").class_names is None

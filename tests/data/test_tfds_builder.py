@@ -76,8 +76,13 @@ def test_what_is_prepared_is_a_source(pairs, tmp_path, ranges, beam):
     found = {}
     for i in range(len(source)):
         example = source[i]
-        found[example["text"]] = int(Preprocess(2)(example["image"])[0, 0, 0])
+        assert example["text"].keys() == {"de", "en"}
+        text = (example["text"]["de"], *example["text"]["en"])
+        found[text] = int(Preprocess(2)(example["image"])[0, 0, 0])
     assert found == {(f"Bild {i}", f"a {i}", f"b {i}"): 30 * i for i in range(7)}
+    german = make_source(f"{spec}&language=de")
+    assert {german[i]["text"] for i in range(7)} == {f"Bild {i}" for i in range(7)}
+    assert german.fingerprint() != source.fingerprint()
     rows = builder.as_data_source(split="train")
     assert list(rows[0]["languages"]) == [b"de", b"en", b"en"]
     assert np.all([len(row["languages"]) == len(row["captions"]) for row in rows])
@@ -88,6 +93,14 @@ def test_too_many_unusable_examples_are_an_error(pairs, tmp_path, ranges, beam):
     with pytest.raises(ValueError, match=r"[12] of 9 examples of jsonl:.* are unusable"):
         prepare(pairs, tmp_path, beam=beam, max_bad_fraction=0.1)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_other_data_is_not_taken_for_what_is_prepared(pairs, tmp_path, ranges):
+    """TFDS itself would do nothing, and not say so."""
+    prepare(pairs, tmp_path, max_bad_fraction=0.3)
+    prepare(pairs, tmp_path, max_bad_fraction=0.3)  # the same: nothing is to be done
+    with pytest.raises(ValueError, match=r"seven/1\.1\.0 holds other data.*another name"):
+        prepare(f"{pairs}?language=de", tmp_path, max_bad_fraction=0.9)
 
 
 def test_a_dataset_without_splits_is_refused():

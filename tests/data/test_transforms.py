@@ -176,6 +176,14 @@ def test_bad_options(spec, message):
         make_transforms([spec], image_size=SIZE)
 
 
+@pytest.mark.parametrize("specs", [{"name": "random_flip"}, "random_flip", ("name",), (None,)])
+def test_transforms_that_are_no_list(specs):
+    with pytest.raises(
+        ValueError, match=r"data\.transforms = .*: expected a tuple or list of dicts"
+    ):
+        make_transforms(specs, image_size=SIZE)
+
+
 WRONG = (None, "x", b"1", -1, float("nan"), float("inf"), 1e308, 10**400, (1,), ("a", "b"), {})
 NUMBERS = [
     (name, field.name)

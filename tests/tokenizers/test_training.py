@@ -51,7 +51,7 @@ def test_temperature_makes_rare_languages_frequent(temperature, german):
 @pytest.mark.parametrize(
     ("captions", "options", "message"),
     [
-        (CAPTIONS, {"vocab_size": 100}, "259 pieces"),
+        (CAPTIONS, {"vocab_size": 100}, "is 100: at least 260, as 259 pieces"),
         (CAPTIONS, {"vocab_size": 50_000}, r"of 50000 pieces .*: lower vocab_size to at most \d+$"),
         (CAPTIONS, {"vocab_size": 262}, r"characters alone need \d+; raise vocab_size"),
         (CAPTIONS, {"vocab_size": 300, "temperature": float("nan")}, "temperature is nan"),

@@ -75,10 +75,15 @@ def make_source(spec: str | Mapping[str, Any], *, path: str = "data.source") -> 
             raise ValueError(f"{path}.{key} is part of the spec: `kind:where[:split]`")
     check_values(SOURCES[kind], options, path)
     source = build({"name": kind, **options}, SOURCES, path=path, **place)
-    if rule is not None:
-        source = ScoreFilter(source, rule)
     if len(source) == 0:
         raise ValueError(f"{path} = {text!r} is empty: it holds no usable image-text pair")
+    if rule is not None:
+        source = ScoreFilter(source, rule)
+        if len(source) == 0:
+            raise ValueError(
+                f"{path} = {text!r} is empty: its filter {rule!r} keeps none of the examples; "
+                "lower the `min`, or take a larger `top`"
+            )
     return source
 
 

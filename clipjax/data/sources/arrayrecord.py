@@ -31,7 +31,7 @@ class PackedRecords:
     """
 
     def __init__(self, where: str, *, verify: bool = True, blob: str = "image"):
-        files = find_files(where)
+        files = find_files(where, suffix=".array_record")
         _check_room(files, where)
         self._names = short_names([file.path.url for file in files])
         self._files = [RecordFile(file.path, verify=verify) for file in files]

@@ -22,9 +22,11 @@ def field_of(
     columns, candidates = list(columns), known if given is None else (given,)
     found = next((name for name in candidates if name in columns), None)
     if found is None:
+        web = option == "image_field" and "url" in (str(name).lower() for name in columns)
+        files = "; pictures have to be files: img2dataset downloads those of a url" if web else ""
         raise ValueError(
             f"{where} has the columns {', '.join(map(str, columns))}, none of them "
-            f"{' or '.join(candidates)}: set data.source.{option}"
+            f"{' or '.join(candidates)}: give ?{option}=NAME in the SPEC{files}"
         )
     if columns.count(found) > 1:
         raise ValueError(f"{where} has the column {found!r} more than once: rename all but one")
@@ -100,7 +102,7 @@ def class_names_of(values: Iterable[Any], field: str, where: str) -> tuple[str, 
         raise ValueError(f"{where} has no class in {field!r}: a class is a text or a whole number")
     if all(_number_of(value) is not None for value in found):
         raise ValueError(
-            f"{where} has numbers in {field!r}: give their names in data.source.class_names"
+            f"{where} has numbers in {field!r}: give their names by ?class_names=FILE in the SPEC"
         )
     return tuple(sorted({whole_text(str(value)) for value in found}))
 

@@ -54,10 +54,10 @@ class Parquet:
         cache_mb: float = 256,
     ):
         if not 0 <= cache_mb < 1e9:  # nor NaN
-            raise ValueError(f"data.source.cache_mb = {cache_mb}: give megabytes, 0 or more")
+            raise ValueError(f"cache_mb={cache_mb} in the SPEC: give megabytes, 0 or more")
         from clipjax.data.row_groups import RowGroups, image_column  # slow to import
 
-        files = find_files(where)
+        files = find_files(where, suffix=".parquet")
         self._groups = RowGroups(files, int(cache_mb * 1e6))
         columns = self._groups.columns
         self._image = image_column(self._groups.schema, image_field, where)

@@ -13,7 +13,7 @@ from absl import logging
 from clipjax.data.paths import data_path
 from clipjax.data.retrying import is_wrong_path
 from clipjax.data.source import DataSource, Example, keys_of
-from clipjax.data.storage import FileReader, stat
+from clipjax.data.storage import FileReader, stat, told_wrong_path
 
 _RULE = re.compile(r"(.+):(top|min)=([-+0-9.eE]+)")
 
@@ -127,7 +127,7 @@ def read_scores(where: str) -> Scores:
     except OSError as error:
         if not is_wrong_path(error):
             raise
-        raise ValueError(f"there is no file {where} to read: {error}") from error
+        raise ValueError(told_wrong_path(where, error)) from error
     except pa.ArrowException as error:
         raise ValueError(f"{where} is no whole Parquet file of scores: {error}") from error
     keys = np.concatenate(hashes) if hashes else np.zeros(0, np.uint64)

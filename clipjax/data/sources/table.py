@@ -1,5 +1,6 @@
 """A table of image paths and captions: CSV, TSV or JSON lines."""
 
+import array
 import csv
 import hashlib
 import io
@@ -19,7 +20,7 @@ from clipjax.data.sources.fields import (
     text_of,
 )
 from clipjax.data.sources.folder import read_named, root_identity
-from clipjax.data.storage import read_all
+from clipjax.data.storage import read_all, told_wrong_path
 
 
 class Table:
@@ -64,12 +65,16 @@ class Table:
         except OSError as error:
             if not is_wrong_path(error):
                 raise
-            raise ValueError(f"there is no file {where} to read: {error}") from error
+            raise ValueError(told_wrong_path(where, error)) from error
         try:
             text = content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{where} is not UTF-8: {error}") from error
-        rows = _parse(text, path.suffix.lower(), where)
+            line = error.object.count(b"\n", 0, error.start) + 1
+            raise ValueError(
+                f"{where}, line {line} is not UTF-8: {error}; if it is Latin-1, "
+                f"`iconv -f latin1 -t utf8 {path.name}` brings it to UTF-8"
+            ) from error
+        rows, self._lines = _parse(text, path.suffix.lower(), where)
         if not rows:
             raise ValueError(f"{where} holds no row")
         image_field = field_of(rows[0], image_field, IMAGE_FIELDS, "image_field", where)
@@ -93,6 +98,13 @@ class Table:
         return len(self._images)
 
     def __getitem__(self, index: int) -> Example:
+        try:
+            return self._read(index)
+        except SampleError as error:
+            message = f"line {self._lines[index]}: {error.message}"
+            raise SampleError(error.reason, message, error.key) from error
+
+    def _read(self, index: int) -> Example:
         image, text = self._images[index], self._texts[index]
         key = f"{self._name}:{index}"
         if not isinstance(image, str) or not image:
@@ -114,7 +126,8 @@ class Table:
         return self._fingerprint
 
 
-def _parse(text: str, suffix: str, where: str) -> list[dict[str, Any]]:
+def _parse(text: str, suffix: str, where: str) -> tuple[list[dict[str, Any]], array.array]:
+    """Gives the rows, and the line in which each begins."""
     if suffix in (".jsonl", ".ndjson"):
         return _parse_json_lines(text, where)
     if suffix in (".csv", ".tsv"):
@@ -122,8 +135,8 @@ def _parse(text: str, suffix: str, where: str) -> list[dict[str, Any]]:
     raise ValueError(f"{where} ends in {suffix!r}; a table is .csv, .tsv or .jsonl")
 
 
-def _parse_json_lines(text: str, where: str) -> list[dict[str, Any]]:
-    rows = []
+def _parse_json_lines(text: str, where: str) -> tuple[list[dict[str, Any]], array.array]:
+    rows, lines = [], array.array("Q")
     # Not splitlines(): JSON may hold U+2028 and its like as they are.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
@@ -134,21 +147,23 @@ def _parse_json_lines(text: str, where: str) -> list[dict[str, Any]]:
             if not isinstance(row, dict):
                 raise ValueError(f"{where}, line {number} is {type(row).__name__}, no object")
             rows.append(row)
-    return rows
+            lines.append(number)
+    return rows, lines
 
 
-def _parse_cells(text: str, suffix: str, where: str) -> list[dict[str, str]]:
+def _parse_cells(text: str, suffix: str, where: str) -> tuple[list[dict[str, str]], array.array]:
     # A quote that is not closed would take the rest of the file for one cell.
     how = {"delimiter": ",", "strict": True}
     mend = "a caption with commas or quotes stands in quotes, its own doubled; is one not closed?"
     if suffix == ".tsv":
         how, mend = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}, "a caption holds no tab"
     reader = csv.reader(io.StringIO(text, newline=""), **how)
-    header, rows, line = None, [], 1
+    header, rows, lines, line = None, [], array.array("Q"), 1
     try:
         for cells in reader:
             if cells and header is None:
                 header = cells
+                _check_separator(header, suffix, where)
                 for name in filter(None, header):  # several may have none
                     field_of(header, name, (), "text_field", where)
             elif cells and len(cells) != len(header):
@@ -157,7 +172,21 @@ def _parse_cells(text: str, suffix: str, where: str) -> list[dict[str, str]]:
                 )
             elif cells:
                 rows.append(dict(zip(header, cells, strict=True)))
+                lines.append(line)
             line = reader.line_num + 1
     except csv.Error as error:
         raise ValueError(f"{where}, in the row of line {line}: {error}; {mend}") from error
-    return rows
+    return rows, lines
+
+
+def _check_separator(header: list[str], suffix: str, where: str) -> None:
+    """Refuses a header that another separator would split."""
+    other = next(
+        (name for name in (";", "\t", ",") if len(header) == 1 and name in header[0]), None
+    )
+    if other is not None:
+        separators = "the separator of .csv is `,`, that of .tsv is a tab"
+        raise ValueError(
+            f"{where} has one column, {header[0]!r:.80}: {separators}; name the file by its "
+            "separator, or write it with that of its name"
+        )

@@ -10,6 +10,7 @@ from typing import Any
 
 from absl import logging
 
+from clipjax.data.packed_folder import packed_class_names
 from clipjax.data.paths import short_names
 from clipjax.data.shard_cache import HotShards
 from clipjax.data.source import Example, SampleError
@@ -40,8 +41,10 @@ class TarShards:
     Args:
         where: a file, or a pattern such as `DIR/{00000..00099}.tar` or `gs://bucket/DIR/*.tar`.
         ignore: extensions of members that are not used; another unknown one is an error.
-        class_names: names of the numbers in `.cls`. Without them a record that has no caption has
-            the label alone: enough to evaluate with the evaluation's own names, not to train.
+        class_names: names of the numbers in `.cls`; by default those that `clipjax data pack` wrote
+            beside the shards. Without any, a record that has no caption has the label alone: enough
+            to evaluate with the evaluation's own names, not to train.
+        language: which caption of a map is used; by default all are.
 
     Raises:
         ValueError: if a shard is missing or damaged, changed since it was indexed, holds a key
@@ -54,14 +57,18 @@ class TarShards:
         *,
         ignore: str | Sequence[str] = (),
         class_names: Sequence[str] | None = None,
+        language: str | None = None,
     ):
-        shards = find_files(where)
+        shards = find_files(where, suffix=".tar")
+        self._language = language
         self._ignored = extensions_of(ignore)
-        self.class_names = None if class_names is None else tuple(class_names)
         self._indexes = open_indexes(shards)
         for shard, index in zip(shards, self._indexes, strict=True):
             self._check_extensions(shard, index)
         held = {name for index in self._indexes for name in index.header["extensions"]}
+        if class_names is None and "cls" in held:
+            class_names = packed_class_names(shards)
+        self.class_names = None if class_names is None else tuple(class_names)
         if "cls" in held - self._ignored and not held & {"txt", "json"} and not class_names:
             logging.warning(
                 "%s: labels without words. To train on them give the names of the classes: "
@@ -83,7 +90,10 @@ class TarShards:
         key = f"{self._names[shard]}/{record.key}"
         parts = wanted_parts(record, key, self._ignored, self.class_names)
         files = self._read(shard, parts, key)
-        return {"image": files["image"], "key": key, **text_and_label(files, key, self.class_names)}
+        found = text_and_label(files, key, self.class_names)
+        if self._language is not None:
+            found["text"] = text_of(found["text"], key, self._language)
+        return {"image": files["image"], "key": key, **found}
 
     def keys(self) -> Iterator[str]:
         """Gives the keys of all examples in order, from the indexes alone."""
@@ -94,7 +104,9 @@ class TarShards:
     def fingerprint(self) -> str:
         """SHA-256 of the shards' own hashes in order, and of what is used of them."""
         digest = hashlib.sha256()
-        digest.update(json.dumps(["tar/3", self.class_names, sorted(self._ignored)]).encode())
+        identity = ["tar/3", self.class_names, sorted(self._ignored)]
+        identity += [] if self._language is None else [self._language]
+        digest.update(json.dumps(identity).encode())
         for index in self._indexes:
             digest.update(bytes.fromhex(index.shard["sha256"]))
         return digest.hexdigest()
@@ -106,7 +118,7 @@ class TarShards:
             raise ValueError(
                 f"{shard.path} holds {index.header['extensions'][unknown[0]]} members whose "
                 f"extension {unknown[0]!r} is unknown. A key ends at the first dot; extensions "
-                "that are not needed go into data.source.ignore"
+                "that are not needed are declared in the SPEC: ?ignore=npy"
             )
 
     def _read(self, shard: int, parts: dict[str, Part], key: str) -> dict[str, bytes]:

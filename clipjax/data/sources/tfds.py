@@ -39,6 +39,8 @@ class Tfds:
             the name of the label.
         label_field: the feature that holds the label; by default `label` if there is one. Where
             there are captions, and the classes have no names, it is left out.
+        language: which caption of a map is used, or of captions of which the feature `languages`
+            says it, as `clipjax.data.tfds_builder` writes them; by default all are.
         class_names: names of the labels. Those of TFDS serve only where they are words.
         data_dir: where TFDS keeps its data.
         download: whether to download and prepare what is missing.
@@ -59,6 +61,7 @@ class Tfds:
         caption_field: str | None = None,
         label_field: str | None = None,
         class_names: Sequence[str] | None = None,
+        language: str | None = None,
         data_dir: str | None = None,
         download: bool = False,
     ):
@@ -76,9 +79,10 @@ class Tfds:
             )
         except (tfds.core.DatasetNotFoundError, AssertionError, FileNotFoundError, KeyError) as e:
             raise ValueError(
-                f"tfds:{where}:{split} cannot be opened: {e}. Prepare it with "
-                'tfds.builder(...).download_and_prepare(file_format="array_record"), or set '
-                "data.source.download=True"
+                f"tfds:{where}:{split} cannot be opened: {_first_line(e)}. If it is prepared, say "
+                "where: ?data_dir=DIR; else prepare it with "
+                'tfds.builder(...).download_and_prepare(file_format="array_record"), or give '
+                "?download=true"
             ) from e
         features = builder.info.features
         if label_field is None and "label" in features:
@@ -86,6 +90,12 @@ class Tfds:
             label_field = "label" if is_label else None
         self._fields = (image_field, caption_field, label_field)
         _check_fields(where, features, self._fields)
+        self._language = language
+        self._with_languages = (
+            caption_field == "captions"
+            and "languages" in features
+            and _is_text(features["languages"])
+        )
         self.class_names = None
         if label_field is not None:
             self.class_names = _class_names(
@@ -93,7 +103,8 @@ class Tfds:
             )
         elif caption_field is None:
             raise ValueError(
-                f"tfds:{where} has the fields {_told(features)}: set data.source.caption_field"
+                f"tfds:{where} has the fields {_told(features)}: give ?caption_field=... in the "
+                "SPEC"
             )
         self._parts = builder.info.splits[split].file_instructions
         self._ends = list(itertools.accumulate(part.take for part in self._parts))
@@ -117,13 +128,15 @@ class Tfds:
             example["text"] = self.class_names[example["label"]]
         if caption_field is not None:
             texts = row[caption_field]
-            whole = isinstance(texts, bytes | str | Mapping)
-            example["text"] = text_of(texts if whole else list(texts), key)
+            if not isinstance(texts, bytes | str | Mapping):
+                languages = row["languages"] if self._with_languages else None
+                texts = _by_language(texts, languages)
+            example["text"] = text_of(texts, key, self._language)
         return example
 
     def fingerprint(self) -> str:
         """SHA-256 of the dataset's full name with version, the split, its files, and the fields."""
-        identity = ["tfds/2", *self._identity, self._fields, self.class_names]
+        identity = ["tfds/2", *self._identity, self._fields, self.class_names, self._language]
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
     def _place(self, index: int) -> str:
@@ -132,6 +145,19 @@ class Tfds:
         part = self._parts[number]
         start = self._ends[number] - part.take
         return f"{os.path.basename(part.filename)}:{part.skip + index - start}"
+
+
+def _by_language(texts: Any, languages: Any) -> Any:
+    """Several captions, or a map of them where languages stand beside them."""
+    found: dict[str, list[Any]] = {}
+    for text, language in zip(texts, texts if languages is None else languages, strict=True):
+        found.setdefault("" if languages is None else language.decode(), []).append(text)
+    return found.get("", []) if found.keys() <= {""} else found
+
+
+def _first_line(error: BaseException) -> str:
+    """What TFDS says, without its advice about its own catalogue."""
+    return str(error).strip().partition("\n")[0].rstrip(".")
 
 
 def _open_shard(part: Any) -> list[Any]:
@@ -171,8 +197,8 @@ def _check_fields(
     ):
         if field is not None and (field not in features or not fits(features[field])):
             raise ValueError(
-                f"tfds:{where} has no {field!r} that is {what}; it has {_told(features)}: set "
-                f"data.source.{option}"
+                f"tfds:{where} has no {field!r} that is {what}; it has {_told(features)}: give "
+                f"?{option}=... in the SPEC"
             )
 
 
@@ -208,5 +234,5 @@ def _class_names(
         return None
     raise ValueError(
         f"tfds:{where} calls its classes {', '.join((numbers or names)[:3])} ...: give their names "
-        "in data.source.class_names"
+        "by ?class_names=FILE in the SPEC"
     )

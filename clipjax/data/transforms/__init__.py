@@ -57,8 +57,13 @@ def make_transforms(
         path: where the specs stand in the config, for messages.
 
     Raises:
-        ValueError: for an unknown name or field, or a value out of range.
+        ValueError: for an unknown name or field, a value out of range, or what is no list.
     """
+    if isinstance(specs, str | Mapping) or not all(isinstance(s, Mapping) for s in specs):
+        raise ValueError(
+            f"{path} = {specs!r}: expected a tuple or list of dicts, e.g. "
+            '({"name": "random_flip"},), with its comma'
+        )
     transforms = []
     for number, spec in enumerate(specs):
         runtime = {} if "image_size" in spec else {"image_size": image_size}

@@ -64,8 +64,9 @@ class ChooseCaption:
         first: probability of the first of several captions; the others share the rest.
         weights: in place of `first`. A list weighs the captions in their order, those beyond it
             are not drawn: `(0.7, 0.3)`. A map weighs the names of captions that are a map from
-            language, or kind, to text: `{"en": 2, "de": 1}`. Where some are missing, the weights
-            of the others count.
+            language, or kind, to text: `{"en": 2, "de": 1}`; those without a weight are not drawn.
+            Where some are missing, the weights of the others count. A single caption, as of a
+            source without languages in a mix, is taken as it is.
         temperature: a weight w counts as w^(1 / temperature). With the numbers of captions of each
             language as weights, 1 draws as they come and a high temperature all languages alike
             (arXiv:1907.05019).
@@ -123,8 +124,8 @@ class ChooseCaption:
 
     def _by_weight(self, text: Text, rng: np.random.Generator) -> str:
         named = isinstance(self.weights, Mapping)
-        if not named and isinstance(text, str | bytes):
-            text = (text,)
+        if isinstance(text, str | bytes):  # there is nothing to choose
+            return choose_text(text, rng)
         if isinstance(text, Mapping) != named:
             raise ValueError(
                 f"choose_caption.weights is a {type(self.weights).__name__}, the captions are a "
