@@ -100,8 +100,9 @@ def test_the_readme_runs_without_this_package(exported, tmp_path):
     logits = np.exp(variables["params"]["logit_scale"]) * image @ text.T
     logits += variables["params"]["logit_bias"]
     for size in (1, 3):
-        assert np.abs(found[f"image{size}"] - image[:size]).max() <= 1e-6
-        assert np.abs(found[f"text{size}"] - text[:size]).max() <= 1e-6
+        # Float32 sums by another kernel for another batch size: 1.9e-6 on a CPU without AVX-512.
+        assert np.abs(found[f"image{size}"] - image[:size]).max() <= 4e-6
+        assert np.abs(found[f"text{size}"] - text[:size]).max() <= 4e-6
         assert np.abs(found[f"logits{size}"] - logits[:size, :size]).max() <= 1e-4
     # The control: the rows differ by far more than the bound.
     assert np.abs(image[0] - image[1]).max() > 1e-2 and np.abs(text[0] - text[1]).max() > 1e-2
