@@ -17,11 +17,12 @@ from typing import Any
 from array_record.python import array_record_module
 
 from clipjax.data.cache import sync
+from clipjax.data.file_reader import FileReader
 from clipjax.data.paths import DataPath, data_path
 from clipjax.data.retrying import StorageError
 from clipjax.data.shard_cache import ShardCache
 from clipjax.data.source import SampleError
-from clipjax.data.storage import FileReader, StoredFile, read_all, stat
+from clipjax.data.storage import StoredFile, read_all, stat
 
 MAGIC = b"CJX1"
 FORMAT = "clipjax.records/1"

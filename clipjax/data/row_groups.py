@@ -18,10 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from absl import logging
 
+from clipjax.data.file_reader import FileReader
 from clipjax.data.retrying import StorageError
 from clipjax.data.source import SampleError
 from clipjax.data.sources.fields import IMAGE_FIELDS, class_names_of, field_of
-from clipjax.data.storage import FileReader, StoredFile, read
+from clipjax.data.storage import StoredFile, read
 
 LARGE_GROUP = 64 << 20  # bytes that a random example should not cost
 _THREADS = 16

@@ -17,9 +17,10 @@ from pathlib import Path
 from absl import logging
 
 from clipjax.data.cache import cache_dir, lock
+from clipjax.data.file_reader import FileReader
 from clipjax.data.paths import DataPath
 from clipjax.data.retrying import StorageError
-from clipjax.data.storage import FileReader, StoredFile, read
+from clipjax.data.storage import StoredFile, read
 
 DEFAULT_BUDGET = "10GB"
 STAMP_S = 5.0  # how exactly the time of the last use is kept

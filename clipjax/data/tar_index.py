@@ -25,8 +25,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from clipjax.data.file_reader import FileReader
 from clipjax.data.paths import DataPath
-from clipjax.data.storage import FileReader, StoredFile, read, read_all
+from clipjax.data.storage import StoredFile, read, read_all
 from clipjax.data.tar_reader import read_members
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp")

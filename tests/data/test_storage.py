@@ -5,10 +5,11 @@ import pytest
 from buckets import bucket
 
 from clipjax.data import SampleError, retrying, storage
+from clipjax.data.file_reader import FileReader
 from clipjax.data.paths import data_path, expand_braces
 from clipjax.data.retrying import ShortReadError, StorageError
 from clipjax.data.sources.folder import read_bytes
-from clipjax.data.storage import FileReader, find_files
+from clipjax.data.storage import find_files
 
 CONTENT = bytes(range(256)) * 100
 

@@ -10,10 +10,11 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
+from clipjax.data.file_reader import FileReader
 from clipjax.data.paths import data_path
 from clipjax.data.retrying import is_wrong_path
 from clipjax.data.source import DataSource, Example, keys_of
-from clipjax.data.storage import FileReader, stat, told_wrong_path
+from clipjax.data.storage import stat, told_wrong_path
 
 _RULE = re.compile(r"(.+):(top|min)=([-+0-9.eE]+)")
 
