@@ -5,7 +5,7 @@
     clipjax train --config configs/multilingual.py:tokenizer=runs/names.model \\
         --workdir runs/multilingual
 
-It trains for less than twice the time of the quickstart (840 steps), then asks for the names of 392 unseen
+It trains for less than twice the time of the quickstart, then asks for the names of 392 unseen
 drawings in each language by itself. It needs pip install 'clipjax[demo]'. Arguments: tokenizer (a
 .model file), seed (0), steps (1500).
 """
