@@ -15,7 +15,7 @@ from buckets import bucket
 from PIL import Image
 
 from clipjax.cli import data as data_cli
-from clipjax.data import checking, make_source, storage
+from clipjax.data import checking, file_reader, make_source
 from clipjax.data.checking import check, check_examples
 from clipjax.data.packing import Packing, pack
 from clipjax.data.records import pack_record, write_records
@@ -226,7 +226,7 @@ def test_a_network_that_fails_is_no_damage(monkeypatch, tmp_path, decode):
         def fail(path, offset, size):
             raise StorageError(f"reading bytes {offset}..{offset + size} of {path} failed 6 times")
 
-        monkeypatch.setattr(storage, "read", fail)
+        monkeypatch.setattr(file_reader, "read", fail)
         with pytest.raises(StorageError, match=r"of memory://b/a\.tar failed 6 times"):
             findings("tar:memory://b/a.tar", decode=decode)
 

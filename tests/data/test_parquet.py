@@ -12,7 +12,7 @@ import pytest
 from archives import png
 from buckets import bucket
 
-from clipjax.data import SampleError, make_source, row_groups, storage
+from clipjax.data import SampleError, file_reader, make_source, row_groups
 from clipjax.data.checking import check
 from clipjax.data.packing import Packing, pack
 from clipjax.data.retrying import StorageError
@@ -188,13 +188,13 @@ def test_a_fault_of_the_machine_is_no_damaged_group(tmp_path, monkeypatch):
         pa.ArrowMemoryError("no memory"),
         StorageError("failed 6 times"),
     ):
-        monkeypatch.setattr(storage, "read", failing)
+        monkeypatch.setattr(file_reader, "read", failing)
         with pytest.raises(type(error)) as caught:
             source[3]
         assert not isinstance(caught.value, SampleError)
         with pytest.raises(type(error)):
             make_source(f"parquet:{tmp_path}/a.parquet")
-        monkeypatch.setattr(storage, "read", plain)
+        monkeypatch.setattr(file_reader, "read", plain)
         assert source[3]["image"] == png(3) and not source._groups._loading
         source._groups._reset()
 
