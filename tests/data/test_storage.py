@@ -257,7 +257,10 @@ def test_what_cannot_be_written_is_seen_before(tmp_path, monkeypatch):
         storage.check_writable(data_path(str(tmp_path)))
     with pytest.raises(ValueError, match=r"a\.json cannot be written"):
         storage.check_writable(data_path(f"{tmp_path}/file/a.json"))
-    refuse = lambda dir: throw(PermissionError(13, "Permission denied"))  # noqa: E731
+
+    def refuse(dir):
+        raise PermissionError(13, "Permission denied")
+
     monkeypatch.setattr(storage.tempfile, "TemporaryFile", refuse)
     with pytest.raises(ValueError, match=r"does not allow it \(Permission denied\)"):
         storage.check_writable(data_path(f"{tmp_path}/a.json"))
