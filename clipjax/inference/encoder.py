@@ -1,6 +1,7 @@
 """The encoder: embeddings, tokens and probabilities of images and texts."""
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -206,7 +207,8 @@ class Encoder:
         Reference: arXiv:2103.00020, section 3.1; arXiv:2303.15343 for the sigmoid.
         """
         labels = [labels] if isinstance(labels, str) else list(labels)
-        odd = [label for label in labels if not label.strip() or labels.count(label) > 1]
+        counts = Counter(labels)
+        odd = [label for label in labels if not label.strip() or counts[label] > 1]
         if odd or not labels:
             raise ValueError(
                 f"the labels {labels} are not usable ({odd or 'none'}); "

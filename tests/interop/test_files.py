@@ -1,5 +1,6 @@
 """safetensors, shards and .npz: what is written is read, and nothing else is."""
 
+import collections
 import json
 import os
 import struct
@@ -10,6 +11,7 @@ import pytest
 import safetensors.numpy
 
 from clipjax.interop.files import file_kind, open_tensors, save_safetensors
+from clipjax.interop.files import safetensors as safetensors_files
 from clipjax.interop.tensors import LazyTensor, WeightFileError, of_array
 
 ARRAYS = {
@@ -182,29 +184,35 @@ def entry(**changes):
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        ({"a": entry(shape=[2, 3])}, "takes 24 bytes, its data_offsets say 16"),
-        ({"a": entry(dtype="F16")}, "takes 8 bytes"),
-        ({"a": entry(dtype="F8_E4M3")}, "known are F64"),
-        ({"a": entry(dtype=["F32"])}, "known are F64"),
-        ({"a": entry(shape=[2**40, 2**40])}, "its data_offsets say 16"),
-        ({"a": entry(shape=[-2, -2])}, "has shape"),
-        ({"a": entry(shape=[2.0, 2])}, "has shape"),
-        ({"a": entry(shape=[True, 4])}, "has shape"),
-        ({"a": entry(shape=4)}, "has shape"),
-        ({"a": entry(shape=[1] * 40)}, "has shape"),
-        ({"a": entry(data_offsets=[4, 20])}, "starts at byte 4"),
-        ({"a": entry(data_offsets=[-16, 0])}, "has data_offsets"),
-        ({"a": entry(data_offsets=[16, 0])}, "data_offsets say -16"),
-        ({"a": entry(), "b": entry()}, "where byte 16 is next"),
-        ({"a": entry(data_offsets=[0, 32], shape=[4, 2])}, "the file has 16"),
-        ({"a": entry(shape=[2], data_offsets=[0, 8])}, "the file has 16"),
-        ({"a": {"dtype": "F32"}}, "needs dtype, shape"),
-        ({"a": 3}, "needs dtype, shape"),
-        ({"__metadata__": {"a": 1}, "a": entry()}, "map of strings"),
+        ({"a": entry(shape=[2, 3])}, "invalid shape, data type, or offset"),
+        ({"a": entry(dtype="F16")}, "invalid shape, data type, or offset"),
+        ({"a": entry(dtype="F8_E4M3", shape=[16])}, "known are F64"),
+        ({"a": entry(dtype=["F32"])}, "invalid type: sequence"),
+        ({"a": entry(shape=[2**40, 2**40])}, "overflow"),
+        ({"a": entry(shape=[-2, -2])}, "integer `-2`"),
+        ({"a": entry(shape=[2.0, 2])}, "floating point"),
+        ({"a": entry(shape=[True, 4])}, "boolean"),
+        ({"a": entry(shape=4)}, "integer `4`"),
+        ({"a": entry(shape=[2, 2, *[1] * 40])}, "has 42 axes"),
+        ({"a": entry(data_offsets=[4, 20])}, "invalid offset for tensor `a`"),
+        ({"a": entry(data_offsets=[-16, 0])}, "integer `-16`"),
+        ({"a": entry(data_offsets=[16, 0])}, "invalid offset for tensor `a`"),
+        ({"a": entry(data_offsets=[0, 16, 16])}, "damaged"),
+        ({"a": entry(), "b": entry()}, "invalid offset for tensor `b`"),
+        ({"a": entry(data_offsets=[0, 32], shape=[4, 2])}, "file not fully covered"),
+        ({"a": entry(shape=[2], data_offsets=[0, 8])}, "file not fully covered"),
+        ({"a": {"dtype": "F32"}}, "missing field"),
+        ({"a": 3}, "invalid type: integer"),
+        ({"__metadata__": {"a": 1}, "a": entry()}, "expected a string"),
         ([1], "no file of weights"),
-        (b'{"a":1,"a":2}', "'a' twice"),
-        (b"{" + b'"a":{' * 50_000, "not JSON"),
-        (b'{"a":' + b"[" * 50_000, "not JSON"),
+        (f'{{"a":{json.dumps(entry())},"a":{json.dumps(entry())}}}'.encode(), "'a' stands 2 times"),
+        (
+            f'{{"__metadata__":{{"b":"1","b":"2"}},"a":{json.dumps(entry())}}}'.encode(),
+            "'b' stands 2 times",
+        ),
+        (b"{" + b'"a":{' * 50_000, "recursion limit"),
+        (b'{"a":' + b"[" * 50_000, "recursion limit"),
+        (b'{"\xff":{}}', "UTF-8"),
     ],
 )
 def test_headers_that_lie(tmp_path, header, message):
@@ -212,8 +220,29 @@ def test_headers_that_lie(tmp_path, header, message):
     write_header(path, {"a": entry()})
     assert open_tensors(path).tensors["a"].shape == (2, 2)
     write_header(path, header)
-    with pytest.raises(WeightFileError, match=message):
+    with pytest.raises(WeightFileError, match=message) as refusal:
         open_tensors(path)
+    assert str(refusal.value).startswith(str(path)) and "\n" not in str(refusal.value)
+
+
+def test_many_names_twice_are_counted_once(tmp_path):
+    """Work is counted, by hashes asked for: it grows with the names, not with their square."""
+    asked = collections.Counter()
+
+    class Name(str):
+        def __hash__(self):
+            asked["hash"] += 1
+            return super().__hash__()
+
+        def __eq__(self, other):
+            asked["compare"] += 1
+            return super().__eq__(other)
+
+    count = 3000
+    names = [Name(f"n{i}") for i in range(count)] * 2
+    with pytest.raises(ValueError, match="'n0' stands 2 times"):
+        safetensors_files._without_twice([(name, 0) for name in names])
+    assert 0 < asked.total() < 20 * count
 
 
 def test_a_header_as_long_as_a_disk_takes_no_memory(tmp_path):
