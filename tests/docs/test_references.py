@@ -1,0 +1,109 @@
+"""What the documents point to is there: links, anchors, files; figures stand in their files."""
+
+import re
+
+import pytest
+from blocks import DOCUMENTS, ROOT
+
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#+ (.*)$", re.M)
+# A path inside of the repository, in backticks; x stands for a name that a reader chooses.
+FILE = re.compile(
+    r"`((?:\.\./)*(?:clipjax|tests|configs|launch|benchmarks|docs|models|data|losses|evals|layers)"
+    r"/[\w./-]*)`"
+)
+FENCE = re.compile(r"^\s*```.*?^\s*```$", re.M | re.S)
+NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e-?\d+)?")
+
+
+def anchor(heading):
+    """As GitHub and mkdocs make it."""
+    kept = re.sub(r"[^\w\- ]", "", heading.replace("`", "").strip().lower())
+    return re.sub(r"[\s]+", "-", kept)
+
+
+def broken_links(path, text):
+    found = []
+    for target in LINK.findall(FENCE.sub("", text)):
+        name, _, fragment = target.partition("#")
+        if "://" in name:
+            continue
+        file = (path.parent / name) if name else path
+        there = file.exists() and (
+            not fragment or fragment in map(anchor, HEADING.findall(file.read_text()))
+        )
+        if not there:
+            found.append(target)
+    return found
+
+
+def missing_files(text):
+    """Paths below the repository or the package, globs and places of new files excepted."""
+    return [
+        name
+        for name in FILE.findall(text)
+        if not re.search(r"(^|/)x(_\w+)?\.(py|sh)$", name)
+        and not any((base / name).exists() for base in (ROOT, ROOT / "clipjax"))
+    ]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.stem)
+def test_links_anchors_and_files_exist(path):
+    text = path.read_text(encoding="utf-8")
+    assert broken_links(path, text) == []
+    assert missing_files(text) == []
+
+
+def test_what_is_broken_is_seen():
+    path = DOCUMENTS[0]
+    text = "[a](docs/nope.md) [b](docs/data.md#sources) [c](docs/data.md#nope) [d](#nope)"
+    assert broken_links(path, text) == ["docs/nope.md", "docs/data.md#nope", "#nope"]
+    assert missing_files("`clipjax/nope.py` `clipjax/train.py` `losses/x.py`") == [
+        "clipjax/nope.py"
+    ]
+
+
+def figures(text):
+    return [float(number.replace(",", "")) for number in NUMBER.findall(text)]
+
+
+def unfounded(rows):
+    """(figure, file) of table rows `| what | figure | file |` that the file does not hold.
+
+    A figure may be rounded: a number of the file has to give its digits.
+    """
+    found = []
+    for row in rows:
+        what, figure, name = (cell.strip() for cell in row.strip("|").split("|"))
+        file = ROOT / "benchmarks" / "results" / name.strip("`")
+        held = figures(file.read_text(encoding="utf-8"))
+        for text in NUMBER.findall(re.sub(r"v5e:\S+|\w+-\d\b", "", figure)):
+            value = float(text.replace(",", ""))
+            digits = 0 if "e" in text else len(text.partition(".")[2])
+            if not any(x == value or ("e" not in text and round(x, digits) == value) for x in held):
+                found.append((what, text, name))
+    return found
+
+
+def measured_rows():
+    section = (
+        DOCUMENTS[0].read_text(encoding="utf-8").split("## Measured here")[1].split("\n## ")[0]
+    )
+    return [line for line in section.splitlines() if line.startswith("|")][2:]
+
+
+def test_every_figure_of_the_readme_stands_in_its_file():
+    rows = measured_rows()
+    assert len(rows) >= 8
+    assert unfounded(rows) == []
+
+
+def test_a_figure_without_ground_is_seen():
+    (row,) = [row for row in measured_rows() if "Noto" in row]
+    assert unfounded([row.replace("13.3", "93.3")])[0][1] == "93.3"
+
+
+def test_results_name_their_commit():
+    for row in measured_rows():
+        file = ROOT / "benchmarks" / "results" / row.strip("|").split("|")[2].strip()
+        assert re.search(r"\bcommit", file.read_text(encoding="utf-8")), file.name
