@@ -74,14 +74,14 @@ def check(spec: str) -> int:
 
 def index(spec: str) -> int:
     """Indexes the tar shards that have no index beside them."""
+    from clipjax.data.benchmark_folder import find_shards
     from clipjax.data.source import split_options
-    from clipjax.data.storage import find_files
     from clipjax.data.tar_indexing import index_beside
 
     kind, _, where = split_options(spec)[0].partition(":")
     if kind != "tar":
         raise ValueError(f"{spec} has no index: only tar shards have, tar:DIR/*.tar")
-    shards = find_files(where, suffix=".tar")
+    shards = find_shards(where)
     with concurrent.futures.ThreadPoolExecutor(_WORKERS.value) as pool:
         made = sum(
             tqdm(pool.map(index_beside, shards), total=len(shards), unit="shard", disable=None)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from clipjax.data.benchmark_folder import find_shards, read_beside
 from clipjax.data.checking_tar import check_tar
 from clipjax.data.findings import (
     Checked,
@@ -114,7 +115,7 @@ def _tasks_of_examples(
 def _tasks_of_files(
     kind: str, where: str, options: Mapping[str, Any], decode: bool
 ) -> Iterator[Callable[[], Checked]]:
-    files = find_files(where, suffix=FILE_KINDS[kind])
+    files = find_shards(where) if kind == "tar" else find_files(where, suffix=FILE_KINDS[kind])
     packed: dict[DataPath, PackedFolder | None] = {}
     for folder in {file.path.parent for file in files} if kind != "parquet" else ():
         try:
@@ -153,7 +154,8 @@ def _tar_options(options: Mapping[str, Any], files: Sequence[StoredFile]) -> dic
         options["class_names"] = load_class_names(options["class_names"])
     check_values(TarShards, options, "data.source")
     if options.get("class_names") is None:
-        options["class_names"] = packed_class_names(files)
+        beside = read_beside(files)
+        options["class_names"] = beside.class_names if beside else packed_class_names(files)
     return options
 
 

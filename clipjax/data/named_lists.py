@@ -3,8 +3,9 @@
 import json
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
-__all__ = ["load_class_names", "load_strings"]
+__all__ = ["load_class_names", "load_json", "load_strings", "strings_of_lines"]
 
 # A file in prompts/, whose README names its source.
 CLASS_NAMES: dict[str, str] = {"imagenet": "imagenet_classes.json"}
@@ -15,35 +16,99 @@ def _read_packaged(file_name: str) -> tuple[str, ...]:
     return tuple(json.loads(text))
 
 
-def _read_strings(path: Path, what: str) -> dict[str, str]:
-    """Reads strings with the place of each: a JSON list, or one a line ('#' opens a comment)."""
+def _read_text(path: Path, what: str) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error}); save the {what} as UTF-8") from error
-    if path.suffix == ".json":
-        try:
-            strings = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not JSON: {error}; write a list of strings") from error
-        if not isinstance(strings, list) or not all(isinstance(s, str) for s in strings):
-            raise ValueError(f"{path} is not a JSON list of strings; write the {what} as one")
-        found = {f"{path}, entry {number}": s for number, s in enumerate(strings, start=1)}
+
+
+def load_json(name: str, what: str) -> Any:
+    """Reads a JSON file, or of one that is an object, as `FILE.json:ENTRY`, what it holds there.
+
+    Args:
+        name: the file, with the entry or without it.
+        what: it holds, in plural, for messages.
+
+    Returns:
+        The value; None if there is no JSON file of that name.
+
+    Raises:
+        ValueError: if it is not JSON, or has no such entry.
+    """
+    file, colon, entry = name, "", ""
+    if not Path(file).is_file():
+        file, colon, entry = name.rpartition(":")
+    path = Path(file)
+    if path.suffix.lower() != ".json" or not path.is_file():
+        return None
+    try:
+        found = json.loads(_read_text(path, what))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}; write a list of strings") from error
+    if found is None:
+        raise ValueError(f"{path} holds null; write a list of strings")
+    if not colon:
+        return found
+    if not isinstance(found, dict) or entry not in found:
+        known = f"; it has {', '.join(found)}" if isinstance(found, dict) else ""
+        raise ValueError(f"{path} holds no {what} under the name {entry!r}{known}")
+    return found[entry]
+
+
+def strings_of_lines(text: str, where: str, *, comments: bool) -> dict[str, str]:
+    """Reads strings with the place of each: one a line.
+
+    Args:
+        text: of the file.
+        where: it stands, for messages.
+        comments: whether '#' opens a comment and blank lines are left out; else every line counts,
+            as its number is a label.
+
+    Raises:
+        ValueError: if every line counts, and a blank one stands before another.
+    """
+    lines = dict(enumerate((line.strip() for line in text.rstrip().split("\n")), start=1))
+    if comments:
+        lines = {n: s for n, s in lines.items() if s and not s.startswith("#")}
+    elif any(lines.values()) and (blank := next((n for n, s in lines.items() if not s), None)):
+        raise ValueError(
+            f"{where}, line {blank} is blank: the line's number is the class's label, so each "
+            "holds a name; remove the line, or write the name there"
+        )
+    return {f"{where}, line {n}": s for n, s in lines.items() if s}
+
+
+def _read_strings(name: str, what: str, comments: bool) -> dict[str, str] | None:
+    """Reads strings with the place of each; None if there is no such file."""
+    strings = load_json(name, what)
+    if strings is None:
+        if not Path(name).is_file() or Path(name).suffix.lower() == ".json":
+            return None
+        found = strings_of_lines(_read_text(Path(name), what), name, comments=comments)
+    elif isinstance(strings, list) and all(isinstance(s, str) for s in strings):
+        found = {f"{name}, entry {number}": s for number, s in enumerate(strings, start=1)}
     else:
-        lines = enumerate((line.strip() for line in text.splitlines()), start=1)
-        found = {f"{path}, line {n}": s for n, s in lines if s and not s.startswith("#")}
+        raise ValueError(
+            f"{name} is not a JSON list of strings; write the {what} as one, or {name}:NAME where "
+            "it holds such a list under each of several names"
+        )
     if not found:
-        raise ValueError(f"{path} holds no {what}; write one a line, or a JSON list of strings")
+        raise ValueError(f"{name} holds no {what}; write one a line, or a JSON list of strings")
     return found
 
 
-def load_strings(name_or_path: str, table: dict, what: str, *, hint: str = "") -> dict[str, str]:
+def load_strings(
+    name_or_path: str, table: dict, what: str, *, comments: bool = True, hint: str = ""
+) -> dict[str, str]:
     """Loads the strings of a name or a file.
 
     Args:
-        name_or_path: a key of `table`, a text file, or a JSON file with a list of strings.
+        name_or_path: a key of `table`, a text file, or a JSON file with a list of strings; where
+            that holds a list under each of several names, `FILE.json:NAME`.
         table: name -> the strings themselves, or the name of a file in prompts/.
         what: the strings are, in plural, for messages.
+        comments: whether '#' opens a comment in a text file, see `strings_of_lines`.
         hint: how else they may be given, which ends the message of a name that is not known.
 
     Returns:
@@ -56,13 +121,13 @@ def load_strings(name_or_path: str, table: dict, what: str, *, hint: str = "") -
         entry = table[name_or_path]
         strings = _read_packaged(entry) if isinstance(entry, str) else entry
         return {f"{name_or_path}, entry {number}": s for number, s in enumerate(strings, start=1)}
-    path = Path(name_or_path)
-    if not path.is_file():
+    found = _read_strings(name_or_path, what, comments)
+    if found is None:
         raise ValueError(
             f"{what} {name_or_path!r} are neither a known name nor a file; known names: "
             f"{', '.join(sorted(table))}; a file holds one a line, or a JSON list{hint}"
         )
-    return _read_strings(path, what)
+    return found
 
 
 def load_class_names(name_or_path: str) -> tuple[str, ...]:
@@ -72,4 +137,5 @@ def load_class_names(name_or_path: str) -> tuple[str, ...]:
         ValueError: no such name or file, or an empty list.
     """
     hint = f"; a single class is written `{name_or_path},` in a SPEC"
-    return tuple(load_strings(name_or_path, CLASS_NAMES, "class names", hint=hint).values())
+    found = load_strings(name_or_path, CLASS_NAMES, "class names", comments=False, hint=hint)
+    return tuple(found.values())

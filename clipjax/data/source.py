@@ -37,8 +37,8 @@ class DataSource(Protocol):
     hashes. A source whose keys are numbers of rows has
     `positional_keys = True`: scores of other rows are then not taken for its own.
 
-    What a source may have besides: `keys()`, see `keys_of`; an order of its own, see `draw`; and
-    `alternatives(index)`.
+    What a source may have besides: `keys()`, see `keys_of`; an order of its own, see `draw`;
+    `alternatives(index)`; and `templates`, those of its prompts that stand beside its data.
     """
 
     class_names: tuple[str, ...] | None

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from clipjax.array_types import PyTree
 from clipjax.evals.encoding import EncodeFn, RowLayout, embed_fn, place_params, prefetched
 from clipjax.evals.reading import ImageBatch, ImageReader, check_bad
-from clipjax.evals.templates import load_templates
+from clipjax.evals.templates import fill_templates, load_templates
 from clipjax.evals.zero_shot_classifier import average_prompts
 from clipjax.metrics import count_per_class, mean_per_class_recall, topk_hits
 from clipjax.partitioning import replicated
@@ -80,7 +80,7 @@ class ZeroShot:
         preprocess: (bytes | image) -> uint8 `[size, size, 3]`.
         tokenizer: texts -> int32 `[batch, length]`.
         mesh: the devices; the batch lies over its batch axes.
-        templates: a name, a file or a sequence of templates; see `load_templates`.
+        templates: a name, a file, templates, or prompts of each class; see `load_templates`.
         class_names: names in label order; by default the source's own.
         logit_scale_fn: params -> factor of the cosines in a prediction's probabilities. Ranks,
             and so accuracies, do not depend on it.
@@ -95,7 +95,7 @@ class ZeroShot:
     preprocess: Callable[[Any], np.ndarray]
     tokenizer: Callable[[list[str]], np.ndarray]
     mesh: Mesh
-    templates: str | Sequence[str] = "simple"
+    templates: str | Sequence[str] | Mapping[str, Sequence[str]] = "simple"
     class_names: Sequence[str] | None = None
     logit_scale_fn: Callable[[PyTree], jax.Array] | None = None
     batch_size: int = 256
@@ -115,6 +115,7 @@ class ZeroShot:
             raise ValueError(f"{self.name}: the source is empty; there is nothing to evaluate")
         object.__setattr__(self, "class_names", tuple(names))
         object.__setattr__(self, "templates", load_templates(self.templates))
+        fill_templates(self.templates, self.class_names)  # has prompts for each, before the work
 
     def run(self, params: PyTree) -> dict[str, float]:
         """Evaluates the model on every example of the source, each counted once.

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from clipjax.array_types import PyTree
 from clipjax.evals.encoding import EncodeFn, RowLayout, embed_fn, prefetched
-from clipjax.evals.templates import fill_template
+from clipjax.evals.templates import Templates, fill_templates
 from clipjax.layers.normalization import l2_normalise
 from clipjax.partitioning import replicated
 
@@ -19,7 +19,7 @@ __all__ = ["average_prompts"]
 def average_prompts(
     params: PyTree,
     class_names: Sequence[str],
-    templates: Sequence[str],
+    templates: Templates,
     *,
     encode_text_fn: EncodeFn,
     tokenizer: Callable[[list[str]], np.ndarray],
@@ -30,13 +30,13 @@ def average_prompts(
 
     w_c = n(mean_t n(f(t(c)))) with n(x) = x / |x| and f the text encoder
 
-    The texts run through the encoder in sharded batches and are summed as they come, so that
-    1,000 classes times 80 templates never stand in memory together.
+    The texts run through the encoder in sharded batches and are summed as they come, so that the
+    embeddings of 1,000 classes times 80 templates never stand in memory together.
 
     Args:
         params: the model's variables, on the mesh.
         class_names: C names.
-        templates: T templates with one "{}" each.
+        templates: T templates with one "{}" each, or for each class its own prompts.
         encode_text_fn: (params, tokens) -> `[batch, embed]`.
         tokenizer: texts -> int32 `[batch, length]`.
         mesh: the devices.
@@ -45,22 +45,24 @@ def average_prompts(
     Returns:
         `[classes, embed]`, float32, rows of length 1, replicated.
 
+    Raises:
+        ValueError: a class has no prompts of its own.
+
     Reference: arXiv:2103.00020, section 3.1.4.
     """
-    layout = RowLayout(mesh, len(class_names) * len(templates), batch_size)
+    prompts = fill_templates(templates, class_names)
+    texts = [text for of_class in prompts for text in of_class]
+    classes = np.repeat(np.arange(len(prompts)), [len(of_class) for of_class in prompts])
+    layout = RowLayout(mesh, len(texts), batch_size)
     embed = embed_fn(encode_text_fn, mesh)
 
     def rows(batch: int) -> tuple[np.ndarray, np.ndarray]:
         indices = layout.indices(batch)
         # A padded row repeats the last text and is summed into a class that does not exist.
         real = np.minimum(indices, layout.num_rows - 1)
-        class_ids, template_ids = np.divmod(real, len(templates))
-        texts = [
-            fill_template(templates[t], class_names[c])
-            for c, t in zip(class_ids, template_ids, strict=True)
-        ]
-        class_ids = np.where(indices < layout.num_rows, class_ids, len(class_names))
-        return np.asarray(tokenizer(texts), np.int32), class_ids.astype(np.int32)
+        tokens = tokenizer([texts[row] for row in real])
+        class_ids = np.where(indices < layout.num_rows, classes[real], len(class_names))
+        return np.asarray(tokens, np.int32), class_ids.astype(np.int32)
 
     sums = None
     for tokens, class_ids in prefetched(rows, range(layout.num_batches)):

@@ -22,7 +22,7 @@ from clipjax.checkpoint import (
 )
 from clipjax.data.naflex import make_preprocess
 from clipjax.evals.encoding import embed_fn, make_encode_fns, place_params
-from clipjax.evals.templates import fill_template, load_templates
+from clipjax.evals.templates import fill_templates, load_templates
 from clipjax.inference.buckets import RunFn, run_in_buckets
 from clipjax.inference.tokens import (
     check_final_norm,
@@ -186,7 +186,7 @@ class Encoder:
         self,
         images: Iterable[ImageLike],
         labels: Sequence[str],
-        templates: str | Sequence[str] = "simple",
+        templates: str | Sequence[str] | Mapping[str, Sequence[str]] = "simple",
     ) -> list[list[tuple[str, float]]]:
         """Ranks labels for each image.
 
@@ -196,7 +196,8 @@ class Encoder:
         Args:
             images: as for `encode_image`.
             labels: different, non-empty names.
-            templates: a name, a file or a list of templates; their embeddings are averaged.
+            templates: a name, a file, a list of templates, or a map from label to prompts; their
+                embeddings are averaged.
 
         Returns:
             For each image all labels with their probabilities, the most probable first.
@@ -230,12 +231,15 @@ class Encoder:
         ]
 
     def classifier(
-        self, labels: Sequence[str], templates: str | Sequence[str] = "simple"
+        self,
+        labels: Sequence[str],
+        templates: str | Sequence[str] | Mapping[str, Sequence[str]] = "simple",
     ) -> np.ndarray:
         """Embeds labels, averaged over templates as in `clipjax.evals`: `[labels, embed]`."""
-        templates = load_templates(templates)
-        texts = [fill_template(template, label) for label in labels for template in templates]
-        embeds = self.encode_text(texts).reshape(len(labels), len(templates), -1).mean(axis=1)
+        prompts = fill_templates(load_templates(templates), labels)
+        embeds = self.encode_text([text for of_label in prompts for text in of_label])
+        ends = np.cumsum([len(of_label) for of_label in prompts])[:-1]
+        embeds = np.stack([part.mean(axis=0) for part in np.split(embeds, ends)])
         return embeds / np.linalg.norm(embeds, axis=1, keepdims=True)
 
     def _tokens_fn(self, tower: str, layer: int | None, final_norm: bool) -> RunFn:

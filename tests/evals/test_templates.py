@@ -1,11 +1,12 @@
 import hashlib
+import json
 import re
 from importlib import resources
 
 import pytest
 
 from clipjax.data.named_lists import load_class_names
-from clipjax.evals.templates import fill_template, load_templates
+from clipjax.evals.templates import fill_template, fill_templates, load_templates
 
 
 def test_the_packaged_data_is_what_its_readme_says():
@@ -53,7 +54,17 @@ def test_files(tmp_path, name, text):
         ("t.txt", "{} and {}\n", r"line 1: .* 2 times"),
         ("t.txt", "\n# only this\n", "holds no templates"),
         ("t.json", '["a {}", "b"]', r"entry 2: .*'b'"),
-        ("t.json", '{"a": 1}', "not a JSON list of strings"),
+        ("t.txt", "{} and {c}\n", r"line 1: .*'\{\}' or '\{c\}' 2 times"),
+        ("t.json", '{"a": 1}', "prompts of 'a' are 1, expected a list"),
+        ("t.json", '{"a": []}', r"prompts of 'a' are \[\], expected a list"),
+        ("t.json", '{"a": ["x", " "]}', "prompts of 'a' are .*expected a list"),
+        ("t.json", "{}", "holds no class"),
+        ("t.json", "null", "holds null"),
+        (
+            "t.json",
+            '{"a": {"x": ["y"]}, "b": {"x": ["y"]}}',
+            r"write .*t\.json:NAME, one of 'a', 'b'",
+        ),
         ("t.json", "[", "not JSON"),
     ],
 )
@@ -73,3 +84,65 @@ def test_unknown_names_list_the_known_ones():
 
 def test_braces_in_a_class_name_are_text():
     assert fill_template("a {}!", "{0} {} {x}") == "a {0} {} {x}!"
+
+
+def test_templates_of_clip_benchmark_are_those_of_python_format(tmp_path):
+    path = tmp_path / "zeroshot_classification_templates.txt"
+    path.write_text("a photo of a {c}.\n{c}\n", encoding="utf-8")
+    assert load_templates(str(path)) == ("a photo of a {}.", "{}")
+    name = "{c} 100%"
+    expected = [t.format(c=name) for t in ("a photo of a {c}.", "{c}")]
+    assert fill_templates(load_templates(str(path)), [name]) == [tuple(expected)]
+
+
+PROMPTS = {
+    "cat": ["A cat purrs.", "It has whiskers."],
+    "dog": ["A dog, a {c}, barks."],
+    "owl": "Owl",
+}
+
+
+@pytest.mark.parametrize(
+    ("content", "entry"),
+    [
+        (PROMPTS, ""),
+        ({"pets": PROMPTS}, ""),  # as CLIP_benchmark packages those of CuPL
+        ({"pets": PROMPTS, "cars": {"tram": ["x"]}}, ":pets"),
+    ],
+)
+def test_prompts_of_each_class(tmp_path, content, entry):
+    path = tmp_path / "prompts.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    found = load_templates(f"{path}{entry}")
+    assert fill_templates(found, ["dog", "cat"]) == [
+        ("A dog, a dog, barks.",),
+        ("A cat purrs.", "It has whiskers."),
+    ]
+    assert fill_templates(found, ["owl"]) == [("Owl",)]
+    assert load_templates(found) == found
+    with pytest.raises(ValueError, match=r"of 3 classes \('cat'.* 2 of the 3 .*\('tabby', 'hen'\)"):
+        fill_templates(found, ["tabby", "owl", "hen"])
+
+
+def test_lists_of_several_datasets_in_one_file(tmp_path):
+    path = tmp_path / "en.json"
+    path.write_text('{"pets": ["a {c}"], "cars": ["the {c}", "{c}"]}', "utf-8")
+    assert load_templates(f"{path}:cars") == ("the {}", "{}")
+    with pytest.raises(ValueError, match=r"no templates under the name 'pet'; it has pets, cars"):
+        load_templates(f"{path}:pet")
+    with pytest.raises(ValueError, match=r"'tabby'.*written FILE\.json:NAME"):
+        fill_templates(load_templates(str(path)), ["tabby"])
+    names = tmp_path / "names.json"
+    names.write_text('{"pets": ["cat", "dog"], "cars": ["tram"]}', "utf-8")
+    assert load_class_names(f"{names}:pets") == ("cat", "dog")
+    with pytest.raises(ValueError, match=r"not a JSON list .*names\.json:NAME"):
+        load_class_names(str(names))
+
+
+def test_every_line_of_a_class_file_counts(tmp_path):
+    path = tmp_path / "classes.txt"
+    path.write_text("#one\ntwo\r\nNEL\u2028line\n\n\n", encoding="utf-8")
+    assert load_class_names(str(path)) == ("#one", "two", "NEL\u2028line")
+    path.write_text("one\n\nthree\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"classes\.txt, line 2 is blank"):
+        load_class_names(str(path))

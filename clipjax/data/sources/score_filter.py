@@ -62,6 +62,7 @@ class ScoreFilter:
         if kind == "top" and not 0 < limit <= 1:
             raise ValueError(f"the filter {rule!r} takes the best {limit}: expected a part of 1")
         self._source, self.class_names = source, source.class_names
+        self.templates = getattr(source, "templates", None)
         found = read_scores(where)
         _check_same_data(source, found.fingerprint, where)
         scores = _scores_of(source, found, where)

@@ -10,12 +10,13 @@ from typing import Any
 
 from absl import logging
 
+from clipjax.data.benchmark_folder import find_shards, read_beside
 from clipjax.data.packed_folder import packed_class_names
 from clipjax.data.paths import short_names
 from clipjax.data.shard_cache import HotShards
 from clipjax.data.source import Example, SampleError
 from clipjax.data.sources.fields import text_of
-from clipjax.data.storage import StoredFile, find_files
+from clipjax.data.storage import StoredFile
 from clipjax.data.tar_index import (
     IMAGE_EXTENSIONS,
     TEXT_EXTENSIONS,
@@ -39,12 +40,17 @@ class TarShards:
     is read is compared with the index.
 
     Args:
-        where: a file, or a pattern such as `DIR/{00000..00099}.tar` or `gs://bucket/DIR/*.tar`.
+        where: a file, a pattern such as `DIR/{00000..00099}.tar` or `gs://bucket/DIR/*.tar`, or
+            the folder of a split as CLIP_benchmark writes it, see `clipjax.data.benchmark_folder`.
         ignore: extensions of members that are not used; another unknown one is an error.
         class_names: names of the numbers in `.cls`; by default those that `clipjax data pack` wrote
-            beside the shards. Without any, a record that has no caption has the label alone: enough
-            to evaluate with the evaluation's own names, not to train.
+            beside the shards, or CLIP_benchmark beside the split. Without any, a record that has no
+            caption has the label alone: enough to evaluate with the evaluation's own names, not to
+            train.
         language: which caption of a map is used; by default all are.
+
+    Attributes:
+        templates: of prompts, where they stand above the folder of a split; else None.
 
     Raises:
         ValueError: if a shard is missing or damaged, changed since it was indexed, holds a key
@@ -59,15 +65,17 @@ class TarShards:
         class_names: Sequence[str] | None = None,
         language: str | None = None,
     ):
-        shards = find_files(where, suffix=".tar")
+        shards = find_shards(where)
         self._language = language
         self._ignored = extensions_of(ignore)
         self._indexes = open_indexes(shards)
         for shard, index in zip(shards, self._indexes, strict=True):
             self._check_extensions(shard, index)
         held = {name for index in self._indexes for name in index.header["extensions"]}
+        beside = read_beside(shards)
+        self.templates = None if beside is None else beside.templates
         if class_names is None and "cls" in held:
-            class_names = packed_class_names(shards)
+            class_names = beside.class_names if beside else packed_class_names(shards)
         self.class_names = None if class_names is None else tuple(class_names)
         if "cls" in held - self._ignored and not held & {"txt", "json"} and not class_names:
             logging.warning(

@@ -1,0 +1,95 @@
+"""Datasets in CLIP_benchmark's layout: shards by their number, and the files beside the split."""
+
+import pytest
+from archives import png, tar
+from buckets import bucket
+from test_data_commands import run
+
+from clipjax.data import make_source
+
+pytestmark = pytest.mark.usefixtures("cache")
+NAMES = ["cat", "#1 dog", "{c} owl"]
+TEMPLATES = ["a photo of a {c}.", "{c}"]
+
+
+def dataset(root, *, shards=11, split="test", kind=None, member=lambda i: (f"{i % 3}", "cls")):
+    folder = root / split
+    folder.mkdir(parents=True)
+    for number in range(shards):
+        content, extension = member(number)
+        key = f"s{number:07d}"
+        members = [(f"{key}.png", png(number)), (f"{key}.{extension}", content.encode())]
+        tar(folder / f"{number}.tar", members)
+    (folder / "nshards.txt").write_text(f"{shards}\n")
+    (root / "classnames.txt").write_text("\n".join(NAMES) + "\n", "utf-8")
+    (root / "zeroshot_classification_templates.txt").write_text("\n".join(TEMPLATES) + "\n")
+    if kind:
+        (root / "dataset_type.txt").write_text(f"{kind}\n")
+    return root
+
+
+def test_a_split_is_read_as_it_is_written(tmp_path, monkeypatch):
+    root = dataset(tmp_path)
+    source = make_source(f"tar:{root}/test")
+    assert source.class_names == tuple(NAMES) and source.templates == tuple(TEMPLATES)
+    # In the order of their numbers: 2 before 10.
+    assert [source[i]["key"].split("/")[0] for i in range(11)] == [f"{i}.tar" for i in range(11)]
+    assert [source[i]["label"] for i in (0, 1, 10)] == [0, 1, 1]
+    assert source[10]["text"] == "#1 dog" and source[10]["image"] == png(10)
+    pattern = make_source(f"tar:{root}/test/*.tar")
+    assert (pattern.class_names, pattern.templates) == (source.class_names, source.templates)
+    given = make_source(f"tar:{root}/test/?class_names=a,b,c")
+    assert given.class_names == ("a", "b", "c")
+    (root / "test" / "scores.txt").write_text("x")  # other files are not looked at
+    monkeypatch.chdir(root / "test")
+    assert make_source("tar:.").class_names == tuple(NAMES)
+
+
+def test_shards_that_are_not_those_it_says(tmp_path):
+    root = dataset(tmp_path)
+    (root / "test" / "3.tar").rename(root / "test" / "11.tar")
+    message = r"11 shards, 0\.tar to 10\.tar: 1 are missing, e\.g\. 3\.tar; 1 are others, e\.g\. 11"
+    with pytest.raises(ValueError, match=message):
+        make_source(f"tar:{root}/test")
+    (root / "test" / "nshards.txt").write_text("all")
+    with pytest.raises(ValueError, match="says 'all', expected the number"):
+        make_source(f"tar:{root}/test")
+    (root / "test" / "nshards.txt").unlink()
+    with pytest.raises(ValueError, match=r"is a folder: write .*/test/\*\.tar"):
+        make_source(f"tar:{root}/test")
+
+
+def test_files_beside_a_split_that_cannot_be_meant(tmp_path):
+    root = dataset(tmp_path, shards=1, kind="Multilabel")
+    with pytest.raises(ValueError, match=r"dataset_type\.txt says 'multilabel'; what can be read"):
+        make_source(f"tar:{root}/test")
+    (root / "dataset_type.txt").unlink()
+    with pytest.raises(ValueError, match=rf"name a split, tar:{root}/test"):
+        make_source(f"tar:{root}")
+    (root / "classnames.txt").write_text("cat\n\nowl\n")
+    with pytest.raises(ValueError, match=r"classnames\.txt, line 2 is blank"):
+        make_source(f"tar:{root}/test")
+    (root / "classnames.txt").write_text("\n")
+    with pytest.raises(ValueError, match=r"classnames\.txt holds no class names"):
+        make_source(f"tar:{root}/test")
+    (root / "classnames.txt").write_bytes("Straße".encode("latin1"))
+    with pytest.raises(ValueError, match=r"classnames\.txt is not UTF-8"):
+        make_source(f"tar:{root}/test")
+
+
+def test_in_a_bucket(tmp_path, monkeypatch):
+    root = dataset(tmp_path, shards=2)
+    paths = [path for path in root.rglob("*") if path.is_file()]
+    files = {f"b/d/{path.relative_to(root)}": path.read_bytes() for path in paths}
+    with bucket(monkeypatch, files):
+        source = make_source("tar:memory://b/d/test")
+        assert source.class_names == tuple(NAMES) and source.templates == tuple(TEMPLATES)
+        assert [source[i]["label"] for i in range(len(source))] == [0, 1]
+
+
+def test_commands_take_the_folder_too(tmp_path, capsys):
+    root = dataset(tmp_path, shards=2)
+    assert run("index", f"tar:{root}/test") == 0
+    assert "indexed 2 shards" in capsys.readouterr().out
+    assert run("check", f"tar:{root}/test") == 0
+    assert "checked 2 parts with 2 examples; damaged: none" in capsys.readouterr().out
