@@ -10,59 +10,55 @@ import ast
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-# Subtrees whose keys belong to the thing that is built from them, not to this schema: `build`
-# and the model zoo check those.
-FREE_FORM = ("model", "data.source", "data.transforms", "evals", "init", "target", "logical_axes")
+from clipjax.config_fields import EVAL_FIELDS, FIELDS
+from clipjax.ranges import Group, Number, is_list, show
 
 
 def default_config() -> ConfigDict:
-    """Returns every field of a config with its default."""
+    """Returns every field of a config with its default; `FIELDS` says what each means and allows.
+
+    One that None switches off is a placeholder or a reference: these take None and their type.
+    """
     config = ConfigDict()
     config.seed = 0
-    config.batch_size = 1024  # examples a step, over all devices
-    config.total_steps = 10_000  # optimizer steps
-    config.micro_batch_size = config_dict.placeholder(int)  # examples; None = the whole batch
+    config.batch_size = 1024
+    config.total_steps = 10_000
+    config.micro_batch_size = config_dict.placeholder(int)
 
     config.model = ConfigDict()
-    # A row of clipjax.models.zoo; or `checkpoint`, for the model of config.init.checkpoint; or any
-    # other name, with every field of the spec given.
     config.model.name = "ViT-B-32"
-    config.model.image_size = config_dict.placeholder(int)  # pixels; None = as the row says
-    config.model.image = ConfigDict({"patch_dropout": 0.0})  # fields that differ from the row
+    config.model.image_size = config_dict.placeholder(int)  # None: as the row says
+    config.model.image = ConfigDict({"patch_dropout": 0.0})
     config.model.text = ConfigDict({"context_length": config_dict.placeholder(int)})
-    config.dtype = "bfloat16"  # of the computation; parameters and statistics are float32
-    config.scan_layers = True  # one compiled layer, scanned; False unrolls
-    config.remat = "dots"  # none | dots | full: what the backward pass computes again
-
-    # Dicts {"until_step", "image_size", "context_length", "patch_dropout"}: smaller images, shorter
-    # texts or fewer patches up to a step; then the model's own size. See docs/configs.md.
+    config.dtype = "bfloat16"
+    config.scan_layers = True
+    config.remat = "dots"
     config.stages = ()
 
     config.data = ConfigDict()
-    config.data.source = ""  # kind:where[:split]; see docs/data.md
-    config.data.transforms = ()  # of dicts with a name of clipjax.data.transforms.TRANSFORMS
-    # None; or a dict of fields of `color_jitter`, which the devices then do instead of the workers,
-    # on images of one size as they enter the model; {} takes the defaults.
+    config.data.source = ""
+    config.data.transforms = ()
     config.data.device_color_jitter = config_dict.placeholder(object)
-    config.data.num_workers = 2  # a host, that decode and augment
-    config.data.workers = "threads"  # threads | processes
-    config.data.token_cache_bytes = 256 << 20  # a host, of ids of captions met before; 0 = none
-    config.data.prefetch = 2  # batches made ahead
-    config.data.max_bad_fraction = 0.001  # of unusable examples in a window, before it stops
+    config.data.num_workers = 2
+    config.data.workers = "threads"
+    config.data.token_cache_bytes = 256 << 20
+    config.data.prefetch = 2
+    config.data.max_bad_fraction = 0.001
 
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # devices an axis; -1 = the rest
-    config.sharding = "zero1"  # replicated | zero1 | fsdp | tensor
-    config.logical_axes = ()  # pairs (logical axis, mesh axis) that precede the sharding's table
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    config.sharding = "zero1"
+    config.logical_axes = ()
 
     config.loss = ConfigDict()
-    config.loss.name = "clip"  # clip | siglip
-    config.loss.layout = "auto"  # auto | dense | gather | grid | ring
-    config.loss.tile_size = config_dict.placeholder(int)  # columns a tile; None = chosen
+    config.loss.name = "clip"
+    config.loss.layout = "auto"
+    config.loss.tile_size = config_dict.placeholder(int)
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adamw"
@@ -71,40 +67,38 @@ def default_config() -> ConfigDict:
     config.optimizer.b2 = 0.98
     config.optimizer.eps = 1e-6
     config.optimizer.weight_decay = 0.2
-    config.optimizer.decay_mask = "openai"  # openai | openclip | openclip_legacy | kernels | all
-    config.optimizer.clip_norm = config_dict.placeholder(float)  # of the global gradient
-    config.optimizer.mu_dtype = "float32"  # of the first moment
-    config.optimizer.freeze = ()  # regular expressions of parameter names that stay fixed
-    config.optimizer.lr_scale = ()  # pairs (regular expression, factor)
-    config.optimizer.ema_decay = config_dict.placeholder(float)  # None = no average is kept
+    config.optimizer.decay_mask = "openai"
+    config.optimizer.clip_norm = config_dict.placeholder(float)
+    config.optimizer.mu_dtype = "float32"
+    config.optimizer.freeze = ()
+    config.optimizer.lr_scale = ()
+    config.optimizer.ema_decay = config_dict.placeholder(float)
 
     config.schedule = ConfigDict()
-    config.schedule.name = "cosine"  # cosine | constant
+    config.schedule.name = "cosine"
     config.schedule.warmup_steps = 2000
-    config.schedule.end_fraction = 0.0  # of the learning rate, at total_steps
+    config.schedule.end_fraction = 0.0
 
-    config.max_skipped_in_a_row = 5  # steps with a non-finite gradient, before the run stops
+    config.max_skipped_in_a_row = 5
 
-    config.evals = ConfigDict()  # name -> dict with a name of clipjax.evals.EVALS
+    config.evals = ConfigDict()
     config.checkpoint = ConfigDict({"every_steps": 1000, "keep": 3})
-    config.checkpoint.keep_every = config_dict.placeholder(int)  # steps that are never deleted
-    config.log_every = 50  # steps
+    config.checkpoint.keep_every = config_dict.placeholder(int)
+    config.log_every = 50
     config.tensorboard = True
-    config.report = True  # report.html at the end
-    config.hang_timeout_s = 1800.0  # no finished step in this time ends the process
+    config.report = True
+    config.hang_timeout_s = config_dict.FieldReference(1800.0, field_type=float)  # None is off
 
-    config.init = ConfigDict(
-        {"checkpoint": ""}
-    )  # parameters to start from; see docs/checkpoints.md
-    config.init.lock_image = False  # LiT: the image tower stays as loaded
-    config.init.rename = ()  # pairs (regular expression, replacement)
-    config.init.drop = ()  # regular expressions of leaves that are left out
-    config.init.initialise = ()  # regular expressions of leaves that keep their random start
-    config.init.override = ()  # dotted keys of the model contract that may differ
-    config.resume = ""  # another workdir whose newest checkpoint is continued
-    config.allow_config_change = False  # resume although the recipe differs
+    config.init = ConfigDict({"checkpoint": ""})
+    config.init.lock_image = False
+    config.init.rename = ()
+    config.init.drop = ()
+    config.init.initialise = ()
+    config.init.override = ()
+    config.resume = ""
+    config.allow_config_change = False
 
-    config.target = ConfigDict()  # metric -> published value; a run can be checked against it
+    config.target = ConfigDict()
     return config
 
 
@@ -215,33 +209,30 @@ def _import(name: str, path: str) -> Callable[..., Any]:
 def validate(config: ConfigDict) -> None:
     """Checks keys, types and ranges of a config, before any device or file is touched.
 
+    What the parts of a config (model, transforms, evaluations) may hold, their constructors know:
+    `clipjax.experiment.check_config` asks them, too.
+
     Raises:
         ValueError: what was found, what is allowed, and the config path.
     """
-    _check_keys(config.to_dict(), default_config().to_dict(), prefix="")
-    for path in ("batch_size", "total_steps", "log_every", "checkpoint.every_steps"):
-        value = get_path(config, path)
-        if value < 1:
-            raise ValueError(f"config.{path} = {value}: must be at least 1")
-    _check_choice(config, "dtype", ("float32", "bfloat16"))
-    _check_choice(config, "remat", ("none", "dots", "full"))
-    _check_choice(config, "optimizer.mu_dtype", ("float32", "bfloat16"))
-    _check_choice(config, "data.workers", ("threads", "processes"))
+    plain = to_plain(config)
+    _check_keys(plain, to_plain(default_config()), prefix="")
+    _check_plain(plain, "config")
+    _check_evals(plain["evals"])
+    _check_numbers_of(plain["target"])
     if not config.data.source:
         raise ValueError("config.data.source is empty; give kind:where[:split], see docs/data.md")
-    sizes = [int(config.mesh[axis]) for axis in config.mesh]
-    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise ValueError(
-            f"config.mesh = {config.mesh.to_dict()}: sizes are positive, one of them may be -1"
-        )
-    batch_axes = int(config.mesh.data), int(config.mesh.fsdp)
+    sizes = list(plain["mesh"].values())
+    if sizes.count(-1) > 1:
+        raise ValueError(f"config.mesh = {plain['mesh']}: one of the sizes may be -1")
+    batch_axes = config.mesh.data, config.mesh.fsdp
     if -1 not in batch_axes and config.batch_size % (batch_axes[0] * batch_axes[1]):
         raise ValueError(
             f"config.batch_size = {config.batch_size} does not divide over config.mesh data x fsdp "
             f"= {batch_axes[0]} x {batch_axes[1]}; choose a multiple of their product"
         )
     micro = config.micro_batch_size
-    if micro is not None and (micro < 1 or config.batch_size % micro):
+    if micro is not None and config.batch_size % micro:
         raise ValueError(
             f"config.micro_batch_size = {micro} does not divide "
             f"config.batch_size = {config.batch_size}"
@@ -251,47 +242,67 @@ def validate(config: ConfigDict) -> None:
             f"config.schedule.warmup_steps = {config.schedule.warmup_steps} is not below "
             f"config.total_steps = {config.total_steps}; lower it, or train longer"
         )
-    for name in config.evals:
-        if "source" not in config.evals[name] or not config.evals[name].source:
-            raise ValueError(f"config.evals.{name}.source is missing: the dataset to evaluate on")
-
-
-def get_path(config: ConfigDict, path: str) -> Any:
-    """Looks up a dotted path such as `optimizer.learning_rate`."""
-    node: Any = config
-    for key in path.split("."):
-        node = node[key]
-    return node
-
-
-def _check_choice(config: ConfigDict, path: str, allowed: tuple[str, ...]) -> None:
-    if get_path(config, path) not in allowed:
+    if config.loss.layout == "dense" and config.loss.tile_size is not None:
         raise ValueError(
-            f"config.{path} = {get_path(config, path)!r}: allowed are {', '.join(allowed)}"
+            f"config.loss.tile_size = {config.loss.tile_size} and config.loss.layout = 'dense', "
+            "which has no tiles: set the first to None, or take another layout"
+        )
+    if config.init.lock_image and not config.init.checkpoint:
+        raise ValueError(
+            "config.init.lock_image locks a loaded image tower; give config.init.checkpoint"
         )
 
 
-def _check_keys(found: Mapping[str, Any], allowed: Mapping[str, Any], prefix: str) -> None:
+def _check_plain(value: Any, path: str) -> None:
+    """Refuses what JSON does not hold: the config is stored with each checkpoint."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_plain(item, f"{path}.{key}")
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            _check_plain(item, f"{path}[{number}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{path} = {value}: expected a finite number; None switches off")
+    elif value is not None and not isinstance(value, str | int | float):
+        raise ValueError(
+            f"{path} = {show(value)}: a config holds numbers, texts, True, False, None, and "
+            f"tuples and dicts of these; found {type(value).__name__}"
+        )
+
+
+def _check_evals(evals: Mapping[str, Any]) -> None:
+    for name, spec in evals.items():
+        path = f"config.evals.{name}"
+        Group("with `name` and `source`").check(spec, path)
+        if not spec.get("source"):
+            raise ValueError(f"{path}.source is missing: the dataset to evaluate on")
+        for key, field in EVAL_FIELDS.items():
+            if key in spec:
+                field.allowed.check(spec[key], f"{path}.{key}")
+
+
+def _check_numbers_of(target: Mapping[str, Any]) -> None:
+    for name, value in target.items():
+        for item in value if is_list(value) else (value,):
+            Number().check(item, f"config.target.{name}")
+
+
+def _check_keys(found: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str) -> None:
+    """Compares the names of a group with the defaults', and each value with its field's rule."""
     for key, value in found.items():
         path = f"{prefix}{key}"
-        if key not in allowed:
+        if key not in defaults:
+            raise ValueError(unknown_key(f"config.{path}", defaults))
+        if path in FIELDS:
+            FIELDS[path].allowed.check(value, f"config.{path}")
+        elif not isinstance(value, Mapping):
             raise ValueError(
-                f"config.{path} is unknown; allowed here are {', '.join(sorted(allowed))}"
-                f"{hint(key, allowed)}"
+                f"config.{path} = {show(value)}: expected a group of fields: "
+                f"{', '.join(defaults[key])}"
             )
-        if path in FREE_FORM:
-            continue
-        default = allowed[key]
-        if isinstance(default, Mapping):
-            if not isinstance(value, Mapping):
-                raise ValueError(f"config.{path} = {value!r}: expected a group of fields")
-            _check_keys(value, default, f"{path}.")
-        elif not _same_type(value, default):
-            raise ValueError(
-                f"config.{path} = {value!r}: expected {type(default).__name__}, "
-                f"found {type(value).__name__}"
-            )
-    for key in allowed:
+        else:
+            _check_keys(value, defaults[key], f"{path}.")
+    for key in defaults:
         if key not in found:
             raise ValueError(
                 f"config.{prefix}{key} is missing; start the config from "
@@ -299,16 +310,13 @@ def _check_keys(found: Mapping[str, Any], allowed: Mapping[str, Any], prefix: st
             )
 
 
-def _same_type(value: Any, default: Any) -> bool:
-    if default is None:
-        return True  # a placeholder: ConfigDict itself holds its type
-    if isinstance(default, bool) or isinstance(value, bool):
-        return isinstance(value, bool) and isinstance(default, bool)
-    if isinstance(default, float):
-        return isinstance(value, int | float)
-    if isinstance(default, list | tuple):
-        return isinstance(value, list | tuple)
-    return isinstance(value, type(default))
+def unknown_key(path: str, accepted: Iterable[str]) -> str:
+    """The message about an unknown key: its path, the near match and what is accepted there."""
+    accepted = list(accepted)
+    key = path.rpartition(".")[2]
+    return (
+        f"{path} is unknown; accepted here are {', '.join(accepted) or 'none'}{hint(key, accepted)}"
+    )
 
 
 def hint(key: str, known: Any) -> str:

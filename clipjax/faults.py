@@ -142,12 +142,18 @@ class Watchdog:
     with `HUNG`. Use as a context manager around the loop.
 
     Args:
-        timeout_s: seconds that the slowest step, evaluation or compilation may take.
+        timeout_s: seconds that the slowest step, evaluation or compilation may take, up to 1e9;
+            None watches nothing.
+
+    Raises:
+        ValueError: another value; what no clock holds would end the watching thread, not the run.
     """
 
-    def __init__(self, timeout_s: float) -> None:
-        if not timeout_s > 0:
-            raise ValueError(f"watchdog timeout of {timeout_s} s: give a positive number")
+    def __init__(self, timeout_s: float | None) -> None:
+        if timeout_s is not None and not 0 < timeout_s <= 1e9:
+            raise ValueError(
+                f"watchdog timeout of {timeout_s} s: give a positive number up to 1e9, or None"
+            )
         self.timeout_s = timeout_s
         self._last = time.monotonic()
         self._closed = threading.Event()
@@ -155,11 +161,14 @@ class Watchdog:
 
     def __enter__(self) -> "Watchdog":
         self.beat()
-        self._thread.start()
+        if self.timeout_s is not None:
+            self._thread.start()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self._closed.set()
+        if self.timeout_s is None:
+            return
         self._thread.join()
         faulthandler.cancel_dump_traceback_later()
 

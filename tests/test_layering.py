@@ -10,11 +10,13 @@ FLOORS = (
     (
         "array_types",
         "config",
+        "config_fields",
         "device_clock",
         "distributed",
         "faults",
         "metric_writers",
         "partitioning",
+        "ranges",
         "trees",
     ),
     ("layers", "losses", "optim", "metrics"),
@@ -35,6 +37,9 @@ SIBLINGS = {
 # Floor F0 is a set of small modules; these pairs are the only ones that may know each other.
 SIBLINGS |= {
     ("config", "array_types"),
+    ("config", "config_fields"),
+    ("config", "ranges"),
+    ("config_fields", "ranges"),
     ("partitioning", "trees"),
     ("metric_writers", "distributed"),
 }

@@ -40,7 +40,7 @@ class Experiment:
     checkpoint_keep: int
     checkpoint_keep_every: int | None
     max_skipped_in_a_row: int
-    hang_timeout_s: float
+    hang_timeout_s: float | None
     tensorboard: bool
     report: bool
     resume: str

@@ -81,7 +81,7 @@ def make_optimizer(
     names = [n for n, _ in flatten_with_names(params)]
     decays = decay_mask(mask)
     chain = [
-        optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
+        optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm),
         _direction(name, b1=b1, b2=b2, eps=eps, mu_dtype=mu_dtype),
     ]
     if weight_decay:

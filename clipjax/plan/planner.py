@@ -10,7 +10,6 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from clipjax import partitioning
-from clipjax.config import get_path
 from clipjax.experiment import Program, build_program
 from clipjax.plan.advice import (
     Preference,
@@ -215,7 +214,7 @@ def _count(
 
 def setting_of(config: ConfigDict, program: Program) -> Setting:
     """The setting of a config."""
-    micro = get_path(config, "micro_batch_size") or config.batch_size
+    micro = config.micro_batch_size or config.batch_size
     return Setting(
         remat=config.remat,
         micro_batches=config.batch_size // micro,

@@ -1,0 +1,283 @@
+"""What a field may hold: intervals, choices, patterns; one sentence for whatever is outside.
+
+A rule has `check(value, path)`, which raises ValueError, and is a phrase when it is printed. The
+config's own fields have theirs in `clipjax.config_fields.FIELDS`; a part that a config names (an
+encoder, an evaluation) has them in its class attribute `ranges`, which its constructor checks.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+# Of a whole number, unless a rule says more: steps, sizes and counts are int32 on the device.
+LARGEST = 2**31 - 1
+
+
+class Rule(Protocol):
+    """What a field may hold."""
+
+    def check(self, value: Any, path: str) -> None:
+        """Raises ValueError, with the path, the value and what is allowed."""
+
+
+class FieldError(ValueError):
+    """A part's field is outside its range; the message begins with the field's name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Number:
+    """A finite number in an interval.
+
+    Args:
+        low, high: its ends; None has none.
+        open_low, open_high: whether that end is outside.
+        whole: whether it is a whole number; then `high` is `LARGEST` by default.
+        also: values that are allowed besides, with what they mean: `{-1: "the rest"}`.
+    """
+
+    low: float | None = None
+    high: float | None = None
+    open_low: bool = False
+    open_high: bool = False
+    whole: bool = False
+    also: Mapping[int, str] = dataclasses.field(default_factory=dict)
+
+    def accepts(self, value: Any) -> bool:
+        """Whether a value is such a number; True and False are none."""
+        kinds = int if self.whole else int | float
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            return False
+        if value in self.also:
+            return True
+        high = LARGEST if self.whole and self.high is None else self.high
+        try:
+            if not math.isfinite(value):
+                return False
+        except OverflowError:  # a whole number that no float holds
+            return False
+        above = self.low is None or (value > self.low if self.open_low else value >= self.low)
+        return above and (high is None or (value < high if self.open_high else value <= high))
+
+    def check(self, value: Any, path: str) -> None:
+        """Raises ValueError unless the value is such a number."""
+        if not self.accepts(value):
+            raise ValueError(f"{path} = {show(value)}: expected {self}")
+
+    def __str__(self) -> str:
+        kind = "a whole number" if self.whole else "a finite number"
+        if self.low is None or self.high is None:
+            ends = [
+                f"{'above' if self.open_low else 'from'} {self.low:g}"
+                if self.low is not None
+                else "",
+                f"{'below' if self.open_high else 'up to'} {self.high:g}"
+                if self.high is not None
+                else "",
+            ]
+            text = " ".join([kind, *filter(None, ends)])
+        else:
+            left, right = "(" if self.open_low else "[", ")" if self.open_high else "]"
+            text = f"{kind} in {left}{self.low:g}, {self.high:g}{right}"
+        return ", or ".join([text, *(f"{value} ({what})" for value, what in self.also.items())])
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """True or False."""
+
+    def check(self, value: Any, path: str) -> None:
+        """Raises ValueError unless the value is True or False."""
+        if not isinstance(value, bool):
+            raise ValueError(f"{path} = {show(value)}: expected {self}")
+
+    def __str__(self) -> str:
+        return "True or False"
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """A text; `about` says which."""
+
+    about: str = ""
+    may_be_empty: bool = True
+
+    def check(self, value: Any, path: str) -> None:
+        """Raises ValueError unless the value is a text."""
+        if not isinstance(value, str) or not (value or self.may_be_empty):
+            raise ValueError(f"{path} = {show(value)}: expected {self}")
+
+    def __str__(self) -> str:
+        return f"a text{', ' if self.about else ''}{self.about}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """One of several texts."""
+
+    names: tuple[str, ...]
+
+    def check(self, value: Any, path: str) -> None:
+        """Raises ValueError unless the value is one of the names."""
+        if not isinstance(value, str) or value not in self.names:
+            raise ValueError(f"{path} = {show(value)}: allowed are {', '.join(self.names)}")
+
+    def __str__(self) -> str:
+        return ", ".join(f"`{name}`" for name in self.names)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pattern:
+    """A regular expression."""
+
+    def check(self, value: Any, path: str) -> None:
+        """Raises ValueError unless the value is a text that compiles."""
+        if not isinstance(value, str):
+            raise ValueError(f"{path} = {show(value)}: expected {self}")
+        try:
+            re.compile(value)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ValueError(f"{path} = {show(value)} is no regular expression: {error}") from error
+
+    def __str__(self) -> str:
+        return "a regular expression"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Two values, each with its own rule."""
+
+    first: Rule
+    second: Rule
+
+    def check(self, value: Any, path: str) -> None:
+        """Raises ValueError unless the value is a tuple or list of two such values."""
+        if not is_list(value) or len(value) != 2:
+            raise ValueError(f"{path} = {show(value)}: expected {self}")
+        self.first.check(value[0], f"{path}[0]")
+        self.second.check(value[1], f"{path}[1]")
+
+    def __str__(self) -> str:
+        return f"a pair ({self.first}, {self.second})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Many:
+    """A tuple of values with one rule.
+
+    Args:
+        each: the rule.
+        plural: what they are called together.
+        at_least: how many, at least.
+        exactly: how many; None leaves it open.
+    """
+
+    each: Rule
+    plural: str
+    at_least: int = 0
+    exactly: int | None = None
+
+    def check(self, value: Any, path: str) -> None:
+        """Raises ValueError unless the value is such a tuple or list; a single text is none."""
+        wrong = not is_list(value) or len(value) < self.at_least
+        if wrong or len(value) != (len(value) if self.exactly is None else self.exactly):
+            raise ValueError(
+                f"{path} = {show(value)}: expected {self}; one alone is written with its comma, "
+                "(a,)"
+            )
+        for number, item in enumerate(value):
+            self.each.check(item, f"{path}[{number}]")
+
+    def __str__(self) -> str:
+        return f"a tuple of {self.exactly or ''}{' ' if self.exactly else ''}{self.plural}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Optional:
+    """A rule, or None, which means what `none` says."""
+
+    rule: Rule
+    none: str = "off"
+
+    def check(self, value: Any, path: str) -> None:
+        """Raises ValueError unless the value is None or keeps to the rule."""
+        if value is None:
+            return
+        try:
+            self.rule.check(value, path)
+        except ValueError as error:
+            raise ValueError(f"{error}, or None ({self.none})") from error
+
+    def __str__(self) -> str:
+        return f"{self.rule}, or None ({self.none})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Free:
+    """What the thing that is built from it checks; `about` says what that is."""
+
+    about: str
+
+    def check(self, value: Any, path: str) -> None:
+        """Leaves the value to its own checks."""
+
+    def __str__(self) -> str:
+        return self.about
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """A dict, whose fields the thing that is built from it checks; `about` says what they are."""
+
+    about: str
+
+    def check(self, value: Any, path: str) -> None:
+        """Raises ValueError unless the value is a dict."""
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{path} = {show(value)}: expected {self}")
+
+    def __str__(self) -> str:
+        return f"a dict, {self.about}"
+
+
+def whole(low: int = 1, high: int | None = None, **other: Any) -> Number:
+    """A whole number from `low`."""
+    return Number(low, high, whole=True, **other)
+
+
+FRACTION = Number(0, 1)
+RATE = Number(0, 1, open_high=True)  # of dropout, or an average: 1 would leave nothing
+POSITIVE = Number(0, open_low=True)
+PATTERNS = Many(Pattern(), "regular expressions")
+
+
+def is_list(value: Any) -> bool:
+    """Whether a value is a tuple or a list; a text is neither."""
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+def show(value: Any) -> str:
+    """A value as a message shows it, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of thousands of digits
+        return f"a number of {value.bit_length()} bits"
+    return text if len(text) <= 120 else f"{text[:100]}... ({len(text)} characters)"
+
+
+def check_fields(owner: Any, ranges: Mapping[str, Rule]) -> None:
+    """Checks the fields of a part in its constructor.
+
+    Args:
+        owner: has an attribute for each name.
+        ranges: name of the field -> its rule.
+
+    Raises:
+        FieldError: names the field, what was found and what is allowed.
+    """
+    for name, rule in ranges.items():
+        try:
+            rule.check(getattr(owner, name), name)
+        except ValueError as error:
+            raise FieldError(str(error)) from error
