@@ -10,7 +10,6 @@ from typing import NamedTuple
 from clipjax.ranges import (
     FRACTION,
     PATTERNS,
-    POSITIVE,
     RATE,
     Choice,
     Flag,
@@ -26,6 +25,7 @@ from clipjax.ranges import (
     whole,
 )
 
+# Bounds such as 1e-30 and 1e6 keep float32 from rounding a number to 0 or to infinity.
 DTYPES = Choice(("float32", "bfloat16"))
 DEVICES = whole(1, also={-1: "the rest"})
 
@@ -90,19 +90,21 @@ FIELDS: dict[str, Field] = {
     ),
     "loss.tile_size": Field(Optional(whole(), "chosen"), "columns a tile"),
     "optimizer.name": Field(Text("`adamw` or `lion`"), "the direction of a step"),
-    "optimizer.learning_rate": Field(Number(0), "at the end of the warm-up"),
+    "optimizer.learning_rate": Field(Number(0, 1e6), "at the end of the warm-up"),
     "optimizer.b1": Field(RATE, "decay of the first moment"),
     "optimizer.b2": Field(RATE, "decay of the second moment"),
-    "optimizer.eps": Field(POSITIVE, "added to the root of the second moment"),
-    "optimizer.weight_decay": Field(Number(0), "decoupled, times the learning rate"),
+    "optimizer.eps": Field(Number(1e-30, 1), "added to the root of the second moment"),
+    "optimizer.weight_decay": Field(Number(0, 1e6), "decoupled, times the learning rate"),
     "optimizer.decay_mask": Field(
         Choice(("openai", "openclip", "openclip_legacy", "kernels", "all")), "what is decayed"
     ),
-    "optimizer.clip_norm": Field(Optional(POSITIVE), "largest norm of the global gradient"),
+    "optimizer.clip_norm": Field(
+        Optional(Number(1e-30, 1e30)), "largest norm of the global gradient"
+    ),
     "optimizer.mu_dtype": Field(DTYPES, "of the first moment"),
     "optimizer.freeze": Field(PATTERNS, "parameters that stay fixed"),
     "optimizer.lr_scale": Field(
-        Many(Pair(Pattern(), Number(0)), "pairs (regular expression, factor from 0)"),
+        Many(Pair(Pattern(), Number(0, 1e6)), "pairs (regular expression, factor from 0)"),
         "factors of the learning rate; the first that matches a parameter counts",
     ),
     "optimizer.ema_decay": Field(Optional(RATE), "of the averaged parameters"),

@@ -69,17 +69,17 @@ class Number:
         kind = "a whole number" if self.whole else "a finite number"
         if self.low is None or self.high is None:
             ends = [
-                f"{'above' if self.open_low else 'from'} {self.low:g}"
+                f"{'above' if self.open_low else 'from'} {_end(self.low)}"
                 if self.low is not None
                 else "",
-                f"{'below' if self.open_high else 'up to'} {self.high:g}"
+                f"{'below' if self.open_high else 'up to'} {_end(self.high)}"
                 if self.high is not None
                 else "",
             ]
             text = " ".join([kind, *filter(None, ends)])
         else:
             left, right = "(" if self.open_low else "[", ")" if self.open_high else "]"
-            text = f"{kind} in {left}{self.low:g}, {self.high:g}{right}"
+            text = f"{kind} in {left}{_end(self.low)}, {_end(self.high)}{right}"
         return ", or ".join([text, *(f"{value} ({what})" for value, what in self.also.items())])
 
 
@@ -250,6 +250,15 @@ FRACTION = Number(0, 1)
 RATE = Number(0, 1, open_high=True)  # of dropout, or an average: 1 would leave nothing
 POSITIVE = Number(0, open_low=True)
 PATTERNS = Many(Pattern(), "regular expressions")
+
+
+def _end(value: float) -> str:
+    """An end of an interval: `2^63 - 1` is exact, 9.22337e+18 is not."""
+    for power in range(20, 64) if isinstance(value, int) else ():
+        for left_out in (0, 1):
+            if value == 2**power - left_out:
+                return f"2^{power}{' - 1' if left_out else ''}"
+    return f"{value:g}"
 
 
 def is_list(value: Any) -> bool:
