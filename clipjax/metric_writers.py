@@ -216,6 +216,10 @@ def make_writer(
 class ProgressBar:
     """Shows step, rate and remaining time: a bar on a terminal, else a line now and then.
 
+    The rate is the mean since the start, without the time that the run says it stood still
+    (`stand_still`). A line holds the newest metrics that were given, with their step where that is
+    an earlier one.
+
     Args:
         total_steps: steps of the whole run.
         batch_size: samples a step, over all processes.
@@ -238,6 +242,7 @@ class ProgressBar:
         self._stream = stream if stream is not None else sys.stderr
         self._interval_s = interval_s
         self._begin = self._shown = time.monotonic()
+        self._metrics: tuple[int, str] | None = None  # the newest, in words, and their step
         self._active = is_lead()
         self._bar = None
         if self._active and self._stream.isatty():
@@ -262,20 +267,32 @@ class ProgressBar:
         is_new, now = step > self._step, time.monotonic()
         self._step = step
         rate = (step - self._start) / max(now - self._begin, 1e-9)
-        values = ", ".join(f"{name} {float(value):.4g}" for name, value in (metrics or {}).items())
+        if metrics:
+            words = ", ".join(f"{name} {float(value):.4g}" for name, value in metrics.items())
+            self._metrics = (step, words)
         samples = f"{rate * self._batch_size:.0f} samples/s"
         if self._bar is not None:
-            if values:
-                self._bar.set_postfix_str(f"{samples}, {values}", refresh=False)
+            if metrics:
+                self._bar.set_postfix_str(f"{samples}, {words}", refresh=False)
             self._bar.update(step - self._bar.n)
         elif now - self._shown >= self._interval_s or (step == self._total and is_new):
             self._shown = now
             remaining_s = (self._total - step) / rate if rate > 0 else math.inf
             self._stream.write(
                 f"step {step}/{self._total}  {samples}  {_duration(remaining_s)} left"
-                f"{'  ' if values else ''}{values}\n"
+                f"{self._newest_metrics()}\n"
             )
             self._stream.flush()
+
+    def stand_still(self, seconds: float) -> None:
+        """Takes time in which no step ran, such as a compilation, out of the rate."""
+        self._begin += seconds
+
+    def _newest_metrics(self) -> str:
+        if self._metrics is None:
+            return ""
+        step, words = self._metrics
+        return f"  {words}" if step == self._step else f"  {words} at step {step}"
 
     def close(self) -> None:
         """Leaves the bar as it stands."""

@@ -2,7 +2,7 @@
 
 Its order is a contract. At the top of step i, with state_i:
 
-    1. evaluations on state_i, if due
+    1. evaluations on state_i, if due; at step 0 only of a fine-tuning, as its baseline
     2. checkpoint.save(i), if due, or if the run is asked to stop
     3. batch(i)
     4. step: state_i -> state_{i+1}
@@ -104,7 +104,16 @@ def _announce(experiment: Experiment, step: int, source: str) -> None:
         return
     program = experiment.program
     params = count_parameters(program.abstract_state.params)
+    device = program.mesh.devices.flat[0]
     logging.info("%s", program.report)
+    logging.info(
+        "devices: %d x %s (%s) of %d host%s",
+        program.mesh.devices.size,
+        device.device_kind,
+        device.platform,
+        jax.process_count(),
+        "s" if jax.process_count() > 1 else "",
+    )
     logging.info(
         "model %s: %s parameters; mesh %s; %s examples; step %d of %d (from %s)",
         program.spec["name"],
@@ -181,10 +190,12 @@ class _Loop:
         last = step == self.experiment.total_steps
         if step == self.start and step > 0 and not (last and self.lacks_results(step)):
             return  # what was due at this step ran before the save that this run starts from
+        # Step 0 of a fine-tuning is the baseline: what its parameters could do before it.
+        baseline = step == 0 and self.experiment.load_init is not None
         due = [
             e
             for e in self.experiment.evals
-            if last or (e.every_steps and step and step % e.every_steps == 0)
+            if last or baseline or (e.every_steps and step and step % e.every_steps == 0)
         ]
         if not due:
             return
@@ -241,11 +252,13 @@ class _Loop:
 
     @contextmanager
     def clock_stopped(self, state: TrainState) -> Iterator[None]:
-        """Takes what happens inside out of the clock of samples_per_s."""
+        """Takes what happens inside out of the clock of samples_per_s and of the progress line."""
         jax.block_until_ready(state)  # the steps dispatched before belong to the clock
         begin = time.monotonic()
         yield
-        self.clock += time.monotonic() - begin
+        stood_still = time.monotonic() - begin
+        self.clock += stood_still
+        self.progress.stand_still(stood_still)
 
     def flush(self) -> None:
         """Writes the metrics that are due and not written yet."""

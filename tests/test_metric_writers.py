@@ -155,6 +155,22 @@ def test_lines_are_few_where_there_is_no_terminal(clock):
     assert len(lines) == 3
 
 
+def test_a_line_without_a_terminal_keeps_the_last_loss_and_a_rate_without_compilation(clock):
+    stream = io.StringIO()
+    with ProgressBar(1000, batch_size=64, stream=stream, interval_s=29.95) as bar:
+        clock.now += 100  # the step compiles
+        bar.stand_still(100)
+        for step in range(1, 1001):
+            clock.now += 0.1
+            bar.update(step)
+            if step % 100 == 50:
+                bar.update(step, {"loss": 1 / step})
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "step 1/1000  640 samples/s  0:01:40 left"  # 100 s passed, none is known yet
+    assert lines[1] == "step 301/1000  640 samples/s  0:01:10 left  loss 0.004 at step 250"
+    assert lines[-1] == "step 1000/1000  640 samples/s  0:00:00 left  loss 0.001053 at step 950"
+
+
 def test_a_terminal_gets_a_bar():
     class Terminal(io.StringIO):
         def isatty(self):

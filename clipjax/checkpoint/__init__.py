@@ -2,7 +2,6 @@
 
 from clipjax.checkpoint.contract import (
     check_contract,
-    has_key,
     make_contract,
     spec_of_contract,
 )
@@ -47,7 +46,6 @@ __all__ = [
     "check_contract",
     "check_resume",
     "find_start",
-    "has_key",
     "load_model_state",
     "load_params",
     "load_pretrained",

@@ -46,19 +46,25 @@ def has_key(node: Any, path: str) -> bool:
 
 
 def check_contract(
-    found: Mapping[str, Any], wanted: Mapping[str, Any], *, override: Iterable[str] = ()
+    found: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    *,
+    free: Iterable[str] = (),
+    override: Iterable[str] = (),
 ) -> None:
     """Compares the contract of a checkpoint with the one that its parameters are to be used by.
 
     Args:
         found: contract in the checkpoint's manifest.
         wanted: contract of the use.
-        override: dotted keys that may differ, with all below them, such as `model.image_size`.
+        free: dotted keys, with all below them, that the use may change as it likes.
+        override: dotted keys that may differ because somebody said so: each difference is a
+            warning.
 
     Raises:
         ValueError: names each difference with both values, or an override that is no key.
     """
-    override = tuple(override)
+    free, override = tuple(free), tuple(override)
     found, wanted = comparable(found), comparable(wanted)
     for key in override:
         if not (has_key(found, key) or has_key(wanted, key)):
@@ -68,7 +74,9 @@ def check_contract(
             )
     lines = []
     for key, old, new in differences(found, wanted):
-        if any(key == name or key.startswith(f"{name}.") for name in override):
+        if _covers(free, key):
+            continue
+        if _covers(override, key):
             logging.warning("contract override: %s is %r in the checkpoint, %r here", key, old, new)
         else:
             lines.append(f"  {key}: {old!r} in the checkpoint, {new!r} here")
@@ -78,3 +86,7 @@ def check_contract(
             + "\n".join(lines)
             + "\nUse the values of the checkpoint; to go on regardless, name the keys as overrides"
         )
+
+
+def _covers(names: tuple[str, ...], key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from clipjax.evals.curves import Points, chart
+from clipjax.evals.curves import NUM_COLOURS, Points, chart
 from clipjax.evals.running import language_of
 from clipjax.evals.zero_shot import Prediction
 
@@ -88,13 +88,6 @@ def tiles(results: Mapping[str, float]) -> str:
 
 def charts(training: Mapping[str, Points], evals: Mapping[str, Points]) -> str:
     """Curves of the training metrics and of the evaluations over the steps."""
-    prefixes = {name.rsplit("/", 1)[0] for name in evals}
-    accuracies = {
-        f"{_dataset(name.rsplit('/', 1)[0])} {_column(name.rsplit('/', 1)[-1])}": points
-        for name, points in evals.items()
-        if any(part in name.rsplit("/", 1)[-1] for part in _ACCURACIES)
-        and not _has_mean(name.rsplit("/", 1)[0], prefixes)
-    }
     last = max((points[-1][0] for points in (*training.values(), *evals.values())), default=0)
     drawn = [
         chart(
@@ -105,9 +98,30 @@ def charts(training: Mapping[str, Points], evals: Mapping[str, Points]) -> str:
         )
         for title, metrics, share in _TRAINING_CHARTS
     ]
-    drawn.insert(1, chart("Evaluations", accuracies, percent=True, last_step=last))
+    drawn[1:1] = [
+        chart(title, lines, percent=True, last_step=last)
+        for title, lines in _accuracies(evals).items()
+    ]
     drawn = [figure for figure in drawn if figure]
     return f'<h2>Training</h2><div class="charts">{"".join(drawn)}</div>' if drawn else ""
+
+
+def _accuracies(evals: Mapping[str, Points]) -> dict[str, dict[str, Points]]:
+    """Title -> lines: a chart a kind of evaluation, of at most as many lines as have a colour."""
+    prefixes = {name.rsplit("/", 1)[0] for name in evals}
+    kinds: dict[str, dict[str, Points]] = defaultdict(dict)
+    for name, points in evals.items():
+        prefix, metric = name.rsplit("/", 1)
+        if any(part in metric for part in _ACCURACIES) and not _has_mean(prefix, prefixes):
+            kinds[_kind(prefix)][f"{_dataset(prefix)} {_column(metric)}"] = points
+    found = {}
+    for kind, lines in kinds.items():
+        names = list(lines)
+        chunks = [names[i : i + NUM_COLOURS] for i in range(0, len(names), NUM_COLOURS)]
+        for number, chunk in enumerate(chunks, start=1):
+            of = f", {number} of {len(chunks)}" if len(chunks) > 1 else ""
+            found[f"Evaluation: {kind}{of}"] = {name: lines[name] for name in chunk}
+    return found
 
 
 def answers(prefix: str, predictions: Sequence[Prediction]) -> str:
@@ -172,8 +186,10 @@ def results_tables(results: Mapping[str, float]) -> str:
             for prefix, metrics in evals.items()
         )
         parts.append(
-            f'<div class="card scroll"><table><thead><tr><th>{escape(kind.replace("_", "-"))}</th>'
-            f"{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+            _scrolling(
+                f"<thead><tr><th>{escape(_kind(kind))}</th>{head}</tr></thead><tbody>{rows}</tbody>",
+                _kind(kind),
+            )
         )
     return f"<h2>Results</h2>{'<br>'.join(parts)}" if parts else ""
 
@@ -200,19 +216,27 @@ def details(
         for name, value in _flatten(config)
     )
     tables = [
-        f'<div class="card scroll"><table><tbody>{rows}</tbody></table></div>'
-        for rows in (facts, counts)
+        _scrolling(f"<tbody>{rows}</tbody>", label)
+        for rows, label in ((facts, "the run"), (counts, "parameters"))
         if rows
     ]
     folded = (
-        f'<details class="card"><summary>The whole config</summary><div class="scroll">'
-        f"<table><tbody>{fields}</tbody></table></div></details>"
+        f'<details class="card"><summary>The whole config</summary>'
+        f"{_scrolling(f'<tbody>{fields}</tbody>', 'the whole config', kind='')}</details>"
         if fields
         else ""
     )
     if not tables and not folded:
         return ""
     return f'<h2>The run</h2><div class="columns">{"".join(tables)}</div>{folded}'
+
+
+def _scrolling(rows: str, label: str, *, kind: str = "card ") -> str:
+    """A table that scrolls sideways where it does not fit, also by the keyboard, and shows it."""
+    return (
+        f'<div class="{kind}scroll" tabindex="0" role="region" aria-label="{escape(label)}">'
+        f"<table>{rows}</table></div>"
+    )
 
 
 def _by_eval(results: Mapping[str, float]) -> dict[str, dict[str, float]]:
@@ -240,6 +264,10 @@ def _natural(name: str) -> tuple[str, int]:
     """Sorts recall@5 before recall@10."""
     text, _, number = name.partition("@")
     return text, int(number) if number.isdigit() else 0
+
+
+def _kind(prefix: str) -> str:
+    return prefix.split("/", 1)[0].replace("_", "-")
 
 
 def _dataset(prefix: str) -> str:

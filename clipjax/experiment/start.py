@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 from clipjax.checkpoint import (
     LoadReport,
     check_contract,
-    has_key,
     load_model_state,
     load_params,
     load_pretrained,
@@ -46,10 +45,8 @@ def make_load_init(
     check_contract(
         read_manifest(step_dir).contract,
         contract,
-        override=[
-            *(key for key in FREE_IN_FINE_TUNING if has_key(contract, key)),
-            *to_plain(init.override),
-        ],
+        free=FREE_IN_FINE_TUNING,
+        override=to_plain(init.override),
     )
     to_layout = stack_layers if config.scan_layers else unstack_layers
 

@@ -213,10 +213,16 @@ def _bounds(plan: Plan) -> Iterator[str]:
 
 
 def _run(plan: Plan, assumptions: Assumptions) -> Iterator[str]:
-    run = _cost(plan, assumptions)
+    run, reached = _cost(plan, assumptions), _reachable(plan, assumptions)
     yield ""
     yield f"The run: {plan.total_steps:,} steps, {run['examples']:,} examples"
-    yield f"  at an ASSUMED MFU of {assumptions.mfu:.0%} (--mfu; not measured, not promised):"
+    if reached.mfu < assumptions.mfu:
+        yield (
+            f"  at the MFU bound of {reached.mfu:.0%}, below the assumed {assumptions.mfu:.0%} "
+            "(--mfu): no run can be faster or cost less:"
+        )
+    else:
+        yield f"  at an ASSUMED MFU of {reached.mfu:.0%} (--mfu; not measured, not promised):"
     until = 0
     for stage in run["stages"]:
         until += stage["steps"]
@@ -230,12 +236,19 @@ def _run(plan: Plan, assumptions: Assumptions) -> Iterator[str]:
     if run["cost_usd"] is not None:
         cost = digits(run["cost_usd"], 0)
         yield f"  {cost} USD at {assumptions.price:g} USD a chip-hour (--price)"
-    if plan.bounds and assumptions.mfu > plan.bounds.mfu:
-        yield "  This MFU is above the bound: it cannot be reached."
+
+
+def _reachable(plan: Plan, assumptions: Assumptions) -> Assumptions:
+    """The assumptions with an MFU that the plan's own bound allows."""
+    if plan.bounds is None or assumptions.mfu <= plan.bounds.mfu:
+        return assumptions
+    return dataclasses.replace(assumptions, mfu=plan.bounds.mfu)
 
 
 def _cost(plan: Plan, assumptions: Assumptions) -> dict[str, Any]:
-    return run_cost(plan.stages, plan.batch_size, plan.topology, assumptions)
+    reached = _reachable(plan, assumptions)
+    cost = run_cost(plan.stages, plan.batch_size, plan.topology, reached)
+    return {"mfu": reached.mfu, **cost}
 
 
 def to_json(plan: Plan, assumptions: Assumptions) -> dict[str, Any]:

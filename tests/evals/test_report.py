@@ -157,16 +157,89 @@ def test_a_chart_keeps_its_points_inside_and_its_last_one():
     text = chart("a < b", {"x & y": points, "nan": [(1, float("nan"))]})
     assert "a &lt; b" in text
     assert "x &amp; y" in text
+    (end,) = set(re.findall(r'x2="([\d.]+)"', text))
     for line in re.findall(r'points="([^"]+)"', text):
         coordinates = np.array([[float(v) for v in p.split(",")] for p in line.split()])
         assert len(coordinates) <= 400
         assert (coordinates >= 0).all()
         assert (coordinates <= (400, 210)).all()
-        assert coordinates[-1][0] == 390
+        assert coordinates[-1][0] == float(end)
     assert chart("empty", {"nan": [(1, float("nan"))]}) == ""
     assert "circle" in chart("one", {"a": [(5, 1.0)]})
     assert chart("flat", {"a": [(1, 2.0), (2, 2.0)]})
     assert chart("small", {"a": [(1, 0.0), (2, 3e-6)]}, percent=True)
+
+
+def labels_of(text):
+    """Tick label -> (left, right) in the picture."""
+    found = {}
+    for x, anchor, label in re.findall(
+        r'<text class="tick" x="([\d.]+)" y="[\d.]+" text-anchor="(\w+)">([^<]+)<', text
+    ):
+        width = 6.2 * len(label)  # of 11 pixels high digits; measured in a browser
+        left = float(x) - width * {"end": 1, "middle": 0.5}[anchor]
+        found[label] = (left, left + width)
+    return found
+
+
+@pytest.mark.parametrize(
+    "values", [(14.28505, 14.28515), (1_234_567.0, 3_999_999.0), (-1e-5, 2e-5), (0.1, 123.4)]
+)
+def test_tick_labels_are_never_cut_and_never_alike(values):
+    text = chart("a", {"a": list(enumerate(values, start=12_000_000))})
+    labels = labels_of(text)
+    assert len(labels) == text.count('class="tick"') >= 7, "two ticks have one label"
+    for label, (left, right) in labels.items():
+        assert left >= 0, label
+        assert right <= 400, label
+
+
+@pytest.mark.parametrize("last", [1, 2, 3, 7, 12, 999])
+def test_the_axis_of_steps_has_whole_steps(last):
+    text = chart("a", {"a": [(step, 0.5) for step in range(last + 1)]}, percent=True)
+    steps = [label for label in labels_of(text) if "%" not in label and label != "step"]
+    assert steps and all(label.replace(",", "").isdigit() for label in steps)
+
+
+def test_curves_that_coincide_are_drawn_in_turns():
+    line = [(step, step / 10) for step in range(10)]
+    other = [(step, 1 - step / 10) for step in range(10)]
+    text = chart("a", {"one": line, "same": line, "other": other}, percent=True)
+    dashes = re.findall(r'stroke-dasharray="(\d+) (\d+)" stroke-dashoffset="-(\d+)"', text)
+    assert dashes == [("12", "12", "0"), ("12", "12", "12")]  # where one is off, the other is on
+    points = {"one": [(5, 0.5)], "same": [(5, 0.5)]}
+    assert re.findall(r' r="(\d+)"', chart("a", points)) == ["8", "4"]  # the larger one below
+    assert "dasharray" not in chart("a", {"one": line, "other": other})
+
+
+def test_every_kind_of_evaluation_has_charts_of_its_own_and_every_curve_a_colour():
+    evals = {f"zero_shot/set{n}/top1": [(0, 0.1), (5, 0.2)] for n in range(8)}
+    evals |= {"retrieval/c/image_retrieval_recall@1": [(0, 0.1), (5, 0.2)]}
+    text = report_page.charts({}, evals)
+    figures = dict(
+        re.findall(
+            r"<figure class=\"chart\"><figcaption><h3>([^<]+)</h3>(.*?)</figure>", text, re.S
+        )
+    )
+    assert [(title, body.count('class="key')) for title, body in figures.items()] == [
+        ("Evaluation: zero-shot, 1 of 2", 6),
+        ("Evaluation: zero-shot, 2 of 2", 2),
+        ("Evaluation: retrieval", 1),
+    ]
+
+
+def test_wide_tables_can_be_scrolled_by_keyboard_and_show_it():
+    text = report_page.page(
+        title="t",
+        subtitle="",
+        sections=[report_page.results_tables(RESULTS), report_page.details({"a": 1}, {"b": 2}, {})],
+        footer="",
+    )
+    tables = [attributes for tag, attributes in Page(text).tags if tag == "table"]
+    regions = [a for tag, a in Page(text).tags if tag == "div" and "scroll" in a.get("class", "")]
+    assert len(tables) == len(regions) == 4
+    assert all(region["tabindex"] == "0" and region["aria-label"] for region in regions)
+    assert ".scroll { overflow-x: auto; background:" in text  # the shadow at the edge
 
 
 def test_smoothing_does_not_bend_a_line():

@@ -1,6 +1,7 @@
 """Fine-tuning through the shipped config: full, locked image tower, another resolution."""
 
 import json
+import re
 
 import pytest
 
@@ -29,6 +30,14 @@ def test_full(clipjax, reference, digests_of, losses_of, tmp_path):
     }
     assert "params/image_projection/kernel" in changed
     assert "params/text_encoder/token_embedding" in changed
+    # What it could do before: step 0 of the evaluations, which a run from scratch does not have.
+    evaluated = [
+        [json.loads(line)["step"] for line in (run / "evals.jsonl").read_text().splitlines()]
+        for run in (tmp_path, reference)
+    ]
+    assert evaluated[0][0] == 0 and evaluated[1][0] > 0
+    assert " WARNING " not in done.stderr, "nothing is wrong"
+    assert re.search(r"devices: 1 x \w+ \(cpu\) of 1 host\n", done.stderr)
     # It starts from what was learnt: the loss is far from that of a model drawn anew.
     assert losses_of(tmp_path)[1] < losses_of(reference)[1]
 

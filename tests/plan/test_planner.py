@@ -66,6 +66,21 @@ def test_bounds_follow_from_the_counts(plan):
     )
 
 
+def test_a_run_is_not_costed_at_an_mfu_above_the_bound(plan):
+    greedy, modest = Assumptions(mfu=0.999, price=1.2), Assumptions(mfu=plan.bounds.mfu, price=1.2)
+    assert greedy.mfu > plan.bounds.mfu
+    found = to_json(plan, greedy)["run_at_assumed_mfu"]
+    assert found["mfu"] == plan.bounds.mfu
+    assert found == to_json(plan, modest)["run_at_assumed_mfu"]
+    page = to_text(plan, greedy)
+    assert f"at the MFU bound of {plan.bounds.mfu:.0%}, below the assumed 100%" in page
+    half = Assumptions(mfu=plan.bounds.mfu / 2, price=1.2)
+    assert "at the MFU bound" not in to_text(plan, half)
+    assert to_json(plan, half)["run_at_assumed_mfu"]["cost_usd"] == pytest.approx(
+        2 * found["cost_usd"]
+    )
+
+
 def cost(plan, assumptions):
     return run_cost(plan.stages, plan.batch_size, plan.topology, assumptions)
 
@@ -120,11 +135,9 @@ def test_the_stage_that_computes_most_is_planned(topology, monkeypatch):
 
 
 def test_the_page_names_bounds_and_assumptions(plan):
-    page = to_text(plan, Assumptions(mfu=0.999, price=1.2))
-    for words in ("FITS", "aliased", "at least, limited by", "at most", "ASSUMED MFU of 100%"):
+    page = to_text(plan, Assumptions(mfu=0.01, price=1.2))
+    for words in ("FITS", "aliased", "at least, limited by", "at most", "ASSUMED MFU of 1%"):
         assert words in page
-    assert "above the bound" in page
-    assert "above the bound" not in to_text(plan, Assumptions(mfu=plan.bounds.mfu / 2))
     assert max(len(line) for line in page.splitlines()) <= 110
 
 
