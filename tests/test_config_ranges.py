@@ -80,7 +80,7 @@ def test_every_number_is_finite_and_in_its_interval(path):
     outside += [0.5] if rule.whole else []
     outside += [rule.low - 1] if rule.low - 1 not in rule.also else [rule.low - 2]
     outside += [rule.low] if rule.open_low else []
-    outside += [rule.high + 1] if rule.high is not None else []
+    outside += [max(rule.high + 1, 2 * rule.high)] if rule.high is not None else []
     outside += [rule.high] if rule.open_high else []
     outside += [] if isinstance(FIELDS[path].allowed, Optional) else [None]
     for value in outside:
