@@ -1,14 +1,19 @@
 #!/usr/bin/env bash
 # N processes on this machine, joined as the hosts of a pod would be (CPU collectives by gloo): the
-# place to find out whether a run survives more than one process.
-#   bash launch/local.sh N --config configs/x.py --workdir DIR [...]
+# place to find out whether a run survives more than one process. VERB is `train` unless given.
+#   bash launch/local.sh N [VERB] [--flag=value ...]
 set -euo pipefail
 if [[ ! "${1:-}" =~ ^[1-9][0-9]*$ ]]; then
-  echo "usage: bash launch/local.sh N --config configs/x.py --workdir DIR [...]" >&2
+  echo "usage: bash launch/local.sh N [VERB] [--flag=value ...], VERB is train unless given" >&2
   exit 2
 fi
 NUM="$1"
 shift
+VERB=train
+if [[ "${1:-}" =~ ^[a-z]+$ ]]; then
+  VERB="$1"
+  shift
+fi
 CLIPJAX="${CLIPJAX_COMMAND:-clipjax}"
 PORT="${CLIPJAX_PORT:-$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')}"
 export CLIPJAX_COORDINATOR="127.0.0.1:$PORT" CLIPJAX_NUM_PROCESSES="$NUM"
@@ -16,7 +21,7 @@ PIDS=()
 # Only the processes that this script has started are ever signalled.
 trap 'kill -TERM "${PIDS[@]}" 2>/dev/null || true' TERM INT
 for ((i = 0; i < NUM; i++)); do
-  CLIPJAX_PROCESS_ID="$i" $CLIPJAX train "$@" &
+  CLIPJAX_PROCESS_ID="$i" $CLIPJAX "$VERB" "$@" &
   PIDS+=("$!")
 done
 CODE=0

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from clipjax.checkpoint import folders, restore
 from clipjax.checkpoint import manifest as manifests
 from clipjax.layers.position_embeddings import resize_grid, resize_sequence
+from clipjax.partitioning import place
 from clipjax.trees import flatten_with_names, map_with_names, unflatten_names
 
 CHECKPOINTS = "checkpoints"
@@ -225,7 +226,7 @@ def load_pretrained(
                 "config.init.initialise to train this leaf anew"
             )
         value = value.astype(target.dtype)
-        return value if target.sharding is None else jax.device_put(value, target.sharding)
+        return value if target.sharding is None else place(value, target.sharding)
 
     result = map_with_names(fit, params)
     report = LoadReport(

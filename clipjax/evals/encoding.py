@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from clipjax.array_types import PyTree
 from clipjax.layers.normalization import l2_normalise
 from clipjax.models.images import normalise_images
-from clipjax.partitioning import batch_sharding, num_batch_shards, replicated
+from clipjax.partitioning import batch_sharding, num_batch_shards, place, replicated
 
 __all__ = ["EncodeFns", "RowLayout", "embed_fn", "make_encode_fns", "place_params", "prefetched"]
 
@@ -153,16 +153,16 @@ class RowLayout:
 def place_params(params: PyTree, mesh: Mesh) -> PyTree:
     """Puts parameters that live elsewhere (host, one device) on the mesh, once and replicated.
 
-    Those of a training state stay as they are sharded.
+    Those of a training state stay as they are sharded. In several processes each has all of them.
     """
     devices = set(mesh.devices.flat)
 
-    def place(leaf: Any) -> jax.Array:
+    def placed(leaf: Any) -> jax.Array:
         if isinstance(leaf, jax.Array) and leaf.sharding.device_set == devices:
             return leaf
-        return jax.device_put(leaf, replicated(mesh))
+        return place(leaf, replicated(mesh))
 
-    return jax.tree.map(place, params)
+    return jax.tree.map(placed, params)
 
 
 def prefetched(

@@ -166,7 +166,7 @@ class ZeroShot:
             batch_size=self.batch_size,
         )
         scale = None if self.logit_scale_fn is None else jax.jit(self.logit_scale_fn)(params)
-        counts = jax.device_put(_zero_counts(len(self.class_names)), replicated(self.mesh))
+        counts = place_params(_zero_counts(len(self.class_names)), self.mesh)
         embed = embed_fn(self.encode_image_fn, self.mesh)
         reader = ImageReader(self.source, self.preprocess, max_bad=self.max_bad, where=self.name)
         best = []

@@ -11,7 +11,7 @@ from clipjax.array_types import PyTree
 from clipjax.evals.encoding import EncodeFn, RowLayout, embed_fn, prefetched
 from clipjax.evals.templates import Templates, fill_templates
 from clipjax.layers.normalization import l2_normalise
-from clipjax.partitioning import replicated
+from clipjax.partitioning import place, replicated
 
 __all__ = ["average_prompts"]
 
@@ -69,7 +69,7 @@ def average_prompts(
         embeds = embed(params, layout.to_device(tokens))
         if sums is None:
             zeros = np.zeros((len(class_names) + 1, embeds.shape[1]), np.float32)
-            sums = jax.device_put(zeros, replicated(mesh))
+            sums = place(zeros, replicated(mesh))
         sums = _add_texts(sums, embeds, layout.to_device(class_ids), mesh=mesh)
     return _finish_classifier(sums)
 

@@ -15,6 +15,7 @@ from clipjax.partitioning.mesh import (
     make_mesh,
     mesh_shape,
     num_batch_shards,
+    place,
     replicated,
 )
 from clipjax.partitioning.rules import (
@@ -40,6 +41,7 @@ __all__ = [
     "make_mesh",
     "mesh_shape",
     "num_batch_shards",
+    "place",
     "replicated",
     "rules_of",
     "spec_of",

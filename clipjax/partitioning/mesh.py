@@ -68,6 +68,22 @@ def num_batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
+def place(value: np.ndarray | jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:
+    """Puts an array that this process holds whole to a sharding, of other processes' devices too.
+
+    Every process calls it, with the same value; each gives its own devices their parts.
+
+    Args:
+        value: on the host, or on devices of this process.
+        sharding: of the result.
+    """
+    if sharding.is_fully_addressable:
+        return jax.device_put(value, sharding)
+    # device_put copies an array of one process's devices to another's on few backends only.
+    whole = np.asarray(value)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+
 def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Makes global arrays of this process's rows of a batch."""
     sharding = batch_sharding(mesh)

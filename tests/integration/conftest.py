@@ -80,3 +80,12 @@ def reference(clipjax, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("reference")
     clipjax.train(workdir)
     return workdir
+
+
+@pytest.fixture(scope="session")
+def evaluated(clipjax, reference, tmp_path_factory):
+    """Flags of `clipjax eval`, and what it writes of the undisturbed run, in one process."""
+    flags = ("--zero_shot=synthetic:128", "--retrieval=synthetic:64", "--templates=plain")
+    found = tmp_path_factory.mktemp("evaluated") / "found.json"
+    clipjax("eval", "--checkpoint", reference, *flags, f"--json={found}")
+    return flags, json.loads(found.read_text())

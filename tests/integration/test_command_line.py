@@ -46,19 +46,9 @@ def test_bad_config_arguments_show_no_traceback(clipjax, tmp_path, config, words
         assert word in done.stderr
 
 
-def test_eval_and_classify_need_only_the_checkpoint(clipjax, reference, tmp_path):
+def test_eval_and_classify_need_only_the_checkpoint(clipjax, reference, evaluated, tmp_path):
     trained = json.loads((reference / "results.json").read_text())
-    found = tmp_path / "found.json"
-    clipjax(
-        "eval",
-        "--checkpoint",
-        reference,
-        "--zero_shot=synthetic:128",
-        "--retrieval=synthetic:64",
-        "--templates=plain",
-        f"--json={found}",
-    )
-    results = json.loads(found.read_text())
+    _, results = evaluated
     key = "zero_shot/synthetic_128/top1"
     assert results[key] == trained[key]
     assert 0 <= results["retrieval/synthetic_64/image_retrieval_recall@5"] <= 1

@@ -1,25 +1,51 @@
-"""Two processes joined by launch/local.sh train as one process does."""
+"""Two processes joined by launch/local.sh train and evaluate as one process does."""
 
+import functools
+import json
 import os
 import sys
 
 import numpy as np
+import pytest
 
 
-def test_two_processes_get_the_losses_of_one(clipjax, reference, losses_of, tmp_path):
-    clipjax(
-        "2",
-        "--config",
-        "configs/smoke.py",
-        "--workdir",
-        tmp_path,
-        command=["bash", "launch/local.sh"],
-        env={"CLIPJAX_COMMAND": f"{sys.executable} -m clipjax", "PATH": os.environ["PATH"]},
-    )
+@pytest.fixture
+def two(clipjax):
+    """The command in two processes."""
+    environment = {"CLIPJAX_COMMAND": f"{sys.executable} -m clipjax", "PATH": os.environ["PATH"]}
+    return functools.partial(clipjax, "2", command=["bash", "launch/local.sh"], env=environment)
+
+
+def test_two_processes_get_the_losses_of_one(two, reference, losses_of, tmp_path):
+    two("--config", "configs/smoke.py", "--workdir", tmp_path)
     assert (tmp_path / "report.html").exists()
     one, two = losses_of(reference), losses_of(tmp_path)
     assert one.keys() == two.keys()
     np.testing.assert_allclose([two[s] for s in one], list(one.values()), rtol=2e-5)
+
+
+def test_two_processes_evaluate_a_checkpoint_as_one(two, reference, evaluated, tmp_path):
+    flags, one = evaluated
+    two("eval", "--checkpoint", reference, *flags, f"--json={tmp_path / 'two.json'}")
+    assert json.loads((tmp_path / "two.json").read_text()) == one
+
+
+def test_two_processes_evaluate_a_run_as_one(two, reference):
+    one = json.loads((reference / "results.json").read_text())
+    (reference / "results.json").unlink()
+    two("train", "--config", "configs/smoke.py", "--workdir", reference, "--eval=zero_shot")
+    assert json.loads((reference / "results.json").read_text()) == one
+
+
+@pytest.mark.slow
+def test_two_processes_fine_tune_as_one(clipjax, two, reference, losses_of, tmp_path):
+    arguments = f"checkpoint={reference},source=synthetic:256,batch_size=16,steps=4"
+    flags = (f"--config=configs/finetune.py:{arguments}", "--config.log_every=1")
+    clipjax("train", *flags, "--workdir", tmp_path / "one")
+    two("train", *flags, "--workdir", tmp_path / "two")
+    one, both = losses_of(tmp_path / "one"), losses_of(tmp_path / "two")
+    assert one.keys() == both.keys()
+    np.testing.assert_allclose([both[s] for s in one], list(one.values()), rtol=2e-5)
 
 
 def test_a_stopped_process_stops_both_at_one_step(clipjax, losses_of, tmp_path):
