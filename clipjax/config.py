@@ -1,4 +1,4 @@
-"""What a config file needs: the fields with their defaults, `:arg` strings, validation, `build`.
+"""What a config file needs: the fields with their defaults, `:arg` strings, validation.
 
 A config is an `ml_collections.ConfigDict` made by `get_config(arg=None)`. It starts from
 `default_config()`, which writes every field out, so that each can be overridden on the command
@@ -8,10 +8,8 @@ takes plain arguments.
 
 import ast
 import difflib
-import importlib
-import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -95,6 +93,7 @@ def default_config() -> ConfigDict:
     config.init.drop = ()
     config.init.initialise = ()
     config.init.override = ()
+    config.plugins = ()
     config.resume = ""
     config.allow_config_change = False
 
@@ -145,65 +144,6 @@ def _parse_value(key: str, text: str, default: Any) -> Any:
             f"found {type(value).__name__}"
         )
     return value
-
-
-def build(
-    spec: Mapping[str, Any], table: Mapping[str, Any], *, path: str = "config", **runtime: Any
-) -> Any:
-    """Builds what a spec names: `table[spec["name"]](**rest_of_spec, **runtime)`.
-
-    The constructor's signature is the schema. A name that holds a colon is imported instead of
-    looked up (`"my_lab.towers:MyViT"`), which is how code out of this tree plugs in.
-
-    Args:
-        spec: a mapping with the key `name`; its other keys are keyword arguments.
-        table: name -> callable.
-        path: where the spec stands in the config, for messages.
-        **runtime: arguments that come from the caller and not from the config.
-
-    Raises:
-        ValueError: an unknown name, an unknown key, or a missing one.
-    """
-    arguments = dict(spec)
-    name = arguments.pop("name", None)
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"{path}.name is missing; allowed are {', '.join(sorted(table))}")
-    constructor = _import(name, path) if ":" in name else table.get(name)
-    if constructor is None:
-        raise ValueError(
-            f"{path}.name = {name!r} is unknown; allowed are {', '.join(sorted(table))}, "
-            f"or module:Name of your own{hint(name, table)}"
-        )
-    parameters = inspect.signature(constructor).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        accepted = [k for k in parameters if k not in runtime and k not in ("parent", "name")]
-        for key in arguments:
-            if key not in accepted:
-                raise ValueError(
-                    f"{path}.{key} is not a field of {name!r}; "
-                    f"its fields are {', '.join(accepted) or 'none'}{hint(key, accepted)}"
-                )
-        missing = [
-            k
-            for k, p in parameters.items()
-            if p.default is p.empty
-            and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
-            and k not in arguments
-            and k not in runtime
-        ]
-        if missing:
-            raise ValueError(f"{path} ({name!r}) lacks {', '.join(missing)}; add it to the config")
-        # A runtime argument that this constructor does not take is not for it.
-        runtime = {k: v for k, v in runtime.items() if k in parameters}
-    return constructor(**arguments, **runtime)
-
-
-def _import(name: str, path: str) -> Callable[..., Any]:
-    module_name, _, attribute = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"{path}.name = {name!r} cannot be imported: {error}") from error
 
 
 def validate(config: ConfigDict) -> None:

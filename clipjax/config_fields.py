@@ -138,6 +138,11 @@ FIELDS: dict[str, Field] = {
     "init.override": Field(
         Many(Text(may_be_empty=False), "texts"), "dotted keys of the model contract that may differ"
     ),
+    "plugins": Field(
+        Many(Text(may_be_empty=False), "texts"),
+        "modules of your own, `my_lab.towers`, that the model of `init.checkpoint` may name; what "
+        "a config names itself needs no permission",
+    ),
     "resume": Field(
         Text("a workdir; empty: this one"), "another run, whose newest checkpoint is continued"
     ),

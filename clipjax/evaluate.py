@@ -60,6 +60,7 @@ def evaluate_checkpoint(
     templates: str = "",
     class_names: str = "",
     batch_size: int = 256,
+    plugins: Sequence[str] = (),
 ) -> dict[str, float]:
     """Evaluates any checkpoint on datasets named by SPEC; the checkpoint is all it takes.
 
@@ -70,6 +71,7 @@ def evaluate_checkpoint(
         templates: of the prompts: a name or a file; by default those that the run itself used.
         class_names: a name or a file; by default the dataset's own.
         batch_size: over all devices.
+        plugins: modules of yours that the checkpoint may name; it has no other imported.
 
     Returns:
         `<kind>/<dataset>/<metric>` -> value, and `step`.
@@ -81,7 +83,7 @@ def evaluate_checkpoint(
     templates = templates or next(used, "simple")
     sources = {where: make_source(where) for where in (*zero_shot, *retrieval)}
     mesh = make_mesh({"data": -1})
-    encoder = Encoder.from_checkpoint(step_dir, mesh=mesh, batch_size=batch_size)
+    encoder = Encoder.from_checkpoint(step_dir, mesh=mesh, batch_size=batch_size, plugins=plugins)
     common = {
         "encode_image_fn": encoder.encode_fns.image,
         "encode_text_fn": encoder.encode_fns.text,

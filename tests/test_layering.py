@@ -9,6 +9,7 @@ ROOT = Path(__file__).parent.parent / "clipjax"
 FLOORS = (
     (
         "array_types",
+        "building",
         "config",
         "config_fields",
         "device_clock",
@@ -36,6 +37,7 @@ SIBLINGS = {
 }
 # Floor F0 is a set of small modules; these pairs are the only ones that may know each other.
 SIBLINGS |= {
+    ("building", "config"),
     ("config", "array_types"),
     ("config", "config_fields"),
     ("config", "ranges"),

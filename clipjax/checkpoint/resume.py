@@ -37,6 +37,7 @@ CHANGES = {
     "model.tokenizer.model": "free",  # the file may move; the contract has its SHA-256
     "optimizer.mu_dtype": "fatal",
     "optimizer.name": "fatal",
+    "plugins": "free",
     "remat": "free",
     "report": "free",
     "resume": "free",

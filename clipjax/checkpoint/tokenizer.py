@@ -4,14 +4,14 @@
 records like every other file.
 """
 
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from clipjax.building import check_name, outside_names
 from clipjax.checkpoint.contract import check_contract, spec_of_contract
 from clipjax.checkpoint.manifest import DamagedCheckpointError, read_manifest
 from clipjax.tokenizers import Tokenizer, make_tokenizer
@@ -48,15 +48,23 @@ def without_tokenizer(contract: Mapping[str, Any]) -> dict[str, Any]:
     return {**contract, "tokenizer": {"name": name, "sha256": None}}
 
 
-def spec_in(step_dir: Path, contract: Mapping[str, Any]) -> dict[str, Any]:
+def spec_in(
+    step_dir: Path, contract: Mapping[str, Any], *, plugins: Sequence[str] = ()
+) -> dict[str, Any]:
     """The model spec of a checkpoint, with its tokenizer's file as a path that can be opened.
+
+    Args:
+        step_dir: of the checkpoint.
+        contract: in its manifest.
+        plugins: modules that its names may import, see `clipjax.building.resolve`.
 
     Raises:
         DamagedCheckpointError: the contract names a file outside the step folder.
-        ValueError: it names a module that this process has not imported.
+        ValueError: it names a module that is not among the plug-ins.
     """
     spec = spec_of_contract(contract)
-    _check_code(step_dir, spec)
+    for path, name in outside_names(spec, "model"):
+        check_name(name, plugins, path=f"{step_dir}: {path}")
     file = (spec.get("tokenizer") or {}).get(FILE_OPTION)
     # Checkpoints of before the files were taken in name a file anywhere, by its whole path.
     if not isinstance(file, str) or not file.startswith(f"{FOLDER}/"):
@@ -66,32 +74,23 @@ def spec_in(step_dir: Path, contract: Mapping[str, Any]) -> dict[str, Any]:
     return {**spec, "tokenizer": {**spec["tokenizer"], FILE_OPTION: str(step_dir / file)}}
 
 
-def _check_code(step_dir: Path, spec: Mapping[str, Any]) -> None:
-    """A checkpoint may name classes out of this tree, but it may not make anybody import them."""
-    for part in ("image", "text", "tokenizer"):
-        name = str((spec.get(part) or {}).get("name", ""))
-        module = name.partition(":")[0]
-        if ":" in name and module not in sys.modules:
-            raise ValueError(
-                f"{step_dir} names foreign code, model.{part}.name = {name!r}; if you trust "
-                f"it, import {module} before you open the checkpoint, or evaluate with `clipjax "
-                "train --config ... --eval=NAME`, whose config names it as well"
-            )
-
-
-def load_tokenizer(step_dir: Path) -> Tokenizer:
+def load_tokenizer(step_dir: Path, *, plugins: Sequence[str] = ()) -> Tokenizer:
     """Makes the tokenizer of a checkpoint and checks that it is the one it was trained with.
+
+    Args:
+        step_dir: of the checkpoint.
+        plugins: modules that its names may import.
 
     Raises:
         ValueError: this clipjax's tokenizer of that name is another one.
         DamagedCheckpointError: the checkpoint is not what was written.
     """
     contract = read_manifest(step_dir).contract
-    spec = spec_in(step_dir, contract)
+    spec = spec_in(step_dir, contract, plugins=plugins)
     length = spec["text"]["context_length"]
     if contract["tokenizer"].get("sha256", "") is None:
         return MissingTokenizer(step_dir, spec["tokenizer"]["name"], length)
-    tokenizer = make_tokenizer(spec["tokenizer"], context_length=length)
+    tokenizer = make_tokenizer(spec["tokenizer"], context_length=length, plugins=plugins)
     # The spec only names the tokenizer; its vocabulary could have changed since.
     check_contract({"tokenizer": contract["tokenizer"]}, {"tokenizer": tokenizer.contract()})
     return tokenizer

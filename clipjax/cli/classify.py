@@ -2,10 +2,13 @@
 
 from absl import flags
 
+from clipjax.cli import opening
+
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A workdir, or one step's folder.")
 _LABELS = flags.DEFINE_list("labels", [], "Names to choose from, separated by commas.")
 _TEMPLATES = flags.DEFINE_string("templates", "simple", "Prompt templates: a name or a file.")
 _TOP = flags.DEFINE_integer("top", 5, "Names to show for each image.")
+flags.adopt_module_key_flags(opening)
 
 
 def main(argv: list[str]) -> int:
@@ -19,7 +22,7 @@ def main(argv: list[str]) -> int:
         raise ValueError("name one or more image files behind the flags")
     from clipjax.inference import Encoder
 
-    encoder = Encoder.from_checkpoint(_CHECKPOINT.value)
+    encoder = Encoder.from_checkpoint(_CHECKPOINT.value, plugins=opening.plugins())
     width = max(len(label) for label in labels)
     for image, ranked in zip(
         images, encoder.classify(images, labels, _TEMPLATES.value), strict=True

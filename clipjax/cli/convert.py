@@ -6,6 +6,7 @@ files, directories of Hugging Face's transformers, big_vision's .npz, and checkp
 
 from absl import flags
 
+from clipjax.cli import opening
 from clipjax.cli.main import no_positional
 
 _FROM = flags.DEFINE_string("from", None, "A file or directory of weights.")
@@ -25,6 +26,7 @@ _ACTIVATION = flags.DEFINE_enum(
 _TOKENIZER = flags.DEFINE_string(
     "tokenizer", None, "File of the tokenizer's vocabulary, where the weights come without it."
 )
+flags.adopt_module_key_flags(opening)
 
 
 def main(argv: list[str]) -> int:
@@ -40,7 +42,7 @@ def main(argv: list[str]) -> int:
         _FROM.value,
         _TO.value,
         _FORMAT.value,
-        hints=Hints(_MODEL.value, _ACTIVATION.value),
+        hints=Hints(_MODEL.value, _ACTIVATION.value, plugins=opening.plugins()),
         tokenizer=_TOKENIZER.value,
     )
     rows = [("format", done.source_format), ("model", done.model)]

@@ -21,6 +21,8 @@ from typing import Any
 from absl import flags
 from tqdm import tqdm
 
+from clipjax.cli import opening
+
 _WORKERS = flags.DEFINE_integer("workers", None, "Files read at the same time; by default, cores.")
 _FROM = flags.DEFINE_string("from", None, "pack: the dataset that is packed.")
 _TO = flags.DEFINE_string("to", None, "pack: directory of the shards, new or of the same job.")
@@ -34,6 +36,7 @@ _SHEET = flags.DEFINE_string("sheet", None, "stats: .html or .png of random pair
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "score: of the model that judges.")
 _OUT = flags.DEFINE_string("out", None, "score: the Parquet file to write.")
 _DECODE = flags.DEFINE_bool("decode", False, "check: also decode every picture.")
+flags.adopt_module_key_flags(opening)
 
 
 def main(argv: list[str]) -> int:
@@ -181,7 +184,7 @@ def score(spec: str) -> int:
     new_file(_OUT.value)  # before the model is loaded
     check_writable(data_path(_OUT.value))
     source = make_source(spec)
-    encoder = Encoder.from_checkpoint(_CHECKPOINT.value)
+    encoder = Encoder.from_checkpoint(_CHECKPOINT.value, plugins=opening.plugins())
     unusable: Counter[str] = Counter()
     with tqdm(total=len(source), unit="pair", disable=None) as bar:
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from absl import flags
 
 from clipjax import distributed
+from clipjax.cli import opening
 from clipjax.cli.main import no_positional, print_results
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A workdir, or one step's folder.")
@@ -18,6 +19,7 @@ _JSON = flags.DEFINE_string("json", None, "Also write the results to this file."
 _DISTRIBUTED = flags.DEFINE_enum(
     "distributed", "auto", ["auto", "on", "off"], "Join the processes of a cluster."
 )
+flags.adopt_module_key_flags(opening)
 
 
 def main(argv: list[str]) -> int:
@@ -37,6 +39,7 @@ def main(argv: list[str]) -> int:
         templates=_TEMPLATES.value,
         class_names=_CLASSES.value,
         batch_size=_BATCH_SIZE.value,
+        plugins=opening.plugins(),
     )
     if not distributed.is_lead():
         return 0

@@ -13,7 +13,7 @@ from absl.flags import FLAGS
 from absl.flags import Error as FlagsError
 
 from clipjax import __version__
-from clipjax.cli import logs
+from clipjax.cli import importing, logs
 
 VERBS = {
     "train": "train a config into a workdir, or evaluate its newest checkpoint with --eval",
@@ -65,6 +65,8 @@ def run(argv: list[str] | None = None) -> None:
 
 def _parse_flags(verb: str, argv: list[str]) -> list[str]:
     """Parses the flags; a config file runs here, so its errors and a typo's come from here too."""
+    if (folder := importing.folder_of_config(argv)) is not None:
+        importing.make_importable([os.getcwd(), folder])  # for plug-ins, and for the config itself
     try:
         return FLAGS(argv)
     except (*_EXPECTED, AttributeError, KeyError, TypeError) as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
+from clipjax.cli import opening
 from clipjax.cli.main import no_positional
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, :args behind a colon.")
@@ -16,6 +17,7 @@ _MFU = flags.DEFINE_float("mfu", 0.40, "Assumed model FLOPs utilisation of the r
 _PRICE = flags.DEFINE_float("price", None, "USD for one chip and hour; prints the run's cost.")
 _SEARCH = flags.DEFINE_bool("search", False, "Compile other settings and batches, too: minutes.")
 _COMPILATIONS = flags.DEFINE_integer("search_compilations", 6, "Settings to compile at most.")
+flags.adopt_module_key_flags(opening)
 
 
 def main(argv: list[str]) -> int:
@@ -42,6 +44,7 @@ def main(argv: list[str]) -> int:
 
     topology = planning.make_topology(_TOPOLOGY.value)
     config = _CONFIG.value
+    opening.add_plugins(config)
     if not config.data.source:
         with config.unlocked():
             config.data.source = "synthetic:1"  # a plan reads no data, whatever its source

@@ -6,6 +6,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from clipjax import distributed, faults
+from clipjax.cli import opening
 from clipjax.cli.main import no_positional, print_results
 from clipjax.config import validate
 
@@ -15,6 +16,7 @@ _EVAL = flags.DEFINE_list("eval", [], "Evaluations to run on the newest checkpoi
 _DISTRIBUTED = flags.DEFINE_enum(
     "distributed", "auto", ["auto", "on", "off"], "Join the processes of a cluster."
 )
+flags.adopt_module_key_flags(opening)
 
 
 def main(argv: list[str]) -> int:
@@ -23,6 +25,7 @@ def main(argv: list[str]) -> int:
     for flag in (_CONFIG, _WORKDIR):
         if not flag.value:
             raise ValueError(f"--{flag.name} is missing: --config configs/x.py --workdir DIR")
+    opening.add_plugins(_CONFIG.value)
     validate(_CONFIG.value)  # a typo is found before a pod is joined
     distributed.initialize(_DISTRIBUTED.value)
     # Only now: these import what uses JAX, and joining a cluster has to come before any use of it.

@@ -5,7 +5,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from clipjax.config import build, to_plain
+from clipjax.building import ANY_MODULE, build
+from clipjax.config import to_plain
 from clipjax.data.naflex import make_preprocess
 from clipjax.data.source import spec_name
 from clipjax.evals import EVALS, make_encode_fns
@@ -38,6 +39,7 @@ def build_evals(
                     eval_spec,
                     EVALS,
                     path=f"config.evals.{name}",
+                    plugins=ANY_MODULE,
                     source=source,
                     encode_image_fn=encode.image,
                     encode_text_fn=encode.text,

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from clipjax import partitioning
+from clipjax.building import check_plugins, outside_names
 from clipjax.checkpoint import read_manifest, resolve_checkpoint, spec_in
 from clipjax.config import hint, merge, to_plain, validate
 from clipjax.data.transforms import ColorJitter as HostColorJitter
@@ -95,6 +96,16 @@ class Program:
             yield
 
 
+def model_plugins(config: ConfigDict) -> tuple[str, ...]:
+    """What the names of the model's spec may import: config.plugins, and what the config names.
+
+    A spec may be that of config.init.checkpoint with changes of the config's: it is not enough that
+    it comes out of a config.
+    """
+    named = check_plugins(to_plain(config.plugins), path="config.plugins")
+    return (*named, *(name for _, name in outside_names(to_plain(config.model))))
+
+
 def model_spec(config: ConfigDict) -> dict[str, Any]:
     """Resolves config.model to a whole spec.
 
@@ -111,7 +122,9 @@ def model_spec(config: ConfigDict) -> dict[str, Any]:
         )
     step_dir = resolve_checkpoint(config.init.checkpoint)
     del model["name"]
-    return resolve_spec(merge(spec_in(step_dir, read_manifest(step_dir).contract), model))
+    contract = read_manifest(step_dir).contract
+    found = spec_in(step_dir, contract, plugins=model_plugins(config))
+    return resolve_spec(merge(found, model))
 
 
 def build_program(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Program:
@@ -127,7 +140,7 @@ def build_program(config: ConfigDict, devices: Sequence[jax.Device] | None = Non
     validate(config)
     spec = model_spec(config)
     specs = stage_specs(config, spec)
-    models = stage_models(config, specs)
+    models = stage_models(config, specs, plugins=model_plugins(config))
     model, batch = models[-1], batch_shapes(config, spec)
     rules = partitioning.rules_of(config.sharding, to_plain(config.logical_axes))
     if config.loss.name not in LOSSES:

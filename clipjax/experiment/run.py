@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from clipjax.building import ANY_MODULE
 from clipjax.checkpoint import LoadReport, make_contract
 from clipjax.config import to_plain, validate
 from clipjax.data.loader import DataStage, Loader
@@ -18,7 +19,12 @@ from clipjax.data.sources import make_source
 from clipjax.data.transforms import make_transforms
 from clipjax.evals.running import ScheduledEval
 from clipjax.experiment.evaluations import build_evals
-from clipjax.experiment.program import Program, build_program, model_spec
+from clipjax.experiment.program import (
+    Program,
+    build_program,
+    model_plugins,
+    model_spec,
+)
 from clipjax.experiment.stages import StageSpec, stage_specs
 from clipjax.experiment.start import make_load_init
 from clipjax.tokenizers import Tokenizer, make_tokenizer
@@ -57,7 +63,10 @@ def build_experiment(config: ConfigDict, workdir: str | Path) -> Experiment:
     validate(config)
     spec = model_spec(config)
     stages = stage_specs(config, spec)
-    tokenizer = make_tokenizer(spec["tokenizer"], context_length=spec["text"]["context_length"])
+    plugins = model_plugins(config)
+    tokenizer = make_tokenizer(
+        spec["tokenizer"], context_length=spec["text"]["context_length"], plugins=plugins
+    )
     _check_vocabulary(spec, tokenizer)
     contract = make_contract(spec, tokenizer.contract())
     load_init = make_load_init(config, contract)
@@ -66,7 +75,7 @@ def build_experiment(config: ConfigDict, workdir: str | Path) -> Experiment:
         name: make_source(to_plain(config.evals[name].source), path=f"config.evals.{name}.source")
         for name in config.evals
     }
-    data_stages = _data_stages(config, stages, tokenizer)
+    data_stages = _data_stages(config, stages, tokenizer, plugins)
     program = build_program(config)
     loader = Loader(
         source,
@@ -114,7 +123,10 @@ def build_experiment(config: ConfigDict, workdir: str | Path) -> Experiment:
 
 
 def _data_stages(
-    config: ConfigDict, stages: Sequence[StageSpec], tokenizer: Tokenizer
+    config: ConfigDict,
+    stages: Sequence[StageSpec],
+    tokenizer: Tokenizer,
+    plugins: Sequence[str],
 ) -> list[DataStage]:
     """How examples are finished in every stage; the last one's tokenizer is given."""
     tokenizers = {tokenizer.context_length: tokenizer}
@@ -123,13 +135,16 @@ def _data_stages(
         length = spec["text"]["context_length"]
         if length not in tokenizers:
             try:
-                tokenizers[length] = make_tokenizer(spec["tokenizer"], context_length=length)
+                tokenizers[length] = make_tokenizer(
+                    spec["tokenizer"], context_length=length, plugins=plugins
+                )
             except ValueError as error:
                 raise ValueError(f"{path}.context_length = {length}: {error}") from error
         transforms = make_transforms(
             to_plain(config.data.transforms),
             image_size=spec["image_size"],
             path="config.data.transforms",
+            plugins=ANY_MODULE,
         )
         preprocess = Preprocess.from_spec(spec)
         result.append(DataStage(until_step, transforms, tokenizers[length], preprocess))

@@ -88,8 +88,15 @@ def stage_specs(config: ConfigDict, spec: Mapping[str, Any]) -> tuple[StageSpec,
     return (*stages, StageSpec(config.total_steps, dict(spec), "config.model"))
 
 
-def stage_models(config: ConfigDict, stages: Sequence[StageSpec]) -> list[CLIP]:
+def stage_models(
+    config: ConfigDict, stages: Sequence[StageSpec], *, plugins: Sequence[str] = ()
+) -> list[CLIP]:
     """Builds the module of every stage, all over the parameters of the last one's.
+
+    Args:
+        config: of the run.
+        stages: of `stage_specs`.
+        plugins: modules that the towers' names may import.
 
     Raises:
         ValueError: a tower that does not take a stage's size, or not with the same parameters.
@@ -104,6 +111,7 @@ def stage_models(config: ConfigDict, stages: Sequence[StageSpec]) -> list[CLIP]:
                 scan_layers=config.scan_layers,
                 remat=config.remat,
                 tables_of=own,
+                plugins=plugins,
             )
         except ValueError as error:
             if stage.spec == own:

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from clipjax.array_types import Patches, PyTree
+from clipjax.building import check_plugins
 from clipjax.checkpoint import (
     load_tokenizer,
     load_variables,
@@ -49,6 +50,7 @@ class Encoder:
         mesh: devices that share a batch; this process's first device if None.
         batch_size: most rows that are encoded at once.
         dtype: of the computation.
+        plugins: modules of yours that the spec may name, `("my_lab.towers",)`.
 
     Attributes:
         spec: the model spec.
@@ -68,6 +70,7 @@ class Encoder:
         mesh: Mesh | None = None,
         batch_size: int = 256,
         dtype: str = "float32",
+        plugins: Sequence[str] = (),
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it has to be at least 1")
@@ -76,21 +79,24 @@ class Encoder:
         self.mesh = make_mesh(single, jax.local_devices()[:1]) if mesh is None else mesh
         self.params = place_params(params, self.mesh)
         self.tokenizer = tokenizer or make_tokenizer(
-            spec["tokenizer"], context_length=spec["text"]["context_length"]
+            spec["tokenizer"], context_length=spec["text"]["context_length"], plugins=plugins
         )
         self.preprocess = make_preprocess(spec)
-        self._model = build_model(spec, dtype=dtype)
+        self._model = build_model(spec, dtype=dtype, plugins=plugins)
         self._dtype = dtype
         self.encode_fns = make_encode_fns(self._model, spec["preprocess"], dtype=dtype)
         self._batch_size = batch_size
         self._tokens_fns: dict[tuple[Any, ...], RunFn] = {}
 
     @classmethod
-    def from_checkpoint(cls, path: str | os.PathLike[str], **options: Any) -> "Encoder":
+    def from_checkpoint(
+        cls, path: str | os.PathLike[str], *, plugins: Sequence[str] = (), **options: Any
+    ) -> "Encoder":
         """Builds the encoder that a checkpoint describes.
 
         Args:
             path: a workdir, its `checkpoints` folder, or one step's folder.
+            plugins: modules of yours that the checkpoint may name; it has no other imported.
             **options: mesh, batch_size, dtype; see the class.
 
         Raises:
@@ -99,11 +105,12 @@ class Encoder:
             DamagedCheckpointError: the checkpoint is not what was written.
         """
         step_dir = resolve_checkpoint(path)
-        spec = spec_in(step_dir, read_manifest(step_dir).contract)
-        tokenizer = load_tokenizer(step_dir)
+        plugins = check_plugins(plugins, path="plugins")
+        spec = spec_in(step_dir, read_manifest(step_dir).contract, plugins=plugins)
+        tokenizer = load_tokenizer(step_dir, plugins=plugins)
         # Stacked is how the model is built here, however it was trained.
         params = load_variables(step_dir, stack_layers)
-        return cls(spec, params, tokenizer=tokenizer, **options)
+        return cls(spec, params, tokenizer=tokenizer, plugins=plugins, **options)
 
     def encode_image(self, images: Iterable[ImageLike]) -> np.ndarray:
         """Embeds images.

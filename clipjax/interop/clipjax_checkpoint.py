@@ -50,10 +50,10 @@ def read(path: Path, hints: Hints) -> Weights:
         step_dir = resolve_checkpoint(path)
         manifest = read_manifest(step_dir)
         verify_files(step_dir, manifest.files)
-        spec = spec_in(step_dir, manifest.contract)
+        spec = spec_in(step_dir, manifest.contract, plugins=hints.plugins)
     except (DamagedCheckpointError, KeyError, TypeError) as error:
         raise WeightFileError(f"{path} is a damaged checkpoint: {error}") from error
-    check_spec(spec, where=str(step_dir))
+    check_spec(spec, where=str(step_dir), plugins=hints.plugins)
     if hints.model not in (None, spec["name"]) or hints.activation is not None:
         raise ValueError(
             f"{step_dir} says itself that it is {spec['name']!r} and all about it; leave --model "
@@ -65,7 +65,7 @@ def read(path: Path, hints: Hints) -> Weights:
         files = {Path(file).name: Path(file)}
         spec = {**spec, "tokenizer": {**spec["tokenizer"], "model": Path(file).name}}
     leaves = _read_leaves(step_dir, manifest)
-    return Weights(spec, leaves, files, source=f"clipjax {step_dir}")
+    return Weights(spec, leaves, files, source=f"clipjax {step_dir}", plugins=hints.plugins)
 
 
 def write(path: Path, weights: Weights) -> None:
@@ -75,8 +75,8 @@ def write(path: Path, weights: Weights) -> None:
         ValueError: the tokenizer's file does not fit the spec, or a leaf is not finite.
     """
     spec = to_plain(weights.spec)
-    check_spec(spec, where="the spec")
-    contract, attachments = _contract(spec, weights.tokenizer_files)
+    check_spec(spec, where="the spec", plugins=weights.plugins)
+    contract, attachments = _contract(spec, weights)
     metadata = {
         "config": {"model": contract["model"], "converted_from": weights.source},
         "contract": contract,
@@ -84,20 +84,19 @@ def write(path: Path, weights: Weights) -> None:
         "global_batch_size": 0,
         "seed": 0,
     }
-    leaves = (_streamed(name, shape, weights) for name, shape in stacked_shapes(spec).items())
+    shapes = stacked_shapes(spec, weights.plugins)
+    leaves = (_streamed(name, shape, weights) for name, shape in shapes.items())
     write_step(path / "checkpoints" / str(STEP), STEP, leaves, metadata, attachments)
 
 
-def _contract(
-    spec: dict[str, Any], files: Mapping[str, Path]
-) -> tuple[dict[str, Any], dict[str, bytes]]:
+def _contract(spec: dict[str, Any], weights: Weights) -> tuple[dict[str, Any], dict[str, bytes]]:
     tokenizer = dict(spec["tokenizer"])
     file = tokenizer.get("model")
     if file is not None:
-        tokenizer["model"] = str(files.get(file, file))
+        tokenizer["model"] = str(weights.tokenizer_files.get(file, file))
     length = spec["text"]["context_length"]
     if not needs_file(tokenizer):
-        built = make_tokenizer(tokenizer, context_length=length)
+        built = make_tokenizer(tokenizer, context_length=length, plugins=weights.plugins)
         if built.vocab_size > spec["text"]["vocab_size"]:
             raise ValueError(
                 f"the tokenizer has {built.vocab_size} ids, the model's text tower has "

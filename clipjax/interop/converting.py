@@ -142,7 +142,7 @@ def _with_tokenizer(weights: Weights, file: str | os.PathLike[str] | None) -> We
 
 def _check_leaves(weights: Weights) -> None:
     """The last look at what a format's reader gives, before a byte is written."""
-    wanted = expected_shapes(weights.spec)
+    wanted = expected_shapes(weights.spec, weights.plugins)
     found = {name: tensor.shape for name, tensor in weights.leaves.items()}
     if found != wanted:
         odd = sorted(set(found.items()) ^ set(wanted.items()))

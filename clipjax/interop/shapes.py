@@ -3,9 +3,10 @@
 import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from clipjax.building import check_name
 from clipjax.config import to_plain
 from clipjax.interop.tensors import WeightFileError
 from clipjax.models import IMAGE_ENCODERS, SPEC_FIELDS, TEXT_ENCODERS, abstract_variables
@@ -16,14 +17,12 @@ STACK = re.compile(r"^(.*/)blocks/(.*)$")
 Shapes = dict[str, tuple[int, ...]]
 
 
-def check_spec(spec: Mapping[str, Any], *, where: str) -> None:
-    """Checks that a spec from a file is whole and names nothing but towers of ours.
-
-    A spec may name a class of any module (`my_lab.towers:MyViT`), which building it would import
-    and call: a file from elsewhere may not.
+def check_spec(spec: Mapping[str, Any], *, where: str, plugins: Sequence[str] = ()) -> None:
+    """Checks that a spec from a file is whole and names nothing but towers of ours and plug-ins.
 
     Raises:
         WeightFileError: names what is missing or unknown.
+        ValueError: it names a module that is no plug-in.
     """
     missing = [field for field in SPEC_FIELDS if field not in spec]
     if missing:
@@ -31,28 +30,30 @@ def check_spec(spec: Mapping[str, Any], *, where: str) -> None:
     tables = {"image": IMAGE_ENCODERS, "text": TEXT_ENCODERS, "tokenizer": TOKENIZERS}
     for field, table in tables.items():
         name = spec[field].get("name") if isinstance(spec[field], Mapping) else None
-        if name not in table:
+        if isinstance(name, str) and ":" in name:
+            check_name(name, plugins, path=f"{where}: {field}")
+        elif name not in table:
             raise WeightFileError(
                 f"{where}: {field}.name is {str(name)[:80]!r}; converted are {', '.join(table)}"
             )
 
 
-def stacked_shapes(spec: Mapping[str, Any]) -> Shapes:
+def stacked_shapes(spec: Mapping[str, Any], plugins: Sequence[str] = ()) -> Shapes:
     """Shapes as training lays the leaves out, `params/.../blocks/...`; nothing is allocated."""
-    check_spec(spec, where=f"model {spec.get('name')!r}")
-    return dict(_trace(json.dumps(to_plain(spec))))
+    check_spec(spec, where=f"model {spec.get('name')!r}", plugins=plugins)
+    return dict(_trace(json.dumps(to_plain(spec)), tuple(plugins)))
 
 
 @functools.lru_cache(maxsize=16)
-def _trace(spec_json: str) -> Shapes:
-    variables = abstract_variables(json.loads(spec_json))
+def _trace(spec_json: str, plugins: tuple[str, ...]) -> Shapes:
+    variables = abstract_variables(json.loads(spec_json), plugins)
     return {name: leaf.shape for name, leaf in flatten_with_names(variables)}
 
 
-def expected_shapes(spec: Mapping[str, Any]) -> Shapes:
+def expected_shapes(spec: Mapping[str, Any], plugins: Sequence[str] = ()) -> Shapes:
     """Shapes of all leaves by our unrolled names without root; nothing is allocated."""
     shapes: Shapes = {}
-    for name, shape in stacked_shapes(spec).items():
+    for name, shape in stacked_shapes(spec, plugins).items():
         name = name.removeprefix("params/")
         match = STACK.match(name)
         if match is None:

@@ -9,7 +9,7 @@ needs no other file to be understood.
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +68,9 @@ def write(path: Path, weights: Weights) -> None:
     path.mkdir()
     inputs = {}
     for tower in TOWERS:
-        exported = export_tower(weights.spec, tower)
+        exported = export_tower(weights.spec, tower, weights.plugins)
         (path / f"{tower}.stablehlo").write_bytes(exported.serialize())
-        stacked = stack_leaves(weights.leaves, tower_shapes(weights.spec, tower))
+        stacked = stack_leaves(weights.leaves, tower_shapes(weights.spec, tower, weights.plugins))
         save_safetensors(path / f"{tower}.safetensors", stacked, {})
         inputs[tower] = jax.tree.map(
             lambda x: {"dtype": str(x.dtype), "shape": [str(size) for size in x.shape]},
@@ -90,21 +90,24 @@ def write(path: Path, weights: Weights) -> None:
     (path / "README.md").write_text(_readme(contract), encoding="utf-8")
 
 
-def export_tower(spec: Mapping[str, Any], tower: str) -> jax_export.Exported:
+def export_tower(
+    spec: Mapping[str, Any], tower: str, plugins: Sequence[str] = ()
+) -> jax_export.Exported:
     """Exports a tower for any batch size on all PLATFORMS; no parameter is allocated.
 
     Args:
         spec: whole model spec.
         tower: image or text; see `input_rows`.
+        plugins: modules that the spec may name.
 
     Returns:
         The program (parameters by name, rows) -> embeddings `[batch, embed]`, of length 1.
     """
     parameters = {
         name: jax.ShapeDtypeStruct(shape, jnp.float32)
-        for name, shape in tower_shapes(spec, tower).items()
+        for name, shape in tower_shapes(spec, tower, plugins).items()
     }
-    program = jax_export.export(jax.jit(tower_fn(spec, tower)), platforms=PLATFORMS)
+    program = jax_export.export(jax.jit(tower_fn(spec, tower, plugins)), platforms=PLATFORMS)
     return program(parameters, input_rows(spec, tower))
 
 
@@ -133,9 +136,9 @@ def _open(
     return jax.ShapeDtypeStruct(jax_export.symbolic_shape(shape, scope=scope), dtype)
 
 
-def tower_fn(spec: Mapping[str, Any], tower: str) -> TowerFn:
+def tower_fn(spec: Mapping[str, Any], tower: str, plugins: Sequence[str] = ()) -> TowerFn:
     """Makes the pure function of a tower that is exported."""
-    model = build_model(spec)
+    model = build_model(spec, plugins=plugins)
     mean, std = spec["preprocess"]["mean"], spec["preprocess"]["std"]
 
     def embed(parameters: Mapping[str, jax.Array], rows: PyTree) -> jax.Array:
@@ -151,11 +154,13 @@ def tower_fn(spec: Mapping[str, Any], tower: str) -> TowerFn:
     return embed
 
 
-def tower_shapes(spec: Mapping[str, Any], tower: str) -> dict[str, tuple[int, ...]]:
+def tower_shapes(
+    spec: Mapping[str, Any], tower: str, plugins: Sequence[str] = ()
+) -> dict[str, tuple[int, ...]]:
     """Shapes of a tower's leaves by name: `params/image_encoder/...`, stacked over layers."""
     return {
         name: shape
-        for name, shape in stacked_shapes(spec).items()
+        for name, shape in stacked_shapes(spec, plugins).items()
         if name.split("/")[1].startswith(f"{tower}_")
     }
 

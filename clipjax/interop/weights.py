@@ -21,10 +21,12 @@ class Hints:
     Attributes:
         model: a name of the zoo, `--model`.
         activation: `--activation`: quick_gelu | gelu | gelu_tanh.
+        plugins: `--plugin`: modules that a checkpoint of clipjax may name.
     """
 
     model: str | None = None
     activation: str | None = None
+    plugins: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Weights:
         tokenizer_files: files that the spec's tokenizer needs, by their name in the spec.
         source: what they were read from: format and path.
         ignored: names of their tensors that are no parameters, such as position_ids.
+        plugins: modules that the spec may name.
     """
 
     spec: dict[str, Any]
@@ -45,6 +48,7 @@ class Weights:
     tokenizer_files: Mapping[str, Path] = dataclasses.field(default_factory=dict)
     source: str = ""
     ignored: tuple[str, ...] = ()
+    plugins: tuple[str, ...] = ()
 
 
 def convert(

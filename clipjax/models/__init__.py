@@ -1,13 +1,14 @@
 """Models: encoders by name, named models, and building one from its spec."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from clipjax.config import build, merge
+from clipjax.building import build
+from clipjax.config import merge
 from clipjax.models.bert import Bert
 from clipjax.models.clip import CLIP, CLIPOutput
 from clipjax.models.efficientnet import EfficientNet
@@ -86,6 +87,7 @@ def build_model(
     scan_layers: bool = True,
     remat: str = "none",
     tables_of: Mapping[str, Any] | None = None,
+    plugins: Sequence[str] = (),
 ) -> CLIP:
     """Builds the model that a spec describes.
 
@@ -96,6 +98,7 @@ def build_model(
         remat: none | dots | full.
         tables_of: the spec whose position tables the parameters hold, where the model is one with
             smaller images or shorter texts: a stage of a run. None: `spec`.
+        plugins: modules that the encoders' names may import, see `clipjax.building.resolve`.
 
     Raises:
         ValueError: an unknown encoder, or a field that the encoder does not have.
@@ -106,6 +109,7 @@ def build_model(
         spec["image"],
         IMAGE_ENCODERS,
         path="config.model.image",
+        plugins=plugins,
         image_size=spec["image_size"],
         table_image_size=tables["image_size"],
         **runtime,
@@ -114,6 +118,7 @@ def build_model(
         spec["text"],
         TEXT_ENCODERS,
         path="config.model.text",
+        plugins=plugins,
         table_length=tables["text"]["context_length"],
         **runtime,
     )
@@ -129,9 +134,9 @@ def build_model(
     )
 
 
-def abstract_variables(spec: Mapping[str, Any]) -> Any:
+def abstract_variables(spec: Mapping[str, Any], plugins: Sequence[str] = ()) -> Any:
     """The variables of a spec's model as shapes and dtypes; nothing is allocated."""
-    model = build_model(spec)
+    model = build_model(spec, plugins=plugins)
     size, length = spec["image_size"], spec["text"]["context_length"]
     variables = jax.eval_shape(
         lambda key: model.init(

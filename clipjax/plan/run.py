@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from clipjax.experiment import Program
+from clipjax.experiment.program import model_plugins
 from clipjax.experiment.stages import stage_models, stage_specs
 from clipjax.plan.chips import Topology
 from clipjax.plan.model_flops import ModelFlops, model_flops
@@ -53,7 +54,9 @@ def stage_needs(config: ConfigDict, program: Program) -> tuple[StageNeeds, ...]:
                 stage.spec, model, config.batch_size, lock_image=bool(config.init.lock_image)
             ),
         )
-        for stage, begin, model in zip(specs, begins, stage_models(config, specs), strict=True)
+        for stage, begin, model in zip(
+            specs, begins, stage_models(config, specs, plugins=model_plugins(config)), strict=True
+        )
     )
 
 

@@ -1,10 +1,11 @@
 """Tokenizers: captions to rows of ids."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
-from clipjax.config import build
+from clipjax.building import build
 from clipjax.tokenizers.clip_bpe import ClipBPE
 from clipjax.tokenizers.sentencepiece import SentencePiece
 from clipjax.tokenizers.tokenizer_json import TokenizerJson
@@ -38,17 +39,18 @@ class Tokenizer(Protocol):
         """Identity of the tokenizer, JSON-able: name, SHA-256, ids of the special tokens."""
 
 
-def make_tokenizer(spec: dict, *, context_length: int) -> Tokenizer:
+def make_tokenizer(spec: dict, *, context_length: int, plugins: Sequence[str] = ()) -> Tokenizer:
     """Builds a tokenizer from its spec, e.g. `{"name": "clip_bpe"}`.
 
     Args:
         spec: name (a key of `TOKENIZERS` or `package.module:Class`) and options.
         context_length: tokens in a row.
+        plugins: modules that the name may import, see `clipjax.building.resolve`.
 
     Raises:
         ValueError: for an unknown name or option.
     """
-    return build(spec, TOKENIZERS, path="tokenizer", context_length=context_length)
+    return build(spec, TOKENIZERS, path="tokenizer", plugins=plugins, context_length=context_length)
 
 
 __all__ = [

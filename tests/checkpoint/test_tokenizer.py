@@ -131,9 +131,12 @@ def test_a_checkpoint_makes_nobody_import_code(step_dir, tmp_path, monkeypatch, 
     monkeypatch.syspath_prepend(tmp_path)
     contract = read_manifest(step_dir).contract
     contract["model"][part]["name"] = "evil_lab:Tower"
-    with pytest.raises(ValueError, match=rf"model.{part}.name = 'evil_lab:Tower'.*import evil_lab"):
+    monkeypatch.setitem(sys.modules, "evil_lab", sys)  # imported already: no permission either
+    wanted = rf"model.{part}.name = 'evil_lab:Tower'.*--plugin 'evil_lab'"
+    with pytest.raises(ValueError, match=wanted):
         spec_in(step_dir, contract)
+    with pytest.raises(ValueError, match=wanted):
+        spec_in(step_dir, contract, plugins=("evil_lab2", "lab", "evil_la", "evil_lab.x"))
     assert not (tmp_path / "ran").exists()
-    # Whoever imports it says that it is trusted.
-    monkeypatch.setitem(sys.modules, "evil_lab", sys)
-    assert spec_in(step_dir, contract)[part]["name"] == "evil_lab:Tower"
+    # Whoever names it says that it is trusted.
+    assert spec_in(step_dir, contract, plugins=("evil_lab",))[part]["name"] == "evil_lab:Tower"

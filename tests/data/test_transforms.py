@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clipjax.building import ANY_MODULE
 from clipjax.data import TRANSFORMS, SampleError, make_source, make_transforms
 from clipjax.data.preprocess import as_array
 
@@ -227,5 +228,5 @@ class Mine:
 
 def test_a_transform_of_one_s_own(monkeypatch):
     monkeypatch.setitem(sys.modules, "my_lab", sys.modules[__name__])
-    (transform,) = make_transforms([{"name": "my_lab:Mine"}], image_size=SIZE)
+    (transform,) = make_transforms([{"name": "my_lab:Mine"}], image_size=SIZE, plugins=ANY_MODULE)
     assert transform(make_source("synthetic:1")[0], rng())["text"] == "mine"

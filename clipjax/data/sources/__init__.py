@@ -5,7 +5,7 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
-from clipjax.config import build
+from clipjax.building import build
 from clipjax.data.named_lists import load_class_names
 from clipjax.data.source import DataSource, parse_spec, split_options
 from clipjax.data.sources.arrayrecord import PackedRecords

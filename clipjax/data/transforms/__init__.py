@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from clipjax.config import build
+from clipjax.building import build
 from clipjax.data.source import Example
 from clipjax.data.transforms.captions import (
     CaptionTemplate,
@@ -47,7 +47,11 @@ TRANSFORMS = {
 
 
 def make_transforms(
-    specs: Sequence[Mapping[str, Any]], *, image_size: int, path: str = "data.transforms"
+    specs: Sequence[Mapping[str, Any]],
+    *,
+    image_size: int,
+    path: str = "data.transforms",
+    plugins: Sequence[str] = (),
 ) -> tuple[Transform, ...]:
     """Builds the transforms of a config, in order.
 
@@ -55,6 +59,7 @@ def make_transforms(
         specs: each with a `name` of `TRANSFORMS` (or `package.module:Class`) and its fields.
         image_size: in pixels, for the transforms that resize and are not given one.
         path: where the specs stand in the config, for messages.
+        plugins: modules that the names may import, see `clipjax.building.resolve`.
 
     Raises:
         ValueError: for an unknown name or field, a value out of range, or what is no list.
@@ -67,7 +72,9 @@ def make_transforms(
     transforms = []
     for number, spec in enumerate(specs):
         runtime = {} if "image_size" in spec else {"image_size": image_size}
-        transforms.append(build(spec, TRANSFORMS, path=f"{path}[{number}]", **runtime))
+        transforms.append(
+            build(spec, TRANSFORMS, path=f"{path}[{number}]", plugins=plugins, **runtime)
+        )
     return tuple(transforms)
 
 

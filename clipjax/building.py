@@ -1,0 +1,175 @@
+"""Building what a spec names: a row of a table, or `module:Name` from outside this tree.
+
+One resolver serves configs and checkpoints; they differ in which modules may be imported, which is
+its argument `plugins`. A config file is code: what it names is imported (`ANY_MODULE`). What is
+read from a checkpoint, a file of weights or a dataset is data: it has nothing imported but the
+modules that the person at work has named, by `--plugin my_lab.towers` or `plugins=`.
+"""
+
+import functools
+import importlib
+import inspect
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from clipjax.config import hint
+
+ANY_MODULE = ("*",)
+
+
+def check_plugins(plugins: Sequence[str], *, path: str = "--plugin") -> tuple[str, ...]:
+    """Checks a list of modules that may be imported.
+
+    Args:
+        plugins: names of modules, `my_lab.towers`; a package stands for all that is in it.
+        path: where they were given, for messages.
+
+    Raises:
+        ValueError: one is no name of a module, or one of Python's own library.
+    """
+    if isinstance(plugins, str) or not all(isinstance(name, str) for name in plugins):
+        raise ValueError(f"{path} = {plugins!r}: expected names of modules, ('my_lab.towers',)")
+    for name in plugins:
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise ValueError(
+                f"{path}: {name!r} is no name of a module; write it as `import` does, my_lab.towers"
+            )
+        if name.split(".")[0] in sys.stdlib_module_names:
+            raise ValueError(
+                f"{path}: {name!r} belongs to Python itself and holds no part of a model; name a "
+                "module of your own"
+            )
+    return tuple(plugins)
+
+
+def build(
+    spec: Mapping[str, Any],
+    table: Mapping[str, Any],
+    *,
+    path: str = "config",
+    plugins: Sequence[str] = (),
+    **runtime: Any,
+) -> Any:
+    """Builds what a spec names: `resolve(spec["name"])(**rest_of_spec, **runtime)`.
+
+    The constructor's signature is the schema.
+
+    Args:
+        spec: a mapping with the key `name`; its other keys are keyword arguments.
+        table: name -> callable.
+        path: where the spec stands in the config, for messages.
+        plugins: modules that may be imported, see `resolve`.
+        **runtime: arguments that come from the caller and not from the config.
+
+    Raises:
+        ValueError: an unknown name, an unknown key, or a missing one.
+    """
+    arguments = dict(spec)
+    name = arguments.pop("name", None)
+    constructor = resolve(name, table, path=path, plugins=plugins)
+    parameters = inspect.signature(constructor).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        accepted = [k for k in parameters if k not in runtime and k not in ("parent", "name")]
+        for key in arguments:
+            if key not in accepted:
+                raise ValueError(
+                    f"{path}.{key} is not a field of {name!r}; "
+                    f"its fields are {', '.join(accepted) or 'none'}{hint(key, accepted)}"
+                )
+        missing = [
+            k
+            for k, p in parameters.items()
+            if p.default is p.empty
+            and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
+            and k not in arguments
+            and k not in runtime
+        ]
+        if missing:
+            raise ValueError(f"{path} ({name!r}) lacks {', '.join(missing)}; add it to the config")
+        # A runtime argument that this constructor does not take is not for it.
+        runtime = {k: v for k, v in runtime.items() if k in parameters}
+    return constructor(**arguments, **runtime)
+
+
+def resolve(name: Any, table: Mapping[str, Any], *, path: str, plugins: Sequence[str] = ()) -> Any:
+    """Gives what a name stands for: a row of a table, or an object of a module.
+
+    Args:
+        name: a key of the table, or `module:Name`.
+        table: name -> callable.
+        path: where the name's spec stands, for messages.
+        plugins: what may be imported: modules (a package with all that is in it), single objects
+            as `module:Name`, or `ANY_MODULE`.
+
+    Raises:
+        ValueError: no such name, a module that may not be imported, or one that cannot be.
+    """
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"{path}.name is missing; allowed are {', '.join(sorted(table))}")
+    if ":" in name:
+        check_name(name, plugins, path=path)
+        return _import(name, path, plugins)
+    if name not in table:
+        raise ValueError(
+            f"{path}.name = {name!r} is unknown; allowed are {', '.join(sorted(table))}, "
+            f"or module:Name of your own{hint(name, table)}"
+        )
+    return table[name]
+
+
+def check_name(name: str, plugins: Sequence[str], *, path: str) -> None:
+    """Refuses `module:Name` unless it may be imported; nothing is imported to find out.
+
+    Raises:
+        ValueError: names the flag that allows it.
+    """
+    module = name.partition(":")[0]
+    if not (plugins == ANY_MODULE or name in plugins or _is_named(module, plugins)):
+        raise ValueError(
+            f"{path}.name = {name!r:.200} is code from outside clipjax, and what a file names is "
+            f"never imported by itself; if it is yours, allow it by --plugin {module!r:.100} "
+            "(in Python, plugins=)"
+        )
+
+
+def outside_names(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Yields (dotted path, `module:Name`) of every spec in plain data that names outside code."""
+    if isinstance(node, Mapping):
+        name = node.get("name")
+        if isinstance(name, str) and ":" in name:
+            yield path, name
+        for key, value in node.items():
+            yield from outside_names(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list | tuple):
+        for number, value in enumerate(node):
+            yield from outside_names(value, f"{path}[{number}]")
+
+
+def _is_named(module: str, plugins: Sequence[str]) -> bool:
+    return any(module == plugin or module.startswith(f"{plugin}.") for plugin in plugins)
+
+
+def _import(name: str, path: str, plugins: Sequence[str]) -> Any:
+    module_name, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path}.name = {name!r} cannot be imported: {error}") from error
+    if not callable(found):
+        raise ValueError(f"{path}.name = {name!r} is a {type(found).__name__}, nothing to build")
+    # A module's own imports are in it as well: `my_lab.towers:run`, where it has `from subprocess
+    # import run`, is not what allowing my_lab.towers means.
+    home = _home(found)
+    if not (plugins == ANY_MODULE or name in plugins or _is_named(home, plugins)):
+        raise ValueError(
+            f"{path}.name = {name!r} is defined in {home or 'no module'}, which --plugin does not "
+            "name"
+        )
+    return found
+
+
+def _home(found: Any) -> str:
+    while isinstance(found, functools.partial):
+        found = found.func
+    return getattr(found, "__module__", None) or ""

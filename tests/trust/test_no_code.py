@@ -1,0 +1,134 @@
+"""What is read from a checkpoint is never imported, unless a person has named its module."""
+
+import json
+import shutil
+import sys
+
+import pytest
+
+from clipjax.building import ANY_MODULE, build, check_plugins, resolve
+
+VERBS = ("classify", "eval", "score", "convert", "finetune")
+
+TOWERS = """
+from pathlib import Path
+from subprocess import getoutput
+
+from clipjax.models.vit import VisionTransformer
+from clipjax.tokenizers import ClipBPE
+
+Path(__file__).with_name("imported").touch()
+
+
+class MyViT(VisionTransformer):
+    pass
+
+
+class MyBPE(ClipBPE):
+    def contract(self):
+        return {**super().contract(), "name": "my_lab.towers:MyBPE"}
+"""
+
+
+def put(path, value):
+    def change(fields):
+        node = fields
+        for key in path[:-1]:
+            node = node[key]
+        node[path[-1]] = value
+
+    return change
+
+
+EVIL = {
+    "tokenizer": {"name": "os:system", "command": "touch {}"},
+    "image": {"name": "subprocess:getoutput", "cmd": "touch {}"},
+    "text": {"name": "subprocess:getoutput", "cmd": "touch {}", "context_length": 16},
+    "preprocess": {"name": "os:system", "command": "touch {}"},
+    "deep": {"layers": [{"name": "os:system", "command": "touch {}"}]},
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_no_verb_runs_what_a_manifest_names(verb, command, workdir, picture, tmp_path, kit):
+    canary = tmp_path / "canary"
+    for part, spec in EVIL.items():
+        spec = json.loads(json.dumps(spec).replace("{}", str(canary), 1))
+        path = ("contract", part) if part == "preprocess" else ("contract", "model", part)
+        run = shutil.copytree(workdir, tmp_path / part)
+        kit.rewrite(run / "checkpoints" / "1", put(path, spec))
+        done = command(*kit.verbs(run, picture, tmp_path)[verb])
+        assert done.code == 1, part
+        assert not canary.exists(), part
+        assert "Traceback" not in done.err
+        assert len(done.err.strip().splitlines()) == 1, done.err
+        assert "--plugin" in done.err
+        assert "'os:system'" in done.err or "'subprocess:getoutput'" in done.err
+
+
+def test_the_same_checkpoint_is_taken_as_it_was_written(command, workdir, picture, tmp_path, kit):
+    done = command(*kit.verbs(workdir, picture, tmp_path)["convert"])
+    assert done.code == 0, done.err  # classify: below
+
+
+@pytest.fixture
+def my_lab(tmp_path, monkeypatch):
+    """A folder with a module of the user's own, which the command stands in."""
+    folder = tmp_path / "desk"
+    (folder / "my_lab").mkdir(parents=True)
+    (folder / "my_lab" / "__init__.py").touch()
+    (folder / "my_lab" / "towers.py").write_text(TOWERS)
+    return folder
+
+
+def forget(monkeypatch):
+    for name in ("my_lab", "my_lab.towers"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+
+def test_a_plugin_is_imported_by_the_person_s_word_alone(
+    command, original, my_lab, picture, tmp_path, kit, monkeypatch
+):
+    forget(monkeypatch)
+    workdir = shutil.copytree(original, tmp_path / "run")
+    spec = {**kit.spec["image"], "name": "my_lab.towers:MyViT"}
+    kit.rewrite(workdir / "checkpoints" / "1", put(("contract", "model", "image"), spec))
+    monkeypatch.chdir(my_lab)
+    arguments = kit.verbs(workdir, picture, tmp_path)["classify"]
+    done = command(*arguments)
+    assert done.code == 1
+    assert "--plugin 'my_lab.towers'" in done.err
+    assert not (my_lab / "my_lab" / "imported").exists()
+    done = command(*arguments, "--plugin", "my_lab.towers,other")
+    assert done.code == 0, done.err
+    assert (my_lab / "my_lab" / "imported").exists()
+    plain = command(*kit.verbs(original, picture, tmp_path)["classify"])
+    assert done.out == plain.out  # it is the same tower
+    forget(monkeypatch)
+
+
+def test_allowing_a_module_allows_what_it_defines(my_lab, monkeypatch):
+    forget(monkeypatch)
+    monkeypatch.syspath_prepend(my_lab)
+    allowed = ("my_lab",)
+    assert resolve("my_lab.towers:MyViT", {}, path="x", plugins=allowed).__name__ == "MyViT"
+    for name in ("my_lab.towers:getoutput", "my_lab.towers:Path", "my_lab.towers:ClipBPE"):
+        with pytest.raises(ValueError, match="is defined in"):
+            resolve(name, {}, path="x", plugins=allowed)
+        assert callable(resolve(name, {}, path="x", plugins=ANY_MODULE))  # a config is code
+    with pytest.raises(ValueError, match="cannot be imported"):
+        resolve("my_lab.towers:Absent", {}, path="x", plugins=allowed)
+    forget(monkeypatch)
+
+
+@pytest.mark.parametrize("name", ["os", "subprocess", "my lab", "", "a.", "../x", "*", "a:b"])
+def test_plugins_are_names_of_modules_of_one_s_own(name):
+    with pytest.raises(ValueError, match="--plugin"):
+        check_plugins([name])
+    with pytest.raises(ValueError, match="names of modules"):
+        check_plugins("my_lab")
+
+
+def test_nothing_is_imported_unless_it_is_said():
+    with pytest.raises(ValueError, match="--plugin 'fractions'"):
+        build({"name": "fractions:Fraction", "numerator": 3}, {})
