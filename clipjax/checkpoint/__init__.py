@@ -1,10 +1,12 @@
 """Checkpoints: saving and resuming a run, and parameters for evaluation and fine-tuning."""
 
+from clipjax.checkpoint.choice import Choice, choose_step, resolve_checkpoint
 from clipjax.checkpoint.contract import (
     check_contract,
     make_contract,
     spec_of_contract,
 )
+from clipjax.checkpoint.leaf_names import compiled, matching_leaves, rename_leaves
 from clipjax.checkpoint.manager import CheckpointManager, CheckpointSaveError
 from clipjax.checkpoint.manifest import (
     DamagedCheckpointError,
@@ -18,7 +20,6 @@ from clipjax.checkpoint.pretrained import (
     load_params,
     load_pretrained,
     load_variables,
-    resolve_checkpoint,
 )
 from clipjax.checkpoint.resume import check_resume
 from clipjax.checkpoint.snapshot import NonFiniteStateError
@@ -35,6 +36,7 @@ from clipjax.checkpoint.tokenizer import (
 __all__ = [
     "CheckpointManager",
     "CheckpointSaveError",
+    "Choice",
     "DamagedCheckpointError",
     "LoadReport",
     "Manifest",
@@ -45,6 +47,8 @@ __all__ = [
     "attach_tokenizer",
     "check_contract",
     "check_resume",
+    "choose_step",
+    "compiled",
     "find_start",
     "load_model_state",
     "load_params",
@@ -52,7 +56,9 @@ __all__ = [
     "load_tokenizer",
     "load_variables",
     "make_contract",
+    "matching_leaves",
     "read_manifest",
+    "rename_leaves",
     "resolve_checkpoint",
     "spec_in",
     "spec_of_contract",

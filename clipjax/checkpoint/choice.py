@@ -1,8 +1,11 @@
-"""Which step a run resumes from: the newest whose bytes are those that were written.
+"""Which step is taken: the newest whole one, and never another without a word.
 
-Whatever is found wrong is renamed, never deleted, and never passed over without a word.
+A run that resumes verifies every byte; what it finds wrong is renamed, never deleted. Whoever only
+reads a checkpoint takes the newest finished step, and hears of newer ones that cannot be used.
 """
 
+import dataclasses
+import os
 from pathlib import Path
 
 from absl import logging
@@ -13,7 +16,69 @@ from clipjax.checkpoint.manifest import DamagedCheckpointError
 from clipjax.checkpoint.processes import from_lead
 from clipjax.distributed import is_lead
 
+CHECKPOINTS = "checkpoints"
 NO_STEP, WAS_DAMAGED, _STOP = -1, -2, -3
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """The step folder that a path means.
+
+    Attributes:
+        step_dir: the folder.
+        passed_over: newer folders of the same run that cannot be used, each with why.
+    """
+
+    step_dir: Path
+    passed_over: tuple[str, ...] = ()
+
+    def warning(self) -> str:
+        """What to say of the steps that were passed over; empty if there are none."""
+        if not self.passed_over:
+            return ""
+        return (
+            f"step {self.step_dir.name} of {self.step_dir.parent} is used, and newer ones are not: "
+            f"{'; '.join(self.passed_over)}"
+        )
+
+
+def resolve_checkpoint(path: str | os.PathLike[str]) -> Path:
+    """Finds the step folder that a path means, and warns of newer steps that cannot be used.
+
+    Args:
+        path: a workdir, its `checkpoints` folder, or one step's folder.
+
+    Returns:
+        The step's folder; of several steps the newest that is committed.
+
+    Raises:
+        ValueError: there is no checkpoint.
+    """
+    choice = choose_step(path)
+    if choice.passed_over and is_lead():
+        logging.warning("%s", choice.warning())
+    return choice.step_dir
+
+
+def choose_step(path: str | os.PathLike[str]) -> Choice:
+    """As `resolve_checkpoint`, for those that do not speak: it returns what there is to say."""
+    path = Path(path).absolute()
+    if not path.is_dir():
+        raise ValueError(
+            f"no checkpoint at {path}: {'it is not a folder' if path.exists() else 'no such path'};"
+            " give a workdir, its checkpoints folder, or one step's folder"
+        )
+    if (path / folders.MANIFEST).is_file():
+        return Choice(path)
+    for directory in (path, path / CHECKPOINTS):
+        steps = folders.committed_steps(directory)
+        if steps:
+            passed_over = tuple(folders.unusable_after(directory, steps[-1]))
+            return Choice(directory / str(steps[-1]), passed_over)
+    raise ValueError(
+        f"no checkpoint at {path}: neither it nor its {CHECKPOINTS} folder holds a finished step "
+        f"(a number with a {folders.MANIFEST} inside); let the run save one first"
+    )
 
 
 def agree_on_newest(directory: Path, *, allow_unfinished: bool) -> int:

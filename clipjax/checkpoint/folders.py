@@ -19,6 +19,14 @@ DELETING = ".deleting"
 TMP = ".orbax-checkpoint-tmp"  # the name is Orbax's
 _STEP = re.compile(r"0|[1-9][0-9]*")
 _DAMAGED_STEP = re.compile(r"[0-9]+\.damaged(\.[0-9]+)?")
+_NUMBERED = re.compile(r"(0|[1-9][0-9]*)(\..+)?")
+# By what follows the number, why a folder is of no use. A save that is still going looks like one
+# that was cut off; a step that is being deleted is nobody's loss.
+_UNUSABLE = {
+    TMP: "its save is not finished",
+    UNFINISHED: "its save was cut off",
+    DAMAGED: "it was found damaged",
+}
 
 
 def step_folders(directory: Path) -> list[int]:
@@ -38,6 +46,21 @@ def damaged_folders(directory: Path) -> list[str]:
     if not directory.is_dir():
         return []
     return sorted(p.name for p in directory.iterdir() if _DAMAGED_STEP.fullmatch(p.name))
+
+
+def unusable_after(directory: Path, step: int) -> list[str]:
+    """Says of each folder of a later step why it cannot be used, oldest first."""
+    found = []
+    for path in directory.iterdir():
+        match = _NUMBERED.fullmatch(path.name)
+        if match is None or int(match[1]) <= step:
+            continue
+        if match[2] is None and not (path / MANIFEST).is_file():
+            found.append((int(match[1]), f"{path.name}: its save is not finished (no {MANIFEST})"))
+        for ending, why in _UNUSABLE.items():
+            if (match[2] or "").startswith(ending):
+                found.append((int(match[1]), f"{path.name}: {why}"))
+    return [line for _, line in sorted(found)]
 
 
 def set_aside(step_dir: Path, ending: str) -> Path:

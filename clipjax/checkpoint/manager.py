@@ -31,7 +31,6 @@ from clipjax.checkpoint import choice, folders
 from clipjax.checkpoint import manifest as manifests
 from clipjax.checkpoint.commit import commit_step, delete_old_steps
 from clipjax.checkpoint.manifest import DamagedCheckpointError
-from clipjax.checkpoint.pretrained import resolve_checkpoint
 from clipjax.checkpoint.processes import all_succeeded, from_lead
 from clipjax.checkpoint.restore import restore_step
 from clipjax.checkpoint.resume import check_resume
@@ -227,7 +226,7 @@ class CheckpointManager:
             DamagedCheckpointError: it is not what was written.
             ValueError: no checkpoint is there, or it is of another config, tree, shape or dtype.
         """
-        step_dir = resolve_checkpoint(path)
+        step_dir = choice.resolve_checkpoint(path)
         manifest = manifests.read_manifest(step_dir)
         manifests.verify_files(step_dir, manifest.files)
         check_resume(manifest, self._metadata, where=str(step_dir))

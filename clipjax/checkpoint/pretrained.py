@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,43 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from clipjax.checkpoint import folders, restore
 from clipjax.checkpoint import manifest as manifests
+from clipjax.checkpoint import restore
+from clipjax.checkpoint.leaf_names import matching_leaves, rename_leaves
 from clipjax.layers.position_embeddings import resize_grid, resize_sequence
 from clipjax.partitioning import place
 from clipjax.trees import flatten_with_names, map_with_names, unflatten_names
-
-CHECKPOINTS = "checkpoints"
-
-
-def resolve_checkpoint(path: str | os.PathLike[str]) -> Path:
-    """Finds the step folder that a path means.
-
-    Args:
-        path: a workdir, its `checkpoints` folder, or one step's folder.
-
-    Returns:
-        The step's folder; of several steps the newest that is committed.
-
-    Raises:
-        ValueError: there is no checkpoint.
-    """
-    path = Path(path).absolute()
-    if not path.is_dir():
-        raise ValueError(
-            f"no checkpoint at {path}: {'it is not a folder' if path.exists() else 'no such path'};"
-            " give a workdir, its checkpoints folder, or one step's folder"
-        )
-    if (path / folders.MANIFEST).is_file():
-        return path
-    for directory in (path, path / CHECKPOINTS):
-        steps = folders.committed_steps(directory)
-        if steps:
-            return directory / str(steps[-1])
-    raise ValueError(
-        f"no checkpoint at {path}: neither it nor its {CHECKPOINTS} folder holds a finished step "
-        f"(a number with a {folders.MANIFEST} inside); let the run save one first"
-    )
 
 
 def load_params(
@@ -55,7 +23,7 @@ def load_params(
     """Loads the parameters of a checkpoint, and nothing else of it.
 
     Args:
-        step_dir: as `resolve_checkpoint` returns it.
+        step_dir: as `clipjax.checkpoint.resolve_checkpoint` returns it.
         shardings: None (this process's first device), one sharding for all leaves, or a nested
             dict of them like the parameters.
         ema: take the averaged parameters, where the checkpoint has them.
@@ -200,10 +168,11 @@ def load_pretrained(
         ValueError: a leaf of either side is left over, a shape does not fit, or a pattern matches
             nothing. The message says what to add to config.init.
     """
-    sources = _rename(dict(flatten_with_names(loaded)), rename)
+    names = dict(flatten_with_names(loaded))
+    sources = rename_leaves(names, rename, where="config.init.rename")
     targets = dict(flatten_with_names(params))
-    ignored = _matching(drop, sources, "drop")
-    kept = _matching(initialise, targets, "initialise")
+    ignored = matching_leaves(drop, sources, where="config.init.drop")
+    kept = matching_leaves(initialise, targets, where="config.init.initialise")
     sources = {name: value for name, value in sources.items() if name not in ignored}
     _check_leftovers(sources, targets, kept)
     resized: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
@@ -236,40 +205,6 @@ def load_pretrained(
         ignored=tuple(sorted(ignored)),
     )
     return result, report
-
-
-def _rename(leaves: Mapping[str, Any], pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    renamed = dict(leaves)
-    for pattern, replacement in pairs:
-        before = renamed
-        renamed = {}
-        for name, value in before.items():
-            new_name = re.sub(pattern, replacement, name)
-            if new_name in renamed:
-                raise ValueError(
-                    f"config.init.rename: {pattern!r} gives two leaves the name {new_name!r}"
-                )
-            renamed[new_name] = value
-        if renamed.keys() == before.keys():
-            raise ValueError(
-                f"config.init.rename: {pattern!r} changes no name of the checkpoint; "
-                f"names look like {next(iter(before), 'nothing')!r}"
-            )
-    return renamed
-
-
-def _matching(patterns: Iterable[str], names: Iterable[str], key: str) -> set[str]:
-    found: set[str] = set()
-    names = list(names)
-    for pattern in patterns:
-        matches = {name for name in names if re.search(pattern, name)}
-        if not matches:
-            raise ValueError(
-                f"config.init.{key}: {pattern!r} matches no leaf; names look like "
-                f"{next(iter(names), 'nothing')!r}"
-            )
-        found |= matches
-    return found
 
 
 def _check_leftovers(

@@ -26,6 +26,20 @@ _ACTIVATION = flags.DEFINE_enum(
 _TOKENIZER = flags.DEFINE_string(
     "tokenizer", None, "File of the tokenizer's vocabulary, where the weights come without it."
 )
+_WHICH = flags.DEFINE_string(
+    "which", None, "Key of the weights, in a file that holds several sets: state_dict_ema."
+)
+_STRIP_PREFIX = flags.DEFINE_string("strip_prefix", None, "What the names of tensors start with.")
+_RENAME = flags.DEFINE_multi_string(
+    "rename", [], "PATTERN=>NAME: other names for tensors; may be given several times, in order."
+)
+_IGNORE = flags.DEFINE_multi_string(
+    "ignore", [], "PATTERN: tensors that are left out; may be given several times."
+)
+_LORA = flags.DEFINE_string("lora", None, "peft's directory or file of LoRA that is added.")
+_LORA_ALPHA = flags.DEFINE_float(
+    "lora_alpha", None, "Alpha of LoRA, where no adapter_config.json says it."
+)
 flags.adopt_module_key_flags(opening)
 
 
@@ -42,10 +56,21 @@ def main(argv: list[str]) -> int:
         _FROM.value,
         _TO.value,
         _FORMAT.value,
-        hints=Hints(_MODEL.value, _ACTIVATION.value, plugins=opening.plugins()),
+        hints=Hints(
+            _MODEL.value,
+            _ACTIVATION.value,
+            which=_WHICH.value,
+            strip_prefix=_STRIP_PREFIX.value,
+            rename=tuple(map(_rename_pair, _RENAME.value)),
+            ignore=tuple(_IGNORE.value),
+            lora=_LORA.value,
+            lora_alpha=_LORA_ALPHA.value,
+            plugins=opening.plugins(),
+        ),
         tokenizer=_TOKENIZER.value,
     )
     rows = [("format", done.source_format), ("model", done.model)]
+    rows += [("taken", note) for note in done.notes]
     rows += [(f"SHA-256 of {name}", digest) for name, digest in done.sha256.items()]
     rows += [("parameters", f"{done.parameters:,}")]
     rows += [("running statistics", f"{done.statistics:,}")] if done.statistics else []
@@ -56,6 +81,13 @@ def main(argv: list[str]) -> int:
     for name, value in rows:
         print(f"{name}: {value}")
     return 0
+
+
+def _rename_pair(text: str) -> tuple[str, str]:
+    pattern, arrow, name = text.rpartition("=>")
+    if not arrow:
+        raise ValueError(f"--rename {text!r}: expected PATTERN=>NAME")
+    return pattern, name
 
 
 def _listed(names: tuple[str, ...], most: int = 8) -> str:

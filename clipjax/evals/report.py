@@ -14,7 +14,7 @@ import numpy as np
 from absl import logging
 
 import clipjax
-from clipjax.checkpoint import Manifest, read_manifest, resolve_checkpoint
+from clipjax.checkpoint import Manifest, choose_step, read_manifest
 from clipjax.evals import report_page
 from clipjax.evals.curves import Points, format_number
 from clipjax.evals.running import RESULTS, ScheduledEval
@@ -148,7 +148,7 @@ def _read_results(path: Path) -> dict[str, float]:
 
 def _read_manifest(workdir: Path) -> Manifest | None:
     try:
-        step_dir = resolve_checkpoint(workdir)
+        step_dir = choose_step(workdir).step_dir
     except ValueError:
         return None
     return read_manifest(step_dir)

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from clipjax import partitioning
 from clipjax.building import check_plugins, outside_names
-from clipjax.checkpoint import read_manifest, resolve_checkpoint, spec_in
+from clipjax.checkpoint import choose_step, read_manifest, spec_in
 from clipjax.config import hint, merge, to_plain, validate
 from clipjax.data.transforms import ColorJitter as HostColorJitter
 from clipjax.experiment.stages import StageSpec, batch_shapes, stage_models, stage_specs
@@ -120,7 +120,7 @@ def model_spec(config: ConfigDict) -> dict[str, Any]:
             f"config.model.name = {CHECKPOINT_MODEL!r} needs config.init.checkpoint: the folder of "
             f"the model to start from; or name a row of the zoo: {', '.join(MODELS)}"
         )
-    step_dir = resolve_checkpoint(config.init.checkpoint)
+    step_dir = choose_step(config.init.checkpoint).step_dir
     del model["name"]
     contract = read_manifest(step_dir).contract
     found = spec_in(step_dir, contract, plugins=model_plugins(config))

@@ -11,9 +11,9 @@ from clipjax.checkpoint import (
     Manifest,
     StreamedLeaf,
     attach_tokenizer,
+    choose_step,
     make_contract,
     read_manifest,
-    resolve_checkpoint,
     spec_in,
     verify_files,
     without_tokenizer,
@@ -23,17 +23,18 @@ from clipjax.config import to_plain
 from clipjax.interop.files.orbax_state import StateReader
 from clipjax.interop.shapes import STACK, check_spec, stacked_shapes
 from clipjax.interop.tensors import LazyTensor, WeightFileError
-from clipjax.interop.weights import Hints, Weights
+from clipjax.interop.weights import NO_HINTS, Hints, Weights
 from clipjax.tokenizers import make_tokenizer
 
 STEP = 0
 _STATISTICS = "batch_stats/"
 
 
-def recognises(path: Path) -> bool:
+def recognises(path: Path, hints: Hints = NO_HINTS) -> bool:
     """Whether a path is a workdir, its checkpoints folder, or one step's folder."""
+    del hints
     try:
-        resolve_checkpoint(path)
+        choose_step(path)
     except (ValueError, OSError):
         return False
     return True
@@ -47,7 +48,8 @@ def read(path: Path, hints: Hints) -> Weights:
         ValueError: a hint contradicts it.
     """
     try:
-        step_dir = resolve_checkpoint(path)
+        choice = choose_step(path)
+        step_dir = choice.step_dir
         manifest = read_manifest(step_dir)
         verify_files(step_dir, manifest.files)
         spec = spec_in(step_dir, manifest.contract, plugins=hints.plugins)
@@ -59,13 +61,22 @@ def read(path: Path, hints: Hints) -> Weights:
             f"{step_dir} says itself that it is {spec['name']!r} and all about it; leave --model "
             "and --activation out"
         )
+    if flags := hints.of_names():
+        raise ValueError(
+            f"{step_dir} is a checkpoint of clipjax, whose names are its own; leave "
+            f"{', '.join(flags)} out"
+        )
     files: dict[str, Path] = {}
     file = spec["tokenizer"].get("model")
     if file is not None:
         files = {Path(file).name: Path(file)}
         spec = {**spec, "tokenizer": {**spec["tokenizer"], "model": Path(file).name}}
     leaves = _read_leaves(step_dir, manifest)
-    return Weights(spec, leaves, files, source=f"clipjax {step_dir}", plugins=hints.plugins)
+    averaged = ", the averaged parameters" if "ema_params" in _roots(manifest) else ""
+    notes = [f"step {manifest.step} of {step_dir.parent}{averaged}"]
+    notes += [choice.warning()] if choice.passed_over else []
+    source = f"clipjax {step_dir}"
+    return Weights(spec, leaves, files, source, notes=tuple(notes), plugins=hints.plugins)
 
 
 def write(path: Path, weights: Weights) -> None:
@@ -131,9 +142,12 @@ def _streamed(name: str, shape: tuple[int, ...], weights: Weights) -> StreamedLe
     return StreamedLeaf(in_state, shape, len(names), read_blocks)
 
 
+def _roots(manifest: Manifest) -> set[str]:
+    return {record.name.split("/")[0] for record in manifest.leaves}
+
+
 def _read_leaves(step_dir: Path, manifest: Manifest) -> dict[str, LazyTensor]:
-    roots = {record.name.split("/")[0] for record in manifest.leaves}
-    root = "ema_params" if "ema_params" in roots else "params"
+    root = "ema_params" if "ema_params" in _roots(manifest) else "params"
     reader = StateReader(step_dir / "state")
     leaves: dict[str, LazyTensor] = {}
     for record in manifest.leaves:

@@ -7,12 +7,13 @@ import os
 import shutil
 from pathlib import Path
 
-from clipjax.checkpoint import resolve_checkpoint
+from clipjax.checkpoint import choose_step
 from clipjax.interop.clipjax_checkpoint import needs_file
-from clipjax.interop.files import file_kind, open_tensors
+from clipjax.interop.files import file_kind
 from clipjax.interop.files.atomic import check_new, new_path
 from clipjax.interop.formats import FORMATS, WRITTEN
 from clipjax.interop.shapes import expected_shapes
+from clipjax.interop.source import read_source
 from clipjax.interop.tensors import WeightFileError
 from clipjax.interop.weights import Hints, Weights
 
@@ -28,7 +29,8 @@ class Conversion:
         model: name in the spec.
         parameters: count, running statistics excluded.
         statistics: count of running statistics.
-        ignored: names of tensors that are no parameters.
+        ignored: names of tensors that are no parameters, or that a person left out.
+        notes: what was done to read the source, one line each: the step, the names.
         sha256: of the files of weights that were read, by name.
         target: what was written.
         target_bytes: size of it.
@@ -40,6 +42,7 @@ class Conversion:
     parameters: int
     statistics: int
     ignored: tuple[str, ...]
+    notes: tuple[str, ...]
     sha256: dict[str, str]
     target: Path
     target_bytes: int
@@ -72,12 +75,15 @@ def convert_weights(
     if target_format not in WRITTEN:
         raise ValueError(f"--format {target_format!r}: formats to write are {', '.join(WRITTEN)}")
     check_new(target)
-    found = recognise(source)
-    weights = FORMATS[found].read(source, hints or Hints())
+    hints = hints or Hints()
+    found = recognise(source, hints)
+    weights = FORMATS[found].read(source, hints)
     weights = _with_tokenizer(weights, tokenizer)
     _check_leaves(weights)
     _check_space(weights, target)
     digests = _digests(source, found)
+    if hints.lora is not None:
+        digests |= _digests(Path(hints.lora), "lora")
     summary = ", ".join(f"{name} (SHA-256 {digest})" for name, digest in digests.items())
     weights = dataclasses.replace(weights, source=f"{found}: {summary}")
     write = FORMATS[target_format].write
@@ -92,6 +98,7 @@ def convert_weights(
         parameters=sum(sizes.values()) - statistics,
         statistics=statistics,
         ignored=weights.ignored,
+        notes=weights.notes,
         sha256=digests,
         target=target,
         target_bytes=sum(file.stat().st_size for file in _files(target)),
@@ -99,7 +106,7 @@ def convert_weights(
     )
 
 
-def recognise(source: Path) -> str:
+def recognise(source: Path, hints: Hints) -> str:
     """Names the format of a file or directory.
 
     Raises:
@@ -109,7 +116,7 @@ def recognise(source: Path) -> str:
         what = "neither a file nor a directory" if source.exists() else "no such file or directory"
         raise WeightFileError(f"{source}: {what}")
     for name, entry in FORMATS.items():
-        if entry.recognises(source):
+        if entry.recognises(source, hints):
             return name
     formats = ", ".join(FORMATS)
     if source.is_dir():
@@ -117,7 +124,8 @@ def recognise(source: Path) -> str:
         raise WeightFileError(
             f"{source}: a directory of none of the formats {formats}; it holds {inside}"
         )
-    tensors = open_tensors(source).tensors  # a damaged file says here what is wrong with it
+    # A damaged file says here what is wrong with it, and a hint that it does not fit.
+    tensors = read_source(source, hints).tensors
     names = ", ".join(list(tensors)[:4]) or "none"
     raise WeightFileError(
         f"{source}: {len(tensors)} tensors with names of none of the formats {formats}; the first "
@@ -170,7 +178,7 @@ def _digests(source: Path, kind: str) -> dict[str, str]:
     """SHA-256 of the source: of each file of weights, or of the manifest that vouches for all."""
     paths = [source]
     if kind == "clipjax":
-        paths = [resolve_checkpoint(source) / "manifest.json"]
+        paths = [choose_step(source).step_dir / "manifest.json"]
     elif source.is_dir():
         paths = [x for x in sorted(source.iterdir()) if x.is_file() and file_kind(x) is not None]
     digests = {}

@@ -15,13 +15,14 @@ class Format:
     """A format of weights.
 
     Attributes:
-        recognises: whether a file or directory is of this format; cheap, raises nothing.
+        recognises: whether a file or directory is of this format, by what a person says of its
+            names; cheap, raises nothing.
         read: reads it; nothing but names, shapes and small files is read before a tensor is asked
             for. Raises WeightFileError or ValueError.
         write: writes to a path that does not exist yet; None for a format that is read only.
     """
 
-    recognises: Callable[[Path], bool]
+    recognises: Callable[[Path, Hints], bool]
     read: Callable[[Path, Hints], Weights]
     write: Callable[[Path, Weights], None] | None = None
 

@@ -24,7 +24,7 @@ from clipjax.interop.files import save_safetensors
 from clipjax.interop.hugging_face.clip_tokenizer import write_clip_tokenizer
 from clipjax.interop.shapes import STACK, stacked_shapes
 from clipjax.interop.tensors import LazyTensor, WeightFileError
-from clipjax.interop.weights import Hints, Weights
+from clipjax.interop.weights import NO_HINTS, Hints, Weights
 from clipjax.models import build_model
 from clipjax.models.images import normalise_images
 from clipjax.tokenizers.wordpiece import VOCABULARY
@@ -40,8 +40,9 @@ _README = Path(__file__).with_name("stablehlo_readme.md")
 TowerFn = Callable[[Mapping[str, jax.Array], PyTree], jax.Array]
 
 
-def recognises(path: Path) -> bool:
+def recognises(path: Path, hints: Hints = NO_HINTS) -> bool:
     """Whether a path is a folder that `write` wrote."""
+    del hints
     return all((path / f"{tower}.stablehlo").is_file() for tower in TOWERS)
 
 

@@ -43,6 +43,16 @@ class LazyTensor:
         """The tensor `array[index]`, for files that stack what we keep apart."""
         return LazyTensor(self.shape[1:], self.dtype, lambda: self.rows(index, index + 1)[0])
 
+    def followed_by(self, other: "LazyTensor", index: int) -> "LazyTensor":
+        """The tensor of `array[:index]` and then `other[index:]`; both have one shape."""
+
+        def read() -> np.ndarray:
+            parts = self.rows(0, index), other.rows(index, self.shape[0])
+            return np.concatenate([x.astype(dtype, copy=False) for x in parts])
+
+        dtype, index = np.promote_types(self.dtype, other.dtype), min(index, self.shape[0])
+        return LazyTensor(self.shape, dtype, read)
+
     def astype(self, dtype: Any) -> "LazyTensor":
         """The same tensor, converted on read."""
         dtype = np.dtype(dtype)

@@ -1,6 +1,7 @@
 """A model's weights on their way between formats, and the check that they are whole."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,31 @@ class Hints:
         model: a name of the zoo, `--model`.
         activation: `--activation`: quick_gelu | gelu | gelu_tanh.
         plugins: `--plugin`: modules that a checkpoint of clipjax may name.
+        which: `--which`: the set of weights, in a file that holds several.
+        strip_prefix: `--strip_prefix`: what the names start with that is no part of them.
+        rename: `--rename`: pairs (regular expression, replacement), applied to the names in order.
+        ignore: `--ignore`: regular expressions of names (renamed) to leave out.
+        lora: `--lora`: a file or directory of peft's, whose differences are added.
+        lora_alpha: `--lora_alpha`: their scale is this by their rank.
     """
 
     model: str | None = None
     activation: str | None = None
     plugins: tuple[str, ...] = ()
+    which: str | None = None
+    strip_prefix: str | None = None
+    rename: tuple[tuple[str, str], ...] = ()
+    ignore: tuple[str, ...] = ()
+    lora: str | os.PathLike[str] | None = None
+    lora_alpha: float | None = None
+
+    def of_names(self) -> list[str]:
+        """The flags given that are about the names and the sets of a file of other packages."""
+        names = ("which", "strip_prefix", "rename", "ignore", "lora", "lora_alpha")
+        return [f"--{name}" for name in names if getattr(self, name)]
+
+
+NO_HINTS = Hints()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +62,7 @@ class Weights:
         source: what they were read from: format and path.
         ignored: names of their tensors that are no parameters, such as position_ids.
         plugins: modules that the spec may name.
+        notes: what was done to read them that a person should know, one line each.
     """
 
     spec: dict[str, Any]
@@ -49,6 +71,7 @@ class Weights:
     source: str = ""
     ignored: tuple[str, ...] = ()
     plugins: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def convert(
@@ -89,7 +112,8 @@ def convert(
     if missing or left_over or shapes:
         lines = [f"{where} does not hold the weights of {spec.get('name')!r}:"]
         lines += [f"  missing: {_some(missing)}"] if missing else []
-        lines += [f"  of no use: {_some(left_over)}"] if left_over else []
+        advice = "(--ignore leaves tensors out, --rename gives them other names)"
+        lines += [f"  of no use: {_some(left_over)} {advice}"] if left_over else []
         lines += [f"  {line}" for line in shapes[:MAX_LISTED]]
         lines += [f"  and {len(shapes) - MAX_LISTED} more"] if len(shapes) > MAX_LISTED else []
         raise WeightFileError("\n".join(lines))

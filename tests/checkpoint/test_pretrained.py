@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from clipjax.checkpoint import load_model_state, load_params, load_pretrained, resolve_checkpoint
+from clipjax.checkpoint import (
+    choose_step,
+    load_model_state,
+    load_params,
+    load_pretrained,
+    resolve_checkpoint,
+)
 
 # Where a path leads
 
@@ -18,6 +24,26 @@ def test_workdir_folder_and_step_mean_a_checkpoint(saved):
     assert resolve_checkpoint(directory / "2") == directory / "2"
     (directory / "4" / "manifest.json").unlink()
     assert resolve_checkpoint(directory) == directory / "3"
+
+
+def test_newer_steps_that_cannot_be_used_are_said(saved, caplog):
+    directory, _ = saved
+    with caplog.at_level("WARNING"):
+        assert resolve_checkpoint(directory.parent) == directory / "4"
+        assert not caplog.messages  # a whole newest step is no news
+        (directory / "3.damaged").mkdir()  # older than what is used
+        (directory / "9.deleting").mkdir()  # nobody's loss
+        assert resolve_checkpoint(directory) == directory / "4" and not caplog.messages
+        for name in ("12.damaged.1", "11.unfinished", "13", "14.orbax-checkpoint-tmp-7"):
+            (directory / name).mkdir()
+        assert resolve_checkpoint(directory.parent) == directory / "4"
+    assert caplog.messages == [
+        f"step 4 of {directory} is used, and newer ones are not: "
+        "11.unfinished: its save was cut off; 12.damaged.1: it was found damaged; "
+        "13: its save is not finished (no manifest.json); "
+        "14.orbax-checkpoint-tmp-7: its save is not finished"
+    ]
+    assert choose_step(directory / "2").passed_over == ()  # asked for by name
 
 
 @pytest.mark.parametrize("kind", ["missing", "file", "empty"])
@@ -120,6 +146,10 @@ def test_leftovers_of_both_sides_are_named():
             r"init.rename: 'visual' changes no name.*'image_encoder/a'",
         ),
         ({"rename": [("[ab]$", "z")]}, "gives two leaves the name"),
+        ({"rename": [("(", "z")]}, r"init.rename: '\(' is no regular expression"),
+        ({"rename": ["ab"]}, "init.rename: 'ab' is no pair"),
+        ({"rename": [("a$", r"\1")]}, "cannot replace 'a\\$'"),
+        ({"drop": ["*"]}, r"init.drop: '\*' is no regular expression"),
         ({"drop": ["nothing"]}, "init.drop: 'nothing' matches no leaf"),
         ({"initialise": ["nothing"]}, "init.initialise: 'nothing' matches no leaf"),
     ],

@@ -347,7 +347,7 @@ def test_every_difference_is_in_one_error():
     assert lines == [
         "x.pt does not hold the weights of 'custom':",
         "  missing: visual.proj",
-        "  of no use: visual.extra",
+        "  of no use: visual.extra (--ignore leaves tensors out, --rename gives them other names)",
         "  ln_final.bias has shape (17,), the model takes (16,)",
     ]
 

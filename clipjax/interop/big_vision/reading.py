@@ -6,18 +6,18 @@ from absl import logging
 
 from clipjax.interop.big_vision.names import leaves, plain_names
 from clipjax.interop.big_vision.specs import has_flat_attention, is_big_vision, spec_of
-from clipjax.interop.files import file_kind, open_tensors
-from clipjax.interop.tensors import WeightFileError
-from clipjax.interop.weights import Hints, Weights, convert
+from clipjax.interop.files import file_kind
+from clipjax.interop.source import read_source
+from clipjax.interop.weights import NO_HINTS, Hints, Weights, convert
 
 
-def recognises_big_vision(path: Path) -> bool:
+def recognises_big_vision(path: Path, hints: Hints = NO_HINTS) -> bool:
     """Whether a file holds two towers in big_vision's names."""
     if not path.is_file() or file_kind(path) != "npz":
         return False
     try:
-        return is_big_vision(plain_names(open_tensors(path).tensors)[0])
-    except WeightFileError:
+        return is_big_vision(plain_names(read_source(path, hints).tensors)[0])
+    except ValueError:
         return False
 
 
@@ -30,7 +30,8 @@ def read_big_vision(path: Path, hints: Hints) -> Weights:
         WeightFileError: the file is damaged or holds something else.
         ValueError: the file cannot say which model it is, and no hint does.
     """
-    parameters, ignored = plain_names(open_tensors(path).tensors)
+    source = read_source(path, hints)
+    parameters, ignored = plain_names(source.tensors)
     spec = spec_of(parameters, hints, where=str(path))
     spec["name"] = spec["name"] or path.stem
     table = leaves(spec, flat_attention=has_flat_attention(parameters))
@@ -40,5 +41,6 @@ def read_big_vision(path: Path, hints: Hints) -> Weights:
         spec=spec,
         leaves=convert(table, parameters, spec, where=str(path)),
         source=f"big_vision {path}",
-        ignored=ignored,
+        ignored=(*ignored, *source.ignored),
+        notes=source.notes,
     )

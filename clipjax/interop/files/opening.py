@@ -15,7 +15,6 @@ Kind = Literal["safetensors", "torch", "npz", "index"]
 _ZIP = b"PK\x03\x04"
 _READERS: dict[Kind, Callable[[Path], WeightFile]] = {
     "safetensors": safetensors.read_safetensors,
-    "torch": torch_zip.read_torch_zip,
     "npz": npz.read_npz,
     "index": lambda path: open_sharded(path, open_tensors),
 }
@@ -40,15 +39,17 @@ def file_kind(path: str | os.PathLike[str]) -> Kind | None:
     return "safetensors" if len(start) == 9 and start[8:] == b"{" else None
 
 
-def open_tensors(path: str | os.PathLike[str]) -> WeightFile:
+def open_tensors(path: str | os.PathLike[str], *, which: str | None = None) -> WeightFile:
     """Opens a file of tensors; each is read when it is asked for.
 
     Args:
         path: `.safetensors`, a torch zip archive (`.pt`, `.bin`, `.pth`: a state dict, a training
             checkpoint, or TorchScript), `.npz`, or Hugging Face's `*.index.json` of shards.
+        which: the key of the set of weights, in a torch archive that holds several.
 
     Raises:
-        WeightFileError: no such file, none of these, damaged, or refused.
+        WeightFileError: no such file, none of these, damaged, or refused; or it holds several
+            sets of weights and `which` names none of them, or only one and `which` is given.
     """
     path = Path(path)
     if not path.is_file():
@@ -57,6 +58,12 @@ def open_tensors(path: str | os.PathLike[str]) -> WeightFile:
     kind = file_kind(path)
     if kind is None:
         raise WeightFileError(f"{path}: {_what_else(path)}")
+    if kind == "torch":
+        return torch_zip.read_torch_zip(path, which=which)
+    if which is not None:
+        raise WeightFileError(
+            f"--which {which}: {path} holds one set of weights; leave the flag out"
+        )
     return _READERS[kind](path)
 
 

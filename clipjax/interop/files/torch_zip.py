@@ -30,7 +30,7 @@ STORAGES = {
     "ByteStorage": np.dtype("u1"),
     "BoolStorage": np.dtype("?"),
 }
-# Where a training checkpoint keeps its state dict.
+# Where a training checkpoint keeps its state dict, beside tensors of its own.
 STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")
 MAX_PICKLE_BYTES = 16 * 2**20
 MAX_CODE_BYTES = 2**20
@@ -58,11 +58,16 @@ class StridedTensor:
     strides: tuple[int, ...]
 
 
-def read_torch_zip(path: Path) -> WeightFile:
+def read_torch_zip(path: Path, *, which: str | None = None) -> WeightFile:
     """Opens a file of `torch.save` (1.6 or later) or `torch.jit.save`.
 
+    Args:
+        path: of the file.
+        which: key of the set of weights, where the file holds several; nested ones have a dot.
+
     Raises:
-        WeightFileError: it is damaged, or holds what would have to be executed.
+        WeightFileError: it is damaged, holds what would have to be executed, or several sets of
+            weights of which `which` names none.
     """
     archive = ZipArchive(path)
     root = _root(archive)
@@ -75,10 +80,11 @@ def read_torch_zip(path: Path) -> WeightFile:
             archive.read(f"{root}data.pkl", limit=MAX_PICKLE_BYTES)
         )
         if isinstance(value, Node):
+            _choose({}, which)
             found = _module_state(value, _declared_tensors(archive, root))
             metadata = {"torchscript": True}
         else:
-            found, metadata = _state_dict(value)
+            found, metadata = _state_dict(value, which)
     except Refused as error:
         raise Refused(f"{path}: refused: {error}") from error
     except WeightFileError as error:
@@ -180,14 +186,15 @@ def _is_module_class(name: Name) -> bool:
     return name.module == "__torch__" or name.module.startswith("__torch__.")
 
 
-def _state_dict(value: Any) -> tuple[dict[str, StridedTensor], dict[str, Any]]:
+def _state_dict(value: Any, which: str | None) -> tuple[dict[str, StridedTensor], dict[str, Any]]:
     if not isinstance(value, dict):
         raise WeightFileError(f"holds a {type(value).__name__}, not a state dict")
     metadata: dict[str, Any] = {}
-    key = next((k for k in STATE_DICT_KEYS if isinstance(value.get(k), dict)), None)
+    key = _choose(_weight_sets(value), which)
     if key is not None:
         metadata = _plain(value)
-        value = value[key]
+        for part in key.split(".", 1):
+            value = value[part]
     tensors = {name: x for name, x in value.items() if isinstance(x, StridedTensor)}
     if not tensors or not all(isinstance(name, str) for name in tensors):
         keys = ", ".join(sorted(str(name)[:30] for name in list(value)[:8]))
@@ -198,9 +205,46 @@ def _state_dict(value: Any) -> tuple[dict[str, StridedTensor], dict[str, Any]]:
             f"the state dict has entries that are no tensors, the first is {odd[0]!r:.50}"
         )
     metadata |= _plain(value)
-    if all(name.startswith("module.") for name in tensors):  # of a model inside DDP
-        tensors = {name.removeprefix("module."): x for name, x in tensors.items()}
-    return tensors, metadata
+    return tensors, metadata | ({"which": key} if which else {})
+
+
+def _weight_sets(value: Mapping[Any, Any]) -> dict[str, int]:
+    """Key -> tensors of each set of weights in a training checkpoint, one key deep or two.
+
+    Beside the weights stand smaller things, such as what a schedule or a loss keeps: a set with
+    less than half the tensors of the largest is none.
+    """
+    sets: dict[str, int] = {}
+    for key, inner in value.items():
+        if not isinstance(key, str) or not isinstance(inner, dict):
+            continue
+        nested = {f"{key}.{k}": x for k, x in inner.items() if isinstance(k, str)}
+        for name, each in {key: inner, **nested}.items():
+            if isinstance(each, dict) and (count := _count_tensors(each)):
+                sets[name] = count
+    if _count_tensors(value) and not sets.keys() & set(STATE_DICT_KEYS):
+        return {}  # the file is the state dict itself
+    largest = max(sets.values(), default=0)
+    return {name: count for name, count in sets.items() if 2 * count >= largest}
+
+
+def _count_tensors(value: Mapping[Any, Any]) -> int:
+    return sum(isinstance(x, StridedTensor) for k, x in value.items() if isinstance(k, str))
+
+
+def _choose(sets: Mapping[str, int], which: str | None) -> str | None:
+    listed = ", ".join(f"{name} ({count} tensors)" for name, count in sets.items())
+    if which is not None:
+        if len(sets) < 2:
+            raise WeightFileError(
+                f"--which {which}: there is one set of weights; leave the flag out"
+            )
+        if which not in sets:
+            raise WeightFileError(f"--which {which}: the sets of weights are {listed}")
+        return which
+    if len(sets) > 1:
+        raise WeightFileError(f"holds {len(sets)} sets of weights; choose with --which: {listed}")
+    return next(iter(sets), None)
 
 
 def _plain(value: Mapping[Any, Any]) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from clipjax.interop.hugging_face import bert
-from clipjax.interop.hugging_face.section import Section
 from clipjax.interop.hugging_face.transformer import tower_config, tower_spec
 from clipjax.interop.leaves import CONV, Leaf, Transform, leaf, linear_leaves, norm_leaves
+from clipjax.interop.section import Section
 from clipjax.interop.tensors import LazyTensor, of_array
 from clipjax.models.efficientnet import STAGES
 from clipjax.models.zoo import bert_text

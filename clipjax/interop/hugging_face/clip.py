@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from clipjax.interop.hugging_face.section import Section
 from clipjax.interop.hugging_face.transformer import (
     encoder,
     text_embeddings,
@@ -12,6 +11,7 @@ from clipjax.interop.hugging_face.transformer import (
     tower_spec,
 )
 from clipjax.interop.leaves import CONV, LINEAR, Leaf, leaf, norm_leaves
+from clipjax.interop.section import Section
 from clipjax.interop.tensors import LazyTensor
 from clipjax.models.zoo.parts import OPENAI_LOGIT_SCALE, OPENAI_PREPROCESS
 

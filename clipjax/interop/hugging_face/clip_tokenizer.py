@@ -7,7 +7,7 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import RobertaProcessing
 
-from clipjax.interop.hugging_face.section import read_json, write_json
+from clipjax.interop.section import read_json, write_json
 from clipjax.interop.tensors import WeightFileError
 from clipjax.tokenizers.clip_bpe import END_OF_WORD, ClipBPE, load_merges
 

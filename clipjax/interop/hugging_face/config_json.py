@@ -11,7 +11,7 @@ from typing import Any
 from clipjax.config import to_plain
 from clipjax.interop.hugging_face import align, clip, siglip, siglip2
 from clipjax.interop.hugging_face.comparison import complete, different_numbers
-from clipjax.interop.hugging_face.section import Section
+from clipjax.interop.section import Section
 from clipjax.interop.tensors import WeightFileError
 
 # model_type: the module that knows the family.

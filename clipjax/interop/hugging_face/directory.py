@@ -5,18 +5,19 @@ from pathlib import Path
 from typing import Any
 
 from clipjax.config import to_plain
-from clipjax.interop.files import open_tensors, save_safetensors
+from clipjax.interop.files import save_safetensors
 from clipjax.interop.hugging_face.comparison import different_numbers, own_spec, row_of
 from clipjax.interop.hugging_face.config_json import FAMILIES, OWN_FIELD, read_config, write_config
 from clipjax.interop.hugging_face.preprocessor import read_preprocessor, write_preprocessor
-from clipjax.interop.hugging_face.section import read_json, write_json
 from clipjax.interop.hugging_face.tokenizer_files import (
     check_tokenizer,
     read_tokenizer,
     write_tokenizer,
 )
+from clipjax.interop.section import read_json, write_json
+from clipjax.interop.source import read_source
 from clipjax.interop.tensors import WeightFileError
-from clipjax.interop.weights import Hints, Weights, convert, export
+from clipjax.interop.weights import NO_HINTS, Hints, Weights, convert, export
 from clipjax.models.zoo import MODELS
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
@@ -29,8 +30,9 @@ WEIGHT_FILES = (
 )
 
 
-def recognises(path: Path) -> bool:
+def recognises(path: Path, hints: Hints = NO_HINTS) -> bool:
     """Whether a path is a directory whose config.json names a model_type."""
+    del hints
     try:
         return path.is_dir() and "model_type" in read_json(path / CONFIG)
     except (WeightFileError, OSError):
@@ -62,10 +64,11 @@ def read(path: Path, hints: Hints) -> Weights:
     weights = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), None)
     if weights is None:
         raise WeightFileError(f"{path} holds no weights: expected {' or '.join(WEIGHT_FILES)}")
-    tensors = open_tensors(weights).tensors
+    source = read_source(weights, hints)
+    tensors = source.tensors
     leaves = convert(family.leaves(spec), tensors, spec, ignored=family.ignored, where=str(weights))
-    ignored = tuple(sorted(filter(family.ignored, tensors)))
-    return Weights(spec, leaves, files, f"hf {path}", ignored)
+    ignored = tuple(sorted([*filter(family.ignored, tensors), *source.ignored]))
+    return Weights(spec, leaves, files, f"hf {path}", ignored, source.notes)
 
 
 def write(path: Path, weights: Weights) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from clipjax.interop.hugging_face.section import Section
+from clipjax.interop.section import Section
 from clipjax.interop.tensors import WeightFileError
 from clipjax.models.zoo.parts import HALF, OPENAI_MEAN, OPENAI_STD
 

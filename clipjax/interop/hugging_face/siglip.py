@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from clipjax.interop.hugging_face.section import Section
 from clipjax.interop.hugging_face.transformer import (
     encoder,
     text_embeddings,
@@ -25,6 +24,7 @@ from clipjax.interop.leaves import (
     split_bias,
     split_kernel,
 )
+from clipjax.interop.section import Section
 from clipjax.interop.tensors import LazyTensor
 from clipjax.models.zoo.parts import SQUASH_PREPROCESS
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from clipjax.interop.hugging_face import siglip
-from clipjax.interop.hugging_face.section import Section
 from clipjax.interop.hugging_face.transformer import tower_spec
 from clipjax.interop.leaves import LINEAR, Leaf, leaf, reshape
+from clipjax.interop.section import Section
 from clipjax.models.zoo import siglip_naflex
 
 ARCHITECTURE = "Siglip2Model"

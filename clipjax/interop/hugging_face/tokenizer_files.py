@@ -9,8 +9,8 @@ import sentencepiece
 
 from clipjax.interop.hugging_face.clip_tokenizer import read_clip_tokenizer, write_clip_tokenizer
 from clipjax.interop.hugging_face.comparison import differences
-from clipjax.interop.hugging_face.section import read_json, write_json
 from clipjax.interop.hugging_face.sentencepiece_json import build_tokenizer
+from clipjax.interop.section import read_json, write_json
 from clipjax.interop.tensors import WeightFileError
 from clipjax.interop.weights import Weights
 from clipjax.tokenizers import make_tokenizer

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from clipjax.interop.hugging_face.section import Section
 from clipjax.interop.leaves import (
     Leaf,
     leaf,
@@ -13,6 +12,7 @@ from clipjax.interop.leaves import (
     qkv_bias_leaf,
     qkv_kernel_leaf,
 )
+from clipjax.interop.section import Section
 
 # Theirs: ours.
 SIZES = {

@@ -22,8 +22,9 @@ from clipjax.interop.open_clip.names import (
 )
 from clipjax.interop.open_clip.rows import activation_of, settle
 from clipjax.interop.open_clip.shapes import draft_of
+from clipjax.interop.source import read_source
 from clipjax.interop.tensors import LazyTensor, WeightFileError, of_array
-from clipjax.interop.weights import Hints, Weights
+from clipjax.interop.weights import NO_HINTS, Hints, Weights
 from clipjax.layers.position_embeddings import sincos_2d
 
 CONFIG = "open_clip_config.json"
@@ -44,14 +45,14 @@ _TABLE = "visual.positional_embedding"
 _TABLE_TOLERANCE = 1e-5
 
 
-def recognises(path: Path) -> bool:
+def recognises(path: Path, hints: Hints = NO_HINTS) -> bool:
     """Whether a path is a file of OpenAI's or OpenCLIP's weights, or a folder with its config."""
     if path.is_dir():
         return (path / CONFIG).is_file()
     if files.file_kind(path) not in ("safetensors", "torch"):
         return False
     try:
-        tensors = plain_names(files.open_tensors(path).tensors)
+        tensors = plain_names(read_source(path, hints).tensors)
     except (ValueError, OSError):
         return False
     return "logit_scale" in tensors and any(name.startswith("visual.") for name in tensors)
@@ -71,13 +72,13 @@ def read(path: Path, hints: Hints) -> Weights:
     """
     folder = path if path.is_dir() else None
     file = _weight_file(path) if folder else path
-    found = files.open_tensors(file).tensors
-    tensors, where = plain_names(found), str(file)
+    source = read_source(file, hints)
+    tensors, where = plain_names(source.tensors), str(file)
     draft = draft_of(tensors, where=where)
     tokenizer_files: dict[str, Path] = {}
     if folder:
         spec, tokenizer_files = _spec_of_folder(draft, folder, hints)
-    elif any(name in found for name in OPENAI_NUMBERS):
+    elif any(name in source.tensors for name in OPENAI_NUMBERS):
         spec = _spec_of_archive(draft, hints, where)
     else:
         spec = settle(draft, hints, where=where)
@@ -89,7 +90,8 @@ def read(path: Path, hints: Hints) -> Weights:
         leaves=weights.convert(table, tensors, spec, ignored=is_buffer, where=where),
         tokenizer_files=tokenizer_files,
         source=f"open_clip:{path}",
-        ignored=tuple(sorted(filter(is_buffer, tensors))),
+        ignored=tuple(sorted([*filter(is_buffer, tensors), *source.ignored])),
+        notes=source.notes,
     )
 
 

@@ -21,7 +21,6 @@ _BUFFERS = re.compile(
     + ")$"
 )
 _TEXT_TOWER = ("text_projection", "positional_embedding", "token_embedding", "transformer.", "ln_")
-_PARALLEL = "module."  # what torch's DistributedDataParallel puts before each name
 
 
 def is_buffer(name: str) -> bool:
@@ -66,9 +65,7 @@ def leaves(spec: Mapping[str, Any]) -> tuple[Leaf, ...]:
 
 
 def plain_names(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """Brings the names of a file to one form: no `module.`, the text tower behind `text.`."""
-    if tensors and all(name.startswith(_PARALLEL) for name in tensors):
-        tensors = {name.removeprefix(_PARALLEL): x for name, x in tensors.items()}
+    """Brings the names of a file to one form: the text tower behind `text.`."""
     found = {}
     for name, tensor in tensors.items():
         if name in ("logit_scale", "logit_bias") and tensor.shape == (1,):

@@ -115,9 +115,14 @@ class Section:
         """Fields that are of no consequence."""
         self._asked.update(names)
 
-    def close(self) -> None:
-        """Refuses fields that nobody asked for: they may change what the model computes."""
+    def close(self, *, falsy: bool = False) -> None:
+        """Refuses fields that nobody asked for: they may change what the model computes.
+
+        Args:
+            falsy: fields that are null, false, 0 or empty are how the file says "without it".
+        """
         unknown = sorted(self._values.keys() - self._asked - IGNORED)
+        unknown = [name for name in unknown if self._values[name] or not falsy]
         if unknown:
             raise WeightFileError(
                 f"{self.where}.{unknown[0]} = {self._values[unknown[0]]!r:.80} is not a field that "
