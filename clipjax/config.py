@@ -9,13 +9,13 @@ takes plain arguments.
 import ast
 import difflib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
 from clipjax.config_fields import EVAL_FIELDS, FIELDS
-from clipjax.ranges import Group, Number, is_list, show
+from clipjax.ranges import Group, Number, is_list, show, unknown_key
 
 
 def default_config() -> ConfigDict:
@@ -248,15 +248,6 @@ def _check_keys(found: Mapping[str, Any], defaults: Mapping[str, Any], prefix: s
                 f"config.{prefix}{key} is missing; start the config from "
                 "clipjax.config.default_config()"
             )
-
-
-def unknown_key(path: str, accepted: Iterable[str]) -> str:
-    """The message about an unknown key: its path, the near match and what is accepted there."""
-    accepted = list(accepted)
-    key = path.rpartition(".")[2]
-    return (
-        f"{path} is unknown; accepted here are {', '.join(accepted) or 'none'}{hint(key, accepted)}"
-    )
 
 
 def hint(key: str, known: Any) -> str:

@@ -6,9 +6,10 @@ encoder, an evaluation) has them in its class attribute `ranges`, which its cons
 """
 
 import dataclasses
+import difflib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 # Of a whole number, unless a rule says more: steps, sizes and counts are int32 on the device.
@@ -35,6 +36,7 @@ class Number:
         open_low, open_high: whether that end is outside.
         whole: whether it is a whole number; then `high` is `LARGEST` by default.
         also: values that are allowed besides, with what they mean: `{-1: "the rest"}`.
+        note: what else a message says.
     """
 
     low: float | None = None
@@ -43,6 +45,7 @@ class Number:
     open_high: bool = False
     whole: bool = False
     also: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    note: str = ""
 
     def accepts(self, value: Any) -> bool:
         """Whether a value is such a number; True and False are none."""
@@ -80,7 +83,24 @@ class Number:
         else:
             left, right = "(" if self.open_low else "[", ")" if self.open_high else "]"
             text = f"{kind} in {left}{_end(self.low)}, {_end(self.high)}{right}"
+        text += f", {self.note}" if self.note else ""
         return ", or ".join([text, *(f"{value} ({what})" for value, what in self.also.items())])
+
+
+@dataclasses.dataclass(frozen=True)
+class Only:
+    """One number, and why no other."""
+
+    value: float
+    why: str
+
+    def check(self, value: Any, path: str) -> None:
+        """Raises ValueError unless the value is that number."""
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != self.value:
+            raise ValueError(f"{path} = {show(value)}: expected {self}")
+
+    def __str__(self) -> str:
+        return f"{self.value:g}: {self.why}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,6 +266,8 @@ def whole(low: int = 1, high: int | None = None, **other: Any) -> Number:
     return Number(low, high, whole=True, **other)
 
 
+# Two sides that differ are refused by this sentence wherever a size is given.
+IMAGE_SIZE = whole(1, 2**16, note="pixels of a side: images are square")
 FRACTION = Number(0, 1)
 RATE = Number(0, 1, open_high=True)  # of dropout, or an average: 1 would leave nothing
 POSITIVE = Number(0, open_low=True)
@@ -273,6 +295,39 @@ def show(value: Any) -> str:
     except ValueError:  # a whole number of thousands of digits
         return f"a number of {value.bit_length()} bits"
     return text if len(text) <= 120 else f"{text[:100]}... ({len(text)} characters)"
+
+
+def check_known(
+    fields: Mapping[str, Any], ranges: Mapping[str, Rule], path: str, required: Iterable[str] = ()
+) -> None:
+    """Checks a dict whose names and values a table of rules knows.
+
+    Raises:
+        ValueError: an unknown name, with the near match and those that are known; a missing one; or
+            a value outside its range.
+    """
+    for name, value in fields.items():
+        if name not in ranges:
+            raise ValueError(unknown_key(f"{path}.{name}", ranges))
+        ranges[name].check(value, f"{path}.{name}")
+    for name in required:
+        if name not in fields:
+            raise ValueError(f"{path}.{name} is missing: give {ranges[name]}")
+
+
+def unknown_key(path: str, accepted: Iterable[str]) -> str:
+    """The message about an unknown key: its path, what is accepted there and the near match."""
+    accepted = list(accepted)
+    close = difflib.get_close_matches(path.rpartition(".")[2], accepted, n=1)
+    meant = f". Did you mean {close[0]!r}?" if close else ""
+    return f"{path} is unknown; accepted here are {', '.join(accepted) or 'none'}{meant}"
+
+
+def nearest(name: str, known: Iterable[str], number: int = 5) -> str:
+    """The known names that are most like an unknown one, the nearest first."""
+    by_lower = {each.lower(): each for each in known}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=number, cutoff=0.0)
+    return ", ".join(by_lower[each] for each in close)
 
 
 def check_fields(owner: Any, ranges: Mapping[str, Rule]) -> None:

@@ -15,12 +15,12 @@ from ml_collections import ConfigDict
 from clipjax import partitioning
 from clipjax.building import check_plugins, outside_names
 from clipjax.checkpoint import choose_step, read_manifest, spec_in
-from clipjax.config import hint, merge, to_plain, validate
+from clipjax.config import hint, to_plain, validate
 from clipjax.data.transforms import ColorJitter as HostColorJitter
 from clipjax.experiment.stages import StageSpec, batch_shapes, stage_models, stage_specs
 from clipjax.layers.color_jitter import ColorJitter
 from clipjax.losses import LOSSES, make_loss
-from clipjax.models import MODELS, resolve_spec
+from clipjax.models import resolve_spec
 from clipjax.models.clip import CLIP
 from clipjax.optim import make_optimizer, make_schedule, matcher, optimizer_report
 from clipjax.train_state import TrainState, create_train_state, init_variables
@@ -118,13 +118,13 @@ def model_spec(config: ConfigDict) -> dict[str, Any]:
     if not config.init.checkpoint:
         raise ValueError(
             f"config.model.name = {CHECKPOINT_MODEL!r} needs config.init.checkpoint: the folder of "
-            f"the model to start from; or name a row of the zoo: {', '.join(MODELS)}"
+            "the model to start from; or name a row of the zoo (`clipjax models` lists them)"
         )
     step_dir = choose_step(config.init.checkpoint).step_dir
     del model["name"]
     contract = read_manifest(step_dir).contract
     found = spec_in(step_dir, contract, plugins=model_plugins(config))
-    return resolve_spec(merge(found, model))
+    return resolve_spec(model, base=found)
 
 
 def build_program(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Program:

@@ -14,9 +14,11 @@ from clipjax.models.clip import CLIP, CLIPOutput
 from clipjax.models.efficientnet import EfficientNet
 from clipjax.models.modified_resnet import ModifiedResNet
 from clipjax.models.naflex_vit import NaFlexVisionTransformer
+from clipjax.models.spec_ranges import MODEL, OPTIONAL_FIELDS, check_patches, check_spec
 from clipjax.models.text_transformer import BidirectionalTransformer, TextTransformer
 from clipjax.models.vit import VisionTransformer
 from clipjax.models.zoo import MODELS
+from clipjax.ranges import nearest, unknown_key
 from clipjax.trees import count_parameters
 
 IMAGE_ENCODERS: dict[str, Any] = {
@@ -31,52 +33,52 @@ TEXT_ENCODERS: dict[str, Any] = {
     "causal_transformer": TextTransformer,
 }
 
-SPEC_FIELDS = (
-    "name",
-    "embed_dim",
-    "image_size",
-    "image",
-    "text",
-    "tokenizer",
-    "preprocess",
-    "logit_scale",
-    "logit_bias",
-    "source",
-)
-# Absent means `linear`: they are not put in, so that older checkpoints' contracts stay as they are.
-OPTIONAL_FIELDS = ("image_projection", "text_projection")
+SPEC_FIELDS = tuple(field for field in MODEL if field not in OPTIONAL_FIELDS)
 
 __all__ = ["CLIP", "IMAGE_ENCODERS", "MODELS", "TEXT_ENCODERS", "CLIPOutput", "build_model"]
 
 
-def resolve_spec(model: Mapping[str, Any], *, path: str = "config.model") -> dict[str, Any]:
+def resolve_spec(
+    model: Mapping[str, Any],
+    *,
+    base: Mapping[str, Any] | None = None,
+    path: str = "config.model",
+) -> dict[str, Any]:
     """Turns a config's `model` into a whole spec: the zoo's row with the config's changes.
 
     Args:
         model: `name` and the fields that differ from the row of that name; for a name that is not
-            in the zoo, all fields.
+            in the zoo, all fields. None means "as in the row", but for `logit_bias` and
+            `logit_scale.max`, where it means that there is none.
+        base: the spec to change, in place of the row of that name.
         path: where it stands, for messages.
 
     Raises:
-        ValueError: an unknown name with fields missing, or an unknown field.
+        ValueError: an unknown name with fields missing, an unknown field, or a value out of range.
     """
     name = model.get("name", "")
-    spec = merge(MODELS.get(name, {}), model)
-    fields = SPEC_FIELDS + OPTIONAL_FIELDS
-    unknown = [key for key in spec if key not in fields]
-    if unknown:
-        raise ValueError(
-            f"{path}.{unknown[0]} is unknown; a model has the fields {', '.join(fields)}"
-        )
+    row = base if base is not None else MODELS.get(name, {}) if isinstance(name, str) else {}
+    spec = merge(row, model)
+    if "logit_bias" in model:
+        spec["logit_bias"] = model["logit_bias"]
+    scale = model.get("logit_scale")
+    if isinstance(scale, Mapping) and "max" in scale:
+        spec["logit_scale"]["max"] = scale["max"]
+    for field in spec:
+        if field not in MODEL:
+            raise ValueError(unknown_key(f"{path}.{field}", MODEL))
     spec.setdefault("logit_bias", None)
     spec.setdefault("source", "")
     missing = [key for key in SPEC_FIELDS if key not in spec or spec[key] == {}]
     missing += [key for key in ("embed_dim", "image_size") if spec.get(key) is None]
     if missing:
         raise ValueError(
-            f"{path}.name = {name!r} is no row of the zoo ({', '.join(MODELS)}), and "
-            f"{path} lacks {', '.join(sorted(set(missing)))}; name a row or give every field"
+            f"{path}.name = {name!r} is no row of the zoo, and {path} lacks "
+            f"{', '.join(sorted(set(missing)))}: name a row, the nearest are "
+            f"{nearest(str(name), MODELS)} (`clipjax models` lists all), or give every field"
         )
+    check_spec(spec, path)
+    check_patches(spec, (row,) if row else MODELS.values(), path)
     return spec
 
 

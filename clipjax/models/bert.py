@@ -1,6 +1,7 @@
 """BERT and XLM-RoBERTa as text towers (arXiv:1810.04805, arXiv:1911.02116)."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,8 @@ from clipjax.layers.dropout import Dropout
 from clipjax.layers.normalization import LayerNorm
 from clipjax.layers.transformer import Transformer
 from clipjax.models.features import TextFeatures
+from clipjax.models.tower_ranges import TEXT, TRANSFORMER, check_heads
+from clipjax.ranges import Choice, FieldError, Rule, check_fields, whole
 
 
 class Bert(nn.Module):
@@ -52,15 +55,27 @@ class Bert(nn.Module):
     scan_layers: bool = True
     remat: str = "none"
 
+    ranges: ClassVar[Mapping[str, Rule]] = {
+        **{name: rule for name, rule in TRANSFORMER.items() if name != "init_name"},
+        **TEXT,
+        "pad_id": whole(0),
+        "num_positions": whole(),
+        "position_offset": whole(0),
+        "num_segments": whole(),
+        "pooling": Choice(("cls", "mean")),
+    }
+
     def __post_init__(self) -> None:
-        """Checks the sizes."""
+        """Checks the fields."""
         super().__post_init__()
-        if self.pooling not in ("cls", "mean"):
-            raise ValueError(f"bert pooling {self.pooling!r}: allowed are cls, mean")
-        if self.width % self.num_heads:
-            raise ValueError(f"bert width {self.width} does not divide by {self.num_heads} heads")
+        check_fields(self, self.ranges)
+        check_heads(self.width, self.num_heads)
+        if self.pad_id >= self.vocab_size:
+            raise FieldError(
+                f"pad_id = {self.pad_id}: the ids are 0 to {self.vocab_size - 1} (vocab_size)"
+            )
         if self.position_offset + self.context_length > self.num_positions:
-            raise ValueError(
+            raise FieldError(
                 f"context_length = {self.context_length} from row {self.position_offset} does not "
                 f"fit num_positions = {self.num_positions}"
             )

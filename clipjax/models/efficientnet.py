@@ -5,7 +5,8 @@ mean over the last stage's map is the embedding, as in the published ALIGN.
 """
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,8 @@ from clipjax.layers.batch_norm import BatchNorm
 from clipjax.layers.dropout import uniform_per_example
 from clipjax.layers.transformer import REMAT_POLICIES
 from clipjax.models.features import ImageFeatures
+from clipjax.models.tower_ranges import NO_PATCHES_OUT
+from clipjax.ranges import RATE, Number, Rule, check_fields, whole
 
 
 class Stage(NamedTuple):
@@ -69,13 +72,18 @@ class EfficientNet(nn.Module):
     dtype: Any = jnp.float32
     remat: str = "none"
 
+    ranges: ClassVar[Mapping[str, Rule]] = {
+        "image_size": whole(),
+        "width_factor": Number(0, 100, open_low=True),
+        "depth_factor": Number(0, 100, open_low=True),
+        "drop_connect": RATE,
+        "patch_dropout": NO_PATCHES_OUT,
+    }
+
     def __post_init__(self) -> None:
-        """Checks the rates."""
+        """Checks the fields."""
         super().__post_init__()
-        if self.patch_dropout:
-            raise ValueError("patch_dropout: an EfficientNet has no patches; set it to 0")
-        if not 0 <= self.drop_connect < 1:
-            raise ValueError(f"drop_connect = {self.drop_connect}: allowed is [0, 1)")
+        check_fields(self, self.ranges)
 
     @nn.compact
     def __call__(

@@ -5,8 +5,8 @@ attention in place of the final average. All convolutions pad explicitly: "SAME"
 pad the other side.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,8 @@ from clipjax.layers.batch_norm import BatchNorm
 from clipjax.layers.initializers import uniform
 from clipjax.layers.transformer import REMAT_POLICIES
 from clipjax.models.features import ImageFeatures
+from clipjax.models.tower_ranges import NO_PATCHES_OUT
+from clipjax.ranges import FieldError, Many, Rule, check_fields, whole
 
 
 class ModifiedResNet(nn.Module):
@@ -43,20 +45,31 @@ class ModifiedResNet(nn.Module):
     dtype: Any = jnp.float32
     remat: str = "none"
 
+    ranges: ClassVar[Mapping[str, Rule]] = {
+        "image_size": whole(),
+        "layers": Many(whole(), "whole numbers from 1", exactly=4),
+        "width": whole(2),
+        "num_heads": whole(),
+        "output_dim": whole(),
+        "patch_dropout": NO_PATCHES_OUT,
+    }
+
     def __post_init__(self) -> None:
-        """Checks the sizes."""
+        """Checks the fields."""
         super().__post_init__()
+        check_fields(self, self.ranges)
         if self.image_size % 32:
             raise ValueError(
                 f"image_size = {self.image_size}: a ResNet takes a multiple of 32; "
                 "set config.model.image_size"
             )
-        if len(self.layers) != 4:
-            raise ValueError(f"layers = {list(self.layers)}: a ResNet has four stages")
+        if self.width % 2:
+            raise FieldError(f"width = {self.width}: the stem halves it; take an even number")
         if 32 * self.width % self.num_heads:
-            raise ValueError(f"{32 * self.width} channels do not divide by {self.num_heads} heads")
-        if self.patch_dropout:
-            raise ValueError("patch_dropout: a ResNet has no patches; set it to 0")
+            raise FieldError(
+                f"num_heads = {self.num_heads}: {32 * self.width} channels (32 width) do not "
+                "divide by it"
+            )
 
     @nn.compact
     def __call__(

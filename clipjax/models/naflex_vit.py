@@ -1,6 +1,7 @@
 """Vision transformer of SigLIP 2 for images of any aspect (NaFlex, arXiv:2502.14786)."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ from clipjax.layers.normalization import LayerNorm
 from clipjax.layers.position_grid import positions_of_patches
 from clipjax.layers.transformer import Transformer
 from clipjax.models.features import ImageFeatures
+from clipjax.models.tower_ranges import NO_PATCHES_OUT, TRANSFORMER, VISION, check_heads
+from clipjax.ranges import Rule, check_fields, whole
 
 
 class NaFlexVisionTransformer(nn.Module):
@@ -49,13 +52,18 @@ class NaFlexVisionTransformer(nn.Module):
     scan_layers: bool = True
     remat: str = "none"
 
+    ranges: ClassVar[Mapping[str, Rule]] = {
+        **TRANSFORMER,
+        **VISION,
+        "position_side": whole(),
+        "patch_dropout": NO_PATCHES_OUT,
+    }
+
     def __post_init__(self) -> None:
-        """Checks the sizes."""
+        """Checks the fields."""
         super().__post_init__()
-        if self.width % self.num_heads:
-            raise ValueError(f"vit width {self.width} does not divide by {self.num_heads} heads")
-        if self.patch_dropout:
-            raise ValueError("patch_dropout: images differ in their patches here; set it to 0")
+        check_fields(self, self.ranges)
+        check_heads(self.width, self.num_heads)
 
     @nn.compact
     def __call__(

@@ -1,5 +1,6 @@
 """Text transformers: causal for CLIP (arXiv:2103.00020), bidirectional for SigLIP."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -9,6 +10,8 @@ from flax import linen as nn
 from clipjax.layers.normalization import LayerNorm
 from clipjax.layers.transformer import Transformer
 from clipjax.models.features import TextFeatures
+from clipjax.models.tower_ranges import TEXT, TRANSFORMER, check_heads
+from clipjax.ranges import Choice, FieldError, Optional, Rule, check_fields, whole
 
 
 def _embedding_deviations(init_name: str, width: int) -> tuple[float, float]:
@@ -54,15 +57,20 @@ class TextTransformer(nn.Module):
 
     causal: ClassVar[bool] = True
 
+    ranges: ClassVar[Mapping[str, Rule]] = {
+        **TRANSFORMER,
+        **TEXT,
+        "pooling": Choice(("eot", "last", "mean")),
+        "table_length": Optional(whole(), "context_length"),
+    }
+
     def __post_init__(self) -> None:
-        """Checks the sizes."""
+        """Checks the fields."""
         super().__post_init__()
-        if self.pooling not in ("eot", "last", "mean"):
-            raise ValueError(f"text pooling {self.pooling!r}: allowed are eot, last, mean")
-        if self.width % self.num_heads:
-            raise ValueError(f"text width {self.width} does not divide by {self.num_heads} heads")
+        check_fields(self, self.ranges)
+        check_heads(self.width, self.num_heads)
         if self.table_length is not None and self.table_length < self.context_length:
-            raise ValueError(
+            raise FieldError(
                 f"context_length = {self.context_length} exceeds the {self.table_length} rows of "
                 "the position table"
             )

@@ -1,6 +1,7 @@
 """Vision transformer of CLIP, SigLIP and CLIPA (arXiv:2010.11929, 2103.00020, 2303.15343)."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,8 @@ from clipjax.layers.normalization import LayerNorm
 from clipjax.layers.position_embeddings import resize_grid, sincos_2d
 from clipjax.layers.transformer import Transformer
 from clipjax.models.features import ImageFeatures
+from clipjax.models.tower_ranges import TRANSFORMER, VISION, check_heads
+from clipjax.ranges import Choice, FieldError, Flag, Optional, Rule, check_fields, whole
 
 POOLINGS = ("cls", "mean", "patch_mean", "map")
 POSITIONS = ("learned", "sincos2d")
@@ -66,19 +69,31 @@ class VisionTransformer(nn.Module):
     scan_layers: bool = True
     remat: str = "none"
 
+    ranges: ClassVar[Mapping[str, Rule]] = {
+        **TRANSFORMER,
+        **VISION,
+        "image_size": whole(),
+        "pooling": Choice(POOLINGS),
+        "positions": Choice(POSITIONS),
+        "pre_norm": Flag(),
+        "patch_bias": Flag(),
+        "table_image_size": Optional(whole(), "image_size"),
+    }
+
     def __post_init__(self) -> None:
-        """Checks the sizes."""
+        """Checks the fields."""
         super().__post_init__()
-        for field, allowed in (("pooling", POOLINGS), ("positions", POSITIONS)):
-            if getattr(self, field) not in allowed:
-                raise ValueError(
-                    f"vit {field} {getattr(self, field)!r} is unknown; "
-                    f"allowed are {', '.join(allowed)}"
-                )
-        if self.width % self.num_heads:
-            raise ValueError(f"vit width {self.width} does not divide by {self.num_heads} heads")
-        if not 0 <= self.patch_dropout < 1:
-            raise ValueError(f"patch_dropout = {self.patch_dropout}: allowed is [0, 1)")
+        check_fields(self, self.ranges)
+        check_heads(self.width, self.num_heads)
+        if self.patch_size > self.image_size:
+            raise FieldError(
+                f"patch_size = {self.patch_size}: a patch is not larger than the image, "
+                f"{self.image_size} pixels (config.model.image_size)"
+            )
+        if self.positions == "sincos2d" and (self.width % 4 or self.width < 8):
+            raise FieldError(
+                f"width = {self.width}: sincos2d positions take multiples of 4, from 8"
+            )
 
     @nn.compact
     def __call__(

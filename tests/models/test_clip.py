@@ -134,14 +134,18 @@ def test_initialisation_of_every_leaf():
 @pytest.mark.parametrize(
     "part, change, message",
     [
-        ("image", {"pooling": "max"}, "pooling 'max' is unknown; allowed are .*cls.*mean"),
-        ("image", {"width": 15}, "width 15 does not divide by 2 heads"),
-        ("image", {"patch_dropout": 1.0}, r"patch_dropout = 1.0: allowed is \[0, 1\)"),
+        ("image", {"pooling": "max"}, "pooling = 'max': allowed are .*cls.*mean"),
+        ("image", {"width": 15}, "width = 15 does not divide by num_heads = 2"),
+        (
+            "image",
+            {"patch_dropout": 1.0},
+            r"patch_dropout = 1.0: expected a finite number in \[0, 1\)",
+        ),
         ("image", {"patch": 4}, "config.model.image.patch is not a field of 'vit'"),
         ("image", {"name": "vitt"}, "config.model.image.name = 'vitt' is unknown.*mean 'vit'"),
-        ("text", {"pooling": "cls"}, "pooling 'cls'.*allowed are .*eot.*last.*mean"),
+        ("text", {"pooling": "cls"}, "pooling = 'cls': allowed are .*eot.*last.*mean"),
         ("text", {"name": "bidirectional_transformer", "causal": True}, "causal is not a field of"),
-        ("text", {"num_heads": 3}, "width 16 does not divide by 3 heads"),
+        ("text", {"num_heads": 3}, "width = 16 does not divide by num_heads = 3"),
     ],
 )
 def test_a_spec_that_cannot_be_built(part, change, message):

@@ -113,9 +113,9 @@ def test_statistics_are_those_of_the_global_batch():
     "change, message",
     [
         ({"image_size": 48}, r"image_size = 48: a ResNet takes a multiple of 32"),
-        ({"layers": (1, 1)}, r"layers = \[1, 1\]: a ResNet has four stages"),
-        ({"num_heads": 7}, r"64 channels do not divide by 7 heads"),
-        ({"patch_dropout": 0.5}, r"patch_dropout: a ResNet has no patches"),
+        ({"layers": (1, 1)}, r"layers = \(1, 1\): expected a tuple of 4 whole"),
+        ({"num_heads": 7}, r"num_heads = 7: 64 channels"),
+        ({"patch_dropout": 0.5}, r"patch_dropout = 0.5: expected 0: no patches"),
     ],
 )
 def test_a_resnet_that_cannot_be_built(change, message):

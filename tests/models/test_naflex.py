@@ -139,8 +139,8 @@ def test_what_cannot_be_asked_for(fields, message):
 
 def test_what_cannot_be_built():
     for change, message in (
-        ({"num_heads": 5}, "32 does not divide by 5"),
-        ({"patch_dropout": 0.5}, "images differ in their patches"),
+        ({"num_heads": 5}, "32 does not divide by num_heads = 5"),
+        ({"patch_dropout": 0.5}, "no patches are left out"),
     ):
         with pytest.raises(ValueError, match=message):
             build_model(SPEC | {"image": SPEC["image"] | change})

@@ -63,7 +63,7 @@ def test_patches_are_the_convolution():
 
 
 def test_sizes_are_checked():
-    with pytest.raises(ValueError, match="width 8 does not divide by 3 heads"):
+    with pytest.raises(ValueError, match="width = 8 does not divide by num_heads = 3"):
         VisionTransformer(9, 4, 8, 1, 3, 16, "gelu")
 
 

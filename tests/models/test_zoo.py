@@ -136,8 +136,14 @@ def test_a_row_with_changes():
 @pytest.mark.parametrize(
     "model, message",
     [
-        ({"name": "ViT-B-31"}, "'ViT-B-31' is no row of the zoo .*ViT-B-32.*lacks embed_dim"),
-        ({"name": "ViT-B-32", "embed": 3}, "config.model.embed is unknown; a model has the fields"),
+        (
+            {"name": "ViT-B-31"},
+            "'ViT-B-31' is no row of the zoo, and .*lacks embed_dim.*nearest are ViT-B-32, ",
+        ),
+        (
+            {"name": "ViT-B-32", "embed": 3},
+            "config.model.embed is unknown; accepted here are .*mean 'embed_dim'",
+        ),
     ],
 )
 def test_a_model_that_is_not_known(model, message):

@@ -1,0 +1,30 @@
+"""Ranges that the towers share; each tower's own are beside its fields."""
+
+from clipjax.layers.activations import ACTIVATIONS
+from clipjax.layers.initializers import BLOCK_INITS
+from clipjax.ranges import RATE, Choice, FieldError, Number, Only, whole
+
+# A width, a depth or a vocabulary beyond this was mistyped, and no shape would hold it.
+_SIZE = whole(1, 2**24)
+
+TRANSFORMER = {
+    "width": _SIZE,
+    "depth": whole(1, 4096),
+    "num_heads": _SIZE,
+    "mlp_dim": _SIZE,
+    "activation": Choice(tuple(ACTIVATIONS)),
+    "layer_norm_eps": Number(1e-30, 1),
+    "init_name": Choice(tuple(BLOCK_INITS)),
+    "dropout": RATE,
+}
+VISION = {"patch_size": _SIZE, "patch_dropout": RATE}
+TEXT = {"vocab_size": _SIZE, "context_length": _SIZE}
+
+# Of towers without patches, or whose images differ in their number of patches.
+NO_PATCHES_OUT = Only(0, "no patches are left out of this tower's images")
+
+
+def check_heads(width: int, num_heads: int) -> None:
+    """Raises FieldError unless the heads share the width evenly."""
+    if width % num_heads:
+        raise FieldError(f"width = {width} does not divide by num_heads = {num_heads}")
