@@ -7,7 +7,6 @@ takes plain arguments.
 """
 
 import ast
-import difflib
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from clipjax.config_fields import EVAL_FIELDS, FIELDS
-from clipjax.ranges import Group, Number, is_list, show, unknown_key
+from clipjax.ranges import Group, Number, hint, is_list, show, unknown_key
 
 
 def default_config() -> ConfigDict:
@@ -248,12 +247,6 @@ def _check_keys(found: Mapping[str, Any], defaults: Mapping[str, Any], prefix: s
                 f"config.{prefix}{key} is missing; start the config from "
                 "clipjax.config.default_config()"
             )
-
-
-def hint(key: str, known: Any) -> str:
-    """The end of a message about an unknown key: what may have been meant, if anything is near."""
-    close = difflib.get_close_matches(key, list(known), n=1)
-    return f". Did you mean {close[0]!r}?" if close else ""
 
 
 def to_plain(value: Any) -> Any:

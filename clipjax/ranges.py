@@ -318,9 +318,14 @@ def check_known(
 def unknown_key(path: str, accepted: Iterable[str]) -> str:
     """The message about an unknown key: its path, what is accepted there and the near match."""
     accepted = list(accepted)
-    close = difflib.get_close_matches(path.rpartition(".")[2], accepted, n=1)
-    meant = f". Did you mean {close[0]!r}?" if close else ""
+    meant = hint(path.rpartition(".")[2], accepted)
     return f"{path} is unknown; accepted here are {', '.join(accepted) or 'none'}{meant}"
+
+
+def hint(key: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown key: what may have been meant, if anything is near."""
+    close = difflib.get_close_matches(key, list(known), n=1)
+    return f". Did you mean {close[0]!r}?" if close else ""
 
 
 def nearest(name: str, known: Iterable[str], number: int = 5) -> str:
