@@ -7,6 +7,40 @@ from typing import Any
 from clipjax.data.source import DataSource, SampleError
 
 ANY_LANGUAGE = "captions"  # the name of captions that come without one
+HOW = ("lines", "whole")  # what the option `captions` of a source may say
+
+
+def check_how(captions: str | None, where: str) -> None:
+    """Refuses another value of the option `captions` than those of `HOW`, or None."""
+    if captions is not None and captions not in HOW:
+        raise ValueError(
+            f"captions={captions!r} of {where}: `lines` makes each line of a text a caption of its "
+            "own, `whole` leaves a text whole"
+        )
+
+
+def as_lines(text: Any) -> Any:
+    """Makes each line of a text, of several or of a map of them a caption of its own."""
+    if isinstance(text, Mapping):
+        return {name: as_lines(part) for name, part in text.items()}
+    parts = (text,) if isinstance(text, str) else text
+    lines = tuple(line for part in parts for line in _lines(part))
+    return lines[0] if len(lines) == 1 else lines or ""
+
+
+def has_lines(text: Any) -> bool:
+    """Whether a text, or one of several or of a map of them, holds more lines than one."""
+    if isinstance(text, Mapping):
+        return any(map(has_lines, text.values()))
+    parts = (text,) if isinstance(text, str) else text
+    return any(len(_lines(part)) > 1 for part in parts)
+
+
+def _lines(text: str) -> list[str]:
+    # Not splitlines(): a caption may hold U+2028 and its like.
+    if "\n" not in text:
+        return [text]
+    return [line.strip() for line in text.split("\n") if line.strip()]
 
 
 def captions_by_language(source: DataSource, counts: Counter[str]) -> Iterator[tuple[str, str]]:

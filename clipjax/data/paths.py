@@ -62,16 +62,17 @@ class DataPath:
         whole = "://" in name or name.startswith("/")
         path = data_path(name if whole else str(self / name))
         root = self.url.rstrip("/") + "/"
-        if not self._normal(path.url).startswith(self._normal(root)):
+        if not path.normal.startswith(DataPath(root).normal):
             raise ValueError(
                 f"{name!r} points outside {self}: give ?root=DIR in the SPEC, a folder that holds "
                 "every file that is named"
             )
         return path
 
-    @staticmethod
-    def _normal(url: str) -> str:
-        scheme, found, rest = url.rpartition("://")
+    @property
+    def normal(self) -> str:
+        """The path from its root on, without `.` and `..`: equal for equal files, links aside."""
+        scheme, found, rest = self.url.rpartition("://")
         ending = "/" if rest.endswith("/") and rest != "/" else ""
         if found:
             return f"{scheme}://{posixpath.normpath(rest)}{ending}"

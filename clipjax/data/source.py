@@ -1,7 +1,9 @@
 """What a data source is, how one is named, and how it says that an example is unusable."""
 
+import concurrent.futures
+import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
@@ -10,6 +12,7 @@ from PIL import Image
 from clipjax.data import permutation
 
 # A `?` alone is a wildcard of a file name.
+_READERS = 8  # threads that read for identities
 _OPTIONS = re.compile(r"\?([a-z_]+=.*)$")
 
 
@@ -37,8 +40,10 @@ class DataSource(Protocol):
     hashes. A source whose keys are numbers of rows has
     `positional_keys = True`: scores of other rows are then not taken for its own.
 
-    What a source may have besides: `keys()`, see `keys_of`; an order of its own, see `draw`;
-    `alternatives(index)`; and `templates`, those of its prompts that stand beside its data.
+    What a source may have besides: `keys()`, see `keys_of`; `pictures()`, see `pictures_of`; an
+    order of its own, see `draw`; `alternatives(index)`; `templates`, those of its prompts that
+    stand beside its data; and `captions`, which is "lines" or "whole" where the source was told, or
+    knows, what the lines of a text are, else None.
     """
 
     class_names: tuple[str, ...] | None
@@ -63,6 +68,36 @@ def keys_of(source: DataSource) -> Iterator[str]:
             yield source[index]["key"]
         except SampleError as error:
             yield error.key
+
+
+def pictures_of(source: DataSource) -> list[Hashable]:
+    """Says which examples show the same picture: those of which equal things are said here.
+
+    A source says so by a method `pictures`; of any other, each example has a picture of its own.
+    A picture is known by its name where the source has one, and by its bytes where it has none.
+
+    Returns:
+        An identity of the picture of each example, in order.
+    """
+    if not hasattr(source, "pictures"):
+        return list(range(len(source)))
+    found = source.pictures()
+    # What has no identity is like nothing else.
+    return [(index,) if one is None else ("known", one) for index, one in enumerate(found)]
+
+
+def embedded_pictures(source: DataSource) -> Iterator[bytes | None]:
+    """Hashes the pictures of a source that holds them without names; reads every example once."""
+
+    def digest(index: int) -> bytes | None:
+        try:
+            image = source[index]["image"]
+        except SampleError:
+            return None
+        return hashlib.sha256(image).digest() if isinstance(image, bytes) else None
+
+    with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
+        yield from pool.map(digest, range(len(source)))
 
 
 def draw(source: DataSource, position: np.ndarray, seed: int) -> np.ndarray:

@@ -33,7 +33,7 @@ from clipjax.data.tar_reader import read_members
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
 TEXT_EXTENSIONS = ("txt", "json", "cls")
 FORMAT = "clipjax.tar_index/1"
-SUFFIX = ".index"
+SUFFIXES = {"first_dot": ".index", "last_dot": ".last_dot.index"}  # by where a key ends
 MAGIC = b"CJTARIX1"
 EDGE = 64 << 10
 _HEAD = struct.Struct("<8sII")
@@ -65,21 +65,28 @@ class IndexDamagedError(ValueError):
     """An index is no index, or does not say what it said when it was written."""
 
 
-def make_index(file: StoredFile, look: Callable[[str, str, bytes], None] | None = None) -> bytes:
+def make_index(
+    file: StoredFile,
+    look: Callable[[str, str, bytes], None] | None = None,
+    *,
+    key_ends: str = "first_dot",
+) -> bytes:
     """Reads a shard once, strictly, and gives the content of its index.
 
     Args:
         file: the shard.
         look: is shown key, extension and bytes of every file of at most 1 MiB.
+        key_ends: at the first or the last dot of a name, a key of `SUFFIXES`.
 
     Raises:
-        ValueError: if the shard is damaged, or holds a key twice.
+        ValueError: if the shard is damaged, holds a key twice, or more extensions than kinds of
+            files could have.
     """
     reader = _HashingReader(file)
     records: dict[str, dict[str, Part]] = {}
     extensions: collections.Counter[str] = collections.Counter()
     for member in read_members(reader, str(file.path)):
-        key, extension = split_name(member.name)
+        key, extension = split_name(member.name, key_ends)
         parts = records.setdefault(key, {})
         # A record has one picture, whatever its format, and one file of any other kind.
         images = IMAGE_EXTENSIONS if extension in IMAGE_EXTENSIONS else (extension,)
@@ -99,13 +106,22 @@ def make_index(file: StoredFile, look: Callable[[str, str, bytes], None] | None 
         "without_text": sum(p.keys().isdisjoint(TEXT_EXTENSIONS) for p in records.values()),
         "shard": {"bytes": file.size, "sha256": reader.sha256(), "edges": edges_of(file)},
     }
+    if key_ends != "first_dot":
+        header["key_ends"] = key_ends
+    if len(_packed_json(header)) > _MAX_HEADER:
+        raise ValueError(
+            f"{file.path} holds {len(extensions)} extensions, e.g. {min(extensions)!r}: where keys "
+            "hold dots, write ?key_ends=last_dot in the SPEC"
+        )
     return _pack(header, [_packed_json([key, parts]) for key, parts in records.items()])
 
 
-def split_name(name: str) -> tuple[str, str]:
-    """Splits a member's name into key and extension, at the first dot of its last part."""
+def split_name(name: str, key_ends: str = "first_dot") -> tuple[str, str]:
+    """Splits a member's name into key and extension, at the first or last dot of its last part."""
     folder, slash, base = name.rpartition("/")
-    stem, _, extension = base.partition(".")
+    stem, dot, extension = base.partition(".") if key_ends == "first_dot" else base.rpartition(".")
+    if not dot:
+        stem, extension = base, ""
     return folder + slash + stem, extension.lower()
 
 

@@ -12,7 +12,7 @@ from absl import logging
 from clipjax.data.cache import cache_dir
 from clipjax.data.paths import DataPath
 from clipjax.data.storage import StoredFile, list_files, read_all, stat, write
-from clipjax.data.tar_index import SUFFIX, IndexDamagedError, TarIndex, edges_of, make_index
+from clipjax.data.tar_index import SUFFIXES, IndexDamagedError, TarIndex, edges_of, make_index
 
 THREADS = 16
 
@@ -21,12 +21,12 @@ class ShardChangedError(ValueError):
     """A shard is not the one that was indexed."""
 
 
-def sidecar_of(path: DataPath) -> DataPath:
+def sidecar_of(path: DataPath, key_ends: str = "first_dot") -> DataPath:
     """Where the index of a shard stands: beside it."""
-    return path.parent / (path.name + SUFFIX)
+    return path.parent / (path.name + SUFFIXES[key_ends])
 
 
-def open_indexes(shards: Sequence[StoredFile]) -> list[TarIndex]:
+def open_indexes(shards: Sequence[StoredFile], key_ends: str = "first_dot") -> list[TarIndex]:
     """Opens the indexes of shards, making those that are missing.
 
     An index stands beside its shard; where that folder cannot be written to, or is in a bucket,
@@ -36,6 +36,7 @@ def open_indexes(shards: Sequence[StoredFile]) -> list[TarIndex]:
 
     Args:
         shards: as `storage.find_files` gives them.
+        key_ends: at which dot of a member's name, see `make_index`; each has its own index.
 
     Returns:
         The indexes, in the order of the shards.
@@ -53,12 +54,16 @@ def open_indexes(shards: Sequence[StoredFile]) -> list[TarIndex]:
     def find(number: int) -> None:
         shard = shards[number]
         names = beside.get(shard.path.parent)
-        may_have = names is None or sidecar_of(shard.path).name in names
-        found[number] = find_index(shard, may_have_sidecar=may_have, unchanged=True)
+        may_have = names is None or sidecar_of(shard.path, key_ends).name in names
+        found[number] = find_index(
+            shard, may_have_sidecar=may_have, unchanged=True, key_ends=key_ends
+        )
 
     def find_or_make(number: int) -> None:
         shard = shards[number]
-        found[number] = find_index(shard, unchanged=True) or _make(shard)
+        found[number] = find_index(shard, unchanged=True, key_ends=key_ends) or _make(
+            shard, key_ends
+        )
 
     with concurrent.futures.ThreadPoolExecutor(THREADS, "clipjax-index") as pool:
         _wait(pool, [pool.submit(find, number) for number in range(len(shards))])
@@ -70,7 +75,7 @@ def open_indexes(shards: Sequence[StoredFile]) -> list[TarIndex]:
     return [index for index in found if index is not None]
 
 
-def index_beside(shard: StoredFile) -> bool:
+def index_beside(shard: StoredFile, key_ends: str = "first_dot") -> bool:
     """Makes the index of a shard and writes it beside it, in a bucket as well.
 
     Returns:
@@ -80,12 +85,12 @@ def index_beside(shard: StoredFile) -> bool:
         ValueError: if the shard is damaged, or changed since it was indexed.
         OSError: if the index cannot be written there.
     """
-    path = sidecar_of(shard.path)
+    path = sidecar_of(shard.path, key_ends)
     try:
         check_unchanged(shard, TarIndex(path, content=read_all(path)))
         return False
     except FileNotFoundError:
-        write(path, _scan(shard))
+        write(path, _scan(shard, key_ends))
         return True
 
 
@@ -108,7 +113,11 @@ def check_unchanged(shard: StoredFile, index: TarIndex) -> None:
 
 
 def find_index(
-    shard: StoredFile, *, may_have_sidecar: bool = True, unchanged: bool = False
+    shard: StoredFile,
+    *,
+    may_have_sidecar: bool = True,
+    unchanged: bool = False,
+    key_ends: str = "first_dot",
 ) -> TarIndex | None:
     """Opens the index of a shard where there is one.
 
@@ -116,11 +125,12 @@ def find_index(
         shard: whose.
         may_have_sidecar: False where it is known that none stands beside the shard.
         unchanged: whether the shard has to be the one that was indexed, by size and edges.
+        key_ends: at which dot of a member's name, see `make_index`.
 
     Raises:
         ValueError: if the index beside the shard is damaged, or the shard changed.
     """
-    beside, cached = sidecar_of(shard.path), _cached(shard)
+    beside, cached = sidecar_of(shard.path, key_ends), _cached(shard, key_ends)
     if may_have_sidecar and beside.is_local:
         with contextlib.suppress(FileNotFoundError):
             index = TarIndex(beside)
@@ -146,21 +156,21 @@ def find_index(
     return None
 
 
-def _make(shard: StoredFile) -> TarIndex:
-    content, path = _scan(shard), sidecar_of(shard.path)
+def _make(shard: StoredFile, key_ends: str) -> TarIndex:
+    content, path = _scan(shard, key_ends), sidecar_of(shard.path, key_ends)
     if path.is_local:
         try:
             write(path, content)
             return TarIndex(path)
         except OSError as error:
             logging.log_first_n(logging.INFO, "Indexes go to %s: %s", 1, cache_dir(), error)
-    path = _cached(shard)
+    path = _cached(shard, key_ends)
     write(path, content)
     return TarIndex(path)
 
 
-def _scan(shard: StoredFile) -> bytes:
-    content = make_index(shard)
+def _scan(shard: StoredFile, key_ends: str) -> bytes:
+    content = make_index(shard, key_ends=key_ends)
     if (now := stat(shard.path)) != shard:
         raise ShardChangedError(
             f"{shard.path} changed while it was indexed: it had {shard.size} bytes and the version "
@@ -169,10 +179,10 @@ def _scan(shard: StoredFile) -> bytes:
     return content
 
 
-def _cached(shard: StoredFile) -> DataPath:
+def _cached(shard: StoredFile, key_ends: str) -> DataPath:
     path = os.path.abspath(shard.path.url) if shard.path.is_local else shard.path.url
     identity = "\n".join((path, str(shard.size), shard.version))
-    name = hashlib.sha256(identity.encode()).hexdigest()[:40] + SUFFIX
+    name = hashlib.sha256(identity.encode()).hexdigest()[:40] + SUFFIXES[key_ends]
     return DataPath(str(cache_dir() / "tar_index" / name))
 
 

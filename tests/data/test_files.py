@@ -195,7 +195,7 @@ def test_folders_and_tables_in_a_bucket(monkeypatch):
     files |= {"b/t.csv": b"image,text\np/x/1.png,one\np/no.png,two\n"}
     with bucket(monkeypatch, files) as (system, delays):
         folder, table = make_source("folder:memory://b/p"), make_source("csv:memory://b/t.csv")
-        assert folder.class_names == ("d", "x") and folder[1]["key"] == "y/d/2.png"
+        assert folder.class_names == ("x", "y") and folder[1]["key"] == "y/d/2.png"
         system.failures = [ConnectionResetError("reset")] * 2
         assert folder[1]["image"] == png("blue") and len(delays) == 2
         assert table[0]["image"] == png("red") and reason_of(table, 1) == "missing_image"

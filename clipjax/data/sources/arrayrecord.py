@@ -5,13 +5,14 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from clipjax.data.captions import as_lines, check_how
 from clipjax.data.paths import short_names
 from clipjax.data.records import RecordFile, record_errors
 from clipjax.data.shard_cache import budget_bytes
-from clipjax.data.source import Example, SampleError
-from clipjax.data.sources.fields import text_of
+from clipjax.data.source import Example, SampleError, embedded_pictures
+from clipjax.data.sources.fields import renamed, text_of
 from clipjax.data.storage import StoredFile, find_files
 
 
@@ -23,20 +24,32 @@ class PackedRecords:
     Args:
         where: a file, or a pattern such as `DIR/train-{000..015}.array_record`.
         verify: whether every file is hashed at opening; count and size always are checked.
-        blob: which of a record's images to use.
+        image_field: which of a record's images to use; by default `image`.
+        captions: `lines` makes each line of a text a caption; `whole`, the default, does not.
+        blob: what `image_field` was called before.
 
     Raises:
-        ValueError: if a file or its manifest is missing or damaged, or files in a bucket do not
+        ValueError: if both names of an option are given, a file or its manifest is missing or damaged, or files in a bucket do not
             fit into the cache of shards.
     """
 
-    def __init__(self, where: str, *, verify: bool = True, blob: str = "image"):
+    def __init__(
+        self,
+        where: str,
+        *,
+        verify: bool = True,
+        image_field: str | None = None,
+        captions: str | None = None,
+        blob: str | None = None,
+    ):
+        check_how(captions, where)
+        self.captions = captions
+        self._blob = renamed("image_field", image_field, "blob", blob, where) or "image"
         files = find_files(where, suffix=".array_record")
         _check_room(files, where)
         self._names = short_names([file.path.url for file in files])
         self._files = [RecordFile(file.path, verify=verify) for file in files]
         self._ends = list(itertools.accumulate(len(file) for file in self._files))
-        self._blob = blob
         names = {json.dumps(file.manifest.get("class_names")) for file in self._files}
         if len(names) > 1:
             raise ValueError(f"the files of {where} have different class_names")
@@ -61,19 +74,25 @@ class PackedRecords:
         key = f"{self._names[number]}/{record['key']}"
         if self._blob not in record["blobs"]:
             raise SampleError("missing_image", f"the record has no {self._blob!r}", key)
+        text = text_of(record["text"], key)
         example: Example = {
             "image": record["blobs"][self._blob],
-            "text": text_of(record["text"], key),
+            "text": as_lines(text) if self.captions == "lines" else text,
             "key": key,
         }
         if "label" in record:
             example["label"] = record["label"]
         return example
 
+    def pictures(self) -> Iterator[bytes | None]:
+        """Says whose picture each record holds: equal bytes are one."""
+        return embedded_pictures(self)
+
     def fingerprint(self) -> str:
         """SHA-256 of the files' own hashes, in order."""
         hashes = [file.manifest["sha256"] for file in self._files]
-        return hashlib.sha256(json.dumps([*hashes, self._blob]).encode()).hexdigest()
+        how = [self.captions] if self.captions == "lines" else []
+        return hashlib.sha256(json.dumps([*hashes, self._blob, *how]).encode()).hexdigest()
 
 
 def _check_room(files: Sequence[StoredFile], where: str) -> None:

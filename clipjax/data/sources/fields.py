@@ -33,6 +33,30 @@ def field_of(
     return found
 
 
+def fields_of(
+    columns: Iterable[str], given: str | Sequence[str] | None, where: str
+) -> tuple[str, ...]:
+    """Finds the columns with captions; several, where they are given so.
+
+    Raises:
+        ValueError: if one is not there, or there is none.
+    """
+    names = (given,) if isinstance(given, str) or given is None else given
+    columns = list(columns)
+    return tuple(field_of(columns, name, TEXT_FIELDS, "text_field", where) for name in names)
+
+
+def renamed(name: str, value: Any, old_name: str, old_value: Any, where: str) -> Any:
+    """Gives the value of an option that had another name before; either may be given.
+
+    Raises:
+        ValueError: if both are.
+    """
+    if value is not None and old_value is not None:
+        raise ValueError(f"{where}: {old_name} is the old name of {name}: give {name} alone")
+    return old_value if value is None else value
+
+
 def text_of(value: Any, key: str, language: str | None = None) -> Any:
     """Brings a cell to the `text` of an example; what is empty or no text is left out.
 
@@ -100,14 +124,16 @@ def class_names_of(values: Iterable[Any], field: str, where: str) -> tuple[str, 
     found = {value for value in values if _is_class(value)}
     if not found:
         raise ValueError(f"{where} has no class in {field!r}: a class is a text or a whole number")
-    if all(_number_of(value) is not None for value in found):
+    if all(number_of(value) is not None for value in found):
         raise ValueError(
             f"{where} has numbers in {field!r}: give their names by ?class_names=FILE in the SPEC"
         )
     return tuple(sorted({whole_text(str(value)) for value in found}))
 
 
-def label_of(value: Any, places: Mapping[str, int], count: int, key: str) -> int:
+def label_of(
+    value: Any, places: Mapping[str, int], count: int, key: str, first_label: int | None = None
+) -> int:
     """Gives the label that a cell means: the place of the class of that name, else its number.
 
     Args:
@@ -115,23 +141,34 @@ def label_of(value: Any, places: Mapping[str, int], count: int, key: str) -> int
         places: label by name.
         count: number of classes.
         key: of the example.
+        first_label: the number of the first class; 0 where it is None.
 
     Raises:
         SampleError: `label`, if it is no class.
     """
     label = places.get(whole_text(value)) if isinstance(value, str) else None
     if label is None and _is_class(value):
-        label = _number_of(value)
+        label = number_of(value)
+        label = None if label is None else label - (first_label or 0)
     if label is None or not 0 <= label < count:
-        raise SampleError("label", f"the class is {value!r:.40} of {count:,}", key)
+        message = f"the class is {value!r:.40} of {count:,}"
+        raise SampleError("label", message + hint_of_label(label, count, first_label), key)
     return label
+
+
+def hint_of_label(label: int | None, count: int, first_label: int | None) -> str:
+    """What may be the matter with a label that is one too large."""
+    if label != count or first_label is not None:
+        return ""
+    return ": if the first class is 1 and not 0, write ?first_label=1 in the SPEC"
 
 
 def _is_class(value: Any) -> bool:
     return isinstance(value, str | int) and not isinstance(value, bool) and value != ""
 
 
-def _number_of(value: str | int) -> int | None:
+def number_of(value: str | int) -> int | None:
+    """Reads a cell as a whole number; None if it is none."""
     if isinstance(value, int):
         return value
     return int(value) if _NUMBER.fullmatch(value) else None

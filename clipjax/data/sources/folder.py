@@ -3,12 +3,15 @@
 import collections
 import errno
 import hashlib
+import json
 import os
 import posixpath
 from collections.abc import Iterable, Iterator, Sequence
 
 from absl import logging
 
+from clipjax.data.captions import as_lines, check_how
+from clipjax.data.labels import labels_of_numbers, numbers_of
 from clipjax.data.paths import DataPath, data_path
 from clipjax.data.retrying import is_wrong_path
 from clipjax.data.source import Example, SampleError
@@ -16,13 +19,17 @@ from clipjax.data.storage import StoredFile, is_folder, list_files, read_all
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 LAYOUTS = ("auto", "classes", "captions")
+SPLITS = frozenset(("train", "training", "val", "valid", "validation", "test", "testing"))
+_ARCHIVED = "__MACOSX"  # where macOS keeps what it knows of the files of an archive
 
 
 class Folder:
     """Pictures below a directory, in the order of their paths.
 
-    Layout `classes`: `DIR/tabby cat/1.jpg`, the text is the folder's name with spaces for `_`.
+    Layout `classes`: `DIR/tabby cat/1.jpg`, the text is the name of the first folder below DIR,
+    with spaces for `_`. Folders that are called by whole numbers are in the order of these.
     Layout `captions`: `DIR/1.jpg` and `DIR/1.txt`, each line of which is a caption.
+    Names that begin with a dot, and `__MACOSX`, are skipped.
 
     The fingerprint holds names and sizes of the pictures, not their contents: one that is replaced
     by another of the same size goes unnoticed.
@@ -30,24 +37,36 @@ class Folder:
     Args:
         where: the directory.
         layout: `classes`, `captions`, or `auto`: captions if any picture has a `.txt`.
-        class_names: names for the class folders, in the folders' alphabetical order.
+        class_names: names for the class folders, in the folders' alphabetical order; of folders
+            that are called by whole numbers, each has the name at its number.
+        first_label: the number of the first of `class_names`.
+        captions: `lines`, the default, makes each line of a `.txt` a caption; `whole` does not.
 
     Raises:
-        ValueError: if there is no such directory, no picture in it, or the names do not fit.
+        ValueError: if there is no such directory, no picture in it, or the names do not fit; if
+            its folders are splits and no classes, or its captions stand in `.json`.
     """
 
     def __init__(
-        self, where: str, *, layout: str = "auto", class_names: Sequence[str] | None = None
+        self,
+        where: str,
+        *,
+        layout: str = "auto",
+        class_names: Sequence[str] | None = None,
+        first_label: int | None = None,
+        captions: str | None = None,
     ):
         if layout not in LAYOUTS:
             raise ValueError(f"folder has no layout {layout!r}; it has {', '.join(LAYOUTS)}")
+        check_how(captions, f"folder:{where}")
         self._root = data_path(where)
         if not is_folder(self._root):
             raise ValueError(f"there is no directory {where}")
         prefix = len(self._root.url.rstrip("/")) + 1
         sizes = {file.path.url[prefix:]: file.size for file in _list(self._root)}
         unnamed = [name for name in sizes if not _is_text(name)]
-        for name in unnamed:
+        hidden = [name for name in sizes if _is_hidden(name) and _is_text(name)]
+        for name in (*unnamed, *hidden):
             del sizes[name]
         self._images = [name for name in sizes if _suffix(name).lower() in EXTENSIONS]
         if not self._images:
@@ -64,11 +83,21 @@ class Folder:
         doubles = [name for name in texts if self._texts[_stem(name)] != name]
         if not self._captioned:
             orphans = doubles = []
-        self._report(sizes, orphans, doubles, unnamed)
+        self._report(sizes, orphans, doubles, unnamed, hidden)
+        self._refuse_splits()
+        if layout == "auto" and not self._captioned:
+            self._refuse_json(sizes)
         self._sizes = [sizes[name] for name in self._images]
-        self.class_names = None if self._captioned else self._read_classes(class_names)
-        if self._captioned and class_names is not None:
-            raise ValueError(f"{where} has captions: class_names are of no use there")
+        self.captions = captions or "lines"
+        self.first_label = first_label
+        self.class_names = self._labels = None
+        if not self._captioned:
+            self.class_names, self._labels = self._read_classes(class_names, first_label)
+        for option, given in (("class_names", class_names), ("first_label", first_label)):
+            if self._captioned and given is not None:
+                raise ValueError(f"{where} has captions: {option} are of no use there")
+        if captions is not None and not self._captioned:
+            raise ValueError(f"{where} has classes: captions={captions} is of no use there")
 
     def __len__(self) -> int:
         return len(self._images)
@@ -77,11 +106,11 @@ class Folder:
         key = self._images[index]
         example: Example = {"image": read_bytes(self._root / key, key), "text": "", "key": key}
         if self.class_names is not None:
-            example["label"] = self._labels[_folder(key)]
+            example["label"] = self._labels[_class_of(key)]
             example["text"] = self.class_names[example["label"]]
         else:
             name = self._texts.get(_stem(key), f"{_stem(key)}.txt")
-            example["text"] = _read_captions(self._root / name, key)
+            example["text"] = _read_captions(self._root / name, key, self.captions)
         return example
 
     def keys(self) -> Iterator[str]:
@@ -91,6 +120,10 @@ class Folder:
     def fingerprint(self) -> str:
         """SHA-256 of layout, class names, the paths and sizes of pictures, and the captions."""
         digest = hashlib.sha256(f"folder/2/{self._captioned}/{self.class_names}".encode())
+        if self._captioned and self.captions != "lines":
+            digest.update(self.captions.encode())
+        if not self._is_plain():
+            digest.update(json.dumps(self._labels).encode())
         for name, size in zip(self._images, self._sizes, strict=True):
             digest.update(f"{name}\0{size}\n".encode())
             if self._captioned and _stem(name) in self._texts:
@@ -98,26 +131,93 @@ class Folder:
                 digest.update(hashlib.sha256(content).digest())
         return digest.hexdigest()
 
-    def _read_classes(self, class_names: Sequence[str] | None) -> tuple[str, ...]:
+    def _is_plain(self) -> bool:
+        """Whether every picture stands right in its class folder, and these are in order."""
+        if self._labels is None:
+            return True
+        in_order = all(label == i for i, (_, label) in enumerate(sorted(self._labels.items())))
+        return in_order and all(name.count("/") == 1 for name in self._images)
+
+    def _read_classes(
+        self, class_names: Sequence[str] | None, first_label: int | None
+    ) -> tuple[tuple[str, ...], dict[str, int]]:
+        """Gives the names of the classes, and the label of each folder."""
         top = [name for name in self._images if "/" not in name]
         if top:
             raise ValueError(
                 f"{self._root} holds {len(top)} pictures that are in no class folder, e.g. "
                 f"{top[0]}, and no captions beside them (.txt)"
             )
-        folders = sorted({_folder(name) for name in self._images})
-        self._labels = {name: label for label, name in enumerate(folders)}
+        folders = sorted({_class_of(name) for name in self._images})
+        self._refuse_one_folder_of_classes(folders)
+        try:
+            numbers = numbers_of(folders)
+        except ValueError as error:
+            raise ValueError(f"{self._root}: {error}") from error
+        if numbers is not None:
+            numbers, folders = zip(*sorted(zip(numbers, folders, strict=True)), strict=True)
+        if first_label is not None and (numbers is None or class_names is None):
+            raise ValueError(
+                f"first_label={first_label} is of no use for {self._root}: it is for class_names "
+                "of folders that are called by whole numbers"
+            )
+        labels = range(len(folders))
         if class_names is None:
-            return tuple(name.replace("_", " ") for name in folders)
-        if len(class_names) != len(folders):
+            names = tuple(name.replace("_", " ") for name in folders)
+        elif numbers is not None:
+            names = tuple(class_names)
+            labels = labels_of_numbers(numbers, len(names), first_label, str(self._root))
+        elif len(class_names) != len(folders):
             raise ValueError(
                 f"{self._root} has {len(folders)} class folders, class_names has "
                 f"{len(class_names)} names"
             )
-        return tuple(class_names)
+        else:
+            names = tuple(class_names)
+        return names, dict(zip(folders, labels, strict=True))
+
+    def _refuse_one_folder_of_classes(self, folders: Sequence[str]) -> None:
+        """Refuses `DIR/images/cat/1.jpg`, `DIR/images/dog/1.jpg`: one class, by torchvision's rule,
+        where several are meant."""
+        below = {name.split("/")[1] for name in self._images if name.count("/") > 1}
+        if len(folders) == 1 and len(below) > 1:
+            inner = self._root / folders[0]
+            raise ValueError(
+                f"{self._root} has one class folder, {folders[0]}, and in it {len(below)} more, "
+                f"e.g. {min(below)}: if these are the classes, write folder:{inner}"
+            )
+
+    def _refuse_splits(self) -> None:
+        """Refuses a directory of splits: they would be taken for classes, or mixed."""
+        top = {name.partition("/")[0] for name in self._images if "/" in name}
+        loose = any("/" not in name for name in self._images)
+        few = 2 if self._captioned else 1  # captions of a single one are not mixed with others
+        if len(top) >= few and not loose and all(name.lower() in SPLITS for name in top):
+            one = self._root / ("train" if "train" in top else min(top))
+            raise ValueError(
+                f"{self._root} holds the splits {', '.join(sorted(top))}: write the one that is "
+                f"meant, e.g. folder:{one}"
+            )
+
+    def _refuse_json(self, names: Iterable[str]) -> None:
+        """Refuses pictures whose captions stand in `.json`: folders would become their text."""
+        beside = {_stem(name) for name in names if _suffix(name).lower() == ".json"}
+        described = [name for name in self._images if _stem(name) in beside]
+        if described:
+            raise ValueError(
+                f"{self._root} has a .json and no .txt beside {len(described)} of "
+                f"{len(self._images)} pictures, e.g. {described[0]}: captions are read from .txt, "
+                "or from a table (jsonl:FILE with the columns `image` and `text`); if the folders "
+                "are classes, write ?layout=classes in the SPEC"
+            )
 
     def _report(
-        self, names: Iterable[str], orphans: list[str], doubles: list[str], unnamed: list[str]
+        self,
+        names: Iterable[str],
+        orphans: list[str],
+        doubles: list[str],
+        unnamed: list[str],
+        hidden: list[str],
     ) -> None:
         """Says what is not used: a mistake in naming would otherwise pass unseen."""
         known = (*EXTENSIONS, ".txt")
@@ -129,6 +229,7 @@ class Folder:
             (orphans, "captions have no picture"),
             (doubles, "captions are not used, as their pictures have another file of them"),
             (unnamed, "files are not used, as their names are not UTF-8: rename them"),
+            (hidden, "files are not used, as their names or those of their folders are hidden"),
         ):
             if files:
                 example = os.fsencode(min(files)).decode("utf-8", "backslashreplace")
@@ -156,6 +257,11 @@ def _is_text(name: str) -> bool:
     return True
 
 
+def _is_hidden(name: str) -> bool:
+    """Whether a part of a name begins with a dot, or is a folder that macOS packs."""
+    return any(part.startswith(".") or part == _ARCHIVED for part in name.split("/"))
+
+
 def _suffix(name: str) -> str:
     return posixpath.splitext(name)[1]
 
@@ -164,8 +270,9 @@ def _stem(name: str) -> str:
     return posixpath.splitext(name)[0]
 
 
-def _folder(name: str) -> str:
-    return posixpath.basename(posixpath.dirname(name))
+def _class_of(name: str) -> str:
+    """The first folder below the root, as torchvision has it."""
+    return name.partition("/")[0]
 
 
 def root_identity(root: DataPath, default: DataPath) -> str:
@@ -173,6 +280,14 @@ def root_identity(root: DataPath, default: DataPath) -> str:
     if root.scheme != default.scheme:
         return root.url
     return os.path.relpath(*(path.url.rpartition("://")[2] for path in (root, default)))
+
+
+def name_of_picture(root: DataPath, name: object) -> str | None:
+    """Gives the path that a row names, written one way; None if it names none that may be read."""
+    try:
+        return root.below(name).normal if isinstance(name, str) and name else None
+    except ValueError:
+        return None
 
 
 def read_named(root: DataPath, name: str, key: str) -> bytes:
@@ -201,12 +316,11 @@ def read_bytes(path: DataPath, key: str, what: str = "image") -> bytes:
         raise SampleError("unreadable", f"{path}: {error}", key) from error
 
 
-def _read_captions(path: DataPath, key: str) -> str | tuple[str, ...]:
+def _read_captions(path: DataPath, key: str, captions: str) -> str | tuple[str, ...]:
     try:
-        lines = read_bytes(path, key, "text").decode("utf-8").split("\n")
+        text = read_bytes(path, key, "text").decode("utf-8").strip()
     except UnicodeDecodeError as error:
         raise SampleError("text_encoding", f"{path} is not UTF-8: {error}", key) from error
-    captions = tuple(line.strip() for line in lines if line.strip())
-    if not captions:
+    if not text:
         raise SampleError("text_empty", f"{path} is empty", key)
-    return captions[0] if len(captions) == 1 else captions
+    return as_lines(text) if captions == "lines" else text

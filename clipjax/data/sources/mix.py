@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from clipjax.data import permutation
 from clipjax.data.paths import data_path
-from clipjax.data.source import DataSource, Example
+from clipjax.data.source import DataSource, Example, pictures_of
 from clipjax.data.storage import read_all
 
 MAX_TOTAL = 1 << 31  # of the weights as whole numbers: products stay below 2^63
@@ -44,7 +44,8 @@ class Mix:
         make: opens the source of an object without its weight, given its number.
 
     Raises:
-        ValueError: if the list is empty or wrong, or a weight is not a number above 0.
+        ValueError: if the list is empty or wrong, a weight is not a number above 0, or some sources
+            say `captions=whole` and others nothing.
     """
 
     def __init__(self, where: str, *, make: Callable[[Mapping[str, Any], int], DataSource]):
@@ -57,6 +58,13 @@ class Mix:
         # Labels of one source mean other classes than those of the next.
         names = {source.class_names for source in self.sources}
         self.class_names = names.pop() if len(names) == 1 else None
+        told = {source.captions for source in self.sources if hasattr(source, "captions")}
+        if told >= {None, "whole"}:
+            raise ValueError(
+                "some sources of the mix have captions=whole and others say nothing, which "
+                "retrieval reads as lines: give the option to each of them"
+            )
+        self.captions = None if None in told else "lines" if told == {"lines"} else "whole"
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -69,6 +77,11 @@ class Mix:
         if self.class_names is None and "label" in example:
             example = {key: value for key, value in example.items() if key != "label"}
         return example
+
+    def pictures(self) -> Iterator[Hashable]:
+        """Says whose picture each example shows; those of two sources are never the same."""
+        for number, source in enumerate(self.sources):
+            yield from ((number, picture) for picture in pictures_of(source))
 
     def draw(self, position: np.ndarray, seed: int) -> np.ndarray:
         """Finds which examples stand at positions of the training stream.

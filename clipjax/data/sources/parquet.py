@@ -5,10 +5,11 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from clipjax.data.captions import as_lines, check_how
 from clipjax.data.paths import data_path, short_names
 from clipjax.data.source import Example, SampleError
-from clipjax.data.sources.fields import TEXT_FIELDS, field_of, label_of, text_of
-from clipjax.data.sources.folder import read_named, root_identity
+from clipjax.data.sources.fields import field_of, fields_of, label_of, text_of
+from clipjax.data.sources.folder import name_of_picture, read_named, root_identity
 from clipjax.data.storage import find_files
 
 
@@ -30,7 +31,9 @@ class Parquet:
             language to these; several columns become a map from their names.
         label_field: a column with the class, as number or name.
         class_names: names of the classes that are numbers, or the order of those that are names.
+        first_label: the number of the first class; by default 0.
         language: which caption of a map is used; by default all are.
+        captions: `lines` makes each line of a text a caption; `whole`, the default, does not.
         root: folder that relative paths start from and that all have to lie in; by default that
             of the first file.
         cache_mb: megabytes of row groups held in memory.
@@ -49,22 +52,24 @@ class Parquet:
         text_field: str | Sequence[str] | None = None,
         label_field: str | None = None,
         class_names: Sequence[str] | None = None,
+        first_label: int | None = None,
         language: str | None = None,
+        captions: str | None = None,
         root: str | None = None,
         cache_mb: float = 256,
     ):
         if not 0 <= cache_mb < 1e9:  # nor NaN
             raise ValueError(f"cache_mb={cache_mb} in the SPEC: give megabytes, 0 or more")
+        check_how(captions, where)
         from clipjax.data.row_groups import RowGroups, image_column  # slow to import
 
         files = find_files(where, suffix=".parquet")
         self._groups = RowGroups(files, int(cache_mb * 1e6))
         columns = self._groups.columns
         self._image = image_column(self._groups.schema, image_field, where)
-        given = (text_field,) if isinstance(text_field, str) or text_field is None else text_field
-        texts = (field_of(columns, name, TEXT_FIELDS, "text_field", where) for name in given)
-        self._texts = tuple(texts)
+        self._texts = fields_of(columns, text_field, where)
         self._label, self._language = label_field, language
+        self.captions, self._first = captions, first_label
         self._folder = files[0].path.parent
         self._root = data_path(root) if root else self._folder
         self._names = short_names([file.path.url for file in files])
@@ -74,6 +79,8 @@ class Parquet:
             used.append(field_of(columns, label_field, (), "label_field", where))
             names = class_names or self._groups.class_names(label_field, where)
             self.class_names = tuple(names)
+        elif first_label is not None:
+            raise ValueError(f"{where}: first_label={first_label} is of no use without label_field")
         self._places = {name: i for i, name in enumerate(self.class_names or ())}
         self._groups.columns = used
         self._groups.warn_if_large(where)
@@ -100,16 +107,35 @@ class Parquet:
         }
         if self._label is not None:
             count = len(self.class_names)
-            example["label"] = label_of(values[self._label], self._places, count, key)
+            label = values[self._label]
+            example["label"] = label_of(label, self._places, count, key, self._first)
         texts = {name: values[name] for name in self._texts}
         value = texts[self._texts[0]] if len(texts) == 1 else texts
-        example["text"] = text_of(value, key, self._language)
+        text = text_of(value, key, self._language)
+        example["text"] = as_lines(text) if self.captions == "lines" else text
         return example
 
     def keys(self) -> Iterator[str]:
         """Gives the keys of all examples in order."""
         for name, count in zip(self._names, self._groups.rows_of_files(), strict=True):
             yield from (f"{name}:{row}" for row in range(count))
+
+    def pictures(self) -> Iterator[tuple[str | None, bytes | None] | None]:
+        """Says whose picture each row holds; reads the column with the pictures once.
+
+        One is another's if they have equal bytes and, where a name stands beside these, an equal
+        name; of rows that hold a path alone, if that is equal.
+        """
+        for value in self._groups.column(self._image):
+            name, content = value, value
+            if isinstance(value, dict):
+                name, content = value.get("path"), value.get("bytes")
+            if isinstance(content, bytes) and content:
+                name = name if isinstance(name, str) else None
+                yield name, hashlib.sha256(content).digest()
+            else:
+                path = name_of_picture(self._root, name)
+                yield None if path is None else (path, None)
 
     def fingerprint(self) -> str:
         """SHA-256 of the files' sizes and footers, of the columns that are used, and of how `root`
@@ -121,6 +147,8 @@ class Parquet:
         identity = ["parquet/3", self._groups.footers, self._image, self._texts, self._label]
         identity += [self._language, self.class_names]
         identity.append(root_identity(self._root, self._folder))
+        identity += [self.captions] if self.captions == "lines" else []
+        identity += [self._first] if self._first else []
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
     def _picture(self, value: Any, key: str) -> bytes:

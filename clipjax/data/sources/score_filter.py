@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from absl import logging
 from clipjax.data.file_reader import FileReader
 from clipjax.data.paths import data_path
 from clipjax.data.retrying import is_wrong_path
-from clipjax.data.source import DataSource, Example, keys_of
+from clipjax.data.source import DataSource, Example, keys_of, pictures_of
 from clipjax.data.storage import stat, told_wrong_path
 
 _RULE = re.compile(r"(.+):(top|min)=([-+0-9.eE]+)")
@@ -63,6 +63,7 @@ class ScoreFilter:
             raise ValueError(f"the filter {rule!r} takes the best {limit}: expected a part of 1")
         self._source, self.class_names = source, source.class_names
         self.templates = getattr(source, "templates", None)
+        self.captions = getattr(source, "captions", None)
         found = read_scores(where)
         _check_same_data(source, found.fingerprint, where)
         scores = _scores_of(source, found, where)
@@ -93,6 +94,11 @@ class ScoreFilter:
         """Gives the keys of all examples in order."""
         kept = set(self._kept.tolist())
         return (key for index, key in enumerate(keys_of(self._source)) if index in kept)
+
+    def pictures(self) -> Iterator[Hashable]:
+        """Says whose picture each example shows, as the source does."""
+        found = pictures_of(self._source)
+        return (found[index] for index in self._kept.tolist())
 
     def fingerprint(self) -> str:
         """SHA-256 of the source's own and of which examples are kept."""

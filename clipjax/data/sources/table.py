@@ -8,18 +8,21 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from clipjax.data.captions import as_lines, check_how
+from clipjax.data.labels import labels_of_numbers
 from clipjax.data.paths import data_path
 from clipjax.data.retrying import is_wrong_path
 from clipjax.data.source import Example, SampleError
 from clipjax.data.sources.fields import (
     IMAGE_FIELDS,
-    TEXT_FIELDS,
     class_names_of,
     field_of,
+    fields_of,
     label_of,
+    number_of,
     text_of,
 )
-from clipjax.data.sources.folder import read_named, root_identity
+from clipjax.data.sources.folder import name_of_picture, read_named, root_identity
 from clipjax.data.storage import read_all, told_wrong_path
 
 
@@ -34,10 +37,13 @@ class Table:
         image_field: the column with the path; by default the first known name
             (`image`, `filepath`, `path`, ...).
         text_field: the column with the caption, in JSON also a list of captions, or a map from
-            language to caption or captions; by default the first known name (`text`, ...).
+            language to caption or captions; by default the first known name (`text`, ...). Several
+            columns become a map from their names.
         label_field: a column with the class, as name or number, for evaluation.
         class_names: names of the classes that are numbers, or the order of those that are names.
+        first_label: the number of the first class; by default 0.
         language: which caption of a map is used; by default all are.
+        captions: `lines` makes each line of a text a caption; `whole`, the default, does not.
         root: folder that relative paths start from and that all have to lie in; by default that
             of the table.
 
@@ -53,12 +59,15 @@ class Table:
         where: str,
         *,
         image_field: str | None = None,
-        text_field: str | None = None,
+        text_field: str | Sequence[str] | None = None,
         label_field: str | None = None,
         class_names: Sequence[str] | None = None,
+        first_label: int | None = None,
         language: str | None = None,
+        captions: str | None = None,
         root: str | None = None,
     ):
+        check_how(captions, where)
         path = data_path(where)
         try:
             content = read_all(path)
@@ -78,20 +87,32 @@ class Table:
         if not rows:
             raise ValueError(f"{where} holds no row")
         image_field = field_of(rows[0], image_field, IMAGE_FIELDS, "image_field", where)
-        text_field = field_of(rows[0], text_field, TEXT_FIELDS, "text_field", where)
+        text_fields = fields_of(rows[0], text_field, where)
+        text_field = text_fields[0] if len(text_fields) == 1 else text_fields
         self._name, self._root = path.name, data_path(root) if root else path.parent
         self._images = [row.get(image_field) for row in rows]
-        self._texts = [row.get(text_field) for row in rows]
-        self._language = language
+        self._texts = [
+            row.get(text_field)
+            if isinstance(text_field, str)
+            else {name: row.get(name) for name in text_field}
+            for row in rows
+        ]
+        self._language, self.captions, self._first = language, captions, first_label
         self.class_names = self._labels = None
         if label_field is not None:
             field_of(rows[0], label_field, (), "label_field", where)
             self._labels = [row.get(label_field) for row in rows]
+            if class_names is not None and first_label is None:
+                _refuse_shifted(self._labels, class_names, where)
             names = class_names or class_names_of(self._labels, label_field, where)
             self.class_names = tuple(names)
+        elif first_label is not None:
+            raise ValueError(f"{where}: first_label={first_label} is of no use without label_field")
         self._places = {name: label for label, name in enumerate(self.class_names or ())}
         identity = ["table/3", image_field, text_field, label_field, language, self.class_names]
         identity.append(root_identity(self._root, path.parent))
+        identity += [captions] if captions == "lines" else []
+        identity += [first_label] if first_label else []
         self._fingerprint = hashlib.sha256(json.dumps(identity).encode() + content).hexdigest()
 
     def __len__(self) -> int:
@@ -110,20 +131,36 @@ class Table:
         if not isinstance(image, str) or not image:
             raise SampleError("missing_image", "the row names no picture", key)
         text = text_of(text, key, self._language)
+        text = as_lines(text) if self.captions == "lines" else text
         picture = read_named(self._root, image, key)
         example: Example = {"image": picture, "text": text, "key": key}
         if self._labels is not None:
             count = len(self.class_names)
-            example["label"] = label_of(self._labels[index], self._places, count, key)
+            example["label"] = label_of(
+                self._labels[index], self._places, count, key, self._first
+            )
         return example
 
     def keys(self) -> Iterator[str]:
         """Gives the keys of all examples in order."""
         return (f"{self._name}:{index}" for index in range(len(self)))
 
+    def pictures(self) -> Iterator[str | None]:
+        """Says whose picture each row names: equal paths are one; None where there is none."""
+        return (name_of_picture(self._root, image) for image in self._images)
+
     def fingerprint(self) -> str:
         """SHA-256 of the table, of the columns that are used, and of how `root` lies to it."""
         return self._fingerprint
+
+
+def _refuse_shifted(labels: Sequence[Any], class_names: Sequence[str], where: str) -> None:
+    """Refuses numbers of classes that count from 1."""
+    named = set(class_names)
+    cells = {cell for cell in labels if isinstance(cell, str | int) and cell not in named}
+    numbers = {number for cell in cells if (number := number_of(cell)) is not None}
+    if numbers and min(numbers) == 1 and max(numbers) == len(class_names):
+        labels_of_numbers(sorted(numbers), len(class_names), None, where)
 
 
 def _parse(text: str, suffix: str, where: str) -> tuple[list[dict[str, Any]], array.array]:

@@ -7,15 +7,16 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from array_record.python import array_record_module
 
+from clipjax.data.captions import as_lines, check_how
 from clipjax.data.paths import DataPath
 from clipjax.data.records import READER_OPTIONS, record_errors
-from clipjax.data.source import Example, SampleError
-from clipjax.data.sources.fields import text_of
+from clipjax.data.source import Example, SampleError, embedded_pictures
+from clipjax.data.sources.fields import renamed, text_of
 from clipjax.data.storage import read, stat
 
 # Names that mean nothing to a text encoder: WordNet ids, paths, and numbers.
@@ -35,15 +36,17 @@ class Tfds:
         where: name of the dataset, with config and version if needed.
         split: e.g. `train`, `test`, `train[:10%]`.
         image_field: the feature that holds the image.
-        caption_field: the feature that holds the caption or captions; by default the text is
+        text_field: the feature that holds the caption or captions; by default the text is
             the name of the label.
         label_field: the feature that holds the label; by default `label` if there is one. Where
             there are captions, and the classes have no names, it is left out.
         language: which caption of a map is used, or of captions of which the feature `languages`
             says it, as `clipjax.data.tfds_builder` writes them; by default all are.
         class_names: names of the labels. Those of TFDS serve only where they are words.
+        captions: `lines` makes each line of a text a caption; `whole`, the default, does not.
         data_dir: where TFDS keeps its data.
         download: whether to download and prepare what is missing.
+        caption_field: what `text_field` was called before.
 
     Raises:
         ValueError: if split, field or class names are missing, the data is not prepared, or a file
@@ -58,13 +61,17 @@ class Tfds:
         split: str | None = None,
         *,
         image_field: str = "image",
-        caption_field: str | None = None,
+        text_field: str | None = None,
         label_field: str | None = None,
         class_names: Sequence[str] | None = None,
         language: str | None = None,
+        captions: str | None = None,
         data_dir: str | None = None,
         download: bool = False,
+        caption_field: str | None = None,
     ):
+        check_how(captions, f"tfds:{where}")
+        caption_field = renamed("text_field", text_field, "caption_field", caption_field, where)
         import tensorflow_datasets as tfds  # slow to import, and few runs need it
 
         if not split:
@@ -90,7 +97,7 @@ class Tfds:
             label_field = "label" if is_label else None
         self._fields = (image_field, caption_field, label_field)
         _check_fields(where, features, self._fields)
-        self._language = language
+        self._language, self.captions = language, captions
         self._with_languages = (
             caption_field == "captions"
             and "languages" in features
@@ -103,8 +110,7 @@ class Tfds:
             )
         elif caption_field is None:
             raise ValueError(
-                f"tfds:{where} has the fields {_told(features)}: give ?caption_field=... in the "
-                "SPEC"
+                f"tfds:{where} has the fields {_told(features)}: give ?text_field=... in the SPEC"
             )
         self._parts = builder.info.splits[split].file_instructions
         self._ends = list(itertools.accumulate(part.take for part in self._parts))
@@ -131,12 +137,18 @@ class Tfds:
             if not isinstance(texts, bytes | str | Mapping):
                 languages = row["languages"] if self._with_languages else None
                 texts = _by_language(texts, languages)
-            example["text"] = text_of(texts, key, self._language)
+            text = text_of(texts, key, self._language)
+            example["text"] = as_lines(text) if self.captions == "lines" else text
         return example
+
+    def pictures(self) -> Iterator[bytes | None]:
+        """Says whose picture each record holds: equal bytes are one."""
+        return embedded_pictures(self)
 
     def fingerprint(self) -> str:
         """SHA-256 of the dataset's full name with version, the split, its files, and the fields."""
         identity = ["tfds/2", *self._identity, self._fields, self.class_names, self._language]
+        identity += [self.captions] if self.captions == "lines" else []
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
     def _place(self, index: int) -> str:
@@ -192,7 +204,7 @@ def _check_fields(
     image, caption, label = fields
     for option, field, fits, what in (
         ("image_field", image, lambda f: isinstance(f, tfds.features.Image), "Image"),
-        ("caption_field", caption, _is_text, "Text, or a list or map of these"),
+        ("text_field", caption, _is_text, "Text, or a list or map of these"),
         ("label_field", label, lambda f: isinstance(f, tfds.features.ClassLabel), "ClassLabel"),
     ):
         if field is not None and (field not in features or not fits(features[field])):
