@@ -79,16 +79,20 @@ def index(spec: str) -> int:
     """Indexes the tar shards that have no index beside them."""
     from clipjax.data.benchmark_folder import find_shards
     from clipjax.data.source import split_options
+    from clipjax.data.tar_index import SUFFIXES
     from clipjax.data.tar_indexing import index_beside
 
-    kind, _, where = split_options(spec)[0].partition(":")
+    text, options = split_options(spec)
+    kind, _, where = text.partition(":")
     if kind != "tar":
         raise ValueError(f"{spec} has no index: only tar shards have, tar:DIR/*.tar")
+    key_ends = options.get("key_ends", "first_dot")
+    if key_ends not in SUFFIXES:
+        raise ValueError(f"{spec}: key_ends is {key_ends!r}; allowed are {', '.join(SUFFIXES)}")
     shards = find_shards(where)
     with concurrent.futures.ThreadPoolExecutor(_WORKERS.value) as pool:
-        made = sum(
-            tqdm(pool.map(index_beside, shards), total=len(shards), unit="shard", disable=None)
-        )
+        done = pool.map(lambda shard: index_beside(shard, key_ends), shards)
+        made = sum(tqdm(done, total=len(shards), unit="shard", disable=None))
     print(f"indexed {made} shards; {len(shards) - made} had an index")
     return 0
 

@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,11 +29,12 @@ from clipjax.data.source import DataSource, SampleError, split_options
 from clipjax.data.sources import check_values, make_source
 from clipjax.data.sources.mix import read_specs, whole_weights
 from clipjax.data.sources.tar import TarShards
+from clipjax.data.sources.tar_members import TarMembers
 from clipjax.data.storage import StoredFile, find_files
 
 # Kinds whose `where` is a pattern of files, and how these end; each is checked by itself.
 FILE_KINDS = {"arrayrecord": ".array_record", "parquet": ".parquet", "tar": ".tar"}
-TAR_OPTIONS = ("ignore", "class_names", "language")
+TAR_OPTIONS = tuple(field.name for field in dataclasses.fields(TarMembers))
 CHUNK = 1000  # examples of one task, of kinds that have no files
 
 
@@ -124,7 +126,7 @@ def _tasks_of_files(
             manifest = str(folder / MANIFEST)
             yield functools.partial(Checked, 0, [Finding(manifest, message_of(manifest, error))])
     if kind == "tar":
-        one_check = functools.partial(check_tar, **_tar_options(options, files))
+        one_check = functools.partial(check_tar, members=_tar_members(options, files))
     else:
         one_check = functools.partial(check_file, kind=kind, options=options)
     for file in files:
@@ -144,7 +146,7 @@ def _tasks_of_mix(text: str, decode: bool) -> Iterator[tuple[str, Callable[[], C
         yield from _tasks(part, decode)
 
 
-def _tar_options(options: Mapping[str, Any], files: Sequence[StoredFile]) -> dict[str, Any]:
+def _tar_members(options: Mapping[str, Any], files: Sequence[StoredFile]) -> TarMembers:
     if unknown := options.keys() - {*TAR_OPTIONS}:
         raise ValueError(
             f"tar has no option {', '.join(sorted(unknown))}; it has {', '.join(TAR_OPTIONS)}"
@@ -156,7 +158,7 @@ def _tar_options(options: Mapping[str, Any], files: Sequence[StoredFile]) -> dic
     if options.get("class_names") is None:
         beside = read_beside(files)
         options["class_names"] = beside.class_names if beside else packed_class_names(files)
-    return options
+    return TarMembers(**options)
 
 
 def check_filter(spec: Mapping[str, Any], rule: Any) -> Checked:

@@ -1,7 +1,6 @@
 """Reading a tar shard to find what is damaged in it."""
 
 import collections
-from collections.abc import Collection, Sequence
 
 from clipjax.data.findings import (
     Checked,
@@ -15,26 +14,19 @@ from clipjax.data.packed_folder import PackedFolder
 from clipjax.data.preprocess import decode_image
 from clipjax.data.retrying import StorageError
 from clipjax.data.source import SampleError
-from clipjax.data.sources.fields import text_of
-from clipjax.data.sources.tar import text_and_label, wanted_parts
+from clipjax.data.sources.tar_members import TarMembers
 from clipjax.data.storage import StoredFile, read
-from clipjax.data.tar_index import (
-    IMAGE_EXTENSIONS,
-    TEXT_EXTENSIONS,
-    TarIndex,
-    extensions_of,
-    make_index,
-)
+from clipjax.data.tar_index import TarIndex, make_index
 from clipjax.data.tar_indexing import find_index
 from clipjax.data.tar_reader import PIECE
+
+DEFAULT = TarMembers()
 
 
 def check_tar(
     shard: StoredFile,
     *,
-    ignore: str | Sequence[str] = (),
-    class_names: Sequence[str] | None = None,
-    language: str | None = None,
+    members: TarMembers = DEFAULT,
     decode: bool = False,
     packed: PackedFolder | None = None,
 ) -> Checked:
@@ -42,31 +34,30 @@ def check_tar(
 
     Args:
         shard: the file.
-        ignore: extensions that are not used, as of the source.
-        class_names: of the source.
-        language: of the source.
+        members: how the source reads a record.
         decode: whether pictures are decoded, too.
         packed: the folder that it was packed to.
     """
-    where, ignored = str(shard.path), extensions_of(ignore)
+    where = str(shard.path)
+    together = len(members.texts) > 1  # one of several texts may be missing
     faults: dict[tuple[str, str], SampleError] = {}
 
     def look(key: str, extension: str, content: bytes) -> None:
-        is_image = extension in ("image", *IMAGE_EXTENSIONS)
+        is_image = extension in ("image", *members.images)
         try:
-            if extension in TEXT_EXTENSIONS:
-                found = text_and_label({extension: content}, key, class_names)
+            if extension == "cls" or (extension in members.text_extensions and not together):
+                found = members.text_and_label({extension: content}, key)
                 check_text(found, key)
-                if language is not None and extension != "cls":
-                    text_of(found["text"], key, language)
+                if extension != "cls":
+                    members.finish(found, key)
             elif decode and is_image:
                 decode_image(content)
         except SampleError as error:
             faults[key, "image" if is_image else extension] = error
 
     try:
-        fresh = TarIndex(shard.path, content=make_index(shard, look))
-        problems = _compare(shard, fresh, ignored, packed)
+        fresh = TarIndex(shard.path, content=make_index(shard, look, key_ends=members.key_ends))
+        problems = _compare(shard, fresh, members, packed)
     except StorageError:  # of the storage, and not of the shard
         raise
     except (ValueError, OSError) as error:
@@ -74,11 +65,16 @@ def check_tar(
     unusable: dict[str, list[str]] = collections.defaultdict(list)
     for record in fresh:
         try:
-            parts = wanted_parts(record, record.key, ignored, class_names)
+            parts = members.wanted(record, record.key)
             if parts["image"].size == 0:
                 raise SampleError("image_empty", "the image has 0 bytes")
-            if language is not None and parts.keys().isdisjoint(("txt", "json")):
-                text_of(class_names and class_names[0], record.key, language)
+            if parts.keys().isdisjoint(members.text_extensions):
+                names = members.class_names
+                members.finish({"text": names[0] if names else ""}, record.key)
+            if together:
+                texts = {n: p for n, p in parts.items() if n in members.text_extensions}
+                files = {n: read(shard.path, p.offset, p.size) for n, p in texts.items()}
+                members.finish(members.text_and_label(files, record.key), record.key)
             for name, part in parts.items():
                 if part.size > PIECE and (decode or name != "image"):  # `look` was not shown it
                     look(record.key, name, read(shard.path, part.offset, part.size))
@@ -91,22 +87,19 @@ def check_tar(
 
 
 def _compare(
-    shard: StoredFile, fresh: TarIndex, ignored: Collection[str], packed: PackedFolder | None
+    shard: StoredFile, fresh: TarIndex, members: TarMembers, packed: PackedFolder | None
 ) -> list[str]:
     """Says how a shard differs from its manifest and index, and what it holds besides."""
     problems = list(packed.compare(shard, fresh.shard["sha256"])) if packed else []
     if not len(fresh) and not (packed and packed.is_empty(shard)):
         problems.append("it is empty: it holds no image-text pair")
-    known = {*IMAGE_EXTENSIONS, *TEXT_EXTENSIONS, *ignored}
-    counts = {name: n for name, n in fresh.header["extensions"].items() if name not in known}
+    held = fresh.header["extensions"]
+    counts = {name: n for name, n in held.items() if name not in members.known}
     problems += [f"{n} members have the unknown extension {name!r}" for name, n in counts.items()]
     if counts:
-        problems[-1] += (
-            ": a key ends at the first dot; what is not needed is declared: "
-            f"?ignore={','.join(counts)}"
-        )
+        problems[-1] += f": {members.advice(list(counts))}"
     try:
-        index = find_index(shard)
+        index = find_index(shard, key_ends=members.key_ends)
         if index is not None and index.content() != fresh.content():
             problems.append(_difference(index, fresh))
     except StorageError:

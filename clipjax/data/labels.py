@@ -18,7 +18,9 @@ def numbers_of(names: Sequence[str]) -> list[int] | None:
     twice = [number for number, count in Counter(numbers).items() if count > 1]
     if twice:
         same = [name for name in names if int(name) == twice[0]]
-        raise ValueError(f"the classes {' and '.join(same)} are the same number: rename all but one")
+        raise ValueError(
+            f"the classes {' and '.join(same)} are the same number: rename all but one"
+        )
     return numbers
 
 

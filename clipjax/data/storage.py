@@ -11,10 +11,12 @@ import errno
 import fnmatch
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import fsspec
+from absl import logging
 
 from clipjax.data.paths import DataPath, data_path, expand_braces
 from clipjax.data.retrying import ShortReadError, StorageError, retry
@@ -150,7 +152,7 @@ def find_files(pattern: str, *, suffix: str = "") -> list[StoredFile]:
             if path.parent not in listings:
                 listings[path.parent] = {f.path.name: f for f in list_files(path.parent)}
             there = listings[path.parent]
-            names = fnmatch.filter(there, path.name) if wild else [path.name] * (path.name in there)
+            names = _matching(there, path.name) if wild else [path.name] * (path.name in there)
             found = [there[name] for name in names]
         if not found:
             missing.append(str(path))
@@ -173,6 +175,17 @@ def find_files(pattern: str, *, suffix: str = "") -> list[StoredFile]:
             f"{twice[0].suffix}"
         )
     return files
+
+
+def _matching(names: Iterable[str], pattern: str) -> list[str]:
+    """Gives the names that a pattern finds; hidden ones only if it says so, as in a shell."""
+    found = fnmatch.filter(names, pattern)
+    if pattern.startswith("."):
+        return found
+    shown = [name for name in found if not name.startswith(".")]
+    if len(shown) < len(found):
+        logging.info("%s: %d hidden files are not used", pattern, len(found) - len(shown))
+    return shown
 
 
 def _is_wild(name: str) -> bool:

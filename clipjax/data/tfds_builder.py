@@ -7,7 +7,7 @@
         data_dir="/data/tfds",
     ).download_and_prepare(file_format="array_record")
 
-Then `tfds:image_captions/flowers:train?caption_field=captions&data_dir=/data/tfds` is a source.
+Then `tfds:image_captions/flowers:train?text_field=captions&data_dir=/data/tfds` is a source.
 `languages` says of every caption which it is in, and the source gives a map of them. Large sets are
 prepared by Beam (`pip install apache-beam`), one task a range of examples: `config_of(...,
 beam=True)`, and a runner in `download_config`. Importing this module imports tensorflow_datasets,

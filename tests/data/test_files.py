@@ -358,6 +358,14 @@ def test_patterns(tmp_path):
             find_files(wrong)
 
 
+def test_a_wildcard_finds_no_hidden_files(tmp_path, caplog):
+    write(tmp_path, {"0.tar": "x", "._0.tar": "x", "1.tar": "x"})
+    caplog.set_level("INFO")
+    assert [f.path.name for f in find_files(f"{tmp_path}/*.tar")] == ["0.tar", "1.tar"]
+    assert "*.tar: 1 hidden files are not used" in caplog.text
+    assert [f.path.name for f in find_files(f"{tmp_path}/.*.tar")] == ["._0.tar"]
+
+
 def test_synthetic_is_deterministic_and_labelled():
     first, again = make_source("synthetic:100"), make_source("synthetic:100")
     for i in range(100):

@@ -52,7 +52,12 @@ def test_spec_name():
         ("parquet:x?cache_mb=x", "cache_mb = 'x': expected a number"),
         ("parquet:x?root=5", "root = 5: expected a text"),
         ("csv:x?image_field=5", r"image_field = 5: expected a text \(one of digits stands beside"),
-        ("csv:x?text_field=a,b", r"text_field = \('a', 'b'\): expected a text"),
+        ("csv:x?text_field=5", "text_field = 5: expected a text or a list of texts"),
+        ("csv:x?label_field=a,b", r"label_field = \('a', 'b'\): expected a text"),
+        (
+            "csv:x?captions=line",
+            "captions='line' of x: `lines` makes each line of a text a caption",
+        ),
         ("tar:x?ignore=true", "ignore = True: expected a text or a list of texts"),
         ("tar:x?class_names=5", "class_names = 5: expected a list of texts"),
         ("tar:x?class_names=cat", "a single class is written `cat,` in a SPEC"),

@@ -318,8 +318,8 @@ def test_a_shard_that_changes_under_the_scan(tmp_path, monkeypatch):
     path = tar(tmp_path / "a.tar", pairs(2))
     plain = tar_indexing.make_index
 
-    def slow(file):
-        content = plain(file)
+    def slow(file, **how):
+        content = plain(file, **how)
         tar(path, pairs(3))
         return content
 

@@ -29,8 +29,8 @@ class PackedRecords:
         blob: what `image_field` was called before.
 
     Raises:
-        ValueError: if both names of an option are given, a file or its manifest is missing or damaged, or files in a bucket do not
-            fit into the cache of shards.
+        ValueError: if both names of an option are given, a file or its manifest is missing or
+            damaged, or files in a bucket do not fit into the cache of shards.
     """
 
     def __init__(

@@ -136,9 +136,7 @@ class Table:
         example: Example = {"image": picture, "text": text, "key": key}
         if self._labels is not None:
             count = len(self.class_names)
-            example["label"] = label_of(
-                self._labels[index], self._places, count, key, self._first
-            )
+            example["label"] = label_of(self._labels[index], self._places, count, key, self._first)
         return example
 
     def keys(self) -> Iterator[str]:
