@@ -44,6 +44,8 @@ def check_tar(
 
     def look(key: str, extension: str, content: bytes) -> None:
         is_image = extension in ("image", *members.images)
+        if extension in members.ignored:
+            return
         try:
             if extension == "cls" or (extension in members.text_extensions and not together):
                 found = members.text_and_label({extension: content}, key)

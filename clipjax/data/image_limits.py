@@ -16,6 +16,17 @@ MAX_JPEG_PIXELS = 9600 * 6400
 # where a few bytes say that nothing changes: of the largest pictures, 10 are allowed, and 18.
 MAX_SCANS = 100
 MAX_SCANNED_PIXELS = 10 * MAX_JPEG_PIXELS
+# Of JPEG 2000, whose decoder takes ten times as long a pixel: 4K.
+MAX_JPEG_2000_PIXELS = 1 << 23
+# Of PPM whose pixels are written as text, or have another range than 8 or 16 bits: Pillow reads
+# them in Python.
+MAX_PYTHON_PIXELS = 1 << 20
+# As Pillow calls them. Others (LZMA, Zstandard, WebP, old JPEG, scientific ones) are rare, and not
+# in every libtiff.
+TIFF_COMPRESSIONS = (
+    *("raw", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "jpeg"),
+    *("tiff_ccitt", "group3", "group4"),
+)
 # But for padding, stuffed bytes, and what no length follows: TEM, RST, SOI.
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 _END, _SCAN = 0xD9, 0xDA
@@ -25,15 +36,22 @@ _SEQUENTIAL = (0xC0, 0xC1, 0xC3, 0xC9)  # and not progressive
 class ImageError(SampleError):
     """An image is unusable.
 
-    Its reason is `image_empty`, `image_format`, `image_pixels`, `image_scans`, `image_shape` or
-    `image_undecodable`.
+    Its reason is `image_empty`, `image_format`, `image_no_decoder`, `image_parts`, `image_pixels`,
+    `image_scans`, `image_shape` or `image_undecodable`.
     """
 
 
 def pixel_limit(image: Image.Image) -> int:
     """The largest width x height that is decoded of an opened picture's format."""
-    is_plain_jpeg = image.format in ("JPEG", "MPO") and image.mode != "CMYK"
-    return MAX_JPEG_PIXELS if is_plain_jpeg else MAX_PIXELS
+    if image.format in ("JPEG", "MPO"):
+        return MAX_PIXELS if image.mode == "CMYK" else MAX_JPEG_PIXELS
+    if image.format == "JPEG2000":
+        return MAX_JPEG_2000_PIXELS
+    if image.format == "PPM" and image.tile[0][0] != "raw":
+        return MAX_PYTHON_PIXELS
+    if image.format == "TIFF" and image.info["compression"] == "jpeg":
+        return MAX_SCANNED_PIXELS // MAX_SCANS  # libtiff itself refuses strips of more scans
+    return MAX_PIXELS
 
 
 def check_pixels(width: int, height: int, max_pixels: int) -> None:
@@ -92,3 +110,23 @@ def count_scans(data: bytes, limit: int) -> int:
 
 def _byte(data: bytes, position: int) -> int:
     return data[position] if position < len(data) else 0
+
+
+def check_opened(image: Image.Image) -> None:
+    """Refuses an opened picture, none of whose pixels is decoded, for what its pixels are.
+
+    Raises:
+        ImageError: `image_format`.
+    """
+    if image.mode == "F" or (image.format == "TIFF" and image.mode == "I"):
+        raise ImageError(
+            "image_format",
+            f"the pixels of the {image.format} are numbers with a sign, of 32 bits or with a "
+            "fraction: nothing says which is white. Bring them to 8 or 16 bits",
+        )
+    if image.format == "TIFF" and image.info["compression"] not in TIFF_COMPRESSIONS:
+        raise ImageError(
+            "image_format",
+            f"the TIFF is packed by {image.info['compression']!r}; what is read is "
+            f"{', '.join(TIFF_COMPRESSIONS)}",
+        )

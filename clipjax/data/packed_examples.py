@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from clipjax.data.captions import flatten
+from clipjax.data.image_formats import format_of
 from clipjax.data.preprocess import as_pil, decode_image, to_rgb
 from clipjax.data.records import pack_record
 from clipjax.data.source import Example, SampleError
@@ -19,14 +20,6 @@ from clipjax.data.tar_reader import MAX_MEMBER_BYTES, MAX_MEMBERS
 
 FORMATS = {"tar": ".tar", "arrayrecord": ".array_record"}
 MAX_TAR_EXAMPLES = MAX_MEMBERS // 4  # picture, .json, .txt and .cls
-# How the formats begin that shards may hold: extension, offset, bytes there.
-_MAGIC = (
-    ("jpg", 0, b"\xff\xd8\xff"),
-    ("png", 0, b"\x89PNG\r\n\x1a\n"),
-    ("webp", 8, b"WEBP"),
-    ("gif", 0, b"GIF8"),
-    ("bmp", 0, b"BM"),
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,10 +80,10 @@ def encode(image: bytes | np.ndarray | Image.Image, how: Packing) -> tuple[str, 
 
 
 def _extension_of(data: bytes) -> str:
-    for extension, offset, magic in _MAGIC:
-        if data[offset : offset + len(magic)] == magic:
-            return extension
-    raise SampleError("image_format", f"a picture begins with {data[:8]!r}")
+    form = format_of(data)
+    if form is None:
+        raise SampleError("image_format", f"a picture begins with {data[:8]!r}")
+    return form.extensions[0]
 
 
 def write_tar(path: Path, examples: Iterable[list[tuple[str, bytes]]]) -> int:

@@ -8,12 +8,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import PIL
 from PIL import Image
 
-from clipjax.data.image_limits import ImageError, check_pixels, check_scans, pixel_limit
+from clipjax.data.image_formats import FORMATS, format_of, is_readable, other_format_of
+from clipjax.data.image_limits import (
+    ImageError,
+    check_opened,
+    check_pixels,
+    check_scans,
+    pixel_limit,
+)
+from clipjax.data.image_parts import check_parts
 
-# Formats that the web serves and whose decoders are fuzzed; no FITS, EPS, PSD or TIFF.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 # Of an image that is resized before it is cropped: sides of 1 : 300 at 224 pixels.
 MAX_RESIZED_PIXELS = 1 << 24
 INTERPOLATIONS = {
@@ -37,7 +44,8 @@ _KEY_BITS = {"L;2": 2, "L;4": 4, "RGB;16B": 16}
 def decode_image(data: bytes, *, max_pixels: int | None = None) -> Image.Image:
     """Decodes an image to RGB or, where it has transparency, RGBA.
 
-    The header is checked before any pixel is decoded. 16-bit channels keep their high byte,
+    The header is checked before any pixel is decoded: what it may cost is told by
+    `clipjax.data.image_limits`. 16-bit channels keep their high byte,
     palettes and CMYK are converted, the orientation in EXIF, or else in XMP, is applied, an
     animation gives its first frame, colour profiles are ignored as in the published preprocessing.
     The inks of a CMYK JPEG are taken as inverted, with Adobe's marker or without it, as browsers
@@ -53,12 +61,13 @@ def decode_image(data: bytes, *, max_pixels: int | None = None) -> Image.Image:
     Raises:
         ImageError: if it is unusable; `.reason` tells why.
     """
-    if not data:
-        raise ImageError("image_empty", "the image has 0 bytes")
+    name = _readable_format(data)
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        check_parts(name, data)
+        image = Image.open(io.BytesIO(data), formats=(name,))
         check_pixels(*image.size, pixel_limit(image) if max_pixels is None else max_pixels)
-        if data.startswith(b"\xff\xd8"):
+        check_opened(image)
+        if name == "JPEG":
             check_scans(data, image.width * image.height)
         _bring_key_to_8_bits(image)
         image.load()
@@ -71,11 +80,30 @@ def decode_image(data: bytes, *, max_pixels: int | None = None) -> Image.Image:
         raise ImageError("image_pixels", str(error)) from error
     except Image.UnidentifiedImageError as error:
         raise ImageError(
-            "image_format", f"the image is none of {', '.join(FORMATS)}, or its header is damaged"
+            "image_format", f"the header of the {name} image is damaged, or of a kind not read"
         ) from error
     except Exception as error:
         # Decoders meet hostile bytes here and raise a dozen unrelated types for them.
         raise ImageError("image_undecodable", f"{type(error).__name__}: {error}") from error
+
+
+def _readable_format(data: bytes) -> str:
+    """Names the format of an encoded picture; ImageError if it is none that can be read here."""
+    if not data:
+        raise ImageError("image_empty", "the image has 0 bytes")
+    form = format_of(data)
+    if form is not None and is_readable(form):
+        return form.name
+    known = ", ".join(form.name for form in FORMATS)
+    if form is not None:
+        raise ImageError(
+            "image_no_decoder",
+            f"the image is {form.name}, which Pillow {PIL.__version__} as installed here does not "
+            "read: `pip install -U pillow`, or convert it",
+        )
+    if (other := other_format_of(data)) is not None:
+        raise ImageError("image_no_decoder", f"the image is {other}: convert it to one of {known}")
+    raise ImageError("image_format", f"the image is none of {known}: it begins with {data[:8]!r}")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -26,11 +26,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clipjax.data.file_reader import FileReader
+from clipjax.data.image_formats import EXTENSIONS
 from clipjax.data.paths import DataPath
 from clipjax.data.storage import StoredFile, read, read_all
 from clipjax.data.tar_reader import read_members
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
+IMAGE_EXTENSIONS = EXTENSIONS
+# Of these a record holds one. Masks and depth maps stand beside pictures in the other formats, and
+# `?ignore=` says that they are none.
+_ONE_OF = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
 TEXT_EXTENSIONS = ("txt", "json", "cls")
 FORMAT = "clipjax.tar_index/1"
 SUFFIXES = {"first_dot": ".index", "last_dot": ".last_dot.index"}  # by where a key ends
@@ -88,8 +92,8 @@ def make_index(
     for member in read_members(reader, str(file.path)):
         key, extension = split_name(member.name, key_ends)
         parts = records.setdefault(key, {})
-        # A record has one picture, whatever its format, and one file of any other kind.
-        images = IMAGE_EXTENSIONS if extension in IMAGE_EXTENSIONS else (extension,)
+        # A record has one picture of the usual formats, and one file of any other kind.
+        images = _ONE_OF if extension in _ONE_OF else (extension,)
         if twice := next((other for other in images if other in parts), None):
             raise ValueError(
                 f"{file.path} holds the key {key!r} twice: .{twice} and {member.name!r}"

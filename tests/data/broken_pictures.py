@@ -48,6 +48,16 @@ def originals():
         "gif moving": saved(image, "GIF", **moving),
         "bmp": saved(image, "BMP"),
         "bmp palette": saved(image.quantize(16), "BMP"),
+        "avif": saved(image, "AVIF", quality=80, exif=exif),
+        "avif alpha": saved(alpha, "AVIF"),
+        "tiff": saved(image, "TIFF", exif=exif),
+        "tiff deflate": saved(alpha, "TIFF", compression="tiff_adobe_deflate"),
+        "tiff jpeg": saved(image.convert("L"), "TIFF", compression="jpeg"),
+        "tiff 16": saved(deep, "TIFF", compression="tiff_lzw"),
+        "jpeg 2000": saved(image, "JPEG2000"),
+        "jpeg 2000 tiles": saved(image, "JPEG2000", tile_size=(16, 16), no_jp2=True),
+        "ppm": saved(image, "PPM"),
+        "pgm 16": saved(deep, "PPM"),
     }
 
 
@@ -228,6 +238,133 @@ def bombs():
             for name, make in LARGE.items()
         },
         "jpeg of 12 scans, 50 megapixels": (scanned_jpeg(7094, 11), set()),
+        **tiff_bombs(),
+        **jpeg_2000_bombs(),
+        **other_bombs(),
+    }
+
+
+def tiff(tags, body):
+    """A little-endian TIFF: its body, at byte 8, and a directory of (tag, type, count, value)."""
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    head = b"II*\0" + struct.pack("<I", 8 + len(body)) + body
+    return head + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def grey_tiff(size, body, *tags, compression=1, strip=(1, 8), rows=None):
+    """A grey TIFF of one strip or, by its count and place, of many."""
+    width, height = size
+    strips = () if strip is None else ((273, 4, *strip), (278, 4, 1, rows or height))
+    common = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (259, 3, 1, compression)]
+    common += [
+        (262, 3, 1, 1),
+        (277, 3, 1, 1),
+        *strips,
+        (279, 4, strip[0] if strip else 1, len(body)),
+    ]
+    return tiff(sorted([*common, *tags]), body)
+
+
+def tiff_bombs():
+    zeros, parts = packed_zeros(1 << 28), {"image_parts"}
+    tiles = ((322, 4, 1, 1 << 14), (323, 4, 1, 1 << 14), (324, 4, 1, 8))
+    places = struct.pack("<I", 8) * 100_000
+    at, pixels = 8 + 90_000, bytes(90_000)
+    scans = scanned_jpeg(2000, 150)
+    many = b"".join(struct.pack("<HHII", 40_000 + i, 1, 1 << 20, 8) for i in range(20_000))
+    return {
+        "tiff, a tile of 16,384 squared": (
+            grey_tiff((16, 16), zeros, *tiles, compression=8, strip=None),
+            {"image_pixels"},
+        ),
+        "tiff of 100,000 strips": (
+            grey_tiff((1, 100_000), bytes(at - 8) + places, strip=(100_000, at), rows=1),
+            parts,
+        ),
+        "tiff of 100,000 strips in one place": (
+            grey_tiff((300, 300), pixels + places, strip=(100_000, at), rows=299),
+            parts,
+        ),
+        "tiff of 30,000 strips of a tile each": (
+            grey_tiff((300, 300), pixels + places, strip=(30_000, at), rows=299),
+            parts,
+        ),
+        "tiff of 30,000 squared": (grey_tiff((30_000, 30_000), bytes(9)), {"image_pixels"}),
+        "tiff, 150 scans": (grey_tiff((2000, 2000), scans, compression=7), {"image_undecodable"}),
+        "tiff, JPEG of 8 megapixels": (
+            grey_tiff((4000, 2000), scans, compression=7),
+            {"image_pixels"},
+        ),
+        "tiff, 20,000 tags of a megabyte": (
+            b"II*\0" + struct.pack("<I", 8 + (1 << 20)) + bytes(1 << 20)
+            + struct.pack("<H", 20_000) + many + bytes(4),
+            {"image_format"},
+        ),
+        "tiff, a tag twice": (grey_tiff((9, 9), bytes(81), (256, 4, 1, 1 << 20)), parts),
+    }  # fmt: skip
+
+
+def codestream(
+    size,
+    *,
+    tile=None,
+    colours=1,
+    layers=1,
+    levels=5,
+    block=4,
+    precincts=b"",
+    more=b"",
+    in_part=b"",
+    at=0,
+):
+    """A JPEG 2000 codestream of empty packets."""
+
+    def marked(marker, content):
+        return struct.pack(">HH", marker, len(content) + 2) + content
+
+    width, height = size
+    place = (width + at, height + at, at, at, *(tile or (width + at, height + at)), 0, 0)
+    sizes = struct.pack(">H8IH", 0, *place, colours) + b"\x07\1\1" * colours
+    style = struct.pack(">BBHB", bool(precincts), 0, layers, 0)
+    codes = style + bytes([levels, block, block, 0, 1]) + precincts
+    steps = b"\x40" + bytes([8 << 3]) * (3 * levels + 1)
+    head = marked(0xFF51, sizes) + marked(0xFF52, codes) + marked(0xFF5C, steps) + more
+    body = in_part + b"\xff\x93" + bytes(100)
+    part = struct.pack(">HHHIBB", 0xFF90, 10, 0, 12 + len(body), 0, 1) + body
+    return b"\xff\x4f" + head + part + b"\xff\xd9"
+
+
+def jpeg_2000_bombs():
+    parts = {"image_parts"}
+    tiny = {"levels": 0, "precincts": b"\0"}
+    in_jp2 = bytearray(originals()["jpeg 2000"])
+    place = in_jp2.index(b"\xff\x51") + 6
+    in_jp2[place : place + 8] = struct.pack(">II", 30_000, 30_000)
+    codes = struct.pack(">HHBBHBBBBBBB", 0xFF52, 13, 1, 0, 1, 0, 0, 4, 4, 0, 1, 0)
+    colour = struct.pack(">HHBBBBBBBB", 0xFF53, 10, 0, 1, 0, 4, 4, 0, 1, 0)
+    return {
+        "jpeg 2000 of 30,000 squared": (codestream((30_000, 30_000)), {"image_pixels"}),
+        "jpeg 2000 of 8 megapixels": (codestream((4096, 2048), colours=4), set()),
+        "jpeg 2000 of 9 megapixels": (codestream((4096, 2200)), {"image_pixels"}),
+        "jpeg 2000, a box that says less": (bytes(in_jp2), {"image_pixels"}),
+        "jpeg 2000 of 65,025 tiles": (codestream((255, 255), tile=(1, 1), colours=4), parts),
+        "jpeg 2000, far from its tiles": (codestream((9, 9), tile=(1, 1), at=1 << 30), parts),
+        "jpeg 2000 of a million precincts": (codestream((1024, 1024), **tiny), parts),
+        "jpeg 2000, those of a part": (codestream((1024, 1024), levels=0, in_part=codes), parts),
+        "jpeg 2000, those of a colour": (codestream((1024, 1024), levels=0, more=colour), parts),
+        "jpeg 2000 of 65,535 layers": (codestream((512, 512), layers=65_535), parts),
+        "jpeg 2000, blocks of 4 x 4": (codestream((2048, 2048), block=0), parts),
+        "jpeg 2000 of 16,000 colours": (codestream((64, 64), colours=16_000), parts),
+    }
+
+
+def other_bombs():
+    pixels = {"image_pixels"}
+    return {
+        "ppm of 30,000 squared": (b"P6 30000 30000 255\n" + bytes(99), pixels),
+        "ppm in words, 2 megapixels": (b"P3 2000 1000 255\n" + b"0 " * 99, pixels),
+        "ppm of 200 greys, 2 megapixels": (b"P5 2000 1000 200\n" + bytes(99), pixels),
+        "ppm that ends": (b"P6 7680 4320 255\n" + bytes(99), {"image_undecodable"}),
     }
 
 

@@ -17,7 +17,8 @@ from clipjax.data import preprocess as module
 from clipjax.data.bad_examples import BadCount
 
 LIMIT_S = 1.0  # of CPU time, as the machine may be busy
-REASONS = {"image_empty", "image_format", "image_pixels", "image_scans", "image_undecodable"}
+REASONS = {"image_empty", "image_format", "image_no_decoder", "image_parts", "image_pixels"}
+REASONS |= {"image_scans", "image_undecodable"}
 SIDE = 16
 # Pillow warns of what it reads nevertheless; a run goes on then, and so does this.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
@@ -144,7 +145,7 @@ def plain(data):
         image = ImageOps.exif_transpose(image)
     except Exception:  # damage to the EXIF block alone
         image = image.copy()
-    if image.mode == "I;16":
+    if image.mode in ("I", "I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     pixels = np.asarray(image.convert("RGB" if image.mode == "CMYK" else "RGBA")).astype(float)
     alpha = pixels[..., 3:] / 255 if pixels.shape[2] == 4 else 1

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from absl import logging
 
+from clipjax.data import image_formats
 from clipjax.data.captions import as_lines, check_how
 from clipjax.data.labels import labels_of_numbers, numbers_of
 from clipjax.data.paths import DataPath, data_path
@@ -17,7 +18,7 @@ from clipjax.data.retrying import is_wrong_path
 from clipjax.data.source import Example, SampleError
 from clipjax.data.storage import StoredFile, is_folder, list_files, read_all
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+EXTENSIONS = tuple(f".{extension}" for extension in image_formats.EXTENSIONS)
 LAYOUTS = ("auto", "classes", "captions")
 SPLITS = frozenset(("train", "training", "val", "valid", "validation", "test", "testing"))
 _ARCHIVED = "__MACOSX"  # where macOS keeps what it knows of the files of an archive

@@ -126,12 +126,13 @@ class TarMembers:
         """Chooses the files of a record that are read: `image`, and those of its text and label.
 
         Raises:
-            SampleError: `missing_image` or `missing_text`.
+            SampleError: `missing_image`, `several_images` or `missing_text`.
         """
         parts = {name: part for name, part in record.parts.items() if name not in self.ignored}
         image = self.image_of(record)
         if image is None:
             raise SampleError("missing_image", "the shard has no picture of this key", key)
+        self._check_one_image(parts, key)
         wanted = {"image": image}
         texts = [name for name in self.text_extensions if name in parts]
         if not self.texts:
@@ -142,6 +143,18 @@ class TarMembers:
         if len(wanted) == 1:
             raise SampleError("missing_text", "the shard has no caption of this key", key)
         return wanted
+
+    def _check_one_image(self, parts: Mapping[str, Part], key: str) -> None:
+        names = [name for name in self.images if name in parts]
+        named_itself = self.image_field is not None and names[0] == self.images[0]
+        if len(names) > 1 and not named_itself:
+            raise SampleError(
+                "several_images",
+                f"the shard has several pictures of this key, .{' and .'.join(names)}: say which "
+                f"is none, as by ?ignore={names[-1]}, or which is the picture, by "
+                f"?image_field={names[0]}",
+                key,
+            )
 
     def text_and_label(self, files: Mapping[str, bytes], key: str) -> dict[str, Any]:
         """Reads `text`, and `label` where there is one, from the files of a record.
