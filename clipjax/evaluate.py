@@ -61,6 +61,7 @@ def evaluate_checkpoint(
     class_names: str = "",
     batch_size: int = 256,
     plugins: Sequence[str] = (),
+    tokenizer: str | os.PathLike[str] | None = None,
 ) -> dict[str, float]:
     """Evaluates any checkpoint on datasets named by SPEC; the checkpoint is all it takes.
 
@@ -72,6 +73,7 @@ def evaluate_checkpoint(
         class_names: a name or a file; by default the dataset's own.
         batch_size: over all devices.
         plugins: modules of yours that the checkpoint may name; it has no other imported.
+        tokenizer: file of its vocabulary, for a checkpoint that has none inside.
 
     Returns:
         `<kind>/<dataset>/<metric>` -> value, and `step`.
@@ -83,7 +85,9 @@ def evaluate_checkpoint(
     templates = templates or next(used, "simple")
     sources = {where: make_source(where) for where in (*zero_shot, *retrieval)}
     mesh = make_mesh({"data": -1})
-    encoder = Encoder.from_checkpoint(step_dir, mesh=mesh, batch_size=batch_size, plugins=plugins)
+    encoder = Encoder.from_checkpoint(
+        step_dir, mesh=mesh, batch_size=batch_size, plugins=plugins, tokenizer=tokenizer
+    )
     common = {
         "encode_image_fn": encoder.encode_fns.image,
         "encode_text_fn": encoder.encode_fns.text,

@@ -29,6 +29,7 @@ from clipjax.checkpoint.tokenizer import (
     MissingTokenizer,
     attach_tokenizer,
     load_tokenizer,
+    needs_file,
     spec_in,
     without_tokenizer,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "load_variables",
     "make_contract",
     "matching_leaves",
+    "needs_file",
     "read_manifest",
     "rename_leaves",
     "resolve_checkpoint",

@@ -22,7 +22,9 @@ def main(argv: list[str]) -> int:
         raise ValueError("name one or more image files behind the flags")
     from clipjax.inference import Encoder
 
-    encoder = Encoder.from_checkpoint(_CHECKPOINT.value, plugins=opening.plugins())
+    encoder = Encoder.from_checkpoint(
+        _CHECKPOINT.value, plugins=opening.plugins(), tokenizer=opening.tokenizer()
+    )
     width = max(len(label) for label in labels)
     for image, ranked in zip(
         images, encoder.classify(images, labels, _TEMPLATES.value), strict=True

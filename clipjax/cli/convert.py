@@ -23,9 +23,6 @@ _ACTIVATION = flags.DEFINE_enum(
     ["quick_gelu", "gelu", "gelu_tanh"],
     "Activation, where the file alone cannot say.",
 )
-_TOKENIZER = flags.DEFINE_string(
-    "tokenizer", None, "File of the tokenizer's vocabulary, where the weights come without it."
-)
 _WHICH = flags.DEFINE_string(
     "which", None, "Key of the weights, in a file that holds several sets: state_dict_ema."
 )
@@ -67,7 +64,7 @@ def main(argv: list[str]) -> int:
             lora_alpha=_LORA_ALPHA.value,
             plugins=opening.plugins(),
         ),
-        tokenizer=_TOKENIZER.value,
+        tokenizer=opening.tokenizer(),
     )
     rows = [("format", done.source_format), ("model", done.model)]
     rows += [("taken", note) for note in done.notes]

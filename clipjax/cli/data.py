@@ -188,7 +188,9 @@ def score(spec: str) -> int:
     new_file(_OUT.value)  # before the model is loaded
     check_writable(data_path(_OUT.value))
     source = make_source(spec)
-    encoder = Encoder.from_checkpoint(_CHECKPOINT.value, plugins=opening.plugins())
+    encoder = Encoder.from_checkpoint(
+        _CHECKPOINT.value, plugins=opening.plugins(), tokenizer=opening.tokenizer()
+    )
     unusable: Counter[str] = Counter()
     with tqdm(total=len(source), unit="pair", disable=None) as bar:
 

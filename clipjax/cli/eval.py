@@ -40,6 +40,7 @@ def main(argv: list[str]) -> int:
         class_names=_CLASSES.value,
         batch_size=_BATCH_SIZE.value,
         plugins=opening.plugins(),
+        tokenizer=opening.tokenizer(),
     )
     if not distributed.is_lead():
         return 0

@@ -1,4 +1,4 @@
-"""Flags of the verbs that open checkpoints: which code of the user's own they may name."""
+"""Flags of the verbs that open checkpoints: what a checkpoint may not reach for by itself."""
 
 import os
 
@@ -14,6 +14,9 @@ _PLUGIN = flags.DEFINE_multi_string(
     "Module of your own that the checkpoint may name, my_lab.towers; several are separated by "
     "commas, or the flag is given again.",
 )
+_TOKENIZER = flags.DEFINE_string(
+    "tokenizer", None, "File of the tokenizer's vocabulary, where the weights come without it."
+)
 
 
 def plugins() -> tuple[str, ...]:
@@ -28,8 +31,16 @@ def plugins() -> tuple[str, ...]:
     return check_plugins(names)
 
 
-def add_plugins(config: ConfigDict) -> None:
-    """Adds --plugin to config.plugins."""
-    if names := plugins():
-        with config.unlocked():
+def tokenizer() -> str | None:
+    """The file of --tokenizer."""
+    return _TOKENIZER.value
+
+
+def put_into(config: ConfigDict) -> None:
+    """Adds --plugin to config.plugins, and makes --tokenizer config.model.tokenizer.model."""
+    with config.unlocked():
+        if names := plugins():
             config.plugins = (*config.get("plugins", ()), *names)
+        if tokenizer() is not None:
+            options = config.model.get("tokenizer") or {}
+            config.model.tokenizer = ConfigDict({**options, "model": tokenizer()})

@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
 
     topology = planning.make_topology(_TOPOLOGY.value)
     config = _CONFIG.value
-    opening.add_plugins(config)
+    opening.put_into(config)
     if not config.data.source:
         with config.unlocked():
             config.data.source = "synthetic:1"  # a plan reads no data, whatever its source

@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
     for flag in (_CONFIG, _WORKDIR):
         if not flag.value:
             raise ValueError(f"--{flag.name} is missing: --config configs/x.py --workdir DIR")
-    opening.add_plugins(_CONFIG.value)
+    opening.put_into(_CONFIG.value)
     validate(_CONFIG.value)  # a typo is found before a pod is joined
     distributed.initialize(_DISTRIBUTED.value)
     # Only now: these import what uses JAX, and joining a cluster has to come before any use of it.

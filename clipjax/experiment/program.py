@@ -123,7 +123,8 @@ def model_spec(config: ConfigDict) -> dict[str, Any]:
     step_dir = choose_step(config.init.checkpoint).step_dir
     del model["name"]
     contract = read_manifest(step_dir).contract
-    found = spec_in(step_dir, contract, plugins=model_plugins(config))
+    file = (model.get("tokenizer") or {}).get("model")
+    found = spec_in(step_dir, contract, plugins=model_plugins(config), tokenizer=file)
     return resolve_spec(model, base=found)
 
 

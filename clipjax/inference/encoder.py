@@ -90,13 +90,19 @@ class Encoder:
 
     @classmethod
     def from_checkpoint(
-        cls, path: str | os.PathLike[str], *, plugins: Sequence[str] = (), **options: Any
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        plugins: Sequence[str] = (),
+        tokenizer: str | os.PathLike[str] | None = None,
+        **options: Any,
     ) -> "Encoder":
         """Builds the encoder that a checkpoint describes.
 
         Args:
             path: a workdir, its `checkpoints` folder, or one step's folder.
             plugins: modules of yours that the checkpoint may name; it has no other imported.
+            tokenizer: file of its vocabulary, for a checkpoint that has none inside.
             **options: mesh, batch_size, dtype; see the class.
 
         Raises:
@@ -106,11 +112,12 @@ class Encoder:
         """
         step_dir = resolve_checkpoint(path)
         plugins = check_plugins(plugins, path="plugins")
-        spec = spec_in(step_dir, read_manifest(step_dir).contract, plugins=plugins)
-        tokenizer = load_tokenizer(step_dir, plugins=plugins)
+        trusted = {"plugins": plugins, "tokenizer": tokenizer}
+        spec = spec_in(step_dir, read_manifest(step_dir).contract, **trusted)
+        made = load_tokenizer(step_dir, **trusted)
         # Stacked is how the model is built here, however it was trained.
         params = load_variables(step_dir, stack_layers)
-        return cls(spec, params, tokenizer=tokenizer, plugins=plugins, **options)
+        return cls(spec, params, tokenizer=made, plugins=plugins, **options)
 
     def encode_image(self, images: Iterable[ImageLike]) -> np.ndarray:
         """Embeds images.

@@ -1,6 +1,6 @@
 """The format `clipjax`: this package's own checkpoints, read leaf by leaf and written so."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ from clipjax.checkpoint import (
     StreamedLeaf,
     attach_tokenizer,
     choose_step,
+    load_tokenizer,
     make_contract,
+    needs_file,
     read_manifest,
     spec_in,
     verify_files,
@@ -52,7 +54,10 @@ def read(path: Path, hints: Hints) -> Weights:
         step_dir = choice.step_dir
         manifest = read_manifest(step_dir)
         verify_files(step_dir, manifest.files)
-        spec = spec_in(step_dir, manifest.contract, plugins=hints.plugins)
+        trusted = {"plugins": hints.plugins, "tokenizer": hints.tokenizer}
+        spec = spec_in(step_dir, manifest.contract, **trusted)
+        if hints.tokenizer is not None:
+            load_tokenizer(step_dir, **trusted)  # the file has to be the one it was trained with
     except (DamagedCheckpointError, KeyError, TypeError) as error:
         raise WeightFileError(f"{path} is a damaged checkpoint: {error}") from error
     check_spec(spec, where=str(step_dir), plugins=hints.plugins)
@@ -115,14 +120,6 @@ def _contract(spec: dict[str, Any], weights: Weights) -> tuple[dict[str, Any], d
             )
         return attach_tokenizer(make_contract({**spec, "tokenizer": tokenizer}, built.contract()))
     return without_tokenizer(make_contract(spec, {})), {}
-
-
-def needs_file(tokenizer: Mapping[str, Any]) -> bool:
-    """Whether a tokenizer's spec lacks the file that it cannot do without."""
-    return tokenizer.get("model") is None and tokenizer["name"] in (
-        "sentencepiece",
-        "tokenizer_json",
-    )
 
 
 def _streamed(name: str, shape: tuple[int, ...], weights: Weights) -> StreamedLeaf:

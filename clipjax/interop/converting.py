@@ -7,8 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
-from clipjax.checkpoint import choose_step
-from clipjax.interop.clipjax_checkpoint import needs_file
+from clipjax.checkpoint import choose_step, needs_file
 from clipjax.interop.files import file_kind
 from clipjax.interop.files.atomic import check_new, new_path
 from clipjax.interop.formats import FORMATS, WRITTEN
@@ -75,10 +74,11 @@ def convert_weights(
     if target_format not in WRITTEN:
         raise ValueError(f"--format {target_format!r}: formats to write are {', '.join(WRITTEN)}")
     check_new(target)
-    hints = hints or Hints()
+    hints = dataclasses.replace(hints or Hints(), tokenizer=tokenizer)
     found = recognise(source, hints)
     weights = FORMATS[found].read(source, hints)
-    weights = _with_tokenizer(weights, tokenizer)
+    if found != "clipjax":  # which knows the SHA-256 of the file that it wants
+        weights = _with_tokenizer(weights, tokenizer)
     _check_leaves(weights)
     _check_space(weights, target)
     digests = _digests(source, found)

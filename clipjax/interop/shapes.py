@@ -21,8 +21,7 @@ def check_spec(spec: Mapping[str, Any], *, where: str, plugins: Sequence[str] = 
     """Checks that a spec from a file is whole and names nothing but towers of ours and plug-ins.
 
     Raises:
-        WeightFileError: names what is missing or unknown.
-        ValueError: it names a module that is no plug-in.
+        WeightFileError: names what is missing, unknown, or a module that is no plug-in.
     """
     missing = [field for field in SPEC_FIELDS if field not in spec]
     if missing:
@@ -31,7 +30,10 @@ def check_spec(spec: Mapping[str, Any], *, where: str, plugins: Sequence[str] = 
     for field, table in tables.items():
         name = spec[field].get("name") if isinstance(spec[field], Mapping) else None
         if isinstance(name, str) and ":" in name:
-            check_name(name, plugins, path=f"{where}: {field}")
+            try:
+                check_name(name, plugins, path=f"{where}: {field}")
+            except ValueError as error:
+                raise WeightFileError(str(error)) from error
         elif name not in table:
             raise WeightFileError(
                 f"{where}: {field}.name is {str(name)[:80]!r}; converted are {', '.join(table)}"

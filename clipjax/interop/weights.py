@@ -29,6 +29,7 @@ class Hints:
         ignore: `--ignore`: regular expressions of names (renamed) to leave out.
         lora: `--lora`: a file or directory of peft's, whose differences are added.
         lora_alpha: `--lora_alpha`: their scale is this by their rank.
+        tokenizer: `--tokenizer`: file of the tokenizer's vocabulary.
     """
 
     model: str | None = None
@@ -40,6 +41,7 @@ class Hints:
     ignore: tuple[str, ...] = ()
     lora: str | os.PathLike[str] | None = None
     lora_alpha: float | None = None
+    tokenizer: str | os.PathLike[str] | None = None
 
     def of_names(self) -> list[str]:
         """The flags given that are about the names and the sets of a file of other packages."""

@@ -123,6 +123,13 @@ def test_a_checkpoint_without_its_vocabulary_says_so_when_texts_come(tmp_path, k
     assert isinstance(tokenizer, MissingTokenizer)
     with pytest.raises(ValueError, match="--tokenizer FILE"):
         tokenizer(["a dog"])
+    given = load_tokenizer(tmp_path / "c" / "1", tokenizer=source)
+    assert given(["a red circle"]).shape == (1, 64)
+    contract["model"]["text"] = {**contract["model"]["text"], "vocab_size": 7}
+    with CheckpointManager(tmp_path / "d", metadata={**kit.metadata, "contract": contract}) as m:
+        m.save(1, kit.make_state(1))
+    with pytest.raises(ValueError, match="not its vocabulary"):
+        load_tokenizer(tmp_path / "d" / "1", tokenizer=source)
 
 
 @pytest.mark.parametrize("part", ["image", "text", "tokenizer"])

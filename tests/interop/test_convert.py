@@ -322,8 +322,10 @@ def test_weights_without_their_vocabulary_take_images_only(tmp_path, vocabulary)
     small = write(tmp_path, weights_of(merge(SIGLIP, {"text": {"vocab_size": 8}})), "small")
     with pytest.raises(ValueError, match=r"has 8: spiece\.model is not its vocabulary"):
         convert_weights(small, tmp_path / "x", "clipjax", tokenizer=vocabulary)
-    with pytest.raises(ValueError, match="here already"):
-        convert_weights(tmp_path / "with", tmp_path / "x", "clipjax", tokenizer=vocabulary)
+    other = tmp_path / "other.model"
+    other.write_bytes(vocabulary.read_bytes() + b"\0")
+    with pytest.raises(ValueError, match=r"not what .* was trained with|not a SentencePiece"):
+        convert_weights(tmp_path / "with", tmp_path / "x", "clipjax", tokenizer=other)
     with pytest.raises(ValueError, match="no such file"):
         convert_weights(start, tmp_path / "x", "clipjax", tokenizer=tmp_path / "nothing")
 
@@ -459,7 +461,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
 def test_a_spec_of_a_file_names_no_code(field, name):
     """A config may name a class of any module; a file from elsewhere may not."""
     spec = {**CLIP, field: {**CLIP[field], "name": name}}
-    with pytest.raises(WeightFileError, match=f"{field}.name is"):
+    with pytest.raises(WeightFileError, match=rf"{field}\.name (is|=) "):
         expected_shapes(spec)
 
 
@@ -473,7 +475,7 @@ def test_a_checkpoint_that_names_code_is_refused(tmp_path):
     contract = json.loads(json.dumps(manifest.contract))
     contract["model"]["image"] = {"name": "os:mkdir", "path": str(tmp_path / "canary")}
     manifests.write_manifest(step_dir, dataclasses.replace(manifest, contract=contract))
-    with pytest.raises(WeightFileError, match="'os:mkdir'"):
+    with pytest.raises(ValueError, match=r"'os:mkdir'.*--plugin"):
         convert_weights(start, tmp_path / "out", "clipjax")
     assert remains(tmp_path, "start") == []
 

@@ -179,7 +179,7 @@ def picture(tmp_path):
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def kit():
     """The helpers of this file, for tests that cannot import it by name."""
 
