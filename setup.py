@@ -67,6 +67,7 @@ setup(
         "interop": [
             "diffusers>=0.35",
             "open_clip_torch>=2.30",
+            "peft>=0.17",
             "torch>=2.10",
             "transformers>=4.57",
         ],

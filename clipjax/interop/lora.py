@@ -39,7 +39,7 @@ _NO_MATTER = """
     auto_mapping base_model_name_or_path bias corda_config ensure_weight_tying eva_config
     exclude_modules inference_mode layers_pattern layers_to_transform loftq_config lora_dropout
     megatron_config megatron_core modules_to_save peft_version qalora_group_size revision
-    runtime_config target_modules target_parameters task_type
+    runtime_config target_modules task_type
 """
 
 Tensors = dict[str, LazyTensor]

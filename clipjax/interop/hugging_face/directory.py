@@ -68,7 +68,7 @@ def read(path: Path, hints: Hints) -> Weights:
     tensors = source.tensors
     leaves = convert(family.leaves(spec), tensors, spec, ignored=family.ignored, where=str(weights))
     ignored = tuple(sorted([*filter(family.ignored, tensors), *source.ignored]))
-    return Weights(spec, leaves, files, f"hf {path}", ignored, source.notes)
+    return Weights(spec, leaves, files, f"hf {path}", ignored, notes=source.notes)
 
 
 def write(path: Path, weights: Weights) -> None:
