@@ -10,10 +10,11 @@ import functools
 import importlib
 import inspect
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import types
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, get_args
 
-from clipjax.config import hint
+from clipjax.ranges import FieldError, Number, hint, is_list, show
 
 ANY_MODULE = ("*",)
 
@@ -65,16 +66,54 @@ def build(
     Raises:
         ValueError: an unknown name, an unknown key, or a missing one.
     """
-    arguments = dict(spec)
-    name = arguments.pop("name", None)
-    constructor = resolve(name, table, path=path, plugins=plugins)
+    constructor = check_spec(spec, table, path=path, plugins=plugins, runtime=runtime)
+    arguments = {key: value for key, value in spec.items() if key != "name"}
     parameters = inspect.signature(constructor).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+    if not _takes_any(parameters):
+        # A runtime argument that this constructor does not take is not for it.
+        runtime = {k: v for k, v in runtime.items() if k in parameters}
+    try:
+        return constructor(**arguments, **runtime)
+    except FieldError as error:
+        raise ValueError(f"{path}.{error}") from error
+    except ValueError as error:
+        if type(error) is not ValueError or not path.startswith("config") or path in str(error):
+            raise
+        raise ValueError(f"{path}: {error}") from error
+
+
+def check_spec(
+    spec: Mapping[str, Any],
+    table: Mapping[str, Any],
+    *,
+    path: str = "config",
+    plugins: Sequence[str] = (),
+    runtime: Iterable[str] = (),
+) -> Any:
+    """Checks all that can be known of a spec before it is built.
+
+    Its keys are compared with the constructor's signature, its values with the signature's
+    annotations and, where the constructor has them, with its `ranges` (see `clipjax.ranges`).
+
+    Args:
+        spec, table, path, plugins: as for `build`.
+        runtime: names of arguments that do not come from the config.
+
+    Returns:
+        The constructor.
+
+    Raises:
+        ValueError: an unknown name, an unknown key, a missing one, or a value that is not allowed.
+    """
+    constructor = resolve(spec.get("name"), table, path=path, plugins=plugins)
+    given = {key: value for key, value in spec.items() if key != "name"}
+    parameters = inspect.signature(constructor).parameters
+    if not _takes_any(parameters):
         accepted = [k for k in parameters if k not in runtime and k not in ("parent", "name")]
-        for key in arguments:
+        for key in given:
             if key not in accepted:
                 raise ValueError(
-                    f"{path}.{key} is not a field of {name!r}; "
+                    f"{path}.{key} is not a field of {spec['name']!r}; "
                     f"its fields are {', '.join(accepted) or 'none'}{hint(key, accepted)}"
                 )
         missing = [
@@ -82,14 +121,77 @@ def build(
             for k, p in parameters.items()
             if p.default is p.empty
             and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
-            and k not in arguments
+            and k not in given
             and k not in runtime
         ]
         if missing:
-            raise ValueError(f"{path} ({name!r}) lacks {', '.join(missing)}; add it to the config")
-        # A runtime argument that this constructor does not take is not for it.
-        runtime = {k: v for k, v in runtime.items() if k in parameters}
-    return constructor(**arguments, **runtime)
+            raise ValueError(
+                f"{path} ({spec['name']!r}) lacks {', '.join(missing)}; add it to the config"
+            )
+    ranges = getattr(constructor, "ranges", {})
+    for key, value in given.items():
+        if key in ranges:
+            ranges[key].check(value, f"{path}.{key}")
+    check_values(constructor, given, path)
+    return constructor
+
+
+def _takes_any(parameters: Mapping[str, inspect.Parameter]) -> bool:
+    return any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+# What an argument may hold, by the annotation of the constructor's parameter.
+_VALUES = {
+    bool: "true or false",
+    float: "a number",
+    int: "a whole number",
+    str: "a text",
+    Sequence[str]: "a list of texts",
+    types.NoneType: None,
+}
+
+
+def check_values(
+    constructor: Any, arguments: Mapping[str, Any], path: str, *, note: str = ""
+) -> None:
+    """Compares arguments with a constructor's annotations, as far as these are plain.
+
+    Args:
+        constructor: a class or a function.
+        arguments: name -> value.
+        path: where they stand, for messages.
+        note: what a message says about a text that is none.
+
+    Raises:
+        ValueError: one does not fit.
+    """
+    for name, parameter in inspect.signature(constructor).parameters.items():
+        annotation = parameter.annotation
+        kinds = get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+        if name not in arguments or not all(_is_plain(kind) for kind in kinds):
+            continue
+        value = arguments[name]
+        if not any(_fits(value, kind) for kind in kinds):
+            allowed = " or ".join(_VALUES[kind] for kind in kinds if _VALUES[kind])
+            more = note if str in kinds else ""
+            raise ValueError(f"{path}.{name} = {show(value)}: expected {allowed}{more}")
+
+
+def _is_plain(kind: Any) -> bool:
+    try:
+        return kind in _VALUES
+    except TypeError:  # an annotation without a hash
+        return False
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if kind == Sequence[str]:
+        return is_list(value) and all(isinstance(part, str) for part in value)
+    if isinstance(value, bool):
+        return kind is bool
+    if kind is float:
+        return Number().accepts(value)
+    return isinstance(value, kind)
 
 
 def resolve(name: Any, table: Mapping[str, Any], *, path: str, plugins: Sequence[str] = ()) -> Any:

@@ -234,6 +234,25 @@ class Optional:
 
 
 @dataclasses.dataclass(frozen=True)
+class AnyOf:
+    """One of several rules."""
+
+    rules: tuple[Rule, ...]
+
+    def check(self, value: Any, path: str) -> None:
+        """Raises ValueError unless the value keeps to one of the rules."""
+        for rule in self.rules:
+            try:
+                return rule.check(value, path)
+            except ValueError:
+                continue
+        raise ValueError(f"{path} = {show(value)}: expected {self}")
+
+    def __str__(self) -> str:
+        return ", or ".join(map(str, self.rules))
+
+
+@dataclasses.dataclass(frozen=True)
 class Free:
     """What the thing that is built from it checks; `about` says what that is."""
 

@@ -37,7 +37,7 @@ SIBLINGS = {
 }
 # Floor F0 is a set of small modules; these pairs are the only ones that may know each other.
 SIBLINGS |= {
-    ("building", "config"),
+    ("building", "ranges"),
     ("config", "array_types"),
     ("config", "config_fields"),
     ("config", "ranges"),

@@ -26,7 +26,7 @@ from clipjax.data.preprocess import decode_image
 from clipjax.data.records import RecordFile, read_manifest
 from clipjax.data.retrying import StorageError
 from clipjax.data.source import DataSource, SampleError, split_options
-from clipjax.data.sources import check_values, make_source
+from clipjax.data.sources import check_options, make_source
 from clipjax.data.sources.mix import read_specs, whole_weights
 from clipjax.data.sources.tar import TarShards
 from clipjax.data.sources.tar_members import TarMembers
@@ -154,7 +154,7 @@ def _tar_members(options: Mapping[str, Any], files: Sequence[StoredFile]) -> Tar
     options = dict(options)
     if isinstance(options.get("class_names"), str):
         options["class_names"] = load_class_names(options["class_names"])
-    check_values(TarShards, options, "data.source")
+    check_options(TarShards, options, "data.source")
     if options.get("class_names") is None:
         beside = read_beside(files)
         options["class_names"] = beside.class_names if beside else packed_class_names(files)

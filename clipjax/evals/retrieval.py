@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from clipjax.evals.encoding import EncodeFn, RowLayout, embed_fn, place_params, 
 from clipjax.evals.reading import ImageBatch, ImageReader, check_bad
 from clipjax.metrics import empty_topk, merge_topk, retrieval_hits
 from clipjax.partitioning import batch_sharding, replicated
+from clipjax.ranges import Many, Rule, Text, check_fields, whole
 
 __all__ = ["Retrieval"]
 
@@ -56,12 +57,16 @@ class Retrieval:
     max_bad: int = 0
     name: str = "retrieval"
 
+    ranges: ClassVar[Mapping[str, Rule]] = {
+        "ks": Many(whole(), "whole numbers from 1", at_least=1),
+        "batch_size": whole(),
+        "max_bad": whole(0),
+        "name": Text(),
+    }
+
     def __post_init__(self) -> None:
+        check_fields(self, self.ranges)
         object.__setattr__(self, "ks", tuple(self.ks))
-        if not self.ks or min(self.ks) < 1:
-            raise ValueError(
-                f"{self.name}: ks is {self.ks}; give one or more numbers of at least 1"
-            )
         if len(self.source) < 1:
             raise ValueError(f"{self.name}: the source is empty; there is nothing to evaluate")
 

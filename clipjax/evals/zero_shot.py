@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from clipjax.evals.templates import fill_templates, load_templates
 from clipjax.evals.zero_shot_classifier import average_prompts
 from clipjax.metrics import count_per_class, mean_per_class_recall, topk_hits
 from clipjax.partitioning import replicated
+from clipjax.ranges import AnyOf, Group, Many, Optional, Rule, Text, check_fields, whole
 
 __all__ = ["Prediction", "ZeroShot"]
 
@@ -102,7 +103,18 @@ class ZeroShot:
     max_bad: int = 0
     name: str = "zero_shot"
 
+    ranges: ClassVar[Mapping[str, Rule]] = {
+        "templates": AnyOf(
+            (Text("a name or a file"), Many(Text(), "texts"), Group("class -> its prompts"))
+        ),
+        "class_names": Optional(Many(Text(), "texts"), "the source's"),
+        "batch_size": whole(),
+        "max_bad": whole(0),
+        "name": Text(),
+    }
+
     def __post_init__(self) -> None:
+        check_fields(self, self.ranges)
         names = self.class_names
         if names is None:
             names = getattr(self.source, "class_names", None)

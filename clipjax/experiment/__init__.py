@@ -6,7 +6,14 @@ is not there. `build_experiment` (run.py) adds the data, the evaluations (evalua
 parameters to start from (start.py).
 """
 
-from clipjax.experiment.program import Program, build_program
+from clipjax.experiment.program import Program, build_program, check_config
 from clipjax.experiment.run import Experiment, build_experiment, config_hash
 
-__all__ = ["Experiment", "Program", "build_experiment", "build_program", "config_hash"]
+__all__ = [
+    "Experiment",
+    "Program",
+    "build_experiment",
+    "build_program",
+    "check_config",
+    "config_hash",
+]

@@ -15,14 +15,22 @@ from ml_collections import ConfigDict
 from clipjax import partitioning
 from clipjax.building import check_plugins, outside_names
 from clipjax.checkpoint import choose_step, read_manifest, spec_in
-from clipjax.config import hint, to_plain, validate
+from clipjax.config import to_plain, validate
 from clipjax.data.transforms import ColorJitter as HostColorJitter
-from clipjax.experiment.stages import StageSpec, batch_shapes, stage_models, stage_specs
+from clipjax.experiment.checks import check_parts
+from clipjax.experiment.stages import (
+    StageSpec,
+    batch_shapes,
+    check_same_parameters,
+    stage_models,
+    stage_specs,
+)
 from clipjax.layers.color_jitter import ColorJitter
 from clipjax.losses import LOSSES, make_loss
 from clipjax.models import resolve_spec
 from clipjax.models.clip import CLIP
 from clipjax.optim import make_optimizer, make_schedule, matcher, optimizer_report
+from clipjax.ranges import unknown_key
 from clipjax.train_state import TrainState, create_train_state, init_variables
 from clipjax.train_step import StepFn, make_train_step
 from clipjax.trees import flatten_with_names
@@ -128,6 +136,27 @@ def model_spec(config: ConfigDict) -> dict[str, Any]:
     return resolve_spec(model, base=found)
 
 
+def check_config(config: ConfigDict) -> tuple[StageSpec, ...]:
+    """Checks all of a config that can be known without its data and without a device.
+
+    Returns:
+        Its stages; the last one holds the model's whole spec.
+
+    Raises:
+        ValueError: names the config path, what was found and what is allowed.
+    """
+    return _checked(config)[0]
+
+
+def _checked(config: ConfigDict) -> tuple[tuple[StageSpec, ...], list[CLIP], ColorJitter | None]:
+    validate(config)
+    plugins = model_plugins(config)
+    stages = stage_specs(config, model_spec(config))
+    check_parts(config, stages, plugins=plugins)
+    color_jitter = _color_jitter(config, stages[-1].spec)
+    return stages, stage_models(config, stages, plugins=plugins), color_jitter
+
+
 def build_program(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Program:
     """Builds model, loss, optimizer, shardings and the jitted step of every stage.
 
@@ -138,17 +167,15 @@ def build_program(config: ConfigDict, devices: Sequence[jax.Device] | None = Non
     Raises:
         ValueError: names the config path, what was found and what is allowed.
     """
-    validate(config)
-    spec = model_spec(config)
-    specs = stage_specs(config, spec)
-    models = stage_models(config, specs, plugins=model_plugins(config))
-    model, batch = models[-1], batch_shapes(config, spec)
+    specs, models, color_jitter = _checked(config)
+    check_same_parameters(config, specs, models)
+    spec, model = specs[-1].spec, models[-1]
+    batch = batch_shapes(config, spec)
     rules = partitioning.rules_of(config.sharding, to_plain(config.logical_axes))
     if config.loss.name not in LOSSES:
         raise ValueError(
             f"config.loss.name = {config.loss.name!r}: allowed are {', '.join(sorted(LOSSES))}"
         )
-    color_jitter = _color_jitter(config, spec)
     key = jax.eval_shape(lambda: jax.random.key(0))  # a shape: no device is touched up to the mesh
     boxed = jax.eval_shape(lambda key: init_variables(model, key, batch), key)
     params = nn.unbox(boxed)["params"]
@@ -243,16 +270,9 @@ def _color_jitter(config: ConfigDict, spec: Mapping[str, Any]) -> ColorJitter | 
     if fields is None:
         return None
     accepted = [field.name for field in dataclasses.fields(ColorJitter)]
-    if not isinstance(fields, Mapping):
-        raise ValueError(
-            f"{path} = {fields!r}: expected None, or a dict with some of {', '.join(accepted)}"
-        )
     for key in fields:
         if key not in accepted:
-            raise ValueError(
-                f"{path}.{key} is unknown; its fields are {', '.join(accepted)}"
-                f"{hint(key, accepted)}"
-            )
+            raise ValueError(unknown_key(f"{path}.{key}", accepted))
     for number, transform in enumerate(to_plain(config.data.transforms)):
         name = str(transform.get("name")) if isinstance(transform, Mapping) else ""
         if name == "color_jitter" or name.endswith(":ColorJitter"):
@@ -290,10 +310,6 @@ def _num_micro_batches(config: ConfigDict, mesh: Mesh) -> int:
 
 def _frozen_patterns(config: ConfigDict) -> tuple[str, ...]:
     locked = IMAGE_TOWER if config.init.lock_image else ()
-    if locked and not config.init.checkpoint:
-        raise ValueError(
-            "config.init.lock_image locks a loaded image tower; give config.init.checkpoint"
-        )
     return (*to_plain(config.optimizer.freeze), *locked)
 
 

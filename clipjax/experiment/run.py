@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from clipjax.building import ANY_MODULE
 from clipjax.checkpoint import LoadReport, make_contract
-from clipjax.config import to_plain, validate
+from clipjax.config import to_plain
 from clipjax.data.loader import DataStage, Loader
 from clipjax.data.preprocess import Preprocess
 from clipjax.data.sources import make_source
@@ -22,10 +22,10 @@ from clipjax.experiment.evaluations import build_evals
 from clipjax.experiment.program import (
     Program,
     build_program,
+    check_config,
     model_plugins,
-    model_spec,
 )
-from clipjax.experiment.stages import StageSpec, stage_specs
+from clipjax.experiment.stages import StageSpec
 from clipjax.experiment.start import make_load_init
 from clipjax.tokenizers import Tokenizer, make_tokenizer
 
@@ -60,13 +60,10 @@ def build_experiment(config: ConfigDict, workdir: str | Path) -> Experiment:
     Raises:
         ValueError: names the config path, what was found and what is allowed.
     """
-    validate(config)
-    spec = model_spec(config)
-    stages = stage_specs(config, spec)
+    stages = check_config(config)
+    spec = stages[-1].spec
     plugins = model_plugins(config)
-    tokenizer = make_tokenizer(
-        spec["tokenizer"], context_length=spec["text"]["context_length"], plugins=plugins
-    )
+    tokenizer = _make_tokenizer(spec, plugins)
     _check_vocabulary(spec, tokenizer)
     contract = make_contract(spec, tokenizer.contract())
     load_init = make_load_init(config, contract)
@@ -135,9 +132,7 @@ def _data_stages(
         length = spec["text"]["context_length"]
         if length not in tokenizers:
             try:
-                tokenizers[length] = make_tokenizer(
-                    spec["tokenizer"], context_length=length, plugins=plugins
-                )
+                tokenizers[length] = _make_tokenizer(spec, plugins)
             except ValueError as error:
                 raise ValueError(f"{path}.context_length = {length}: {error}") from error
         transforms = make_transforms(
@@ -146,9 +141,21 @@ def _data_stages(
             path="config.data.transforms",
             plugins=ANY_MODULE,
         )
-        preprocess = Preprocess.from_spec(spec)
+        try:
+            preprocess = Preprocess.from_spec(spec)
+        except ValueError as error:
+            raise ValueError(f"config.model.{error}") from error
         result.append(DataStage(until_step, transforms, tokenizers[length], preprocess))
     return result
+
+
+def _make_tokenizer(spec: Mapping[str, Any], plugins: Sequence[str]) -> Tokenizer:
+    return make_tokenizer(
+        spec["tokenizer"],
+        context_length=spec["text"]["context_length"],
+        path="config.model.tokenizer",
+        plugins=plugins,
+    )
 
 
 def _check_vocabulary(spec: Mapping[str, Any], tokenizer: Tokenizer) -> None:

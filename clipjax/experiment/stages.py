@@ -13,13 +13,19 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from clipjax.config import hint, merge, to_plain
+from clipjax.config import merge, to_plain
 from clipjax.models import build_model
 from clipjax.models.clip import CLIP
+from clipjax.ranges import IMAGE_SIZE, RATE, Group, Rule, check_known, whole
 from clipjax.train_state import init_variables
 from clipjax.trees import flatten_with_names
 
-FIELDS = ("until_step", "image_size", "context_length", "patch_dropout")
+FIELDS: dict[str, Rule] = {
+    "until_step": whole(),
+    "image_size": IMAGE_SIZE,
+    "context_length": whole(),
+    "patch_dropout": RATE,
+}
 
 
 class StageSpec(NamedTuple):
@@ -60,7 +66,8 @@ def stage_specs(config: ConfigDict, spec: Mapping[str, Any]) -> tuple[StageSpec,
     begin = 0
     for number, fields in enumerate(to_plain(config.stages)):
         path = f"config.stages[{number}]"
-        _check_fields(fields, path)
+        Group("of a stage").check(fields, path)
+        check_known(fields, FIELDS, path, ["until_step"])
         until = fields["until_step"]
         if not begin < until <= config.total_steps:
             raise ValueError(
@@ -99,7 +106,7 @@ def stage_models(
         plugins: modules that the towers' names may import.
 
     Raises:
-        ValueError: a tower that does not take a stage's size, or not with the same parameters.
+        ValueError: a tower that does not take a stage's size.
     """
     own = stages[-1].spec
     models = []
@@ -118,6 +125,17 @@ def stage_models(
                 raise  # it is the model that is wrong
             raise ValueError(f"{stage.path}: {error}") from error
         models.append(model)
+    return models
+
+
+def check_same_parameters(
+    config: ConfigDict, stages: Sequence[StageSpec], models: Sequence[CLIP]
+) -> None:
+    """Compares the parameters of every stage's module with those of the last one's.
+
+    Raises:
+        ValueError: names the stage, the field and the parameter that depends on it.
+    """
     if len(stages) > 1:
         shapes = [
             _parameter_shapes(model, batch_shapes(config, stage.spec))
@@ -125,7 +143,6 @@ def stage_models(
         ]
         for stage, found in zip(stages, shapes, strict=True):
             _check_same_parameters(stage, found, shapes[-1])
-    return models
 
 
 def batch_shapes(config: ConfigDict, spec: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
@@ -159,24 +176,6 @@ def _check_same_parameters(
         )
 
 
-def _check_fields(fields: Any, path: str) -> None:
-    if not isinstance(fields, Mapping):
-        raise ValueError(f"{path} = {fields!r}: expected a dict with {', '.join(FIELDS)}")
-    for key, value in fields.items():
-        if key not in FIELDS:
-            raise ValueError(
-                f"{path}.{key} is unknown; a stage has {', '.join(FIELDS)}{hint(key, FIELDS)}"
-            )
-        number = (int, float) if key == "patch_dropout" else (int,)
-        if isinstance(value, bool) or not isinstance(value, number):
-            expected = " or ".join(kind.__name__ for kind in number)
-            raise ValueError(
-                f"{path}.{key} = {value!r}: expected {expected}, found {type(value).__name__}"
-            )
-    if "until_step" not in fields:
-        raise ValueError(f"{path}.until_step is missing: the first step that is not of this stage")
-
-
 def _check_image_size(fields: Mapping[str, Any], spec: Mapping[str, Any], path: str) -> None:
     largest = spec["image_size"]
     size = fields.get("image_size", largest)
@@ -198,5 +197,3 @@ def _check_patch_dropout(fields: Mapping[str, Any], spec: Mapping[str, Any], pat
             f"{path}.patch_dropout = {rate}: {spec['image']['name']!r} has no patches to leave "
             "out; remove it, or choose a vit"
         )
-    if not 0 <= rate < 1:
-        raise ValueError(f"{path}.patch_dropout = {rate}: allowed is [0, 1)")

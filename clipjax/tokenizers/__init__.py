@@ -39,18 +39,21 @@ class Tokenizer(Protocol):
         """Identity of the tokenizer, JSON-able: name, SHA-256, ids of the special tokens."""
 
 
-def make_tokenizer(spec: dict, *, context_length: int, plugins: Sequence[str] = ()) -> Tokenizer:
+def make_tokenizer(
+    spec: dict, *, context_length: int, path: str = "tokenizer", plugins: Sequence[str] = ()
+) -> Tokenizer:
     """Builds a tokenizer from its spec, e.g. `{"name": "clip_bpe"}`.
 
     Args:
         spec: name (a key of `TOKENIZERS` or `package.module:Class`) and options.
         context_length: tokens in a row.
+        path: where the spec stands in the config, for messages.
         plugins: modules that the name may import, see `clipjax.building.resolve`.
 
     Raises:
         ValueError: for an unknown name or option.
     """
-    return build(spec, TOKENIZERS, path="tokenizer", plugins=plugins, context_length=context_length)
+    return build(spec, TOKENIZERS, path=path, plugins=plugins, context_length=context_length)
 
 
 __all__ = [

@@ -235,7 +235,7 @@ EFFICIENTNET = {"name": "efficientnet", "width_factor": 0.2, "depth_factor": 0.1
     [
         ({"until_step": 5, "image_sise": 16}, ["[1].image_sise", "Did you mean 'image_size'"]),
         ({"image_size": 16}, ["[1].until_step is missing"]),
-        ({"until_step": 5.0}, ["[1].until_step = 5.0", "int", "float"]),
+        ({"until_step": 5.0}, ["[1].until_step = 5.0", "whole number"]),
         ({"until_step": 3}, ["[1].until_step = 3", "above 3"]),
         ({"until_step": 10}, ["[1].until_step = 10", "config.total_steps = 9"]),
         ({"until_step": 5, "image_size": 20}, ["[1].image_size = 20", "patch, 8", "32"]),
@@ -243,7 +243,7 @@ EFFICIENTNET = {"name": "efficientnet", "width_factor": 0.2, "depth_factor": 0.1
         ({"until_step": 5, "image_size": 0}, ["[1].image_size = 0"]),
         ({"until_step": 5, "context_length": 17}, ["[1].context_length = 17", "1 to 16"]),
         ({"until_step": 5, "patch_dropout": 1.0}, ["[1].patch_dropout = 1.0", "[0, 1)"]),
-        ({"until_step": 5, "patch_dropout": True}, ["[1].patch_dropout = True", "bool"]),
+        ({"until_step": 5, "patch_dropout": True}, ["[1].patch_dropout = True", "finite number"]),
         (7, ["[1] = 7", "dict"]),
     ],
 )
@@ -262,7 +262,7 @@ def test_a_tower_with_a_table_of_one_size_is_refused():
     resnet = {"image_size": 64, "image": {**RESNET, "output_dim": 32}, "image_projection": "none"}
     with pytest.raises(ValueError, match=r"stages\[0\].image_size: .*'modified_resnet'.*efficient"):
         build_program(with_stages({"until_step": 3, "image_size": 32}, **resnet))
-    with pytest.raises(ValueError, match=r"stages\[0\]: image_size = 48: .* multiple of 32"):
+    with pytest.raises(ValueError, match=r"stages\[0\]: .*image_size = 48: .* multiple of 32"):
         build_program(with_stages({"until_step": 3, "image_size": 48}, **resnet))
     with pytest.raises(ValueError, match=r"stages\[0\].patch_dropout = 0.5: 'modified_resnet'"):
         build_program(with_stages({"until_step": 3, "patch_dropout": 0.5}, **resnet))

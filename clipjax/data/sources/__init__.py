@@ -1,11 +1,10 @@
 """Data sources by name: `make_source("openmoji:train")`."""
 
 import inspect
-import types
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, get_args
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from clipjax.building import build
+from clipjax.building import build, check_values
 from clipjax.data.named_lists import load_class_names
 from clipjax.data.source import DataSource, parse_spec, split_options
 from clipjax.data.sources.arrayrecord import PackedRecords
@@ -73,7 +72,7 @@ def make_source(spec: str | Mapping[str, Any], *, path: str = "data.source") -> 
     for key in ("where", "split", "name"):
         if key in options:
             raise ValueError(f"{path}.{key} is part of the spec: `kind:where[:split]`")
-    check_values(SOURCES[kind], options, path)
+    check_options(SOURCES[kind], options, path)
     source = build({"name": kind, **options}, SOURCES, path=path, **place)
     if len(source) == 0:
         raise ValueError(f"{path} = {text!r} is empty: it holds no usable image-text pair")
@@ -87,37 +86,10 @@ def make_source(spec: str | Mapping[str, Any], *, path: str = "data.source") -> 
     return source
 
 
-# What an option may hold, by the annotation of the constructor's parameter.
-_VALUES = {
-    bool: "true or false",
-    float: "a number",
-    int: "a whole number",
-    str: "a text",
-    Sequence[str]: "a list of texts",
-    types.NoneType: None,
-}
-
-
-def check_values(constructor: Callable, options: Mapping[str, Any], path: str) -> None:
+def check_options(constructor: Callable, options: Mapping[str, Any], path: str) -> None:
     """Compares options with the constructor's annotations; ValueError if one does not fit."""
-    for name, parameter in inspect.signature(constructor).parameters.items():
-        annotation = parameter.annotation
-        kinds = get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-        if name not in options or not all(kind in _VALUES for kind in kinds):
-            continue
-        value = options[name]
-        if not any(_fits(value, kind) for kind in kinds):
-            allowed = " or ".join(_VALUES[kind] for kind in kinds if _VALUES[kind])
-            digits = " (one of digits stands beside `spec` in a mapping)" if str in kinds else ""
-            raise ValueError(f"{path}.{name} = {value!r}: expected {allowed}{digits}")
+    note = " (one of digits stands beside `spec` in a mapping)"
+    check_values(constructor, options, path, note=note)
 
 
-def _fits(value: Any, kind: Any) -> bool:
-    if kind == Sequence[str]:
-        return isinstance(value, list | tuple) and all(isinstance(part, str) for part in value)
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, int | float) if kind is float else isinstance(value, kind)
-
-
-__all__ = ["SOURCES", "check_values", "make_source"]
+__all__ = ["SOURCES", "check_options", "make_source"]
