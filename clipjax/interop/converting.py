@@ -144,8 +144,18 @@ def _with_tokenizer(weights: Weights, file: str | os.PathLike[str] | None) -> We
             f"--tokenizer {path}: the model's tokenizer is {spec['tokenizer']['name']!r} and is "
             "here already; leave the flag out"
         )
-    spec = {**spec, "tokenizer": {**spec["tokenizer"], "model": path.name}}
+    tokenizer = {**spec["tokenizer"], "model": path.name}
+    if tokenizer["name"] == "sentencepiece" and _is_json(path):
+        # The same vocabulary in transformers' other form, whose end of text is in the file.
+        kept = {name: tokenizer[name] for name in ("pad_id", "cleaning") if name in tokenizer}
+        tokenizer = {"name": "tokenizer_json", "model": path.name, **kept}
+    spec = {**spec, "tokenizer": tokenizer}
     return dataclasses.replace(weights, spec=spec, tokenizer_files={path.name: path})
+
+
+def _is_json(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(64).lstrip().startswith(b"{")
 
 
 def _check_leaves(weights: Weights) -> None:

@@ -85,6 +85,15 @@ class Section:
             raise self.error(name, f"an integer from 1 to {MAX_SIZE}")
         return value
 
+    def side(self, name: str) -> int:
+        """The pixels of a square's side, which may be written as two equal numbers."""
+        value = self.get(name)
+        if isinstance(value, (list, tuple)) and len(value) == 2 and value[0] == value[1]:
+            value = value[0]
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_SIZE:
+            raise self.error(name, f"one number from 1 to {MAX_SIZE}: images here are square")
+        return value
+
     def number(self, name: str) -> float:
         """A positive number."""
         value = self.get(name)

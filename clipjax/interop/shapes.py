@@ -26,6 +26,11 @@ def check_spec(spec: Mapping[str, Any], *, where: str, plugins: Sequence[str] = 
     missing = [field for field in SPEC_FIELDS if field not in spec]
     if missing:
         raise WeightFileError(f"{where}: the model spec lacks {', '.join(missing)}")
+    if type(spec["image_size"]) is not int:
+        raise WeightFileError(
+            f"{where}: image_size is {str(spec['image_size'])[:80]}, expected one number: images "
+            "are square"
+        )
     tables = {"image": IMAGE_ENCODERS, "text": TEXT_ENCODERS, "tokenizer": TOKENIZERS}
     for field, table in tables.items():
         name = spec[field].get("name") if isinstance(spec[field], Mapping) else None

@@ -20,11 +20,14 @@ from hugging_face_case import (
     run,
     save_tensors,
 )
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 
+from clipjax.checkpoint import load_tokenizer, resolve_checkpoint
 from clipjax.config import to_plain
 from clipjax.data.preprocess import Preprocess
 from clipjax.interop import WeightFileError, hugging_face
+from clipjax.interop.converting import convert_weights
 from clipjax.interop.files import open_tensors
 from clipjax.interop.hugging_face.comparison import row_of
 from clipjax.interop.hugging_face.config_json import read_config, write_config
@@ -383,6 +386,48 @@ def test_siglip_needs_its_own_files(copy, file):
     (path / file).unlink()
     with pytest.raises(WeightFileError, match=r"has no tokenizer|has no preprocessor_config.json"):
         read(path)
+
+
+@pytest.fixture
+def without_vocabulary(directories, tmp_path):
+    """A directory of SigLIP's 32,000 ids without spiece.model, and that file."""
+    path = shutil.copytree(directories["siglip"][0], tmp_path / "bare")
+    tensors = dict(directories["siglip"][2])
+    name = "text_model.embeddings.token_embedding.weight"
+    rows = np.random.default_rng(0).standard_normal((32_000, tensors[name].shape[1]))
+    save_tensors(path / "model.safetensors", {**tensors, name: rows.astype(np.float32)})
+    edit(path, "config.json", "text_config", "vocab_size", value=32_000)
+    return path, (path / "spiece.model").rename(tmp_path / "vocabulary.model")
+
+
+def test_a_directory_without_vocabulary_takes_it_from_the_flag(without_vocabulary, tmp_path):
+    path, file = without_vocabulary
+    bare = convert_weights(path, tmp_path / "images", "clipjax")
+    assert bare.lacks_tokenizer
+    with pytest.raises(ValueError, match="--tokenizer FILE"):
+        load_tokenizer(resolve_checkpoint(tmp_path / "images"))(TEXTS)
+    whole = convert_weights(path, tmp_path / "texts", "clipjax", tokenizer=file)
+    assert not whole.lacks_tokenizer
+    shutil.copy(file, path / "spiece.model")  # the control: the file in the directory says as much
+    convert_weights(path, tmp_path / "wanted", "clipjax")
+    found, wanted = (
+        load_tokenizer(resolve_checkpoint(tmp_path / name)) for name in ("texts", "wanted")
+    )
+    np.testing.assert_array_equal(found(["a photo of"]), wanted(["a photo of"]))
+    with pytest.raises(ValueError, match="is here already; leave the flag out"):
+        convert_weights(path, tmp_path / "x", "clipjax", tokenizer=file)
+
+
+def test_the_flag_takes_the_other_form_of_a_vocabulary(without_vocabulary, tmp_path):
+    path, _ = without_vocabulary
+    table = {f"w{i}": i for i in range(2, 50)} | {"<unk>": 0, "</s>": 1, "dog": 50}
+    backend = Tokenizer(models.WordLevel(table, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    convert_weights(path, tmp_path / "out", "clipjax", tokenizer=tmp_path / "tokenizer.json")
+    ids = load_tokenizer(resolve_checkpoint(tmp_path / "out"))(["W7, a DOG"])[0]
+    assert ids[:5].tolist() == [7, 0, 50, 1, 1]  # lower-cased, without the comma, as SigLIP's
 
 
 def test_hints_are_checked(directories):

@@ -130,6 +130,16 @@ def _sizes(parameters: Mapping[str, LazyTensor], stack: str, where: str) -> dict
     grid = image.get("position_side")
     if grid is None and positions is not None:
         grid = round(positions.shape[-2] ** 0.5)
+        if grid * grid != positions.shape[-2]:
+            raise WeightFileError(
+                f"{where}: img/pos_embedding has {positions.shape[-2]} positions, which are no "
+                "square; only square images are supported"
+            )
+    if len(kernel) == 4 and kernel[0] != kernel[1]:
+        raise WeightFileError(
+            f"{where}: img/embedding/kernel has patches of {kernel[0]} x {kernel[1]} pixels; only "
+            "square ones are supported"
+        )
     return {
         "embed_dim": embed_dim,
         "grid": grid,

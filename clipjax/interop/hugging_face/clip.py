@@ -65,10 +65,10 @@ def spec_of(config: Section, text: Section, vision: Section) -> dict[str, Any]:
     return {
         "name": "",
         "embed_dim": config.integer("projection_dim"),
-        "image_size": vision.integer("image_size"),
+        "image_size": vision.side("image_size"),
         "image": {
             "name": IMAGE_ENCODER,
-            "patch_size": vision.integer("patch_size"),
+            "patch_size": vision.side("patch_size"),
             "pooling": "cls",
             **tower_spec(vision),
         },

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from clipjax.checkpoint import needs_file
 from clipjax.config import to_plain
 from clipjax.interop.files import save_safetensors
 from clipjax.interop.hugging_face.comparison import different_numbers, own_spec, row_of
@@ -51,7 +52,8 @@ def read(path: Path, hints: Hints) -> Weights:
     """
     kind, spec, own = read_config(read_json(path / CONFIG), str(path / CONFIG))
     family = FAMILIES[kind]
-    spec["tokenizer"], files, length = read_tokenizer(path, kind)
+    vocab_size = spec["text"]["vocab_size"]
+    spec["tokenizer"], files, length = read_tokenizer(path, kind, vocab_size)
     if "text.context_length" in family.IN_OTHER_FILES and length is not None:
         spec["text"]["context_length"] = length
     spec = _with_preprocessor(spec, path, kind)
@@ -60,7 +62,8 @@ def read(path: Path, hints: Hints) -> Weights:
     else:
         spec = row_of(spec) or {**spec, "name": path.absolute().name}
     _check_hints(spec, hints, path)
-    check_tokenizer(spec, files, str(path))
+    if not needs_file(spec["tokenizer"]):
+        check_tokenizer(spec, files, str(path))
     weights = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), None)
     if weights is None:
         raise WeightFileError(f"{path} holds no weights: expected {' or '.join(WEIGHT_FILES)}")

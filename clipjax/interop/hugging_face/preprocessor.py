@@ -164,7 +164,8 @@ def _resize(section: Section) -> tuple[dict[str, Any], int]:
     if resized is None:
         resized, resize = _pixels(size, "height", "width"), "squash"
     if resized is None:
-        raise section.error("size", '{"shortest_edge": n} or {"height": n, "width": n}')
+        allowed = '{"shortest_edge": n} or {"height": n, "width": n}: images here are square'
+        raise section.error("size", allowed)
     crop = section.get("crop_size")
     if not crops:
         if resize == "shortest":
@@ -172,7 +173,9 @@ def _resize(section: Section) -> tuple[dict[str, Any], int]:
         return {"resize": resize}, resized
     pixels = crop if _is_pixels(crop) else _pixels(crop, "height", "width")
     if pixels is None or pixels > resized:
-        raise section.error("crop_size", f'{{"height": n, "width": n}}, at most size: {resized}')
+        raise section.error(
+            "crop_size", f'{{"height": n, "width": n}}, a square, at most size: {resized}'
+        )
     found = {"resize": resize}
     return found if pixels == resized else {**found, "crop_fraction": pixels / resized}, pixels
 

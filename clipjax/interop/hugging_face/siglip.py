@@ -59,14 +59,14 @@ def spec_of(config: Section, text: Section, vision: Section) -> dict[str, Any]:
     del config  # it holds the two objects only
     image = {
         "name": IMAGE_ENCODER,
-        "patch_size": vision.integer("patch_size"),
+        "patch_size": vision.side("patch_size"),
         "pooling": "map",
         "pre_norm": False,
         "patch_bias": True,
         "init_name": "xavier",
         **tower_spec(vision),
     }
-    return model_spec(text, vision, image, vision.integer("image_size"))
+    return model_spec(text, vision, image, vision.side("image_size"))
 
 
 def model_spec(

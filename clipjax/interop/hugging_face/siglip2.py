@@ -35,7 +35,7 @@ def spec_of(config: Section, text: Section, vision: Section) -> dict[str, Any]:
         raise vision.error("num_patches", "the square of a number: the positions are a square")
     image = {
         "name": IMAGE_ENCODER,
-        "patch_size": vision.integer("patch_size"),
+        "patch_size": vision.side("patch_size"),
         "position_side": side,
         "init_name": "xavier",
         **tower_spec(vision),

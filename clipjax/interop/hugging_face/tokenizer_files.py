@@ -7,12 +7,14 @@ from typing import Any
 
 import sentencepiece
 
+from clipjax.config import to_plain
 from clipjax.interop.hugging_face.clip_tokenizer import read_clip_tokenizer, write_clip_tokenizer
 from clipjax.interop.hugging_face.comparison import differences
 from clipjax.interop.hugging_face.sentencepiece_json import build_tokenizer
 from clipjax.interop.section import read_json, write_json
 from clipjax.interop.tensors import WeightFileError
 from clipjax.interop.weights import Weights
+from clipjax.models.zoo import bert_text, siglip, siglip_naflex
 from clipjax.tokenizers import make_tokenizer
 from clipjax.tokenizers.wordpiece import VOCABULARY as BERT_VOCABULARY
 
@@ -27,22 +29,29 @@ _SIGLIP_CLEANING = [_LOWER, "strip_punctuation", "collapse_whitespace"]
 # transformers' Gemma classes ignore do_lower_case; SigLIP 2 was trained on lower case.
 _GEMMA_CLEANING = [_LOWER]
 
+_ROWS = {"siglip": siglip.ROWS, "siglip2": siglip_naflex.ROWS, "align": bert_text.ROWS}
+
 Files = Mapping[str, Path]
 
 
-def read_tokenizer(path: Path, kind: str) -> tuple[dict[str, Any], Files, int | None]:
+def read_tokenizer(
+    path: Path, kind: str, vocab_size: int | None = None
+) -> tuple[dict[str, Any], Files, int | None]:
     """Recognises a directory's tokenizer.
 
     Args:
         path: the directory.
         kind: the family, a key of FAMILIES.
+        vocab_size: rows of the token embedding. A directory without a tokenizer's files has the
+            tokenizer of the zoo's models with as many, whose file is to be given.
 
     Returns:
         `tokenizer` of the spec; the files that it needs, by their name in the spec; and the tokens
         of a row, where a file says it.
 
     Raises:
-        WeightFileError: the files are missing, or of a tokenizer that is not supported.
+        WeightFileError: the files are missing and the tokenizer is unknown, or they are of one that
+            is not supported.
     """
     config = read_json(path / CONFIG) if (path / CONFIG).is_file() else {}
     length = config.get("model_max_length")
@@ -50,8 +59,22 @@ def read_tokenizer(path: Path, kind: str) -> tuple[dict[str, Any], Files, int | 
     length = length if isinstance(length, int) and 0 < length < 1 << 20 else None
     if kind == "clip":
         return read_clip_tokenizer(path), {}, length
+    if not any((path / name).is_file() for name in (*SENTENCEPIECE, JSON, WORDPIECE)):
+        return _of_zoo(path, kind, vocab_size), {}, length
     spec, files = _bert(path, config) if kind == "align" else _sentencepiece(path, config)
     return spec, files, length
+
+
+def _of_zoo(path: Path, kind: str, vocab_size: int | None) -> dict[str, Any]:
+    """The tokenizer of the zoo's models of this family and as many ids."""
+    rows = _ROWS[kind].values()
+    found = [to_plain(row["tokenizer"]) for row in rows if row["text"]["vocab_size"] == vocab_size]
+    if not found or any(spec != found[0] for spec in found):
+        raise WeightFileError(
+            f"{path} has no tokenizer: expected one of {', '.join(SENTENCEPIECE)}, {JSON}, or "
+            f"{WORDPIECE} for ALIGN; no one tokenizer of the zoo has {vocab_size} ids"
+        )
+    return found[0]
 
 
 def check_tokenizer(spec: Mapping[str, Any], files: Mapping[str, Path], where: str) -> None:
@@ -193,10 +216,7 @@ def _json(
     path: Path, config: Mapping[str, Any], cleaning: list[str]
 ) -> tuple[dict[str, Any], Files]:
     if not (path / JSON).is_file():
-        raise WeightFileError(
-            f"{path} has no tokenizer: expected one of {', '.join(SENTENCEPIECE)}, {JSON}, or "
-            f"{WORDPIECE} for ALIGN"
-        )
+        raise WeightFileError(f"{path} has no {JSON}, which its tokenizer is read from")
     vocabulary = _vocabulary(path / JSON)
     pad = _token(config, "pad_token", "[PAD]")
     if pad not in vocabulary:

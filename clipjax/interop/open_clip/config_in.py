@@ -55,6 +55,28 @@ def spec_of_config(draft: Mapping[str, Any], config: Mapping[str, Any], *, where
     return merge(base, said)
 
 
+def check_square(config: Mapping[str, Any], *, where: str) -> None:
+    """Refuses images or patches that are no squares.
+
+    Before the tensors are looked at: the positions of 8 x 18 patches could be those of 12 x 12.
+
+    Raises:
+        ValueError: names the field.
+    """
+    model = config.get("model_cfg") if isinstance(config, Mapping) else None
+    vision = model.get("vision_cfg") if isinstance(model, Mapping) else None
+    pixels = config.get("preprocess_cfg") if isinstance(config, Mapping) else None
+    fields = {
+        "vision_cfg.image_size": (vision, "image_size"),
+        "vision_cfg.patch_size": (vision, "patch_size"),
+        "preprocess_cfg.size": (pixels, "size"),
+    }
+    for name, (section, key) in fields.items():
+        size = section.get(key) if isinstance(section, Mapping) else None
+        if isinstance(size, list) and any(x != size[0] for x in size):
+            raise ValueError(f"{where}: {name} = {size}; only square images are supported")
+
+
 def _sections(config: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     model = config["model_cfg"]
     vision, text = model["vision_cfg"], model["text_cfg"]

@@ -11,7 +11,7 @@ from absl import logging
 
 from clipjax.interop import files, weights
 from clipjax.interop.open_clip import tokenizer
-from clipjax.interop.open_clip.config_in import spec_of_config
+from clipjax.interop.open_clip.config_in import check_square, spec_of_config
 from clipjax.interop.open_clip.config_out import config_of_spec
 from clipjax.interop.open_clip.names import (
     OPENAI_NUMBERS,
@@ -72,12 +72,13 @@ def read(path: Path, hints: Hints) -> Weights:
     """
     folder = path if path.is_dir() else None
     file = _weight_file(path) if folder else path
+    config = _config_of(folder) if folder else None
     source = read_source(file, hints)
     tensors, where = plain_names(source.tensors), str(file)
     draft = draft_of(tensors, where=where)
     tokenizer_files: dict[str, Path] = {}
     if folder:
-        spec, tokenizer_files = _spec_of_folder(draft, folder, hints)
+        spec, tokenizer_files = _spec_of_folder(draft, folder, config, hints)
     elif any(name in source.tensors for name in OPENAI_NUMBERS):
         spec = _spec_of_archive(draft, hints, where)
     else:
@@ -123,15 +124,21 @@ def _weight_file(folder: Path) -> Path:
     raise WeightFileError(f"{folder} holds none of {', '.join(_WEIGHT_FILES)}")
 
 
-def _spec_of_folder(
-    draft: Mapping[str, Any], folder: Path, hints: Hints
-) -> tuple[dict[str, Any], dict[str, Path]]:
-    """The spec that a folder's config says, and the tokenizer's files."""
+def _config_of(folder: Path) -> Any:
     file = folder / CONFIG
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
         raise WeightFileError(f"{file} is no JSON file: {error}") from error
+    check_square(config, where=str(file))
+    return config
+
+
+def _spec_of_folder(
+    draft: Mapping[str, Any], folder: Path, config: Any, hints: Hints
+) -> tuple[dict[str, Any], dict[str, Path]]:
+    """The spec that a folder's config says, and the tokenizer's files."""
+    file = folder / CONFIG
     spec = spec_of_config(draft, config, where=str(file))
     said = {"model": hints.model, "activation": hints.activation}
     known = {"model": spec["name"], "activation": activation_of(spec)}

@@ -81,6 +81,16 @@ class _Reader:
             )
         return side
 
+    def patch(self, name: str) -> tuple[int, int]:
+        """Width and patch size of a convolution over square patches, OIHW."""
+        width, _, rows, columns = self.shape(name, 4)
+        if rows != columns:
+            raise WeightFileError(
+                f"{self.where}: {name} has patches of {rows} x {columns} pixels; only square ones "
+                "are supported"
+            )
+        return width, rows
+
     def unknown(self, tower: str, prefix: str, known: str) -> WeightFileError:
         names = [name for name in self.tensors if name.startswith(prefix)] or list(self.tensors)
         return WeightFileError(
@@ -90,7 +100,7 @@ class _Reader:
 
 
 def _vit(reader: _Reader) -> dict[str, Any]:
-    width, _, patch_size, _ = reader.shape("visual.conv1.weight", 4)
+    width, patch_size = reader.patch("visual.conv1.weight")
     table = "visual.positional_embedding"
     # OpenCLIP's models without the first normalisation are CLIPA's: they pool the patches' mean.
     pre_norm = "visual.ln_pre.weight" in reader.tensors
@@ -111,7 +121,7 @@ def _vit(reader: _Reader) -> dict[str, Any]:
 
 
 def _trunk(reader: _Reader) -> dict[str, Any]:
-    width, _, patch_size, _ = reader.shape("visual.trunk.patch_embed.proj.weight", 4)
+    width, patch_size = reader.patch("visual.trunk.patch_embed.proj.weight")
     table = "visual.trunk.pos_embed"
     image = {
         "name": "vit",
