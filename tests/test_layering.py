@@ -17,7 +17,9 @@ FLOORS = (
         "faults",
         "metric_writers",
         "partitioning",
+        "printable",
         "ranges",
+        "redaction",
         "trees",
     ),
     ("layers", "losses", "optim", "metrics"),
@@ -44,6 +46,7 @@ SIBLINGS |= {
     ("config_fields", "ranges"),
     ("partitioning", "trees"),
     ("metric_writers", "distributed"),
+    ("printable", "redaction"),
 }
 
 

@@ -7,6 +7,7 @@ from absl import logging
 
 from clipjax.checkpoint.manifest import Manifest
 from clipjax.config import default_config, iterate_leaves, to_plain
+from clipjax.redaction import redact_tree
 
 # What a difference between the checkpoint's config and the run's means, by the longest prefix of
 # the dotted key that is listed. `fatal`: it would be another run. `ask`: the run would go on with
@@ -100,7 +101,8 @@ def check_resume(
     )
     ask = []
     defaults = dict(iterate_leaves(to_plain(default_config())))
-    for key, old, new in differences(manifest.config, config):
+    # Without credentials: an older clipjax wrote them, and a new token is no other config.
+    for key, old, new in differences(redact_tree(manifest.config), redact_tree(config)):
         if old == "absent" and key in defaults and defaults[key] == new:
             continue  # younger than the checkpoint, and as it was before there was a choice
         kind = kind_of_change(key)

@@ -3,6 +3,8 @@
 from absl import flags
 
 from clipjax.cli import opening
+from clipjax.cli.output import show
+from clipjax.printable import printable
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A workdir, or one step's folder.")
 _LABELS = flags.DEFINE_list("labels", [], "Names to choose from, separated by commas.")
@@ -25,12 +27,12 @@ def main(argv: list[str]) -> int:
     encoder = Encoder.from_checkpoint(
         _CHECKPOINT.value, plugins=opening.plugins(), tokenizer=opening.tokenizer()
     )
-    width = max(len(label) for label in labels)
+    width = max(len(printable(label)) for label in labels)
     for image, ranked in zip(
         images, encoder.classify(images, labels, _TEMPLATES.value), strict=True
     ):
-        print(image)
+        show(image)
         for label, probability in ranked[: _TOP.value]:
             bar = "#" * round(30 * probability)
-            print(f"  {label:<{width}}  {100 * probability:5.1f} %  {bar}")
+            show(f"  {printable(label):<{width}}  {100 * probability:5.1f} %  {bar}")
     return 0

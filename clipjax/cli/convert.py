@@ -8,6 +8,7 @@ from absl import flags
 
 from clipjax.cli import opening
 from clipjax.cli.main import no_positional
+from clipjax.cli.output import show
 
 _FROM = flags.DEFINE_string("from", None, "A file or directory of weights.")
 _TO = flags.DEFINE_string("to", None, "What to write; must not exist.")
@@ -76,7 +77,7 @@ def main(argv: list[str]) -> int:
     if done.lacks_tokenizer:
         rows += [("no texts", "the tokenizer's file is not here: add --tokenizer FILE for it")]
     for name, value in rows:
-        print(f"{name}: {value}")
+        show(f"{name}: {value}")
     return 0
 
 

@@ -13,7 +13,6 @@ SPEC is kind:where[:split][?option=value], as in config.data.source.
 import concurrent.futures
 import json
 import shlex
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -22,6 +21,7 @@ from absl import flags
 from tqdm import tqdm
 
 from clipjax.cli import opening
+from clipjax.cli.output import show
 
 _WORKERS = flags.DEFINE_integer("workers", None, "Files read at the same time; by default, cores.")
 _FROM = flags.DEFINE_string("from", None, "pack: the dataset that is packed.")
@@ -66,9 +66,9 @@ def check(spec: str) -> int:
             left_out.update(checked.left_out)
             for where, what in checked.findings:
                 damaged.add(where)
-                tqdm.write(f"{where}: {what}", file=sys.stdout)
+                show(f"{where}: {what}")
     left = ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items()))
-    print(
+    show(
         f"checked {parts} parts with {examples} examples; "
         f"{f'left out on purpose: {left}; ' if left else ''}damaged: {len(damaged) or 'none'}"
     )
@@ -93,7 +93,7 @@ def index(spec: str) -> int:
     with concurrent.futures.ThreadPoolExecutor(_WORKERS.value) as pool:
         done = pool.map(lambda shard: index_beside(shard, key_ends), shards)
         made = sum(tqdm(done, total=len(shards), unit="shard", disable=None))
-    print(f"indexed {made} shards; {len(shards) - made} had an index")
+    show(f"indexed {made} shards; {len(shards) - made} had an index")
     return 0
 
 
@@ -121,10 +121,10 @@ def pack(spec: str) -> int:
             bar.update()
     manifest = read_manifest(DataPath(str(directory / MANIFEST)))
     for reason, count in manifest["skipped"].items():
-        print(f"left out, {reason}: {count:,}")
+        show(f"left out, {reason}: {count:,}")
     size = sum(shard["bytes"] for shard in manifest["shards"])
     shards = len(manifest["shards"])
-    print(f"{directory}: {manifest['count']:,} examples in {shards:,} shards, {size / 1e6:,.1f} MB")
+    show(f"{directory}: {manifest['count']:,} examples in {shards:,} shards, {size / 1e6:,.1f} MB")
     return 0
 
 
@@ -159,12 +159,12 @@ def stats(spec: str) -> int:
     for name, value in found.items():
         if isinstance(value, dict):
             value = "  ".join(f"{key} {_shown(part)}" for key, part in value.items())
-        print(f"{name}: {value or 'none'}")
+        show(f"{name}: {value or 'none'}")
     if table:
         write(table, (json.dumps(found, indent=1) + "\n").encode("utf-8"))
     if sheet:
         write(sheet, contact_sheet(source, spec, order[:96], sheet.suffix))
-        print(f"{sheet}: {len(order[:96])} pairs")
+        show(f"{sheet}: {len(order[:96])} pairs")
     return 0
 
 
@@ -202,9 +202,9 @@ def score(spec: str) -> int:
         about = {"source": spec, "fingerprint": source.fingerprint(), "model": encoder.spec["name"]}
         count = write_scores(_OUT.value, counted(), **about)
     for reason, number in sorted(unusable.items()):
-        print(f"without a score, {reason}: {number:,}")
+        show(f"without a score, {reason}: {number:,}")
     best = f"{spec}{'&' if options else '?'}filter={_OUT.value}:top=0.3"
-    print(f"{_OUT.value}: {count:,} scores; use {shlex.quote(best)}")
+    show(f"{_OUT.value}: {count:,} scores; use {shlex.quote(best)}")
     return 0
 
 

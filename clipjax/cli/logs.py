@@ -7,6 +7,8 @@ from pathlib import Path
 from absl import logging
 from tqdm import tqdm
 
+from clipjax.printable import LogFormatter
+
 _HERE = Path(__file__).parent.parent
 
 
@@ -29,7 +31,7 @@ def configure() -> None:
     """Sends log records to standard error, with the time and, above INFO, the level."""
     handler = _Handler(sys.stderr)
     handler.addFilter(_is_wanted)
-    handler.setFormatter(_Formatter())
+    handler.setFormatter(LogFormatter())
     root = python_logging.getLogger()
     logging.set_verbosity(logging.INFO)
     for old in list(root.handlers):
@@ -37,11 +39,5 @@ def configure() -> None:
     for old in list(logging.get_absl_logger().handlers):
         logging.get_absl_logger().removeHandler(old)
     root.addHandler(handler)
+    python_logging.captureWarnings(True)
     root.setLevel(python_logging.INFO)
-
-
-class _Formatter(python_logging.Formatter):
-    def format(self, record: python_logging.LogRecord) -> str:
-        time = self.formatTime(record, "%H:%M:%S")
-        level = "" if record.levelno <= python_logging.INFO else f"{record.levelname} "
-        return f"{time} {level}{record.getMessage()}"

@@ -14,6 +14,8 @@ from absl.flags import Error as FlagsError
 
 from clipjax import __version__
 from clipjax.cli import importing, logs
+from clipjax.cli.output import complain, show, show_page
+from clipjax.printable import guard_tracebacks, printable
 
 VERBS = {
     "train": "train a config into a workdir, or evaluate its newest checkpoint with --eval",
@@ -43,18 +45,20 @@ def run(argv: list[str] | None = None) -> None:
     argv = sys.argv if argv is None else argv
     verb = argv[1] if len(argv) > 1 else "--help"
     if verb in ("--help", "-h", "help"):
-        print(usage())
+        show_page(usage())
         sys.exit(0 if len(argv) > 1 else 2)
     if verb == "--version":
-        print(__version__)
+        show(__version__)
         sys.exit(0)
     if verb not in VERBS:
-        print(f"clipjax: {verb!r} is no verb\n\n{usage()}", file=sys.stderr)
+        complain(f"clipjax: {verb!r} is no verb")
+        show_page(f"\n{usage()}", sys.stderr)
         sys.exit(2)
+    guard_tracebacks()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # XLA's own start-up chatter
     module = importlib.import_module(f"clipjax.cli.{verb}")
     if {"--help", "-h"} & set(argv[2:]):
-        print(f"{module.__doc__}\n{FLAGS.module_help(module.__name__)}")
+        show_page(f"{module.__doc__}\n{FLAGS.module_help(module.__name__)}")
         sys.exit(0)
     app.run(
         lambda rest: _run_verb(verb, module.main, rest),
@@ -84,7 +88,7 @@ def _run_verb(verb: str, main: Callable[[list[str]], int], argv: list[str]) -> N
             _fail(verb, error)
         raise
     except KeyboardInterrupt:
-        print(f"clipjax {verb}: interrupted; the same command goes on from there", file=sys.stderr)
+        complain(f"clipjax {verb}: interrupted; the same command goes on from there")
         sys.exit(130)
     sys.exit(code)
 
@@ -98,7 +102,7 @@ def _fail(verb: str, error: Exception) -> NoReturn:
     if "Traceback (most recent call last)" in text:
         # ml_collections puts the whole trace of a config file's error into its message.
         text = text.strip().splitlines()[-1].partition(": ")[2]
-    print(f"clipjax {verb}: {text}", file=sys.stderr)
+    complain(f"clipjax {verb}: {text}")
     sys.exit(1)
 
 
@@ -114,6 +118,7 @@ def no_positional(argv: list[str]) -> None:
 
 def print_results(results: dict[str, float]) -> None:
     """Prints a map of results as a table: counts whole, the rest with four digits."""
-    width = max((len(name) for name in results), default=0)
-    for name, value in sorted(results.items()):
-        print(f"{name:<{width}}  {value:.4f}" if value % 1 else f"{name:<{width}}  {int(value)}")
+    shown = [(printable(name), value) for name, value in sorted(results.items())]
+    width = max((len(name) for name, _ in shown), default=0)
+    for name, value in shown:
+        show(f"{name:<{width}}  {value:.4f}" if value % 1 else f"{name:<{width}}  {int(value)}")

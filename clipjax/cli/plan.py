@@ -9,6 +9,7 @@ from ml_collections import config_flags
 
 from clipjax.cli import opening
 from clipjax.cli.main import no_positional
+from clipjax.cli.output import show_page
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, :args behind a colon.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Chip and shape of the slice, e.g. v5e:16x16.")
@@ -50,15 +51,15 @@ def main(argv: list[str]) -> int:
             config.data.source = "synthetic:1"  # a plan reads no data, whatever its source
     assumptions = planning.Assumptions(mfu=_MFU.value, price=_PRICE.value)
     plan = planning.make_plan(config, topology)
-    print(planning.to_text(plan, assumptions), flush=True)
+    show_page(planning.to_text(plan, assumptions))
     result = planning.to_json(plan, assumptions)
     if _SEARCH.value:
         candidates = planning.search_settings(
             config, topology, plan, max_compilations=_COMPILATIONS.value
         )
-        print(planning.settings_to_text(candidates, plan), flush=True)
+        show_page(planning.settings_to_text(candidates, plan))
         batch = planning.largest_batch(config, topology, plan)
-        print(planning.largest_batch_to_text(batch, plan))
+        show_page(planning.largest_batch_to_text(batch, plan))
         result["search"] = planning.search_to_json(candidates, batch)
     if _JSON.value:
         Path(_JSON.value).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

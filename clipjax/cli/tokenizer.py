@@ -12,6 +12,8 @@ from collections import Counter
 from absl import flags
 from tqdm import tqdm
 
+from clipjax.cli.output import show
+
 _INPUT = flags.DEFINE_string("input", None, "train: datasets, separated by spaces.")
 _OUT = flags.DEFINE_string("out", None, "train: the .model file to write.")
 _VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 32_000, "train: pieces of the vocabulary.")
@@ -57,11 +59,11 @@ def train(rest: list[str]) -> int:
         for language, text in tqdm(found, desc="captions", unit="caption", disable=None):
             captions.setdefault(language, []).append(text)
     for language, texts in sorted(captions.items()):
-        print(f"{language}: {len(texts):,} captions")
+        show(f"{language}: {len(texts):,} captions")
     for reason, count in sorted(unusable.items()):
-        print(f"left out, {reason}: {count:,} examples")
+        show(f"left out, {reason}: {count:,} examples")
     digest = train_sentencepiece(captions, out, **how)
-    print(f"{out}: {_VOCAB_SIZE.value:,} pieces, SHA-256 {digest}")
+    show(f"{out}: {_VOCAB_SIZE.value:,} pieces, SHA-256 {digest}")
     return 0
 
 
@@ -76,7 +78,7 @@ def encode(texts: list[str]) -> int:
     )
     for text, row in zip(texts, tokenizer(texts), strict=True):
         ids = [int(number) for number in row if number != tokenizer.pad_id]
-        print(f"{text!r}: {len(ids)} tokens {ids} -> {tokenizer.decode(row)!r}")
+        show(f"{text!r}: {len(ids)} tokens {ids} -> {tokenizer.decode(row)!r}")
     return 0
 
 

@@ -8,6 +8,7 @@ from ml_collections import config_flags
 from clipjax import distributed, faults
 from clipjax.cli import opening
 from clipjax.cli.main import no_positional, print_results
+from clipjax.cli.output import show
 from clipjax.config import validate
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, :args behind a colon.")
@@ -50,7 +51,7 @@ def main(argv: list[str]) -> int:
         if distributed.is_lead():
             print_results(results)
             if (experiment.workdir / REPORT).exists() and not _EVAL.value:
-                print(f"report: {experiment.workdir / REPORT}")
+                show(f"report: {experiment.workdir / REPORT}")
     except PreemptedError as stop:
         logging.warning("%s", stop)
         return faults.PREEMPTED

@@ -1,7 +1,6 @@
 """A sheet of pictures with their captions, as a page or as one picture."""
 
 import base64
-import html
 import io
 from collections.abc import Iterator
 
@@ -11,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from clipjax.data.captions import flatten
 from clipjax.data.preprocess import as_pil, to_rgb
 from clipjax.data.source import DataSource, SampleError
+from clipjax.printable import html_words, line_text, printable
 
 SUFFIXES = (".html", ".png")
 _THUMBNAIL, _GAP, _LINE = 160, 12, 15  # pixels
@@ -34,33 +34,33 @@ def contact_sheet(source: DataSource, title: str, indices: np.ndarray, suffix: s
         suffix: `.html`, one file without scripts, or `.png`. There, long captions are cut, and
             letters that no font of the machine has are boxes.
     """
-    pairs = _pairs(source, indices)
+    pairs, title = _pairs(source, indices), line_text(title)
     return _page(pairs, title).encode("utf-8") if suffix == ".html" else _picture(pairs, title)
 
 
 def _pairs(
     source: DataSource, indices: np.ndarray
 ) -> Iterator[tuple[Image.Image | None, list[str], str]]:
-    """Gives thumbnail, captions and key; of what is unusable the error."""
+    """Gives thumbnail, captions and key, all printable; of what is unusable the error."""
     for index in indices:
         try:
             example = source[int(index)]
             image = to_rgb(as_pil(example["image"]))
         except SampleError as error:
-            yield None, [str(error)], ""
+            yield None, [line_text(error)], ""
             continue
         image.thumbnail((_THUMBNAIL, _THUMBNAIL))
         captions = [
-            text if language is None else f"{language}: {text}"
+            printable(text if language is None else f"{language}: {text}")
             for language, text in flatten(example["text"], None)
         ]
-        yield image, captions, example["key"]
+        yield image, captions, line_text(example["key"])
 
 
 def _page(pairs: Iterator[tuple[Image.Image | None, list[str], str]], title: str) -> str:
     figures = []
     for image, captions, key in pairs:
-        lines = "<br>".join(map(html.escape, captions))
+        lines = "<br>".join(map(html_words, captions))
         if image is None:
             figures.append(f"<figure><p>{lines}</p></figure>")
             continue
@@ -69,11 +69,11 @@ def _page(pairs: Iterator[tuple[Image.Image | None, list[str], str]], title: str
         picture = base64.b64encode(file.getvalue()).decode()
         figures.append(
             f'<figure><img src="data:image/jpeg;base64,{picture}" alt="">'
-            f"<figcaption>{lines}</figcaption><small>{html.escape(key)}</small></figure>"
+            f"<figcaption>{lines}</figcaption><small>{html_words(key)}</small></figure>"
         )
     return (
-        f'<!doctype html><html><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1><main>"
+        f'<!doctype html><html><head><meta charset="utf-8"><title>{html_words(title)}</title>'
+        f"<style>{_STYLE}</style></head><body><h1>{html_words(title)}</h1><main>"
         f"{''.join(figures)}</main></body></html>\n"
     )
 

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from clipjax.data import permutation
+from clipjax.redaction import redact
 
 # A `?` alone is a wildcard of a file name.
 _READERS = 8  # threads that read for identities
@@ -211,4 +212,4 @@ def _option_value(text: str) -> Any:
 
 def spec_name(spec: str) -> str:
     """Turns a spec into a name for metrics: `openmoji:unseen` -> `openmoji_unseen`."""
-    return re.sub(r"[^A-Za-z0-9.]+", "_", spec).strip("_")
+    return re.sub(r"[^A-Za-z0-9.]+", "_", redact(spec)).strip("_")

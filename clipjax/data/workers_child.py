@@ -2,6 +2,7 @@
 
 import ctypes
 import faulthandler
+import logging
 import os
 import pickle
 import signal
@@ -9,6 +10,7 @@ import socket
 import traceback
 
 from clipjax.data import workers_messages as messages
+from clipjax.printable import LogFormatter, guard_tracebacks
 
 _PR_SET_PDEATHSIG = 1
 
@@ -23,6 +25,9 @@ def main(connection_file: int, maker_file: int, parent: int) -> None:
     """
     _die_with(parent)
     faulthandler.enable()
+    guard_tracebacks()
+    for handler in logging.getLogger().handlers:  # absl's own
+        handler.setFormatter(LogFormatter())
     # The parent decides when a run stops, whomever else a signal reaches.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

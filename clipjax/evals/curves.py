@@ -1,9 +1,10 @@
 """Line charts as inline SVG, coloured by the page's style sheet."""
 
-import html
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
+
+from clipjax.printable import html_text
 
 __all__ = ["NUM_COLOURS", "chart", "format_number", "smooth"]
 
@@ -95,7 +96,7 @@ def chart(
         right=max(10.0, _CHARACTER * len(x_labels[-1]) / 2 + 2),
     )
     parts = [
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(title)}">',
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html_text(title)}">',
         *_axes(dict(zip(x_ticks, x_labels, strict=True)), y_ticks, y_labels, frame),
     ]
     legend = []
@@ -104,12 +105,10 @@ def chart(
         colour = f"s{number % NUM_COLOURS}"
         parts += _line(name, points, colour, frame, turns[number])
         newest = format_number(points[-1][1]) + (" %" if percent else "")
-        legend.append(
-            f'<span class="key {colour}"><i></i>{html.escape(name)} <b>{newest}</b></span>'
-        )
+        legend.append(f'<span class="key {colour}"><i></i>{html_text(name)} <b>{newest}</b></span>')
     parts.append("</svg>")
     return (
-        f'<figure class="chart"><figcaption><h3>{html.escape(title)}</h3>'
+        f'<figure class="chart"><figcaption><h3>{html_text(title)}</h3>'
         f'<p class="legend">{"".join(legend)}</p></figcaption>{"".join(parts)}</figure>'
     )
 
@@ -201,7 +200,7 @@ def _line(
     `turn` is its place among the lines that lie on one another, and how many these are.
     """
     place, number = turn
-    label = f"<title>{html.escape(name)}</title>"
+    label = f"<title>{html_text(name)}</title>"
 
     def path(values: Points) -> str:
         stride = -(-len(values) // _MAX_POINTS)

@@ -5,7 +5,6 @@ import io
 import math
 from collections import defaultdict
 from collections.abc import Container, Iterator, Mapping, Sequence
-from html import escape
 from importlib import resources
 from string import Template
 from typing import Any
@@ -16,6 +15,9 @@ from PIL import Image
 from clipjax.evals.curves import NUM_COLOURS, Points, chart
 from clipjax.evals.running import language_of
 from clipjax.evals.zero_shot import Prediction
+from clipjax.printable import html_text as escape
+from clipjax.printable import html_words
+from clipjax.redaction import redact_tree
 
 __all__ = ["answers", "charts", "details", "page", "results_tables", "tiles"]
 
@@ -149,15 +151,15 @@ def _answer(prediction: Prediction) -> str:
         share = min(max(score, 0.0), 1.0) if math.isfinite(score) else 0.0
         rows.append(
             f'<li class="{kind}" style="--share:{100 * share:.1f}%">'
-            f'<span title="{escape(name)}">{escape(name)}</span>'
+            f'<span title="{html_words(name)}">{html_words(name)}</span>'
             f'<data value="{score:.6g}">{_score(score)}</data></li>'
         )
     verdict, mark = ("right", "✓") if prediction.correct else ("wrong", "✗")
     return (
         f'<article class="answer card {verdict}">'
-        f'<img src="{_png(prediction.image)}" alt="{escape(prediction.label)}" '
+        f'<img src="{_png(prediction.image)}" alt="{html_words(prediction.label)}" '
         f'title="{escape(prediction.key)}" loading="lazy">'
-        f'<div><h3><em aria-label="{verdict}">{mark}</em> {escape(prediction.label)}</h3>'
+        f'<div><h3><em aria-label="{verdict}">{mark}</em> {html_words(prediction.label)}</h3>'
         f"<ol>{''.join(rows)}</ol></div></article>"
     )
 
@@ -213,7 +215,7 @@ def details(
     )
     fields = "".join(
         f"<tr><td><code>{escape(name)}</code></td><td><code>{escape(value)}</code></td></tr>"
-        for name, value in _flatten(config)
+        for name, value in _flatten(redact_tree(config))
     )
     tables = [
         _scrolling(f"<tbody>{rows}</tbody>", label)

@@ -27,6 +27,7 @@ from clipjax.experiment.program import (
 )
 from clipjax.experiment.stages import StageSpec
 from clipjax.experiment.start import make_load_init
+from clipjax.redaction import redact_tree
 from clipjax.tokenizers import Tokenizer, make_tokenizer
 
 
@@ -90,7 +91,7 @@ def build_experiment(config: ConfigDict, workdir: str | Path) -> Experiment:
         prefetch=config.data.prefetch,
         max_bad_fraction=config.data.max_bad_fraction,
     )
-    plain = to_plain(config)
+    plain = redact_tree(to_plain(config))  # it is written to files
     return Experiment(
         workdir=Path(workdir).absolute(),
         program=program,

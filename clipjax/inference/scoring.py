@@ -14,6 +14,7 @@ from clipjax.data.preprocess import decode_image
 from clipjax.data.source import DataSource, SampleError
 from clipjax.data.storage import local_path
 from clipjax.inference.encoder import Encoder
+from clipjax.redaction import redact
 
 CHUNK = 1024  # examples that are embedded together
 
@@ -89,7 +90,7 @@ def write_scores(
     import pyarrow.parquet as pq
 
     path = new_file(path)
-    metadata = {str(name): str(value) for name, value in about.items()}
+    metadata = {str(name): redact(str(value)) for name, value in about.items()}
     schema = pa.schema([("key", pa.string()), ("score", pa.float32())], metadata=metadata)
     work = path.with_name(f"{path.name}.tmp{os.getpid()}")
     seen: set[str] = set()

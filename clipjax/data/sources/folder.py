@@ -17,6 +17,7 @@ from clipjax.data.paths import DataPath, data_path
 from clipjax.data.retrying import is_wrong_path
 from clipjax.data.source import Example, SampleError
 from clipjax.data.storage import StoredFile, is_folder, list_files, read_all
+from clipjax.redaction import redact
 
 EXTENSIONS = tuple(f".{extension}" for extension in image_formats.EXTENSIONS)
 LAYOUTS = ("auto", "classes", "captions")
@@ -279,7 +280,7 @@ def _class_of(name: str) -> str:
 def root_identity(root: DataPath, default: DataPath) -> str:
     """Names a root for a fingerprint: from the default one, so that both may move together."""
     if root.scheme != default.scheme:
-        return root.url
+        return redact(root.url)  # a new credential is no other place
     return os.path.relpath(*(path.url.rpartition("://")[2] for path in (root, default)))
 
 

@@ -1,0 +1,98 @@
+"""Text of data, files and errors as a terminal or a page may show it.
+
+Names, labels and captions come from the web. Control characters would move the cursor, recolour or
+answer for the terminal; bidirectional controls show a text in another order than it has; invisible
+characters make two names look alike. All of them are shown as escapes such as `\\x1b`. What
+languages and emoji need stays: letters of any direction, joiners, variation selectors, flags.
+"""
+
+import html
+import logging
+import re
+import sys
+import threading
+import traceback
+import unicodedata
+from types import TracebackType
+
+from clipjax.redaction import redact
+
+# Format characters (Cf) that are seen, or that writing needs: joiners of Indic, Persian and emoji,
+# signs that enclose the number behind them.
+_SHOWN = {
+    *"\u200c\u200d",
+    *map(chr, (*range(0x600, 0x606), 0x6DD, 0x70F, 0x890, 0x891, 0x8E2, 0x110BD, 0x110CD)),
+    *map(chr, range(0x13430, 0x13440)),
+}
+_UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+# A flag of a region is a black flag and tag characters, which hide anything elsewhere.
+_FLAG = re.compile("\U0001f3f4[\U000e0030-\U000e0039\U000e0061-\U000e007a]{3,6}\U000e007f")
+
+
+def printable(text: str) -> str:
+    """Escapes what is not seen, or shows the rest as it is not; line breaks and tabs as well."""
+    if text.isascii() and text.isprintable():
+        return text
+    parts, end = [], 0
+    for flag in _FLAG.finditer(text):
+        parts += [_escape(text[end : flag.start()]), flag[0]]
+        end = flag.end()
+    return "".join([*parts, _escape(text[end:])])
+
+
+def _escape(text: str) -> str:
+    return "".join(
+        character.encode("unicode_escape").decode("ascii")
+        if unicodedata.category(character) in _UNSEEN and character not in _SHOWN
+        else character
+        for character in text
+    )
+
+
+def line_text(text: object) -> str:
+    """One line of a terminal: without credentials, and escaped."""
+    return printable(redact(str(text)))
+
+
+def message_text(text: object) -> str:
+    """A message of one or more lines; further ones are set in, so that none looks like another."""
+    return "\n  ".join(printable(line) for line in redact(str(text)).split("\n"))
+
+
+def html_text(text: object) -> str:
+    """Text of a page, or an attribute in quotes: without credentials, escaped, quoted."""
+    return html.escape(line_text(text))
+
+
+def html_words(text: str) -> str:
+    """Like `html_text`, for captions and labels: words of the data hold no credentials."""
+    return html.escape(printable(text))
+
+
+class LogFormatter(logging.Formatter):
+    """Log records as they are shown: the time, above INFO the level, and the message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Gives the text of a record."""
+        time = self.formatTime(record, "%H:%M:%S")
+        level = "" if record.levelno <= logging.INFO else f"{record.levelname} "
+        return f"{time} {level}{message_text(record.getMessage())}"
+
+
+def guard_tracebacks() -> None:
+    """Has the tracebacks of errors that nobody catches shown as messages are."""
+    sys.excepthook = _show_traceback
+    threading.excepthook = lambda given: _show_traceback(
+        given.exc_type, given.exc_value, given.exc_traceback
+    )
+
+
+def _show_traceback(
+    kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
+) -> None:
+    if sys.stderr is None or issubclass(kind, SystemExit):
+        return
+    told = "".join(traceback.format_exception(kind, error, trace))
+    shown = "\n".join(printable(line) for line in redact(told).split("\n"))
+    sys.stderr.write(shown)
+    sys.stderr.flush()
