@@ -14,6 +14,7 @@ from typing import NamedTuple
 from clipjax.data.named_lists import strings_of_lines
 from clipjax.data.paths import DataPath, data_path, expand_braces
 from clipjax.data.storage import StoredFile, find_files, is_folder, list_files, read_all
+from clipjax.data.text_files import decode_text
 
 NUM_SHARDS = "nshards.txt"
 CLASS_NAMES = "classnames.txt"
@@ -122,7 +123,4 @@ def _strings(path: DataPath, what: str, comments: bool) -> tuple[str, ...]:
 
 
 def _read_text(path: DataPath) -> str:
-    try:
-        return read_all(path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
+    return decode_text(read_all(path), path)

@@ -5,6 +5,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from clipjax.data.text_files import decode_text
+
 __all__ = ["load_class_names", "load_json", "load_strings", "strings_of_lines"]
 
 # A file in prompts/, whose README names its source.
@@ -14,13 +16,6 @@ CLASS_NAMES: dict[str, str] = {"imagenet": "imagenet_classes.json"}
 def _read_packaged(file_name: str) -> tuple[str, ...]:
     text = (resources.files("clipjax.data") / "prompts" / file_name).read_text(encoding="utf-8")
     return tuple(json.loads(text))
-
-
-def _read_text(path: Path, what: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}); save the {what} as UTF-8") from error
 
 
 def load_json(name: str, what: str) -> Any:
@@ -43,7 +38,7 @@ def load_json(name: str, what: str) -> Any:
     if path.suffix.lower() != ".json" or not path.is_file():
         return None
     try:
-        found = json.loads(_read_text(path, what))
+        found = json.loads(decode_text(path.read_bytes(), path))
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}; write a list of strings") from error
     if found is None:
@@ -85,7 +80,9 @@ def _read_strings(name: str, what: str, comments: bool) -> dict[str, str] | None
     if strings is None:
         if not Path(name).is_file() or Path(name).suffix.lower() == ".json":
             return None
-        found = strings_of_lines(_read_text(Path(name), what), name, comments=comments)
+        found = strings_of_lines(
+            decode_text(Path(name).read_bytes(), name), name, comments=comments
+        )
     elif isinstance(strings, list) and all(isinstance(s, str) for s in strings):
         found = {f"{name}, entry {number}": s for number, s in enumerate(strings, start=1)}
     else:

@@ -200,7 +200,7 @@ def split_options(spec: str) -> tuple[str, dict[str, Any]]:
 def _option_value(text: str) -> Any:
     if text in ("true", "false"):
         return text == "true"
-    if "," in text:
+    if "," in text and text != ",":  # which is a separator
         return tuple(part for part in text.split(",") if part)
     for number in (int, float):
         try:

@@ -73,7 +73,7 @@ def test_files_beside_a_split_that_cannot_be_meant(tmp_path):
     with pytest.raises(ValueError, match=r"classnames\.txt holds no class names"):
         make_source(f"tar:{root}/test")
     (root / "classnames.txt").write_bytes("Straße".encode("latin1"))
-    with pytest.raises(ValueError, match=r"classnames\.txt is not UTF-8"):
+    with pytest.raises(ValueError, match=r"classnames\.txt, line 1 is not UTF-8"):
         make_source(f"tar:{root}/test")
 
 

@@ -123,13 +123,13 @@ def test_failed_downloads_of_img2dataset_are_left_out_by_packing(tmp_path):
     data = {"caption": [f"number {i}" for i in range(9)], "key": [f"{i:09d}" for i in range(9)]}
     data |= {"status": ["success" if p else "failed_to_download" for p in pictures]}
     write(tmp_path / "in" / "00000.parquet", {**data, "jpg": pictures})
-    source = make_source(f"parquet:{tmp_path}/in/*.parquet?image_field=jpg")
-    assert reason_of(source, 3) == "missing_image"
-    list(pack(source, tmp_path / "out", Packing(max_bad_fraction=0.9), workers=1))
+    source = make_source(f"parquet:{tmp_path}/in/*.parquet")
+    assert reason_of(source, 3) == "filtered_download"
+    list(pack(source, tmp_path / "out", Packing(), workers=1))
     packed = make_source(f"tar:{tmp_path}/out/*.tar")
     assert [packed[i]["text"] for i in range(6)] == [f"number {i}" for i in (1, 2, 4, 5, 7, 8)]
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert len(packed) == manifest["count"] == 6 and manifest["skipped"] == {"missing_image": 3}
+    assert len(packed) == manifest["count"] == 6 and manifest["skipped"] == {"filtered_download": 3}
 
 
 def test_labels(tmp_path):

@@ -8,6 +8,7 @@ from clipjax.building import build, check_values
 from clipjax.data.named_lists import load_class_names
 from clipjax.data.source import DataSource, parse_spec, split_options
 from clipjax.data.sources.arrayrecord import PackedRecords
+from clipjax.data.sources.coco import Coco
 from clipjax.data.sources.folder import Folder
 from clipjax.data.sources.mix import Mix
 from clipjax.data.sources.openmoji import OpenMoji
@@ -17,10 +18,13 @@ from clipjax.data.sources.synthetic import Synthetic
 from clipjax.data.sources.table import Table
 from clipjax.data.sources.tar import TarShards
 from clipjax.data.sources.tfds import Tfds
+from clipjax.data.sources.uid_filter import SUFFIXES as UID_SUFFIXES
+from clipjax.data.sources.uid_filter import UidFilter
 
 # kind -> constructor(where, [split,] **options)
 SOURCES = {
     "arrayrecord": PackedRecords,
+    "coco": Coco,
     "csv": Table,
     "folder": Folder,
     "jsonl": Table,
@@ -38,8 +42,8 @@ def make_source(spec: str | Mapping[str, Any], *, path: str = "data.source") -> 
     Args:
         spec: `kind:where[:split][?option=value&...]`, e.g. `openmoji:train?aliases=true`, or a
             mapping that has it under `spec` and options beside it. `mix:` has a form of its own,
-            see `Mix`; every other kind has the option `filter`, see `ScoreFilter`. Where a kind
-            takes `class_names`, they are a list, or what `load_class_names` takes.
+            see `Mix`; every other kind has the option `filter`, see `ScoreFilter` and `UidFilter`.
+            Where a kind takes `class_names`, they are a list, or what `load_class_names` takes.
         path: where the spec stands in the config, for messages.
 
     Raises:
@@ -77,11 +81,13 @@ def make_source(spec: str | Mapping[str, Any], *, path: str = "data.source") -> 
     if len(source) == 0:
         raise ValueError(f"{path} = {text!r} is empty: it holds no usable image-text pair")
     if rule is not None:
-        source = ScoreFilter(source, rule)
+        by_uid = isinstance(rule, str) and rule.endswith(UID_SUFFIXES)
+        source = UidFilter(source, rule) if by_uid else ScoreFilter(source, rule)
         if len(source) == 0:
+            mend = "lower the `min`, or take a larger `top`"
             raise ValueError(
                 f"{path} = {text!r} is empty: its filter {rule!r} keeps none of the examples; "
-                "lower the `min`, or take a larger `top`"
+                f"{'take the list of uids of this data' if by_uid else mend}"
             )
     return source
 

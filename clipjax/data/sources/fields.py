@@ -6,8 +6,11 @@ from typing import Any
 
 from clipjax.data.source import SampleError
 
-IMAGE_FIELDS = ("image", "filepath", "file_path", "path", "file", "image_path", "file_name")
-TEXT_FIELDS = ("text", "caption", "captions", "title")
+IMAGE_FIELDS = (
+    *("image", "filepath", "file_path", "path", "file", "image_path", "file_name"),
+    *("image_name", "filename", "jpg", "png", "webp"),  # the last are bytes of img2dataset
+)
+TEXT_FIELDS = ("text", "caption", "captions", "title", "comment")
 _NUMBER = re.compile(r"\s*[-+]?\d{1,9}\s*")  # no class has a number of ten digits
 
 
@@ -16,16 +19,28 @@ def field_of(
 ) -> str:
     """Finds a column: the one that is given, else the first of the known names.
 
+    A column in capitals is found where none has the name as it is written.
+
     Raises:
         ValueError: if there is none, or two of this name.
     """
-    columns, candidates = list(columns), known if given is None else (given,)
+    columns, candidates = [str(name) for name in columns], known if given is None else (given,)
     found = next((name for name in candidates if name in columns), None)
     if found is None:
-        web = option == "image_field" and "url" in (str(name).lower() for name in columns)
+        lowered = [name.strip().lower() for name in columns]
+        wanted = next((name.lower() for name in candidates if name.lower() in lowered), None)
+        alike = [name for name, low in zip(columns, lowered, strict=True) if low == wanted]
+        if len(set(alike)) > 1:
+            raise ValueError(
+                f"{where} has the columns {' and '.join(alike)}, which differ in capitals alone: "
+                f"give one by ?{option}=NAME in the SPEC"
+            )
+        found = alike[0] if alike else None
+    if found is None:
+        web = option == "image_field" and "url" in (name.lower() for name in columns)
         files = "; pictures have to be files: img2dataset downloads those of a url" if web else ""
         raise ValueError(
-            f"{where} has the columns {', '.join(map(str, columns))}, none of them "
+            f"{where} has the columns {', '.join(columns)}, none of them "
             f"{' or '.join(candidates)}: give ?{option}=NAME in the SPEC{files}"
         )
     if columns.count(found) > 1:

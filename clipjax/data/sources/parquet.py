@@ -1,16 +1,18 @@
 """Parquet files with pictures, or their paths, and captions; read a row group at a time."""
 
 import hashlib
+import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from clipjax.data.captions import as_lines, check_how
 from clipjax.data.paths import data_path, short_names
 from clipjax.data.source import Example, SampleError
+from clipjax.data.sources import downloads
 from clipjax.data.sources.fields import field_of, fields_of, label_of, text_of
 from clipjax.data.sources.folder import name_of_picture, read_named, root_identity
-from clipjax.data.storage import find_files
+from clipjax.data.storage import StoredFile, find_files
 
 
 class Parquet:
@@ -26,7 +28,9 @@ class Parquet:
     Args:
         where: a file or a pattern, e.g. `DIR/*.parquet`.
         image_field: the column with the picture: its bytes, its path, or a struct with `bytes`
-            and `path`, as Hugging Face datasets have it; by default the first known name.
+            and `path`, as Hugging Face datasets have it; by default the first known name, else, as
+            img2dataset writes `files`, the column `key`: `00000/KEY.jpg` beside `00000.parquet`. A
+            row that img2dataset could not download is left out on purpose (`filtered_download`).
         text_field: the column with the caption, a list of captions, or a map (or struct) from
             language to these; several columns become a map from their names.
         label_field: a column with the class, as number or name.
@@ -66,23 +70,32 @@ class Parquet:
         files = find_files(where, suffix=".parquet")
         self._groups = RowGroups(files, int(cache_mb * 1e6))
         columns = self._groups.columns
-        self._image = image_column(self._groups.schema, image_field, where)
+        keyed = downloads.is_keyed(columns, image_field)
+        schema = self._groups.schema
+        self._image = downloads.KEY if keyed else image_column(schema, image_field, where)
         self._texts = fields_of(columns, text_field, where)
-        self._label, self._language = label_field, language
+        self._language = language
         self.captions, self._first = captions, first_label
         self._folder = files[0].path.parent
         self._root = data_path(root) if root else self._folder
+        self._parents = [self._root if root else file.path.parent for file in files]
         self._names = short_names([file.path.url for file in files])
         self.class_names = None
+        self._extension = self._find_extension(files, root) if keyed else None
         used = [self._image, *self._texts]
+        status = downloads.columns_of_status(columns)
+        self._by_download = bool(status)
+        used += status
         if label_field is not None:
-            used.append(field_of(columns, label_field, (), "label_field", where))
+            label_field = field_of(columns, label_field, (), "label_field", where)
+            used.append(label_field)
             names = class_names or self._groups.class_names(label_field, where)
             self.class_names = tuple(names)
         elif first_label is not None:
             raise ValueError(f"{where}: first_label={first_label} is of no use without label_field")
+        self._label = label_field
         self._places = {name: i for i, name in enumerate(self.class_names or ())}
-        self._groups.columns = used
+        self._groups.columns = list(dict.fromkeys(used))
         self._groups.warn_if_large(where)
 
     def __len__(self) -> int:
@@ -101,7 +114,7 @@ class Parquet:
         except UnicodeDecodeError as error:  # Parquet does not check what it is told is text
             raise SampleError("text_encoding", f"the row is not UTF-8: {error}", key) from error
         example: Example = {
-            "image": self._picture(values[self._image], key),
+            "image": self._picture(values, file, key),
             "text": "",
             "key": key,
         }
@@ -151,12 +164,37 @@ class Parquet:
         identity += [self._first] if self._first else []
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
-    def _picture(self, value: Any, key: str) -> bytes:
-        path = value
+    def uids(self) -> Iterator[Any] | None:
+        """Gives the column `uid` in order; None if there is none."""
+        names = self._groups.schema.names
+        return self._groups.column("uid") if "uid" in names else None
+
+    def _find_extension(self, files: Sequence[StoredFile], root: str | None) -> str:
+        """Finds how the pictures beside the files are called, by the first that was downloaded."""
+        keys, done = self._groups.column(downloads.KEY), itertools.repeat(downloads.DONE)
+        if downloads.STATUS in self._groups.schema.names:
+            done = self._groups.column(downloads.STATUS)
+        rows = itertools.chain.from_iterable(
+            itertools.repeat(file, count) for file, count in enumerate(self._groups.rows_of_files())
+        )
+        found = (
+            (f, k) for f, k, s in zip(rows, keys, done, strict=False) if k and s == downloads.DONE
+        )
+        file, key = next(found, (0, None))
+        return downloads.extension_beside(files[file], key, data_path(root) if root else None)
+
+    def _picture(self, values: Mapping[str, Any], file: int, key: str) -> bytes:
+        path = value = values[self._image]
         if isinstance(value, dict):
             path, value = value.get("path"), value.get("bytes")
         if isinstance(value, bytes) and value:
             return value
+        if self._by_download:
+            downloads.check_status(values, key)
+        root = self._root
+        if self._extension is not None:
+            root = self._parents[file]
+            path = downloads.path_of(self._names[file], value, self._extension)
         if not isinstance(path, str) or not path:
             raise SampleError("missing_image", "the row has no picture", key)
-        return read_named(self._root, path, key)
+        return read_named(root, path, key)

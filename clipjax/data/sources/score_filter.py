@@ -1,10 +1,9 @@
 """The part of a source that scores best: `tar:...?filter=scores.parquet:top=0.3`."""
 
 import hashlib
-import json
 import math
 import re
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +12,8 @@ from absl import logging
 from clipjax.data.file_reader import FileReader
 from clipjax.data.paths import data_path
 from clipjax.data.retrying import is_wrong_path
-from clipjax.data.source import DataSource, Example, keys_of, pictures_of
+from clipjax.data.source import DataSource, keys_of
+from clipjax.data.sources.subset import Subset
 from clipjax.data.storage import stat, told_wrong_path
 
 _RULE = re.compile(r"(.+):(top|min)=([-+0-9.eE]+)")
@@ -33,7 +33,7 @@ class Scores(NamedTuple):
     fingerprint: str | None
 
 
-class ScoreFilter:
+class ScoreFilter(Subset):
     """Examples of a source whose score is among the best, or high enough, in the source's order.
 
     Args:
@@ -56,14 +56,12 @@ class ScoreFilter:
         found = _RULE.fullmatch(rule) if isinstance(rule, str) else None
         if found is None:
             raise ValueError(
-                f"the filter {rule!r} is none of FILE.parquet:top=0.3 and FILE.parquet:min=0.28"
+                f"the filter {rule!r} is none of FILE.parquet:top=0.3 and FILE.parquet:min=0.28, "
+                "and no list of uids, UIDS.npy or UIDS.txt"
             )
         where, kind, limit = found[1], found[2], _number(found[3], rule)
         if kind == "top" and not 0 < limit <= 1:
             raise ValueError(f"the filter {rule!r} takes the best {limit}: expected a part of 1")
-        self._source, self.class_names = source, source.class_names
-        self.templates = getattr(source, "templates", None)
-        self.captions = getattr(source, "captions", None)
         found = read_scores(where)
         _check_same_data(source, found.fingerprint, where)
         scores = _scores_of(source, found, where)
@@ -74,37 +72,13 @@ class ScoreFilter:
             # A part of 0.3 of 10 is 3, although 0.3 * 10 may be a little less.
             count = math.floor(limit * len(scored) + 1e-6)
             kept = np.sort(scored[np.argsort(-scores[scored], kind="stable")[:count]])
-        self._kept = kept.astype(np.uint32 if len(scores) < 1 << 32 else np.uint64)
+        super().__init__(source, kept, "score_filter/1")
         self.counts = {
             "kept": len(kept),
             "filtered_score": len(scored) - len(kept),
             "without_score": len(scores) - len(scored),
         }
         logging.info("%s keeps %s of %d examples: %s", rule, len(kept), len(scores), self.counts)
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def __getitem__(self, index: int) -> Example:
-        if not 0 <= index < len(self):
-            raise IndexError(f"example {index} of {len(self)}")
-        return self._source[int(self._kept[index])]
-
-    def keys(self) -> Iterator[str]:
-        """Gives the keys of all examples in order."""
-        kept = set(self._kept.tolist())
-        return (key for index, key in enumerate(keys_of(self._source)) if index in kept)
-
-    def pictures(self) -> Iterator[Hashable]:
-        """Says whose picture each example shows, as the source does."""
-        found = pictures_of(self._source)
-        return (found[index] for index in self._kept.tolist())
-
-    def fingerprint(self) -> str:
-        """SHA-256 of the source's own and of which examples are kept."""
-        kept = hashlib.sha256(self._kept.astype("<u8").tobytes()).hexdigest()
-        identity = ["score_filter/1", self._source.fingerprint(), kept]
-        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
 def read_scores(where: str) -> Scores:

@@ -1,9 +1,6 @@
 """A table of image paths and captions: CSV, TSV or JSON lines."""
 
-import array
-import csv
 import hashlib
-import io
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -23,7 +20,9 @@ from clipjax.data.sources.fields import (
     text_of,
 )
 from clipjax.data.sources.folder import name_of_picture, read_named, root_identity
+from clipjax.data.sources.table_rows import read_rows
 from clipjax.data.storage import read_all, told_wrong_path
+from clipjax.data.text_files import decode_text
 
 
 class Table:
@@ -33,7 +32,7 @@ class Table:
 
     Args:
         where: the file; `.csv` quotes cells as RFC 4180 has it, `.tsv` is separated by tabs and
-            its quotes are text, `.jsonl` holds one object a line.
+            its quotes are text, `.jsonl` holds one object a line. With a separator, any name.
         image_field: the column with the path; by default the first known name
             (`image`, `filepath`, `path`, ...).
         text_field: the column with the caption, in JSON also a list of captions, or a map from
@@ -44,6 +43,8 @@ class Table:
         first_label: the number of the first class; by default 0.
         language: which caption of a map is used; by default all are.
         captions: `lines` makes each line of a text a caption; `whole`, the default, does not.
+        separator: `comma`, `semicolon`, `tab` or `pipe`, or the character, in place of that of the
+            file's name; quotes are text beside tabs and `|`.
         root: folder that relative paths start from and that all have to lie in; by default that
             of the table.
 
@@ -65,6 +66,7 @@ class Table:
         first_label: int | None = None,
         language: str | None = None,
         captions: str | None = None,
+        separator: str | None = None,
         root: str | None = None,
     ):
         check_how(captions, where)
@@ -75,19 +77,13 @@ class Table:
             if not is_wrong_path(error):
                 raise
             raise ValueError(told_wrong_path(where, error)) from error
-        try:
-            text = content.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            line = error.object.count(b"\n", 0, error.start) + 1
-            raise ValueError(
-                f"{where}, line {line} is not UTF-8: {error}; if it is Latin-1, "
-                f"`iconv -f latin1 -t utf8 {path.name}` brings it to UTF-8"
-            ) from error
-        rows, self._lines = _parse(text, path.suffix.lower(), where)
+        text = decode_text(content, where)
+        rows, self._lines, self._ragged = read_rows(text, path.suffix.lower(), separator, where)
         if not rows:
             raise ValueError(f"{where} holds no row")
-        image_field = field_of(rows[0], image_field, IMAGE_FIELDS, "image_field", where)
-        text_fields = fields_of(rows[0], text_field, where)
+        first = rows[0]
+        image_field = field_of(first, image_field, IMAGE_FIELDS, "image_field", where)
+        text_fields = fields_of(first, text_field, where)
         text_field = text_fields[0] if len(text_fields) == 1 else text_fields
         self._name, self._root = path.name, data_path(root) if root else path.parent
         self._images = [row.get(image_field) for row in rows]
@@ -97,10 +93,11 @@ class Table:
             else {name: row.get(name) for name in text_field}
             for row in rows
         ]
+        self._uids = [row.get("uid") for row in rows] if "uid" in first else None
         self._language, self.captions, self._first = language, captions, first_label
         self.class_names = self._labels = None
         if label_field is not None:
-            field_of(rows[0], label_field, (), "label_field", where)
+            label_field = field_of(first, label_field, (), "label_field", where)
             self._labels = [row.get(label_field) for row in rows]
             if class_names is not None and first_label is None:
                 _refuse_shifted(self._labels, class_names, where)
@@ -128,6 +125,11 @@ class Table:
     def _read(self, index: int) -> Example:
         image, text = self._images[index], self._texts[index]
         key = f"{self._name}:{index}"
+        if index in self._ragged:
+            count = self._ragged[index]
+            raise SampleError(
+                "row_cells", f"the row has {count} cells, not those of the header", key
+            )
         if not isinstance(image, str) or not image:
             raise SampleError("missing_image", "the row names no picture", key)
         text = text_of(text, key, self._language)
@@ -147,6 +149,10 @@ class Table:
         """Says whose picture each row names: equal paths are one; None where there is none."""
         return (name_of_picture(self._root, image) for image in self._images)
 
+    def uids(self) -> Iterator[Any] | None:
+        """Gives the column `uid` in order; None if there is none."""
+        return None if self._uids is None else iter(self._uids)
+
     def fingerprint(self) -> str:
         """SHA-256 of the table, of the columns that are used, and of how `root` lies to it."""
         return self._fingerprint
@@ -159,69 +165,3 @@ def _refuse_shifted(labels: Sequence[Any], class_names: Sequence[str], where: st
     numbers = {number for cell in cells if (number := number_of(cell)) is not None}
     if numbers and min(numbers) == 1 and max(numbers) == len(class_names):
         labels_of_numbers(sorted(numbers), len(class_names), None, where)
-
-
-def _parse(text: str, suffix: str, where: str) -> tuple[list[dict[str, Any]], array.array]:
-    """Gives the rows, and the line in which each begins."""
-    if suffix in (".jsonl", ".ndjson"):
-        return _parse_json_lines(text, where)
-    if suffix in (".csv", ".tsv"):
-        return _parse_cells(text, suffix, where)
-    raise ValueError(f"{where} ends in {suffix!r}; a table is .csv, .tsv or .jsonl")
-
-
-def _parse_json_lines(text: str, where: str) -> tuple[list[dict[str, Any]], array.array]:
-    rows, lines = [], array.array("Q")
-    # Not splitlines(): JSON may hold U+2028 and its like as they are.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{where}, line {number} is no JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{where}, line {number} is {type(row).__name__}, no object")
-            rows.append(row)
-            lines.append(number)
-    return rows, lines
-
-
-def _parse_cells(text: str, suffix: str, where: str) -> tuple[list[dict[str, str]], array.array]:
-    # A quote that is not closed would take the rest of the file for one cell.
-    how = {"delimiter": ",", "strict": True}
-    mend = "a caption with commas or quotes stands in quotes, its own doubled; is one not closed?"
-    if suffix == ".tsv":
-        how, mend = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}, "a caption holds no tab"
-    reader = csv.reader(io.StringIO(text, newline=""), **how)
-    header, rows, lines, line = None, [], array.array("Q"), 1
-    try:
-        for cells in reader:
-            if cells and header is None:
-                header = cells
-                _check_separator(header, suffix, where)
-                for name in filter(None, header):  # several may have none
-                    field_of(header, name, (), "text_field", where)
-            elif cells and len(cells) != len(header):
-                raise ValueError(
-                    f"{where}, line {line} has {len(cells)} cells, its header {len(header)}: {mend}"
-                )
-            elif cells:
-                rows.append(dict(zip(header, cells, strict=True)))
-                lines.append(line)
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise ValueError(f"{where}, in the row of line {line}: {error}; {mend}") from error
-    return rows, lines
-
-
-def _check_separator(header: list[str], suffix: str, where: str) -> None:
-    """Refuses a header that another separator would split."""
-    other = next(
-        (name for name in (";", "\t", ",") if len(header) == 1 and name in header[0]), None
-    )
-    if other is not None:
-        separators = "the separator of .csv is `,`, that of .tsv is a tab"
-        raise ValueError(
-            f"{where} has one column, {header[0]!r:.80}: {separators}; name the file by its "
-            "separator, or write it with that of its name"
-        )

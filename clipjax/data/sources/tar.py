@@ -1,12 +1,14 @@
 """Tar shards in the layout of webdataset and img2dataset, read by offset."""
 
 import bisect
+import concurrent.futures
 import dataclasses
 import hashlib
 import itertools
 import json
 import zlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from absl import logging
 
@@ -18,9 +20,11 @@ from clipjax.data.source import Example, SampleError
 from clipjax.data.sources.tar_members import TarMembers
 from clipjax.data.tar_index import Part
 from clipjax.data.tar_indexing import open_indexes
+from clipjax.data.tar_uids import uids_of
 
 # Files of a record that stand this near to one another are read together.
 MAX_GAP = 64 << 10
+_THREADS = 16
 
 
 class TarShards:
@@ -45,7 +49,8 @@ class TarShards:
             train.
         first_label: the number of the first class in `.cls`; by default 0.
         language: which caption of a map is used; by default all are.
-        captions: `lines` makes each line of a text a caption; `whole`, the default, does not.
+        captions: `lines` makes each line of a text a caption; `whole`, the default but where
+            CLIP_benchmark says that the data is for retrieval, does not.
         key_ends: `first_dot`, or `last_dot` where keys hold dots; extensions then hold none.
 
     Attributes:
@@ -69,6 +74,11 @@ class TarShards:
         captions: str | None = None,
         key_ends: str = "first_dot",
     ):
+        shards = find_shards(where)
+        beside = read_beside(shards)
+        if captions is None and beside is not None and beside.kind == "retrieval":
+            captions = "lines"  # as CLIP_benchmark reads its own
+        self.captions = captions
         members = TarMembers(
             image_field=image_field,
             text_field=text_field,
@@ -78,14 +88,11 @@ class TarShards:
             captions=captions,
             key_ends=key_ends,
         )
-        shards = find_shards(where)
-        self.captions = captions
         self._indexes = open_indexes(shards, key_ends)
         for shard, index in zip(shards, self._indexes, strict=True):
             members.check_extensions(index.header["extensions"], str(shard.path))
         held = {name for index in self._indexes for name in index.header["extensions"]}
         members.check_held(held, where)
-        beside = read_beside(shards)
         self.templates = None if beside is None else beside.templates
         if class_names is None and "cls" in held:
             class_names = beside.class_names if beside else packed_class_names(shards)
@@ -99,6 +106,7 @@ class TarShards:
                 where,
             )
         self._names = short_names([shard.path.url for shard in shards])
+        self._files = tuple(shards)
         self._shards = HotShards(shards, [index.shard["sha256"] for index in self._indexes])
         self._ends = list(itertools.accumulate(map(len, self._indexes)))
 
@@ -120,6 +128,11 @@ class TarShards:
         for name, index in zip(self._names, self._indexes, strict=True):
             for record in index:
                 yield f"{name}/{record.key}"
+
+    def uids(self) -> Iterator[Any]:
+        """Gives the field `uid` of each record's `.json`, read once and kept, see `tar_uids`."""
+        with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+            yield from itertools.chain.from_iterable(pool.map(uids_of, self._files, self._indexes))
 
     def pictures(self) -> Iterator[tuple[int, int] | None]:
         """Says whose picture each record holds: one of as many bytes and the same CRC-32, by the

@@ -1,0 +1,53 @@
+"""Some of the examples of a source, in the source's order."""
+
+import hashlib
+import json
+from collections.abc import Hashable, Iterator
+
+import numpy as np
+
+from clipjax.data.source import DataSource, Example, keys_of, pictures_of
+
+
+class Subset:
+    """Examples that are kept of a source; base of the filters.
+
+    Args:
+        source: which.
+        kept: `[kept]` integers in ascending order, indices of the source.
+        identity: what chose them; begins the fingerprint.
+
+    Attributes:
+        class_names, templates, captions: those of the source.
+    """
+
+    def __init__(self, source: DataSource, kept: np.ndarray, identity: str):
+        self._source, self._identity = source, identity
+        self.class_names = source.class_names
+        self.templates = getattr(source, "templates", None)
+        self.captions = getattr(source, "captions", None)
+        self._kept = kept.astype(np.uint32 if len(source) < 1 << 32 else np.uint64)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        return self._source[int(self._kept[index])]
+
+    def keys(self) -> Iterator[str]:
+        """Gives the keys of all examples in order."""
+        kept = set(self._kept.tolist())
+        return (key for index, key in enumerate(keys_of(self._source)) if index in kept)
+
+    def pictures(self) -> Iterator[Hashable]:
+        """Says whose picture each example shows, as the source does."""
+        found = pictures_of(self._source)
+        return (found[index] for index in self._kept.tolist())
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the source's own and of which examples are kept."""
+        kept = hashlib.sha256(self._kept.astype("<u8").tobytes()).hexdigest()
+        identity = [self._identity, self._source.fingerprint(), kept]
+        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()

@@ -1,0 +1,127 @@
+"""The examples that a list names by uid, as DataComp publishes subsets: `tar:...?filter=x.npy`."""
+
+import io
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from clipjax.data.paths import data_path
+from clipjax.data.retrying import is_wrong_path
+from clipjax.data.source import DataSource
+from clipjax.data.sources.subset import Subset
+from clipjax.data.storage import read_all, told_wrong_path
+from clipjax.data.text_files import decode_text
+
+SUFFIXES = (".npy", ".txt")
+UIDS = np.dtype("S16")  # 128 bits, the first of them first: ordered as the uids are
+_PAIRS = np.dtype([("f0", "u8"), ("f1", "u8")])
+_UID = re.compile(r"[0-9a-f]{32}")
+
+
+class UidFilter(Subset):
+    """Examples of a source whose uid is in a list, in the source's order.
+
+    Args:
+        source: what is filtered; its records have `uid` in `.json` (tar), or in a column (Parquet,
+            tables).
+        where: `.npy`, as DataComp publishes it: pairs of u64 (dtype `u8,u8`), which are the halves
+            of the 32 hexadecimal digits of a uid; or `.txt`, a uid a line.
+
+    Attributes:
+        counts: examples that are `kept`, `filtered_uid` and `without_uid`, and `not_found`: uids
+            of the list that no example has.
+
+    Raises:
+        ValueError: if the list is missing or no such list, or the examples have no uid.
+    """
+
+    def __init__(self, source: DataSource, where: str):
+        listed = read_uids(where)
+        found = source.uids() if hasattr(source, "uids") else None
+        if found is None:
+            raise ValueError(
+                f"the filter {where!r} is a list of uids, and the data has none: they are looked "
+                "for in `.json` of tar shards, and in the column `uid` of Parquet and tables"
+            )
+        uids, has = np.zeros(len(source), UIDS), np.zeros(len(source), bool)
+        for index, uid in enumerate(found):
+            if (packed := uid_bytes(uid)) is not None:
+                uids[index], has[index] = packed, True
+        kept = np.flatnonzero(np.isin(uids, listed) & has)
+        without = len(has) - int(has.sum())
+        super().__init__(source, kept, "uid_filter/1")
+        self.counts = {
+            "kept": len(kept),
+            "filtered_uid": len(uids) - len(kept) - without,
+            "without_uid": without,
+            "not_found": len(np.setdiff1d(listed, uids[kept])),
+        }
+        if without == len(uids):
+            raise ValueError(
+                f"the filter {where!r} is a list of uids, and none of the {len(uids)} examples has "
+                "one: 32 hexadecimal digits in `uid`"
+            )
+        logging.info("%s keeps %d of %d examples: %s", where, len(kept), len(uids), self.counts)
+
+
+def read_uids(where: str) -> np.ndarray:
+    """Reads a list of uids: `[uids]` of UIDS, in ascending order, each once.
+
+    Raises:
+        ValueError: if there is no such file, or it is no list of uids.
+    """
+    path = data_path(where)
+    try:
+        content = read_all(path)
+    except OSError as error:
+        if not is_wrong_path(error):
+            raise
+        raise ValueError(told_wrong_path(where, error)) from error
+    if path.suffix.lower() == ".npy":
+        found = _of_pairs(content, where)
+    else:
+        found = np.array(list(_of_lines(decode_text(content, where), where)), UIDS)
+    found = np.unique(found)
+    if not len(found):
+        raise ValueError(f"{where} holds no uid")
+    return found
+
+
+def uid_bytes(uid: Any) -> bytes | None:
+    """Gives the 16 bytes of a uid of 32 hexadecimal digits; None if it is no such uid."""
+    if isinstance(uid, bytes):
+        uid = uid.decode("ascii", errors="replace")
+    if not isinstance(uid, str) or not _UID.fullmatch(uid := uid.strip().lower()):
+        return None
+    return bytes.fromhex(uid)
+
+
+def _of_pairs(content: bytes, where: str) -> np.ndarray:
+    try:
+        pairs = np.load(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{where} is no whole array of NumPy: {error}") from error
+    if not isinstance(pairs, np.ndarray) or pairs.ndim != 1 or pairs.dtype != _PAIRS:
+        what = (
+            f"{pairs.dtype}{list(pairs.shape)}" if isinstance(pairs, np.ndarray) else "an archive"
+        )
+        raise ValueError(
+            f"{where} holds {what}, expected [uids] of the dtype 'u8,u8', as DataComp has it"
+        )
+    halves = np.stack([pairs["f0"], pairs["f1"]], axis=1).astype(">u8")
+    return np.frombuffer(halves.tobytes(), UIDS)
+
+
+def _of_lines(text: str, where: str) -> Iterator[bytes]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            uid = uid_bytes(line)
+            if uid is None:
+                raise ValueError(
+                    f"{where}, line {number} is {line.strip()!r:.60}, expected a uid of 32 "
+                    "hexadecimal digits"
+                )
+            yield uid

@@ -1,0 +1,50 @@
+"""Text as it comes from files: UTF-8, or a word on what it is instead."""
+
+import codecs
+
+# Marks of 4 bytes first: one of UTF-32 begins as one of UTF-16 does.
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "UTF-32"),
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
+_LOOKED_AT = 1 << 12
+
+
+def decode_text(content: bytes, where: object) -> str:
+    """Decodes a file of text, with a mark of UTF-8 or without it.
+
+    Args:
+        content: of the file.
+        where: its path, for messages.
+
+    Raises:
+        ValueError: if it is not UTF-8; says what it is, and how to bring it to UTF-8.
+    """
+    name = str(where).rpartition("/")[2]
+    if (other := _other_encoding(content)) is not None:
+        raise ValueError(
+            f"{where} is {other}, expected UTF-8: `iconv -f {other.lower()} -t utf-8 {name} > "
+            f"utf8-{name}` brings it there; Excel writes it as `CSV UTF-8`"
+        )
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{where}, line {line} is not UTF-8: {error}; if it is Latin-1, `iconv -f latin1 -t "
+            f"utf-8 {name} > utf8-{name}` brings it to UTF-8"
+        ) from error
+
+
+def _other_encoding(content: bytes) -> str | None:
+    """Names an encoding of 2 or 4 bytes a character: by its mark, or by the zeros of its ASCII."""
+    for mark, name in _MARKS:
+        if content.startswith(mark):
+            return name
+    start = content[:_LOOKED_AT]
+    even, odd = start[::2].count(0), start[1::2].count(0)
+    if max(even, odd) * 4 < len(start) or even == odd:
+        return None
+    return "UTF-16LE" if odd > even else "UTF-16BE"
