@@ -26,8 +26,10 @@ def main(connection_file: int, maker_file: int, parent: int) -> None:
     _die_with(parent)
     faulthandler.enable()
     guard_tracebacks()
-    for handler in logging.getLogger().handlers:  # absl's own
-        handler.setFormatter(LogFormatter())
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogFormatter())
+    logging.basicConfig(handlers=[handler])
+    logging.captureWarnings(True)
     # The parent decides when a run stops, whomever else a signal reaches.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from absl import logging
-from worker_sources import Numbers, Unreadable, numbers_in, tokens_of, tokens_of_three
+from worker_sources import Numbers, Talkative, Unreadable, numbers_in, tokens_of, tokens_of_three
 
 from clipjax.data import Loader, TooManyBadExamples, make_source, make_transforms
 from clipjax.data.preprocess import Preprocess
@@ -326,3 +326,11 @@ def test_sources_and_tokenizers_can_be_sent(tmp_path, cache):
         texts = ["a photo of a cat", "Grüße, \N{ROCKET}", "x" * 90]
         np.testing.assert_array_equal(again(texts), tokenizer(texts))
         assert again.contract() == tokenizer.contract()
+
+
+def test_what_a_worker_says_is_fit_for_a_terminal(capfd):
+    with make(Talkative(8), 4, num_workers=1) as loader:
+        loader.batch(0)
+    told = capfd.readouterr().err
+    assert "WARNING s3://[redacted]@bucket/" in told and r"a picture named \x1b[2J" in told
+    assert "\x1b" not in told and "CANARY" not in told

@@ -3,8 +3,10 @@
 import os
 import signal
 import time
+import warnings
 
 import numpy as np
+from absl import logging
 
 from clipjax.data import SampleError
 
@@ -62,3 +64,12 @@ def tokens_of_three(texts):
 def numbers_in(batch):
     image = batch["image"].astype(int)
     return (image[:, 0, 0, 0] * 256 + image[:, 0, 0, 1]).tolist()
+
+
+class Talkative(Numbers):
+    """Warns as storage does: of a file that it names as it is written."""
+
+    def __getitem__(self, index):
+        logging.warning("s3://user:CANARY@bucket/%d\x1b[2J", index)
+        warnings.warn("a picture named \x1b[2J", stacklevel=1)
+        return super().__getitem__(index)
