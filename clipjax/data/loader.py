@@ -15,8 +15,9 @@ import numpy as np
 
 from clipjax.data import permutation
 from clipjax.data.bad_examples import BadCount, BadExample, share_of
+from clipjax.data.caption_faults import tell_of_batch
 from clipjax.data.preprocess import Preprocess
-from clipjax.data.rows import DataStage, RowMaker
+from clipjax.data.rows import DataStage, Part, RowMaker
 from clipjax.data.source import DataSource
 from clipjax.data.transforms import Transform
 from clipjax.data.workers import Pending, make_workers
@@ -122,7 +123,7 @@ class Loader:
         share = token_cache_bytes // (max(1, num_workers) if workers == "processes" else 1)
         maker = RowMaker(source, (*stages, own), seed, token_cache_bytes=share)
         self._workers = make_workers(workers, maker, num_workers, timeout_s)
-        self._closed = self._hangs = False
+        self._closed = self._hangs = self._told = False
         # A loader that is dropped leaves no process behind.
         weakref.finalize(self, self._workers.close, wait=False)
 
@@ -208,10 +209,10 @@ class Loader:
         return self._workers.submit(step, stage, start, self.local_batch_size)
 
     def _collect(self, pending: Pending) -> Batch:
-        tokens, bad = [], []
+        parts: list[Part] = []
         for part in pending.parts:
             try:
-                part_tokens, part_bad = part.result(timeout=self._workers.wait_s)
+                parts.append(part.result(timeout=self._workers.wait_s))
             except concurrent.futures.TimeoutError as error:
                 if part.done() and part.exception() is error:
                     raise  # it is the source's own
@@ -221,7 +222,10 @@ class Loader:
                     f"{self._workers.wait_s:.0f} s: the storage behind the data source hangs, or "
                     "num_workers is too small"
                 ) from error
-            tokens.append(part_tokens)
-            bad += part_bad
-        self._bad.add(len(pending.images), bad)
-        return {"image": pending.images, "text": np.concatenate(tokens)}
+        self._bad.add(len(pending.images), [bad for part in parts for bad in part.bad])
+        tokens = np.concatenate([part.tokens for part in parts])
+        if not self._told and self._process[0] == 0:
+            self._told = True
+            faults = sum((part.faults for part in parts), collections.Counter())
+            tell_of_batch(tokens, faults, getattr(self.source, "captions", None))
+        return {"image": pending.images, "text": tokens}

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from clipjax.data.bad_examples import (
     shard_of,
     worst,
 )
+from clipjax.data.caption_faults import faults_of
 from clipjax.data.preprocess import Preprocess
 from clipjax.data.source import DataSource, Example, SampleError, alternatives, draw
 from clipjax.data.token_cache import TokenCache
@@ -26,8 +28,19 @@ MAX_UNUSABLE, MAX_FILTERED = 100, 10_000
 # Of the random streams that belong to one position: augmentation, choice of substitutes.
 _AUGMENT, _SUBSTITUTE = 0, 1
 
-# Tokens i32 `[rows, length]`, and what had to be replaced.
-Part = tuple[np.ndarray, list[BadExample]]
+
+class Part(NamedTuple):
+    """Rows of a batch, without their pixels.
+
+    Attributes:
+        tokens: i32 `[rows, length]`.
+        bad: what had to be replaced.
+        faults: rows by what is noted of their captions, see `caption_faults.faults_of`.
+    """
+
+    tokens: np.ndarray
+    bad: list[BadExample]
+    faults: collections.Counter[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +98,7 @@ class RowMaker:
                 should this process die, another one can tell at what.
 
         Returns:
-            Their tokens, and what had to be replaced.
+            What they are besides their pixels.
 
         Raises:
             TooManyBadExamples: if no usable substitute is found.
@@ -93,12 +106,14 @@ class RowMaker:
         at_work = np.empty(1, np.int64) if at_work is None else at_work
         texts: list[str] = []
         bad: list[BadExample] = []
+        faults: collections.Counter[str] = collections.Counter()
         for slot, index in enumerate(self.indices(start, len(images)).tolist()):
-            image, text = self._make(self.stages[stage], start + slot, index, bad, at_work)
+            image, text, raw = self._make(self.stages[stage], start + slot, index, bad, at_work)
             images[slot] = image
             texts.append(text)
+            faults.update(faults_of(raw))
         at_work[0] = -1
-        return self.tokens.tokenize(stage, self.stages[stage].tokenizer, texts), bad
+        return Part(self.tokens.tokenize(stage, self.stages[stage].tokenizer, texts), bad, faults)
 
     def _make(
         self,
@@ -107,7 +122,8 @@ class RowMaker:
         index: int,
         bad: list[BadExample],
         at_work: np.ndarray,
-    ) -> tuple[np.ndarray, str]:
+    ) -> tuple[np.ndarray, str, Any]:
+        """Makes one row; gives its picture, its caption, and what the source called its text."""
         substitutes, first = None, len(bad)
         allowed = {False: MAX_UNUSABLE, True: MAX_FILTERED}
         while True:
@@ -115,7 +131,7 @@ class RowMaker:
             try:
                 example = self.source[index]
                 rng = self._rng(position, _AUGMENT)
-                return _finish(stage, example, rng)
+                return *_finish(stage, example, rng), example["text"]
             except SampleError as error:
                 key = error.key or f"example {index}"
                 bad.append(BadExample(position, key, error.reason, error.message))

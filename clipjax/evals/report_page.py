@@ -48,6 +48,7 @@ _COLUMNS = {
     "num_classes": "names",
     "num_images": "pictures",
     "num_texts": "captions",
+    "num_rows": "rows",
 }
 
 

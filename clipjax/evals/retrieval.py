@@ -2,16 +2,22 @@
 
 import dataclasses
 import functools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from clipjax.array_types import PyTree
+from clipjax.data.caption_faults import NOTABLE, has_words, tell_wordless
+from clipjax.data.captions import as_lines, has_lines
+from clipjax.distributed import is_lead
 from clipjax.evals.encoding import EncodeFn, RowLayout, embed_fn, place_params, prefetched
+from clipjax.evals.pictures import Pictures
 from clipjax.evals.reading import ImageBatch, ImageReader, check_bad
 from clipjax.metrics import empty_topk, merge_topk, retrieval_hits
 from clipjax.partitioning import batch_sharding, replicated
@@ -29,7 +35,9 @@ class Retrieval:
     """Recall@k from text to image and from image to text.
 
     A query is a hit if any of its positives is among the k best: an image's positives are its
-    captions, a caption's positive is its image.
+    captions, a caption's positive is its image. Rows of the source that show the same image are
+    one image with the captions of all of them, see `Pictures`. Each line of a text is a caption,
+    unless the source was told or knows otherwise (`?captions=whole`).
 
     Attributes:
         source: dataset of examples with "image", "text" (a caption or several) and "key".
@@ -41,8 +49,8 @@ class Retrieval:
         ks: the k of recall@k.
         batch_size: images, or texts, over all devices; rounded up to the batch axes' size. Scores
             are held for batch_size x batch_size pairs at a time.
-        max_bad: images that may fail to decode before the evaluation is an error; such an image
-            leaves together with its captions.
+        max_bad: images that may fail before the evaluation is an error, by their pixels or a row
+            that is unusable; such an image leaves together with its captions.
         name: for messages and for the prefix of metrics.
     """
 
@@ -78,7 +86,7 @@ class Retrieval:
 
         Returns:
             "image_retrieval_recall@k" (text to image) and "text_retrieval_recall@k" (image to
-            text) in [0, 1] for each k, "num_images" and "num_texts".
+            text) in [0, 1] for each k, "num_images", "num_texts" and "num_rows" of the source.
 
         Raises:
             ValueError: more than `max_bad` images do not decode, or an image without captions.
@@ -98,7 +106,21 @@ class Retrieval:
                 metrics[f"{name}_recall@{k}"] = float(count / total)
         metrics["num_images"] = float(np.count_nonzero(num_captions))
         metrics["num_texts"] = float(num_captions.sum())
+        metrics["num_rows"] = float(len(self.source))
         return metrics
+
+    @functools.cached_property
+    def _pictures(self) -> Pictures:
+        return Pictures(self.source, self.name)
+
+    @functools.cached_property
+    def _by_lines(self) -> bool:
+        return getattr(self.source, "captions", None) is None
+
+    @functools.cached_property
+    def _told(self) -> set[str]:
+        """What was said, as an evaluation runs many times."""
+        return set()
 
     def _encode_images(
         self, params: PyTree, captions: dict[int, tuple[str, ...]]
@@ -108,10 +130,10 @@ class Retrieval:
         Returns:
             (chunks, captions of each image `[images]`, 0 where the image did not decode).
         """
-        layout = RowLayout(self.mesh, len(self.source), self.batch_size)
+        layout = RowLayout(self.mesh, len(self._pictures), self.batch_size)
         embed = embed_fn(self.encode_image_fn, self.mesh)
         chunks, counts = [], []
-        reader = ImageReader(self.source, self.preprocess, max_bad=self.max_bad, where=self.name)
+        reader = ImageReader(self._pictures, self.preprocess, max_bad=self.max_bad, where=self.name)
         with reader:
             batches = prefetched(
                 lambda number: reader.read(layout.indices(number)), range(layout.num_batches)
@@ -120,15 +142,17 @@ class Retrieval:
                 indices = layout.indices(number)
                 found = self._captions_of(batch)
                 captions.update((int(indices[row]), texts) for row, texts in found.items())
-                numbers = np.zeros(len(indices), np.int32)
-                numbers[list(found)] = [len(texts) for texts in found.values()]
+                numbers = np.zeros((len(indices), 2), np.int32)
+                for row, texts in found.items():
+                    numbers[row] = len(texts), self._num_split(batch.examples[row])
                 owners = np.where(batch.mask, indices, -1).astype(np.int32)
                 chunks.append(
                     (embed(params, layout.to_device(batch.images)), layout.to_device(owners))
                 )
                 counts.append(layout.to_device(numbers))
-        num_captions = np.concatenate(jax.device_get(_gather(counts, mesh=self.mesh)))
-        num_captions = num_captions[: layout.num_rows]
+        counted = np.concatenate(jax.device_get(_gather(counts, mesh=self.mesh)))
+        num_captions, num_split = counted[: layout.num_rows].T
+        self._tell(captions, int(num_split.sum()), int(num_captions.sum()))
         # Counted over all processes, so that all of them come to one verdict.
         check_bad(int(np.sum(num_captions == 0)), self.max_bad, reader.bad, self.name)
         return chunks, num_captions
@@ -143,13 +167,46 @@ class Retrieval:
                 f"{self.name}: {example['key']} has captions in {', '.join(map(str, text))}; "
                 "retrieval asks in one language: give the source ?language=NAME"
             )
-        texts = (text,) if isinstance(text, str) else tuple(text or ())
+        texts = _several(as_lines(text) if self._by_lines and text else text)
         if not texts or not all(isinstance(t, str) and t.strip() for t in texts):
             raise ValueError(
                 f"{self.name}: {example['key']} has the captions {texts}; "
                 "every image needs at least one, and none may be empty"
             )
         return texts
+
+    def _num_split(self, example: dict[str, Any]) -> int:
+        """Number of texts of an example that became several captions."""
+        return sum(map(has_lines, _several(example["text"]))) if self._by_lines else 0
+
+    def _tell(self, captions: dict[int, tuple[str, ...]], num_split: int, total: int) -> None:
+        """Says once what is odd about the captions: those of the lead stand for all."""
+        if self._told or not is_lead():
+            return
+        self._told.add("captions")
+        if num_split:
+            logging.info(
+                "%s: %d texts hold several lines, and each line is a caption, %d in all; "
+                "?captions=whole in the SPEC leaves a text whole",
+                self.name,
+                num_split,
+                total,
+            )
+        images = Counter(text for texts in captions.values() for text in set(texts))
+        mine = [text for texts in captions.values() for text in texts]
+        shared = sum(images[text] > 1 for text in mine)
+        if shared >= NOTABLE * len(mine) and shared:
+            logging.warning(
+                "%s: %d of %d captions (%.0f %%) are those of other images, too, and count as "
+                "wrong there: recall@1 ends far below 1. Names of classes are evaluated by "
+                "zero_shot",
+                self.name,
+                shared,
+                len(mine),
+                100 * shared / len(mine),
+            )
+        wordless = sum(not has_words(text) for text in mine)
+        tell_wordless(wordless, len(mine), f"captions of {self.name}")
 
     def _encode_texts(
         self, params: PyTree, captions: dict[int, tuple[str, ...]], num_captions: np.ndarray
@@ -161,7 +218,7 @@ class Retrieval:
 
         def caption(row: int, owner: int) -> str:
             if owner not in captions:  # another process decoded this image
-                captions[owner] = self._captions(self.source[owner])
+                captions[owner] = self._captions(self._pictures[owner])
             return captions[owner][row - first[owner]]
 
         def rows(number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -188,6 +245,10 @@ class Retrieval:
                 "infinite parameters in the checkpoint"
             )
         return hits.sum(axis=0), int(totals.sum())
+
+
+def _several(text: Any) -> tuple[Any, ...]:
+    return (text,) if isinstance(text, str) else tuple(text or ())
 
 
 @functools.partial(jax.jit, static_argnames="mesh")

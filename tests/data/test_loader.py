@@ -17,7 +17,7 @@ from clipjax.data import Loader, SampleError, TooManyBadExamples, make_source, m
 from clipjax.data.bad_examples import BadCount, BadExample, add_states, share_of
 from clipjax.data.loader import DataStage
 from clipjax.data.preprocess import Preprocess
-from clipjax.data.rows import RowMaker
+from clipjax.data.rows import Part, RowMaker
 from clipjax.data.source import draw
 from clipjax.data.transforms.captions import clean_caption
 
@@ -104,7 +104,8 @@ def test_ten_thousand_orders(monkeypatch):
     every example once, and host i of a batch takes its i-th part."""
 
     def places_alone(self, stage, start, images, at_work=None):
-        return self.indices(start, len(images)).astype(np.int32)[:, None], []
+        tokens = self.indices(start, len(images)).astype(np.int32)[:, None]
+        return Part(tokens, [], collections.Counter())
 
     monkeypatch.setattr(RowMaker, "make", places_alone)
     rng, preprocess = np.random.default_rng(0), Preprocess(1)

@@ -48,6 +48,10 @@ def test_two_processes_agree_with_one():
     metrics, predictions = zero_shot.run(make_params()), zero_shot.predict(make_params(), 5)
     retrieval = test_retrieval.make_eval(test_retrieval.make_source(23)[0], mesh)
     metrics |= retrieval.run(test_retrieval.related_params())
+    flat = test_retrieval.rows_of(*test_retrieval.make_source(23)[::2], 1)
+    rows = test_retrieval.make_eval(flat, mesh).run(test_retrieval.related_params())
+    metrics |= {f"rows/{name}": value for name, value in rows.items()}
+    assert rows["num_images"] == 23 < rows["num_rows"]
     for p, (key, names, scores) in zip(predictions, found[0].pop("predictions"), strict=True):
         assert (p.key, list(p.names)) == (key, names)
         assert list(p.scores) == pytest.approx(scores, rel=1e-5)

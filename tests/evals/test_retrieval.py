@@ -12,7 +12,7 @@ from stand_ins import (
     unit,
 )
 
-from clipjax.evals import EVALS, Retrieval
+from clipjax.evals import EVALS, Retrieval, reading
 from clipjax.partitioning import make_mesh
 
 
@@ -56,7 +56,7 @@ def related_params():
 
 def brute_force(params, rows, captions, ks=(1, 5, 10)):
     scores = unit(params["image"][rows]) @ unit(params["text"][captions[:, 1]]).T
-    metrics = {"num_images": len(rows), "num_texts": len(captions)}
+    metrics = {"num_images": len(rows), "num_texts": len(captions), "num_rows": len(rows)}
     owner = captions[:, 0]
     for k in ks:
         images = np.argsort(-scores, axis=0, kind="stable")[:k]
@@ -97,9 +97,8 @@ def test_an_image_that_does_not_decode_leaves_with_its_captions_or_is_an_error()
     metrics = make_eval(source, mesh_of(2), max_bad=1).run(related_params())
     captions = captions[captions[:, 0] != 4]
     captions[:, 0] -= captions[:, 0] > 4
-    assert metrics == pytest.approx(
-        brute_force(related_params(), np.delete(rows, 4), captions), rel=1e-6
-    )
+    expected = brute_force(related_params(), np.delete(rows, 4), captions) | {"num_rows": 9}
+    assert metrics == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("text", ["", (), ("fine 1", " "), None])
@@ -126,6 +125,96 @@ def test_bad_input_is_named():
     params["text"][:] = np.inf
     with pytest.raises(FloatingPointError, match="not finite"):
         make_eval(make_source(3)[0], mesh_of(1)).run(params)
+
+
+class Rows(Source):
+    """Rows of which each shows picture number `examples[row]["of"]`."""
+
+    def pictures(self):
+        return (example["of"] for example in self.examples)
+
+
+def rows_of(source, captions, per_row):
+    """The same pictures and captions, a row for every so many captions, in another order."""
+    examples = []
+    for image, example in enumerate(source.examples):
+        texts = [f"caption {i}" for owner, i in captions if owner == image]
+        examples += [
+            {"image": example["image"], "of": f"p{image}", "text": tuple(texts[i : i + per_row])}
+            for i in range(0, len(texts), per_row)
+        ]
+    order = np.random.default_rng(1).permutation(len(examples))
+    return Rows([examples[i] for i in order])
+
+
+@pytest.mark.parametrize("per_row", [1, 2])
+def test_rows_of_one_picture_are_one_picture_with_several_captions(per_row, caplog):
+    source, rows, captions = make_source(23)
+    flat = rows_of(source, captions, per_row)
+    caplog.set_level("INFO")
+    metrics = make_eval(flat, mesh_of(2)).run(related_params())
+    expected = brute_force(related_params(), rows, captions) | {"num_rows": len(flat)}
+    assert len(flat) > 23 and metrics == pytest.approx(expected, rel=1e-6)
+    assert f"{len(flat)} rows show 23 pictures" in caplog.text
+
+
+def test_each_picture_is_read_and_encoded_once(monkeypatch):
+    source, _, captions = make_source(23)
+    flat, read = rows_of(source, captions, 1), []
+    plain = reading.ImageReader.read_one
+    monkeypatch.setattr(
+        reading.ImageReader, "read_one", lambda self, i: (read.append(i), plain(self, i))[1]
+    )
+    make_eval(flat, mesh_of(1)).run(related_params())
+    assert sorted(read) == list(range(23))
+
+
+def test_a_row_that_cannot_be_used_takes_its_picture_along():
+    source, _, captions = make_source(9)
+    flat = rows_of(source, captions, 1)
+    bad = next(row for row, example in enumerate(flat.examples) if example["of"] == "p4")
+    flat.examples[bad]["image"] = b"no image"
+    with pytest.raises(ValueError, match=rf"retrieval: 1 image\(s\).*picture {bad}"):
+        make_eval(flat, mesh_of(1)).run(related_params())
+
+
+def test_lines_are_captions_unless_the_source_was_told(caplog):
+    examples = [{"image": picture(i), "text": f"{i}\n{i}\n\n {i} "} for i in range(7)]
+    examples.append({"image": picture(7), "text": "7"})
+    params = make_params()
+    params["text"] = params["image"]
+    caplog.set_level("INFO")
+    evaluation = make_eval(Source(examples), mesh_of(2))
+    metrics = evaluation.run(params)
+    assert (metrics["num_images"], metrics["num_texts"]) == (8, 22)
+    assert metrics["image_retrieval_recall@1"] == 1
+    told = "7 texts hold several lines, and each line is a caption, 22 in all"
+    evaluation.run(params)
+    assert caplog.text.count(told) == 1  # in a run that evaluates again and again
+    caplog.clear()
+    source = Source(examples)
+    source.captions = "whole"
+    assert make_eval(source, mesh_of(2)).run(params)["num_texts"] == 8
+    assert "lines" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("texts", "told"),
+    [
+        ([f"{name} {i}" for i in range(10) for name in "ab"], []),
+        (["the cat 1"] * 10 + [f"dog {i}" for i in range(10)], ["10 of 20 captions (50 %) are th"]),
+        ([f"{i:03d}" for i in range(20)], ["20 of 20 captions of retrieval have no words"]),
+        (["the cat 1"] * 2 + [f"dog {i}" for i in range(28)], []),  # some web captions are equal
+    ],
+)
+def test_captions_that_cannot_tell_images_apart_are_told(texts, told, caplog):
+    examples = [{"image": picture(i), "text": text} for i, text in enumerate(texts)]
+    evaluation = make_eval(Source(examples), mesh_of(1))
+    for _ in range(2):
+        evaluation.run(related_params())
+    warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert len(warnings) == len(told), warnings
+    assert all(words in message for words, message in zip(told, warnings, strict=True))
 
 
 def test_the_table_holds_it():

@@ -1,0 +1,74 @@
+"""Pictures rather than rows: a picture that several rows name is one, with all their captions."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from clipjax.data.source import DataSource, Example, pictures_of
+from clipjax.distributed import gather, is_lead
+
+__all__ = ["Pictures"]
+
+
+class Pictures:
+    """The pictures of a source in the order of their first rows.
+
+    Which rows show the same picture the source says (`pictures_of`); the lead's word counts in all
+    processes, so that they agree on the shapes of batches. A collective.
+
+    Args:
+        source: of rows.
+        where: name of the evaluation, for messages.
+
+    Raises:
+        ValueError: if the lead cannot read which picture is whose.
+    """
+
+    def __init__(self, source: DataSource, where: str):
+        self._source = source
+        found: dict[str, Any] = {}
+        if is_lead():
+            try:
+                found["first"] = _first_rows(source)
+            except (ValueError, OSError) as error:  # told to all, so that none waits for the lead
+                found["error"] = f"{where}: {error}"
+        found = gather(found)[0]
+        if "error" in found:
+            raise ValueError(found["error"])
+        first = np.asarray(found["first"], np.int64)
+        self._rows = np.argsort(first, kind="stable")
+        self._starts = np.flatnonzero(first == np.arange(len(first)))
+        # Rows by picture: those of picture i are `_rows[_ends[i] : _ends[i + 1]]`.
+        counts = np.bincount(first, minlength=len(first))[self._starts]
+        self._ends = np.concatenate([[0], np.cumsum(counts)])
+        if len(self) < len(first):
+            logging.info(
+                "%s: %d rows show %d pictures; one that several rows show is one picture with the "
+                "captions of all of them",
+                where,
+                len(first),
+                len(self),
+            )
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, index: int) -> Example:
+        """Reads a picture, with the captions of all rows that show it, as the rows have them."""
+        rows = self._rows[self._ends[index] : self._ends[index + 1]].tolist()
+        first = self._source[rows[0]]
+        if len(rows) == 1:
+            return first
+        texts = [first["text"], *(self._source[row]["text"] for row in rows[1:])]
+        if found := next((text for text in texts if isinstance(text, Mapping)), None):
+            return {**first, "text": found}  # which is refused
+        lists = [(text,) if isinstance(text, str) else tuple(text or ()) for text in texts]
+        return {**first, "text": tuple(text for texts in lists for text in texts)}
+
+
+def _first_rows(source: DataSource) -> list[int]:
+    """Gives for each row the first one that shows the same picture."""
+    seen: dict[Any, int] = {}
+    return [seen.setdefault(picture, row) for row, picture in enumerate(pictures_of(source))]
