@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from clipjax.building import ANY_MODULE
 from clipjax.checkpoint import LoadReport, make_contract
-from clipjax.config import to_plain
+from clipjax.config import stored, to_plain
 from clipjax.data.loader import DataStage, Loader
 from clipjax.data.preprocess import Preprocess
 from clipjax.data.sources import make_source
@@ -91,7 +91,7 @@ def build_experiment(config: ConfigDict, workdir: str | Path) -> Experiment:
         prefetch=config.data.prefetch,
         max_bad_fraction=config.data.max_bad_fraction,
     )
-    plain = redact_tree(to_plain(config))  # it is written to files
+    plain = redact_tree(stored(config))  # it is written to files
     return Experiment(
         workdir=Path(workdir).absolute(),
         program=program,
