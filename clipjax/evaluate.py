@@ -1,22 +1,31 @@
 """Evaluating: an experiment's newest checkpoint, or any checkpoint on any dataset."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
+from absl import logging
 
 from clipjax.checkpoint import (
     check_contract,
     load_variables,
+    manifest_digest,
     read_manifest,
     resolve_checkpoint,
 )
-from clipjax.data.named_lists import load_class_names
-from clipjax.data.source import spec_name
 from clipjax.data.sources import make_source
-from clipjax.distributed import is_lead
-from clipjax.evals import Retrieval, ZeroShot
-from clipjax.evals.running import ScheduledEval, run_evals, write_results
+from clipjax.distributed import agree, is_lead
+from clipjax.evals import build_evals
+from clipjax.evals.prompts import prompts_of_run
+from clipjax.evals.running import (
+    ScheduledEval,
+    flat_metrics,
+    model_facts,
+    results_document,
+    run_evals,
+    write_results,
+)
 from clipjax.experiment import Experiment
 from clipjax.inference import Encoder
 from clipjax.models.layers_layout import stack_layers, unstack_layers
@@ -35,9 +44,9 @@ def evaluate(experiment: Experiment, names: Sequence[str]) -> dict[str, float]:
     """
     chosen = []
     for name in names:
-        found = [e for e in experiment.evals if name in (e.name, e.metric_prefix.split("/", 1)[0])]
+        found = [e for e in experiment.evals if name in (e.key, e.name.kind)]
         if not found:
-            known = ", ".join(e.name for e in experiment.evals) or "none"
+            known = ", ".join(e.key for e in experiment.evals) or "none"
             raise ValueError(f"--eval={name}: config.evals has {known}; name one of them")
         chosen += [e for e in found if e not in chosen]
     step_dir = resolve_checkpoint(experiment.workdir)
@@ -45,11 +54,13 @@ def evaluate(experiment: Experiment, names: Sequence[str]) -> dict[str, float]:
     check_contract(manifest.contract, experiment.metadata["contract"])
     scan_layers = experiment.metadata["config"]["scan_layers"]
     params = load_variables(step_dir, stack_layers if scan_layers else unstack_layers)
+    sha256 = _announce(step_dir, chosen)
     with experiment.program.scope():
         results = run_evals(chosen, params)
     if is_lead():
-        write_results(experiment.workdir, manifest.step, results)
-    return {**results, "step": manifest.step}
+        facts = model_facts(manifest.contract, checkpoint=sha256)
+        write_results(experiment.workdir, manifest.step, results, facts)
+    return {**flat_metrics(results), "step": manifest.step}
 
 
 def evaluate_checkpoint(
@@ -57,70 +68,88 @@ def evaluate_checkpoint(
     *,
     zero_shot: Sequence[str] = (),
     retrieval: Sequence[str] = (),
-    templates: str = "",
-    class_names: str = "",
+    templates: str | Sequence[str] | Mapping[str, Any] | None = None,
+    class_names: str | Sequence[str] | None = None,
+    classes: str = "all",
+    preprocess: str = "clipjax",
     batch_size: int = 256,
+    max_bad: int = 0,
     plugins: Sequence[str] = (),
     tokenizer: str | os.PathLike[str] | None = None,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Evaluates any checkpoint on datasets named by SPEC; the checkpoint is all it takes.
 
     Args:
         path: a workdir, its `checkpoints` folder, or one step's folder.
         zero_shot: datasets (`kind:where[:split]`) with labels.
         retrieval: datasets of images and texts.
-        templates: of the prompts: a name or a file; by default those that the run itself used.
-        class_names: a name or a file; by default the dataset's own.
+        templates: of the prompts: a name, a file, or templates; by default the dataset's own, else
+            those that the run itself used, else `simple`.
+        class_names: a name, a file, or names; by default the dataset's own.
+        classes: which names compete, `all` or those that are `present`.
+        preprocess: whose pixels, see `clipjax.data.naflex.make_preprocess`.
         batch_size: over all devices.
+        max_bad: images of each dataset that may fail to decode.
         plugins: modules of yours that the checkpoint may name; it has no other imported.
         tokenizer: file of its vocabulary, for a checkpoint that has none inside.
 
     Returns:
-        `<kind>/<dataset>/<metric>` -> value, and `step`.
+        `<kind>/<dataset>/<metric>` -> value, `step`, and beside them what the numbers depend on:
+        see `results_document`.
     """
     step_dir = resolve_checkpoint(path)  # once: a run that is still going may save a newer one
     manifest = read_manifest(step_dir)
-    stored = manifest.config.get("evals", {})
-    used = (e["templates"] for e in stored.values() if "templates" in e)
-    templates = templates or next(used, "simple")
-    sources = {where: make_source(where) for where in (*zero_shot, *retrieval)}
+    sources = {where: make_source(where) for where in dict.fromkeys((*zero_shot, *retrieval))}
+    run_prompts = None
+    if templates is None and any(getattr(sources[s], "templates", None) is None for s in zero_shot):
+        run_prompts = prompts_of_run(manifest.config, step_dir)
     mesh = make_mesh({"data": -1})
     encoder = Encoder.from_checkpoint(
-        step_dir, mesh=mesh, batch_size=batch_size, plugins=plugins, tokenizer=tokenizer
+        step_dir,
+        mesh=mesh,
+        batch_size=batch_size,
+        preprocess=preprocess,
+        plugins=plugins,
+        tokenizer=tokenizer,
     )
-    common = {
-        "encode_image_fn": encoder.encode_fns.image,
-        "encode_text_fn": encoder.encode_fns.text,
-        "preprocess": encoder.preprocess,
-        "tokenizer": encoder.tokenizer,
-        "mesh": mesh,
-        "batch_size": batch_size,
+    common = {"batch_size": batch_size, "max_bad": max_bad}
+    naming = {"templates": templates, "class_names": class_names, "classes": classes}
+    asked = [("zero_shot", where, naming) for where in zero_shot]
+    asked += [("retrieval", where, {}) for where in retrieval]
+    specs = {
+        f"--{kind} {where}": {"name": kind, "source": where, **common, **fields}
+        for kind, where, fields in asked
     }
-    evals = [
-        ScheduledEval(
-            name=f"zero_shot/{spec_name(where)}",
-            metric_prefix=f"zero_shot/{spec_name(where)}",
-            every_steps=0,
-            eval=ZeroShot(
-                source=sources[where],
-                templates=templates,
-                class_names=load_class_names(class_names) if class_names else None,
-                logit_scale_fn=encoder.encode_fns.logit_scale,
-                name=f"zero_shot on {where}",
-                **common,
-            ),
-        )
-        for where in zero_shot
-    ]
-    evals += [
-        ScheduledEval(
-            name=f"retrieval/{spec_name(where)}",
-            metric_prefix=f"retrieval/{spec_name(where)}",
-            every_steps=0,
-            eval=Retrieval(source=sources[where], name=f"retrieval on {where}", **common),
-        )
-        for where in retrieval
-    ]
+    evals = build_evals(
+        specs,
+        {key: sources[spec["source"]] for key, spec in specs.items()},
+        path="",
+        encode_image_fn=encoder.encode_fns.image,
+        encode_text_fn=encoder.encode_fns.text,
+        logit_scale_fn=encoder.encode_fns.logit_scale,
+        logit_bias_fn=encoder.encode_fns.logit_bias,
+        run_prompts=run_prompts,
+        preprocess=encoder.preprocess,
+        tokenizer=encoder.tokenizer,
+        mesh=mesh,
+    )
+    sha256 = _announce(step_dir, evals)
     with jax.set_mesh(mesh):
         results = run_evals(evals, encoder.params)
-    return {**results, "step": manifest.step}
+    facts = model_facts(manifest.contract, preprocess=preprocess, checkpoint=sha256)
+    return results_document(manifest.step, results, facts)
+
+
+def _announce(step_dir: os.PathLike[str], evals: Sequence[ScheduledEval]) -> str | None:
+    """Checks that all processes evaluate one checkpoint on the same data; returns its SHA-256.
+
+    Says which prompts each evaluation takes.
+    """
+    for scheduled in evals:
+        if "templates" in scheduled.about:
+            origin = scheduled.about["templates"]["from"]
+            logging.info("%s: templates: %s", scheduled.name.prefix, origin)
+    sha256 = manifest_digest(step_dir)
+    about = {e.name.prefix: e.about.get("data_fingerprint", "") for e in evals}
+    agree({"checkpoint": sha256 or "", **{f"data of {k}": v for k, v in about.items()}})
+    return sha256

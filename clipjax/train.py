@@ -21,7 +21,7 @@ given and the next batch was not there.
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -29,11 +29,21 @@ import jax
 from absl import logging
 
 from clipjax import __version__, distributed, faults
-from clipjax.checkpoint import CheckpointManager, find_start
+from clipjax.checkpoint import CheckpointManager, find_start, manifest_digest
 from clipjax.data.bad_examples import add_states
 from clipjax.device_clock import DeviceClock
 from clipjax.evals.report import REPORT, collect_predictions, write_report
-from clipjax.evals.running import RESULTS, read_results, run_evals, write_results
+from clipjax.evals.running import (
+    RESULTS,
+    SAVED,
+    EvalResult,
+    flat_metrics,
+    model_facts,
+    read_document,
+    read_results,
+    run_evals,
+    write_results,
+)
 from clipjax.experiment import Experiment, Program, config_hash
 from clipjax.metric_writers import ProgressBar, make_writer
 from clipjax.partitioning import global_batch
@@ -208,9 +218,15 @@ class _Loop:
                 bad = self.experiment.loader.bad_state()
                 self.manager.save(step, state, bad_examples=bad, block=True)
             raise
-        self.writer.write_evals(step, results)
+        self.writer.write_evals(step, flat_metrics(results))
         if last and distributed.is_lead():
-            write_results(self.experiment.workdir, step, results)
+            self.write_results(step, results)
+
+    def write_results(self, step: int, results: Sequence[EvalResult]) -> None:
+        """Writes results.json; its checkpoint is known once it is saved."""
+        sha256 = manifest_digest(self.experiment.workdir / CHECKPOINTS / str(step))
+        facts = model_facts(self.experiment.metadata["contract"], checkpoint=sha256)
+        write_results(self.experiment.workdir, step, results, facts)
 
     def lacks_results(self, step: int) -> bool:
         """Whether results.json is not there, or of another step."""
@@ -291,6 +307,8 @@ class _Loop:
     def finish(self, state: TrainState) -> None:
         """Waits for the last save, then writes the report."""
         self.manager.wait_until_finished()
+        if distributed.is_lead() and read_document(self.experiment.workdir).get(SAVED, "") is None:
+            self.write_results(self.experiment.total_steps, ())  # whose checkpoint is saved now
         path = self.experiment.workdir / REPORT
         results = self.experiment.workdir / RESULTS
         is_done = (

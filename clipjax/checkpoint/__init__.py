@@ -11,6 +11,7 @@ from clipjax.checkpoint.manager import CheckpointManager, CheckpointSaveError
 from clipjax.checkpoint.manifest import (
     DamagedCheckpointError,
     Manifest,
+    manifest_digest,
     read_manifest,
     verify_files,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "load_tokenizer",
     "load_variables",
     "make_contract",
+    "manifest_digest",
     "matching_leaves",
     "needs_file",
     "read_manifest",

@@ -118,6 +118,12 @@ def digest_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def manifest_digest(step_dir: str | os.PathLike[str]) -> str | None:
+    """SHA-256 of a step folder's manifest, which vouches for all that is in it; None without it."""
+    path = Path(step_dir) / MANIFEST
+    return digest_file(path) if path.is_file() else None
+
+
 def record_files(step_dir: Path) -> tuple[FileRecord, ...]:
     """Sizes and digests of all files below a step folder, the manifest excepted."""
     paths = sorted(p for p in step_dir.rglob("*") if p.is_file())

@@ -1,4 +1,8 @@
-"""`clipjax classify --checkpoint DIR --labels "a, b" IMAGE...`."""
+"""`clipjax classify --checkpoint DIR --labels "cat, dog" IMAGE...`.
+
+Labels go into the templates; those that begin with an article, or are sentences, are best taken
+whole, by --templates plain. One that holds a comma is given by --label.
+"""
 
 from absl import flags
 
@@ -8,7 +12,13 @@ from clipjax.printable import printable
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A workdir, or one step's folder.")
 _LABELS = flags.DEFINE_list("labels", [], "Names to choose from, separated by commas.")
-_TEMPLATES = flags.DEFINE_string("templates", "simple", "Prompt templates: a name or a file.")
+_LABEL = flags.DEFINE_multi_string("label", [], "One name, commas and all; may be repeated.")
+_TEMPLATES = flags.DEFINE_string(
+    "templates", None, "Prompt templates: a name or a file; by default the run's, else simple."
+)
+_PREPROCESS = flags.DEFINE_enum(
+    "preprocess", "clipjax", ["clipjax", "open_clip"], "Whose pixels; open_clip's to compare with."
+)
 _TOP = flags.DEFINE_integer("top", 5, "Names to show for each image.")
 flags.adopt_module_key_flags(opening)
 
@@ -16,7 +26,7 @@ flags.adopt_module_key_flags(opening)
 def main(argv: list[str]) -> int:
     """Prints a ranked table for each image."""
     images = argv[1:]
-    labels = [label.strip() for label in _LABELS.value if label.strip()]
+    labels = [label.strip() for label in (*_LABELS.value, *_LABEL.value) if label.strip()]
     for flag, given in (("--checkpoint DIR", _CHECKPOINT.value), ("--labels 'a, b'", labels)):
         if not given:
             raise ValueError(f"{flag} is missing")
@@ -25,7 +35,10 @@ def main(argv: list[str]) -> int:
     from clipjax.inference import Encoder
 
     encoder = Encoder.from_checkpoint(
-        _CHECKPOINT.value, plugins=opening.plugins(), tokenizer=opening.tokenizer()
+        _CHECKPOINT.value,
+        preprocess=_PREPROCESS.value,
+        plugins=opening.plugins(),
+        tokenizer=opening.tokenizer(),
     )
     width = max(len(printable(label)) for label in labels)
     for image, ranked in zip(

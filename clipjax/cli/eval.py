@@ -1,19 +1,38 @@
-"""`clipjax eval --checkpoint DIR --zero_shot SPEC[,SPEC] --retrieval SPEC[,SPEC] [--json FILE]`."""
+"""`clipjax eval --checkpoint DIR --zero_shot SPEC[,SPEC] --retrieval SPEC[,SPEC] [--json FILE]`.
+
+A flag that takes SPECs may be given again instead: a comma inside braces, brackets or an option
+belongs to its SPEC.
+"""
 
 import json
-from pathlib import Path
 
 from absl import flags
 
 from clipjax import distributed
 from clipjax.cli import opening
 from clipjax.cli.main import no_positional, print_results
+from clipjax.cli.specs import split_specs
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A workdir, or one step's folder.")
-_ZERO_SHOT = flags.DEFINE_list("zero_shot", [], "Datasets with labels: kind:where[:split].")
-_RETRIEVAL = flags.DEFINE_list("retrieval", [], "Datasets of images and texts.")
-_TEMPLATES = flags.DEFINE_string("templates", "", "Prompt templates: a name or a file.")
-_CLASSES = flags.DEFINE_string("class_names", "", "Class names: a name or a file.")
+_ZERO_SHOT = flags.DEFINE_multi_string("zero_shot", [], "Datasets with labels: kind:where[:split].")
+_RETRIEVAL = flags.DEFINE_multi_string("retrieval", [], "Datasets of images and texts.")
+_TEMPLATES = flags.DEFINE_string(
+    "templates",
+    None,
+    "Prompt templates: a name or a file; else the dataset's own, else the run's, else simple.",
+)
+_CLASS_NAMES = flags.DEFINE_string(
+    "class_names", None, "Class names: a name or a file; by default the dataset's own."
+)
+_CLASSES = flags.DEFINE_enum(
+    "classes", "all", ["all", "present"], "Which class names compete: also those of absent classes?"
+)
+_PREPROCESS = flags.DEFINE_enum(
+    "preprocess", "clipjax", ["clipjax", "open_clip"], "Whose pixels; open_clip's to compare with."
+)
+_MAX_BAD = flags.DEFINE_integer(
+    "max_bad", 0, "Images of a dataset that may fail to decode; they are left out and counted."
+)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Images, or texts, over all devices.")
 _JSON = flags.DEFINE_string("json", None, "Also write the results to this file.")
 _DISTRIBUTED = flags.DEFINE_enum(
@@ -27,17 +46,26 @@ def main(argv: list[str]) -> int:
     no_positional(argv)
     if not _CHECKPOINT.value:
         raise ValueError("--checkpoint is missing: a workdir, or one step's folder")
-    if not (_ZERO_SHOT.value or _RETRIEVAL.value):
+    zero_shot, retrieval = split_specs(_ZERO_SHOT.value), split_specs(_RETRIEVAL.value)
+    if not (zero_shot or retrieval):
         raise ValueError("nothing to evaluate: give --zero_shot SPEC or --retrieval SPEC")
     distributed.initialize(_DISTRIBUTED.value)
+    from clipjax.data.paths import data_path
+    from clipjax.data.storage import check_writable, write
     from clipjax.evaluate import evaluate_checkpoint
 
+    table = data_path(_JSON.value) if _JSON.value else None
+    if table and distributed.is_lead():
+        check_writable(table)  # before the work
     results = evaluate_checkpoint(
         _CHECKPOINT.value,
-        zero_shot=_ZERO_SHOT.value,
-        retrieval=_RETRIEVAL.value,
+        zero_shot=zero_shot,
+        retrieval=retrieval,
         templates=_TEMPLATES.value,
-        class_names=_CLASSES.value,
+        class_names=_CLASS_NAMES.value,
+        classes=_CLASSES.value,
+        preprocess=_PREPROCESS.value,
+        max_bad=_MAX_BAD.value,
         batch_size=_BATCH_SIZE.value,
         plugins=opening.plugins(),
         tokenizer=opening.tokenizer(),
@@ -45,7 +73,7 @@ def main(argv: list[str]) -> int:
     if not distributed.is_lead():
         return 0
     print_results(results)
-    if _JSON.value:
+    if table:
         text = json.dumps(results, indent=2, sort_keys=True) + "\n"
-        Path(_JSON.value).write_text(text, encoding="utf-8")
+        write(table, text.encode("utf-8"))
     return 0

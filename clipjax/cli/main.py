@@ -5,8 +5,8 @@ import contextlib
 import importlib
 import os
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
 
 from absl import app
 from absl.flags import FLAGS
@@ -116,9 +116,10 @@ def no_positional(argv: list[str]) -> None:
         raise ValueError(f"unexpected arguments {argv[1:]}; flags are written --name=value")
 
 
-def print_results(results: dict[str, float]) -> None:
-    """Prints a map of results as a table: counts whole, the rest with four digits."""
-    shown = [(printable(name), value) for name, value in sorted(results.items())]
+def print_results(results: Mapping[str, Any]) -> None:
+    """Prints the numbers of a map as a table: counts whole, the rest with four digits."""
+    numbers = {name: v for name, v in results.items() if isinstance(v, int | float)}
+    shown = [(printable(name), value) for name, value in sorted(numbers.items())]
     width = max((len(name) for name, _ in shown), default=0)
     for name, value in shown:
         show(f"{name:<{width}}  {value:.4f}" if value % 1 else f"{name:<{width}}  {int(value)}")

@@ -123,14 +123,24 @@ class PatchPreprocess:
         return Patches(pixels, np.ones(2, np.int32))
 
 
-def make_preprocess(spec: Mapping[str, Any]) -> Preprocess | PatchPreprocess:
+def make_preprocess(
+    spec: Mapping[str, Any], pixels: str = "clipjax"
+) -> Preprocess | PatchPreprocess:
     """Builds the published evaluation path of a model.
 
     Args:
         spec: whole model spec.
+        pixels: whose decoding: `clipjax`, or `open_clip`, to compare numbers with it.
 
     Raises:
-        ValueError: a field of `preprocess` that is missing or not allowed.
+        ValueError: a field of `preprocess` that is missing or not allowed, or pixels of open_clip
+            for a model of any aspect.
     """
-    is_patches = spec["preprocess"].get("resize") == "patches"
-    return (PatchPreprocess if is_patches else Preprocess).from_spec(spec)
+    if spec["preprocess"].get("resize") != "patches":
+        return Preprocess.from_spec(spec, pixels)
+    if pixels != "clipjax":
+        raise ValueError(
+            f"the model takes images of any aspect as patches, of which there are no pixels of "
+            f"{pixels!r}: leave --preprocess out (in Python, preprocess=)"
+        )
+    return PatchPreprocess.from_spec(spec)

@@ -1,5 +1,6 @@
 """Lists of strings by name or from a file: class names, and the templates of prompts."""
 
+import functools
 import json
 from importlib import resources
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 from clipjax.data.text_files import decode_text
 
-__all__ = ["load_class_names", "load_json", "load_strings", "strings_of_lines"]
+__all__ = ["load_class_names", "load_imagenet_ids", "load_json", "load_strings", "strings_of_lines"]
 
 # A file in prompts/, whose README names its source.
 CLASS_NAMES: dict[str, str] = {"imagenet": "imagenet_classes.json"}
@@ -136,3 +137,9 @@ def load_class_names(name_or_path: str) -> tuple[str, ...]:
     hint = f"; a single class is written `{name_or_path},` in a SPEC"
     found = load_strings(name_or_path, CLASS_NAMES, "class names", comments=False, hint=hint)
     return tuple(found.values())
+
+
+@functools.cache
+def load_imagenet_ids() -> tuple[str, ...]:
+    """Gives the WordNet ids of ImageNet's 1,000 classes, in the order of its labels."""
+    return _read_packaged("imagenet_wnids.json")

@@ -41,7 +41,9 @@ _EXIF_ORIENTATION = 0x0112
 _KEY_BITS = {"L;2": 2, "L;4": 4, "RGB;16B": 16}
 
 
-def decode_image(data: bytes, *, max_pixels: int | None = None) -> Image.Image:
+def decode_image(
+    data: bytes, *, max_pixels: int | None = None, converted: bool = False
+) -> Image.Image:
     """Decodes an image to RGB or, where it has transparency, RGBA.
 
     The header is checked before any pixel is decoded: what it may cost is told by
@@ -54,6 +56,7 @@ def decode_image(data: bytes, *, max_pixels: int | None = None) -> Image.Image:
     Args:
         data: an encoded image, one of `FORMATS`.
         max_pixels: largest width x height; without it, the format's `pixel_limit`.
+        converted: give what Pillow's `convert("RGB")` alone makes of it.
 
     Returns:
         A Pillow image of mode RGB or RGBA.
@@ -69,6 +72,8 @@ def decode_image(data: bytes, *, max_pixels: int | None = None) -> Image.Image:
         check_opened(image)
         if name == "JPEG":
             check_scans(data, image.width * image.height)
+        if converted:
+            return image.convert("RGB")
         _bring_key_to_8_bits(image)
         image.load()
         turn = _turn(image)
@@ -106,6 +111,24 @@ def _readable_format(data: bytes) -> str:
     raise ImageError("image_format", f"the image is none of {known}: it begins with {data[:8]!r}")
 
 
+def decode_as_open_clip(image: bytes | np.ndarray | Image.Image) -> Image.Image:
+    """Brings an image to RGB as open_clip and torchvision have it: by Pillow's `convert` alone.
+
+    So that numbers can be compared: orientations stay as stored, transparency is dropped and what
+    lies below it shows, channels of 16 bits are cut at 255.
+
+    Args:
+        image: encoded, one of `FORMATS` and within the limits of `decode_image`; an array u8
+            `[height, width, 3 or 4]`; or a Pillow image.
+
+    Raises:
+        ImageError: if it is unusable; `.reason` tells why.
+    """
+    if isinstance(image, bytes):
+        return decode_image(image, converted=True)
+    return (as_pil(image) if isinstance(image, np.ndarray) else image).convert("RGB")
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Lays an RGBA image on white; an RGB image is returned as it is."""
     return lay_on(image, (255, 255, 255))
@@ -141,6 +164,10 @@ def as_array(image: bytes | np.ndarray | Image.Image) -> np.ndarray:
     return image if isinstance(image, np.ndarray) else np.asarray(as_pil(image))
 
 
+# Whose decoding -> (bytes | array | image) -> RGB.
+PIXELS = {"clipjax": lambda image: to_rgb(as_pil(image)), "open_clip": decode_as_open_clip}
+
+
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
     """The published evaluation path: resize with antialiasing, centre crop, uint8 RGB.
@@ -156,6 +183,7 @@ class Preprocess:
         resize: `shortest` or `squash`.
         interpolation: `bicubic` or `bilinear`, both antialiased.
         crop_fraction: of the resized side that is kept, e.g. 0.875; in (0, 1].
+        pixels: whose decoding, of PIXELS: `clipjax`, or `open_clip`, to compare numbers with it.
 
     Raises:
         ValueError: for another value.
@@ -167,6 +195,7 @@ class Preprocess:
     resize: str = "shortest"
     interpolation: str = "bicubic"
     crop_fraction: float = 1.0
+    pixels: str = "clipjax"
 
     def __post_init__(self):
         if not isinstance(self.size, int | np.integer) or self.size < 1:
@@ -189,13 +218,19 @@ class Preprocess:
                 "and at most 1"
             )
 
+        if self.pixels not in PIXELS:
+            raise ValueError(
+                f"the pixels are to be those of {self.pixels!r}; allowed are {', '.join(PIXELS)}"
+            )
+
     @classmethod
-    def from_spec(cls, spec: Mapping[str, Any]) -> "Preprocess":
+    def from_spec(cls, spec: Mapping[str, Any], pixels: str = "clipjax") -> "Preprocess":
         """Builds the preprocessing of a model.
 
         Args:
             spec: of the model: `image_size`, and the fields of this class in `preprocess`, where
                 `mean` and `std` are for the device.
+            pixels: see the class.
 
         Raises:
             ValueError: for a field that is missing or not known, or its value.
@@ -203,14 +238,14 @@ class Preprocess:
         # A budget of patches, which models of any aspect have, is of no use for one size.
         others = ("mean", "std", "max_patches")
         fields = {k: v for k, v in spec["preprocess"].items() if k not in others}
-        known = {field.name for field in dataclasses.fields(cls)} - {"size"}
+        known = {field.name for field in dataclasses.fields(cls)} - {"size", "pixels"}
         for name in fields.keys() - known:
             raise ValueError(
                 f"preprocess.{name} is not known; allowed are mean, std, {', '.join(sorted(known))}"
             )
         for name in {"resize", "interpolation"} - fields.keys():
             raise ValueError(f"preprocess has no {name}; it is part of a model's spec")
-        return cls(spec["image_size"], **fields)
+        return cls(spec["image_size"], pixels=pixels, **fields)
 
     def blank(self) -> np.ndarray:
         """A result that holds no image."""
@@ -218,7 +253,7 @@ class Preprocess:
 
     def __call__(self, image: bytes | np.ndarray | Image.Image) -> np.ndarray:
         """Brings an image to u8 `[size, size, 3]`."""
-        image = to_rgb(as_pil(image))
+        image = PIXELS[self.pixels](image)
         kernel = INTERPOLATIONS[self.interpolation]
         resized = round(self.size / self.crop_fraction)
         if self.resize == "squash":

@@ -41,10 +41,10 @@ class DataSource(Protocol):
     hashes. A source whose keys are numbers of rows has
     `positional_keys = True`: scores of other rows are then not taken for its own.
 
-    What a source may have besides: `keys()`, see `keys_of`; `pictures()`, see `pictures_of`; an
-    order of its own, see `draw`; `alternatives(index)`; `templates`, those of its prompts that
-    stand beside its data; and `captions`, which is "lines" or "whole" where the source was told, or
-    knows, what the lines of a text are, else None.
+    What a source may have besides: `keys()`, see `keys_of`; `labels()`; `pictures()`, see
+    `pictures_of`; an order of its own, see `draw`; `alternatives(index)`; `templates`, those of its
+    prompts that stand beside its data; and `captions`, which is "lines" or "whole" where the source
+    was told, or knows, what the lines of a text are, else None.
     """
 
     class_names: tuple[str, ...] | None
@@ -211,5 +211,8 @@ def _option_value(text: str) -> Any:
 
 
 def spec_name(spec: str) -> str:
-    """Turns a spec into a name for metrics: `openmoji:unseen` -> `openmoji_unseen`."""
-    return re.sub(r"[^A-Za-z0-9.]+", "_", redact(spec)).strip("_")
+    """Turns a spec into a name for metrics: `openmoji:unseen` -> `openmoji_unseen`.
+
+    Letters and digits of every script stay.
+    """
+    return re.sub(r"(?:[^\w.]|_)+", "_", redact(spec)).strip("_")

@@ -1,14 +1,14 @@
 """Evaluations of a model by what it can do without training: one table, one contract.
 
-An eval is built from a source and the model's functions and has `run(params) -> dict[str, float]`.
+An eval is built from a source and the model's functions and has `run(params) -> dict[str, float]`;
+what its numbers depend on it may say by `about() -> dict`.
 """
 
 from clipjax.evals.encoding import EncodeFns, make_encode_fns
 from clipjax.evals.retrieval import Retrieval
+from clipjax.evals.table import EVALS, build_evals
 from clipjax.evals.templates import TEMPLATES, load_templates
 from clipjax.evals.zero_shot import Prediction, ZeroShot
-
-EVALS = {"zero_shot": ZeroShot, "retrieval": Retrieval}
 
 __all__ = [
     "EVALS",
@@ -17,6 +17,7 @@ __all__ = [
     "Prediction",
     "Retrieval",
     "ZeroShot",
+    "build_evals",
     "load_templates",
     "make_encode_fns",
 ]

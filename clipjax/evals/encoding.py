@@ -37,11 +37,13 @@ class EncodeFns(NamedTuple):
         image: (params, images uint8 `[batch, height, width, 3]`) -> `[batch, embed]`.
         text: (params, tokens int32 `[batch, length]`) -> `[batch, embed]`.
         logit_scale: params -> `[]` float32, the factor of the cosines (not its logarithm).
+        logit_bias: params -> `[]` float32, what is added to them; None for a model without it.
     """
 
     image: EncodeFn
     text: EncodeFn
     logit_scale: Callable[[PyTree], jax.Array]
+    logit_bias: Callable[[PyTree], jax.Array | None]
 
 
 def make_encode_fns(model: Any, preprocess: dict[str, Any], *, dtype: str = "float32") -> EncodeFns:
@@ -71,7 +73,10 @@ def make_encode_fns(model: Any, preprocess: dict[str, Any], *, dtype: str = "flo
     def logit_scale(params: PyTree) -> jax.Array:
         return jnp.exp(variables(params)["params"]["logit_scale"])
 
-    return EncodeFns(encode_image, encode_text, logit_scale)
+    def logit_bias(params: PyTree) -> jax.Array | None:
+        return variables(params)["params"].get("logit_bias")
+
+    return EncodeFns(encode_image, encode_text, logit_scale, logit_bias)
 
 
 @functools.lru_cache(maxsize=16)

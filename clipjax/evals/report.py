@@ -17,7 +17,14 @@ import clipjax
 from clipjax.checkpoint import Manifest, choose_step, read_manifest
 from clipjax.evals import report_page
 from clipjax.evals.curves import Points, format_number
-from clipjax.evals.running import RESULTS, ScheduledEval
+from clipjax.evals.running import (
+    RESULTS,
+    SAVED,
+    ScheduledEval,
+    read_document,
+    read_results,
+    results_in,
+)
 from clipjax.evals.zero_shot import Prediction, ZeroShot
 from clipjax.metric_writers import EVALS_FILE, TRAIN_FILE
 
@@ -42,7 +49,7 @@ def collect_predictions(
     """
     asked = [scheduled for scheduled in evals if isinstance(scheduled.eval, ZeroShot)]
     number = max(least, num_predictions // max(1, len(asked)))
-    return {s.metric_prefix: s.eval.predict(params, number) for s in asked}
+    return {s.name.prefix: s.eval.predict(params, number) for s in asked}
 
 
 def write_report(
@@ -70,7 +77,9 @@ def write_report(
     """
     workdir = Path(workdir)
     training, evals = read_curves(workdir / TRAIN_FILE), read_curves(workdir / EVALS_FILE)
-    results = _read_results(workdir / RESULTS)
+    document = read_document(workdir)
+    results = read_results(workdir)
+    names = {result.name.prefix: result.name for result in results_in(document)}
     manifest = _read_manifest(workdir)
     if not (training or results or manifest or predictions):
         raise ValueError(
@@ -83,12 +92,14 @@ def write_report(
         title=_title(workdir, manifest),
         subtitle=_subtitle(training, results, num_parameters),
         sections=[
-            report_page.tiles(results),
-            report_page.charts(training, evals),
-            *(report_page.answers(name, found) for name, found in (predictions or {}).items()),
-            report_page.results_tables(results),
+            report_page.tiles(results, names),
+            report_page.charts(training, evals, names),
+            *(report_page.answers(p, found, names) for p, found in (predictions or {}).items()),
+            report_page.results_tables(results, names),
             report_page.details(
-                num_parameters, manifest.config if manifest else {}, _facts(manifest, commit)
+                num_parameters,
+                manifest.config if manifest else {},
+                _facts(manifest, commit, document),
             ),
         ],
         footer=f"Written by clipjax {clipjax.__version__}. This file is complete in itself: "
@@ -142,10 +153,6 @@ def package_commit() -> str | None:
     return json.loads(noted or "{}").get("vcs_info", {}).get("commit_id")
 
 
-def _read_results(path: Path) -> dict[str, float]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
 def _read_manifest(workdir: Path) -> Manifest | None:
     try:
         step_dir = choose_step(workdir).step_dir
@@ -185,16 +192,37 @@ def _subtitle(
     return " · ".join(part for part in parts if part)
 
 
-def _facts(manifest: Manifest | None, commit: str | None) -> dict[str, str]:
+def _facts(
+    manifest: Manifest | None, commit: str | None, document: Mapping[str, Any]
+) -> dict[str, str]:
     facts = {"clipjax": f"{clipjax.__version__}, commit {commit or 'not known'}"}
     if manifest is None:
         return facts
-    facts["checkpoint"] = f"step {manifest.step:,}"
+    saved = document.get(SAVED)
+    facts["checkpoint"] = f"step {manifest.step:,}" + (f", SHA-256 {saved[:16]}…" if saved else "")
     facts["global batch"] = f"{manifest.global_batch_size:,}"
     facts["seed"] = str(manifest.seed)
     facts["config"] = f"SHA-256 {manifest.config_sha256[:16]}…"
     if manifest.dataset_fingerprint:
         facts["dataset"] = f"fingerprint {manifest.dataset_fingerprint[:16]}…"
+    for part in ("preprocess", "tokenizer"):
+        fields = document.get(part) or {}
+        if fields:
+            facts[part] = ", ".join(f"{name} {_short(value)}" for name, value in fields.items())
+    for result in results_in(document):
+        if result.about:
+            facts[f"{result.name.prefix}, SPEC {result.name.spec}"] = "; ".join(
+                f"{name.replace('_', ' ')}: {_short(value)}" for name, value in result.about.items()
+            )
     versions = {name: v for name, v in manifest.versions.items() if name != "clipjax"}
     facts["libraries"] = ", ".join(f"{name} {version}" for name, version in versions.items())
     return facts
+
+
+def _short(value: Any) -> str:
+    """A value for the table of facts: digests by their first digits."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_short(part)}" for name, part in value.items())
+    text = str(value)
+    is_digest = len(text) == 64 and set(text) <= set("0123456789abcdef")
+    return f"{text[:16]}…" if is_digest else text

@@ -4,7 +4,7 @@ import base64
 import io
 import math
 from collections import defaultdict
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from string import Template
 from typing import Any
@@ -13,13 +13,16 @@ import numpy as np
 from PIL import Image
 
 from clipjax.evals.curves import NUM_COLOURS, Points, chart
-from clipjax.evals.running import language_of
+from clipjax.evals.naming import EvalName
 from clipjax.evals.zero_shot import Prediction
 from clipjax.printable import html_text as escape
 from clipjax.printable import html_words
 from clipjax.redaction import redact_tree
 
 __all__ = ["answers", "charts", "details", "page", "results_tables", "tiles"]
+
+# `<kind>/<dataset>` -> what it is of; one that is not there is shown as it is written.
+Names = Mapping[str, EvalName]
 
 # Training metrics that get a chart, in this order: title, metric -> name in the legend, percent.
 _TRAINING_CHARTS = (
@@ -68,12 +71,12 @@ def percent(value: float) -> str:
     return f"{100 * value:.2f} %" if 0 < value < 0.01 else f"{100 * value:.1f} %"
 
 
-def tiles(results: Mapping[str, float]) -> str:
+def tiles(results: Mapping[str, float], names: Names) -> str:
     """The headline numbers, with what chance would give; of many languages their mean alone."""
     found = []
     grouped = _by_eval(results)
     for prefix, metrics in grouped.items():
-        if _has_mean(prefix, grouped):
+        if _has_mean(prefix, names):
             continue
         for name in ("top1", "top5", "image_retrieval_recall@1", "text_retrieval_recall@1"):
             if name not in metrics:
@@ -84,12 +87,12 @@ def tiles(results: Mapping[str, float]) -> str:
             found.append(
                 f'<div class="tile card"><span>{escape(_column(name))}</span>'
                 f"<b>{percent(metrics[name])}</b>"
-                f"<span>{escape(_dataset(prefix))}</span><span>{chance}</span></div>"
+                f"<span>{escape(_dataset(prefix, names))}</span><span>{chance}</span></div>"
             )
     return f'<div class="tiles">{"".join(found)}</div>' if found else ""
 
 
-def charts(training: Mapping[str, Points], evals: Mapping[str, Points]) -> str:
+def charts(training: Mapping[str, Points], evals: Mapping[str, Points], names: Names) -> str:
     """Curves of the training metrics and of the evaluations over the steps."""
     last = max((points[-1][0] for points in (*training.values(), *evals.values())), default=0)
     drawn = [
@@ -103,20 +106,19 @@ def charts(training: Mapping[str, Points], evals: Mapping[str, Points]) -> str:
     ]
     drawn[1:1] = [
         chart(title, lines, percent=True, last_step=last)
-        for title, lines in _accuracies(evals).items()
+        for title, lines in _accuracies(evals, names).items()
     ]
     drawn = [figure for figure in drawn if figure]
     return f'<h2>Training</h2><div class="charts">{"".join(drawn)}</div>' if drawn else ""
 
 
-def _accuracies(evals: Mapping[str, Points]) -> dict[str, dict[str, Points]]:
+def _accuracies(evals: Mapping[str, Points], names: Names) -> dict[str, dict[str, Points]]:
     """Title -> lines: a chart a kind of evaluation, of at most as many lines as have a colour."""
-    prefixes = {name.rsplit("/", 1)[0] for name in evals}
     kinds: dict[str, dict[str, Points]] = defaultdict(dict)
     for name, points in evals.items():
         prefix, metric = name.rsplit("/", 1)
-        if any(part in metric for part in _ACCURACIES) and not _has_mean(prefix, prefixes):
-            kinds[_kind(prefix)][f"{_dataset(prefix)} {_column(metric)}"] = points
+        if any(part in metric for part in _ACCURACIES) and not _has_mean(prefix, names):
+            kinds[_kind(prefix)][f"{_dataset(prefix, names)} {_column(metric)}"] = points
     found = {}
     for kind, lines in kinds.items():
         names = list(lines)
@@ -127,7 +129,7 @@ def _accuracies(evals: Mapping[str, Points]) -> dict[str, dict[str, Points]]:
     return found
 
 
-def answers(prefix: str, predictions: Sequence[Prediction]) -> str:
+def answers(prefix: str, predictions: Sequence[Prediction], names: Names) -> str:
     """A grid of pictures with the names that the model gives them."""
     if not predictions:
         return ""
@@ -135,7 +137,7 @@ def answers(prefix: str, predictions: Sequence[Prediction]) -> str:
     size = predictions[0].image.shape[0]
     cards = "".join(_answer(prediction) for prediction in predictions)
     return (
-        f"<h2>Answers on {escape(_dataset(prefix))}</h2>"
+        f"<h2>Answers on {escape(_dataset(prefix, names))}</h2>"
         f'<p class="lede">{len(predictions)} evenly spaced pictures as the model sees them, '
         f"{size} &times; {size} pixels: the right name in bold, below it the model's three best "
         f"guesses with their scores. {right} of {len(predictions)} first guesses are right.</p>"
@@ -169,11 +171,11 @@ def _score(score: float) -> str:
     return f"{100 * score:.0f} %" if score >= 0.0095 else "&lt; 1 %" if score >= 0 else "&lt; 0"
 
 
-def results_tables(results: Mapping[str, float]) -> str:
+def results_tables(results: Mapping[str, float], names: Names) -> str:
     """All results, one table for each kind of evaluation."""
     kinds: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
     grouped = _by_eval(results)
-    means_last = sorted(grouped, key=lambda p: (language_of(p) or ("", ""))[1] == "mean")
+    means_last = sorted(grouped, key=lambda p: p in names and names[p].is_mean)
     for prefix in means_last:
         kinds[prefix.split("/", 1)[0]][prefix] = grouped[prefix]
     parts = []
@@ -183,7 +185,7 @@ def results_tables(results: Mapping[str, float]) -> str:
         columns.sort(key=lambda name: name.startswith("num_"))
         head = "".join(f'<th class="number">{escape(_column(name))}</th>' for name in columns)
         rows = "".join(
-            f"<tr><th>{escape(_dataset(prefix))}</th>"
+            f"<tr><th>{escape(_dataset(prefix, names))}</th>"
             + "".join(f'<td class="number">{_cell(n, metrics.get(n))}</td>' for n in columns)
             + "</tr>"
             for prefix, metrics in evals.items()
@@ -257,10 +259,17 @@ def _by_eval(results: Mapping[str, float]) -> dict[str, dict[str, float]]:
     }
 
 
-def _has_mean(prefix: str, prefixes: Container[str]) -> bool:
+def _has_mean(prefix: str, names: Names) -> bool:
     """Whether this is one language of a dataset whose mean over the languages is there too."""
-    found = language_of(prefix)
-    return found is not None and found[1] != "mean" and f"{found[0]}_mean" in prefixes
+    name = names.get(prefix)
+    return (
+        name is not None
+        and len(name.languages) == 1
+        and any(
+            other.is_mean and (other.kind, other.dataset) == (name.kind, name.dataset)
+            for other in names.values()
+        )
+    )
 
 
 def _natural(name: str) -> tuple[str, int]:
@@ -273,12 +282,13 @@ def _kind(prefix: str) -> str:
     return prefix.split("/", 1)[0].replace("_", "-")
 
 
-def _dataset(prefix: str) -> str:
-    found = language_of(prefix)
-    if found is None:
+def _dataset(prefix: str, names: Names) -> str:
+    name = names.get(prefix)
+    if name is None:
         return prefix.split("/", 1)[-1]
-    dataset, language = found[0].split("/", 1)[-1].removesuffix("_language"), found[1]
-    return f"{dataset}, {'mean of all languages' if language == 'mean' else language}"
+    if not name.languages:
+        return name.dataset
+    return f"{name.dataset}, {'mean of all languages' if name.is_mean else name.languages[0]}"
 
 
 def _column(metric: str) -> str:

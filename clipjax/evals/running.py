@@ -1,30 +1,39 @@
 """Running evaluations and keeping what they found."""
 
 import dataclasses
+import functools
 import json
 import os
-import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import logging
 
+from clipjax.evals.naming import EvalName
+
 __all__ = [
     "RESULTS",
+    "SAVED",
+    "EvalResult",
     "ScheduledEval",
-    "language_of",
-    "mean_over_languages",
+    "flat_metrics",
+    "model_facts",
+    "read_document",
     "read_results",
+    "results_document",
+    "results_in",
     "run_evals",
+    "with_means",
     "write_results",
 ]
 
 RESULTS = "results.json"
-# As the SPEC `openmoji:unseen?language=de` is written in the name of a metric.
-_LANGUAGE = re.compile(r"^(?P<dataset>.+_language)_(?P<language>[A-Za-z]{2,3}|mean)$")
+# Keys of a document of results beside the metrics, whose names hold a slash.
+_STEP, _EVALUATIONS = "step", "evaluations"
+SAVED = "checkpoint_sha256"  # None until the checkpoint is saved
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,21 +41,46 @@ class ScheduledEval:
     """An evaluation and when it runs.
 
     Attributes:
-        name: of the entry in the config.
-        metric_prefix: `<kind>/<dataset>`, in front of its metrics.
+        key: of the entry in the config.
+        name: what it is of.
         every_steps: of training; 0 runs it at the end only.
-        eval: has `run(params) -> dict[str, float]`.
+        eval: has `run(params) -> dict[str, float]`; perhaps `about() -> dict`, plain JSON: what its
+            numbers depend on.
     """
 
-    name: str
-    metric_prefix: str
+    key: str
+    name: EvalName
     every_steps: int
     eval: Any
+
+    @functools.cached_property
+    def about(self) -> dict[str, Any]:
+        """What the numbers depend on, as plain JSON; found once."""
+        about = self.eval.about() if hasattr(self.eval, "about") else {}
+        source = getattr(self.eval, "source", None)
+        if hasattr(source, "fingerprint"):
+            about = {"data_fingerprint": source.fingerprint(), **about}
+        return about
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalResult:
+    """What an evaluation found.
+
+    Attributes:
+        name: what it is of.
+        metrics: name -> value.
+        about: what the numbers depend on, as plain JSON.
+    """
+
+    name: EvalName
+    metrics: Mapping[str, float]
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def run_evals(
     evals: Sequence[ScheduledEval], params: Any, *, beat: Callable[[], None] = lambda: None
-) -> dict[str, float]:
+) -> list[EvalResult]:
     """Runs evaluations on given parameters.
 
     Args:
@@ -55,57 +89,127 @@ def run_evals(
         beat: called between evaluations, for a watchdog.
 
     Returns:
-        `<kind>/<dataset>/<metric>` -> value; of a dataset in several languages the means too.
+        What each found; of a dataset in several languages the means too.
     """
-    results: dict[str, float] = {}
+    results = []
     for scheduled in evals:
         begin = time.monotonic()
         values = scheduled.eval.run(params)
-        results |= {f"{scheduled.metric_prefix}/{key}": value for key, value in values.items()}
+        results.append(EvalResult(name=scheduled.name, metrics=values, about=scheduled.about))
         logging.info(
             "%s: %s (%.1f s)",
-            scheduled.metric_prefix,
+            scheduled.name.prefix,
             ", ".join(f"{key} {value:.4g}" for key, value in values.items()),
             time.monotonic() - begin,
         )
         beat()
-    means = mean_over_languages(results)
-    for name, value in means.items():
+    results = with_means(results)
+    for name, value in flat_metrics(r for r in results if r.name.is_mean).items():
         logging.info("%s: %.4g", name, value)
-    return results | means
+    return results
 
 
-def language_of(prefix: str) -> tuple[str, str] | None:
-    """Splits `<kind>/<dataset>_language_de` into what its languages share, and "de" (or "mean")."""
-    match = _LANGUAGE.match(prefix)
-    return (match["dataset"], match["language"]) if match else None
-
-
-def mean_over_languages(results: Mapping[str, float]) -> dict[str, float]:
-    """Averages the metrics of evaluations that differ in nothing but `?language=`.
+def with_means(results: Iterable[EvalResult]) -> list[EvalResult]:
+    """Adds the means over evaluations that differ in nothing but the language.
 
     Args:
-        results: `<kind>/<dataset>/<metric>` -> value.
+        results: of evaluations; means among them are made anew.
 
     Returns:
-        `<kind>/<dataset>_language_mean/<metric>` -> mean over the languages, each of which counts
-        alike; a count (`num_...`) only where all languages have the same. Empty if no dataset
-        comes in two languages or more.
+        The results, then a mean for each dataset that comes in two languages or more, in which each
+        language counts alike; a count (`num_...`) only where all languages have the same.
     """
-    values: dict[str, list[float]] = defaultdict(list)
-    for name, value in results.items():
-        prefix, _, metric = name.rpartition("/")
-        found = language_of(prefix)
-        if found and found[1] != "mean":
-            values[f"{found[0]}_mean/{metric}"].append(value)
+    results = [result for result in results if not result.name.is_mean]
+    groups: dict[tuple[str, str], list[EvalResult]] = defaultdict(list)
+    for result in results:
+        if result.name.languages:
+            groups[result.name.kind, result.name.dataset].append(result)
+    for group in groups.values():
+        if len(group) < 2:
+            continue
+        values = defaultdict(list)
+        for result in group:
+            for metric, value in result.metrics.items():
+                values[metric].append(value)
+        means = {
+            metric: sum(v) / len(v)
+            for metric, v in values.items()
+            if len(v) > 1 and (not metric.startswith("num_") or len(set(v)) == 1)
+        }
+        languages = tuple(result.name.languages[0] for result in group)
+        name = dataclasses.replace(group[0].name, languages=languages)
+        results.append(EvalResult(name=name, metrics=means))
+    return results
+
+
+def flat_metrics(results: Iterable[EvalResult]) -> dict[str, float]:
+    """Gives `<kind>/<dataset>/<metric>` -> value."""
     return {
-        name: sum(v) / len(v)
-        for name, v in values.items()
-        if len(v) > 1 and ("/num_" not in name or len(set(v)) == 1)
+        f"{result.name.prefix}/{metric}": value
+        for result in results
+        for metric, value in result.metrics.items()
     }
 
 
-def read_results(workdir: Path) -> dict[str, float]:
+def model_facts(
+    contract: Mapping[str, Any], *, preprocess: str = "clipjax", checkpoint: str | None = None
+) -> dict[str, Any]:
+    """Says what all results of a model depend on, as plain JSON.
+
+    Args:
+        contract: of the model.
+        preprocess: whose pixels it was given.
+        checkpoint: SHA-256 of the checkpoint's manifest; None before it is saved.
+    """
+    size = (contract.get("model") or {}).get("image_size")
+    fields = {"pixels": preprocess, "image_size": size, **(contract.get("preprocess") or {})}
+    return {
+        SAVED: checkpoint,
+        "preprocess": fields,
+        "tokenizer": dict(contract.get("tokenizer") or {}),
+    }
+
+
+def results_document(
+    step: int, results: Iterable[EvalResult], model: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Writes results as plain JSON: a flat map of metrics with `step`, and the structure beside.
+
+    Args:
+        step: of the checkpoint.
+        results: of evaluations.
+        model: what all of them depend on: checkpoint, preprocessing, tokenizer.
+
+    Returns:
+        `<kind>/<dataset>/<metric>` -> value; `step`; `evaluations`: `<kind>/<dataset>` -> its parts
+        and what it depends on; and the parts of `model`.
+    """
+    results = list(results)
+    evaluations = {
+        result.name.prefix: {
+            **dataclasses.asdict(result.name),
+            "languages": list(result.name.languages),
+            "metrics": dict(result.metrics),
+            **result.about,
+        }
+        for result in results
+    }
+    return {**flat_metrics(results), **model, _STEP: step, _EVALUATIONS: evaluations}
+
+
+def results_in(document: Mapping[str, Any]) -> list[EvalResult]:
+    """Reads the evaluations back from a document; none of one from before it held them."""
+    fields = [field.name for field in dataclasses.fields(EvalName)]
+    found = []
+    for entry in document.get(_EVALUATIONS, {}).values():
+        name = {field: entry[field] for field in fields}
+        about = {k: v for k, v in entry.items() if k not in (*fields, "metrics")}
+        name["languages"] = tuple(name["languages"])
+        found.append(EvalResult(name=EvalName(**name), metrics=entry["metrics"], about=about))
+    return found
+
+
+def read_document(workdir: Path) -> dict[str, Any]:
     """Reads results.json; empty if there is none."""
     path = Path(workdir) / RESULTS
     if not path.exists():
@@ -113,18 +217,26 @@ def read_results(workdir: Path) -> dict[str, float]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def write_results(workdir: Path, step: int, results: Mapping[str, float]) -> Path:
-    """Writes results.json, a flat map with `step`; values of an older step do not stay."""
+def read_results(workdir: Path) -> dict[str, float]:
+    """Reads the numbers of results.json, with `step`; empty if there is none."""
+    document = read_document(workdir)
+    return {name: value for name, value in document.items() if isinstance(value, int | float)}
+
+
+def write_results(
+    workdir: Path, step: int, results: Iterable[EvalResult], model: Mapping[str, Any] | None = None
+) -> Path:
+    """Writes results.json, as `results_document` has it; values of an older step do not stay."""
     path = Path(workdir) / RESULTS
-    found = read_results(workdir)
-    if found.get("step") != step:
-        found = {}
-    merged = {**found, **results}
-    merged |= mean_over_languages(merged)  # also of languages that were evaluated one by one
-    text = json.dumps({**merged, "step": step}, indent=2, sort_keys=True)
+    before = read_document(workdir)
+    if before.get(_STEP) != step:
+        before = {}
+    merged = {r.name.prefix: r for r in (*results_in(before), *results)}
+    # The means also of languages that were evaluated one by one.
+    document = before | results_document(step, with_means(merged.values()), model or {})
     temporary = path.with_suffix(".json.tmp")
     with temporary.open("w", encoding="utf-8") as file:
-        file.write(text + "\n")
+        file.write(json.dumps(document, indent=2, sort_keys=True) + "\n")
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

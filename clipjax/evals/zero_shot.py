@@ -1,7 +1,10 @@
 """Zero-shot classification: which class name's text is nearest to the image (arXiv:2103.00020)."""
 
+import copy
 import dataclasses
 import functools
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -11,16 +14,20 @@ import numpy as np
 from jax.sharding import Mesh
 
 from clipjax.array_types import PyTree
+from clipjax.data.class_matching import labels_that_occur, match_classes
+from clipjax.data.named_lists import load_class_names
 from clipjax.evals.encoding import EncodeFn, RowLayout, embed_fn, place_params, prefetched
+from clipjax.evals.prompts import Prompts, choose_prompts, warn_of_articles
 from clipjax.evals.reading import ImageBatch, ImageReader, check_bad
-from clipjax.evals.templates import fill_templates, load_templates
+from clipjax.evals.templates import fill_templates
 from clipjax.evals.zero_shot_classifier import average_prompts
 from clipjax.metrics import count_per_class, mean_per_class_recall, topk_hits
 from clipjax.partitioning import replicated
-from clipjax.ranges import AnyOf, Group, Many, Optional, Rule, Text, check_fields, whole
+from clipjax.ranges import AnyOf, Choice, Group, Many, Optional, Rule, Text, check_fields, whole
 
 __all__ = ["Prediction", "ZeroShot"]
 
+CLASSES = ("all", "present")
 _NUM_NAMED = 3  # names that a Prediction lists
 
 
@@ -32,7 +39,8 @@ class Prediction(NamedTuple):
         image: `[size, size, 3]`, uint8, as the model saw it.
         label: the right class name.
         names: class names, best first.
-        scores: of these names; probabilities if the eval knows the logit scale, else cosines.
+        scores: of these names; probabilities if the eval knows the logit scale, as `classify` of
+            the encoder gives them, else cosines.
         correct: whether the first name is that of the label's class.
     """
 
@@ -45,7 +53,7 @@ class Prediction(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
-def _score(counts, classifier, embeds, labels, mask, scale, *, mesh):
+def _score(counts, classifier, embeds, labels, mask, scale, bias, *, mesh):
     """Adds one batch to the counts; returns them and (scores, classes) of the best names."""
     num_classes = classifier.shape[0]
     cosines = jnp.matmul(embeds, classifier.T, precision=jax.lax.Precision.HIGHEST)
@@ -58,7 +66,10 @@ def _score(counts, classifier, embeds, labels, mask, scale, *, mesh):
         "hits_per_class": count_per_class(hits, labels, num_classes),
         "examples_per_class": count_per_class(mask, labels, num_classes),
     }
-    scores = cosines if scale is None else jax.nn.softmax(scale * cosines)
+    scores = cosines
+    if scale is not None:
+        logits = scale * cosines
+        scores = jax.nn.softmax(logits) if bias is None else jax.nn.sigmoid(logits + bias)
     best = jax.lax.top_k(scores, min(_NUM_NAMED, num_classes))
     result = (jax.tree.map(jnp.add, counts, batch), best)
     return jax.lax.with_sharding_constraint(result, replicated(mesh))
@@ -81,10 +92,17 @@ class ZeroShot:
         preprocess: (bytes | image) -> uint8 `[size, size, 3]`.
         tokenizer: texts -> int32 `[batch, length]`.
         mesh: the devices; the batch lies over its batch axes.
-        templates: a name, a file, templates, or prompts of each class; see `load_templates`.
-        class_names: names in label order; by default the source's own.
+        templates: a name, a file, templates, or prompts of each class, see `load_templates`; None
+            takes the dataset's own, else those of the run, else `simple`.
+        class_names: a name, a file or names, see `load_class_names` and `match_classes`; by default
+            the source's own.
+        classes: which names compete: `all`, or only those of classes that are `present` in the
+            source.
         logit_scale_fn: params -> factor of the cosines in a prediction's probabilities. Ranks,
             and so accuracies, do not depend on it.
+        logit_bias_fn: params -> what is added to them, or None: with a bias each name is a question
+            of its own.
+        run_prompts: those that the run evaluated with, which trained the model.
         batch_size: images, or texts, over all devices; rounded up to the batch axes' size.
         max_bad: images that may fail to decode before the evaluation is an error.
         name: for messages and for the prefix of metrics.
@@ -96,18 +114,25 @@ class ZeroShot:
     preprocess: Callable[[Any], np.ndarray]
     tokenizer: Callable[[list[str]], np.ndarray]
     mesh: Mesh
-    templates: str | Sequence[str] | Mapping[str, Sequence[str]] = "simple"
-    class_names: Sequence[str] | None = None
+    templates: str | Sequence[str] | Mapping[str, Sequence[str]] | None = None
+    class_names: str | Sequence[str] | None = None
+    classes: str = "all"
     logit_scale_fn: Callable[[PyTree], jax.Array] | None = None
+    logit_bias_fn: Callable[[PyTree], jax.Array | None] | None = None
+    run_prompts: Prompts | None = None
     batch_size: int = 256
     max_bad: int = 0
     name: str = "zero_shot"
 
     ranges: ClassVar[Mapping[str, Rule]] = {
-        "templates": AnyOf(
-            (Text("a name or a file"), Many(Text(), "texts"), Group("class -> its prompts"))
+        "templates": Optional(
+            AnyOf((Text("a name or a file"), Many(Text(), "texts"), Group("class -> its prompts"))),
+            "the dataset's, else `simple`",
         ),
-        "class_names": Optional(Many(Text(), "texts"), "the source's"),
+        "class_names": Optional(
+            AnyOf((Text("a name or a file"), Many(Text(), "texts"))), "the source's"
+        ),
+        "classes": Choice(CLASSES),
         "batch_size": whole(),
         "max_bad": whole(0),
         "name": Text(),
@@ -115,19 +140,55 @@ class ZeroShot:
 
     def __post_init__(self) -> None:
         check_fields(self, self.ranges)
-        names = self.class_names
-        if names is None:
-            names = getattr(self.source, "class_names", None)
-        if not names:
-            raise ValueError(
-                f"{self.name}: the source has no class names and none are given; "
-                "give class_names in label order"
-            )
         if len(self.source) < 1:
             raise ValueError(f"{self.name}: the source is empty; there is nothing to evaluate")
-        object.__setattr__(self, "class_names", tuple(names))
-        object.__setattr__(self, "templates", load_templates(self.templates))
+        given, own = self.class_names, getattr(self.source, "class_names", None)
+        origin = "the dataset's own" if given is None else "given: a list"
+        if isinstance(given, str):
+            given, origin = load_class_names(given), f"given: {given!r}"
+        names, rows = self._match(given, own)
+        if self.classes == "present":
+            present = sorted({rows[label] for label in labels_that_occur(self.source)})
+            places = {row: place for place, row in enumerate(present)}
+            names, rows = [names[row] for row in present], [places.get(row, -1) for row in rows]
+        prompts = choose_prompts(self.templates, self.source, self.run_prompts)
+        for field, value in (
+            ("class_names", tuple(names)),
+            ("templates", prompts.templates),
+            ("_rows", tuple(rows)),  # of the classifier, for each label of the source
+            ("_prompts", prompts),
+            ("_names_from", origin),
+        ):
+            object.__setattr__(self, field, value)
         fill_templates(self.templates, self.class_names)  # has prompts for each, before the work
+        warn_of_articles(self.class_names, prompts)
+
+    def _match(
+        self, given: Sequence[str] | None, own: Sequence[str] | None
+    ) -> tuple[Sequence[str], Sequence[int]]:
+        """Gives the names, and the place among them of each label of the source."""
+        if not (given or own):
+            raise ValueError(
+                f"{self.name}: the source has no class names and none are given; give class_names "
+                "in label order"
+            )
+        if given is None:
+            return own, range(len(own))
+        if own is None:
+            return given, range(len(given))
+        first_label = getattr(self.source, "first_label", None)
+        return given, match_classes(own, given, self.name, first_label=first_label)
+
+    def about(self) -> dict[str, Any]:
+        """What the numbers depend on, as plain JSON."""
+        text = json.dumps(self.class_names, ensure_ascii=False)
+        names = {
+            "from": self._names_from,
+            "count": len(self.class_names),
+            "sha256": hashlib.sha256(text.encode()).hexdigest(),
+            "classes": self.classes,
+        }
+        return {"templates": self._prompts.about(), "class_names": names}
 
     def run(self, params: PyTree) -> dict[str, float]:
         """Evaluates the model on every example of the source, each counted once.
@@ -160,7 +221,10 @@ class ZeroShot:
         chosen = _Chosen(
             self.source, np.unique(np.linspace(0, len(self.source) - 1, num).astype(int))
         )
-        return dataclasses.replace(self, source=chosen, max_bad=num)._evaluate(params, keep=True)[1]
+        asked = copy.copy(self)  # names and prompts stay as they were chosen
+        object.__setattr__(asked, "source", chosen)
+        object.__setattr__(asked, "max_bad", num)
+        return asked._evaluate(params, keep=True)[1]
 
     def _evaluate(
         self, params: PyTree, *, keep: bool
@@ -177,7 +241,10 @@ class ZeroShot:
             mesh=self.mesh,
             batch_size=self.batch_size,
         )
-        scale = None if self.logit_scale_fn is None else jax.jit(self.logit_scale_fn)(params)
+        scale, bias = (
+            None if of_params is None else jax.jit(of_params)(params)
+            for of_params in (self.logit_scale_fn, self.logit_bias_fn)
+        )
         counts = place_params(_zero_counts(len(self.class_names)), self.mesh)
         embed = embed_fn(self.encode_image_fn, self.mesh)
         reader = ImageReader(self.source, self.preprocess, max_bad=self.max_bad, where=self.name)
@@ -190,7 +257,7 @@ class ZeroShot:
                 labels, mask = layout.to_device(self._labels(batch)), layout.to_device(batch.mask)
                 embeds = embed(params, layout.to_device(batch.images))
                 counts, top = _score(
-                    counts, classifier, embeds, labels, mask, scale, mesh=self.mesh
+                    counts, classifier, embeds, labels, mask, scale, bias, mesh=self.mesh
                 )
                 if keep:
                     best.append(top)
@@ -203,12 +270,12 @@ class ZeroShot:
         for row in np.flatnonzero(batch.mask):
             example = batch.examples[row]
             label = example.get("label")
-            if label is None or not 0 <= label < len(self.class_names):
+            if label is None or not 0 <= label < len(self._rows):
                 raise ValueError(
                     f"{self.name}: {example['key']} has the label {label}; it has to be an index "
-                    f"of the {len(self.class_names)} class names, 0 to {len(self.class_names) - 1}"
+                    f"of the {len(self._rows)} class names, 0 to {len(self._rows) - 1}"
                 )
-            labels[row] = label
+            labels[row] = self._rows[label]
         return labels
 
     def _metrics(self, counts: dict[str, jax.Array], reader: ImageReader) -> dict[str, float]:
@@ -245,15 +312,15 @@ class ZeroShot:
             example, pixels = reader.read_one(index)
             if pixels is None:
                 continue
-            label = example["label"]
+            row = self._rows[example["label"]]
             predictions.append(
                 Prediction(
                     key=example["key"],
                     image=pixels,
-                    label=self.class_names[label],
+                    label=self.class_names[row],
                     names=tuple(self.class_names[c] for c in places[index]),
                     scores=tuple(float(score) for score in scores[index]),
-                    correct=bool(places[index][0] == label),
+                    correct=bool(places[index][0] == row),
                 )
             )
         return tuple(predictions)

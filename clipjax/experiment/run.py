@@ -12,13 +12,13 @@ from ml_collections import ConfigDict
 
 from clipjax.building import ANY_MODULE
 from clipjax.checkpoint import LoadReport, make_contract
-from clipjax.config import stored, to_plain
+from clipjax.config import to_plain
 from clipjax.data.loader import DataStage, Loader
 from clipjax.data.preprocess import Preprocess
 from clipjax.data.sources import make_source
 from clipjax.data.transforms import make_transforms
 from clipjax.evals.running import ScheduledEval
-from clipjax.experiment.evaluations import build_evals
+from clipjax.experiment.evaluations import build_evals, stored_evals
 from clipjax.experiment.program import (
     Program,
     build_program,
@@ -91,7 +91,9 @@ def build_experiment(config: ConfigDict, workdir: str | Path) -> Experiment:
         prefetch=config.data.prefetch,
         max_bad_fraction=config.data.max_bad_fraction,
     )
-    plain = redact_tree(stored(config))  # it is written to files
+    plain = to_plain(config)
+    plain["evals"] = stored_evals(plain["evals"])
+    plain = redact_tree(plain)  # it is written to files
     return Experiment(
         workdir=Path(workdir).absolute(),
         program=program,

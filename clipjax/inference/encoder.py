@@ -1,14 +1,16 @@
 """The encoder: embeddings, tokens and probabilities of images and texts."""
 
+import functools
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 from PIL import Image
 
@@ -23,7 +25,8 @@ from clipjax.checkpoint import (
 )
 from clipjax.data.naflex import make_preprocess
 from clipjax.evals.encoding import embed_fn, make_encode_fns, place_params
-from clipjax.evals.templates import fill_templates, load_templates
+from clipjax.evals.prompts import Prompts, choose_prompts, prompts_of_run, warn_of_articles
+from clipjax.evals.templates import fill_templates
 from clipjax.inference.buckets import RunFn, run_in_buckets
 from clipjax.inference.tokens import (
     check_final_norm,
@@ -50,6 +53,8 @@ class Encoder:
         mesh: devices that share a batch; this process's first device if None.
         batch_size: most rows that are encoded at once.
         dtype: of the computation.
+        preprocess: whose pixels, `clipjax` or `open_clip`, see `make_preprocess`.
+        run_prompts: those that the run evaluated with, or what finds them; see `classify`.
         plugins: modules of yours that the spec may name, `("my_lab.towers",)`.
 
     Attributes:
@@ -70,6 +75,8 @@ class Encoder:
         mesh: Mesh | None = None,
         batch_size: int = 256,
         dtype: str = "float32",
+        preprocess: str = "clipjax",
+        run_prompts: Callable[[], Prompts | None] = lambda: None,
         plugins: Sequence[str] = (),
     ) -> None:
         if batch_size < 1:
@@ -81,7 +88,8 @@ class Encoder:
         self.tokenizer = tokenizer or make_tokenizer(
             spec["tokenizer"], context_length=spec["text"]["context_length"], plugins=plugins
         )
-        self.preprocess = make_preprocess(spec)
+        self.preprocess = make_preprocess(spec, preprocess)
+        self._run_prompts = run_prompts
         self._model = build_model(spec, dtype=dtype, plugins=plugins)
         self._dtype = dtype
         self.encode_fns = make_encode_fns(self._model, spec["preprocess"], dtype=dtype)
@@ -103,7 +111,7 @@ class Encoder:
             path: a workdir, its `checkpoints` folder, or one step's folder.
             plugins: modules of yours that the checkpoint may name; it has no other imported.
             tokenizer: file of its vocabulary, for a checkpoint that has none inside.
-            **options: mesh, batch_size, dtype; see the class.
+            **options: mesh, batch_size, dtype, preprocess; see the class.
 
         Raises:
             ValueError: there is no checkpoint, or this clipjax's tokenizer is not the one that
@@ -112,12 +120,16 @@ class Encoder:
         """
         step_dir = resolve_checkpoint(path)
         plugins = check_plugins(plugins, path="plugins")
+        manifest = read_manifest(step_dir)
         trusted = {"plugins": plugins, "tokenizer": tokenizer}
-        spec = spec_in(step_dir, read_manifest(step_dir).contract, **trusted)
+        spec = spec_in(step_dir, manifest.contract, **trusted)
         made = load_tokenizer(step_dir, **trusted)
         # Stacked is how the model is built here, however it was trained.
         params = load_variables(step_dir, stack_layers)
-        return cls(spec, params, tokenizer=made, plugins=plugins, **options)
+        run_prompts = functools.partial(prompts_of_run, manifest.config, step_dir)
+        return cls(
+            spec, params, tokenizer=made, run_prompts=run_prompts, plugins=plugins, **options
+        )
 
     def encode_image(self, images: Iterable[ImageLike]) -> np.ndarray:
         """Embeds images.
@@ -200,7 +212,7 @@ class Encoder:
         self,
         images: Iterable[ImageLike],
         labels: Sequence[str],
-        templates: str | Sequence[str] | Mapping[str, Sequence[str]] = "simple",
+        templates: str | Sequence[str] | Mapping[str, Sequence[str]] | None = None,
     ) -> list[list[tuple[str, float]]]:
         """Ranks labels for each image.
 
@@ -211,7 +223,8 @@ class Encoder:
             images: as for `encode_image`.
             labels: different, non-empty names.
             templates: a name, a file, a list of templates, or a map from label to prompts; their
-                embeddings are averaged.
+                embeddings are averaged. By default those that the run evaluated with, which
+                trained the model; `simple` where there was none.
 
         Returns:
             For each image all labels with their probabilities, the most probable first.
@@ -229,7 +242,10 @@ class Encoder:
                 f"the labels {labels} are not usable ({odd or 'none'}); "
                 "give one or more, each different and not empty"
             )
-        cosines = self.encode_image(images) @ self.classifier(labels, templates).T
+        prompts = self.prompts(templates)
+        logging.info("templates: %s", prompts.origin)
+        warn_of_articles(labels, prompts)
+        cosines = self.encode_image(images) @ self.classifier(labels, prompts.templates).T
         weights = self.params.get("params", self.params)
         logits = np.exp(np.float32(jax.device_get(weights["logit_scale"]))) * cosines
         if "logit_bias" in weights:
@@ -244,13 +260,24 @@ class Encoder:
             for row, ranks in zip(probabilities, order, strict=True)
         ]
 
+    def prompts(
+        self, templates: str | Sequence[str] | Mapping[str, Sequence[str]] | None = None
+    ) -> Prompts:
+        """The templates that labels are put into, and where they are from; as for `classify`.
+
+        Raises:
+            ValueError: none are given, and the checkpoint names a file that it does not hold.
+        """
+        return choose_prompts(templates, run=None if templates is not None else self._run_prompts())
+
     def classifier(
         self,
         labels: Sequence[str],
-        templates: str | Sequence[str] | Mapping[str, Sequence[str]] = "simple",
+        templates: str | Sequence[str] | Mapping[str, Sequence[str]] | None = None,
     ) -> np.ndarray:
         """Embeds labels, averaged over templates as in `clipjax.evals`: `[labels, embed]`."""
-        prompts = fill_templates(load_templates(templates), labels)
+        chosen = self.prompts(templates)
+        prompts = fill_templates(chosen.templates, labels)
         embeds = self.encode_text([text for of_label in prompts for text in of_label])
         ends = np.cumsum([len(of_label) for of_label in prompts])[:-1]
         embeds = np.stack([part.mean(axis=0) for part in np.split(embeds, ends)])

@@ -12,6 +12,7 @@ import clipjax
 from clipjax.checkpoint import CheckpointManager
 from clipjax.evals import report_page
 from clipjax.evals.curves import chart, format_number, smooth
+from clipjax.evals.naming import name_evals
 from clipjax.evals.report import collect_predictions, package_commit, read_curves, write_report
 from clipjax.evals.running import ScheduledEval
 from clipjax.evals.zero_shot import Prediction
@@ -126,10 +127,9 @@ def test_parts_without_data_are_left_out(tmp_path):
 
 def test_answers_come_from_the_evaluations():
     zero_shot = make_eval(make_source(9)[0], mesh_of(1))
-    scheduled = ScheduledEval(
-        name="a", metric_prefix="zero_shot/numbers", every_steps=0, eval=zero_shot
-    )
-    other = ScheduledEval(name="b", metric_prefix="retrieval/x", every_steps=0, eval=object())
+    names = name_evals([("zero_shot", "numbers"), ("retrieval", "x")])
+    scheduled = ScheduledEval(key="a", name=names[0], every_steps=0, eval=zero_shot)
+    other = ScheduledEval(key="b", name=names[1], every_steps=0, eval=object())
     found = collect_predictions([scheduled, other], make_params(), num_predictions=4)
     assert [p.key for p in found.pop("zero_shot/numbers")] == [
         "picture 0",
@@ -215,7 +215,7 @@ def test_curves_that_coincide_are_drawn_in_turns():
 def test_every_kind_of_evaluation_has_charts_of_its_own_and_every_curve_a_colour():
     evals = {f"zero_shot/set{n}/top1": [(0, 0.1), (5, 0.2)] for n in range(8)}
     evals |= {"retrieval/c/image_retrieval_recall@1": [(0, 0.1), (5, 0.2)]}
-    text = report_page.charts({}, evals)
+    text = report_page.charts({}, evals, {})
     figures = dict(
         re.findall(
             r"<figure class=\"chart\"><figcaption><h3>([^<]+)</h3>(.*?)</figure>", text, re.S
@@ -232,7 +232,10 @@ def test_wide_tables_can_be_scrolled_by_keyboard_and_show_it():
     text = report_page.page(
         title="t",
         subtitle="",
-        sections=[report_page.results_tables(RESULTS), report_page.details({"a": 1}, {"b": 2}, {})],
+        sections=[
+            report_page.results_tables(RESULTS, {}),
+            report_page.details({"a": 1}, {"b": 2}, {}),
+        ],
         footer="",
     )
     tables = [attributes for tag, attributes in Page(text).tags if tag == "table"]

@@ -186,3 +186,58 @@ def test_a_broken_model_is_an_error_and_not_a_score():
     params["image"][:] = np.nan
     with pytest.raises(FloatingPointError, match="3 of 3 images"):
         make_eval(source, mesh_of(1)).run(params)
+
+
+def with_labels(names, labels, rows=None):
+    rows = range(len(labels)) if rows is None else rows
+    examples = [{"image": picture(r), "label": c} for r, c in zip(rows, labels, strict=True)]
+    return Source(examples, names)
+
+
+def test_given_names_are_matched_by_name_and_absent_classes_compete_or_not():
+    params = make_params()
+    params["image"][:3] = params["text"][[10, 13, 12]]  # picture i is like a text of given name
+    given = tuple(f"{n} thing" for n in (13, 11, 10, 12, 14))
+    # The source's own order is another, and it has three of the five.
+    source = with_labels(("10_thing", "12 thing", "13 thing"), [0, 2, 1])
+    options = {"templates": "plain", "class_names": given}
+    found = make_eval(source, mesh_of(1), **options)
+    metrics = found.run(params)
+    assert (metrics["top1"], metrics["num_classes"]) == (1.0, 5)
+    assert [p.label for p in found.predict(params)] == ["10 thing", "13 thing", "12 thing"]
+    # A class that is absent is nearer to the first picture: it wins unless it may not compete.
+    params["text"][11] = params["image"][0] * 2
+    params["text"][10] = params["image"][0] + 0.1
+    assert make_eval(source, mesh_of(1), **options).run(params)["top1"] == pytest.approx(2 / 3)
+    present = make_eval(source, mesh_of(1), classes="present", **options)
+    metrics = present.run(params)
+    assert (metrics["top1"], metrics["num_classes"]) == (1.0, 3)
+    assert present.class_names == ("13 thing", "10 thing", "12 thing")
+    assert present.about()["class_names"]["classes"] == "present"
+
+
+def test_names_that_do_not_fit_the_source_are_an_error_before_the_work(tmp_path):
+    source = with_labels(tuple(f"folder {i}" for i in range(10)), [0])
+    with pytest.raises(ValueError, match="10 classes, class_names has 1000"):
+        make_eval(source, mesh_of(1), class_names="imagenet", templates="plain")
+    file = tmp_path / "names.txt"
+    file.write_text("\n".join(f"{i} thing" for i in range(10)))  # equally many: by order
+    found = make_eval(source, mesh_of(1), class_names=str(file))
+    assert found.class_names == tuple(f"{i} thing" for i in range(10))
+    with pytest.raises(ValueError, match="allowed are all, present"):
+        make_eval(source, mesh_of(1), classes="some")
+
+
+def test_scores_of_a_model_with_a_bias_are_questions_of_their_own():
+    params, source = make_params(), with_labels(NAMES, [0])
+    options = {"templates": "plain", "logit_scale_fn": lambda params: jax.numpy.float32(3)}
+    (softmax,) = make_eval(source, mesh_of(1), **options).predict(params)
+    (sigmoid,) = make_eval(
+        source, mesh_of(1), logit_bias_fn=lambda params: jax.numpy.float32(-1), **options
+    ).predict(params)
+    cosines = unit(params["image"][0]) @ unit(params["text"][: len(NAMES)]).T
+    best = np.sort(cosines)[::-1][:3]
+    np.testing.assert_allclose(sigmoid.scores, 1 / (1 + np.exp(1 - 3 * best)), rtol=1e-5)
+    wanted = np.exp(3 * best) / np.exp(3 * cosines).sum()
+    np.testing.assert_allclose(softmax.scores, wanted, rtol=1e-5)
+    assert softmax.names == sigmoid.names

@@ -98,7 +98,9 @@ def fine_tune(workdir, config, contract):
 
 def evaluate_run(workdir, config, contract):
     """As `clipjax eval` does, with an evaluation that must not be reached."""
-    run = SimpleNamespace(name="zero_shot", metric_prefix="zero_shot/")
+    run = SimpleNamespace(
+        key="zero_shot", name=SimpleNamespace(kind="zero_shot", prefix="zero_shot/x"), about={}
+    )
     experiment = SimpleNamespace(
         evals=[run],
         workdir=workdir,

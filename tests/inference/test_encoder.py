@@ -3,10 +3,12 @@ import io
 import jax
 import numpy as np
 import pytest
+from absl import logging
 from flax import linen as nn
 from PIL import Image
 
 from clipjax.checkpoint import CheckpointManager, make_contract
+from clipjax.evals.prompts import prompts_of_run
 from clipjax.inference import Encoder
 from clipjax.inference.buckets import bucket_size
 from clipjax.models import CLIP, build_model
@@ -177,6 +179,42 @@ def test_a_new_number_of_rows_compiles_nothing(params, monkeypatch):
     assert traces == [(0, 8), (1, 8)]
     encoder.encode_text(["one"])  # the control: a smaller bucket is another program
     assert traces[2:] == [(1, 2)]
+
+
+@pytest.fixture
+def said(monkeypatch):
+    lines = []
+    for level in ("info", "warning"):
+        monkeypatch.setattr(logging, level, lambda text, *values: lines.append(text % values))
+    return lines
+
+
+def test_labels_go_into_the_templates_of_the_run(encoder, said, monkeypatch):
+    def train_with(templates):
+        config = {"evals": {"a": {"name": "zero_shot", "templates": templates}}}
+        monkeypatch.setattr(encoder, "_run_prompts", lambda: prompts_of_run(config, "runs/x"))
+
+    labels, images = ["a cat", "dog"], pictures(1)
+    simple = encoder.classify(images, labels)
+    assert any("default: 'simple'" in line for line in said)
+    assert any("'a photo of a a cat.'" in line for line in said)
+    for templates in ("plain", ["the {} of it", "{}"]):
+        train_with(templates)
+        assert encoder.classify(images, labels) == encoder.classify(images, labels, templates)
+        assert encoder.classify(images, labels) != simple
+        assert encoder.classify(images, labels, "simple") == simple
+    assert any("the run's: 'plain'" in line for line in said)
+    train_with("/etc/templates.txt")
+    with pytest.raises(ValueError, match="--templates FILE"):
+        encoder.classify(images, labels)
+    encoder.encode_text(labels)  # which needs none
+
+
+def test_pixels_of_open_clip(params, encoder):
+    picture = Image.fromarray(np.full((16, 16, 4), (200, 10, 10, 0), np.uint8))
+    theirs = Encoder(SPEC, params, preprocess="open_clip").encode_image([picture])
+    np.testing.assert_allclose(theirs, encoder.encode_image([picture.convert("RGB")]), atol=1e-6)
+    assert np.abs(theirs - encoder.encode_image([picture])).max() > 1e-3  # laid on white
 
 
 def test_labels_are_ranked_with_probabilities(encoder):

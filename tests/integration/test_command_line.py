@@ -54,8 +54,11 @@ def test_eval_and_classify_need_only_the_checkpoint(clipjax, reference, evaluate
     assert 0 <= results["retrieval/synthetic_64/image_retrieval_recall@5"] <= 1
     picture = tmp_path / "red.png"
     Image.fromarray(np.full((40, 50, 3), (255, 0, 0), np.uint8)).save(picture)
-    done = clipjax("classify", "--checkpoint", reference, "--labels", "a red one, blue", picture)
+    flags = ("--labels", "a red one, blue", "--label=red, round")
+    done = clipjax("classify", "--checkpoint", reference, *flags, picture)
     assert str(picture) in done.stdout and "a red one" in done.stdout and "%" in done.stdout
+    assert "red, round" in done.stdout
+    assert "templates: the run's: 'plain'" in done.stderr
 
 
 def test_eval_flag_evaluates_without_training(clipjax, reference):

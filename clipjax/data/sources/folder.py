@@ -12,7 +12,8 @@ from absl import logging
 
 from clipjax.data import image_formats
 from clipjax.data.captions import as_lines, check_how
-from clipjax.data.labels import labels_of_numbers, numbers_of
+from clipjax.data.class_matching import match_classes
+from clipjax.data.labels import numbers_of
 from clipjax.data.paths import DataPath, data_path
 from clipjax.data.retrying import is_wrong_path
 from clipjax.data.source import Example, SampleError
@@ -39,8 +40,8 @@ class Folder:
     Args:
         where: the directory.
         layout: `classes`, `captions`, or `auto`: captions if any picture has a `.txt`.
-        class_names: names for the class folders, in the folders' alphabetical order; of folders
-            that are called by whole numbers, each has the name at its number.
+        class_names: names for the class folders, which are found there as `match_classes` says:
+            by name, by WordNet id, by number, or in the folders' alphabetical order.
         first_label: the number of the first of `class_names`.
         captions: `lines`, the default, makes each line of a `.txt` a caption; `whole` does not.
 
@@ -115,6 +116,10 @@ class Folder:
             example["text"] = _read_captions(self._root / name, key, self.captions)
         return example
 
+    def labels(self) -> Iterator[int]:
+        """Gives the labels of all examples in order; none where there are captions."""
+        return (self._labels[_class_of(name)] for name in self._images if self._labels)
+
     def keys(self) -> Iterator[str]:
         """Gives the keys of all examples in order."""
         return iter(self._images)
@@ -166,16 +171,9 @@ class Folder:
         labels = range(len(folders))
         if class_names is None:
             names = tuple(name.replace("_", " ") for name in folders)
-        elif numbers is not None:
-            names = tuple(class_names)
-            labels = labels_of_numbers(numbers, len(names), first_label, str(self._root))
-        elif len(class_names) != len(folders):
-            raise ValueError(
-                f"{self._root} has {len(folders)} class folders, class_names has "
-                f"{len(class_names)} names"
-            )
         else:
             names = tuple(class_names)
+            labels = match_classes(folders, names, str(self._root), first_label=first_label)
         return names, dict(zip(folders, labels, strict=True))
 
     def _refuse_one_folder_of_classes(self, folders: Sequence[str]) -> None:
