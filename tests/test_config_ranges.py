@@ -1,5 +1,7 @@
 """Every field of a config has a range, every range a field, and the document says the same."""
 
+import dataclasses
+import inspect
 import math
 import os
 from pathlib import Path
@@ -8,15 +10,19 @@ import pytest
 
 from clipjax.config import default_config, iterate_leaves, to_plain, validate
 from clipjax.config_fields import EVAL_FIELDS, FIELDS
+from clipjax.data.transforms import TRANSFORMS, make_transforms
 from clipjax.data.workers import KINDS
+from clipjax.evals import EVALS
+from clipjax.experiment.checks import EVAL_RUNTIME
 from clipjax.layers.transformer import REMAT_POLICIES
 from clipjax.losses.layouts import LAYOUTS
+from clipjax.models import IMAGE_ENCODERS, MODELS, TEXT_ENCODERS, build_model, resolve_spec
+from clipjax.models.spec_ranges import LOGIT_SCALE, MODEL, PREPROCESS
 from clipjax.optim import DECAY_MASKS
 from clipjax.partitioning.rules import LOGICAL_AXIS_RULES
 from clipjax.ranges import Choice, Flag, Many, Number, Optional
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "configs.md"
-BEGIN, END = "<!-- fields: begin -->\n", "<!-- fields: end -->\n"
 
 
 def defaults():
@@ -155,6 +161,135 @@ def test_choices_are_those_of_the_tables_that_they_choose_from():
     assert choices == {*tables, "dtype", "optimizer.mu_dtype"}
 
 
+TOWERS = {**IMAGE_ENCODERS, **TEXT_ENCODERS}
+# Filled in by the caller, not by a config.
+RUNTIME = {"parent", "name", "dtype", "scan_layers", "remat", *EVAL_RUNTIME}
+DERIVED = {"table_image_size", "table_length"}  # of a stage, likewise
+ROWS = {  # of the zoo, one with each tower
+    "vit": "ViT-B-32",
+    "causal_transformer": "ViT-B-32",
+    "modified_resnet": "RN50",
+    "naflex_vit": "siglip2-b-16-naflex",
+    "bidirectional_transformer": "siglip2-b-16-naflex",
+    "efficientnet": "align-base",
+    "bert": "align-base",
+}
+
+
+def fields_of(part):
+    return [f for f in dataclasses.fields(part) if f.name not in RUNTIME and f.init]
+
+
+@pytest.mark.parametrize("part", [*TOWERS.values(), *EVALS.values()])
+def test_every_field_of_a_part_has_a_range(part):
+    names = {field.name for field in fields_of(part)}
+    assert names == set(part.ranges) - RUNTIME
+    for field in fields_of(part):
+        if field.default is not dataclasses.MISSING:
+            part.ranges[field.name].check(field.default, field.name)
+
+
+def numbers_of(ranges):
+    return {n: unwrapped(r) for n, r in ranges.items() if isinstance(unwrapped(r), Number)}
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_every_number_of_a_tower_is_finite_and_in_its_interval(tower):
+    side = "image" if tower in IMAGE_ENCODERS else "text"
+    spec = MODELS[ROWS[tower]]
+    assert spec[side]["name"] == tower
+    build_model(spec)
+    for name, rule in numbers_of(TOWERS[tower].ranges).items():
+        if name in DERIVED | {"image_size"}:
+            continue
+        for value in (math.nan, math.inf, "1", True, None, rule.low - 1, 10**400):
+            with pytest.raises(ValueError, match=rf"^config\.model\.{side}\.{name} = "):
+                build_model({**spec, side: {**spec[side], name: value}})
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "value"),
+    [
+        *((None, "embed_dim", value) for value in (0, 1.5, True, math.nan, "8")),
+        *((None, "image_size", value) for value in (0, (224, 160), [224, 224], "224", True)),
+        *((None, "logit_bias", value) for value in (math.nan, "x", True)),
+        *(("logit_scale", "init", value) for value in (0, -1, math.inf, "x")),
+        *(("logit_scale", "max", value) for value in (0, math.nan, "x")),
+        *(("logit_scale", "zzz", value) for value in (1,)),
+        *(("preprocess", "std", value) for value in ((0, 1, 1), (1, 1), "111", (math.nan, 1, 1))),
+        *(("preprocess", "mean", value) for value in (0.5, (math.inf, 0, 0))),
+        *(("preprocess", "crop_fraction", value) for value in (0, 1.1, math.nan)),
+        *(("preprocess", "resize", value) for value in ("crop", 3)),
+        *(("text", "context_length", value) for value in (0, 7.5, "77")),
+        *(("image", "patch_size", value) for value in (0, 7.5, "32")),
+        *((None, part, "vit") for part in ("image", "text", "tokenizer", "preprocess")),
+    ],
+)
+def test_every_value_of_a_model_is_in_its_range(group, name, value):
+    path = f"config.model.{f'{group}.' if group else ''}{name}"
+    with pytest.raises(ValueError) as error:
+        resolve_spec({"name": "ViT-B-32", **({group: {name: value}} if group else {name: value})})
+    assert str(error.value).startswith(path)
+    assert name != "image_size" or not isinstance(value, tuple) or "square" in str(error.value)
+
+
+def test_none_takes_away_what_a_row_has():
+    model = {"name": "siglip-b-16-224", "logit_bias": None}
+    assert resolve_spec(model)["logit_bias"] is None
+    assert resolve_spec({"name": "siglip-b-16-224"})["logit_bias"] == -10.0
+    scale = resolve_spec({"name": "ViT-B-32", "logit_scale": {"max": None}})["logit_scale"]
+    assert scale == {**MODELS["ViT-B-32"]["logit_scale"], "max": None}
+    assert MODELS["ViT-B-32"]["logit_scale"]["max"] == 100.0
+
+
+def test_a_size_that_patches_do_not_fill_is_a_published_one_or_refused():
+    assert resolve_spec({"name": "siglip-so400m-14-384"})["image_size"] == 384
+    own = {**MODELS["siglip-so400m-14-384"], "name": "own"}
+    assert resolve_spec(own)["image_size"] == 384
+    with pytest.raises(ValueError, match=r"image_size = 384 .*patch_size = 14: .* 378 or 392"):
+        resolve_spec({"name": "ViT-L-14", "image_size": 384})
+    with pytest.raises(ValueError, match=r"image_size = 225 .*; take 224 or 256"):
+        resolve_spec({"name": "ViT-B-32", "image_size": 225})
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_every_number_of_a_transform_is_finite(name):
+    spec = {"name": name, **({"templates": ["{}"]} if name == "caption_template" else {})}
+    make_transforms([spec], image_size=32)
+    for field in dataclasses.fields(TRANSFORMS[name]):
+        annotation = str(inspect.signature(TRANSFORMS[name]).parameters[field.name].annotation)
+        if "int" not in annotation and "float" not in annotation:
+            continue
+        for value in (math.nan, math.inf, -math.inf, "1", True, -1):
+            with pytest.raises(ValueError, match=rf"^config\.t\[0\].*{field.name}"):
+                make_transforms([{**spec, field.name: value}], image_size=32, path="config.t")
+
+
+def table_of_parts():
+    owners = {}  # (field, default, allowed) -> the parts that have just this
+
+    def add(part, ranges, defaults, hidden=()):
+        for name, rule in ranges.items():
+            default = defaults.get(name, dataclasses.MISSING)
+            shown = "" if default is dataclasses.MISSING else f"`{default!r}`"
+            if name not in hidden:
+                owners.setdefault((name, shown, str(rule)), []).append(f"`{part}`")
+
+    add("model", MODEL, {})
+    add("model.preprocess", PREPROCESS, {"crop_fraction": 1.0})
+    add("model.logit_scale", LOGIT_SCALE, {})
+    for name, part in {**TOWERS, **EVALS}.items():
+        # The size of images stands one level up, for all towers.
+        hidden = RUNTIME | DERIVED | {"image_size"}
+        add(name, part.ranges, {f.name: f.default for f in fields_of(part)}, hidden)
+    rows = ["| of | field | default | allowed |", "|---|---|---|---|"]
+    rows += [
+        f"| {', '.join(parts)} | `{name}` | {shown} | {allowed} |"
+        for (name, shown, allowed), parts in owners.items()
+    ]
+    return "\n".join(rows) + "\n"
+
+
 def table_of_fields():
     rows = ["| field | default | allowed | means |", "|---|---|---|---|"]
     default = {**defaults(), "model": defaults()["model"]["name"]}
@@ -167,11 +302,14 @@ def table_of_fields():
     return "\n".join(rows) + "\n"
 
 
-def test_the_document_holds_the_table():
-    before, _, rest = DOCUMENT.read_text().partition(BEGIN)
-    found, _, after = rest.partition(END)
-    assert rest and after, f"{DOCUMENT} lacks {BEGIN.strip()} and {END.strip()}"
+@pytest.mark.parametrize("name", ["fields", "parts"])
+def test_the_document_holds_the_table(name):
+    table = {"fields": table_of_fields, "parts": table_of_parts}[name]()
+    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
+    before, _, rest = DOCUMENT.read_text().partition(begin)
+    found, _, after = rest.partition(end)
+    assert rest and after, f"{DOCUMENT} lacks {begin.strip()} and {end.strip()}"
     if os.environ.get("UPDATE_GOLDEN"):
-        DOCUMENT.write_text(f"{before}{BEGIN}{table_of_fields()}{END}{after}")
+        DOCUMENT.write_text(f"{before}{begin}{table}{end}{after}")
     else:
-        assert found == table_of_fields(), "write it anew: UPDATE_GOLDEN=1 pytest tests/..."
+        assert found == table, "write it anew: UPDATE_GOLDEN=1 pytest tests/test_config_ranges.py"
