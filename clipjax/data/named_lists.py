@@ -2,13 +2,23 @@
 
 import functools
 import json
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from absl import logging
+
 from clipjax.data.text_files import decode_text
 
-__all__ = ["load_class_names", "load_imagenet_ids", "load_json", "load_strings", "strings_of_lines"]
+__all__ = [
+    "load_class_names",
+    "load_imagenet_ids",
+    "load_json",
+    "load_strings",
+    "strings_of_lines",
+    "warn_of_twins",
+]
 
 # A file in prompts/, whose README names its source.
 CLASS_NAMES: dict[str, str] = {"imagenet": "imagenet_classes.json"}
@@ -86,6 +96,8 @@ def _read_strings(name: str, what: str, comments: bool) -> dict[str, str] | None
         )
     elif isinstance(strings, list) and all(isinstance(s, str) for s in strings):
         found = {f"{name}, entry {number}": s for number, s in enumerate(strings, start=1)}
+        if blank := next((place for place, s in found.items() if not s.strip()), None):
+            raise ValueError(f"{blank} is blank: remove it, or write the string there")
     else:
         raise ValueError(
             f"{name} is not a JSON list of strings; write the {what} as one, or {name}:NAME where "
@@ -136,6 +148,8 @@ def load_class_names(name_or_path: str) -> tuple[str, ...]:
     """
     hint = f"; a single class is written `{name_or_path},` in a SPEC"
     found = load_strings(name_or_path, CLASS_NAMES, "class names", comments=False, hint=hint)
+    if name_or_path not in CLASS_NAMES:  # those are as published
+        warn_of_twins(found)
     return tuple(found.values())
 
 
@@ -143,3 +157,24 @@ def load_class_names(name_or_path: str) -> tuple[str, ...]:
 def load_imagenet_ids() -> tuple[str, ...]:
     """Gives the WordNet ids of ImageNet's 1,000 classes, in the order of its labels."""
     return _read_packaged("imagenet_wnids.json")
+
+
+def warn_of_twins(names: Mapping[str, str]) -> None:
+    """Warns of classes of one name: no text tells them apart.
+
+    Args:
+        names: by the place where each stands.
+    """
+    places: dict[str, list[str]] = {}
+    for place, name in names.items():
+        places.setdefault(name, []).append(place)
+    twins = {name: found for name, found in places.items() if len(found) > 1}
+    if twins:
+        name, found = next(iter(twins.items()))
+        logging.warning(
+            "%d names of classes stand more than once, e.g. %r (%s): zero-shot classification "
+            "cannot tell classes of one name apart",
+            len(twins),
+            name,
+            "; ".join(found),
+        )

@@ -178,7 +178,8 @@ def split_options(spec: str) -> tuple[str, dict[str, Any]]:
     Values are `true`, `false`, numbers, lists of texts (`a,b`) or text.
 
     Raises:
-        ValueError: if an option has no value, comes twice, or holds a question mark.
+        ValueError: if an option has no value, comes twice, or holds a question mark or an empty
+            entry of a list.
     """
     found = _OPTIONS.search(spec) if isinstance(spec, str) else None
     if found is None:
@@ -194,6 +195,8 @@ def split_options(spec: str) -> tuple[str, dict[str, Any]]:
                 "as in ?ignore=npy&filter=scores.parquet:top=0.3"
             )
         options[name] = _option_value(value)
+        if isinstance(options[name], tuple) and "" in options[name]:
+            raise ValueError(f"{part!r} in {spec!r} holds an empty entry between commas")
     return spec[: found.start()], options
 
 
@@ -201,7 +204,7 @@ def _option_value(text: str) -> Any:
     if text in ("true", "false"):
         return text == "true"
     if "," in text and text != ",":  # which is a separator
-        return tuple(part for part in text.split(",") if part)
+        return tuple(text.removesuffix(",").split(","))  # a list of one ends in a comma
     for number in (int, float):
         try:
             return number(text)

@@ -161,3 +161,37 @@ def test_labels_of_other_sources_say_how_they_are_shifted(tmp_path):
     assert [source[i]["label"] for i in range(2)] == [0, 1]
     with pytest.raises(ValueError, match="first_label=1 is of no use without label_field"):
         make_source(f"csv:{tmp_path}/t.csv?first_label=1")
+
+
+def test_a_class_file_counts_every_line(tmp_path, caplog):
+    spec = folder_of(tmp_path / "p", "0/1.png", "1/1.png", "2/1.png")
+    names = tmp_path / "names.txt"
+    names.write_text("\ufeffthe first\n#one\nlast one\n\n", encoding="utf-8")
+    source = make_source(f"{spec}?class_names={names}")
+    assert source.class_names == ("the first", "#one", "last one") and not caplog.text
+    names.write_text("a\n\nb\nc", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"names.txt, line 2 is blank"):
+        make_source(f"{spec}?class_names={names}")
+    listed = tmp_path / "names.json"
+    listed.write_text('["a", " ", "b"]')
+    with pytest.raises(ValueError, match=r"names.json, entry 2 is blank"):
+        make_source(f"{spec}?class_names={listed}")
+    with pytest.raises(ValueError, match=r"'class_names=a,,b' in .* holds an empty entry"):
+        make_source(f"{spec}?class_names=a,,b")
+
+
+def test_classes_of_one_name_are_told(tmp_path, caplog):
+    spec = folder_of(tmp_path / "p", "0/1.png", "1/1.png", "2/1.png")
+    (tmp_path / "names.txt").write_text("crane\ncat\ncrane\n")
+    make_source(f"{spec}?class_names={tmp_path}/names.txt")
+    assert "'crane' (" in caplog.text and "names.txt, line 1; " in caplog.text
+    caplog.clear()
+    make_source(f"{spec}?class_names=crane,cat,crane")
+    assert "class_names[0]; data.source.class_names[2]" in caplog.text
+    caplog.clear()
+    make_source(folder_of(tmp_path / "q", "tabby_cat/1.png", "tabby cat/1.png"))
+    assert "'tabby cat'" in caplog.text and "tabby_cat" in caplog.text
+    caplog.clear()
+    tens = {"spec": folder_of(tmp_path / "i", *(f"{n}/1.png" for n in range(1000)))}
+    make_source({**tens, "class_names": "imagenet"})  # it has two `missile`, as published
+    assert not caplog.text

@@ -2,6 +2,7 @@ import collections
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -9,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+import worker_sources
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -97,6 +99,79 @@ def test_all_processes_together_make_the_batch_of_one(n, step, seed):
         ]
         joined = {name: np.concatenate([part[name] for part in parts]) for name in whole}
         assert_equal(joined, whole)
+
+
+class Captioned(Numbers):
+    """Example i has caption number i of a list, over and over."""
+
+    def __init__(self, size, texts, captions=None):
+        super().__init__(size)
+        self.texts, self.captions = texts, captions
+
+    def __getitem__(self, index):
+        return super().__getitem__(index) | {"text": self.texts[index % len(self.texts)]}
+
+
+WORDS = [f"{letter}{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
+
+
+@pytest.mark.parametrize(
+    "texts, captions, told",
+    [
+        (
+            ["a cat", "a dog"],
+            None,
+            "32 of 32 captions of the first batch stand in it more than once",
+        ),
+        (WORDS, None, r"of 32 captions of the first batch stand in it more than once"),
+        ([*WORDS, *map(str.upper, WORDS)], None, None),
+        (
+            [f"{i:03d}" for i in range(64)],
+            None,
+            "32 of 32 captions of the first batch have no words",
+        ),
+        (
+            [f"n{i:08d}" for i in range(64)],
+            None,
+            "32 of 32 captions of the first batch have no word",
+        ),
+        ([f"\u732b{i}" for i in range(64)], None, None),
+        ([(f"{i}", f"cat {i}") for i in range(64)], None, None),
+        (
+            [f"a {i}\nb {i * i}" for i in range(64)],
+            None,
+            "32 of 32 texts .* hold several lines and st",
+        ),
+        ([f"a {i}\nb {i * i}" for i in range(64)], "whole", None),
+    ],
+)
+def test_what_a_first_batch_shows_is_told_once(texts, captions, told, caplog):
+    caplog.set_level("INFO")
+    source = Captioned(52, texts, captions)
+
+    def letters_of(texts):
+        return np.array([[*map(ord, text.ljust(16))] for text in texts], np.int32)
+
+    with Loader(
+        source, (), letters_of, batch_size=32, seed=0, preprocess=Preprocess(2), num_workers=0
+    ) as loader:
+        loader.batch(7)
+        loader.batch(8)
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == (told is not None), messages
+    assert told is None or re.search(told, messages[0])
+
+
+def test_what_processes_make_of_a_first_batch_is_told_by_the_lead(caplog):
+    """Counted where the rows are made, which may be another process."""
+    source = worker_sources.Numbers(40)
+    for host in range(2):
+        with make(
+            source, 40, process_index=host, process_count=2, num_workers=2, workers="processes"
+        ) as it:
+            it.batch(0)
+        found = [m for m in caplog.messages if "have no words" in m]
+        assert [m[:8] for m in found] == ["20 of 20"]
 
 
 def test_ten_thousand_orders(monkeypatch):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from clipjax.building import build, check_values
-from clipjax.data.named_lists import load_class_names
+from clipjax.data.named_lists import load_class_names, warn_of_twins
 from clipjax.data.source import DataSource, parse_spec, split_options
 from clipjax.data.sources.arrayrecord import PackedRecords
 from clipjax.data.sources.coco import Coco
@@ -68,6 +68,9 @@ def make_source(spec: str | Mapping[str, Any], *, path: str = "data.source") -> 
         )
     if isinstance(options.get("class_names"), str):
         options["class_names"] = load_class_names(options["class_names"])
+    elif isinstance(options.get("class_names"), list | tuple):
+        names = enumerate(options["class_names"])
+        warn_of_twins({f"{path}.class_names[{place}]": name for place, name in names})
     place = {"where": where}
     if "split" in inspect.signature(SOURCES[kind]).parameters:
         place["split"] = split

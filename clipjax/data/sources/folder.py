@@ -14,6 +14,7 @@ from clipjax.data import image_formats
 from clipjax.data.captions import as_lines, check_how
 from clipjax.data.class_matching import match_classes
 from clipjax.data.labels import numbers_of
+from clipjax.data.named_lists import warn_of_twins
 from clipjax.data.paths import DataPath, data_path
 from clipjax.data.retrying import is_wrong_path
 from clipjax.data.source import Example, SampleError
@@ -171,6 +172,8 @@ class Folder:
         labels = range(len(folders))
         if class_names is None:
             names = tuple(name.replace("_", " ") for name in folders)
+            places = (str(self._root / folder) for folder in folders)
+            warn_of_twins(dict(zip(places, names, strict=True)))
         else:
             names = tuple(class_names)
             labels = match_classes(folders, names, str(self._root), first_label=first_label)
