@@ -39,6 +39,12 @@ _LORA_ALPHA = flags.DEFINE_float(
     "lora_alpha", None, "Alpha of LoRA, where no adapter_config.json says it."
 )
 flags.adopt_module_key_flags(opening)
+_FROM_TEXT = flags.DEFINE_string(
+    "from_text", None, "Directory of Hugging Face's whose text tower completes that of --from."
+)
+_LOGIT_SCALE = flags.DEFINE_float(
+    "logit_scale", None, "Scale of the logits, where two towers come without it."
+)
 
 
 def main(argv: list[str]) -> int:
@@ -63,6 +69,8 @@ def main(argv: list[str]) -> int:
             ignore=tuple(_IGNORE.value),
             lora=_LORA.value,
             lora_alpha=_LORA_ALPHA.value,
+            text_from=_FROM_TEXT.value,
+            logit_scale=_LOGIT_SCALE.value,
             plugins=opening.plugins(),
         ),
         tokenizer=opening.tokenizer(),

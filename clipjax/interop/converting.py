@@ -5,6 +5,7 @@ import hashlib
 import math
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from clipjax.checkpoint import choose_step, needs_file
@@ -17,6 +18,11 @@ from clipjax.interop.tensors import WeightFileError
 from clipjax.interop.weights import Hints, Weights
 
 FREE_SPACE_FACTOR = 1.05
+# What the names of a tower start with, in OpenCLIP's and transformers' files.
+_TOWERS = {
+    "an image": ("visual.", "vision_model.", "visual_projection."),
+    "a text": ("text.", "text_model.", "text_projection", "transformer.", "token_", "pos", "ln_"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +82,11 @@ def convert_weights(
     check_new(target)
     hints = dataclasses.replace(hints or Hints(), tokenizer=tokenizer)
     found = recognise(source, hints)
+    if hints.text_from is not None and found != "hf":
+        raise ValueError(
+            f"--from_text completes a directory of Hugging Face's, {source} is of {found}; leave "
+            "the flag out"
+        )
     weights = FORMATS[found].read(source, hints)
     if found != "clipjax":  # which knows the SHA-256 of the file that it wants
         weights = _with_tokenizer(weights, tokenizer)
@@ -84,6 +95,9 @@ def convert_weights(
     digests = _digests(source, found)
     if hints.lora is not None:
         digests |= _digests(Path(hints.lora), "lora")
+    if hints.text_from is not None:
+        other = _digests(Path(hints.text_from), found)
+        digests |= {f"{name} of --from_text": digest for name, digest in other.items()}
     summary = ", ".join(f"{name} (SHA-256 {digest})" for name, digest in digests.items())
     weights = dataclasses.replace(weights, source=f"{found}: {summary}")
     write = FORMATS[target_format].write
@@ -127,10 +141,24 @@ def recognise(source: Path, hints: Hints) -> str:
     # A damaged file says here what is wrong with it, and a hint that it does not fit.
     tensors = read_source(source, hints).tensors
     names = ", ".join(list(tensors)[:4]) or "none"
+    if tower := _only_tower(tensors):
+        raise WeightFileError(
+            f"{source} holds {tower} tower alone, and a model here has both: take the file of the "
+            "whole model, or put towers together of transformers' directories (--from_text); its "
+            f"first tensors are {names}"
+        )
     raise WeightFileError(
         f"{source}: {len(tensors)} tensors with names of none of the formats {formats}; the first "
         f"are {names}"
     )
+
+
+def _only_tower(names: Iterable[str]) -> str | None:
+    names = [name for name in names if name not in ("logit_scale", "logit_bias")]
+    for tower, prefixes in _TOWERS.items():
+        if names and all(name.startswith(prefixes) for name in names):
+            return tower
+    return None
 
 
 def _with_tokenizer(weights: Weights, file: str | os.PathLike[str] | None) -> Weights:

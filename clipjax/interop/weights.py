@@ -29,6 +29,8 @@ class Hints:
         ignore: `--ignore`: regular expressions of names (renamed) to leave out.
         lora: `--lora`: a file or directory of peft's, whose differences are added.
         lora_alpha: `--lora_alpha`: their scale is this by their rank.
+        text_from: `--from_text`: a directory of transformers whose text tower is taken.
+        logit_scale: `--logit_scale`: the scale of the logits, where two towers come without it.
         tokenizer: `--tokenizer`: file of the tokenizer's vocabulary.
     """
 
@@ -41,6 +43,8 @@ class Hints:
     ignore: tuple[str, ...] = ()
     lora: str | os.PathLike[str] | None = None
     lora_alpha: float | None = None
+    text_from: str | os.PathLike[str] | None = None
+    logit_scale: float | None = None
     tokenizer: str | os.PathLike[str] | None = None
 
     def of_names(self) -> list[str]:

@@ -21,12 +21,6 @@ FAMILIES: dict[str, ModuleType] = {
     "siglip2": siglip2,
     "align": align,
 }
-OTHERS = {
-    "clip_text_model": "a text tower alone; convert the directory of the whole CLIPModel",
-    "clip_vision_model": "an image tower alone; convert the directory of the whole CLIPModel",
-    "siglip_text_model": "a text tower alone; convert the directory of the whole SiglipModel",
-    "siglip_vision_model": "an image tower alone; convert the directory of the whole SiglipModel",
-}
 OWN_FIELD = "clipjax"
 CONVERT = "write --format clipjax, or --format open_clip where OpenCLIP has the model"
 
@@ -47,9 +41,8 @@ def read_config(config: Mapping[str, Any], where: str) -> tuple[str, dict[str, A
     """
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
-        why = f", {OTHERS[kind]}" if isinstance(kind, str) and kind in OTHERS else ""
         raise WeightFileError(
-            f"{where}.model_type is {kind!r:.80}{why}; supported are {', '.join(FAMILIES)}"
+            f"{where}.model_type is {kind!r:.80}; supported are {', '.join(FAMILIES)}"
         )
     family = FAMILIES[kind]
     top = Section(config, where, family.DEFAULTS)

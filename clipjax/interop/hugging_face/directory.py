@@ -6,15 +6,18 @@ from typing import Any
 
 from clipjax.checkpoint import needs_file
 from clipjax.config import to_plain
-from clipjax.interop.files import save_safetensors
+from clipjax.interop.files import file_kind, save_safetensors
 from clipjax.interop.hugging_face.comparison import different_numbers, own_spec, row_of
 from clipjax.interop.hugging_face.config_json import FAMILIES, OWN_FIELD, read_config, write_config
 from clipjax.interop.hugging_face.preprocessor import read_preprocessor, write_preprocessor
+from clipjax.interop.hugging_face.shapes import draft_of, has_both_towers
 from clipjax.interop.hugging_face.tokenizer_files import (
     check_tokenizer,
     read_tokenizer,
     write_tokenizer,
 )
+from clipjax.interop.hugging_face.towers import Joined, join, refuse_alone
+from clipjax.interop.open_clip.rows import settle
 from clipjax.interop.section import read_json, write_json
 from clipjax.interop.source import read_source
 from clipjax.interop.tensors import WeightFileError
@@ -32,28 +35,58 @@ WEIGHT_FILES = (
 
 
 def recognises(path: Path, hints: Hints = NO_HINTS) -> bool:
-    """Whether a path is a directory whose config.json names a model_type."""
-    del hints
+    """Whether a path is a directory with a model_type in config.json, or a file of both towers."""
     try:
-        return path.is_dir() and "model_type" in read_json(path / CONFIG)
-    except (WeightFileError, OSError):
+        if path.is_dir():
+            return "model_type" in read_json(path / CONFIG)
+        kinds = ("safetensors", "torch", "index")
+        return file_kind(path) in kinds and has_both_towers(read_source(path, hints).tensors)
+    except (ValueError, OSError):
         return False
 
 
 def read(path: Path, hints: Hints) -> Weights:
-    """Reads a directory of CLIPModel, SiglipModel, Siglip2Model or AlignModel.
+    """Reads a directory of CLIPModel, SiglipModel, Siglip2Model or AlignModel, or a file of one.
 
     Args:
-        path: the directory.
-        hints: `model` and `activation` are only checked: the directory says both.
+        path: the directory; or its file of weights, with the config.json beside it, or without,
+            where shapes and hints have to say what it would.
+        hints: `model` and `activation` are only checked where there is a config.json: it says both.
 
     Raises:
         WeightFileError: a file is missing, damaged, or says something that is not supported.
+        ValueError: a hint is wrong or needed.
     """
-    kind, spec, own = read_config(read_json(path / CONFIG), str(path / CONFIG))
+    if path.is_dir():
+        return _read_directory(path, _weight_file(path), hints)
+    if recognises(path.parent):
+        return _read_directory(path.parent, path, hints)
+    if hints.text_from is not None:
+        raise ValueError(f"--from_text: {path} has no {CONFIG} beside it; give the directory")
+    return _read_file(path, hints)
+
+
+def _read_file(path: Path, hints: Hints) -> Weights:
+    """Reads a file alone: its shapes say what they can, the zoo and the hints the rest."""
+    source = read_source(path, hints)
+    kind, draft = draft_of(source.tensors, where=str(path))
+    family, spec = FAMILIES[kind], settle(draft, hints, where=str(path), config=CONFIG)
+    return Weights(
+        spec,
+        convert(family.leaves(spec), source.tensors, spec, ignored=family.ignored, where=str(path)),
+        source=f"hf {path}",
+        ignored=tuple(sorted([*filter(family.ignored, source.tensors), *source.ignored])),
+        notes=source.notes,
+    )
+
+
+def _read_directory(path: Path, file: Path, hints: Hints) -> Weights:
+    joined = _joined(path, file, hints)
+    kind, spec, own = read_config(joined.config, joined.where)
     family = FAMILIES[kind]
+    text_path = Path(hints.text_from or path)
     vocab_size = spec["text"]["vocab_size"]
-    spec["tokenizer"], files, length = read_tokenizer(path, kind, vocab_size)
+    spec["tokenizer"], files, length = read_tokenizer(text_path, kind, vocab_size)
     if "text.context_length" in family.IN_OTHER_FILES and length is not None:
         spec["text"]["context_length"] = length
     spec = _with_preprocessor(spec, path, kind)
@@ -63,15 +96,33 @@ def read(path: Path, hints: Hints) -> Weights:
         spec = row_of(spec) or {**spec, "name": path.absolute().name}
     _check_hints(spec, hints, path)
     if not needs_file(spec["tokenizer"]):
-        check_tokenizer(spec, files, str(path))
-    weights = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), None)
-    if weights is None:
+        check_tokenizer(spec, files, str(text_path))
+    tensors = joined.tensors
+    leaves = convert(family.leaves(spec), tensors, spec, ignored=family.ignored, where=str(file))
+    ignored = tuple(sorted([*filter(family.ignored, tensors), *joined.ignored]))
+    return Weights(spec, leaves, files, f"hf {path}", ignored, notes=joined.notes)
+
+
+def _joined(path: Path, file: Path, hints: Hints) -> Joined:
+    """The config and the tensors of a directory, or of two."""
+    if hints.text_from is not None:
+        other = Path(hints.text_from)
+        if not recognises(other):
+            raise ValueError(f"--from_text {other}: no directory with a {CONFIG} of a model_type")
+        return join(path, file, _weight_file(other), hints)
+    config = read_json(path / CONFIG)
+    refuse_alone(config, path)
+    if hints.logit_scale is not None:
+        raise ValueError("--logit_scale is for two towers without one; leave the flag out")
+    source = read_source(file, hints)
+    return Joined(config, str(path / CONFIG), source.tensors, source.ignored, source.notes)
+
+
+def _weight_file(path: Path) -> Path:
+    files = [path / name for name in WEIGHT_FILES if (path / name).is_file()]
+    if not files:
         raise WeightFileError(f"{path} holds no weights: expected {' or '.join(WEIGHT_FILES)}")
-    source = read_source(weights, hints)
-    tensors = source.tensors
-    leaves = convert(family.leaves(spec), tensors, spec, ignored=family.ignored, where=str(weights))
-    ignored = tuple(sorted([*filter(family.ignored, tensors), *source.ignored]))
-    return Weights(spec, leaves, files, f"hf {path}", ignored, notes=source.notes)
+    return files[0]
 
 
 def write(path: Path, weights: Weights) -> None:

@@ -15,13 +15,16 @@ CUSTOM = "custom"  # the name of a model whose sizes no row has
 ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu")
 
 
-def settle(draft: Mapping[str, Any], hints: Hints, *, where: str) -> Spec:
+def settle(
+    draft: Mapping[str, Any], hints: Hints, *, where: str, config: str = "open_clip_config.json"
+) -> Spec:
     """Completes a draft by the zoo and by what a person says.
 
     Args:
         draft: sizes, of `shapes.draft_of`.
         hints: `--model` and `--activation`.
         where: the file, for messages.
+        config: the file that would say it, for messages.
 
     Returns:
         The whole spec.
@@ -35,15 +38,16 @@ def settle(draft: Mapping[str, Any], hints: Hints, *, where: str) -> Spec:
         _check_hints(hints)
         found = _with_activation(found, hints.activation)
     if len(found) != 1:
-        raise ValueError(_question(found, where))
+        raise ValueError(_question(found, where, config))
     spec = found[0]
     if spec["name"] == CUSTOM:
         heads = [spec[tower]["num_heads"] for tower in ("image", "text")]
         logging.warning(
             "%s has the sizes of no model of the zoo: it is taken to have %d and %d heads, which "
-            "no shape says; a folder with open_clip_config.json does",
+            "no shape says; a folder with %s does",
             where,
             *heads,
+            config,
         )
     elif not (hints.model or hints.activation):
         logging.info(
@@ -192,7 +196,7 @@ def _names(specs: Iterable[Spec]) -> str:
     return ", ".join(spec["name"] for spec in specs) if specs else "no row"
 
 
-def _question(found: list[Spec], where: str) -> str:
+def _question(found: list[Spec], where: str, config: str) -> str:
     if not found:
         return f"{where}: no model of the zoo is of its kind"
     activations = [activation_of(spec) for spec in found]
@@ -201,8 +205,8 @@ def _question(found: list[Spec], where: str) -> str:
         choices.append(f"--activation {' | '.join(activations)}")
     return (
         f"{where} does not say its activation and preprocessing, and its sizes leave open which "
-        f"model it is; add {', or '.join(choices)}. Or give the folder with its "
-        "open_clip_config.json, which says it"
+        f"model it is; add {', or '.join(choices)}. Or give the folder with its {config}, which "
+        "says it"
     )
 
 

@@ -23,7 +23,7 @@ def draft_of(tensors: Tensors, *, where: str = "the file") -> dict[str, Any]:
     Raises:
         WeightFileError: they are of no tower known.
     """
-    reader = _Reader(tensors, where)
+    reader = Reader(tensors, where)
     draft: dict[str, Any]
     if "visual.trunk.attn_pool.latent" in tensors:
         draft = _trunk(reader)
@@ -42,17 +42,23 @@ def draft_of(tensors: Tensors, *, where: str = "the file") -> dict[str, Any]:
     return {**draft, "logit_bias": -10.0 if "logit_bias" in tensors else None}
 
 
-class _Reader:
-    """Shapes by name, with messages."""
+class Reader:
+    """Shapes by name; what is missing or has other axes is a WeightFileError.
+
+    Args:
+        tensors: by name.
+        where: the file, for messages.
+    """
 
     def __init__(self, tensors: Tensors, where: str) -> None:
         self.tensors, self.where = tensors, where
 
     def shape(self, name: str, rank: int) -> tuple[int, ...]:
+        """The shape of a tensor of so many axes."""
         if name not in self.tensors:
             raise WeightFileError(
                 f"{self.where} lacks {name}, without which its model is unknown; "
-                "take a whole OpenCLIP state dict"
+                "take a whole state dict"
             )
         shape = self.tensors[name].shape
         if len(shape) != rank or 0 in shape:
@@ -74,6 +80,7 @@ class _Reader:
         return len(numbers)
 
     def grid(self, name: str, rows: int) -> int:
+        """The side of a square of so many patches."""
         side = math.isqrt(rows)
         if side == 0 or side * side != rows:
             raise WeightFileError(
@@ -92,6 +99,7 @@ class _Reader:
         return width, rows
 
     def unknown(self, tower: str, prefix: str, known: str) -> WeightFileError:
+        """The error of a tower that is none of those known."""
         names = [name for name in self.tensors if name.startswith(prefix)] or list(self.tensors)
         return WeightFileError(
             f"{self.where}: the {tower} tower is none of {known}, as OpenCLIP names them; its "
@@ -99,7 +107,7 @@ class _Reader:
         )
 
 
-def _vit(reader: _Reader) -> dict[str, Any]:
+def _vit(reader: Reader) -> dict[str, Any]:
     width, patch_size = reader.patch("visual.conv1.weight")
     table = "visual.positional_embedding"
     # OpenCLIP's models without the first normalisation are CLIPA's: they pool the patches' mean.
@@ -120,7 +128,7 @@ def _vit(reader: _Reader) -> dict[str, Any]:
     }
 
 
-def _trunk(reader: _Reader) -> dict[str, Any]:
+def _trunk(reader: Reader) -> dict[str, Any]:
     width, patch_size = reader.patch("visual.trunk.patch_embed.proj.weight")
     table = "visual.trunk.pos_embed"
     image = {
@@ -141,7 +149,7 @@ def _trunk(reader: _Reader) -> dict[str, Any]:
     }
 
 
-def _resnet(reader: _Reader) -> dict[str, Any]:
+def _resnet(reader: Reader) -> dict[str, Any]:
     table, width = "visual.attnpool.positional_embedding", reader.shape("visual.bn3.weight", 1)[0]
     embed_dim = reader.shape("visual.attnpool.c_proj.weight", 2)[0]
     image = {
@@ -158,7 +166,7 @@ def _resnet(reader: _Reader) -> dict[str, Any]:
     }
 
 
-def _text(reader: _Reader, *, causal: bool) -> dict[str, Any]:
+def _text(reader: Reader, *, causal: bool) -> dict[str, Any]:
     vocab_size, width = reader.shape("text.token_embedding.weight", 2)
     projection = "none"
     if "text.text_projection" in reader.tensors:
@@ -177,7 +185,7 @@ def _text(reader: _Reader, *, causal: bool) -> dict[str, Any]:
     return {"text": text, "text_projection": projection}
 
 
-def _xlm_roberta(reader: _Reader) -> dict[str, Any]:
+def _xlm_roberta(reader: Reader) -> dict[str, Any]:
     embeddings, layers = "text.transformer.embeddings", "text.transformer.encoder.layer"
     vocab_size, width = reader.shape(f"{embeddings}.word_embeddings.weight", 2)
     projection = "none"
