@@ -19,6 +19,10 @@ from clipjax.ranges import FieldError, Number, hint, is_list, show
 ANY_MODULE = ("*",)
 
 
+class UnknownFieldError(ValueError):
+    """A spec has a field that what it names does not take."""
+
+
 def check_plugins(plugins: Sequence[str], *, path: str = "--plugin") -> tuple[str, ...]:
     """Checks a list of modules that may be imported.
 
@@ -112,7 +116,7 @@ def check_spec(
         accepted = [k for k in parameters if k not in runtime and k not in ("parent", "name")]
         for key in given:
             if key not in accepted:
-                raise ValueError(
+                raise UnknownFieldError(
                     f"{path}.{key} is not a field of {spec['name']!r}; "
                     f"its fields are {', '.join(accepted) or 'none'}{hint(key, accepted)}"
                 )

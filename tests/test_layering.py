@@ -20,6 +20,7 @@ FLOORS = (
         "printable",
         "ranges",
         "redaction",
+        "strict_json",
         "trees",
     ),
     ("layers", "losses", "optim", "metrics"),

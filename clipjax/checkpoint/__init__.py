@@ -15,6 +15,7 @@ from clipjax.checkpoint.manifest import (
     read_manifest,
     verify_files,
 )
+from clipjax.checkpoint.model_spec import check_model, needs_file, spec_in
 from clipjax.checkpoint.pretrained import (
     LoadReport,
     load_model_state,
@@ -30,8 +31,6 @@ from clipjax.checkpoint.tokenizer import (
     MissingTokenizer,
     attach_tokenizer,
     load_tokenizer,
-    needs_file,
-    spec_in,
     without_tokenizer,
 )
 
@@ -48,6 +47,7 @@ __all__ = [
     "StreamedLeaf",
     "attach_tokenizer",
     "check_contract",
+    "check_model",
     "check_resume",
     "choose_step",
     "compiled",

@@ -7,6 +7,7 @@
 <directory>/<step>.orbax-checkpoint-tmp*/   being written
 """
 
+import os
 import re
 import shutil
 from collections.abc import Iterable
@@ -34,6 +35,30 @@ def step_folders(directory: Path) -> list[int]:
     if not directory.is_dir():
         return []
     return sorted(int(p.name) for p in directory.iterdir() if _STEP.fullmatch(p.name))
+
+
+def refuse_links(step_dir: Path) -> None:
+    """Checks that what is in a step's folder is in it: a link could lead to any file.
+
+    Raises:
+        ValueError: names a symbolic link, or what is neither a file nor a folder.
+    """
+    folders = [step_dir]
+    while folders:
+        try:
+            entries = list(os.scandir(folders.pop()))
+        except FileNotFoundError:
+            continue  # deleted meanwhile; what is missing is noticed where it is read
+        for entry in entries:
+            if entry.is_symlink():
+                raise ValueError(
+                    f"{entry.path} is a symbolic link, and a checkpoint holds its files itself: "
+                    "copy it whole, with cp -rL"
+                )
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(Path(entry.path))
+            elif not entry.is_file(follow_symlinks=False):
+                raise ValueError(f"{entry.path} is neither a file nor a folder; remove it")
 
 
 def committed_steps(directory: Path) -> list[int]:

@@ -11,18 +11,20 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from clipjax import __version__, faults
-from clipjax.checkpoint.folders import MANIFEST
+from clipjax.checkpoint.folders import MANIFEST, refuse_links
+from clipjax.checkpoint.manifest_fields import NewerError, check_manifest
+from clipjax.ranges import show
+from clipjax.strict_json import MAX_BYTES, parse_json
 from clipjax.trees import flatten_with_names
 
 FORMAT_VERSION = 1
 METADATA_KEYS = ("config", "contract", "dataset_fingerprint", "global_batch_size", "seed")
-_MAX_BYTES = 64 * 2**20  # a checkpoint may come from the web: its JSON is not read without end
 _LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "optax", "orbax-checkpoint", "tensorstore")
 
 
@@ -165,34 +167,40 @@ def read_manifest(step_dir: str | os.PathLike[str]) -> Manifest:
 
     Raises:
         DamagedCheckpointError: it is missing, is not what was written, or names a path outside.
-        ValueError: another version of clipjax wrote it in a format that this one cannot read.
+        ValueError: another version of clipjax wrote it in a way that this one cannot read, or the
+            folder holds a link.
     """
     path = Path(step_dir) / MANIFEST
+    refuse_links(Path(step_dir))
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise DamagedCheckpointError(f"{path} is larger than {_MAX_BYTES} bytes")
-        fields = json.loads(path.read_bytes())
-        found = fields.pop("manifest_sha256")
-        if found != digest(fields):
-            raise DamagedCheckpointError(f"{path} does not match its own SHA-256")
+        with path.open("rb") as file:
+            fields = parse_json(file.read(MAX_BYTES + 1), max_bytes=MAX_BYTES)
+        if not isinstance(fields, dict):
+            raise ValueError(f"it holds {type(fields).__name__}, expected an object")
     except FileNotFoundError as error:
         raise DamagedCheckpointError(f"{path} is missing: the save did not finish") from error
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise DamagedCheckpointError(f"{path} is not a manifest: {error!r}") from error
+    except ValueError as error:
+        raise DamagedCheckpointError(f"{path} is not a manifest: {error}") from error
+    if fields.pop("manifest_sha256", None) != digest(fields):
+        raise DamagedCheckpointError(f"{path} does not match its own SHA-256")
     if fields.get("format_version") != FORMAT_VERSION:
+        versions = fields.get("versions")
+        writer = versions.get("clipjax") if isinstance(versions, dict) else None
         raise ValueError(
-            f"{path} has format version {fields.get('format_version')!r}; this clipjax "
+            f"{path} has format version {show(fields.get('format_version'))}; this clipjax "
             f"({__version__}) reads {FORMAT_VERSION}: use the clipjax that wrote it, "
-            f"{fields.get('versions', {}).get('clipjax', 'unknown')}"
+            f"{show(writer or 'unknown')}"
         )
+    try:
+        check_manifest(fields)
+    except NewerError as error:
+        raise ValueError(f"{path}: {error}") from error
+    except ValueError as error:
+        raise DamagedCheckpointError(f"{path} is not a manifest: {error}") from error
     fields["leaves"] = tuple(
         LeafRecord(**{**leaf, "shape": tuple(leaf["shape"])}) for leaf in fields["leaves"]
     )
     fields["files"] = tuple(FileRecord(**file) for file in fields["files"])
-    for file in fields["files"]:
-        parts = PurePosixPath(file.path)
-        if parts.is_absolute() or ".." in parts.parts:
-            raise DamagedCheckpointError(f"{path} names a file outside its folder: {file.path!r}")
     return Manifest(**fields)
 
 

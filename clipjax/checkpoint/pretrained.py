@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from clipjax.checkpoint import manifest as manifests
 from clipjax.checkpoint import restore
 from clipjax.checkpoint.leaf_names import matching_leaves, rename_leaves
+from clipjax.checkpoint.manifest import DamagedCheckpointError
 from clipjax.layers.position_embeddings import resize_grid, resize_sequence
 from clipjax.partitioning import place
 from clipjax.trees import flatten_with_names, map_with_names, unflatten_names
@@ -87,9 +88,16 @@ def _load_root(
     abstract = _abstract_tree(records, root, shardings)
     try:
         tree = restore.restore_tree(step_dir, abstract, partial=True)
-    except Exception:
+    except Exception as error:
         manifests.verify_files(step_dir, manifest.files)  # names the damaged file, if one is
-        raise
+        ours = isinstance(error, OSError | RuntimeError) and not isinstance(error, RecursionError)
+        if ours:  # of the disk, or of the device's memory
+            raise
+        text = " ".join(str(error).split())
+        raise DamagedCheckpointError(
+            f"{step_dir / restore.STATE} cannot be read as the manifest says: "
+            f"{type(error).__name__}: {text:.300}"
+        ) from error
     restore.verify_state(manifest, tree)
     return tree[root]
 

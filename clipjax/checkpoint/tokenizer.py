@@ -12,13 +12,11 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from clipjax.building import check_name, outside_names
-from clipjax.checkpoint.contract import check_contract, spec_of_contract
-from clipjax.checkpoint.manifest import DamagedCheckpointError, read_manifest
+from clipjax.building import UnknownFieldError
+from clipjax.checkpoint.contract import check_contract
+from clipjax.checkpoint.manifest import read_manifest
+from clipjax.checkpoint.model_spec import FILE_OPTION, FOLDER, spec_in
 from clipjax.tokenizers import Tokenizer, make_tokenizer
-
-FOLDER = "tokenizer"
-FILE_OPTION = "model"  # of every tokenizer that reads a file
 
 
 def attach_tokenizer(contract: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -54,71 +52,6 @@ def without_tokenizer(contract: Mapping[str, Any]) -> dict[str, Any]:
     return {**contract, "tokenizer": {"name": name, "sha256": None}}
 
 
-def needs_file(tokenizer: Mapping[str, Any]) -> bool:
-    """Whether a tokenizer's spec lacks the file that it cannot do without."""
-    return tokenizer.get(FILE_OPTION) is None and tokenizer["name"] in (
-        "sentencepiece",
-        "tokenizer_json",
-    )
-
-
-def spec_in(
-    step_dir: Path,
-    contract: Mapping[str, Any],
-    *,
-    plugins: Sequence[str] = (),
-    tokenizer: str | os.PathLike[str] | None = None,
-) -> dict[str, Any]:
-    """The model spec of a checkpoint, with its tokenizer's file as a path that can be opened.
-
-    Args:
-        step_dir: of the checkpoint.
-        contract: in its manifest.
-        plugins: modules that its names may import, see `clipjax.building.resolve`.
-        tokenizer: the vocabulary's file, for a checkpoint that has none inside.
-
-    Raises:
-        DamagedCheckpointError: the contract names a file that leads out of the step folder.
-        ValueError: it names a module that is not among the plug-ins, or a file elsewhere and
-            `tokenizer` is not given.
-    """
-    spec = spec_of_contract(contract)
-    for path, name in outside_names(spec, "model"):
-        check_name(name, plugins, path=f"{step_dir}: {path}")
-    options = spec["tokenizer"]
-    file = options.get(FILE_OPTION)
-    if tokenizer is not None and (file is not None or needs_file(options)):
-        path = str(tokenizer)
-        if not epath.Path(path).is_file():
-            raise ValueError(f"--tokenizer {path}: no such file")
-    elif file is None:
-        return spec
-    else:
-        path = str(step_dir / _file_inside(step_dir, file))
-    return {**spec, "tokenizer": {**options, FILE_OPTION: path}}
-
-
-def _file_inside(step_dir: Path, file: Any) -> str:
-    """Checks the path that a contract gives its vocabulary; it is opened only inside."""
-    if not isinstance(file, str):
-        raise DamagedCheckpointError(
-            f"{step_dir}: model.tokenizer.{FILE_OPTION} is {file!r:.100}, expected a path"
-        )
-    folder, _, name = file.partition("/")
-    if folder == FOLDER and name:
-        if name in (".", "..") or set(name) & set("/\\\0"):
-            raise DamagedCheckpointError(
-                f"{step_dir} names a file outside its folder: {file!r:.200}"
-            )
-        return file
-    # Checkpoints of before the files were taken in name one anywhere, by its whole path.
-    raise ValueError(
-        f"{step_dir} does not hold its tokenizer's vocabulary and names {file!r:.200}; nothing "
-        "outside a checkpoint is opened for it: give the file by --tokenizer FILE (tokenizer= in "
-        "Python)"
-    )
-
-
 def load_tokenizer(
     step_dir: Path,
     *,
@@ -148,7 +81,10 @@ def load_tokenizer(
     is_missing = wanted.get("sha256", "") is None
     if is_missing and tokenizer is None:
         return MissingTokenizer(step_dir, options["name"], length)
-    made = make_tokenizer(options, context_length=length, plugins=plugins)
+    try:
+        made = make_tokenizer(options, context_length=length, plugins=plugins)
+    except UnknownFieldError as error:
+        raise ValueError(f"{step_dir}: {error}; it may be from a newer clipjax") from error
     found = made.contract()
     if is_missing:
         if made.vocab_size > spec["text"]["vocab_size"]:

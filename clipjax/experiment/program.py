@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from clipjax import partitioning
 from clipjax.building import check_plugins, outside_names
-from clipjax.checkpoint import choose_step, read_manifest, spec_in
+from clipjax.checkpoint import check_model, choose_step, read_manifest, spec_in
 from clipjax.config import to_plain, validate
 from clipjax.data.transforms import ColorJitter as HostColorJitter
 from clipjax.experiment.checks import check_parts
@@ -130,9 +130,10 @@ def model_spec(config: ConfigDict) -> dict[str, Any]:
         )
     step_dir = choose_step(config.init.checkpoint).step_dir
     del model["name"]
-    contract = read_manifest(step_dir).contract
+    manifest, plugins = read_manifest(step_dir), model_plugins(config)
     file = (model.get("tokenizer") or {}).get("model")
-    found = spec_in(step_dir, contract, plugins=model_plugins(config), tokenizer=file)
+    found = spec_in(step_dir, manifest.contract, plugins=plugins, tokenizer=file)
+    check_model(step_dir, manifest, found, plugins=plugins)
     return resolve_spec(model, base=found)
 
 

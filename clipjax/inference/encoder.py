@@ -17,6 +17,7 @@ from PIL import Image
 from clipjax.array_types import Patches, PyTree
 from clipjax.building import check_plugins
 from clipjax.checkpoint import (
+    check_model,
     load_tokenizer,
     load_variables,
     read_manifest,
@@ -123,6 +124,7 @@ class Encoder:
         manifest = read_manifest(step_dir)
         trusted = {"plugins": plugins, "tokenizer": tokenizer}
         spec = spec_in(step_dir, manifest.contract, **trusted)
+        check_model(step_dir, manifest, spec, plugins=plugins)
         made = load_tokenizer(step_dir, **trusted)
         # Stacked is how the model is built here, however it was trained.
         params = load_variables(step_dir, stack_layers)

@@ -1,17 +1,13 @@
 """Shapes of a model's leaves by our names, from its spec alone."""
 
-import functools
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clipjax.building import check_name
-from clipjax.config import to_plain
 from clipjax.interop.tensors import WeightFileError
-from clipjax.models import IMAGE_ENCODERS, SPEC_FIELDS, TEXT_ENCODERS, abstract_variables
+from clipjax.models import IMAGE_ENCODERS, SPEC_FIELDS, TEXT_ENCODERS, leaf_shapes
 from clipjax.tokenizers import TOKENIZERS
-from clipjax.trees import flatten_with_names
 
 STACK = re.compile(r"^(.*/)blocks/(.*)$")
 Shapes = dict[str, tuple[int, ...]]
@@ -48,13 +44,7 @@ def check_spec(spec: Mapping[str, Any], *, where: str, plugins: Sequence[str] = 
 def stacked_shapes(spec: Mapping[str, Any], plugins: Sequence[str] = ()) -> Shapes:
     """Shapes as training lays the leaves out, `params/.../blocks/...`; nothing is allocated."""
     check_spec(spec, where=f"model {spec.get('name')!r}", plugins=plugins)
-    return dict(_trace(json.dumps(to_plain(spec)), tuple(plugins)))
-
-
-@functools.lru_cache(maxsize=16)
-def _trace(spec_json: str, plugins: tuple[str, ...]) -> Shapes:
-    variables = abstract_variables(json.loads(spec_json), plugins)
-    return {name: leaf.shape for name, leaf in flatten_with_names(variables)}
+    return leaf_shapes(spec, plugins)
 
 
 def expected_shapes(spec: Mapping[str, Any], plugins: Sequence[str] = ()) -> Shapes:

@@ -1,5 +1,7 @@
 """Models: encoders by name, named models, and building one from its spec."""
 
+import functools
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from clipjax.building import build
-from clipjax.config import merge
+from clipjax.config import merge, to_plain
 from clipjax.models.bert import Bert
 from clipjax.models.clip import CLIP, CLIPOutput
 from clipjax.models.efficientnet import EfficientNet
@@ -19,7 +21,7 @@ from clipjax.models.text_transformer import BidirectionalTransformer, TextTransf
 from clipjax.models.vit import VisionTransformer
 from clipjax.models.zoo import MODELS
 from clipjax.ranges import nearest, unknown_key
-from clipjax.trees import count_parameters
+from clipjax.trees import count_parameters, flatten_with_names
 
 IMAGE_ENCODERS: dict[str, Any] = {
     "efficientnet": EfficientNet,
@@ -147,6 +149,29 @@ def abstract_variables(spec: Mapping[str, Any], plugins: Sequence[str] = ()) -> 
         jax.random.key(0),
     )
     return nn.unbox(variables)
+
+
+def leaf_shapes(spec: Mapping[str, Any], plugins: Sequence[str] = ()) -> dict[str, tuple[int, ...]]:
+    """Shapes of a spec's variables by name, `params/...`, as training lays them out, stacked.
+
+    Raises:
+        ValueError: nothing can be built of the spec.
+    """
+    return dict(_leaf_shapes(json.dumps(to_plain(spec)), tuple(plugins)))
+
+
+@functools.lru_cache(maxsize=16)
+def _leaf_shapes(spec_json: str, plugins: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    try:
+        variables = abstract_variables(json.loads(spec_json), plugins)
+    except ValueError:
+        raise
+    except Exception as error:  # a spec of a file may hold anything, and the towers are traced
+        text = " ".join(str(error).split())
+        raise ValueError(
+            f"no model can be built of the spec: {type(error).__name__}: {text:.300}"
+        ) from error
+    return {name: leaf.shape for name, leaf in flatten_with_names(variables)}
 
 
 def count_model_parameters(spec: Mapping[str, Any]) -> dict[str, int]:

@@ -134,7 +134,7 @@ def test_text_that_is_no_manifest(tmp_path, text):
 
 
 def test_a_huge_manifest_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(manifests, "_MAX_BYTES", 10)
+    monkeypatch.setattr(manifests, "MAX_BYTES", 10)
     (tmp_path / "manifest.json").write_text("{}" + " " * 10)
     with pytest.raises(DamagedCheckpointError, match="larger than 10 bytes"):
         read_manifest(tmp_path)

@@ -1,0 +1,83 @@
+"""JSON from files that somebody else may have written: one meaning, and bounds on what it costs.
+
+Python's reader lets the second of two equal keys win, takes NaN, and goes as deep as the stack.
+"""
+
+import json
+import math
+from collections.abc import Iterable
+from typing import Any
+
+MAX_BYTES = 64 * 2**20
+MAX_DEPTH = 64
+_MAX_DIGITS = 32  # of a whole number; those of 64 bits have 20
+
+
+def parse_json(data: bytes | str, *, max_bytes: int = MAX_BYTES) -> Any:
+    """Parses JSON.
+
+    Args:
+        data: UTF-8.
+        max_bytes: more are not looked at.
+
+    Raises:
+        ValueError: one sentence without the file's name: too large, too deep, no JSON, a key that
+            stands twice, or a number that is not finite or has more digits than any field takes.
+    """
+    if len(data) > max_bytes:
+        raise ValueError(f"it is larger than {max_bytes} bytes")
+    text = data if isinstance(data, str) else data.decode("utf-8-sig")
+    try:
+        found = json.loads(
+            text,
+            object_pairs_hook=_without_twice,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            parse_int=_short,
+        )
+        too_deep = _is_deeper(found, MAX_DEPTH)
+    except RecursionError:
+        too_deep = True
+    if too_deep:
+        raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep")
+    return found
+
+
+def _without_twice(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in fields:
+            raise ValueError(f"the key {key!r:.100} stands twice")
+        fields[key] = value
+    return fields
+
+
+def _refuse_constant(text: str) -> Any:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text:.40} is too large")
+    return value
+
+
+def _short(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"a number has {len(text)} digits")
+    return int(text)
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    level = [value]
+    for _ in range(depth + 1):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return False
+    return True
