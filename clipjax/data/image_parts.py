@@ -4,6 +4,7 @@ import math
 import struct
 from collections.abc import Iterator
 
+from clipjax.data.image_avif import check_avif
 from clipjax.data.image_limits import MAX_PIXELS, ImageError
 
 # Strips or tiles of a TIFF, each of which costs Pillow a step in Python: rows of the tallest
@@ -28,9 +29,11 @@ def check_parts(name: str, data: bytes) -> None:
         data: the encoded picture.
 
     Raises:
-        ImageError: `image_parts`.
+        ImageError: `image_parts` or `image_pixels`; of AVIF `image_undecodable`, too.
     """
-    if name == "TIFF":
+    if name == "AVIF":
+        check_avif(data)
+    elif name == "TIFF":
         _check_tiff(data)
     elif name == "JPEG2000":
         _check_jpeg_2000(data)

@@ -238,6 +238,7 @@ def bombs():
             for name, make in LARGE.items()
         },
         "jpeg of 12 scans, 50 megapixels": (scanned_jpeg(7094, 11), set()),
+        **avif_bombs(),
         **tiff_bombs(),
         **jpeg_2000_bombs(),
         **other_bombs(),
@@ -290,7 +291,6 @@ def tiff_bombs():
             parts,
         ),
         "tiff of 30,000 squared": (grey_tiff((30_000, 30_000), bytes(9)), {"image_pixels"}),
-        "tiff, 150 scans": (grey_tiff((2000, 2000), scans, compression=7), {"image_undecodable"}),
         "tiff, JPEG of 8 megapixels": (
             grey_tiff((4000, 2000), scans, compression=7),
             {"image_pixels"},
@@ -355,6 +355,86 @@ def jpeg_2000_bombs():
         "jpeg 2000 of 65,535 layers": (codestream((512, 512), layers=65_535), parts),
         "jpeg 2000, blocks of 4 x 4": (codestream((2048, 2048), block=0), parts),
         "jpeg 2000 of 16,000 colours": (codestream((64, 64), colours=16_000), parts),
+    }
+
+
+def box(kind, content):
+    return struct.pack(">I4s", len(content) + 8, kind) + content
+
+
+def sequence_of(width, height, *, short=True, timed=False):
+    """A sequence header of AV1, and a frame that ends: what a decoder knows before it begins."""
+    bits = "00011" + "00000" if short else "00000"  # short: a still picture of level 0
+    if not short:  # no times, or with a model of the decoder; one operating point
+        bits += "1" + "0" * 64 + "0" + "1" + "01001" + "0" * 42 if timed else "0"
+        bits += "0" + "00000" + "0" * 12 + "01000" + "0" + ("1" + "0" * 21 if timed else "")
+    bits += "1111" * 2 + f"{width - 1:016b}{height - 1:016b}" + "0" * 16
+    bits += "0" * (-len(bits) % 8)
+    return unit(1, int(bits, 2).to_bytes(len(bits) // 8, "big"))
+
+
+def unit(kind, content):
+    return bytes([kind << 3 | 2, len(content)]) + content
+
+
+def avif(*codes, size=(16, 16), extents=1, stored=False, typed=b"av01"):
+    """An AVIF of several items of AV1, each of which its boxes call small."""
+    frame = struct.pack(">4xII", *size)
+    entry = b"".join(
+        box(b"infe", struct.pack(">B3xHH4sx", 2, number, 0, typed)) for number in range(len(codes))
+    )
+    items = box(b"iinf", struct.pack(">B3xH", 0, len(codes)) + entry)
+
+    def places(start):
+        found, at = b"", start
+        for number, code in enumerate(codes):
+            found += struct.pack(">HHHH", number, int(stored), 0, extents)
+            found += struct.pack(">II", at, len(code)) * extents
+            at += len(code)
+        return box(b"iloc", struct.pack(">B3xHH", 1, 0x4400, len(codes)) + found)
+
+    def whole(start):
+        data = box(b"idat", b"".join(codes)) if stored else b""
+        inside = box(b"iprp", box(b"ipco", box(b"ispe", frame))) + items + places(start) + data
+        return box(b"ftyp", b"avif" + bytes(4) + b"avifmif1") + box(b"meta", bytes(4) + inside)
+
+    if stored:
+        return whole(0)
+    return whole(len(whole(0)) + 8) + box(b"mdat", b"".join(codes))
+
+
+def moving_avif(code):
+    """An animation whose first sample is this."""
+
+    def whole(at):
+        tables = box(b"stsz", struct.pack(">4xII", len(code), 1))
+        tables += box(b"stco", struct.pack(">4xII", 1, at))
+        inside = box(b"trak", box(b"mdia", box(b"minf", box(b"stbl", tables))))
+        return box(b"ftyp", b"avis" + bytes(4) + b"avismsf1") + box(b"moov", inside)
+
+    return whole(len(whole(0)) + 8) + box(b"mdat", code)
+
+
+def avif_bombs():
+    pixels, parts = {"image_pixels"}, {"image_parts"}
+    large, frame = sequence_of(16_384, 16_384), unit(6, bytes(9))
+    limit = sequence_of(7680, 4320)
+    nothing = avif(*[limit] * 500, extents=2).replace(b"\x44\0\x01\xf4", b"\0\0\x7f\xff")
+    return {
+        "avif whose codes are of 16,384 squared": (avif(large + frame), pixels),
+        "avif, those of its transparency": (avif(sequence_of(9, 9) + frame, large + frame), pixels),
+        "avif, in its boxes": (avif(large + frame, stored=True), pixels),
+        "avif, a long header": (avif(sequence_of(9000, 9000, short=False)), pixels),
+        "avif, with times": (avif(sequence_of(9000, 9000, short=False, timed=True)), pixels),
+        "avif, behind another unit": (avif(unit(2, b"") + unit(5, bytes(99)) + large), pixels),
+        "avif of 30 items": (avif(*[limit + frame] * 30), pixels),
+        "avif of 2,000 frames in one": (avif(limit + frame * 2000), parts),
+        "avif that names itself 2,000 times": (avif(large + bytes(99), extents=2000), parts),
+        "avif of 40,000 units": (avif(limit + unit(2, b"") * 40_000), parts),
+        "avif whose extents are of no bytes": (nothing, {"image_undecodable"}),
+        "avif that moves": (moving_avif(large + frame), pixels),
+        "avif without a sequence header": (avif(frame), {"image_undecodable"}),
+        "avif without items": (avif(large, typed=b"Exif"), {"image_undecodable"}),
     }
 
 

@@ -8,16 +8,26 @@ import pyarrow.parquet as pq
 import pytest
 from archives import tar
 from broken_pictures import (
+    avif_bombs,
     codestream,
+    grey_tiff,
     jpeg_2000_bombs,
     originals,
     other_bombs,
+    scanned_jpeg,
     tiff_bombs,
 )
 from PIL import ExifTags, Image, ImageOps
 from test_data_commands import run
 
-from clipjax.data import Preprocess, SampleError, decode_image, image_formats, make_source
+from clipjax.data import (
+    Preprocess,
+    SampleError,
+    decode_image,
+    image_avif,
+    image_formats,
+    make_source,
+)
 from clipjax.data import preprocess as module
 from clipjax.data.image_formats import FORMATS, format_of
 from clipjax.data.packing import Packing, pack
@@ -201,16 +211,17 @@ def opened_and_loaded(data, monkeypatch):
 
 
 def test_bombs_are_refused_before_a_decoder_begins(monkeypatch):
-    found = {**tiff_bombs(), **jpeg_2000_bombs(), **other_bombs()}
+    found = {**avif_bombs(), **tiff_bombs(), **jpeg_2000_bombs(), **other_bombs()}
     refused = {
         name: opened_and_loaded(data, monkeypatch)
         for name, (data, reasons) in found.items()
-        if reasons & {"image_parts", "image_pixels"}
+        if reasons & {"image_parts", "image_pixels"} or name.startswith("avif")
     }
-    assert len(refused) > 15
+    assert len(refused) > 30
     for name, (reason, begun) in refused.items():
-        assert reason in ("image_parts", "image_pixels"), name
+        assert {reason} == found[name][1], name
         assert "decoded" not in begun and (reason != "image_parts" or not begun), name
+        assert not (begun and name.startswith("avif")), name
 
 
 def test_without_the_check_a_decoder_would_begin(monkeypatch):
@@ -220,6 +231,33 @@ def test_without_the_check_a_decoder_would_begin(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(module, "check_parts", lambda name, data: None)
             assert "decoded" in opened_and_loaded(data, monkeypatch)[1]
+
+
+def test_libtiff_counts_the_scans_of_a_jpeg_in_a_tiff():
+    for scans, found in ((90, None), (150, "image_undecodable")):
+        data = grey_tiff((80, 80), scanned_jpeg(80, scans), compression=7)
+        assert (reason_of(data) if found else decode_image(data).size) == (found or (80, 80))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (40, 30), (500, 3), (129, 257)])
+def test_the_size_that_codes_of_avif_say(size, monkeypatch):
+    """Pillow's encoder is the reference: one pixel less than it wrote is not allowed."""
+    image = Image.new("RGBA", size, (9, 200, 30, 99))
+    moving = {"save_all": True, "append_images": [image.rotate(180)]}
+    for options in ({}, {"speed": 10, "subsampling": "4:4:4"}, moving):
+        data = encoded("AVIF", image, **options)
+        monkeypatch.setattr(image_avif, "MAX_PIXELS", size[0] * size[1])
+        assert decode_image(data).size == size
+        monkeypatch.setattr(image_avif, "MAX_PIXELS", size[0] * size[1] - 1)
+        assert reason_of(data) == "image_pixels"
+
+
+def test_boxes_that_say_less_than_the_codes():
+    data = bytearray(encoded("AVIF"))
+    place = data.index(b"ispe") + 8
+    data[place : place + 8] = b"\0\0\0\5" * 2
+    assert decode_image(bytes(data)).size == (5, 5)  # the decoder shrinks what it decoded
+    assert image_avif._pixels_of(*image_avif._codes(bytes(data))) == (1200, 1)
 
 
 def test_what_programs_write_is_far_from_the_limits():
