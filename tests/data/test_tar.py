@@ -67,7 +67,7 @@ def test_json_and_classes(tmp_path):
     source = make_source({"spec": f"tar:{tmp_path}/a.tar", "class_names": ("cat", "dog")})
     assert source[0]["text"] == "from json"
     assert source[1]["text"] == "dog" and source[1]["label"] == 1
-    with pytest.raises(SampleError, match="the class is '2' of 2"):
+    with pytest.raises(ValueError, match=r"class is 2, and 2 names are for 0 to 1.*first_label=1"):
         source[2]
 
 

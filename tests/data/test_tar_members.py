@@ -125,8 +125,12 @@ def test_an_index_of_one_kind_of_keys_does_not_serve_the_other(tmp_path):
 def test_classes_that_count_from_one(tmp_path):
     members = [m for n in (1, 2) for m in ((f"{n}.png", png(n)), (f"{n}.cls", str(n).encode()))]
     spec = f"tar:{tar(tmp_path / 'a.tar', members)}?class_names=cat,dog"
-    with pytest.raises(SampleError, match=r"the class is '2' of 2: .*\?first_label=1"):
+    # No SampleError: it would be replaced and counted, and all others keep their neighbours' names.
+    with pytest.raises(ValueError, match=r"2 names are for 0 to 1: .*\?first_label=1") as caught:
         make_source(spec)[1]
+    assert not isinstance(caught.value, SampleError)
+    with pytest.raises(SampleError, match="the class is '2' of 2"):
+        make_source(spec + "&first_label=0")[1]
     source = make_source(spec + "&first_label=1")
     assert [source[i]["text"] for i in range(2)] == ["cat", "dog"]
     assert findings(spec + "&first_label=1") == [] and findings(spec) != []

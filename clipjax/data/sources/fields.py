@@ -160,22 +160,31 @@ def label_of(
 
     Raises:
         SampleError: `label`, if it is no class.
+        ValueError: if it is one too large, as where classes count from 1.
     """
     label = places.get(whole_text(value)) if isinstance(value, str) else None
     if label is None and _is_class(value):
         label = number_of(value)
         label = None if label is None else label - (first_label or 0)
     if label is None or not 0 <= label < count:
-        message = f"the class is {value!r:.40} of {count:,}"
-        raise SampleError("label", message + hint_of_label(label, count, first_label), key)
+        refuse_shifted(label, count, first_label, key)
+        raise SampleError("label", f"the class is {value!r:.40} of {count:,}", key)
     return label
 
 
-def hint_of_label(label: int | None, count: int, first_label: int | None) -> str:
-    """What may be the matter with a label that is one too large."""
-    if label != count or first_label is not None:
-        return ""
-    return ": if the first class is 1 and not 0, write ?first_label=1 in the SPEC"
+def refuse_shifted(label: int | None, count: int, first_label: int | None, key: str) -> None:
+    """Refuses a label that is one too large: where classes count from 1, all names are shifted.
+
+    That is no fault of the one example, so it is no SampleError, which would be replaced.
+
+    Raises:
+        ValueError: names the option that says where the numbers begin.
+    """
+    if label == count and first_label is None:
+        raise ValueError(
+            f"{key}: the class is {label:,}, and {count:,} names are for 0 to {count - 1:,}: if "
+            "the first class is 1, write ?first_label=1 in the SPEC, else ?first_label=0"
+        )
 
 
 def _is_class(value: Any) -> bool:

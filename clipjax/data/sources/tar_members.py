@@ -8,7 +8,7 @@ from typing import Any
 
 from clipjax.data.captions import as_lines, check_how
 from clipjax.data.source import SampleError
-from clipjax.data.sources.fields import hint_of_label, text_of
+from clipjax.data.sources.fields import refuse_shifted, text_of
 from clipjax.data.tar_index import (
     IMAGE_EXTENSIONS,
     SUFFIXES,
@@ -161,6 +161,7 @@ class TarMembers:
 
         Raises:
             SampleError: `text_encoding`, `json`, `missing_text`, `filtered_language` or `label`.
+            ValueError: if the label is one too large, as where classes count from 1.
         """
         found: dict[str, Any] = {"text": ""}
         if "cls" in files:
@@ -222,8 +223,8 @@ class TarMembers:
         is_number = text.isdecimal() and len(text) <= 9
         label = int(text) - (self.first_label or 0) if is_number else None
         if label is None or not 0 <= label < count:
-            hint = hint_of_label(label, count, self.first_label)
-            raise SampleError("label", f"the class is {text[:20]!r} of {count:,}{hint}", key)
+            refuse_shifted(label, count, self.first_label, key)
+            raise SampleError("label", f"the class is {text[:20]!r} of {count:,}", key)
         return label
 
 
