@@ -120,5 +120,5 @@ def check_bad(num_bad: int, max_bad: int, bad: dict[int, str], where: str) -> No
     raise ValueError(
         f"{where}: {num_bad} image(s) cannot be read, {max_bad} allowed (max_bad): {named}"
         f"{'; ...' if len(bad) > _NAMED else ''}. A smaller set is another evaluation: repair or "
-        "remove these images, or raise max_bad"
+        "remove these images, or allow so many by --max_bad (in a config, its max_bad)"
     )

@@ -1,6 +1,7 @@
 """`pixels="open_clip"` against what torchvision does, written here with Pillow alone."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,3 +70,19 @@ def test_arrays_and_pillow_images_are_converted_alike():
         np.testing.assert_array_equal(preprocess(form), torchvisions(data))
     with pytest.raises(ValueError, match="clipjax, open_clip"):
         Preprocess(SIZE, pixels="openai")
+
+
+@pytest.mark.interop
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("kind", pictures())
+def test_the_oracle_is_torchvision(kind, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "golden" / "models")
+    import torchvision_operators  # noqa: F401  # isort: skip  before torchvision
+    from torchvision import transforms
+
+    bicubic = transforms.InterpolationMode.BICUBIC
+    theirs = transforms.Compose(
+        [transforms.Resize(SIZE, bicubic), transforms.CenterCrop(SIZE), np.asarray]
+    )
+    image = Image.open(io.BytesIO(pictures()[kind])).convert("RGB")
+    np.testing.assert_array_equal(theirs(image), torchvisions(pictures()[kind]))
