@@ -7,11 +7,13 @@ modules that the person at work has named, by `--plugin my_lab.towers` or `plugi
 """
 
 import functools
+import hashlib
 import importlib
 import inspect
 import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 from clipjax.ranges import FieldError, Number, hint, is_list, show
@@ -240,16 +242,42 @@ def check_name(name: str, plugins: Sequence[str], *, path: str) -> None:
 
 
 def outside_names(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Yields (dotted path, `module:Name`) of every spec in plain data that names outside code."""
+    """Yields (dotted path, `module:Name`) of every spec below a node that names outside code.
+
+    Args:
+        node: plain data; its own `name`, such as a model's, is a label and names none.
+        path: of the node.
+    """
     if isinstance(node, Mapping):
-        name = node.get("name")
-        if isinstance(name, str) and ":" in name:
-            yield path, name
         for key, value in node.items():
-            yield from outside_names(value, f"{path}.{key}" if path else str(key))
+            inner = f"{path}.{key}" if path else str(key)
+            name = value.get("name") if isinstance(value, Mapping) else None
+            if isinstance(name, str) and ":" in name:
+                yield inner, name
+            yield from outside_names(value, inner)
     elif isinstance(node, list | tuple):
-        for number, value in enumerate(node):
-            yield from outside_names(value, f"{path}[{number}]")
+        yield from outside_names({f"[{number}]": value for number, value in enumerate(node)}, path)
+
+
+def source_digests(spec: Mapping[str, Any], plugins: Sequence[str] = ()) -> dict[str, str]:
+    """SHA-256 of the source that stands behind each outside name of a spec, by name.
+
+    Args:
+        spec: with names inside.
+        plugins: modules that they may import, see `resolve`.
+
+    Returns:
+        `module:Name` -> digest; without those that have no file of source.
+    """
+    digests = {}
+    for path, name in outside_names(spec):
+        found = resolve(name, {}, path=path, plugins=plugins)
+        try:
+            file = inspect.getsourcefile(sys.modules[_home(found)])
+            digests[name] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        except (OSError, TypeError, KeyError):  # made in a notebook, or compiled
+            continue
+    return digests
 
 
 def _is_named(module: str, plugins: Sequence[str]) -> bool:

@@ -4,25 +4,32 @@ A wrong activation, layer-norm epsilon or padding rule loads without an error an
 without a word, so it travels with the parameters and is compared.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from absl import logging
 
+from clipjax.building import source_digests
 from clipjax.checkpoint.resume import comparable, differences
 from clipjax.config import to_plain
 
 
-def make_contract(spec: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> dict[str, Any]:
+def make_contract(
+    spec: Mapping[str, Any], tokenizer: Mapping[str, Any], *, plugins: Sequence[str] = ()
+) -> dict[str, Any]:
     """Makes the contract of a model, as plain JSON data.
 
     Args:
         spec: the model spec (a row of `clipjax.models.zoo.MODELS`, changes merged in); it holds
             the preprocessing and the logit-scale policy.
         tokenizer: `Tokenizer.contract()`.
+        plugins: modules that the spec's names may import; the contract keeps what their source is
+            known by.
     """
     spec = dict(to_plain(spec))
+    sources = source_digests(spec, plugins)
     return {
+        **({"plugins": sources} if sources else {}),
         "preprocess": spec.pop("preprocess", None),
         "logit_scale": spec.pop("logit_scale", None),
         "model": spec,

@@ -76,6 +76,10 @@ def check_manifest(fields: Mapping[str, Any]) -> None:
     for name in fields["contract"]:
         if name not in CONTRACT:
             raise NewerError(newer(f"contract.{show(name)[1:-1]}", writer))
+    sources = fields["contract"].get("plugins", {})
+    Group("module:Name -> SHA-256 of its source").check(sources, "contract.plugins")
+    for name, digest in sources.items():
+        Text().check(digest, f"contract.plugins.{show(name)[1:-1]}")
     evals = fields["config"].get("evals", {})
     if not _is_map(evals) or not all(map(_is_map, evals.values())):
         raise ValueError(f"config.evals = {show(evals)}: expected name -> a dict")

@@ -13,10 +13,16 @@ from typing import Any
 
 from etils import epath
 
-from clipjax.building import UnknownFieldError, check_name, outside_names
+from clipjax.building import (
+    UnknownFieldError,
+    check_name,
+    outside_names,
+    source_digests,
+)
 from clipjax.checkpoint.contract import spec_of_contract
 from clipjax.checkpoint.manifest import DamagedCheckpointError, Manifest
 from clipjax.checkpoint.manifest_fields import newer
+from clipjax.checkpoint.resume import warn_of_sources
 from clipjax.models import leaf_shapes
 from clipjax.models.spec_ranges import (
     LOGIT_SCALE,
@@ -64,10 +70,11 @@ def spec_in(
         ValueError: it has fields of a newer clipjax, names a module that is not among the plug-ins,
             or a file elsewhere and `tokenizer` is not given.
     """
-    for part in ("model", "preprocess", "logit_scale"):
-        for path, name in outside_names(contract.get(part), part):
-            check_name(name, plugins, path=f"{step_dir}: {path}")
+    other = {part: contract.get(part) for part in ("preprocess", "logit_scale")}
+    for path, name in (*outside_names(contract.get("model"), "model"), *outside_names(other)):
+        check_name(name, plugins, path=f"{step_dir}: {path}")
     spec = _check_spec(step_dir, contract)
+    warn_of_sources(contract, source_digests(spec, plugins), where=str(step_dir))
     options = spec["tokenizer"]
     file = options.get(FILE_OPTION)
     if tokenizer is not None and (file is not None or needs_file(options)):

@@ -1,5 +1,6 @@
 """Whether a run may go on from a checkpoint of another config."""
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -58,12 +59,36 @@ def kind_of_change(key: str) -> str:
 
 
 def comparable(contract: Mapping[str, Any]) -> dict[str, Any]:
-    """A contract without the path of its tokenizer's file: the tokenizer's SHA-256 is compared."""
+    """A contract without what may change: where its tokenizer's file is (the SHA-256 is compared),
+    and the source of plug-ins, of which `warn_of_sources` speaks."""
     plain = to_plain(contract)
+    plain.pop("plugins", None)
     tokenizer = (plain.get("model") or {}).get("tokenizer")
     if isinstance(tokenizer, dict):
         tokenizer.pop("model", None)
     return plain
+
+
+def warn_of_sources(found: Mapping[str, Any], now: Mapping[str, str], *, where: str) -> None:
+    """Says which plug-ins have another source than a checkpoint was made with.
+
+    Args:
+        found: contract of the checkpoint.
+        now: `module:Name` -> SHA-256 of the source here.
+        where: the checkpoint.
+    """
+    for name, digest in (found.get("plugins") or {}).items():
+        if name in now and now[name] != digest:
+            _warn_of_source(where, name, digest, now[name])
+
+
+@functools.cache  # once a process, however often the checkpoint is opened
+def _warn_of_source(where: str, name: str, before: str, now: str) -> None:
+    logging.warning(
+        "%s was made with another source of %s: SHA-256 %.12s there, %.12s here; what it computes "
+        "may differ",
+        *(where, name, before, now),
+    )
 
 
 def differences(found: Any, wanted: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -90,6 +115,7 @@ def check_resume(
         ValueError: names each key that must be the same, with both values.
     """
     config = metadata["config"]
+    warn_of_sources(manifest.contract, metadata["contract"].get("plugins") or {}, where=where)
     fatal = [
         ("dataset_fingerprint", manifest.dataset_fingerprint, metadata["dataset_fingerprint"]),
         ("global_batch_size", manifest.global_batch_size, metadata["global_batch_size"]),

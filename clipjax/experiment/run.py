@@ -66,7 +66,7 @@ def build_experiment(config: ConfigDict, workdir: str | Path) -> Experiment:
     plugins = model_plugins(config)
     tokenizer = _make_tokenizer(spec, plugins)
     _check_vocabulary(spec, tokenizer)
-    contract = make_contract(spec, tokenizer.contract())
+    contract = make_contract(spec, tokenizer.contract(), plugins=plugins)
     load_init = make_load_init(config, contract)
     source = make_source(to_plain(config.data.source), path="config.data.source")
     eval_sources = {

@@ -118,8 +118,11 @@ def _contract(spec: dict[str, Any], weights: Weights) -> tuple[dict[str, Any], d
                 f"the tokenizer has {built.vocab_size} ids, the model's text tower has "
                 f"{spec['text']['vocab_size']}: {file or tokenizer['name']} is not its vocabulary"
             )
-        return attach_tokenizer(make_contract({**spec, "tokenizer": tokenizer}, built.contract()))
-    return without_tokenizer(make_contract(spec, {})), {}
+        contract = make_contract(
+            {**spec, "tokenizer": tokenizer}, built.contract(), plugins=weights.plugins
+        )
+        return attach_tokenizer(contract)
+    return without_tokenizer(make_contract(spec, {}, plugins=weights.plugins)), {}
 
 
 def _streamed(name: str, shape: tuple[int, ...], weights: Weights) -> StreamedLeaf:

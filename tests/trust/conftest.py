@@ -67,7 +67,7 @@ def write_checkpoint(workdir, spec=SPEC, *, plugins=()):
     tokenizer = make_tokenizer(
         spec["tokenizer"], context_length=spec["text"]["context_length"], plugins=plugins
     )
-    contract, files = attach_tokenizer(make_contract(spec, tokenizer.contract()))
+    contract, files = attach_tokenizer(make_contract(spec, tokenizer.contract(), plugins=plugins))
     rng = np.random.default_rng(0)
     leaves = []
     for name, leaf in flatten_with_names(abstract_variables(spec, plugins)["params"]):

@@ -1,5 +1,7 @@
 """What is read from a checkpoint is never imported, unless a person has named its module."""
 
+import dataclasses
+import hashlib
 import json
 import shutil
 import sys
@@ -7,6 +9,10 @@ import sys
 import pytest
 
 from clipjax.building import ANY_MODULE, build, check_plugins, resolve
+from clipjax.checkpoint import check_resume, make_contract, read_manifest
+from clipjax.config import default_config
+from clipjax.experiment.program import model_spec
+from clipjax.inference import Encoder
 
 VERBS = ("classify", "eval", "score", "convert", "finetune")
 
@@ -104,6 +110,68 @@ def test_a_plugin_is_imported_by_the_person_s_word_alone(
     assert (my_lab / "my_lab" / "imported").exists()
     plain = command(*kit.verbs(original, picture, tmp_path)["classify"])
     assert done.out == plain.out  # it is the same tower
+    forget(monkeypatch)
+
+
+def test_another_source_of_a_plugin_is_a_warning(my_lab, kit, tmp_path, monkeypatch, caplog):
+    forget(monkeypatch)
+    monkeypatch.syspath_prepend(my_lab)
+    allowed = ("my_lab",)
+    spec = {
+        **kit.spec,
+        "name": "mine: the first",  # a label, whatever is in it
+        "image": {**kit.spec["image"], "name": "my_lab.towers:MyViT"},
+        "tokenizer": {"name": "my_lab.towers:MyBPE"},
+    }
+    step_dir = kit.write(tmp_path / "run", spec, plugins=allowed)
+    contract = read_manifest(step_dir).contract
+    source = my_lab / "my_lab" / "towers.py"
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    assert contract["plugins"] == {"my_lab.towers:MyViT": digest, "my_lab.towers:MyBPE": digest}
+    assert Encoder.from_checkpoint(step_dir, plugins=allowed).spec["image"] == spec["image"]
+    assert "another source" not in caplog.text
+    forget(monkeypatch)
+    source.write_text(f"{TOWERS}\n# another day\n")
+    Encoder.from_checkpoint(step_dir, plugins=allowed)
+    for name in ("MyViT", "MyBPE"):
+        assert caplog.text.count(f"another source of my_lab.towers:{name}") == 1
+    metadata = {"config": {}, "dataset_fingerprint": "", "global_batch_size": 8, "seed": 0}
+    now = make_contract(spec, contract["tokenizer"], plugins=allowed)
+    assert now["plugins"] != contract["plugins"]
+    manifest = dataclasses.replace(read_manifest(step_dir), config={})
+    check_resume(manifest, {**metadata, "contract": now}, where="the workdir")
+    assert "the workdir was made with another source" in caplog.text
+    with pytest.raises(ValueError, match="--plugin 'my_lab"):
+        Encoder.from_checkpoint(step_dir)
+    forget(monkeypatch)
+
+
+def test_a_config_trusts_what_it_names_and_no_more(my_lab, kit, tmp_path, monkeypatch):
+    """A fine-tuning's model is the checkpoint's with changes of the config's."""
+    forget(monkeypatch)
+    monkeypatch.syspath_prepend(my_lab)
+    image = {**kit.spec["image"], "name": "my_lab.towers:MyViT"}
+    step_dir = kit.write(tmp_path / "run", {**kit.spec, "image": image}, plugins=("my_lab",))
+    config = default_config()
+    config.model.name = "checkpoint"
+    config.init.checkpoint = str(step_dir)
+    with pytest.raises(ValueError, match=r"--plugin 'my_lab\.towers'"):
+        model_spec(config)
+    with config.unlocked():
+        config.model.image.name = "my_lab.towers:MyViT"
+    assert model_spec(config)["image"]["name"] == "my_lab.towers:MyViT"
+    # The same module, but another object of it than the config names.
+    evil = {"name": "my_lab.towers:getoutput", "cmd": f"touch {tmp_path / 'canary'}"}
+    kit.rewrite(step_dir, put(("contract", "model", "text"), {**kit.spec["text"], **evil}))
+    with pytest.raises(ValueError, match=r"getoutput.*--plugin"):
+        model_spec(config)
+    config.plugins = ("my_lab",)
+    with pytest.raises(ValueError, match=r"getoutput.*is defined in subprocess"):
+        model_spec(config)
+    assert not (tmp_path / "canary").exists()
+    config.plugins = ("subprocess",)
+    with pytest.raises(ValueError, match=r"config\.plugins.*belongs to Python"):
+        model_spec(config)
     forget(monkeypatch)
 
 
