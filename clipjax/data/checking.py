@@ -10,6 +10,7 @@ from typing import Any
 
 from clipjax.data.benchmark_folder import find_shards, read_beside
 from clipjax.data.checking_tar import check_tar
+from clipjax.data.class_matching import choose_names
 from clipjax.data.findings import (
     Checked,
     Finding,
@@ -155,10 +156,10 @@ def _tar_members(options: Mapping[str, Any], files: Sequence[StoredFile]) -> Tar
     if isinstance(options.get("class_names"), str):
         options["class_names"] = load_class_names(options["class_names"])
     check_options(TarShards, options, "data.source")
-    if options.get("class_names") is None:
-        beside = read_beside(files)
-        options["class_names"] = beside.class_names if beside else packed_class_names(files)
-    return TarMembers(**options)
+    beside = read_beside(files)
+    own = beside.class_names if beside else packed_class_names(files)
+    names, places = choose_names(options.pop("class_names", None), own, "the dataset")
+    return TarMembers(**options, class_names=names, places=places)
 
 
 def check_filter(spec: Mapping[str, Any], rule: Any) -> Checked:

@@ -7,7 +7,7 @@ from clipjax.data.labels import labels_of_numbers, numbers_of
 from clipjax.data.named_lists import load_imagenet_ids
 from clipjax.data.source import DataSource, SampleError
 
-__all__ = ["labels_that_occur", "match_classes"]
+__all__ = ["choose_names", "labels_that_occur", "match_classes"]
 
 
 def match_classes(
@@ -68,6 +68,36 @@ def match_classes(
         f"{', '.join(map(repr, missing[:3]))}), by WordNet id with ImageNet's 1,000 names, else by "
         "order, and that needs equally many: give a list that fits, or leave class_names out"
     )
+
+
+def choose_names(
+    given: Sequence[str] | None,
+    own: Sequence[str] | None,
+    where: str,
+    *,
+    first_label: int | None = None,
+) -> tuple[tuple[str, ...] | None, tuple[int, ...] | None]:
+    """Chooses between the names that are given for the labels of a source, and its own.
+
+    Args:
+        given: class names; None takes the source's own.
+        own: in the order of its labels; None if it has none, and then its labels are places in
+            `given`.
+        where: the source, for messages.
+        first_label: as for `match_classes`.
+
+    Returns:
+        The names; and for every label of the source its place among them, None where it is itself.
+
+    Raises:
+        ValueError: as `match_classes`.
+    """
+    names = own if given is None else given
+    names = None if names is None else tuple(names)
+    if given is None or own is None:
+        return names, None
+    places = match_classes(own, given, where, first_label=first_label)
+    return names, None if places == list(range(len(names))) else tuple(places)
 
 
 def labels_that_occur(source: DataSource) -> list[int]:

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from clipjax.array_types import PyTree
-from clipjax.data.class_matching import labels_that_occur, match_classes
+from clipjax.data.class_matching import choose_names, labels_that_occur
 from clipjax.data.named_lists import load_class_names
 from clipjax.evals.encoding import EncodeFn, RowLayout, embed_fn, place_params, prefetched
 from clipjax.evals.prompts import Prompts, choose_prompts, warn_of_articles
@@ -167,17 +167,14 @@ class ZeroShot:
         self, given: Sequence[str] | None, own: Sequence[str] | None
     ) -> tuple[Sequence[str], Sequence[int]]:
         """Gives the names, and the place among them of each label of the source."""
-        if not (given or own):
+        first_label = getattr(self.source, "first_label", None)
+        names, places = choose_names(given, own, self.name, first_label=first_label)
+        if not names:
             raise ValueError(
                 f"{self.name}: the source has no class names and none are given; give class_names "
                 "in label order"
             )
-        if given is None:
-            return own, range(len(own))
-        if own is None:
-            return given, range(len(given))
-        first_label = getattr(self.source, "first_label", None)
-        return given, match_classes(own, given, self.name, first_label=first_label)
+        return names, range(len(names)) if places is None else places
 
     def about(self) -> dict[str, Any]:
         """What the numbers depend on, as plain JSON."""

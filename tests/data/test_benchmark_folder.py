@@ -40,6 +40,17 @@ def test_a_split_is_read_as_it_is_written(tmp_path, monkeypatch):
     assert (pattern.class_names, pattern.templates) == (source.class_names, source.templates)
     given = make_source(f"tar:{root}/test/?class_names=a,b,c")
     assert given.class_names == ("a", "b", "c")
+    # Names that are the same decide before their order, and others need as many.
+    (root / "other.txt").write_text("a dog\n{c} owl\n#1 dog\nCat\n")
+    given = make_source(f"tar:{root}/test?class_names={root}/other.txt")
+    assert [(given[i]["label"], given[i]["text"]) for i in range(3)] == [
+        (3, "Cat"),
+        (2, "#1 dog"),
+        (1, "{c} owl"),
+    ]
+    assert given.fingerprint() != source.fingerprint()
+    with pytest.raises(ValueError, match="3 classes, class_names has 1000 names"):
+        make_source(f"tar:{root}/test?class_names=imagenet")
     (root / "test" / "scores.txt").write_text("x")  # other files are not looked at
     monkeypatch.chdir(root / "test")
     assert make_source("tar:.").class_names == tuple(NAMES)

@@ -100,6 +100,9 @@ def test_class_names_and_captions(data_dir):
         assert example["text"] == source.class_names[example["label"]]
         numbers.append(int(Preprocess(2)(example["image"])[0, 0, 0]))
     assert sorted(numbers) == list(range(12))
+    turned = make(data_dir, class_names=("dog", "cow", "tabby cat"))  # found by name
+    assert [turned[i]["text"] for i in range(12)] == [source[i]["text"] for i in range(12)]
+    assert {turned[i]["label"] for i in range(12)} == {0, 2}
     captioned = make(data_dir, caption_field="captions")
     texts = {}
     for number, i in zip(numbers, range(12), strict=True):

@@ -13,6 +13,7 @@ from typing import Any
 from absl import logging
 
 from clipjax.data.benchmark_folder import find_shards, read_beside
+from clipjax.data.class_matching import choose_names
 from clipjax.data.packed_folder import packed_class_names
 from clipjax.data.paths import short_names
 from clipjax.data.shard_cache import HotShards
@@ -44,7 +45,8 @@ class TarShards:
             `json:title` or `syn.json:syn_text`. Several become a map from what is given here.
         ignore: extensions of members that are not used; another unknown one is an error.
         class_names: names of the numbers in `.cls`; by default those that `clipjax data pack` wrote
-            beside the shards, or CLIP_benchmark beside the split. Without any, a record that has no
+            beside the shards, or CLIP_benchmark beside the split, with which others are matched as
+            `match_classes` says. Without any, a record that has no
             caption has the label alone: enough to evaluate with the evaluation's own names, not to
             train.
         first_label: the number of the first class in `.cls`; by default 0.
@@ -94,12 +96,13 @@ class TarShards:
         held = {name for index in self._indexes for name in index.header["extensions"]}
         members.check_held(held, where)
         self.templates = None if beside is None else beside.templates
-        if class_names is None and "cls" in held:
-            class_names = beside.class_names if beside else packed_class_names(shards)
-        self.class_names = None if class_names is None else tuple(class_names)
-        self._members = dataclasses.replace(members, class_names=self.class_names)
+        own = None
+        if "cls" in held:
+            own = beside.class_names if beside else packed_class_names(shards)
+        self.class_names, places = choose_names(class_names, own, f"tar:{where}")
+        self._members = dataclasses.replace(members, class_names=self.class_names, places=places)
         labelled = "cls" in held - members.ignored and held.isdisjoint(members.text_extensions)
-        if labelled and not class_names:
+        if labelled and not self.class_names:
             logging.warning(
                 "%s: labels without words. To train on them give the names of the classes: "
                 "?class_names=FILE, a name a line, or imagenet",

@@ -21,7 +21,10 @@ from clipjax.data.tar_index import (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TarMembers:
-    """The options of a tar source that say how a record is read; they stand at `TarShards`."""
+    """The options of a tar source that say how a record is read; they stand at `TarShards`.
+
+    `places` are those of the labels in `class_names`; None where a label is its own.
+    """
 
     image_field: str | None = None
     text_field: str | Sequence[str] | None = None
@@ -31,6 +34,7 @@ class TarMembers:
     language: str | None = None
     captions: str | None = None
     key_ends: str = "first_dot"
+    places: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         check_how(self.captions, "tar")
@@ -197,6 +201,7 @@ class TarMembers:
             "first_label": self.first_label or None,
             "captions": self.captions if self.captions == "lines" else None,
             "key_ends": self.key_ends if self.key_ends != "first_dot" else None,
+            "places": self.places,
         }
         given = {name: value for name, value in named.items() if value is not None}
         return [given] if given else []
@@ -218,14 +223,15 @@ class TarMembers:
 
     def _label(self, content: bytes, key: str) -> int:
         text = content.strip().decode("ascii", errors="replace")
-        count = 10**9 if self.class_names is None else len(self.class_names)
+        numbered = self.class_names if self.places is None else self.places
+        count = 10**9 if numbered is None else len(numbered)
         # No class has a number of ten digits; Python refuses to read one of 5,000.
         is_number = text.isdecimal() and len(text) <= 9
         label = int(text) - (self.first_label or 0) if is_number else None
         if label is None or not 0 <= label < count:
             refuse_shifted(label, count, self.first_label, key)
             raise SampleError("label", f"the class is {text[:20]!r} of {count:,}", key)
-        return label
+        return label if self.places is None else self.places[label]
 
 
 def _member_and_field(name: str) -> tuple[str, str | None]:

@@ -13,6 +13,7 @@ from typing import Any
 from array_record.python import array_record_module
 
 from clipjax.data.captions import as_lines, check_how
+from clipjax.data.class_matching import choose_names
 from clipjax.data.paths import DataPath
 from clipjax.data.records import READER_OPTIONS, record_errors
 from clipjax.data.source import Example, SampleError, embedded_pictures
@@ -103,9 +104,9 @@ class Tfds:
             and "languages" in features
             and _is_text(features["languages"])
         )
-        self.class_names = None
+        self.class_names = self._label_places = None
         if label_field is not None:
-            self.class_names = _class_names(
+            self.class_names, self._label_places = _class_names(
                 where, features[label_field], class_names, needed=caption_field is None
             )
         elif caption_field is None:
@@ -131,6 +132,8 @@ class Tfds:
             example["label"] = int(row[label_field])
             if example["label"] < 0:
                 raise SampleError("missing_label", "the example has no label", key)
+            if self._label_places is not None:
+                example["label"] = self._label_places[example["label"]]
             example["text"] = self.class_names[example["label"]]
         if caption_field is not None:
             texts = row[caption_field]
@@ -149,6 +152,7 @@ class Tfds:
         """SHA-256 of the dataset's full name with version, the split, its files, and the fields."""
         identity = ["tfds/2", *self._identity, self._fields, self.class_names, self._language]
         identity += [self.captions] if self.captions == "lines" else []
+        identity += [] if self._label_places is None else [self._label_places]
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
     def _place(self, index: int) -> str:
@@ -230,20 +234,19 @@ def _told(features: Mapping[str, Any]) -> str:
 
 def _class_names(
     where: str, feature: Any, given: Sequence[str] | None, *, needed: bool
-) -> tuple[str, ...] | None:
-    """The names that are given, else those of TFDS if they are words; None if none are needed."""
-    names = tuple(given) if given is not None else tuple(feature.names)
-    if len(names) != feature.num_classes:
-        raise ValueError(
-            f"tfds:{where} has {feature.num_classes} classes, class_names has {len(names)} names"
-        )
+) -> tuple[tuple[str, ...] | None, tuple[int, ...] | None]:
+    """The names that are given, else those of TFDS if they are words, and where labels stand there.
+
+    The names are None if none are needed, the places where a label is its own.
+    """
+    names = tuple(feature.names)
     if given is not None:
-        return names
+        return choose_names(given, names, f"tfds:{where}")
     numbers = [name for name in names if name.isdecimal()]
     if not numbers and not all(_MEANINGLESS.fullmatch(name) for name in names):
-        return tuple(name.replace("_", " ") for name in names)
+        return tuple(name.replace("_", " ") for name in names), None
     if not needed:
-        return None
+        return None, None
     raise ValueError(
         f"tfds:{where} calls its classes {', '.join((numbers or names)[:3])} ...: give their names "
         "by ?class_names=FILE in the SPEC"
