@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from clipjax.data import Preprocess, SampleError, make_source
+from clipjax.data.source import pictures_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -111,6 +112,14 @@ def test_class_names_and_captions(data_dir):
         except SampleError as error:
             texts[number] = error.reason
     assert texts[0] == "a 0" and texts[5] == ("a 5", "b 5") and texts[3] == "missing_text"
+    # The name that tables have, and the one before it, are the same option.
+    named = make(data_dir, text_field="captions")
+    assert named.fingerprint() == captioned.fingerprint()
+    lines = make(data_dir, text_field="captions", captions="lines")
+    assert lines.captions == "lines" and lines.fingerprint() != named.fingerprint()
+    with pytest.raises(ValueError, match="caption_field is the old name of text_field"):
+        make(data_dir, caption_field="captions", text_field="captions")
+    assert len(set(pictures_of(source))) == 12 and next(source.pictures()) == next(named.pictures())
     assert captioned.fingerprint() != source.fingerprint()
     assert len(make(data_dir, "tfds:tiny_pairs:train[:50%]")) == 6
 
