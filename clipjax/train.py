@@ -32,7 +32,7 @@ from clipjax import __version__, distributed, faults
 from clipjax.checkpoint import CheckpointManager, find_start, manifest_digest
 from clipjax.data.bad_examples import add_states
 from clipjax.device_clock import DeviceClock
-from clipjax.evals.report import REPORT, collect_predictions, write_report
+from clipjax.evals.report import REPORT, collect_found, collect_predictions, write_report
 from clipjax.evals.running import (
     RESULTS,
     SAVED,
@@ -318,10 +318,12 @@ class _Loop:
         )
         if not self.experiment.report or is_done:
             return
-        predictions = collect_predictions(self.experiment.evals, eval_params(state))
+        params = eval_params(state)
+        predictions = collect_predictions(self.experiment.evals, params)
+        found = collect_found(self.experiment.evals, params)
         if distributed.is_lead():
             self.writer.close()  # the curves are read from its files
-            write_report(self.experiment.workdir, predictions=predictions)
+            write_report(self.experiment.workdir, predictions=predictions, found=found)
 
 
 def eval_params(state: TrainState) -> Any:

@@ -123,6 +123,16 @@ class PatchPreprocess:
         return Patches(pixels, np.ones(2, np.int32))
 
 
+def to_image(image: np.ndarray | Patches) -> np.ndarray:
+    """Gives the picture that one image is for the model: u8 `[height, width, 3]`."""
+    if not isinstance(image, Patches):
+        return image
+    rows, columns = (int(number) for number in image.grid)
+    size = math.isqrt(image.pixels.shape[-1] // 3)
+    pixels = image.pixels[: rows * columns].reshape(rows, columns, size, size, 3)
+    return pixels.swapaxes(1, 2).reshape(rows * size, columns * size, 3)
+
+
 def make_preprocess(
     spec: Mapping[str, Any], pixels: str = "clipjax"
 ) -> Preprocess | PatchPreprocess:

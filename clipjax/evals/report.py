@@ -15,8 +15,10 @@ from absl import logging
 
 import clipjax
 from clipjax.checkpoint import Manifest, choose_step, read_manifest
-from clipjax.evals import report_page
+from clipjax.evals import report_answers, report_page
 from clipjax.evals.curves import Points, format_number
+from clipjax.evals.retrieval import Retrieval
+from clipjax.evals.retrieval_answers import Found, find_pictures
 from clipjax.evals.running import (
     RESULTS,
     SAVED,
@@ -28,7 +30,7 @@ from clipjax.evals.running import (
 from clipjax.evals.zero_shot import Prediction, ZeroShot
 from clipjax.metric_writers import EVALS_FILE, TRAIN_FILE
 
-__all__ = ["REPORT", "collect_predictions", "package_commit", "write_report"]
+__all__ = ["REPORT", "collect_found", "collect_predictions", "package_commit", "write_report"]
 
 REPORT = "report.html"
 
@@ -52,10 +54,30 @@ def collect_predictions(
     return {s.name.prefix: s.eval.predict(params, number) for s in asked}
 
 
+def collect_found(
+    evals: Sequence[ScheduledEval], params: Any, *, num_queries: int = 12, least: int = 4
+) -> dict[str, tuple[Found, ...]]:
+    """Asks retrievals for pictures that the report shows; a collective, as `collect_predictions`.
+
+    Args:
+        evals: of a run; those that are no retrieval are passed over.
+        params: the model's variables.
+        num_queries: captions of all evaluations together.
+        least: captions of an evaluation, however many there are.
+
+    Returns:
+        `<kind>/<dataset>` -> what was found.
+    """
+    asked = [scheduled for scheduled in evals if isinstance(scheduled.eval, Retrieval)]
+    number = max(least, num_queries // max(1, len(asked)))
+    return {s.name.prefix: find_pictures(s.eval, params, num_queries=number) for s in asked}
+
+
 def write_report(
     workdir: str | os.PathLike[str],
     *,
     predictions: Mapping[str, Sequence[Prediction]] | None = None,
+    found: Mapping[str, Sequence[Found]] | None = None,
     commit: str | None = None,
 ) -> Path:
     """Writes `<workdir>/report.html` from what the run left in its workdir; the lead calls it.
@@ -67,6 +89,7 @@ def write_report(
     Args:
         workdir: of the run.
         predictions: `<kind>/<dataset>` -> answers; see `collect_predictions`.
+        found: `<kind>/<dataset>` -> pictures of captions; see `collect_found`.
         commit: of the package; found by itself where the package runs from a checkout.
 
     Returns:
@@ -81,7 +104,7 @@ def write_report(
     results = read_results(workdir)
     names = {result.name.prefix: result.name for result in results_in(document)}
     manifest = _read_manifest(workdir)
-    if not (training or results or manifest or predictions):
+    if not (training or results or manifest or predictions or found):
         raise ValueError(
             f"{workdir} holds no {TRAIN_FILE}, no {RESULTS} and no checkpoint: there is nothing "
             "to report; give the workdir of a run"
@@ -94,7 +117,8 @@ def write_report(
         sections=[
             report_page.tiles(results, names),
             report_page.charts(training, evals, names),
-            *(report_page.answers(p, found, names) for p, found in (predictions or {}).items()),
+            *(report_answers.answers(p, shown, names) for p, shown in (predictions or {}).items()),
+            *(report_answers.finds(p, shown, names) for p, shown in (found or {}).items()),
             report_page.results_tables(results, names),
             report_page.details(
                 num_parameters,

@@ -1,25 +1,17 @@
 """The parts of the report as HTML. All that comes from data or config is escaped here."""
 
-import base64
-import io
-import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from string import Template
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from clipjax.evals.curves import NUM_COLOURS, Points, chart
 from clipjax.evals.naming import EvalName
-from clipjax.evals.zero_shot import Prediction
 from clipjax.printable import html_text as escape
-from clipjax.printable import html_words
 from clipjax.redaction import redact_tree
 
-__all__ = ["answers", "charts", "details", "page", "results_tables", "tiles"]
+__all__ = ["charts", "dataset_title", "details", "page", "results_tables", "tiles"]
 
 # `<kind>/<dataset>` -> what it is of; one that is not there is shown as it is written.
 Names = Mapping[str, EvalName]
@@ -87,7 +79,7 @@ def tiles(results: Mapping[str, float], names: Names) -> str:
             found.append(
                 f'<div class="tile card"><span>{escape(_column(name))}</span>'
                 f"<b>{percent(metrics[name])}</b>"
-                f"<span>{escape(_dataset(prefix, names))}</span><span>{chance}</span></div>"
+                f"<span>{escape(dataset_title(prefix, names))}</span><span>{chance}</span></div>"
             )
     return f'<div class="tiles">{"".join(found)}</div>' if found else ""
 
@@ -118,57 +110,15 @@ def _accuracies(evals: Mapping[str, Points], names: Names) -> dict[str, dict[str
     for name, points in evals.items():
         prefix, metric = name.rsplit("/", 1)
         if any(part in metric for part in _ACCURACIES) and not _has_mean(prefix, names):
-            kinds[_kind(prefix)][f"{_dataset(prefix, names)} {_column(metric)}"] = points
+            kinds[_kind(prefix)][f"{dataset_title(prefix, names)} {_column(metric)}"] = points
     found = {}
     for kind, lines in kinds.items():
-        names = list(lines)
-        chunks = [names[i : i + NUM_COLOURS] for i in range(0, len(names), NUM_COLOURS)]
+        labels = list(lines)
+        chunks = [labels[i : i + NUM_COLOURS] for i in range(0, len(labels), NUM_COLOURS)]
         for number, chunk in enumerate(chunks, start=1):
             of = f", {number} of {len(chunks)}" if len(chunks) > 1 else ""
             found[f"Evaluation: {kind}{of}"] = {name: lines[name] for name in chunk}
     return found
-
-
-def answers(prefix: str, predictions: Sequence[Prediction], names: Names) -> str:
-    """A grid of pictures with the names that the model gives them."""
-    if not predictions:
-        return ""
-    right = sum(prediction.correct for prediction in predictions)
-    size = predictions[0].image.shape[0]
-    cards = "".join(_answer(prediction) for prediction in predictions)
-    return (
-        f"<h2>Answers on {escape(_dataset(prefix, names))}</h2>"
-        f'<p class="lede">{len(predictions)} evenly spaced pictures as the model sees them, '
-        f"{size} &times; {size} pixels: the right name in bold, below it the model's three best "
-        f"guesses with their scores. {right} of {len(predictions)} first guesses are right.</p>"
-        f'<div class="answers">{cards}</div>'
-    )
-
-
-def _answer(prediction: Prediction) -> str:
-    rows = []
-    for rank, (name, score) in enumerate(zip(prediction.names, prediction.scores, strict=True)):
-        # Two classes may share a name, so the verdict on the first is not the name's.
-        hit = prediction.correct if rank == 0 else name == prediction.label
-        kind = "hit" if hit else "miss" if rank == 0 else ""
-        share = min(max(score, 0.0), 1.0) if math.isfinite(score) else 0.0
-        rows.append(
-            f'<li class="{kind}" style="--share:{100 * share:.1f}%">'
-            f'<span title="{html_words(name)}">{html_words(name)}</span>'
-            f'<data value="{score:.6g}">{_score(score)}</data></li>'
-        )
-    verdict, mark = ("right", "✓") if prediction.correct else ("wrong", "✗")
-    return (
-        f'<article class="answer card {verdict}">'
-        f'<img src="{_png(prediction.image)}" alt="{html_words(prediction.label)}" '
-        f'title="{escape(prediction.key)}" loading="lazy">'
-        f'<div><h3><em aria-label="{verdict}">{mark}</em> {html_words(prediction.label)}</h3>'
-        f"<ol>{''.join(rows)}</ol></div></article>"
-    )
-
-
-def _score(score: float) -> str:
-    return f"{100 * score:.0f} %" if score >= 0.0095 else "&lt; 1 %" if score >= 0 else "&lt; 0"
 
 
 def results_tables(results: Mapping[str, float], names: Names) -> str:
@@ -185,7 +135,7 @@ def results_tables(results: Mapping[str, float], names: Names) -> str:
         columns.sort(key=lambda name: name.startswith("num_"))
         head = "".join(f'<th class="number">{escape(_column(name))}</th>' for name in columns)
         rows = "".join(
-            f"<tr><th>{escape(_dataset(prefix, names))}</th>"
+            f"<tr><th>{escape(dataset_title(prefix, names))}</th>"
             + "".join(f'<td class="number">{_cell(n, metrics.get(n))}</td>' for n in columns)
             + "</tr>"
             for prefix, metrics in evals.items()
@@ -282,7 +232,8 @@ def _kind(prefix: str) -> str:
     return prefix.split("/", 1)[0].replace("_", "-")
 
 
-def _dataset(prefix: str, names: Names) -> str:
+def dataset_title(prefix: str, names: Names) -> str:
+    """Names the dataset of `<kind>/<dataset>` for people."""
     name = names.get(prefix)
     if name is None:
         return prefix.split("/", 1)[-1]
@@ -310,9 +261,3 @@ def _flatten(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
             yield from _flatten(item, f"{path}[{number}]")
     else:
         yield path, str(node)
-
-
-def _png(image: np.ndarray) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

@@ -23,7 +23,7 @@ from clipjax.metrics import empty_topk, merge_topk, retrieval_hits
 from clipjax.partitioning import batch_sharding, replicated
 from clipjax.ranges import Many, Rule, Text, check_fields, whole
 
-__all__ = ["Retrieval"]
+__all__ = ["Chunk", "Retrieval", "gather_rows"]
 
 # A chunk of one side: embeddings [batch, embed] and the image that each row belongs to [batch],
 # -1 for padding. Both lie over the mesh's batch axes.
@@ -92,10 +92,7 @@ class Retrieval:
             ValueError: more than `max_bad` images do not decode, or an image without captions.
             FloatingPointError: embeddings that are not finite.
         """
-        params = place_params(params, self.mesh)
-        captions: dict[int, tuple[str, ...]] = {}
-        images, num_captions = self._encode_images(params, captions)
-        texts = self._encode_texts(params, captions, num_captions)
+        images, texts, num_captions = self.encode(params)
         metrics = {}
         for name, queries, candidates in (
             ("image_retrieval", texts, images),
@@ -109,8 +106,31 @@ class Retrieval:
         metrics["num_rows"] = float(len(self.source))
         return metrics
 
+    def encode(self, params: PyTree) -> tuple[list[Chunk], list[Chunk], np.ndarray]:
+        """Encodes all pictures and captions; a collective.
+
+        Args:
+            params: as for `run`.
+
+        Returns:
+            (pictures, captions in the order of their pictures, captions of each picture
+            `[pictures]`: 0 where it did not decode).
+        """
+        params = place_params(params, self.mesh)
+        captions: dict[int, tuple[str, ...]] = {}
+        images, num_captions = self._encode_images(params, captions)
+        return images, self._encode_texts(params, captions, num_captions), num_captions
+
+    def over(self, pictures: Sequence[int]) -> "Retrieval":
+        """The same evaluation on some of its pictures; it says nothing of its captions again."""
+        part = _Chosen(self.pictures, pictures, getattr(self.source, "captions", None))
+        result = dataclasses.replace(self, source=part, max_bad=len(part))
+        result._told.add("captions")
+        return result
+
     @functools.cached_property
-    def _pictures(self) -> Pictures:
+    def pictures(self) -> Pictures:
+        """What is searched: pictures, where several rows may show one."""
         return Pictures(self.source, self.name)
 
     @functools.cached_property
@@ -130,17 +150,17 @@ class Retrieval:
         Returns:
             (chunks, captions of each image `[images]`, 0 where the image did not decode).
         """
-        layout = RowLayout(self.mesh, len(self._pictures), self.batch_size)
+        layout = RowLayout(self.mesh, len(self.pictures), self.batch_size)
         embed = embed_fn(self.encode_image_fn, self.mesh)
         chunks, counts = [], []
-        reader = ImageReader(self._pictures, self.preprocess, max_bad=self.max_bad, where=self.name)
+        reader = ImageReader(self.pictures, self.preprocess, max_bad=self.max_bad, where=self.name)
         with reader:
             batches = prefetched(
                 lambda number: reader.read(layout.indices(number)), range(layout.num_batches)
             )
             for number, batch in enumerate(batches):
                 indices = layout.indices(number)
-                found = self._captions_of(batch)
+                found = self._captions_in(batch)
                 captions.update((int(indices[row]), texts) for row, texts in found.items())
                 numbers = np.zeros((len(indices), 2), np.int32)
                 for row, texts in found.items():
@@ -150,17 +170,20 @@ class Retrieval:
                     (embed(params, layout.to_device(batch.images)), layout.to_device(owners))
                 )
                 counts.append(layout.to_device(numbers))
-        counted = np.concatenate(jax.device_get(_gather(counts, mesh=self.mesh)))
+        counted = np.concatenate(jax.device_get(gather_rows(counts, mesh=self.mesh)))
         num_captions, num_split = counted[: layout.num_rows].T
         self._tell(captions, int(num_split.sum()), int(num_captions.sum()))
         # Counted over all processes, so that all of them come to one verdict.
         check_bad(int(np.sum(num_captions == 0)), self.max_bad, reader.bad, self.name)
         return chunks, num_captions
 
-    def _captions_of(self, batch: ImageBatch) -> dict[int, tuple[str, ...]]:
-        return {int(row): self._captions(batch.examples[row]) for row in np.flatnonzero(batch.mask)}
+    def _captions_in(self, batch: ImageBatch) -> dict[int, tuple[str, ...]]:
+        return {
+            int(row): self.captions_of(batch.examples[row]) for row in np.flatnonzero(batch.mask)
+        }
 
-    def _captions(self, example: dict[str, Any]) -> tuple[str, ...]:
+    def captions_of(self, example: dict[str, Any]) -> tuple[str, ...]:
+        """The captions of an example of `pictures`, as they are asked for."""
         text = example.get("text")
         if isinstance(text, Mapping):
             raise ValueError(
@@ -218,7 +241,7 @@ class Retrieval:
 
         def caption(row: int, owner: int) -> str:
             if owner not in captions:  # another process decoded this image
-                captions[owner] = self._captions(self._pictures[owner])
+                captions[owner] = self.captions_of(self.pictures[owner])
             return captions[owner][row - first[owner]]
 
         def rows(number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -247,12 +270,25 @@ class Retrieval:
         return hits.sum(axis=0), int(totals.sum())
 
 
+class _Chosen:
+    """Some pictures, as a source."""
+
+    def __init__(self, pictures: Pictures, indices: Sequence[int], captions: str | None):
+        self._pictures, self._indices, self.captions = pictures, indices, captions
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._pictures[int(self._indices[index])]
+
+
 def _several(text: Any) -> tuple[Any, ...]:
     return (text,) if isinstance(text, str) else tuple(text or ())
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
-def _gather(arrays: list[jax.Array], *, mesh: Mesh) -> list[jax.Array]:
+def gather_rows(arrays: list[jax.Array], *, mesh: Mesh) -> list[jax.Array]:
     """Gives every process the whole of arrays that lie over the batch axes."""
     return jax.lax.with_sharding_constraint(arrays, replicated(mesh))
 

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from clipjax.array_types import PyTree
 from clipjax.data.class_matching import choose_names, labels_that_occur
+from clipjax.data.naflex import to_image
 from clipjax.data.named_lists import load_class_names
 from clipjax.evals.encoding import EncodeFn, RowLayout, embed_fn, place_params, prefetched
 from clipjax.evals.prompts import Prompts, choose_prompts, warn_of_articles
@@ -313,7 +314,7 @@ class ZeroShot:
             predictions.append(
                 Prediction(
                     key=example["key"],
-                    image=pixels,
+                    image=to_image(pixels),
                     label=self.class_names[row],
                     names=tuple(self.class_names[c] for c in places[index]),
                     scores=tuple(float(score) for score in scores[index]),

@@ -15,6 +15,7 @@ if __name__ == "__main__":
     import test_zero_shot
     from stand_ins import make_params
 
+    from clipjax.evals.retrieval_answers import find_pictures
     from clipjax.partitioning import make_mesh
 
     # Devices in an order in which no process holds adjacent rows.
@@ -31,6 +32,8 @@ if __name__ == "__main__":
         flat.pictures = lambda: range(len(flat))
     rows = test_retrieval.make_eval(flat, mesh).run(test_retrieval.related_params())
     metrics |= {f"rows/{name}": value for name, value in rows.items()}
+    found = find_pictures(retrieval, test_retrieval.related_params(), num_queries=7)
+    metrics["found"] = [[f.caption, f.rank, [p.key for p in f.pictures]] for f in found]
     metrics["predictions"] = [[p.key, p.names, p.scores] for p in predictions]
     source = test_zero_shot.make_source(23)[0]
     source.examples[22]["image"] = b"not an image"

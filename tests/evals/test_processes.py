@@ -12,6 +12,8 @@ import test_retrieval
 import test_zero_shot
 from stand_ins import make_params
 
+from clipjax.evals.retrieval_answers import find_pictures
+
 
 @pytest.mark.slow
 def test_two_processes_agree_with_one():
@@ -52,6 +54,8 @@ def test_two_processes_agree_with_one():
     rows = test_retrieval.make_eval(flat, mesh).run(test_retrieval.related_params())
     metrics |= {f"rows/{name}": value for name, value in rows.items()}
     assert rows["num_images"] == 23 < rows["num_rows"]
+    answers = find_pictures(retrieval, test_retrieval.related_params(), num_queries=7)
+    metrics["found"] = [[f.caption, f.rank, [p.key for p in f.pictures]] for f in answers]
     for p, (key, names, scores) in zip(predictions, found[0].pop("predictions"), strict=True):
         assert (p.key, list(p.names)) == (key, names)
         assert list(p.scores) == pytest.approx(scores, rel=1e-5)
