@@ -5,6 +5,7 @@ import copy
 import pytest
 
 from clipjax.checkpoint import check_contract, make_contract
+from clipjax.experiment.start import FREE_IN_FINE_TUNING
 from clipjax.models.zoo import MODELS
 
 TOKENIZER = {"name": "clip_bpe", "sha256": "ab", "pad_id": 0, "lower": True}
@@ -53,3 +54,16 @@ def test_each_difference_is_named_and_can_be_overridden(contract, path, value):
 def test_an_override_of_nothing_is_an_error(contract):
     with pytest.raises(ValueError, match=r"'model\.imag' is no key"):
         check_contract(contract, contract, override=["model.imag"])
+
+
+def test_what_a_fine_tuning_is_free_to_change_is_no_warning(contract, caplog):
+    wanted = copy.deepcopy(contract)
+    wanted["model"]["image"]["patch_dropout"] = 0.0  # as a config has it; converted weights do not
+    assert "patch_dropout" not in contract["model"]["image"]
+    check_contract(contract, wanted, free=FREE_IN_FINE_TUNING)
+    assert not caplog.records
+    check_contract(contract, wanted, override=["model.image.patch_dropout"])
+    assert "'absent' in the checkpoint, 0.0 here" in caplog.text  # somebody said so: it is told
+    wanted["model"]["image"]["activation"] = "relu"
+    with pytest.raises(ValueError, match=r"model\.image\.activation"):
+        check_contract(contract, wanted, free=FREE_IN_FINE_TUNING)
