@@ -1,0 +1,118 @@
+"""Every command and every Python block of the documents runs, in a folder with small stand-ins."""
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from blocks import DOCUMENTS, Block, blocks_of
+from stage import HERE, Stage
+
+pytestmark = pytest.mark.docs
+
+# (document, words of the block): why it is not run.
+NOT_RUN = {
+    ("README.md", "pip install libtpu"): "it says what not to do",
+    ("docs/data.md", "oxford_iiit_pet').download"): "downloads a dataset from the internet",
+    ("docs/interop.md", 'create_model("ViT-B-32-quickgelu"'): "OpenCLIP builds the full size; "
+    "tests/interop/test_open_clip_live.py compares it",
+}
+# (document, words of the block): the package that it needs.
+NEEDS = {
+    ("docs/plan.md", "clipjax plan --config"): "libtpu",
+    ("README.md", "clipjax plan --config"): "libtpu",
+    ("docs/interop.md", "local-dir:mine_open_clip"): "open_clip",
+    ("docs/interop.md", "from transformers import"): "transformers",
+    ("docs/interop.md", "parity.py --family"): "torch",
+    ("docs/losses.md", "loss.py --part"): "torch",
+}
+# (document, words of the block): what the text around a Python block takes for granted.
+PRELUDES = {
+    ("docs/interop.md", "create_model_and_transforms"): "import open_clip",
+    ("docs/interop.md", "encoder.image_tokens"): (
+        "from clipjax.inference import Encoder\n"
+        "encoder = Encoder.from_checkpoint('runs/mine')\n"
+        "images, texts = ['a.jpg'], ['a cat']"
+    ),
+}
+
+
+def lookup(table, block):
+    found = [
+        value
+        for (document, words), value in table.items()
+        if document == block.document and words in block.text
+    ]
+    assert len(found) <= 1, f"{block.where}: {found}"
+    return found[0] if found else None
+
+
+@pytest.mark.parametrize("table", [NOT_RUN, NEEDS, PRELUDES])
+def test_the_tables_speak_of_blocks_that_are_there(table):
+    blocks = [block for path in DOCUMENTS for block in blocks_of(path)]
+    for document, words in table:
+        assert any(b.document == document and words in b.text for b in blocks), (document, words)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("docs_cache")
+
+
+@pytest.fixture(scope="session")
+def quickstart(cache, tmp_path_factory):
+    """The run that the documents start from, as `bash launch/quickstart.sh` makes it."""
+    stage = Stage(tmp_path_factory.mktemp("quickstart"), cache)
+    stage.run(Block(DOCUMENTS[0], 2, "bash", "bash launch/quickstart.sh\n"))
+    return stage.root / "runs" / "quickstart"
+
+
+@pytest.fixture
+def stage(tmp_path, cache, quickstart):
+    stage = Stage(tmp_path, cache)
+    shutil.copytree(quickstart, tmp_path / "runs" / "quickstart")
+    subprocess.run([sys.executable, HERE / "weights.py", tmp_path], check=True, env=stage.env)
+    return stage
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.stem)
+def test_every_block_runs(path, stage):
+    if path.stem == "README":  # it makes the run itself
+        shutil.rmtree(stage.root / "runs" / "quickstart")
+    left_out = []
+    for block in blocks_of(path):
+        if block.language not in ("bash", "python") or lookup(NOT_RUN, block):
+            continue
+        package = lookup(NEEDS, block)
+        if package and importlib.util.find_spec(package) is None:
+            left_out.append(f"{block.where} needs {package}")
+            continue
+        stage.run(block, lookup(PRELUDES, block) or "")
+    if left_out:
+        pytest.skip(f"all but these ran: {', '.join(left_out)}")
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "line"),
+    [
+        ("bash", "echo well\nclipjax data check folder:nowhere\necho well\n", 42),
+        ("bash", "pip install '.[nope]'\n", 41),
+        ("python", "import clipjax\nclipjax.nope\n", 42),
+    ],
+)
+def test_a_broken_block_is_named(language, text, line, tmp_path, cache):
+    with pytest.raises(AssertionError, match=r"docs/page.md:41") as error:
+        Stage(tmp_path, cache).run(Block(DOCUMENTS[0].parent / "docs/page.md", 41, language, text))
+    assert f"line {line}" in str(error.value)
+
+
+def test_the_pod_gets_the_command(stage):
+    """The stand-in for gcloud runs what it is given, so the launcher's last line is real."""
+    text = (
+        "NAME=a ZONE=b bash launch/tpu_pod.sh --config configs/smoke.py --workdir $PWD/runs/pod\n"
+    )
+    stage.run(Block(DOCUMENTS[0], 2, "bash", text))
+    assert json.loads((stage.root / "runs" / "pod" / "results.json").read_text())
+    assert " scp " in (stage.root / "gcloud.log").read_text()
