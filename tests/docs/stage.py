@@ -68,6 +68,8 @@ class Stage:
             "STAGE": str(root),
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+            # What compiles runs a few times only.
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "CLIPJAX_CACHE": str(cache / "clipjax"),
             "JAX_COMPILATION_CACHE_DIR": str(cache / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
