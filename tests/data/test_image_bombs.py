@@ -1,22 +1,23 @@
 """Small files that claim, or unpack to, very much: refused at once, or decoded at a known cost."""
 
+import contextlib
 import io
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from broken_pictures import LARGE, LARGEST, bombs, empty_png, scanned_jpeg
-from PIL import Image
+from counting import counted_calls
+from PIL import Image, ImageFile
 from test_image_faults import outcome
 
 from clipjax.data import SampleError, decode_image, fast_jpeg, image_limits
 from clipjax.data import preprocess as module
 from clipjax.data.transforms import RandomResizedCrop
 
-# Of CPU time. The largest pictures take up to a second on an idle core, and twice that where
-# others use its cache and its other thread.
-REFUSED_S, DECODED_S = 0.25, 2.5
+# Pixels that a decoder goes over, once a scan: 10 scans of the largest JPEG.
+REFUSED_PIXELS, DECODED_PIXELS = 1 << 20, 10 * 9600 * 6400
+MOST_CALLS = 20_000
 REFUSED_MB, DECODED_MB = 64, 512
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
 
@@ -26,18 +27,36 @@ def memory_mb(field):
     return int(text.split(f"{field}:")[1].split()[0]) / 1024
 
 
+@contextlib.contextmanager
+def decoded_pixels(data):
+    """A list of the pixels that each decoder goes over inside, once a scan."""
+    load, sizes = ImageFile.ImageFile.load, []
+    scans = data.count(b"\xff\xda") if data.startswith(b"\xff\xd8") else 1
+
+    def counting(image):
+        if image.tile:  # what is loaded has none
+            sizes.append(image.width * image.height * scans)
+        return load(image)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ImageFile.ImageFile, "load", counting)
+        yield sizes
+
+
 def cost(decode, data):
-    """What became of a picture, the CPU time in s, and the most memory it took, in MB."""
+    """What became of a picture, pixels gone over, calls made, and the most memory, in MB."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before, start = memory_mb("VmRSS"), time.process_time()
-    found = outcome(decode, data)
-    return found, time.process_time() - start, memory_mb("VmHWM") - before
+    before = memory_mb("VmRSS")
+    with decoded_pixels(data) as sizes, counted_calls() as calls:
+        found = outcome(decode, data)
+    return found, sum(sizes), calls.number, memory_mb("VmHWM") - before
 
 
 def check(name, data, reasons, decode=decode_image):
-    found, seconds, memory = cost(decode, data)
+    found, pixels, calls, memory = cost(decode, data)
     assert found in (reasons or {"decoded", "image_undecodable"}), name
-    assert seconds < (DECODED_S if found == "decoded" else REFUSED_S), (name, seconds)
+    assert pixels <= (DECODED_PIXELS if found == "decoded" else REFUSED_PIXELS), (name, pixels)
+    assert calls < MOST_CALLS, (name, calls)
     assert memory < (DECODED_MB if found == "decoded" else REFUSED_MB), (name, memory)
     return found
 
@@ -56,19 +75,18 @@ def test_bombs():
 
 @needs_peaks
 def test_the_oracle_sees_what_costs_too_much(monkeypatch):
-    """Negative controls: bombs without the checks, a second of work, a copy too many."""
+    """Negative controls: bombs without the checks, very many calls, a copy too many."""
     monkeypatch.setattr(module, "check_scans", lambda data, pixels: None)
-    found, seconds, _ = cost(decode_image, scanned_jpeg(2000, 150))
-    assert found == "decoded" and seconds > REFUSED_S
+    with pytest.raises(AssertionError, match="bomb"):
+        check("bomb", scanned_jpeg(2100, 150), set())
     monkeypatch.setattr(module, "pixel_limit", lambda image: 1 << 26)
     data = LARGE["webp"](LARGEST[0], LARGEST[1] * 3 // 2)
-    found, _, memory = cost(decode_image, data)
+    found, _, _, memory = cost(decode_image, data)
     assert found == "decoded" and memory > DECODED_MB
 
     def slow(data):
-        start = time.process_time()
-        while time.process_time() - start < DECODED_S:
-            pass
+        for _ in range(MOST_CALLS):
+            data.index(data)
         return decode_image(data)
 
     with pytest.raises(AssertionError, match="some"):
@@ -78,7 +96,7 @@ def test_the_oracle_sees_what_costs_too_much(monkeypatch):
         image = decode_image(data)
         return Image.fromarray(np.asarray(image).astype(np.float64).astype(np.uint8))
 
-    assert cost(with_floats, empty_png(4000, 2000))[2] > REFUSED_MB * 2
+    assert cost(with_floats, empty_png(4000, 2000))[3] > REFUSED_MB * 2
 
 
 def jpeg(**options):
