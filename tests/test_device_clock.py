@@ -5,6 +5,7 @@ import time
 
 import jax
 import pytest
+from counting import HANGS_S, wait_until
 
 from clipjax.device_clock import DeviceClock
 
@@ -19,7 +20,7 @@ class Result:
         self.event.set()
 
     def block_until_ready(self):
-        assert self.event.wait(10)
+        assert self.event.wait(HANGS_S)
         if self.error:
             raise self.error
 
@@ -31,15 +32,12 @@ def clock():
     clock.close()
     for thread in threading.enumerate():
         if thread.name == "clipjax-device-clock":
-            thread.join(10)
+            thread.join(HANGS_S)
             assert not thread.is_alive()
 
 
 def wait_until_idle(clock):
-    deadline = time.monotonic() + 10
-    while clock.idle_s(now := time.monotonic(), now + 1) == 0:
-        assert now < deadline
-        time.sleep(0.001)
+    wait_until(lambda: clock.idle_s(now := time.monotonic(), now + 1) > 0)
 
 
 def test_a_busy_device_waits_for_nothing(clock):

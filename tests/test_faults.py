@@ -4,10 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from counting import wait_until
 
 from clipjax import faults
 
@@ -105,15 +105,25 @@ def test_a_process_that_hangs_is_ended_with_its_stacks():
 
 
 def test_a_process_that_makes_progress_is_left_alone(monkeypatch):
-    given_up = []
+    class Clock:
+        now, looks = 1000.0, 0
+
+        def monotonic(self):
+            self.looks += 1
+            return self.now
+
+    clock, given_up = Clock(), []
+    monkeypatch.setattr(faults, "time", clock)
     monkeypatch.setattr(faults.Watchdog, "_give_up", lambda self: given_up.append(1))
     with faults.Watchdog(0.4) as watchdog:
         for _ in range(8):
-            time.sleep(0.1)
+            clock.now += 0.3
+            looks = clock.looks
+            wait_until(lambda: clock.looks > looks)  # noqa: B023  called at once
             watchdog.beat()
         assert given_up == []
-        time.sleep(0.8)  # negative control: the same dog bites
-        assert given_up != []
+        clock.now += 0.8
+        wait_until(lambda: given_up)  # negative control: the same dog bites
 
 
 @pytest.mark.parametrize("timeout_s", [0, -1, float("nan")])

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -36,15 +35,14 @@ class Numbers:
 
     class_names = None
 
-    def __init__(self, size, bad=(), error=None, delay_s=0.0):
-        self.size, self.bad, self.error, self.delay_s = size, set(bad), error, delay_s
+    def __init__(self, size, bad=(), error=None):
+        self.size, self.bad, self.error, self.wait = size, set(bad), error, lambda: None
 
     def __len__(self):
         return self.size
 
     def __getitem__(self, index):
-        if self.delay_s:
-            time.sleep(self.delay_s)
+        self.wait()
         if index in self.bad:
             raise self.error or SampleError("planted", "it is bad", f"number-{index}")
         image = np.zeros((2, 2, 3), np.uint8)
@@ -458,9 +456,13 @@ def test_a_fault_in_the_code_surfaces(num_workers):
 
 
 def test_a_hanging_source_is_an_error():
-    loader = make(Numbers(4, delay_s=0.4), 4, num_workers=1, timeout_s=0.1)
-    with loader, pytest.raises(TimeoutError, match="step 0"):
-        loader.batch(0)
+    source, go_on = Numbers(4), threading.Event()
+    source.wait = go_on.wait
+    loader = make(source, 4, num_workers=1, timeout_s=0.1)
+    with loader:
+        with pytest.raises(TimeoutError, match="step 0"):
+            loader.batch(0)
+        go_on.set()
 
 
 def test_close_leaves_no_thread():

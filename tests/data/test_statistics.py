@@ -1,7 +1,7 @@
 import io
-import time
 
 import numpy as np
+from counting import wait_until
 from PIL import Image
 
 from clipjax.data import statistics
@@ -101,9 +101,8 @@ def test_reading_runs_ahead_of_counting_by_a_few_tasks(monkeypatch):
     source = Same()
     chunks = measure(source, np.arange(300), workers=2)
     seen = len(next(chunks))
-    time.sleep(0.3)  # what was begun has ended by then
-    assert seen <= source.read <= 4 * 6
-    chunks.close()
+    wait_until(lambda: source.read > seen)  # it runs ahead
+    chunks.close()  # what was begun has ended by then
     assert source.read <= 4 * 6
     found = list(measure(source, np.arange(299), workers=2))
     assert [item.key for chunk in found for item in chunk] == [f"k{i}" for i in range(299)]

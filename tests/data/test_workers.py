@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from absl import logging
+from counting import HANGS_S, wait_until
 from worker_sources import Numbers, Talkative, Unreadable, numbers_in, tokens_of, tokens_of_three
 
 from clipjax.data import Loader, TooManyBadExamples, make_source, make_transforms
@@ -20,7 +20,6 @@ from clipjax.data.preprocess import Preprocess
 from clipjax.data.rows import DataStage
 from clipjax.data.workers_processes import WorkerError
 
-NOTICED_S = 5.0
 SPECS = (
     {"name": "random_resized_crop", "scale": (0.5, 1.0)},
     {"name": "color_jitter"},
@@ -65,17 +64,8 @@ def is_alive(pid):
         return False
 
 
-def seconds_until(condition, limit=30.0):
-    start = time.monotonic()
-    while not condition():
-        if time.monotonic() - start > limit:
-            return float("inf")
-        time.sleep(0.01)
-    return time.monotonic() - start
-
-
 def wait_until_ready(loader):
-    assert seconds_until(lambda: all(w.ready for w in loader._workers._workers)) < 30
+    wait_until(lambda: all(w.ready for w in loader._workers._workers))
     return loader._workers.pids()
 
 
@@ -153,21 +143,21 @@ def test_an_example_that_kills_is_named():
             assert len(numbers_in(loader.batch(step))) == 16
 
 
-def test_an_example_that_hangs_is_named_in_time():
+def test_an_example_that_hangs_is_named():
     with make(Numbers(8, hanging=[3]), 8, num_workers=1, timeout_s=0.5) as loader:
         wait_until_ready(loader)
-        start = time.monotonic()
         with pytest.raises(WorkerError, match=r"example 3 of .*gave no sign for 0.5 s"):
             loader.batch(0)
-        assert time.monotonic() - start < 2 * (0.5 + NOTICED_S)
 
 
 def disturb(number, loss, timeout_s):
-    """Kills or stops workers at random times; gives how long it took to notice each."""
+    """Kills or stops workers at random times; each loss has to be noticed, or this never ends.
+
+    A killed one is noticed by its end: with a `timeout_s` that no test waits for, by nothing else.
+    """
     rng = np.random.Generator(np.random.Philox(key=number))
     source = Numbers(600, delay_s=0.002)
     plain = make(Numbers(600), 48, num_workers=0)
-    noticed = []
     with make(source, 48, timeout_s=timeout_s) as loader:
         batches = loader.iterate()
         for _ in range(number):
@@ -178,35 +168,29 @@ def disturb(number, loss, timeout_s):
             time.sleep(float(rng.uniform(0, 0.03)))
             os.kill(victim, loss)
             loader._workers._ring()
-            start = time.monotonic()
             for _ in range(3):  # so that the victim is given work, wherever it was
                 step, batch = next(batches)
                 assert_equal(batch, plain.batch(step))
-            gone = seconds_until(lambda: victim not in loader._workers.pids())  # noqa: B023  called at once
-            noticed.append(time.monotonic() - start)
-            assert gone < float("inf") and not is_alive(victim)
+            wait_until(lambda: victim not in loader._workers.pids())  # noqa: B023  called at once
+            assert not is_alive(victim)
         batches.close()
         assert loader.counts() == {"worker_restarts": number}
         pids = loader._workers.pids()
     assert not any(map(is_alive, pids))
-    return noticed
 
 
 def test_a_killed_worker_is_noticed_and_its_part_made_anew():
-    assert max(disturb(2, signal.SIGKILL, 60.0)) < NOTICED_S
+    disturb(2, signal.SIGKILL, 10 * HANGS_S)
 
 
 def test_a_stopped_worker_is_noticed_and_its_part_made_anew():
-    assert max(disturb(1, signal.SIGSTOP, 1.0)) < 1.0 + NOTICED_S
+    disturb(1, signal.SIGSTOP, 1.0)
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("loss, timeout_s", [(signal.SIGKILL, 60.0), (signal.SIGSTOP, 2.0)])
+@pytest.mark.parametrize("loss, timeout_s", [(signal.SIGKILL, 10 * HANGS_S), (signal.SIGSTOP, 2.0)])
 def test_twenty_workers_are_lost(loss, timeout_s):
-    noticed = disturb(20, loss, timeout_s)
-    logging.info("%s: noticed after %s s", loss, [round(s, 2) for s in sorted(noticed)])
-    limit = NOTICED_S + (timeout_s if loss == signal.SIGSTOP else 0)
-    assert len(noticed) == 20 and max(noticed) < limit
+    disturb(20, loss, timeout_s)
 
 
 def test_a_loss_that_nobody_notices_would_be_seen(monkeypatch):
@@ -244,7 +228,7 @@ def test_no_worker_outlives_a_parent_that_is_killed():
             os.kill(pids[0], signal.SIGSTOP)  # not even one that cannot see its socket end
         finally:
             parent.kill()
-    assert seconds_until(lambda: not any(map(is_alive, pids))) < NOTICED_S
+    wait_until(lambda: not any(map(is_alive, pids)))
 
 
 def test_signals_that_stop_a_run_are_for_the_parent():
@@ -281,7 +265,7 @@ def test_a_dropped_loader_leaves_nothing_behind():
     pids, thread = loader._workers.pids(), loader._workers._thread
     del loader
     gc.collect()
-    thread.join(NOTICED_S)
+    thread.join(HANGS_S)
     assert not thread.is_alive() and not any(map(is_alive, pids))
 
 

@@ -2,7 +2,11 @@
 
 import contextlib
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+
+# A guard against waiting for ever, far above what any machine takes. No test is to measure by it.
+HANGS_S = 600.0
 
 
 class Counter:
@@ -26,3 +30,15 @@ def counted_calls() -> Iterator[Counter]:
         yield counter
     finally:
         sys.setprofile(before)
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Returns once the condition holds, however long that takes.
+
+    Raises:
+        AssertionError: it never comes to hold.
+    """
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() - start < HANGS_S, "it never came to hold"
+        time.sleep(0.002)
