@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -61,7 +62,9 @@ def make_load_init(
 
     def load_init(state: Any) -> tuple[Any, LoadReport]:
         logging.info("starting from the parameters of %s", step_dir)
-        params, report = load_pretrained(state.params, to_layout(load_params(step_dir)), **patterns)
+        # On the host: what was read lies on one device, and the mesh may hold others.
+        loaded = to_layout(jax.device_get(load_params(step_dir)))
+        params, report = load_pretrained(state.params, loaded, **patterns)
         state = state.replace(params=params)
         statistics = load_model_state(step_dir)
         if state.model_state and statistics:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from clipjax.trees import flatten_with_names, unflatten_names
 
@@ -42,5 +43,6 @@ def stack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
         prefix, index, rest = match.groups()
         stacks.setdefault(f"{prefix}blocks/{rest}", {})[int(index)] = leaf
     for name, blocks in stacks.items():
-        leaves[name] = jnp.stack([blocks[i] for i in range(len(blocks))])
+        on_host = isinstance(blocks[0], np.ndarray)
+        leaves[name] = (np if on_host else jnp).stack([blocks[i] for i in range(len(blocks))])
     return unflatten_names(leaves)

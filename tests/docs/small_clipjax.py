@@ -18,11 +18,14 @@ STEPS = (
 )
 
 
-def shrink(row):
-    """Makes a row of the zoo small, in place: other modules hold the same dicts."""
+def shrink(row, done):
+    """Makes a row of the zoo small, in place and once: rows and modules share dicts."""
+    if id(row) in done:
+        return
+    done.add(id(row))
     for key, value in row.items():
         if isinstance(value, dict):
-            shrink(value)
+            shrink(value, done)
         elif key in WIDTHS and value % TIMES_SMALLER == 0:
             row[key] = value // TIMES_SMALLER
 
@@ -37,8 +40,9 @@ def few_drawings():
 def shrink_all():
     from clipjax.models.zoo import MODELS
 
+    done = set()
     for row in MODELS.values():
-        shrink(row)
+        shrink(row, done)
 
 
 def run():

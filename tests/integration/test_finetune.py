@@ -53,7 +53,10 @@ def test_locked_image_tower(clipjax, reference, digests_of, tmp_path):
 
 
 def test_another_resolution(clipjax, reference, tmp_path):
-    done = finetune(clipjax, reference, tmp_path, ",image_size=64")
+    """On two devices, and with the layers in the other layout than the checkpoint's."""
+    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    flag = "--config.scan_layers=false"
+    done = finetune(clipjax, reference, tmp_path, ",image_size=64", flag, env=devices)
     assert "resized     image_encoder/position_embedding [16, 32] -> [64, 32]" in done.stderr
     manifest = json.loads((tmp_path / "checkpoints" / "4" / "manifest.json").read_text())
     assert manifest["contract"]["model"]["image_size"] == 64
