@@ -208,7 +208,7 @@ def test_a_loss_that_nobody_notices_would_be_seen(monkeypatch):
 
 CHILD = """
 import sys, time
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {paths!r}
 import test_workers
 loader = test_workers.make(test_workers.Numbers(100, delay_s=0.01), 20)
 loader.batch(0)
@@ -219,7 +219,8 @@ for _ in loader.iterate():
 
 
 def test_no_worker_outlives_a_parent_that_is_killed():
-    code = CHILD.format(tests=str(Path(__file__).parent))
+    here = Path(__file__).parent
+    code = CHILD.format(paths=[str(here), str(here.parent / "helpers")])
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     with parent:
         try:
