@@ -42,6 +42,7 @@ MAGIC = b"CJTARIX1"
 EDGE = 64 << 10
 _HEAD = struct.Struct("<8sII")
 _MAX_HEADER = 1 << 20
+_BESIDE = "._"  # what macOS's tar packs beside every file: no picture, whatever it is called
 
 
 class Part(NamedTuple):
@@ -89,7 +90,11 @@ def make_index(
     reader = _HashingReader(file)
     records: dict[str, dict[str, Part]] = {}
     extensions: collections.Counter[str] = collections.Counter()
+    hidden = 0
     for member in read_members(reader, str(file.path)):
+        if member.name.rpartition("/")[2].startswith(_BESIDE):
+            hidden += 1
+            continue
         key, extension = split_name(member.name, key_ends)
         parts = records.setdefault(key, {})
         # A record has one picture of the usual formats, and one file of any other kind.
@@ -110,6 +115,8 @@ def make_index(
         "without_text": sum(p.keys().isdisjoint(TEXT_EXTENSIONS) for p in records.values()),
         "shard": {"bytes": file.size, "sha256": reader.sha256(), "edges": edges_of(file)},
     }
+    if hidden:
+        header["hidden"] = hidden
     if key_ends != "first_dot":
         header["key_ends"] = key_ends
     if len(_packed_json(header)) > _MAX_HEADER:

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from clipjax.data import make_source
+from clipjax.data.class_matching import match_classes
 
 NAMES = tuple(f"name{number}" for number in range(12))
 
@@ -78,6 +79,21 @@ def test_folders_that_are_words_have_no_first_label(tmp_path):
     for options in ({"class_names": ("a", "b")}, {}):
         with pytest.raises(ValueError, match="first_label=1 is of no use"):
             make_source({"spec": spec, "first_label": 1, **options})
+
+
+def test_an_evaluation_brings_the_names_of_numbers_that_count_from_one(tmp_path):
+    spec = folder_of(tmp_path, *(f"{n}/1.png" for n in range(1, 13)))
+    source = make_source(spec)
+    with pytest.raises(ValueError, match=r"\?first_label=1"):
+        match_classes(source.class_names, NAMES, spec, first_label=source.first_label)
+    source = make_source(spec + "?first_label=1")
+    found = match_classes(source.class_names, NAMES, spec, first_label=source.first_label)
+    assert found == list(range(12)) and source.class_names[9] == "10"
+
+
+def test_captions_that_are_beside_no_picture_are_told(tmp_path, caplog):
+    make_source(folder_of(tmp_path, "images/1.png", "captions/1.txt"))
+    assert "1 .txt are not used: the text is the class's name" in caplog.text
 
 
 def test_the_class_is_the_first_folder(tmp_path):

@@ -47,7 +47,7 @@ def test_a_class_a_folder(tmp_path):
     assert (Preprocess(2)(source[2]["image"]) == [255, 0, 0]).all()
     named = make_source({"spec": f"folder:{tmp_path}", "class_names": ("a dog", "a cat")})
     assert named[0]["text"] == "a dog" and named.fingerprint() != source.fingerprint()
-    with pytest.raises(ValueError, match="2 class folders"):
+    with pytest.raises(ValueError, match="2 classes, class_names has 1 names"):
         make_source({"spec": f"folder:{tmp_path}", "class_names": ("a",)})
 
 

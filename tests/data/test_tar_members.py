@@ -11,6 +11,9 @@ from archives import png, tar
 from clipjax.cli import data as data_cli
 from clipjax.data import SampleError, make_source, tar_index
 from clipjax.data.checking import check
+from clipjax.data.paths import data_path
+from clipjax.data.storage import stat
+from clipjax.data.tar_index import make_index
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -109,6 +112,18 @@ def test_more_extensions_than_kinds_of_files_are_keys_with_dots(tmp_path, monkey
     with pytest.raises(ValueError, match=r"198 extensions, .*\?key_ends=last_dot"):
         make_source(f"tar:{path}")
     assert len(make_source(f"tar:{path}?key_ends=last_dot")) == 99
+
+
+def test_what_macos_packs_beside_files_is_skipped_and_counted(tmp_path, caplog):
+    caplog.set_level("INFO")
+    members = [("d/0.png", png(0)), ("d/._0.png", b"resource"), ("._d", b"x"), ("d/0.txt", b"a")]
+    for end in ("", "?key_ends=last_dot"):
+        source = make_source(f"tar:{tar(tmp_path / 'a.tar', members)}{end}")
+        assert list(source.keys()) == ["a.tar/d/0"] and source[0]["image"] == png(0)
+        assert "2 members are not used" in caplog.text
+        caplog.clear()
+    assert findings(f"tar:{tmp_path}/a.tar") == []
+    assert make_index(stat(data_path(str(tmp_path / "a.tar")))).count(b'"hidden":2') == 1
 
 
 def test_an_index_of_one_kind_of_keys_does_not_serve_the_other(tmp_path):

@@ -85,9 +85,10 @@ class Folder:
         )
         orphans = [name for stem, name in self._texts.items() if stem not in stems]
         doubles = [name for name in texts if self._texts[_stem(name)] != name]
+        unread = [] if self._captioned else texts
         if not self._captioned:
             orphans = doubles = []
-        self._report(sizes, orphans, doubles, unnamed, hidden)
+        self._report(sizes, orphans, doubles, unread, unnamed, hidden)
         self._refuse_splits()
         if layout == "auto" and not self._captioned:
             self._refuse_json(sizes)
@@ -164,10 +165,10 @@ class Folder:
             raise ValueError(f"{self._root}: {error}") from error
         if numbers is not None:
             numbers, folders = zip(*sorted(zip(numbers, folders, strict=True)), strict=True)
-        if first_label is not None and (numbers is None or class_names is None):
+        if first_label is not None and numbers is None:
             raise ValueError(
-                f"first_label={first_label} is of no use for {self._root}: it is for class_names "
-                "of folders that are called by whole numbers"
+                f"first_label={first_label} is of no use for {self._root}: it is for folders that "
+                "are called by whole numbers"
             )
         labels = range(len(folders))
         if class_names is None:
@@ -219,6 +220,7 @@ class Folder:
         names: Iterable[str],
         orphans: list[str],
         doubles: list[str],
+        unread: list[str],
         unnamed: list[str],
         hidden: list[str],
     ) -> None:
@@ -231,6 +233,10 @@ class Folder:
         for files, what in (
             (orphans, "captions have no picture"),
             (doubles, "captions are not used, as their pictures have another file of them"),
+            (
+                unread,
+                ".txt are not used: the text is the class's name (?layout=captions reads them)",
+            ),
             (unnamed, "files are not used, as their names are not UTF-8: rename them"),
             (hidden, "files are not used, as their names or those of their folders are hidden"),
         ):

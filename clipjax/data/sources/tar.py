@@ -94,6 +94,9 @@ class TarShards:
         for shard, index in zip(shards, self._indexes, strict=True):
             members.check_extensions(index.header["extensions"], str(shard.path))
         held = {name for index in self._indexes for name in index.header["extensions"]}
+        hidden = sum(index.header.get("hidden", 0) for index in self._indexes)
+        if hidden:
+            logging.info("%s: %d members are not used, macOS's own, such as ._0.jpg", where, hidden)
         members.check_held(held, where)
         self.templates = None if beside is None else beside.templates
         own = None
