@@ -10,6 +10,7 @@ from clipjax.data.image_limits import MAX_PIXELS, ImageError
 # Strips or tiles of a TIFF, each of which costs Pillow a step in Python: rows of the tallest
 # picture that is a page, in each of four colours.
 MAX_STRIPS = 1 << 15
+MAX_TAGS = 512
 # Of JPEG 2000. openjpeg holds 10 KB a tile, some 200 bytes a precinct and as many a code block;
 # a packet (a layer of a precinct) costs a look, whatever is in it.
 MAX_COMPONENTS, MAX_TILES, MAX_TILE_PARTS = 4, 1 << 12, 1 << 14
@@ -45,8 +46,9 @@ def _check_tiff(data: bytes) -> None:
     tags: dict[int, tuple[int, int]] = {}
     try:
         for tag, entry in _tiff_tags(data, order):
-            if tag in tags:
-                raise ImageError("image_parts", f"the TIFF has its tag {tag} twice")
+            if tag in tags or len(tags) == MAX_TAGS:  # Pillow reads what each points to
+                what = f"its tag {tag} twice" if tag in tags else f"more than {MAX_TAGS} tags"
+                raise ImageError("image_parts", f"the TIFF has {what}: write it anew")
             tags[tag] = entry
     except struct.error:
         return

@@ -19,7 +19,7 @@ import fsspec
 from absl import logging
 
 from clipjax.data.paths import DataPath, data_path, expand_braces
-from clipjax.data.retrying import ShortReadError, StorageError, retry
+from clipjax.data.retrying import ShortReadError, StorageError, is_wrong_path, retry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,6 +256,16 @@ def told_wrong_path(where: object, error: OSError) -> str:
 def read_all(path: DataPath) -> bytes:
     """Reads a whole file."""
     return read(path, 0, stat(path).size)
+
+
+def read_given(where: str) -> bytes:
+    """Reads a whole file that a SPEC names; ValueError if there is none, or it may not be read."""
+    try:
+        return read_all(data_path(where))
+    except OSError as error:
+        if not is_wrong_path(error):
+            raise
+        raise ValueError(told_wrong_path(where, error)) from error
 
 
 def write(path: DataPath, content: bytes) -> None:

@@ -298,7 +298,7 @@ def tiff_bombs():
         "tiff, 20,000 tags of a megabyte": (
             b"II*\0" + struct.pack("<I", 8 + (1 << 20)) + bytes(1 << 20)
             + struct.pack("<H", 20_000) + many + bytes(4),
-            {"image_format"},
+            parts,
         ),
         "tiff, a tag twice": (grey_tiff((9, 9), bytes(81), (256, 4, 1, 1 << 20)), parts),
     }  # fmt: skip

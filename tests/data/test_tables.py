@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from archives import png
 
-from clipjax.data import Loader, Preprocess, SampleError, make_source
+from clipjax.data import Loader, Preprocess, SampleError, make_source, storage
 from clipjax.data.contact_sheet import contact_sheet
 from clipjax.data.packing import FORMATS, Packing, pack
-from clipjax.data.sources import table as table_module
 from clipjax.data.statistics import measure, summarise
 
 
@@ -67,7 +66,7 @@ def test_a_table_that_cannot_be_read(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(table_module, "read_all", refuse)
+    monkeypatch.setattr(storage, "read_all", refuse)
     with pytest.raises(ValueError, match=r"a\.csv may not be read: .* chmod"):
         make_source(f"csv:{tmp_path}/a.csv")
 

@@ -7,11 +7,10 @@ from typing import Any
 
 from clipjax.data.captions import as_lines, check_how
 from clipjax.data.paths import DataPath, data_path
-from clipjax.data.retrying import is_wrong_path
 from clipjax.data.source import Example, SampleError
 from clipjax.data.sources.fields import whole_text
 from clipjax.data.sources.folder import name_of_picture, read_named, root_identity
-from clipjax.data.storage import is_folder, read_all, told_wrong_path
+from clipjax.data.storage import is_folder, read_given
 from clipjax.data.text_files import decode_text
 
 
@@ -47,12 +46,7 @@ class Coco:
     ):
         check_how(captions, where)
         path = data_path(where)
-        try:
-            content = read_all(path)
-        except OSError as error:
-            if not is_wrong_path(error):
-                raise
-            raise ValueError(told_wrong_path(where, error)) from error
+        content = read_given(where)
         try:
             about = json.loads(decode_text(content, where))
         except (json.JSONDecodeError, RecursionError) as error:

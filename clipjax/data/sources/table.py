@@ -8,7 +8,6 @@ from typing import Any
 from clipjax.data.captions import as_lines, check_how
 from clipjax.data.labels import labels_of_numbers
 from clipjax.data.paths import data_path
-from clipjax.data.retrying import is_wrong_path
 from clipjax.data.source import Example, SampleError
 from clipjax.data.sources.fields import (
     IMAGE_FIELDS,
@@ -21,7 +20,7 @@ from clipjax.data.sources.fields import (
 )
 from clipjax.data.sources.folder import name_of_picture, read_named, root_identity
 from clipjax.data.sources.table_rows import read_rows
-from clipjax.data.storage import read_all, told_wrong_path
+from clipjax.data.storage import read_given
 from clipjax.data.text_files import decode_text
 
 
@@ -71,12 +70,7 @@ class Table:
     ):
         check_how(captions, where)
         path = data_path(where)
-        try:
-            content = read_all(path)
-        except OSError as error:
-            if not is_wrong_path(error):
-                raise
-            raise ValueError(told_wrong_path(where, error)) from error
+        content = read_given(where)
         text = decode_text(content, where)
         rows, self._lines, self._ragged = read_rows(text, path.suffix.lower(), separator, where)
         if not rows:

@@ -9,10 +9,9 @@ import numpy as np
 from absl import logging
 
 from clipjax.data.paths import data_path
-from clipjax.data.retrying import is_wrong_path
 from clipjax.data.source import DataSource
 from clipjax.data.sources.subset import Subset
-from clipjax.data.storage import read_all, told_wrong_path
+from clipjax.data.storage import read_given
 from clipjax.data.text_files import decode_text
 
 SUFFIXES = (".npy", ".txt")
@@ -73,14 +72,8 @@ def read_uids(where: str) -> np.ndarray:
     Raises:
         ValueError: if there is no such file, or it is no list of uids.
     """
-    path = data_path(where)
-    try:
-        content = read_all(path)
-    except OSError as error:
-        if not is_wrong_path(error):
-            raise
-        raise ValueError(told_wrong_path(where, error)) from error
-    if path.suffix.lower() == ".npy":
+    content = read_given(where)
+    if data_path(where).suffix.lower() == ".npy":
         found = _of_pairs(content, where)
     else:
         found = np.array(list(_of_lines(decode_text(content, where), where)), UIDS)
