@@ -1,10 +1,14 @@
 """`clipjax eval` and `classify` on data whose names mislead."""
 
+import io
 import json
 import re
+import tarfile
 
 import numpy as np
 from PIL import Image
+
+from clipjax.evaluate import evaluate_checkpoint
 
 COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255), "a_green": (0, 255, 0)}
 
@@ -51,3 +55,44 @@ def test_what_cannot_be_written_is_said_before_the_work(clipjax, reference, tmp_
     done = clipjax("eval", "--checkpoint", reference, *flags, check=1)
     assert "is a folder" in done.stderr
     assert "top1" not in done.stderr
+
+
+def test_a_dataset_of_clip_benchmark_is_evaluated_as_it_is(clipjax, reference, tmp_path):
+    root, plain = tmp_path / "wds", tmp_path / "plain"
+    (root / "test").mkdir(parents=True)
+    names = ["red one", "#blue, bright", "green"]
+    (root / "classnames.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
+    templates = "a {c} picture\n{c}\n"
+    (root / "zeroshot_classification_templates.txt").write_text(templates, encoding="utf-8")
+    (root / "test" / "nshards.txt").write_text("2\n")
+    make_pictures(plain, ["00", "01", "02"])
+    for shard, labels in enumerate(((2, 0), (1,))):
+        with tarfile.open(root / "test" / f"{shard}.tar", "w") as archive:
+            for label in labels:
+                picture = (plain / f"0{label}" / "1.png").read_bytes()
+                for suffix, content in (("png", picture), ("cls", b"%d" % label)):
+                    entry = tarfile.TarInfo(f"s{label:07d}.{suffix}")
+                    entry.size = len(content)
+                    archive.addfile(entry, io.BytesIO(content))
+    found = tmp_path / "found.json"
+    flags = (f"--zero_shot=tar:{root}/test", f"--json={found}")
+    done = clipjax("eval", "--checkpoint", reference, *flags)
+    assert "templates: the dataset's own" in done.stderr
+    (prefix,) = json.loads(found.read_text())["evaluations"]
+    expected = numbers_of(json.loads(found.read_text()), prefix)
+    assert expected["num_classes"] == expected["num_examples"] == 3
+    # A folder of the same pictures, and prompts of each class, as the templates make them.
+    prompts = {name: [t.replace("{c}", name) for t in templates.split("\n")[:2]] for name in names}
+    (tmp_path / "prompts.json").write_text(json.dumps({"mine": prompts}), encoding="utf-8")
+    (tmp_path / "names.json").write_text(json.dumps(names), encoding="utf-8")
+    again = evaluate_checkpoint(
+        reference,
+        zero_shot=[f"folder:{plain}?class_names={tmp_path}/names.json"],
+        templates=f"{tmp_path}/prompts.json:mine",
+    )
+    (prefix,) = again["evaluations"]
+    assert numbers_of(again, prefix) == expected
+
+
+def numbers_of(results, prefix):
+    return {k.removeprefix(f"{prefix}/"): v for k, v in results.items() if k.startswith(prefix)}

@@ -60,8 +60,23 @@ def specs(tmp_path_factory):
                     entry = tarfile.TarInfo(f"{number:04d}.{suffix}")
                     entry.size = len(data)
                     archive.addfile(entry, io.BytesIO(data))
+    # As Flickr30k, COCO and CLIP_benchmark publish theirs.
+    table = [f"{name}| {turn}| {text}" for (_, turn), (name, text) in zip(rows, pairs, strict=True)]
+    table.insert(0, "image_name| comment_number| comment")
+    (root / "p/results.csv").write_text("\n".join(table))
+    images = [{"id": 7 * n, "file_name": f"{n}.png"} for n in range(PICTURES)]
+    captions = [{"image_id": 7 * n, "caption": caption(n, turn)} for n, turn in rows]
+    about = json.dumps({"images": images, "annotations": captions})
+    (root / "p/captions.json").write_text(about)
+    (root / "wds/test").mkdir(parents=True)
+    (root / "wds/dataset_type.txt").write_text("retrieval\n")
+    (root / "wds/test/nshards.txt").write_text("1\n")
+    (root / "wds/test/0.tar").write_bytes((root / "lines.tar").read_bytes())
     flat, few = PICTURES * CAPTIONS, PICTURES
     return {
+        f"csv:{root}/p/results.csv?separator=pipe": flat,
+        f"coco:{root}/p/captions.json": few,
+        f"tar:{root}/wds/test": few,
         f"csv:{root}/p/t.csv": flat,
         f"jsonl:{root}/p/t.jsonl": flat,
         f"parquet:{root}/p/paths.parquet": flat,
