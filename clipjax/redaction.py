@@ -44,6 +44,8 @@ _HARMLESS = {
     *("column", "field", "row", "sort", "group", "primary", "foreign", "partition", "cache"),
     *("public", "query", "metric", "random", "rng", "prng"),
 }
+# Fields of a config that hold words of a dataset: a class may be called "key", or "token".
+_WORDS = {"class_names", "templates"}
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 # Each pattern reads a text once from end to end: names and captions may be long and hostile. The
@@ -101,12 +103,16 @@ def redact_tree(value: Any) -> Any:
 
 def _redact_tree(value: Any, *, secret: bool) -> Any:
     if isinstance(value, Mapping):
-        return {
-            redact(key) if isinstance(key, str) else key: _redact_tree(
-                item, secret=secret or (isinstance(key, str) and is_secret_name(key))
-            )
-            for key, item in value.items()
-        }
+        found = {}
+        for key, item in value.items():
+            name = key if isinstance(key, str) else ""
+            if name in _WORDS and isinstance(item, Mapping | list | tuple):
+                found[key] = item
+            else:
+                found[redact(name) or key] = _redact_tree(
+                    item, secret=secret or is_secret_name(name)
+                )
+        return found
     if isinstance(value, list | tuple):
         return type(value)([_redact_tree(item, secret=secret) for item in value])
     if isinstance(value, str):

@@ -78,6 +78,14 @@ def test_trees():
     assert redact_tree(found) == found and "CANARY" in str(tree)
 
 
+def test_a_class_may_be_called_key():
+    words = {"templates": {"key": ["a photo of a key"], "token": ("a coin",)}}
+    tree = {"evals": {"zero_shot": {**words, "class_names": ["key=1", "secret=x"]}}}
+    assert redact_tree(tree) == tree
+    tree["evals"]["zero_shot"]["templates"] = "s3://user:CANARY@bucket/templates.txt"
+    assert "CANARY" not in str(redact_tree(tree))
+
+
 def test_no_field_of_ours_looks_like_a_credential():
     for tree in (to_plain(default_config()), to_plain(dict(MODELS))):
         assert redact_tree(tree) == tree
