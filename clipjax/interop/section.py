@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from clipjax.interop.tensors import WeightFileError
+from clipjax.strict_json import parse_json
 
 # Gemma's tokenizer.json is the largest of the files that come with published weights: 34 MB.
 MAX_BYTES = 256 << 20
@@ -41,8 +42,8 @@ def read_json(path: Path) -> dict[str, Any]:
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise WeightFileError(f"{path} has {size} bytes; at most {MAX_BYTES} are read")
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        found = parse_json(path.read_bytes(), max_bytes=MAX_BYTES)
+    except (OSError, ValueError) as error:
         raise WeightFileError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(found, dict):
         raise WeightFileError(f"{path} holds {type(found).__name__}, expected a JSON object")

@@ -4,7 +4,6 @@ A conversion writes blocks as they are, one file each, and so they are read. Tra
 Orbax packs, which tensorstore reads.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import tensorstore
 
 from clipjax.interop.files.safetensors import read_array
 from clipjax.interop.tensors import LazyTensor, WeightFileError
+from clipjax.strict_json import parse_json
 
 _FLOAT32 = np.dtype("<f4")
 
@@ -121,8 +121,8 @@ def _cuts_rows(chunks: Any, shape: tuple[int, ...]) -> bool:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        value = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise WeightFileError(f"{path}: damaged: {error}") from error
     if not isinstance(value, dict):
         raise WeightFileError(f"{path}: damaged: no map")

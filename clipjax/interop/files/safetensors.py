@@ -5,7 +5,6 @@ the library maps the file, whose pages then count as memory of the process, and 
 would kill it; and it writes what is in memory as a whole.
 """
 
-import collections
 import functools
 import json
 import math
@@ -20,6 +19,7 @@ import safetensors
 
 from clipjax.interop.files.atomic import new_file
 from clipjax.interop.tensors import LazyTensor, WeightFile, WeightFileError
+from clipjax.strict_json import parse_json
 
 DTYPES = {
     "F64": np.dtype("<f8"),
@@ -58,7 +58,9 @@ def read_safetensors(path: Path) -> WeightFile:
     except safetensors.SafetensorError as error:
         raise WeightFileError(f"{path}: damaged or cut off: {error}") from error
     try:
-        header = json.loads(text, object_pairs_hook=_without_twice)
+        header = parse_json(
+            text, max_bytes=MAX_HEADER_BYTES
+        )  # of equal names the library keeps one
     except ValueError as error:
         raise WeightFileError(f"{path}: damaged: {error}") from error
     metadata = header.pop("__metadata__", None) or {}
@@ -72,15 +74,6 @@ def read_safetensors(path: Path) -> WeightFile:
             raise WeightFileError(f"{path}: {name!r} has {len(shape)} axes, at most {MAX_AXES}")
         tensors[name] = _lazy_tensor(path, DTYPES[dtype], shape, 8 + length + begin)
     return WeightFile(tensors, "safetensors", metadata)
-
-
-def _without_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Makes the map of a JSON object; where a name stands twice, the library keeps the last."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        name, count = collections.Counter(name for name, _ in pairs).most_common(1)[0]
-        raise ValueError(f"{name!r} stands {count} times in the header")
-    return found
 
 
 def _lazy_tensor(path: Path, dtype: np.dtype, shape: tuple[int, ...], start: int) -> LazyTensor:

@@ -1,10 +1,10 @@
 """Hugging Face's index of shards: a JSON file that says which file a tensor is in."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 from clipjax.interop.tensors import WeightFile, WeightFileError
+from clipjax.strict_json import parse_json
 
 MAX_INDEX_BYTES = 64 * 2**20
 
@@ -44,10 +44,10 @@ def _read_index(path: Path) -> dict[str, str]:
     if path.stat().st_size > MAX_INDEX_BYTES:
         raise WeightFileError(f"{path}: an index of more than {MAX_INDEX_BYTES} bytes")
     try:
-        index = json.loads(path.read_bytes())
+        index = parse_json(path.read_bytes(), max_bytes=MAX_INDEX_BYTES)
         weight_map = index["weight_map"]
         if not weight_map or not all(isinstance(file, str) for file in weight_map.values()):
             raise TypeError("weight_map is no map of file names")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightFileError(f"{path}: damaged: no index of shards ({error!r})") from error
     return dict(weight_map)

@@ -26,6 +26,7 @@ from clipjax.interop.source import read_source
 from clipjax.interop.tensors import LazyTensor, WeightFileError, of_array
 from clipjax.interop.weights import NO_HINTS, Hints, Weights
 from clipjax.layers.position_embeddings import sincos_2d
+from clipjax.strict_json import parse_json
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "model.safetensors"
@@ -127,8 +128,8 @@ def _weight_file(folder: Path) -> Path:
 def _config_of(folder: Path) -> Any:
     file = folder / CONFIG
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
+        config = parse_json(file.read_bytes())
+    except (ValueError, OSError) as error:
         raise WeightFileError(f"{file} is no JSON file: {error}") from error
     check_square(config, where=str(file))
     return config
