@@ -10,6 +10,7 @@ from test_data_commands import run
 
 from clipjax.data import SampleError, make_source
 from clipjax.data.named_lists import load_class_names
+from clipjax.data.source import pictures_of
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -239,6 +240,15 @@ def test_files_of_img2dataset(tmp_path, extension, capsys):
     assert make_source(f"parquet:{table}/00001.parquet?root={data}")[2]["image"] == png(5)
     with pytest.raises(ValueError, match=r"no file .*/00001/000010000\.jpg \(or \.png, \.webp\)"):
         make_source(f"parquet:{table}/00001.parquet")
+
+
+def test_equal_keys_of_two_downloads_are_two_pictures(tmp_path):
+    for folder in "ab":
+        downloads(tmp_path / folder, 0, failed=())
+    source = make_source(f"parquet:{tmp_path}/{{a,b}}/00000.parquet")
+    assert len(set(pictures_of(source))) == 6
+    twice = make_source(f"parquet:{tmp_path}/a/00000.parquet")
+    assert pictures_of(twice) == pictures_of(source)[:3]
 
 
 def test_a_key_may_not_lead_elsewhere(tmp_path):

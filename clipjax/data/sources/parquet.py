@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from clipjax.data.captions import as_lines, check_how
-from clipjax.data.paths import data_path, short_names
+from clipjax.data.paths import DataPath, data_path, short_names
 from clipjax.data.source import Example, SampleError
 from clipjax.data.sources import downloads
 from clipjax.data.sources.fields import field_of, fields_of, label_of, text_of
@@ -139,16 +139,16 @@ class Parquet:
         One is another's if they have equal bytes and, where a name stands beside these, an equal
         name; of rows that hold a path alone, if that is equal.
         """
-        for value in self._groups.column(self._image):
-            name, content = value, value
-            if isinstance(value, dict):
-                name, content = value.get("path"), value.get("bytes")
-            if isinstance(content, bytes) and content:
-                name = name if isinstance(name, str) else None
-                yield name, hashlib.sha256(content).digest()
+        files = (
+            file for file, count in enumerate(self._groups.rows_of_files()) for _ in range(count)
+        )
+        for value, file in zip(self._groups.column(self._image), files, strict=True):
+            content, root, path = self._content_and_path(value, file)
+            if content:
+                yield path if isinstance(path, str) else None, hashlib.sha256(content).digest()
             else:
-                path = name_of_picture(self._root, name)
-                yield None if path is None else (path, None)
+                name = name_of_picture(root, path)
+                yield None if name is None else (name, None)
 
     def fingerprint(self) -> str:
         """SHA-256 of the files' sizes and footers, of the columns that are used, and of how `root`
@@ -184,17 +184,22 @@ class Parquet:
         return downloads.extension_beside(files[file], key, data_path(root) if root else None)
 
     def _picture(self, values: Mapping[str, Any], file: int, key: str) -> bytes:
-        path = value = values[self._image]
-        if isinstance(value, dict):
-            path, value = value.get("path"), value.get("bytes")
-        if isinstance(value, bytes) and value:
-            return value
+        content, root, path = self._content_and_path(values[self._image], file)
+        if content:
+            return content
         if self._by_download:
             downloads.check_status(values, key)
-        root = self._root
-        if self._extension is not None:
-            root = self._parents[file]
-            path = downloads.path_of(self._names[file], value, self._extension)
         if not isinstance(path, str) or not path:
             raise SampleError("missing_image", "the row has no picture", key)
         return read_named(root, path, key)
+
+    def _content_and_path(self, value: Any, file: int) -> tuple[bytes | None, DataPath, Any]:
+        """Gives the bytes of a cell where it has some, and its path with the folder of that."""
+        if self._extension is not None:
+            path = downloads.path_of(self._names[file], value, self._extension)
+            return None, self._parents[file], path
+        if isinstance(value, dict):
+            path, value = value.get("path"), value.get("bytes")
+        else:
+            path = value
+        return value if isinstance(value, bytes) and value else None, self._root, path
