@@ -33,6 +33,8 @@ class TextTransformer(nn.Module):
         layer_norm_eps: of every layer normalisation.
         pooling: `eot` (the row of the largest token id, which is the end-of-text token's), `last`
             (the last position, often padding) or `mean` (over the tokens up to the end of text).
+        eot_id: id of the end-of-text token, where ids above it were added to the vocabulary; the
+            end is the first of them. None: the largest id of the row.
         init_name: of the blocks, a name of BLOCK_INITS: openai_text or xavier (big_vision).
         dropout: rate of the residual branches, when training.
         table_length: rows of the position table, of which the first `context_length` are used (a
@@ -48,6 +50,7 @@ class TextTransformer(nn.Module):
     activation: str
     layer_norm_eps: float = 1e-5
     pooling: str = "eot"
+    eot_id: int | None = None
     init_name: str = "openai_text"
     dropout: float = 0.0
     table_length: int | None = None
@@ -61,6 +64,7 @@ class TextTransformer(nn.Module):
         **TRANSFORMER,
         **TEXT,
         "pooling": Choice(("eot", "last", "mean")),
+        "eot_id": Optional(whole(0), "the largest id"),
         "table_length": Optional(whole(), "context_length"),
     }
 
@@ -128,7 +132,8 @@ class TextTransformer(nn.Module):
     def _pool(self, x: jax.Array, tokens: jax.Array) -> jax.Array:
         if self.pooling == "last":
             return x[:, -1]
-        end = tokens.argmax(axis=1)
+        ends = tokens if self.eot_id is None else tokens == self.eot_id
+        end = ends.argmax(axis=1)
         if self.pooling == "eot":
             return jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
         inside = (jnp.arange(x.shape[1]) <= end[:, None]).astype(x.dtype)

@@ -8,10 +8,12 @@ import itertools
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import regex
 
+from clipjax.tokenizers.added_tokens import AddedTokens
 from clipjax.tokenizers.cleaning import collapse_whitespace, fix_text
 
 VOCABULARY = Path(__file__).parent / "vocabularies" / "bpe_simple_vocab_16e6.txt.gz"
@@ -66,9 +68,11 @@ class ClipBPE:
         start_token, end_token: how the two special tokens are spelled in text. The ids are the
             same in every implementation; openai/CLIP spells them as here, open_clip writes
             `<start_of_text>` and `<end_of_text>`.
+        added_tokens: `(token, id, normalized)` of tokens added to the vocabulary: `AddedTokens`.
 
     Raises:
-        ValueError: if the context has no room for the two special tokens.
+        ValueError: if the context has no room for the two special tokens, or `added_tokens` holds
+            something else.
 
     Reference: arXiv:2103.00020; https://github.com/openai/CLIP, clip/simple_tokenizer.py.
     """
@@ -81,6 +85,7 @@ class ClipBPE:
         context_length: int = 77,
         start_token: str = "<|startoftext|>",
         end_token: str = "<|endoftext|>",
+        added_tokens: Iterable[Sequence[Any]] = (),
     ):
         if context_length < 3:
             raise ValueError(f"context_length is {context_length}: at least 3 tokens are needed")
@@ -94,6 +99,7 @@ class ClipBPE:
         # By rank: the two symbols, and what they become.
         self._joins = [(ids[left], ids[right], ids[left + right]) for left, right in merges]
         self._ranks = {(left, right): rank for rank, (left, right, _) in enumerate(self._joins)}
+        self._added = AddedTokens(added_tokens, len(self._symbols))
         self._byte_ids = np.argsort(_BYTE_ORDER).tolist()
         self.start_id, self.end_id = ids[start_token], ids[end_token]
         specials = {start_token: [self.start_id], end_token: [self.end_id]}
@@ -106,12 +112,12 @@ class ClipBPE:
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids; every id fits uint16."""
-        return len(self._symbols)
+        """Number of ids, those of added tokens included."""
+        return max([len(self._symbols) - 1, *self._added.names]) + 1
 
     @property
     def symbols(self) -> tuple[str, ...]:
-        """The vocabulary in the order of the ids; the two special tokens are the last."""
+        """The vocabulary in the order of the ids; the last two are special, and none is added."""
         return tuple(self._symbols)
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
@@ -141,7 +147,14 @@ class ClipBPE:
         """Encodes one caption without special tokens, stopping after `limit` ids."""
         if not isinstance(text, str):
             raise ValueError(f"a caption is {type(text).__name__}, expected str: {text!r}")
-        text = clean_text(text)
+        if not self._added.entries:
+            return self._encode_clean(clean_text(text), limit)
+        ids: list[int] = []
+        for piece in self._added.split(text, clean_text):
+            ids += [piece] if isinstance(piece, int) else self._encode_clean(piece, limit)
+        return ids[:limit]
+
+    def _encode_clean(self, text: str, limit: int | None) -> list[int]:
         words = self._split_ascii(text) if text.isascii() else self._split(text)
         known, ids = self._words, []
         for word in words:
@@ -156,7 +169,11 @@ class ClipBPE:
         for number in ids:
             if number == self.end_id:
                 break
-            if number != self.start_id:
+            if number in self._added.names:
+                # Its letters are their own symbols, so that what stands for bytes below is theirs.
+                token = self._added.names[number].encode("utf-8")
+                text += "".join(_BYTE_SYMBOLS[_BYTE_ORDER.index(byte)] for byte in token) + " "
+            elif number != self.start_id:
                 symbol = self._symbols[number]
                 ends = symbol.endswith(END_OF_WORD) and len(symbol) > len(END_OF_WORD)
                 text += symbol.removesuffix(END_OF_WORD) + " " if ends else symbol
@@ -167,6 +184,7 @@ class ClipBPE:
 
     def contract(self) -> dict:
         """What a checkpoint records, so that it is never fed ids of another tokenizer."""
+        added = [list(entry) for entry in self._added.entries]
         return {
             "name": "clip_bpe",
             "sha256": VOCABULARY_SHA256,
@@ -179,6 +197,7 @@ class ClipBPE:
             "lower_case": True,
             "start_token": self.start_token,
             "end_token": self.end_token,
+            **({"added_tokens": added} if added else {}),
         }
 
     def _encode_word(self, word: str) -> list[int]:

@@ -279,13 +279,21 @@ WRONG = [
     ("clip", C, ("text_config", "hidden_size"), "24", r"hidden_size is '24'; .* an integer"),
     ("clip", C, ("text_config", "hidden_size"), True, r"hidden_size is True"),
     ("clip", C, ("text_config", "num_attention_heads"), 5, r"num_attention_heads is 5; .* divis"),
-    ("clip", C, ("text_config", "eos_token_id"), 7, r"eos_token_id is 7; .*vocab_size - 1 = 49407"),
+    (
+        "clip",
+        C,
+        ("text_config", "eos_token_id"),
+        7,
+        r"eos_token_id is 7, the tokenizer ends with 49407",
+    ),
     ("clip", C, ("text_config", "layer_norm_eps"), -1.0, r"layer_norm_eps is -1.0"),
     ("clip", C, ("text_config", "rope_theta"), 1.0, r"text_config.rope_theta = 1.0 is not a field"),
     ("clip", C, ("vision_config", "num_channels"), 4, r"num_channels is 4; supported is 3"),
     ("clip", C, ("vision_config", "image_size"), 40, r"gives 32 pixels, .*image_size is 40"),
     ("clip", C, ("projection_dim",), 24, r"projection.weight has shape \(20, .*takes \(24, "),
-    ("clip", C, ("text_config", "vocab_size"), 50000, r"eos_token_id is 49407; .*49999"),
+    ("clip", C, ("text_config", "vocab_size"), 50000, r"weight has shape .49408, 24.*.50000, 24"),
+    ("clip", C, ("text_config", "eos_token_id"), 50000, r"eos_token_id is 50000; .*below .*49408"),
+    ("clip", C, ("text_config", "eos_token_id"), 49405, r"is 49405, the tokenizer ends with 49407"),
     ("clip", C, ("text_config",), {"eos_token_id": 2, "vocab_size": 50}, r"50, the tokenizer has"),
     ("clip", P, ("resample",), 0, r"resample is 0; supported is 3 or 2"),
     ("clip", P, ("do_center_crop",), False, r"do_center_crop is False"),
@@ -428,6 +436,96 @@ def test_the_flag_takes_the_other_form_of_a_vocabulary(without_vocabulary, tmp_p
     convert_weights(path, tmp_path / "out", "clipjax", tokenizer=tmp_path / "tokenizer.json")
     ids = load_tokenizer(resolve_checkpoint(tmp_path / "out"))(["W7, a DOG"])[0]
     assert ids[:5].tolist() == [7, 0, 50, 1, 1]  # lower-cased, without the comma, as SigLIP's
+
+
+TOKEN = "text_model.embeddings.token_embedding.weight"
+
+
+def add_tokens(path, tensors, names, extra=0):
+    """Rows for added tokens, and a legacy end that says which token is the end."""
+    rows = np.random.default_rng(3).standard_normal((names + extra, 24)).astype(np.float32)
+    save_tensors(
+        path / "model.safetensors", {**tensors, TOKEN: np.concatenate([tensors[TOKEN], rows])}
+    )
+    edit(path, "config.json", "text_config", "vocab_size", value=49408 + names + extra)
+    edit(path, "config.json", "text_config", "eos_token_id", value=49407)
+
+
+def test_added_tokens_have_ids_and_texts_end_where_they_did(directories, copy, tmp_path):
+    path = copy("clip")
+    add_tokens(path, directories["clip"][2], 3, extra=5)
+    decoder = {
+        "49406": {"content": "<|startoftext|>", "special": True, "normalized": False},
+        "49408": {"content": "<S1>", "special": True, "normalized": False},
+        "49409": {"content": "<Dog>", "special": False, "normalized": True},
+    }
+    (path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
+    legacy = {"<S1>": 49408, "<Dog>": 49409, "<S1>+": 49410}
+    (path / "added_tokens.json").write_text(json.dumps(legacy))
+    weights = read(path)
+    spec = weights.spec
+    assert spec["text"]["eot_id"] == 49407 and spec["text"]["vocab_size"] == 49416
+    tokenizer = make_tokenizer(spec["tokenizer"], context_length=16)
+    plain = ClipBPE(context_length=16)
+    a, cat, x = (plain([word])[0][1] for word in ("a", "cat", "x"))
+    ids = tokenizer(["a<S1>Cat <dOG>x", "<s1>", "<S1>", "x <s1>+"])
+    assert ids[0][:8].tolist() == [49406, a, 49408, cat, 49409, x, 49407, 0]
+    assert ids[1].tolist() == plain(["<s1>"])[0].tolist()  # another case is another text
+    assert ids[2][:4].tolist() == [49406, 49408, 49407, 0]
+    assert 49410 in ids[3]  # of two tokens that begin at one place the longer one
+    assert tokenizer.decode(ids[0]) == "a <S1> cat <Dog> x"
+    assert tokenizer.vocab_size == 49411
+
+    images, _ = inputs({**spec, "text": {**spec["text"], "context_length": 16}})
+    tokens = tokenizer(["a<S1>Cat <dOG>x", "a cat", "<S1>", "x"])
+    hidden = final_norm(weights, run(weights, images, tokens)[3][-1])
+    ends = (tokens == 49407).argmax(axis=1)
+    pooled = hidden[np.arange(4), ends] @ weights.leaves["text_projection/kernel"].read()
+    pooled /= np.linalg.norm(pooled, axis=-1, keepdims=True)
+    assert np.abs(run(weights, images, tokens)[1] - pooled).max() < 2e-6
+    assert (tokens.argmax(axis=1) != ends).any()  # the control: the largest id is another place
+
+    hugging_face.write(tmp_path / "b", read(cut(path, directories, tmp_path)))
+    again = read(tmp_path / "b").spec
+    assert again["text"]["eot_id"] == 49407
+    assert again["tokenizer"]["added_tokens"] == spec["tokenizer"]["added_tokens"]
+
+
+def cut(path, directories, tmp_path):
+    """The directory with as many rows as ids."""
+    path = shutil.copytree(path, tmp_path / "cut")
+    add_tokens(path, directories["clip"][2], 3)
+    return path
+
+
+WRONG_TOKENS = {
+    "a whole word": ({"49408": {"content": "<x>", "single_word": True}}, "as a whole word only"),
+    "damaged": ({"x": {"content": "<x>"}}, "its added tokens are damaged"),
+    "empty": ({"49408": {"content": " "}}, "is no added token"),
+    "of the vocabulary": ({"7": {"content": "<x>"}}, "has the id 7, which is '\\(' in the vocab"),
+    "beyond the rows": ({"49500": {"content": "<x>"}}, "49409, the tokenizer has 49501 ids"),
+    "twice": ({"49408": {"content": "<x>"}, "49409": {"content": "<x>"}}, "two equal tokens"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_TOKENS)
+def test_added_tokens_that_do_not_fit(directories, copy, case):
+    path = copy("clip")
+    add_tokens(path, directories["clip"][2], 1)
+    decoder, message = WRONG_TOKENS[case]
+    (path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
+    with pytest.raises(WeightFileError, match=message):
+        read(path)
+
+
+def test_added_tokens_of_two_files_that_differ(directories, copy):
+    path = copy("clip")
+    add_tokens(path, directories["clip"][2], 1)
+    decoder = {"added_tokens_decoder": {"49408": {"content": "<x>"}}}
+    (path / "tokenizer_config.json").write_text(json.dumps(decoder))
+    (path / "added_tokens.json").write_text(json.dumps({"<y>": 49408}))
+    with pytest.raises(WeightFileError, match="id 49408 is '<x>', another file has '<y>'"):
+        read(path)
 
 
 def test_hints_are_checked(directories):

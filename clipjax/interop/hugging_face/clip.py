@@ -54,12 +54,14 @@ def spec_of(config: Section, text: Section, vision: Section) -> dict[str, Any]:
     vision.ignore(["projection_dim"])
     vision.must_be("num_channels", 3)
     vocab_size = text.integer("vocab_size")
-    if text.get("eos_token_id") not in (LEGACY_END_ID, vocab_size - 1):
-        raise text.error(
-            "eos_token_id",
-            f"vocab_size - 1 = {vocab_size - 1}, or {LEGACY_END_ID} for the same: "
-            "the text is pooled at its largest id",
-        )
+    eos_id, pooled_at = text.get("eos_token_id"), {}
+    if eos_id not in (LEGACY_END_ID, vocab_size - 1):
+        # Ids above the end were added: the first end is looked for, and not the largest id.
+        pooled_at = {"eot_id": text.integer("eos_token_id")}
+        if pooled_at["eot_id"] >= vocab_size:
+            raise text.error(
+                "eos_token_id", f"an id below vocab_size = {vocab_size}, or {LEGACY_END_ID}"
+            )
     start = config.number("logit_scale_init_value")
     is_openai = math.isclose(start, math.log(OPENAI_LOGIT_SCALE["init"]), abs_tol=1e-4)
     return {
@@ -77,6 +79,7 @@ def spec_of(config: Section, text: Section, vision: Section) -> dict[str, Any]:
             "vocab_size": vocab_size,
             "context_length": text.integer("max_position_embeddings"),
             "pooling": "eot",
+            **pooled_at,
             **tower_spec(text),
         },
         "tokenizer": {"name": "clip_bpe"},
@@ -90,6 +93,11 @@ def spec_of(config: Section, text: Section, vision: Section) -> dict[str, Any]:
 def config_of(spec: Mapping[str, Any]) -> dict[str, Any]:
     """The config.json of a spec; what it cannot say is found by reading it again."""
     image, text, size = spec["image"], spec["text"], spec["embed_dim"]
+    end_id = text.get("eot_id")
+    if end_id is None:
+        # The largest id is what transformers takes by the older number alone.
+        is_last = not spec["tokenizer"].get("added_tokens")
+        end_id = text["vocab_size"] - 1 if is_last else LEGACY_END_ID
     return {
         "projection_dim": size,
         "logit_scale_init_value": math.log(spec["logit_scale"]["init"]),
@@ -99,9 +107,9 @@ def config_of(spec: Mapping[str, Any]) -> dict[str, Any]:
             "vocab_size": text["vocab_size"],
             "max_position_embeddings": text["context_length"],
             "projection_dim": size,
-            "bos_token_id": text["vocab_size"] - 2,
-            "eos_token_id": text["vocab_size"] - 1,
-            "pad_token_id": text["vocab_size"] - 1,
+            "bos_token_id": max(end_id - 1, 0),
+            "eos_token_id": end_id,
+            "pad_token_id": end_id,
         },
         "vision_config": {
             "model_type": "clip_vision_model",

@@ -4,9 +4,10 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import RobertaProcessing
 
+from clipjax.interop.hugging_face.added_tokens import added_tokens, decoder_entry
 from clipjax.interop.section import read_json, write_json
 from clipjax.interop.tensors import WeightFileError
 from clipjax.tokenizers.clip_bpe import END_OF_WORD, ClipBPE, load_merges
@@ -49,21 +50,38 @@ def read_clip_tokenizer(path: Path) -> dict[str, Any]:
     if len(found) > 1:
         raise WeightFileError(f"{path}: vocab.json and tokenizer.json spell the two ends otherwise")
     start, end = found.pop() if found else (START, END)
-    spec = {"name": "clip_bpe"}
-    return (
-        spec if (start, end) == (START, END) else {**spec, "start_token": start, "end_token": end}
-    )
+    spec: dict[str, Any] = {"name": "clip_bpe"}
+    if (start, end) != (START, END):
+        spec |= {"start_token": start, "end_token": end}
+    added = added_tokens(path, (*_pieces(), start, end))
+    return {**spec, "added_tokens": added} if added else spec
 
 
 def write_clip_tokenizer(path: Path, spec: dict[str, Any], context_length: int) -> None:
-    """Writes the files that CLIPTokenizer and CLIPTokenizerFast load."""
+    """Writes the files that CLIPTokenizer and CLIPTokenizerFast load.
+
+    Raises:
+        ValueError: an id between the vocabulary's and those of added tokens is nobody's.
+    """
     start, end = spec.get("start_token", START), spec.get("end_token", END)
     vocabulary = {piece: i for i, piece in enumerate([*_pieces(), start, end])}
     write_json(path / "vocab.json", vocabulary)
     lines = ["#version: 0.2", *(" ".join(pair) for pair in load_merges())]
     (path / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     backend = _backend(vocabulary, start, end)
+    added = sorted(spec.get("added_tokens", ()), key=lambda entry: entry[1])
+    if [number for _, number, _ in added] != list(
+        range(len(vocabulary), len(vocabulary) + len(added))
+    ):
+        raise ValueError(
+            "transformers has no such model: tokenizer.added_tokens skips an id; write --format "
+            "clipjax"
+        )
+    for token, _, normalized in added:
+        token = AddedToken(token, normalized=normalized, special=not normalized)
+        (backend.add_tokens if normalized else backend.add_special_tokens)([token])
     (path / "tokenizer.json").write_text(backend.to_str(pretty=True), encoding="utf-8")
+    decoder = {"added_tokens_decoder": _decoder(vocabulary, (start, end), added)} if added else {}
     # Padding with the end token, as OpenAI's directory does: made special, "!" (id 0) would be cut
     # out of words. Pooling reads the first end token, so that padding changes no embedding.
     tokens = {"bos_token": start, "eos_token": end, "unk_token": end, "pad_token": end}
@@ -72,6 +90,7 @@ def write_clip_tokenizer(path: Path, spec: dict[str, Any], context_length: int) 
         path / "tokenizer_config.json",
         {
             **tokens,
+            **decoder,
             "tokenizer_class": "CLIPTokenizer",
             "model_max_length": context_length,
             "do_lower_case": True,
@@ -80,6 +99,12 @@ def write_clip_tokenizer(path: Path, spec: dict[str, Any], context_length: int) 
             "clean_up_tokenization_spaces": False,
         },
     )
+
+
+def _decoder(vocabulary: dict[str, int], ends: tuple[str, str], added: list[Any]) -> dict[str, Any]:
+    """How the slow tokenizer is told of added tokens, and then of the two ends as well."""
+    entries = [(token, vocabulary[token], False) for token in ends]
+    return {str(i): decoder_entry(token, normal) for token, i, normal in [*entries, *added]}
 
 
 def _backend(vocabulary: dict[str, int], start: str, end: str) -> Tokenizer:

@@ -90,8 +90,14 @@ def check_tokenizer(spec: Mapping[str, Any], files: Mapping[str, Path], where: s
     except ValueError as error:
         raise WeightFileError(f"{where}: the tokenizer cannot be used: {error}") from error
     rows, ids = spec["text"]["vocab_size"], contract["vocab_size"]
-    # CLIP's end of text is the last id of both.
-    if ids > rows or (tokenizer["name"] == "clip_bpe" and ids != rows):
+    # CLIP's end of text is the last id of both, unless the model says which one it is.
+    eot_id, is_bpe = spec["text"].get("eot_id"), tokenizer["name"] == "clip_bpe"
+    if eot_id is not None and eot_id != contract.get("end_id"):
+        raise WeightFileError(
+            f"{where}: text_config.eos_token_id is {eot_id}, the tokenizer ends with "
+            f"{contract.get('end_id')}"
+        )
+    if ids > rows or (is_bpe and eot_id is None and ids != rows):
         raise WeightFileError(
             f"{where}: text_config.vocab_size is {rows}, the tokenizer has {ids} ids"
         )

@@ -121,6 +121,11 @@ def _text(spec: Mapping[str, Any]) -> Config:
     poolings = {"eot": "argmax", "last": "last"}
     if text["pooling"] not in poolings:
         raise ValueError(f"text pooling {text['pooling']!r}: OpenCLIP has {', '.join(poolings)}")
+    if text.get("eot_id") is not None:
+        raise ValueError(
+            f"text.eot_id = {text['eot_id']}: OpenCLIP pools at the largest id, which an added "
+            "token may be; write --format clipjax or hf"
+        )
     section |= {"vocab_size": text["vocab_size"], "width": text["width"]}
     section |= {"heads": text["num_heads"], "layers": text["depth"]}
     section |= {**_ratio(text), **_act_and_norm(text), "pool_type": poolings[text["pooling"]]}
