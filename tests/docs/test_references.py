@@ -12,6 +12,7 @@ FILE = re.compile(
     r"`((?:\.\./)*(?:clipjax|tests|configs|launch|benchmarks|docs|models|data|losses|evals|layers)"
     r"/[\w./-]*)`"
 )
+TEST = re.compile(r"`(tests/[\w/.-]+\.py)::(\w+)`")
 FENCE = re.compile(r"^\s*```.*?^\s*```$", re.M | re.S)
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e-?\d+)?")
 
@@ -52,6 +53,25 @@ def test_links_anchors_and_files_exist(path):
     text = path.read_text(encoding="utf-8")
     assert broken_links(path, text) == []
     assert missing_files(text) == []
+
+
+def missing_tests(text):
+    """Tests that are named as pytest names them, and are not there."""
+    return [
+        f"{name}::{test}"
+        for name, test in TEST.findall(text)
+        if not (ROOT / name).exists()
+        or not re.search(rf"^(def|class) {test}\b", (ROOT / name).read_text(), re.M)
+    ]
+
+
+def test_every_promise_of_security_names_a_test():
+    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    promises = text.split("## What is promised")[1].split("\n## ")[0]
+    rows = [row for row in promises.splitlines() if row.startswith("| ")][1:]
+    assert len(rows) > 10 and all(TEST.search(row) for row in rows)
+    assert missing_tests(text) == []
+    assert missing_tests("`tests/docs/blocks.py::test_nope`") == ["tests/docs/blocks.py::test_nope"]
 
 
 def test_what_is_broken_is_seen():
