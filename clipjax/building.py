@@ -13,10 +13,11 @@ import inspect
 import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, get_args
 
-from clipjax.ranges import FieldError, Number, hint, is_list, show
+from clipjax.ranges import Number, hint, is_list, named, show
 
 ANY_MODULE = ("*",)
 
@@ -78,14 +79,8 @@ def build(
     if not _takes_any(parameters):
         # A runtime argument that this constructor does not take is not for it.
         runtime = {k: v for k, v in runtime.items() if k in parameters}
-    try:
+    with named(path) if path.startswith("config") else nullcontext():
         return constructor(**arguments, **runtime)
-    except FieldError as error:
-        raise ValueError(f"{path}.{error}") from error
-    except ValueError as error:
-        if type(error) is not ValueError or not path.startswith("config") or path in str(error):
-            raise
-        raise ValueError(f"{path}: {error}") from error
 
 
 def check_spec(

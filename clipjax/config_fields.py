@@ -11,6 +11,7 @@ from clipjax.ranges import (
     FRACTION,
     PATTERNS,
     RATE,
+    AnyOf,
     Choice,
     Flag,
     Free,
@@ -27,6 +28,7 @@ from clipjax.ranges import (
 
 # Bounds such as 1e-30 and 1e6 keep float32 from rounding a number to 0 or to infinity.
 DTYPES = Choice(("float32", "bfloat16"))
+SPEC = AnyOf((Text("a SPEC, `kind:where[:split]`"), Group("a SPEC under `spec`, and its options")))
 DEVICES = whole(1, also={-1: "the rest"})
 
 
@@ -57,7 +59,7 @@ FIELDS: dict[str, Field] = {
         Many(Group("of a stage"), "dicts, see below"),
         "smaller images, shorter texts or fewer patches up to a step; then the model's own size",
     ),
-    "data.source": Field(Free("a SPEC, `kind:where[:split]`"), "see docs/data.md"),
+    "data.source": Field(SPEC, "see docs/data.md"),
     "data.transforms": Field(
         Many(Group("with a `name`"), "dicts with a `name`"), "see docs/data.md"
     ),
@@ -154,6 +156,6 @@ FIELDS: dict[str, Field] = {
 
 # Of an entry of config.evals, besides those of the evaluation that its `name` is.
 EVAL_FIELDS: dict[str, Field] = {
-    "source": Field(Free("a SPEC, `kind:where[:split]`"), "the dataset to evaluate on"),
+    "source": Field(SPEC, "the dataset to evaluate on"),
     "every_steps": Field(whole(0), "of training; 0 runs it at the end only"),
 }

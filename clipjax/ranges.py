@@ -9,7 +9,8 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 # Of a whole number, unless a rule says more: steps, sizes and counts are int32 on the device.
@@ -352,6 +353,19 @@ def nearest(name: str, known: Iterable[str], number: int = 5) -> str:
     by_lower = {each.lower(): each for each in known}
     close = difflib.get_close_matches(name.lower(), by_lower, n=number, cutoff=0.0)
     return ", ".join(by_lower[each] for each in close)
+
+
+@contextmanager
+def named(path: str) -> Iterator[None]:
+    """Puts a config path in front of a ValueError from inside that does not name it."""
+    try:
+        yield
+    except FieldError as error:
+        raise ValueError(f"{path}.{error}") from error
+    except ValueError as error:
+        if type(error) is not ValueError or path in str(error):
+            raise
+        raise ValueError(f"{path}: {error}") from error
 
 
 def check_fields(owner: Any, ranges: Mapping[str, Rule]) -> None:

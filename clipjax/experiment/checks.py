@@ -11,9 +11,10 @@ from clipjax.config import to_plain
 from clipjax.config_fields import EVAL_FIELDS
 from clipjax.data.naflex import make_preprocess
 from clipjax.data.transforms import make_transforms
-from clipjax.evals import EVALS
+from clipjax.evals import EVALS, load_templates
 from clipjax.experiment.stages import StageSpec
 from clipjax.losses import PAIR_RULES
+from clipjax.ranges import named
 from clipjax.tokenizers import TOKENIZERS
 
 # What an evaluation is given besides its fields in the config.
@@ -22,6 +23,8 @@ EVAL_RUNTIME = (
     "encode_image_fn",
     "encode_text_fn",
     "logit_scale_fn",
+    "logit_bias_fn",
+    "run_prompts",
     "preprocess",
     "tokenizer",
     "mesh",
@@ -66,6 +69,9 @@ def check_parts(
         eval_spec = {key: v for key, v in eval_spec.items() if key not in EVAL_FIELDS}
         path = f"config.evals.{name}"
         check_spec(eval_spec, EVALS, path=path, plugins=ANY_MODULE, runtime=EVAL_RUNTIME)
+        if eval_spec.get("templates") is not None:
+            with named(f"{path}.templates"):
+                load_templates(eval_spec["templates"])
     check_bias(config, spec)
 
 

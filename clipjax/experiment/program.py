@@ -30,7 +30,7 @@ from clipjax.losses import LOSSES, make_loss
 from clipjax.models import resolve_spec
 from clipjax.models.clip import CLIP
 from clipjax.optim import make_optimizer, make_schedule, matcher, optimizer_report
-from clipjax.ranges import unknown_key
+from clipjax.ranges import named, unknown_key
 from clipjax.train_state import TrainState, create_train_state, init_variables
 from clipjax.train_step import StepFn, make_train_step
 from clipjax.trees import flatten_with_names
@@ -121,14 +121,15 @@ def model_spec(config: ConfigDict) -> dict[str, Any]:
         ValueError: an unknown name or field, or no checkpoint to take the model from.
     """
     model = to_plain(config.model)
-    if model["name"] != CHECKPOINT_MODEL:
+    if model.get("name") != CHECKPOINT_MODEL:
         return resolve_spec(model)
     if not config.init.checkpoint:
         raise ValueError(
             f"config.model.name = {CHECKPOINT_MODEL!r} needs config.init.checkpoint: the folder of "
             "the model to start from; or name a row of the zoo (`clipjax models` lists them)"
         )
-    step_dir = choose_step(config.init.checkpoint).step_dir
+    with named("config.init.checkpoint"):
+        step_dir = choose_step(config.init.checkpoint).step_dir
     del model["name"]
     manifest, plugins = read_manifest(step_dir), model_plugins(config)
     file = (model.get("tokenizer") or {}).get("model")

@@ -12,9 +12,10 @@ from ml_collections import ConfigDict
 
 from clipjax.building import ANY_MODULE
 from clipjax.checkpoint import LoadReport, make_contract
-from clipjax.config import to_plain
+from clipjax.config import stored, to_plain
 from clipjax.data.loader import DataStage, Loader
 from clipjax.data.preprocess import Preprocess
+from clipjax.data.source import DataSource
 from clipjax.data.sources import make_source
 from clipjax.data.transforms import make_transforms
 from clipjax.evals.running import ScheduledEval
@@ -27,6 +28,7 @@ from clipjax.experiment.program import (
 )
 from clipjax.experiment.stages import StageSpec
 from clipjax.experiment.start import make_load_init
+from clipjax.ranges import named
 from clipjax.redaction import redact_tree
 from clipjax.tokenizers import Tokenizer, make_tokenizer
 
@@ -68,9 +70,14 @@ def build_experiment(config: ConfigDict, workdir: str | Path) -> Experiment:
     _check_vocabulary(spec, tokenizer)
     contract = make_contract(spec, tokenizer.contract(), plugins=plugins)
     load_init = make_load_init(config, contract)
-    source = make_source(to_plain(config.data.source), path="config.data.source")
+    source = _open(config.data.source, "config.data.source")
+    if config.batch_size > len(source):
+        raise ValueError(
+            f"config.batch_size = {config.batch_size}: config.data.source holds {len(source)} "
+            "examples, and a batch would hold a pair twice; make it smaller, or add data"
+        )
     eval_sources = {
-        name: make_source(to_plain(config.evals[name].source), path=f"config.evals.{name}.source")
+        name: _open(config.evals[name].source, f"config.evals.{name}.source")
         for name in config.evals
     }
     data_stages = _data_stages(config, stages, tokenizer, plugins)
@@ -91,7 +98,7 @@ def build_experiment(config: ConfigDict, workdir: str | Path) -> Experiment:
         prefetch=config.data.prefetch,
         max_bad_fraction=config.data.max_bad_fraction,
     )
-    plain = to_plain(config)
+    plain = stored(config)
     plain["evals"] = stored_evals(plain["evals"])
     plain = redact_tree(plain)  # it is written to files
     return Experiment(
@@ -150,6 +157,11 @@ def _data_stages(
             raise ValueError(f"config.model.{error}") from error
         result.append(DataStage(until_step, transforms, tokenizers[length], preprocess))
     return result
+
+
+def _open(spec: Any, path: str) -> DataSource:
+    with named(path):
+        return make_source(to_plain(spec), path=path)
 
 
 def _make_tokenizer(spec: Mapping[str, Any], plugins: Sequence[str]) -> Tokenizer:

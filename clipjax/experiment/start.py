@@ -19,6 +19,7 @@ from clipjax.checkpoint import (
 )
 from clipjax.config import to_plain
 from clipjax.models.layers_layout import stack_layers, unstack_layers
+from clipjax.ranges import named
 from clipjax.trees import flatten_with_names
 
 # Parts of the contract that a fine-tuning may change without a word: names, rates of training, and
@@ -42,7 +43,8 @@ def make_load_init(
     init = config.init
     if not init.checkpoint:
         return None
-    step_dir = resolve_checkpoint(init.checkpoint)
+    with named("config.init.checkpoint"):
+        step_dir = resolve_checkpoint(init.checkpoint)
     found = read_manifest(step_dir).contract
     if found["tokenizer"].get("sha256", "") is None:  # it came without one: none to compare with
         found = {**found, "tokenizer": contract["tokenizer"]}
