@@ -33,6 +33,10 @@ def default_config() -> ConfigDict:
     config.model.image_size = config_dict.placeholder(int)  # None: as the row says
     config.model.image = ConfigDict({"patch_dropout": 0.0})
     config.model.text = ConfigDict({"context_length": config_dict.placeholder(int)})
+    # Empty, so that `config.model.tokenizer.model = ...` has a place; see `stored`.
+    config.model.tokenizer = ConfigDict()
+    config.model.preprocess = ConfigDict()
+    config.model.logit_scale = ConfigDict()
     config.dtype = "bfloat16"
     config.scan_layers = True
     config.remat = "dots"
@@ -258,6 +262,13 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [to_plain(item) for item in value]
     return value
+
+
+def stored(config: ConfigDict) -> dict[str, Any]:
+    """The config as a checkpoint holds it: empty groups of the model are left out."""
+    plain = to_plain(config)
+    plain["model"] = {key: value for key, value in plain["model"].items() if value != {}}
+    return plain
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def test_a_text_is_no_tuple(path):
         ("evals", {"a": {"source": "x:y", "every_steps": "x"}}, ["config.evals.a.every_steps"]),
         ("evals", {"a": {"source": "x:y", "every_steps": -1}}, ["config.evals.a.every_steps"]),
         ("data.device_color_jitter", {"hue": math.nan}, ["device_color_jitter.hue = nan"]),
-        ("data.source", {1, 2}, ["config.data.source = {1, 2}", "set"]),
+        ("data.source", {"spec": {1, 2}}, ["config.data.source.spec = {1, 2}", "set"]),
         ("mesh.zzz", 1, ["config.mesh.zzz is unknown", "data, fsdp, tensor"]),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -5,13 +5,12 @@ import math
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
-from clipjax.cli import opening
+from clipjax.cli import config_flag, opening
 from clipjax.cli.main import no_positional
 from clipjax.cli.output import show_page
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, :args behind a colon.")
+_CONFIG = config_flag.define()
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Chip and shape of the slice, e.g. v5e:16x16.")
 _JSON = flags.DEFINE_string("json", None, "File to write the plan to as JSON.")
 _MFU = flags.DEFINE_float("mfu", 0.40, "Assumed model FLOPs utilisation of the run, (0, 1].")

@@ -3,15 +3,14 @@
 import os
 
 from absl import flags, logging
-from ml_collections import config_flags
 
 from clipjax import distributed, faults
-from clipjax.cli import opening
+from clipjax.cli import config_flag, opening
 from clipjax.cli.main import no_positional, print_results
 from clipjax.cli.output import show
 from clipjax.config import validate
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, :args behind a colon.")
+_CONFIG = config_flag.define()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; it resumes by itself.")
 _EVAL = flags.DEFINE_list("eval", [], "Evaluations to run on the newest checkpoint, not training.")
 _DISTRIBUTED = flags.DEFINE_enum(

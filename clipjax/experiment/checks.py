@@ -25,6 +25,8 @@ EVAL_RUNTIME = (
     "logit_scale_fn",
     "logit_bias_fn",
     "run_prompts",
+    "logit_bias_fn",
+    "run_prompts",
     "preprocess",
     "tokenizer",
     "mesh",
