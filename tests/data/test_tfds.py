@@ -2,6 +2,7 @@
 
 import functools
 import io
+import os
 import pathlib
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from PIL import Image
 from clipjax.data import Preprocess, SampleError, make_source
 from clipjax.data.source import pictures_of
 
+ROOT = pathlib.Path(__file__).parent.parent.parent
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
@@ -218,6 +220,30 @@ def test_reading_needs_no_tensorflow(data_dir):
     command = [sys.executable, "-c", _READING, data_dir]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_nothing_is_imported_because_a_prepared_folder_names_it(copy, tmp_path):
+    """TFDS imports the class of a field by the name in features.json."""
+    (tmp_path / "canary.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    (features,) = (tmp_path / "copy").rglob("features.json")
+    text = features.read_text()
+    whole = "tensorflow_datasets.core.features.scalar.Scalar"
+    assert whole in text
+    command = [sys.executable, "-m", "clipjax", "data", "stats"]
+    spec = f"tfds:tiny_pairs:train?data_dir={copy[0]}&caption_field=captions"
+    for name, code in ((whole, 0), ("canary.Scalar", 1)):
+        features.write_text(text.replace(whole, name))
+        done = subprocess.run(
+            [*command, spec],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == code, done.stderr
+        assert not (tmp_path / "ran").exists()
+    assert "tfds:tiny_pairs names the class 'canary.Scalar' for a field" in done.stderr
 
 
 class TestBuilder:

@@ -2,11 +2,13 @@
 
 import bisect
 import concurrent.futures
+import contextlib
 import hashlib
 import itertools
 import json
 import os
 import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +26,7 @@ from clipjax.data.storage import read, stat
 _MEANINGLESS = re.compile(r"\d+|n\d{8}|/.*")
 _EDGE = 64 << 10  # bytes of a file's start and end that its identity holds
 _THREADS = 16
+_OPENING = threading.Lock()
 
 
 class Tfds:
@@ -79,12 +82,13 @@ class Tfds:
             raise ValueError(f"tfds:{where} names no split, e.g. tfds:{where}:train")
         self._name, self._split = where, split
         try:
-            builder = tfds.builder(where, data_dir=data_dir, file_format="array_record")
-            if download:
-                builder.download_and_prepare(file_format="array_record")
-            self._data = builder.as_data_source(
-                split=split, decoders={image_field: tfds.decode.SkipDecoding()}
-            )
+            with _known_features(where):
+                builder = tfds.builder(where, data_dir=data_dir, file_format="array_record")
+                if download:
+                    builder.download_and_prepare(file_format="array_record")
+                self._data = builder.as_data_source(
+                    split=split, decoders={image_field: tfds.decode.SkipDecoding()}
+                )
         except (tfds.core.DatasetNotFoundError, AssertionError, FileNotFoundError, KeyError) as e:
             raise ValueError(
                 f"tfds:{where}:{split} cannot be opened: {_first_line(e)}. If it is prepared, say "
@@ -161,6 +165,33 @@ class Tfds:
         part = self._parts[number]
         start = self._ends[number] - part.take
         return f"{os.path.basename(part.filename)}:{part.skip + index - start}"
+
+
+@contextlib.contextmanager
+def _known_features(where: str) -> Iterator[None]:
+    """While a dataset is opened, has TFDS import no class of a field that its folder names.
+
+    Such a folder is data. What this process has imported for itself, and TFDS's own, are known.
+    """
+    from tensorflow_datasets.core.features.feature import FeatureConnector
+
+    given = FeatureConnector.__dict__["cls_from_name"]
+
+    def known(cls: type, name: str) -> type:
+        own = name.startswith("tensorflow_datasets.")
+        if not own and name not in FeatureConnector._registered_features:
+            raise ValueError(
+                f"tfds:{where} names the class {name!r:.200} for a field; nothing is imported for "
+                "a dataset: if you trust it, import its module in your config file"
+            )
+        return given.__func__(cls, name)
+
+    with _OPENING:
+        FeatureConnector.cls_from_name = classmethod(known)
+        try:
+            yield
+        finally:
+            FeatureConnector.cls_from_name = given
 
 
 def _by_language(texts: Any, languages: Any) -> Any:
