@@ -300,7 +300,7 @@ def test_what_is_no_dataset(tmp_path):
         ("", "int64 in 'image'"),
         ("?image_field=b", "a, image, text"),
         ("?image_field=text&cache_mb=-1", "cache_mb=-1 in the SPEC"),
-        ("?image_field=text&cache_mb=nan", "cache_mb=nan"),
+        ("?image_field=text&cache_mb=nan", "cache_mb = nan: expected a number"),
         ("?image_field=text&text_field=b", "text_field"),
         ("?image_field=text&label_field=b", "label_field"),
     ):
