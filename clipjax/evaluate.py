@@ -99,7 +99,10 @@ def evaluate_checkpoint(
     """
     step_dir = resolve_checkpoint(path)  # once: a run that is still going may save a newer one
     manifest = read_manifest(step_dir)
-    sources = {where: make_source(where) for where in dict.fromkeys((*zero_shot, *retrieval))}
+    naming = {"templates": templates, "class_names": class_names, "classes": classes}
+    asked = [("zero_shot", where, naming) for where in zero_shot]
+    asked += [("retrieval", where, {}) for where in retrieval]
+    sources = {where: make_source(where, path=f"--{kind}") for kind, where, _ in asked}
     run_prompts = None
     if templates is None and any(getattr(sources[s], "templates", None) is None for s in zero_shot):
         run_prompts = prompts_of_run(manifest.config, step_dir)
@@ -113,9 +116,6 @@ def evaluate_checkpoint(
         tokenizer=tokenizer,
     )
     common = {"batch_size": batch_size, "max_bad": max_bad}
-    naming = {"templates": templates, "class_names": class_names, "classes": classes}
-    asked = [("zero_shot", where, naming) for where in zero_shot]
-    asked += [("retrieval", where, {}) for where in retrieval]
     specs = {
         f"--{kind} {where}": {"name": kind, "source": where, **common, **fields}
         for kind, where, fields in asked

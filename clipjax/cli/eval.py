@@ -5,6 +5,7 @@ belongs to its SPEC.
 """
 
 import json
+from typing import Any
 
 from absl import flags
 
@@ -51,12 +52,11 @@ def main(argv: list[str]) -> int:
         raise ValueError("nothing to evaluate: give --zero_shot SPEC or --retrieval SPEC")
     distributed.initialize(_DISTRIBUTED.value)
     from clipjax.data.paths import data_path
-    from clipjax.data.storage import check_writable, write
+    from clipjax.data.storage import write
     from clipjax.evaluate import evaluate_checkpoint
 
     table = data_path(_JSON.value) if _JSON.value else None
-    if table and distributed.is_lead():
-        check_writable(table)  # before the work
+    _check_table(table)
     results = evaluate_checkpoint(
         _CHECKPOINT.value,
         zero_shot=zero_shot,
@@ -77,3 +77,18 @@ def main(argv: list[str]) -> int:
         text = json.dumps(results, indent=2, sort_keys=True) + "\n"
         write(table, text.encode("utf-8"))
     return 0
+
+
+def _check_table(table: Any) -> None:
+    """Tries before the work whether the lead can write the table; all processes raise together."""
+    from clipjax.data.storage import check_writable
+
+    problem = None
+    if table and distributed.is_lead():
+        try:
+            check_writable(table)
+        except ValueError as error:
+            problem = str(error)
+    problem = distributed.gather(problem)[0]
+    if problem:
+        raise ValueError(problem)

@@ -6,11 +6,23 @@ import re
 import tarfile
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from clipjax.cli.specs import split_specs
 from clipjax.evaluate import evaluate_checkpoint
 
 COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255), "a_green": (0, 255, 0)}
+
+
+def make_shard(path, label):
+    picture = io.BytesIO()
+    Image.new("RGB", (32, 32), (255, 0, 0)).save(picture, "PNG")
+    with tarfile.open(path, "w") as shard:
+        for name, content in (("0.png", picture.getvalue()), ("0.cls", b"%d" % label)):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            shard.addfile(member, io.BytesIO(content))
 
 
 def make_pictures(root, names):
@@ -23,21 +35,32 @@ def make_pictures(root, names):
 def test_names_of_datasets_and_classes_are_what_they_say(clipjax, reference, tmp_path):
     make_pictures(tmp_path / "x" / "a", ["red", "blue"])
     make_pictures(tmp_path / "x_a", ["red", "blue", "a_green"])
+    (tmp_path / "x_a" / "red" / "2.png").write_bytes(b"no picture")
+    for number in range(2):
+        make_shard(tmp_path / f"000{number}.tar", number)
+    shards = f"tar:{tmp_path}/{{0000..0001}}.tar?class_names=red,blue,green"
     found = tmp_path / "deep" / "found.json"
     done = clipjax(
         "eval",
         "--checkpoint",
         reference,
-        f"--zero_shot=folder:{tmp_path}/x/a,folder:{tmp_path}/x_a",
+        f"--zero_shot=folder:{tmp_path}/x/a,{shards},folder:{tmp_path}/x_a",
         "--zero_shot=synthetic:128",
+        "--classes=present",
+        "--max_bad=1",
         f"--json={found}",
     )
     assert "templates: the run's: 'plain'" in done.stderr
     results = json.loads(found.read_text())
     entries = results["evaluations"]
     folders = {e["spec"].partition(":")[2]: prefix for prefix, e in entries.items()}
-    assert results[f"{folders[f'{tmp_path}/x/a']}/num_classes"] == 2
-    assert results[f"{folders[f'{tmp_path}/x_a']}/num_classes"] == 3
+    for spec, pictures, classes in (
+        (f"{tmp_path}/x/a", 2, 2),
+        (f"{tmp_path}/x_a", 3, 3),
+        (shards.partition(":")[2], 2, 2),
+    ):
+        counts = [results[f"{folders[spec]}/num_{what}"] for what in ("examples", "classes")]
+        assert counts == [pictures, classes], spec
     trained = json.loads((reference / "results.json").read_text())
     key = "zero_shot/synthetic_128"
     assert results[f"{key}/top1"] == trained[f"{key}/top1"]
@@ -48,6 +71,27 @@ def test_names_of_datasets_and_classes_are_what_they_say(clipjax, reference, tmp
     page = (reference / "report.html").read_text(encoding="utf-8")
     for told in (results["checkpoint_sha256"], entries[key]["data_fingerprint"]):
         assert told[:16] in page
+
+
+@pytest.mark.parametrize(
+    ("given", "specs"),
+    [
+        (["tar:a/{0000..0003}.tar,folder:x"], ["tar:a/{0000..0003}.tar", "folder:x"]),
+        (["tar:{a,b}.tar, csv:x"], ["tar:{a,b}.tar", "csv:x"]),
+        (["csv:a?class_names=cat,dog,folder:x"], ["csv:a?class_names=cat,dog", "folder:x"]),
+        (["tfds:a:train[:10%,20%:]", "folder:x,y"], ["tfds:a:train[:10%,20%:]", "folder:x,y"]),
+        (["folder:gs://b/a,folder:s3://c/d"], ["folder:gs://b/a", "folder:s3://c/d"]),
+        (
+            ['mix:[{"spec": "tar:a"}, {"spec": "csv:b"}]'],
+            ['mix:[{"spec": "tar:a"}, {"spec": "csv:b"}]'],
+        ),
+        ([""], []),
+    ],
+)
+def test_commas_between_specs_are_told_from_those_in_them(given, specs):
+    assert split_specs(given) == specs
+    with pytest.raises(ValueError, match="not closed"):
+        split_specs([*given, "tar:{0..1.tar,folder:x"])
 
 
 def test_what_cannot_be_written_is_said_before_the_work(clipjax, reference, tmp_path):
