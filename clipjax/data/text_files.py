@@ -33,9 +33,15 @@ def decode_text(content: bytes, where: object) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ValueError(
-            f"{where}, line {line} is not UTF-8: {error}; if it is Latin-1, `iconv -f latin1 -t "
+            f"{where}, line {line} {not_utf8(error)}; if it is Latin-1, `iconv -f latin1 -t "
             f"utf-8 {name} > utf8-{name}` brings it to UTF-8"
         ) from error
+
+
+def not_utf8(error: UnicodeDecodeError) -> str:
+    """Says of what did not decode that it is not UTF-8, and what it is, if that can be told."""
+    other = _other_encoding(error.object)
+    return f"is not UTF-8: {error}" + (f"; it is {other}" if other else "")
 
 
 def _other_encoding(content: bytes) -> str | None:

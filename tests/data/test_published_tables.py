@@ -5,7 +5,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from archives import png
+from archives import png, tar
 from test_data_commands import run
 
 from clipjax.data import SampleError, make_source
@@ -121,6 +121,17 @@ def test_utf_16_is_called_by_its_name(table, encoding, told):
     names = table("names.txt", "cat\ndog\n", encoding)
     with pytest.raises(ValueError, match=rf"names\.txt is {told}, expected UTF-8"):
         load_class_names(str(names))
+
+
+def test_captions_in_utf_16_are_called_so(tmp_path):
+    text = "ein Fuß".encode("utf-16")
+    (tmp_path / "1.png").write_bytes(png(1))
+    (tmp_path / "1.txt").write_bytes(text)
+    tar(tmp_path / "a.tar", [("1.png", png(1)), ("1.txt", text)])
+    pq.write_table(pa.table({"image": [png(1)], "text": [text]}), tmp_path / "a.parquet")
+    for spec in (f"folder:{tmp_path}", f"tar:{tmp_path}/a.tar", f"parquet:{tmp_path}/a.parquet"):
+        with pytest.raises(SampleError, match=r"is not UTF-8: .*; it is UTF-16 \[text_encoding\]"):
+            make_source(spec)[0]
 
 
 FLICKR = (

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from clipjax.data.source import SampleError
+from clipjax.data.text_files import not_utf8
 
 IMAGE_FIELDS = (
     *("image", "filepath", "file_path", "path", "file", "image_path", "file_name"),
@@ -93,7 +94,7 @@ def text_of(value: Any, key: str, language: str | None = None) -> Any:
     if text and (chosen or language is None):
         return text
     if faults:
-        raise SampleError("text_encoding", f"the caption is not UTF-8: {faults[0]}", key)
+        raise SampleError("text_encoding", f"the caption {not_utf8(faults[0])}", key)
     if text or chosen:
         raise SampleError("filtered_language", f"it has no caption in {language!r}", key)
     raise SampleError("missing_text", f"the caption is {value!r:.80}", key)

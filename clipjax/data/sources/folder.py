@@ -19,6 +19,7 @@ from clipjax.data.paths import DataPath, data_path
 from clipjax.data.retrying import is_wrong_path
 from clipjax.data.source import Example, SampleError
 from clipjax.data.storage import StoredFile, is_folder, list_files, read_all
+from clipjax.data.text_files import not_utf8
 from clipjax.redaction import redact
 
 EXTENSIONS = tuple(f".{extension}" for extension in image_formats.EXTENSIONS)
@@ -329,7 +330,7 @@ def _read_captions(path: DataPath, key: str, captions: str) -> str | tuple[str, 
     try:
         text = read_bytes(path, key, "text").decode("utf-8").strip()
     except UnicodeDecodeError as error:
-        raise SampleError("text_encoding", f"{path} is not UTF-8: {error}", key) from error
+        raise SampleError("text_encoding", f"{path} {not_utf8(error)}", key) from error
     if not text:
         raise SampleError("text_empty", f"{path} is empty", key)
     return as_lines(text) if captions == "lines" else text

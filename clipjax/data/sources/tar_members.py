@@ -17,6 +17,7 @@ from clipjax.data.tar_index import (
     Record,
     extensions_of,
 )
+from clipjax.data.text_files import not_utf8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -250,7 +251,7 @@ def _decode(content: bytes, key: str) -> str:
     try:
         return content.decode("utf-8").strip()
     except UnicodeDecodeError as error:
-        raise SampleError("text_encoding", f"the caption is not UTF-8: {error}", key) from error
+        raise SampleError("text_encoding", f"the caption {not_utf8(error)}", key) from error
 
 
 def _json_of(content: bytes, key: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from clipjax.data.source import Example, SampleError
+from clipjax.data.text_files import not_utf8
 from clipjax.data.transforms.ranges import check_probability, check_whole, is_number
 
 # Of a caption; no context has room for what follows. Tokenizers need seconds for a megabyte.
@@ -51,7 +52,7 @@ def _decoded(text: bytes) -> str:
     try:
         return text.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise SampleError("text_encoding", f"the caption is not UTF-8: {error}") from error
+        raise SampleError("text_encoding", f"the caption {not_utf8(error)}") from error
 
 
 @dataclasses.dataclass(frozen=True)
