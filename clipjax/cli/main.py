@@ -4,6 +4,7 @@ import ast
 import contextlib
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
@@ -101,7 +102,8 @@ def _fail(verb: str, error: Exception) -> NoReturn:
         text = str(ast.literal_eval(text))
     if "Traceback (most recent call last)" in text:
         # ml_collections puts the whole trace of a config file's error into its message.
-        text = text.strip().splitlines()[-1].partition(": ")[2]
+        ends = list(re.finditer(r"^[\w.]+: ", text, flags=re.MULTILINE))
+        text = " ".join(text[ends[-1].end() :].split()) if ends else text.strip().splitlines()[-1]
     complain(f"clipjax {verb}: {text}")
     sys.exit(1)
 

@@ -81,7 +81,11 @@ def _name(kind: str, source: str | Mapping[str, Any]) -> tuple[EvalName, str]:
     """The name of one alone, and what tells its dataset from others, in whatever language."""
     # A credential is no part of a name: it goes into files, and a new one makes no new dataset.
     options = {} if isinstance(source, str) else dict(redact_tree(source))
-    spec = redact(source) if isinstance(source, str) else options.pop("spec")
+    spec = (
+        redact(source)
+        if isinstance(source, str)
+        else options.pop("spec", None) or options.pop("name")
+    )
     bare, written = (spec, {}) if spec.startswith("mix:") else split_options(spec)
     options |= written
     language = options.pop("language", None)

@@ -19,6 +19,7 @@ from clipjax.tokenizers import TOKENIZERS
 
 # What an evaluation is given besides its fields in the config.
 EVAL_RUNTIME = (
+    "name",
     "source",
     "encode_image_fn",
     "encode_text_fn",

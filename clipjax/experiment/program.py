@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from clipjax import partitioning
-from clipjax.building import check_plugins, outside_names
+from clipjax.building import ANY_MODULE, check_plugins, outside_names, resolve
 from clipjax.checkpoint import check_model, choose_step, read_manifest, spec_in
 from clipjax.config import to_plain, validate
 from clipjax.data.transforms import ColorJitter as HostColorJitter
@@ -174,10 +174,7 @@ def build_program(config: ConfigDict, devices: Sequence[jax.Device] | None = Non
     spec, model = specs[-1].spec, models[-1]
     batch = batch_shapes(config, spec)
     rules = partitioning.rules_of(config.sharding, to_plain(config.logical_axes))
-    if config.loss.name not in LOSSES:
-        raise ValueError(
-            f"config.loss.name = {config.loss.name!r}: allowed are {', '.join(sorted(LOSSES))}"
-        )
+    resolve(config.loss.name, LOSSES, path="config.loss", plugins=ANY_MODULE)
     key = jax.eval_shape(lambda: jax.random.key(0))  # a shape: no device is touched up to the mesh
     boxed = jax.eval_shape(lambda key: init_variables(model, key, batch), key)
     params = nn.unbox(boxed)["params"]
@@ -185,6 +182,7 @@ def build_program(config: ConfigDict, devices: Sequence[jax.Device] | None = Non
     schedule = make_schedule(
         learning_rate=config.optimizer.learning_rate,
         total_steps=config.total_steps,
+        plugins=ANY_MODULE,
         **to_plain(config.schedule),
     )
     tx, report = _optimizer(config, params, schedule, frozen_patterns)
@@ -206,6 +204,7 @@ def build_program(config: ConfigDict, devices: Sequence[jax.Device] | None = Non
             layout=config.loss.layout,
             batch_axes=partitioning.BATCH_AXES,
             tile_size=config.loss.tile_size,
+            plugins=ANY_MODULE,
         ),
         tx=tx,
         seed=config.seed,
@@ -331,6 +330,7 @@ def _optimizer(
         mask=optimizer.decay_mask,
         clip_norm=optimizer.clip_norm,
         mu_dtype=optimizer.mu_dtype,
+        plugins=ANY_MODULE,
         **who,
     )
     report = optimizer_report(

@@ -161,7 +161,7 @@ def _data_stages(
 
 def _open(spec: Any, path: str) -> DataSource:
     with named(path):
-        return make_source(to_plain(spec), path=path)
+        return make_source(to_plain(spec), path=path, plugins=ANY_MODULE)
 
 
 def _make_tokenizer(spec: Mapping[str, Any], plugins: Sequence[str]) -> Tokenizer:

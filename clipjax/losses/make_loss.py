@@ -1,6 +1,6 @@
 """Build a loss over global arrays from its name, a mesh and a layout."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from clipjax.array_types import Array, Float
+from clipjax.building import resolve
 from clipjax.losses.clip import SoftmaxPairs, clip_loss
 from clipjax.losses.layouts import LAYOUTS, Topology
 from clipjax.losses.metrics import pair_metrics
@@ -58,17 +59,21 @@ def make_loss(
     layout: str = "auto",
     batch_axes: tuple[str, ...] = ("data", "fsdp"),
     tile_size: int | None = None,
+    plugins: Sequence[str] = (),
 ) -> LossFn:
     """Make the exact contrastive loss over the global batch.
 
     Args:
-        name: "clip" (softmax, arXiv:2103.00020) or "siglip" (sigmoid, arXiv:2303.15343).
+        name: "clip" (softmax, arXiv:2103.00020), "siglip" (sigmoid, arXiv:2303.15343), or
+            `module:name` of a dense function of one's own: it takes what `loss_fn` takes and
+            returns the loss alone.
         mesh: the mesh that the embeddings are sharded over; None for one device.
         layout: "dense", "gather", "grid", "ring", or "auto" (see `choose_layout`; the choice is
             logged). All give the same numbers.
         batch_axes: mesh axes that shard the batch; those absent from the mesh are passed over.
             Over other axes of the mesh the embeddings are replicated.
         tile_size: longest edge of a tile of logits; None for 1,024.
+        plugins: modules that the name may import, see `clipjax.building.resolve`.
 
     Returns:
         `loss_fn(image_embeds, text_embeds, logit_scale, logit_bias=None) -> (loss, metrics)`:
@@ -79,6 +84,7 @@ def make_loss(
         ValueError: unknown name or layout, a tile size that is not positive or would be ignored,
             or, when called, shapes that do not fit the mesh.
     """
+    dense = resolve(name, LOSSES, path="config.loss", plugins=plugins)
     _check_options(name, layout, tile_size)
     axes = tuple(a for a in batch_axes if mesh is not None and mesh.shape.get(a, 1) > 1)
     num_devices = 1
@@ -113,7 +119,7 @@ def make_loss(
                 *(name, choice, num_devices, batch_size, tile_size or DEFAULT_TILE_SIZE),
             )
         if choice == "dense":
-            loss = LOSSES[name](image_embeds, text_embeds, logit_scale, logit_bias)
+            loss = dense(image_embeds, text_embeds, logit_scale, logit_bias)
             return loss, pair_metrics(image_embeds, text_embeds, logit_scale)
         # A softmax does not see a constant shift: without the bias its gradient is exactly zero.
         bias = logit_bias if rule.uses_bias else None
@@ -128,8 +134,6 @@ def make_loss(
 
 
 def _check_options(name: str, layout: str, tile_size: int | None) -> None:
-    if name not in LOSSES:
-        raise ValueError(f"loss.name is {name!r}; known losses are {sorted(LOSSES)}")
     allowed = ("auto", "dense", *LAYOUTS)
     if layout not in allowed:
         raise ValueError(f"loss.layout is {layout!r}; known layouts are {allowed}")

@@ -1,12 +1,13 @@
 """The optimizer: one optax chain made from plain arguments."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from clipjax.building import build
 from clipjax.optim.masks import decay_mask, matcher
 from clipjax.trees import flatten_with_names, map_with_names
 
@@ -32,14 +33,11 @@ def scale_by_schedule_of_step(schedule: optax.Schedule) -> optax.GradientTransfo
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _direction(
-    name: str, *, b1: float, b2: float, eps: float, mu_dtype: str
-) -> optax.GradientTransformation:
-    if name == "adamw":
-        return optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=jnp.dtype(mu_dtype))
-    if name == "lion":
-        return optax.scale_by_lion(b1=b1, b2=b2, mu_dtype=jnp.dtype(mu_dtype))
-    raise ValueError(f"config.optimizer.name = {name!r}: allowed are adamw, lion")
+# The direction of a step: of `b1`, `b2`, `eps` and `mu_dtype` it takes what it names.
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "adamw": optax.scale_by_adam,
+    "lion": optax.scale_by_lion,
+}
 
 
 def make_optimizer(
@@ -56,6 +54,7 @@ def make_optimizer(
     mu_dtype: str = "float32",
     freeze: Sequence[str] = (),
     lr_scale: Sequence[tuple[str, float]] = (),
+    plugins: Sequence[str] = (),
 ) -> optax.GradientTransformationExtraArgs:
     """Makes the chain: clip, moments, decoupled decay (arXiv:1711.05101), factors, learning rate.
 
@@ -64,7 +63,7 @@ def make_optimizer(
     Args:
         params: parameters or their shapes; only names are used.
         schedule: learning rate by step.
-        name: adamw | lion.
+        name: a key of `OPTIMIZERS`, or `module:name` of one's own.
         b1: decay of the first moment.
         b2: decay of the second moment.
         eps: added to the root of the second moment.
@@ -74,6 +73,7 @@ def make_optimizer(
         mu_dtype: of the first moment.
         freeze: regular expressions of parameters that stay fixed; they hold no optimizer state.
         lr_scale: (regular expression, factor) pairs; the first that matches a name counts.
+        plugins: modules that the name may import, see `clipjax.building.resolve`.
 
     Raises:
         ValueError: an unknown name, or a pattern that matches no parameter.
@@ -82,7 +82,16 @@ def make_optimizer(
     decays = decay_mask(mask)
     chain = [
         optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm),
-        _direction(name, b1=b1, b2=b2, eps=eps, mu_dtype=mu_dtype),
+        build(
+            {"name": name},
+            OPTIMIZERS,
+            path="config.optimizer",
+            plugins=plugins,
+            b1=b1,
+            b2=b2,
+            eps=eps,
+            mu_dtype=jnp.dtype(mu_dtype),
+        ),
     ]
     if weight_decay:
         chain.append(

@@ -1,6 +1,22 @@
 """Learning-rate schedules, as functions of the training step."""
 
+from collections.abc import Callable, Sequence
+
 import optax
+
+from clipjax.building import build
+
+
+def _cosine(*, learning_rate: float, steps: int, end_fraction: float) -> optax.Schedule:
+    return optax.cosine_decay_schedule(learning_rate, steps, alpha=end_fraction)
+
+
+def _constant(*, learning_rate: float) -> optax.Schedule:
+    return optax.constant_schedule(learning_rate)
+
+
+# What follows the warm-up: of `learning_rate`, `steps` and `end_fraction` it takes what it names.
+SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {"constant": _constant, "cosine": _cosine}
 
 
 def make_schedule(
@@ -10,27 +26,30 @@ def make_schedule(
     total_steps: int,
     warmup_steps: int = 0,
     end_fraction: float = 0.0,
+    plugins: Sequence[str] = (),
 ) -> optax.Schedule:
     """Linear warm-up from 0, then a cosine (arXiv:1608.03983) or a constant.
 
     Args:
-        name: `cosine` or `constant`.
+        name: a key of `SCHEDULES`, or `module:name` of one's own.
         learning_rate: at the end of the warm-up.
         total_steps: where the cosine ends.
         warmup_steps: steps of the warm-up.
         end_fraction: of the learning rate, at total_steps.
+        plugins: modules that the name may import, see `clipjax.building.resolve`.
 
     Raises:
         ValueError: an unknown name.
     """
-    if name == "cosine":
-        main = optax.cosine_decay_schedule(
-            learning_rate, total_steps - warmup_steps, alpha=end_fraction
-        )
-    elif name == "constant":
-        main = optax.constant_schedule(learning_rate)
-    else:
-        raise ValueError(f"config.schedule.name = {name!r}: allowed are cosine, constant")
+    main = build(
+        {"name": name},
+        SCHEDULES,
+        path="config.schedule",
+        plugins=plugins,
+        learning_rate=learning_rate,
+        steps=total_steps - warmup_steps,
+        end_fraction=end_fraction,
+    )
     if not warmup_steps:
         return main
     warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)

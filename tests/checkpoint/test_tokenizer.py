@@ -3,6 +3,7 @@
 import io
 import shutil
 import sys
+import types
 
 import pytest
 import sentencepiece
@@ -138,7 +139,9 @@ def test_a_checkpoint_makes_nobody_import_code(step_dir, tmp_path, monkeypatch, 
     monkeypatch.syspath_prepend(tmp_path)
     contract = read_manifest(step_dir).contract
     contract["model"][part]["name"] = "evil_lab:Tower"
-    monkeypatch.setitem(sys.modules, "evil_lab", sys)  # imported already: no permission either
+    module = types.ModuleType("evil_lab")
+    module.Tower = type("Tower", (), {"__module__": "evil_lab"})
+    monkeypatch.setitem(sys.modules, "evil_lab", module)  # imported already: no permission either
     wanted = rf"model.{part}.name = 'evil_lab:Tower'.*--plugin 'evil_lab'"
     with pytest.raises(ValueError, match=wanted):
         spec_in(step_dir, contract)

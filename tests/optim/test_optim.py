@@ -40,7 +40,7 @@ def test_schedule_warms_up_and_ends():
     assert float(schedule(10)) == pytest.approx(1.0)
     assert float(schedule(60)) == pytest.approx(0.5)
     assert float(schedule(110)) == pytest.approx(0.0, abs=1e-7)
-    with pytest.raises(ValueError, match="cosine, constant"):
+    with pytest.raises(ValueError, match="constant, cosine"):
         make_schedule("linear", learning_rate=1.0, total_steps=10)
 
 

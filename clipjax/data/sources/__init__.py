@@ -1,7 +1,7 @@
 """Data sources by name: `make_source("openmoji:train")`."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from clipjax.building import build, check_values
@@ -36,7 +36,9 @@ SOURCES = {
 }
 
 
-def make_source(spec: str | Mapping[str, Any], *, path: str = "data.source") -> DataSource:
+def make_source(
+    spec: str | Mapping[str, Any], *, path: str = "data.source", plugins: Sequence[str] = ()
+) -> DataSource:
     """Opens a data source.
 
     Args:
@@ -44,11 +46,19 @@ def make_source(spec: str | Mapping[str, Any], *, path: str = "data.source") -> 
             mapping that has it under `spec` and options beside it. `mix:` has a form of its own,
             see `Mix`; every other kind has the option `filter`, see `ScoreFilter` and `UidFilter`.
             Where a kind takes `class_names`, they are a list, or what `load_class_names` takes.
+            Or a mapping without `spec`, whose `name` is `module:Name` of a class of one's own and
+            whose other keys are its arguments.
         path: where the spec stands in the config, for messages.
+        plugins: modules that such a name may import, see `clipjax.building.resolve`.
 
     Raises:
         ValueError: for an unknown kind, option or split, or data that is missing or damaged.
     """
+    if isinstance(spec, Mapping) and "spec" not in spec:
+        source = build(spec, {}, path=path, plugins=plugins)
+        if len(source) == 0:
+            raise ValueError(f"{path} = {spec['name']!r} is empty: it holds no image-text pair")
+        return source
     options = dict(spec) if isinstance(spec, Mapping) else {"spec": spec}
     text = options.pop("spec", None)
     if isinstance(text, str) and text.startswith("mix:"):

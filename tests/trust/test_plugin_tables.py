@@ -1,0 +1,140 @@
+"""Every table that a config names rows of takes `module:Name` as well, by one resolver."""
+
+import sys
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from clipjax.building import ANY_MODULE
+from clipjax.cli import importing
+from clipjax.config import default_config, to_plain, validate
+from clipjax.data import make_source
+from clipjax.evals.naming import name_evals
+from clipjax.losses import clip_loss, make_loss
+from clipjax.optim import make_optimizer, make_schedule
+
+
+def loss(image_embeds, text_embeds, logit_scale, logit_bias=None):
+    return 1000 + clip_loss(image_embeds, text_embeds, logit_scale, logit_bias)
+
+
+def momentum(*, b1):
+    return optax.trace(b1)
+
+
+def halved(*, learning_rate, steps):
+    return optax.exponential_decay(learning_rate, steps, 0.5)
+
+
+class Squares:
+    class_names = None
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        return {"key": str(index), "image": np.zeros((4, 4, 3), np.uint8), "text": "a square"}
+
+
+@pytest.fixture(autouse=True)
+def lab(monkeypatch):
+    module = types.ModuleType("my_lab")
+    for each in (loss, momentum, halved, Squares):
+        setattr(module, each.__name__, each)
+    monkeypatch.setitem(sys.modules, "my_lab", module)
+
+
+def test_a_loss():
+    rows, scale = jnp.eye(4, 8), jnp.ones(())
+    made = make_loss("my_lab:loss", plugins=ANY_MODULE)
+    ours, metrics = made(rows, rows, scale)
+    assert ours == 1000 + make_loss("clip")(rows, rows, scale)[0]
+    assert metrics
+    with pytest.raises(ValueError, match='runs with layout "dense" only'):
+        make_loss("my_lab:loss", layout="ring", plugins=ANY_MODULE)
+    with pytest.raises(ValueError, match=r"config\.loss\.name = 'my_lab:loss'.*--plugin"):
+        make_loss("my_lab:loss")
+    with pytest.raises(ValueError, match=r"config\.loss\.name = 'clop'.*clip, siglip"):
+        make_loss("clop")
+
+
+def test_an_optimizer():
+    params = {"kernel": np.ones((2, 2), np.float32)}
+    rate = optax.constant_schedule(1.0)
+    how = {"schedule": rate, "weight_decay": 0.0, "b1": 0.5}
+    tx = make_optimizer(params, name="my_lab:momentum", plugins=ANY_MODULE, **how)
+    state = tx.init(params)
+    first, state = tx.update(params, state, params, step=0)
+    second, _ = tx.update(params, state, params, step=1)
+    np.testing.assert_allclose([first["kernel"][0, 0], second["kernel"][0, 0]], [-1, -1.5])
+    with pytest.raises(ValueError, match=r"config\.optimizer\.name = 'my_lab:momentum'.*--plugin"):
+        make_optimizer(params, name="my_lab:momentum", **how)
+    with pytest.raises(ValueError, match=r"config\.optimizer\.name = 'adam'.*adamw, lion"):
+        make_optimizer(params, name="adam", **how)
+
+
+def test_a_schedule():
+    how = {"learning_rate": 8.0, "total_steps": 20}
+    made = make_schedule("my_lab:halved", warmup_steps=10, plugins=ANY_MODULE, **how)
+    np.testing.assert_allclose([made(0), made(5), made(10), made(20)], [0, 4, 8, 4], rtol=1e-6)
+    with pytest.raises(ValueError, match=r"config\.schedule\.name = 'my_lab:halved'.*--plugin"):
+        make_schedule("my_lab:halved", **how)
+    with pytest.raises(ValueError, match=r"config\.schedule\.name = 'cosin'.*cosine"):
+        make_schedule("cosin", **how)
+
+
+def test_a_source():
+    spec = {"name": "my_lab:Squares", "size": 3}
+    source = make_source(spec, plugins=ANY_MODULE)
+    assert len(source) == 3
+    assert source[2]["key"] == "2"
+    with pytest.raises(ValueError, match=r"data\.source\.name = 'my_lab:Squares'.*--plugin"):
+        make_source(spec)
+    with pytest.raises(ValueError, match="sise is not a field"):
+        make_source({**spec, "sise": 4}, plugins=ANY_MODULE)
+    with pytest.raises(ValueError, match="is empty"):
+        make_source({**spec, "size": 0}, plugins=ANY_MODULE)
+    config = default_config()
+    with config.ignore_type():
+        config.data.source = spec
+    validate(config)
+    assert to_plain(config.data.source) == spec
+    (name,) = name_evals([("retrieval", spec)])
+    assert name.dataset == "my_lab_Squares"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "folder"),
+    [
+        (["--config", "configs/x.py:a=1"], "configs"),
+        (["--workdir", "w", "--config=/a/b.py"], "/a"),
+        (["--config=x.py:b"], "."),
+        (["--config.seed=3"], None),
+        (["--config"], None),
+    ],
+)
+def test_the_folder_of_a_config(arguments, folder):
+    found = importing.folder_of_config(arguments)
+    assert (None if found is None else str(found)) == folder
+
+
+def test_folders_become_importable_behind_what_is_installed(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "json.py").write_text("raise ImportError('hidden')")
+    (tmp_path / "desk_lab.py").write_text("answer = 42")
+    importing.make_importable([tmp_path, tmp_path])
+    assert sys.path.count(str(tmp_path)) == 1
+    assert sys.path[-1] == str(tmp_path)
+    monkeypatch.delitem(sys.modules, "json")
+    import json
+
+    import desk_lab
+
+    assert desk_lab.answer == 42
+    assert json.loads("1") == 1
