@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from clipjax.building import ANY_MODULE, build
 from clipjax.config import default_config, merge, parse_arg, to_plain, validate
+from clipjax.experiment import check_config
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 
@@ -156,6 +157,8 @@ def test_every_shipped_config_is_whole_and_opens_with_its_command(path):
     if not config.data.source:
         config.data.source = "synthetic:64"
     validate(config)
+    if config.model.name != "checkpoint":
+        check_config(config)
     assert "clipjax train --config" in path.read_text()
     assert f"configs/{path.name}" in path.read_text()
     to_plain(config)

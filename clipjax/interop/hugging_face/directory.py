@@ -23,6 +23,7 @@ from clipjax.interop.source import read_source
 from clipjax.interop.tensors import WeightFileError
 from clipjax.interop.weights import NO_HINTS, Hints, Weights, convert, export
 from clipjax.models.zoo import MODELS
+from clipjax.ranges import nearest
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 # The first that is there is read.
@@ -175,7 +176,10 @@ def _check_hints(spec: Mapping[str, Any], hints: Hints, path: Path) -> None:
     if hints.model is None:
         return
     if hints.model not in MODELS:
-        raise ValueError(f"--model {hints.model} is unknown; clipjax models lists the names")
+        raise ValueError(
+            f"--model {hints.model} is no row of the zoo; the nearest are "
+            f"{nearest(hints.model, MODELS)} (`clipjax models` lists all)"
+        )
     row = {**to_plain(MODELS[hints.model]), "tokenizer": spec["tokenizer"]}
     wrong = [f"{field} {a!r}, not {b!r}" for field, a, b in different_numbers(spec, row)]
     if wrong:

@@ -9,6 +9,7 @@ from clipjax.config import merge, to_plain
 from clipjax.interop.open_clip.shapes import positions_of, sizes_of
 from clipjax.interop.weights import Hints
 from clipjax.models.zoo import MODELS
+from clipjax.ranges import nearest
 
 Spec = dict[str, Any]
 CUSTOM = "custom"  # the name of a model whose sizes no row has
@@ -90,8 +91,8 @@ def _of_model(draft: Mapping[str, Any], name: str, where: str) -> list[Spec]:
     if name not in MODELS:
         same = _names(candidates(draft))
         raise ValueError(
-            f"--model {name!r} is no row of the zoo (`clipjax models` prints it); {where} has the "
-            f"sizes of {same}"
+            f"--model {name!r} is no row of the zoo (`clipjax models` lists all), the nearest are "
+            f"{nearest(name, MODELS)}; {where} has the sizes of {same}"
         )
     row = to_plain(MODELS[name])
     theirs, ours = sizes_of(draft), sizes_of(row)
