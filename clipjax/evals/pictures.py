@@ -43,7 +43,7 @@ class Pictures:
         # Rows by picture: those of picture i are `_rows[_ends[i] : _ends[i + 1]]`.
         counts = np.bincount(first, minlength=len(first))[self._starts]
         self._ends = np.concatenate([[0], np.cumsum(counts)])
-        if len(self) < len(first):
+        if len(self) < len(first) and is_lead():
             logging.info(
                 "%s: %d rows show %d pictures; one that several rows show is one picture with the "
                 "captions of all of them",

@@ -138,6 +138,15 @@ def test_splits_are_no_classes(tmp_path):
     assert make_source(spec).class_names == ("dog", "train", "val")
 
 
+@pytest.mark.parametrize("names", [("train2017", "val2017"), ("Train", "Valid"), ("test",)])
+def test_names_of_splits(tmp_path, names):
+    spec = folder_of(tmp_path, *(f"{name}/cat/1.png" for name in names))
+    with pytest.raises(ValueError, match=f"holds the splits {', '.join(names)}: write the one"):
+        make_source(spec)
+    folder_of(tmp_path, "trains/1.png")  # vehicles
+    assert "trains" in make_source(spec).class_names
+
+
 def test_captions_of_splits_are_not_mixed_but_one_split_is_read(tmp_path):
     spec = folder_of(tmp_path, "train/1.png", "train/1.txt")
     assert make_source(spec)[0]["text"] == "a caption"

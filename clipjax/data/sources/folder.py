@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import posixpath
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from absl import logging
@@ -24,7 +25,8 @@ from clipjax.redaction import redact
 
 EXTENSIONS = tuple(f".{extension}" for extension in image_formats.EXTENSIONS)
 LAYOUTS = ("auto", "classes", "captions")
-SPLITS = frozenset(("train", "training", "val", "valid", "validation", "test", "testing"))
+# As `train`, and `val2017` of COCO.
+_SPLIT = re.compile(r"(train(ing)?|val(id(ation)?)?|test(ing)?)[-_]?\d*", re.IGNORECASE)
 _ARCHIVED = "__MACOSX"  # where macOS keeps what it knows of the files of an archive
 
 
@@ -197,7 +199,7 @@ class Folder:
         top = {name.partition("/")[0] for name in self._images if "/" in name}
         loose = any("/" not in name for name in self._images)
         few = 2 if self._captioned else 1  # captions of a single one are not mixed with others
-        if len(top) >= few and not loose and all(name.lower() in SPLITS for name in top):
+        if len(top) >= few and not loose and all(map(_SPLIT.fullmatch, top)):
             one = self._root / ("train" if "train" in top else min(top))
             raise ValueError(
                 f"{self._root} holds the splits {', '.join(sorted(top))}: write the one that is "
