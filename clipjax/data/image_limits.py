@@ -124,6 +124,10 @@ def check_opened(image: Image.Image) -> None:
             f"the pixels of the {image.format} are numbers with a sign, of 32 bits or with a "
             "fraction: nothing says which is white. Bring them to 8 or 16 bits",
         )
+    if image.format == "TIFF" and image.mode == "I;16" and image.tag_v2.get(262) == 0:
+        raise ImageError(
+            "image_format", "the TIFF has 16 bits of which 0 is white: Pillow takes it for black"
+        )
     if image.format == "TIFF" and image.info["compression"] not in TIFF_COMPRESSIONS:
         raise ImageError(
             "image_format",

@@ -164,6 +164,11 @@ def test_modes_of_tiff_and_jpeg_2000():
         assert decode_image(encoded(form, alpha)).getpixel((9, 9))[3] == 77, form
     for mode, options in (("F", {}), ("I", {}), ("RGB", {"compression": "lzma"})):
         assert reason_of(encoded("TIFF", picture().convert(mode), **options)) == "image_format"
+    tags = [bytes((6, 1, 3, 0, 1, 0, 0, 0, white)) for white in (1, 0)]  # which number is white
+    assert tags[0] in (data := encoded("TIFF", deep))
+    assert reason_of(data.replace(*tags)) == "image_format"
+    light = decode_image(encoded("TIFF", picture().convert("L")).replace(*tags))
+    assert (np.asarray(light)[..., 0] == 255 - grey).all()
 
 
 def test_masks_beside_pictures_are_ignored_or_named(tmp_path, capsys):
