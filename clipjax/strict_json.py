@@ -72,12 +72,12 @@ def _short(text: str) -> int:
 def _is_deeper(value: Any, depth: int) -> bool:
     level = [value]
     for _ in range(depth + 1):
+        level = [outer for outer in level if isinstance(outer, dict | list)]
+        if not level:
+            return False
         level = [
             inner
             for outer in level
-            if isinstance(outer, dict | list)
             for inner in (outer.values() if isinstance(outer, dict) else outer)
         ]
-        if not level:
-            return False
     return True

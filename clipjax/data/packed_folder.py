@@ -1,11 +1,11 @@
 """What `clipjax data pack` writes beside its shards, and what it says of them."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from clipjax.data.paths import DataPath
 from clipjax.data.storage import StoredFile, list_files, read_all
+from clipjax.strict_json import parse_json
 
 MANIFEST, JOB = "manifest.json", "packing.json"
 FORMAT = "clipjax.packing/1"
@@ -24,6 +24,9 @@ def read_manifest(path: DataPath) -> dict[str, Any]:
     _check(path, found, _MANIFEST, remedy)
     for shard in found["shards"]:
         _check(path, shard, _SHARD, remedy)
+    classes = found.get("class_names") or []
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ValueError(f"{path} is damaged, its 'class_names' is no list of texts: {remedy}")
     return found
 
 
@@ -58,19 +61,21 @@ def _read(path: DataPath, remedy: str) -> dict[str, Any]:
 
 def _read_json(path: DataPath, remedy: str) -> Any:
     try:
-        return json.loads(read_all(path))
-    except (ValueError, RecursionError) as error:
+        return parse_json(read_all(path))
+    except ValueError as error:
         raise ValueError(f"{path} is no JSON ({error}): {remedy}") from error
 
 
 def _check(path: DataPath, found: Any, fields: Mapping[str, type], remedy: str) -> None:
     for name, kind in fields.items():
         value = found.get(name) if isinstance(found, dict) else None
-        good = isinstance(value, kind)
-        if good and name == "name":  # one that leads elsewhere would be written to
-            good = "/" not in value
+        good = isinstance(value, kind) and not isinstance(value, bool)
+        if good and kind is int:
+            good = value >= 0
+        elif good and name == "name":  # one that leads elsewhere would be written to
+            good = value not in ("", ".", "..") and not set(value) & set("/\\\0")
         elif good and name == "skipped":
-            good = all(isinstance(count, int) for count in value.values())
+            good = all(type(count) is int for count in value.values())
         if not good:
             raise ValueError(f"{path} is damaged, its {name!r} is {value!r:.40}: {remedy}")
 

@@ -23,6 +23,7 @@ from clipjax.data.retrying import StorageError
 from clipjax.data.shard_cache import ShardCache
 from clipjax.data.source import SampleError
 from clipjax.data.storage import StoredFile, read_all, stat
+from clipjax.strict_json import parse_json
 
 MAGIC = b"CJX1"
 FORMAT = "clipjax.records/1"
@@ -58,10 +59,15 @@ def unpack_record(record: bytes) -> dict[str, Any]:
     if record[:4] != MAGIC or len(record) < 8:
         raise ValueError(f"this is not a packed record: it starts with {record[:4]!r}")
     start = 8 + struct.unpack("<I", record[4:8])[0]
-    header = json.loads(record[8:start])
-    blobs = {}
-    for name, length in header["blobs"].items():
-        blobs[name], start = record[start : start + length], start + length
+    try:
+        header = json.loads(record[8:start])
+        key, blobs = str(header["key"]), {}
+        for name, length in header["blobs"].items():
+            if type(length) is not int or length < 0:
+                raise ValueError(f"record {key!r:.100} has a part of {length!r:.40} bytes")
+            blobs[name], start = record[start : start + length], start + length
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"this is not a packed record: {error!r:.200}") from error
     if start != len(record):
         raise ValueError(f"record {header['key']!r} has {len(record)} bytes, expected {start}")
     return {**header, "blobs": blobs}
@@ -205,12 +211,12 @@ def read_manifest(path: DataPath) -> dict[str, Any]:
             "Write it with clipjax.data.records.write_records."
         ) from error
     try:
-        manifest = json.loads(content)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        manifest = parse_json(content)
+    except ValueError as error:
         raise ValueError(f"the manifest {beside} is damaged: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ValueError(f"the manifest {beside} is not of the format {FORMAT}")
-    wrong = [n for n, kind in _MANIFEST.items() if not isinstance(manifest.get(n), kind)]
+    wrong = [n for n, kind in _MANIFEST.items() if type(manifest.get(n)) is not kind]
     if wrong:
         raise ValueError(f"the manifest {beside} does not say {', '.join(wrong)}: it is damaged")
     return manifest

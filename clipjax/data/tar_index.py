@@ -30,6 +30,7 @@ from clipjax.data.image_formats import EXTENSIONS
 from clipjax.data.paths import DataPath
 from clipjax.data.storage import StoredFile, read, read_all
 from clipjax.data.tar_reader import read_members
+from clipjax.strict_json import parse_json
 
 IMAGE_EXTENSIONS = EXTENSIONS
 # Of these a record holds one. Masks and depth maps stand beside pictures in the other formats, and
@@ -164,10 +165,12 @@ class TarIndex:
             packed = self._read(_HEAD.size, length)
             if zlib.crc32(packed) != crc:
                 raise ValueError("the checksum of its header")
-            self.header: dict[str, Any] = json.loads(packed)
+            self.header: dict[str, Any] = parse_json(packed)
             if self.header.get("format") != FORMAT:
                 raise ValueError(f"its format is {self.header.get('format')!r}")
             self.count = int(self.header["count"])
+            if self.count < 0 or not isinstance(self.header["shard"], dict):
+                raise ValueError("its header")
             self._table = _HEAD.size + length
             self._records = self._table + 8 * (self.count + 1)
             end = struct.unpack("<Q", self._read(self._records - 8, 8))[0]
@@ -177,7 +180,7 @@ class TarIndex:
                 raise ValueError(f"it has {size} bytes, not {self._bytes}")
         except FileNotFoundError:
             raise
-        except (ValueError, OSError, KeyError, TypeError) as error:
+        except (ValueError, OSError, KeyError, TypeError, AttributeError, struct.error) as error:
             raise IndexDamagedError(
                 f"the index {path} is damaged: {error}. Delete it, and it is made anew"
             ) from error
@@ -220,8 +223,15 @@ class TarIndex:
     def _unpack(self, number: int, line: bytes) -> Record:
         if len(line) < 4 or struct.unpack("<I", line[:4])[0] != zlib.crc32(line[4:]):
             raise self._damaged(number)
-        key, parts = json.loads(line[4:])
-        return Record(key, {name: Part(*part) for name, part in parts.items()})
+        try:
+            key, parts = json.loads(line[4:])
+            record = Record(key, {name: Part(*part) for name, part in parts.items()})
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise self._damaged(number) from error
+        numbers = (number for part in record.parts.values() for number in part)
+        if not isinstance(key, str) or any(type(n) is not int or n < 0 for n in numbers):
+            raise self._damaged(number)
+        return record
 
     def _damaged(self, number: int) -> IndexDamagedError:
         return IndexDamagedError(
