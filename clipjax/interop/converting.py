@@ -87,6 +87,8 @@ def convert_weights(
             f"--from_text completes a directory of Hugging Face's, {source} is of {found}; leave "
             "the flag out"
         )
+    if hints.logit_scale is not None and hints.text_from is None:
+        raise ValueError("--logit_scale is for two towers (--from_text) that come without one")
     weights = FORMATS[found].read(source, hints)
     if found != "clipjax":  # which knows the SHA-256 of the file that it wants
         weights = _with_tokenizer(weights, tokenizer)

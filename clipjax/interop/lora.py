@@ -24,11 +24,15 @@ from clipjax.interop.weights import Hints
 from clipjax.interop.wrappers import without_wrappers
 
 CONFIG = "adapter_config.json"
+MAX_PATTERN, MAX_PATTERNS = 200, 4096
 FILES = ("adapter_model.safetensors", "adapter_model.bin")
 _FACTOR = re.compile(
     r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])"
     r"(?:\.(?!weight$|bias$)(?P<adapter>[^.]+))?(?P<bias>\.bias)?(?:\.weight)?"
 )
+_WRAPPED = re.compile(r"\.(?:base_layer|original_module|modules_to_save\.[^.]+)(?=\.)")
+# Patterns of a config are expressions from elsewhere: only those are tried that end soon.
+_PATTERN = re.compile(r"[\w.\\^$|-]*(?:\*[\w.\\^$|-]*){0,2}")
 _MAGNITUDE = "lora_magnitude_vector"
 # What a layer calls the tensor that is adapted; a torch attention's is its q, k and v.
 _BASE_NAMES = ("weight", "in_proj_weight")
@@ -154,15 +158,12 @@ def _pairs(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, _Pair], Tensors
 
 def _without_adapter_names(tensors: Mapping[str, LazyTensor]) -> Tensors:
     """Names as they are without peft's wrapping; a layer trained whole goes before its original."""
+    trained = {_WRAPPED.sub("", name) for name in tensors if ".modules_to_save." in name}
     found: Tensors = {}
     for name, tensor in tensors.items():
-        if ".original_module." in name:
-            saved = re.compile(
-                re.escape(name).replace("original_module", r"modules_to_save\.[^.]+")
-            )
-            if any(saved.fullmatch(other) for other in tensors):
-                continue
-        plain = re.sub(r"\.(base_layer|original_module|modules_to_save\.[^.]+)(?=\.)", "", name)
+        plain = _WRAPPED.sub("", name)
+        if ".original_module." in name and plain in trained:
+            continue
         if plain in found:
             raise WeightFileError(f"two tensors are {plain} without peft's names, one is {name}")
         found[plain] = tensor
@@ -265,10 +266,19 @@ class _Config:
 
     def _pattern(self, section: Section, name: str) -> dict[str, float]:
         values = section.get(name) or {}
-        if not isinstance(values, Mapping) or not all(
-            type(x) in (int, float) and 0 < x < 1e9 for x in values.values()
+        if (
+            not isinstance(values, Mapping)
+            or len(values) > MAX_PATTERNS
+            or not all(type(x) in (int, float) and 0 < x < 1e9 for x in values.values())
         ):
-            raise section.error(name, "an object of positive numbers by the names of layers")
+            allowed = f"an object of at most {MAX_PATTERNS} positive numbers by names of layers"
+            raise section.error(name, allowed)
+        for key in values:
+            if not _PATTERN.fullmatch(str(key)) or len(str(key)) > MAX_PATTERN:
+                raise WeightFileError(
+                    f"{self.file}: {name} holds {str(key)!r:.80}; names of layers are read, and "
+                    "patterns of letters, digits and . ^ $ | with at most two *"
+                )
         return dict(values)
 
     def _of(self, pattern: Mapping[str, float], module: str, default: float) -> float:

@@ -9,6 +9,7 @@ Tensors = dict[str, LazyTensor]
 
 # torch.compile, DistributedDataParallel, Lightning's and others' attribute, and peft's two.
 PREFIXES = ("_orig_mod.", "module.", "model.", "clipmodel.", "base_model.model.")
+MAX_DEPTH = 16  # of wrappers, one in the other
 # TinyCLIP keeps its towers and its scale in three modules, each of which may be in a DDP's.
 _TINY_CLIP = re.compile(r"_(?:image_encoder|text_encoder|logit_scale)\.(?:module\.)?")
 # Long-CLIP's text tower has a second table of positions; the first is its namesake.
@@ -23,7 +24,7 @@ def without_wrappers(tensors: Mapping[str, LazyTensor]) -> tuple[Tensors, list[s
         The tensors, and what to say of it.
     """
     found, notes = dict(tensors), []
-    while prefix := common_prefix(found):
+    while len(notes) < MAX_DEPTH and (prefix := common_prefix(found)):
         found = {name.removeprefix(prefix): x for name, x in found.items()}
         notes.append(f"{prefix!r} taken off all {len(found)} names")
     if found and all(_TINY_CLIP.match(name) for name in found):
@@ -50,19 +51,19 @@ def without_prefix(tensors: Mapping[str, LazyTensor], prefix: str) -> tuple[Tens
     Raises:
         ValueError: no name carries it, or what is left of one is the name of another.
     """
-    carrying = [name for name in tensors if name.startswith(prefix) and name != prefix]
-    if not carrying:
+    count = sum(name.startswith(prefix) and name != prefix for name in tensors)
+    if not count:
         raise ValueError(
             f"--strip_prefix: no name starts with {prefix!r}; names look like "
             f"{next(iter(tensors), 'nothing')!r}"
         )
     found: Tensors = {}
     for name, tensor in tensors.items():
-        new_name = name.removeprefix(prefix) if name in carrying else name
+        new_name = name if name == prefix else name.removeprefix(prefix)
         if new_name in found:
             raise ValueError(f"--strip_prefix: {prefix!r} gives two tensors the name {new_name!r}")
         found[new_name] = tensor
-    return found, [f"{prefix!r} taken off {len(carrying)} of {len(found)} names"]
+    return found, [f"{prefix!r} taken off {count} of {len(found)} names"]
 
 
 def with_one_position_table(tensors: Mapping[str, LazyTensor]) -> tuple[Tensors, list[str]]:

@@ -157,7 +157,9 @@ def leaf_shapes(spec: Mapping[str, Any], plugins: Sequence[str] = ()) -> dict[st
     Raises:
         ValueError: nothing can be built of the spec.
     """
-    return dict(_leaf_shapes(json.dumps(to_plain(spec)), tuple(plugins)))
+    # What a model is called changes no shape, and a converted one is called after its folder.
+    called = {field: "" for field in ("name", "source") if isinstance(spec.get(field), str)}
+    return dict(_leaf_shapes(json.dumps({**to_plain(spec), **called}), tuple(plugins)))
 
 
 @functools.lru_cache(maxsize=16)

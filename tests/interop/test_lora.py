@@ -141,6 +141,8 @@ def done(tmp_path_factory):
     for field, value in (("use_dora", True), ("init_lora_weights", "pissa"), ("peft_type", "IA3")):
         odd = adapter(f"a_{field}", named(pairs), {**CONFIG, field: value})
         convert(field, base, f"--lora={odd}")
+    slow = adapter("a_slow", named(pairs), {**CONFIG, "alpha_pattern": {"(a+)+x": 1}})
+    convert("slow", base, f"--lora={slow}")
     odd = dict(named(pairs))
     odd[f"base_model.model.{QUERY}.lora_magnitude_vector"] = np.ones(3, np.float32)
     convert("dora", base, f"--lora={adapter('a_dora', odd)}")
@@ -210,6 +212,7 @@ REFUSED = {
     "use_dora": "use_dora = True is not a field that is known here",
     "init_lora_weights": "init_lora_weights is 'pissa'; supported is true, or a start",
     "peft_type": "peft_type is 'IA3'; supported is 'LORA'",
+    "slow": "alpha_pattern holds '(a+)+x'; names of layers are read, and patterns of",
     "dora": "it is DoRA's, which is not supported; merge it in peft",
     "alone": f"{QUERY} has lora_A alone",
     "two": "it holds several adapters (x, y)",

@@ -113,6 +113,8 @@ REFUSED = {
         [],
         "the first, positional_embedding, should have its shape and is missing",
     ),
+    "from_text": (PLAIN, ["--from_text=."], "--from_text completes a directory of Hugging Face's"),
+    "logit_scale": (PLAIN, ["--logit_scale=3"], "--logit_scale is for two towers (--from_text)"),
     "which_of_one": (PLAIN, ["--which=ema"], "holds one set of weights; leave the flag out"),
 }
 SETS = "holds 2 sets of weights; choose with --which: "

@@ -113,8 +113,6 @@ def _joined(path: Path, file: Path, hints: Hints) -> Joined:
         return join(path, file, _weight_file(other), hints)
     config = read_json(path / CONFIG)
     refuse_alone(config, path)
-    if hints.logit_scale is not None:
-        raise ValueError("--logit_scale is for two towers without one; leave the flag out")
     source = read_source(file, hints)
     return Joined(config, str(path / CONFIG), source.tensors, source.ignored, source.notes)
 
