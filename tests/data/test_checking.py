@@ -137,7 +137,7 @@ def test_captions_and_pictures_are_those_that_the_source_can_use(tmp_path):
     path = tar(tmp_path / "a.tar", members)
     for decode in (False, True):
         ((_, what),) = findings(f"tar:{path}", decode=decode)
-        found = {re.search(r"\[(.*)\]", part)[1]: part for part in what.split("; ")}
+        found = {re.search(r"\[(.*)\]", part)[1]: part for part in re.split(r"; (?=\d)", what)}
         assert found.keys() == {
             "image_empty",
             "json",
