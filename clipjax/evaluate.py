@@ -99,6 +99,7 @@ def evaluate_checkpoint(
     """
     step_dir = resolve_checkpoint(path)  # once: a run that is still going may save a newer one
     manifest = read_manifest(step_dir)
+    templates, class_names = templates or None, class_names or None  # "" stands for none given
     naming = {"templates": templates, "class_names": class_names, "classes": classes}
     asked = [("zero_shot", where, naming) for where in zero_shot]
     asked += [("retrieval", where, {}) for where in retrieval]
