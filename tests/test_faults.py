@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -126,7 +127,16 @@ def test_a_process_that_makes_progress_is_left_alone(monkeypatch):
         wait_until(lambda: given_up)  # negative control: the same dog bites
 
 
-@pytest.mark.parametrize("timeout_s", [0, -1, float("nan")])
+@pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), float("inf"), 1e12])
 def test_a_watchdog_needs_a_time(timeout_s):
     with pytest.raises(ValueError, match="positive"):
         faults.Watchdog(timeout_s)
+
+
+def test_none_is_no_watchdog():
+    before = set(threading.enumerate())
+    with faults.Watchdog(None) as watchdog:
+        assert set(threading.enumerate()) == before
+        watchdog.beat()
+    with faults.Watchdog(60):  # negative control: a time starts its thread
+        assert set(threading.enumerate()) > before
