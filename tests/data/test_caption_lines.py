@@ -59,6 +59,20 @@ def test_lines_and_whole_mean_the_same_everywhere(tmp_path):
         assert default.fingerprint() == same.fingerprint() != other.fingerprint()
 
 
+def test_a_folder_says_once_how_many_texts_it_cuts(tmp_path, caplog):
+    caplog.set_level("INFO")
+    spec = folder(tmp_path)
+    for name, text in (("2", "one"), ("3", "one\n"), ("4", TEXT)):
+        (tmp_path / f"f/{name}.png").write_bytes(png(2))
+        (tmp_path / f"f/{name}.txt").write_text(text)
+    source = make_source(spec)
+    fingerprints = {source.fingerprint() for _ in range(2)}
+    assert caplog.text.count("2 of 4 texts hold several lines, and each line is a caption") == 1
+    caplog.clear()
+    fingerprints.add(make_source(f"{spec}?captions=lines").fingerprint())
+    assert len(fingerprints) == 1 and not caplog.text  # what was asked for is not told
+
+
 def test_sources_of_others_pass_it_on(tmp_path):
     spec, other = shards(tmp_path)
     mix = [{"spec": spec, "weight": 1}, {"spec": other, "weight": 1}]

@@ -97,6 +97,7 @@ class Folder:
             self._refuse_json(sizes)
         self._sizes = [sizes[name] for name in self._images]
         self.captions = captions or "lines"
+        self._told_lines = captions is not None
         self.first_label = first_label
         self.class_names = self._labels = None
         if not self._captioned:
@@ -136,11 +137,22 @@ class Folder:
             digest.update(self.captions.encode())
         if not self._is_plain():
             digest.update(json.dumps(self._labels).encode())
+        several = 0
         for name, size in zip(self._images, self._sizes, strict=True):
             digest.update(f"{name}\0{size}\n".encode())
             if self._captioned and _stem(name) in self._texts:
                 content = read_all(self._root / self._texts[_stem(name)])
                 digest.update(hashlib.sha256(content).digest())
+                several += b"\n" in content.strip()
+        if several and not self._told_lines:  # here all of them are read
+            self._told_lines = True
+            logging.info(
+                "%s: %d of %d texts hold several lines, and each line is a caption; "
+                "?captions=whole in the SPEC leaves a text whole",
+                self._root,
+                several,
+                len(self._images),
+            )
         return digest.hexdigest()
 
     def _is_plain(self) -> bool:
