@@ -73,6 +73,9 @@ def decode_image(
         if name == "JPEG":
             check_scans(data, image.width * image.height)
         if converted:
+            image.load()
+            if isinstance(image.info.get("transparency"), bytes):
+                del image.info["transparency"]  # of a palette: Pillow drops it with a warning
             return image.convert("RGB")
         _bring_key_to_8_bits(image)
         image.load()
