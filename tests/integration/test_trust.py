@@ -3,7 +3,6 @@
 import json
 import re
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -135,24 +134,6 @@ def test_a_new_credential_is_no_other_config(person):
     assert "CANARY" not in str(refusal.value) and path.read_bytes() == written
 
 
-def test_other_verbs_say_and_write_none(person):
-    out = person.home / "out"
-    for code, words, arguments in (
-        (1, r"\x1b[2J.png (the image", ("data", "check", "SPEC", "--decode")),
-        (0, "pairs", ("data", "stats", "SPEC", f"--sheet={out}.html", f"--json={out}.json")),
-        (1, "memory://[redacted]@host/classes-none", ("data", "stats", "SPEC-none")),
-    ):
-        done = person(*arguments, check=code)
-        assert words in done.stdout + done.stderr and "Traceback" not in done.stderr
-    assert "folder:memory://[redacted]@host/classes" in Path(f"{out}.html").read_text()
-    assert not RAW.search(Path(f"{out}.html").read_text())
-    assert not any(word in "".join(person.said) for word in CANARIES)
-    assert found_in(person.home, CANARIES) == []
-    # Negative control: with the redaction off, the canary is found.
-    assert "CANARY1" in person(*arguments, off="off", check=1).stderr
-    person.said.pop()
-
-
 @pytest.mark.slow
 def test_verbs_that_open_the_checkpoint_say_and_write_none(person):
     checkpoint, out = f"--checkpoint={person.home}/run", person.home / "scores.parquet"
@@ -182,11 +163,4 @@ def test_names_from_the_web_reach_neither_page_nor_terminal(person):
     page = (person.home / "run/report.html").read_text()
     assert not RAW.search(page)
     assert r"cat\x1b[31m" in page and r"dog\u202egod" in page and CLASSES[2] in page
-    picture = next((person.folder / "classes" / CLASSES[2]).glob("*.png"))
-    labels = f"--labels={','.join(CLASSES)}"
-    done = person("classify", f"--checkpoint={person.home}/run", labels, picture)
-    assert not RAW.search(done.stdout) and CLASSES[2] in done.stdout
-    assert r"cat\x1b[31m" in done.stdout and r"\x1b[2J.png" in done.stdout
-    for said in person.said:
-        assert not RAW.search(said)
-    assert any(r"\x1b[2J.png (" in said for said in person.said)
+    assert not any(RAW.search(said) for said in person.said)

@@ -5,6 +5,7 @@ import json
 import logging
 import shutil
 import sys
+import threading
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -130,6 +131,8 @@ def command(monkeypatch):
     root, absl = logging.getLogger(), logging.getLogger("absl")
     before = list(root.handlers), root.level, list(absl.handlers), absl.level
     path = list(sys.path)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
 
     def run(*arguments):
         _forget_verbs()
