@@ -172,7 +172,8 @@ def test_what_processes_make_of_a_first_batch_is_told_by_the_lead(caplog):
         assert [m[:8] for m in found] == ["20 of 20"]
 
 
-def test_ten_thousand_orders(monkeypatch):
+@pytest.mark.parametrize("number", [1_000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_many_orders(monkeypatch, number):
     """Whatever the numbers of examples, hosts and rows, the epoch, step and seed: an epoch holds
     every example once, and host i of a batch takes its i-th part."""
 
@@ -182,7 +183,7 @@ def test_ten_thousand_orders(monkeypatch):
 
     monkeypatch.setattr(RowMaker, "make", places_alone)
     rng, preprocess = np.random.default_rng(0), Preprocess(1)
-    for _ in range(10_000):
+    for _ in range(number):
         hosts, rows = int(rng.choice([1, 2, 3, 4, 7, 8, 16])), int(rng.integers(1, 6))
         host, batch_size = int(rng.integers(hosts)), hosts * rows
         n, epoch = batch_size + int(rng.integers(50)), int(10 ** rng.uniform(0, 9))

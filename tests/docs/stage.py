@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from blocks import ROOT, Block
+from counting import HANGS_S
 from PIL import Image
 
 HERE = Path(__file__).parent
@@ -119,8 +120,12 @@ class Stage:
             (self.bin / name).write_text(text)
             (self.bin / name).chmod(0o755)
 
-    def run(self, block: Block, prelude: str = "", timeout: float = 600) -> str:
+    def run(self, block: Block, before: str = "", after: str = "") -> str:
         """Runs a block as it stands, but for REPLACED; returns what it printed.
+
+        Args:
+            block: what is run.
+            before, after: lines around a Python block.
 
         Raises:
             AssertionError: it failed; the message names document and line.
@@ -142,11 +147,11 @@ class Stage:
             command = [self.bin / "python", "-m", file[1].removesuffix(".py").replace("/", ".")]
         else:
             script = self.root / "block.py"
-            text = prelude.replace("\n", "; ") + "\n" * (block.line - 1) + text
+            text = before.replace("\n", "; ") + "\n" * (block.line - 1) + text + after
             script.write_text(text, encoding="utf-8")
             command = [self.bin / "python", script]
         done = subprocess.run(
-            command, cwd=self.root, env=self.env, capture_output=True, text=True, timeout=timeout
+            command, cwd=self.root, env=self.env, capture_output=True, text=True, timeout=HANGS_S
         )
         assert done.returncode == 0, (
             f"{block.where}: exit {done.returncode}\n{block.text}\n"

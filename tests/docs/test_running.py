@@ -28,13 +28,33 @@ NEEDS = {
     ("docs/interop.md", "parity.py --family"): "torch",
     ("docs/losses.md", "loss.py --part"): "torch",
 }
-# (document, words of the block): what the text around a Python block takes for granted.
-PRELUDES = {
-    ("docs/interop.md", "create_model_and_transforms"): "import open_clip",
+CONFIG = (
+    "from clipjax.config import default_config, validate\n"
+    "config = default_config()\n"
+    "config.data.source = 'synthetic:100'\n"
+    "config.total_steps = 12_000",
+    "validate(config)",
+)
+# (document, words of the block): what the text around a Python block takes for granted, and what
+# is to follow from the block.
+AROUND = {
+    ("docs/configs.md", "config.stages = ("): CONFIG,
+    ("docs/models.md", 'config.model.name = "ViT-B-16"'): CONFIG,
+    ("docs/losses.md", "loss_fn = make_loss"): (
+        "import jax, jax.numpy as jnp\n"
+        "from clipjax.losses import make_loss\n"
+        "from clipjax.partitioning import make_mesh\n"
+        "mesh = make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})\n"
+        "image_embeds = text_embeds = jnp.eye(8)\n"
+        "logit_scale = jnp.float32(2.0)",
+        "assert loss.shape == () and metrics['positive_cosine'] == 1",
+    ),
+    ("docs/interop.md", "create_model_and_transforms"): ("import open_clip", ""),
     ("docs/interop.md", "encoder.image_tokens"): (
         "from clipjax.inference import Encoder\n"
         "encoder = Encoder.from_checkpoint('runs/mine')\n"
-        "images, texts = ['a.jpg'], ['a cat']"
+        "images, texts = ['a.jpg'], ['a cat']",
+        "",
     ),
 }
 
@@ -49,7 +69,7 @@ def lookup(table, block):
     return found[0] if found else None
 
 
-@pytest.mark.parametrize("table", [NOT_RUN, NEEDS, PRELUDES])
+@pytest.mark.parametrize("table", [NOT_RUN, NEEDS, AROUND])
 def test_the_tables_speak_of_blocks_that_are_there(table):
     blocks = [block for path in DOCUMENTS for block in blocks_of(path)]
     for document, words in table:
@@ -89,7 +109,7 @@ def test_every_block_runs(path, stage):
         if package and importlib.util.find_spec(package) is None:
             left_out.append(f"{block.where} needs {package}")
             continue
-        stage.run(block, lookup(PRELUDES, block) or "")
+        stage.run(block, *(lookup(AROUND, block) or ()))
     if left_out:
         pytest.skip(f"all but these ran: {', '.join(left_out)}")
 

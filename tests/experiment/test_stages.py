@@ -151,12 +151,23 @@ def test_the_step_compiles_once_a_stage_and_the_log_says_which(reference):
     assert [row["stage"] for row in metrics.values()] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 
-def test_a_run_killed_in_any_stage_ends_the_same_to_the_bit(reference, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("steps", "compilations"),
+    [
+        # Stage 1 and 2; from step 4 stages 2 and 3.
+        ((5,), [2, 2]),
+        # Stage 1; from step 2 stages 1 and 2; from step 4 stages 2 and 3; from step 6 stage 3.
+        pytest.param((3, 5, 7), [1, 2, 2, 1], marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_killed_in_any_stage_ends_the_same_to_the_bit(
+    reference, monkeypatch, tmp_path, steps, compilations
+):
     """Saves at 2, 4, 6, 8; step 6 is where the last stage begins."""
     monkeypatch.setattr("clipjax.faults._fired", set())
     config = smoke_config(**{"checkpoint.every_steps": 2})
     num_compiled = []
-    for step in (3, 5, 7, None):
+    for step in (*steps, None):
         with compiled_steps() as compiled:
             if step is None:
                 monkeypatch.delenv("CLIPJAX_FAULT")
@@ -166,8 +177,7 @@ def test_a_run_killed_in_any_stage_ends_the_same_to_the_bit(reference, monkeypat
                 with pytest.raises(InjectedFault):
                     run(config, tmp_path)
         num_compiled.append(len(compiled))
-    # Stage 1; from step 2 stages 1 and 2; from step 4 stages 2 and 3; from step 6 stage 3.
-    assert num_compiled == [1, 2, 2, 1]
+    assert num_compiled == compilations
     assert read_losses(tmp_path) == read_losses(reference[0])
     for found, wanted in zip(state, reference[1], strict=True):
         np.testing.assert_array_equal(found, wanted)
@@ -200,22 +210,28 @@ def later(tmp_path_factory, cache):
     return workdir
 
 
+@pytest.mark.slow
 def test_the_comparison_sees_a_stage_that_ends_a_step_later(reference, later):
     """Negative control."""
     found, wanted = read_losses(later), read_losses(reference[0])
     assert [found[step] == wanted[step] for step in range(1, 5)] == [True] * 3 + [False]
 
 
-def test_the_devices_wait_for_slow_data_and_not_for_what_compiles(reference, later):
+def test_the_clock_stands_still_while_a_step_compiles(reference):
+    """With the compilation in the clock, the first step would take an hour."""
+    assert 8 / read_metrics(reference[0])[1]["samples_per_s"] < 3600
+
+
+@pytest.mark.slow
+def test_the_devices_wait_for_slow_data(later):
     for step, row in read_metrics(later).items():
         assert row["data_wait_fraction"] <= 1
         if step % 3:  # at a save the line is written before the next batch is asked for
             waited_s = row["data_wait_fraction"] * 8 / row["samples_per_s"]
             assert waited_s > 0.9 * SLOW_S  # a sleep may take longer, and not less
-    # With the compilation in the clock, the first step would take an hour.
-    assert 8 / read_metrics(reference[0])[1]["samples_per_s"] < 3600
 
 
+@pytest.mark.slow
 def test_a_stage_that_changes_nothing_is_no_stage(tmp_path):
     config = smoke_config(stages=False)
     plain = leaves(run(config, tmp_path / "plain"))

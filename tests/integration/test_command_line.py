@@ -11,12 +11,21 @@ from PIL import Image
     ("flags", "words"),
     [
         (["--config.batch_sise=64"], ["batch_sise", "batch_size"]),
-        (["--config.batch_size=many"], ["batch_size"]),
+        # The others of this kind: tests/test_config.py, tests/integration/test_config_flags.py.
+        pytest.param(["--config.batch_size=many"], ["batch_size"], marks=pytest.mark.slow),
         (["--config.data.source=folder:/nowhere/at/all"], ["/nowhere/at/all"]),
-        (["--config.evals.zero_shot.source=tfdz:cifar10"], ["config.evals.zero_shot", "tfdz"]),
+        pytest.param(
+            ["--config.evals.zero_shot.source=tfdz:cifar10"],
+            ["config.evals.zero_shot", "tfdz"],
+            marks=pytest.mark.slow,
+        ),
         (["--config.mesh.data=2"], ["config.mesh", "devices"]),
-        (["--config.mesh.data=1", "--config.mesh.fsdp=5"], ["config.batch_size", "fsdp"]),
-        (["--config.loss.name=clop"], ["clop", "clip"]),
+        pytest.param(
+            ["--config.mesh.data=1", "--config.mesh.fsdp=5"],
+            ["config.batch_size", "fsdp"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(["--config.loss.name=clop"], ["clop", "clip"], marks=pytest.mark.slow),
         (["--config.init.checkpoint=/nowhere"], ["/nowhere", "no checkpoint"]),
     ],
     ids=lambda value: value[0].split("=")[0] if isinstance(value, list) else None,
@@ -35,7 +44,10 @@ def test_bad_input_is_one_clear_error(clipjax, tmp_path, flags, words):
     ("config", "words"),
     [
         ("configs/finetune.py:mode=lot", ["mode", "full, lit"]),
-        ("configs/smoke.py:stepz=3", ["stepz", "Did you mean 'steps'"]),
+        pytest.param(
+            *("configs/smoke.py:stepz=3", ["stepz", "Did you mean 'steps'"]),
+            marks=pytest.mark.slow,  # also in tests/docs/test_blocks.py
+        ),
         ("configs/nope.py", ["configs/nope.py"]),
     ],
 )

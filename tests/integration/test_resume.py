@@ -4,11 +4,14 @@ import json
 import random
 import shutil
 
+import pytest
+
 STEPS = 24
 
 
-def test_killed_at_five_random_steps(clipjax, reference, losses_of, digests_of, tmp_path):
-    steps = sorted(random.Random(20).sample(range(1, STEPS), 5))
+@pytest.mark.parametrize("number", [1, pytest.param(5, marks=pytest.mark.slow)])
+def test_killed_at_random_steps(clipjax, reference, losses_of, digests_of, tmp_path, number):
+    steps = sorted(random.Random(20).sample(range(1, STEPS), number))
     for step in steps:
         done = clipjax.train(
             tmp_path, check=None, env={"CLIPJAX_FAULT": f"kill@loop.step:step={step}"}
