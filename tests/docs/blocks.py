@@ -10,6 +10,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / 
 LANGUAGES = ("bash", "python", "json", "text")
 
 _FENCE = re.compile(r"^(\s*)```(.*)$")
+_FILE = re.compile(r"# (\S+\.py)\n")
 # A command, as opposed to a name such as `clipjax plan`: a verb with flags, a script, an install.
 _COMMAND = re.compile(
     r"""`(
@@ -31,6 +32,12 @@ class Block:
     line: int
     language: str
     text: str
+
+    @property
+    def file(self) -> str | None:
+        """The file that a reader makes of a Python block: its first line names it."""
+        match = _FILE.match(self.text) if self.language == "python" else None
+        return match[1] if match else None
 
     @property
     def where(self) -> str:

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -36,7 +35,6 @@ REPLACED = {
     "loss.py --part": "loss.py --help --part",
     "benchmarks/plan.py": "benchmarks/plan.py --help",
 }
-FILE = re.compile(r"# (\S+\.py)\n")
 GCLOUD = """#!/bin/bash
 # The pod is this folder: what is to run on all workers runs here, once.
 echo "gcloud $*" >>"$STAGE/gcloud.log"
@@ -140,11 +138,11 @@ class Stage:
             )
             text = first + "\n" * (block.line - 1) + text
             command = ["/bin/bash", "-c", text]
-        elif file := FILE.match(text):  # the block is a file of the reader's
-            script = self.root / file[1]
+        elif block.file:
+            script = self.root / block.file
             script.parent.mkdir(exist_ok=True)
             script.write_text(text, encoding="utf-8")
-            command = [self.bin / "python", "-m", file[1].removesuffix(".py").replace("/", ".")]
+            command = [self.bin / "python", "-m", block.file.removesuffix(".py").replace("/", ".")]
         else:
             script = self.root / "block.py"
             text = before.replace("\n", "; ") + "\n" * (block.line - 1) + text + after

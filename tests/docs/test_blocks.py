@@ -1,6 +1,7 @@
 """No block of the documents escapes, and `clipjax` takes the flags of every command in them."""
 
 import re
+from pathlib import Path
 
 import pytest
 from blocks import DOCUMENTS, LANGUAGES, Block, blocks_of, unfenced_of
@@ -39,10 +40,12 @@ def test_what_escapes_is_seen(tmp_path):
     assert [b.text for b in blocks_of(page) if b.line == 12] == ["clipjax eval --checkpoint a|b\n"]
 
 
-def refused(blocks, folder):
+def refused(blocks, folder, files):
     """`where: message` of each command that `clipjax` does not take."""
     commands = [
-        (block.where, words) for block in blocks for words in clipjax_commands(block, folder)
+        (block.where, [files.get(word, word) for word in words])
+        for block in blocks
+        for words in clipjax_commands(block, folder)
     ]
     messages = parse([words for _, words in commands])
     return len(commands), [
@@ -53,7 +56,12 @@ def refused(blocks, folder):
 
 
 def test_clipjax_takes_every_command_of_the_documents(tmp_path):
-    blocks = [b for path in DOCUMENTS for b in blocks_of(path) if b.language == "bash"]
+    every = [block for path in DOCUMENTS for block in blocks_of(path)]
+    blocks = [block for block in every if block.language == "bash"]
+    files = {block.file: str(tmp_path / Path(block.file).name) for block in every if block.file}
+    for block in every:
+        if block.file:
+            Path(files[block.file]).write_text(block.text, encoding="utf-8")
     bad = Block(
         tmp_path / "bad.md",
         7,
@@ -65,7 +73,7 @@ def test_clipjax_takes_every_command_of_the_documents(tmp_path):
         "clipjax train --config configs/smoke.py --workdir a --config.batch_size=-1\n"
         "clipjax train --config configs/smoke.py --workdir a\n",
     )
-    count, messages = refused([*blocks, bad], tmp_path)
+    count, messages = refused([*blocks, bad], tmp_path, files)
     assert count >= 40
     ours = [m for m in messages if not m.startswith("bad.md")]
     assert ours == []
