@@ -3,7 +3,9 @@
 import copy
 import json
 import os
+import random
 import re
+import shutil
 
 import pytest
 
@@ -201,3 +203,79 @@ def test_arrays_that_are_not_what_the_manifest_says(command, workdir, picture, t
         ]
         kit.rewrite(step_dir, put("files", records))
         one_sentence(command(*arguments), "state")
+
+
+POOL = (
+    *(None, True, -1, 0, 1, 3, 2**31, 2**63, 2**80, -(2**40), 0.5, -1e-9, 1e300, "", "x", "1"),
+    *(
+        "../x",
+        "/etc/passwd",
+        "a\\b",
+        "a\0b",
+        "os:system",
+        "clip_bpe",
+        "\ud800",
+        "\x1b[31m",
+        "é" * 999,
+    ),
+    *([], [1], ["a"], [[]], {}, {"name": "os:system"}, {"a": {"b": 1}}, nested(70), [0] * 1000),
+)
+
+
+def places(node, path=()):
+    """Every place of a JSON value."""
+    inner = node.items() if isinstance(node, dict) else enumerate(node)
+    for key, value in inner:
+        yield (*path, key)
+        if isinstance(value, dict | list):
+            yield from places(value, (*path, key))
+
+
+def bend(fields, rng):
+    """Changes, drops or adds one to three things."""
+    for _ in range(rng.randint(1, 3)):
+        *path, last = rng.choice(list(places(fields)))
+        node = fields
+        for key in path:
+            node = node[key]
+        what = rng.random()
+        if what < 0.6:
+            node[last] = copy.deepcopy(rng.choice(POOL))
+        elif what < 0.8:
+            del node[last]
+        elif isinstance(node, dict):
+            node[rng.choice(["x", "", "name", "model", "a.b", "\0"])] = rng.choice(POOL)
+        else:
+            node.append(copy.deepcopy(rng.choice(POOL)))
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_campaign_of_bent_manifests(verb, command, original, picture, tmp_path, kit, monkeypatch):
+    """250 a verb: refused by one sentence, or taken; never a traceback, never anything run."""
+    from clipjax import evaluate, train
+    from clipjax.inference import Encoder
+
+    # What follows the opening is other tests'; and a bent manifest may well be harmless.
+    monkeypatch.setattr(Encoder, "classify", lambda self, images, labels, *_, **__: [[]])
+    monkeypatch.setattr(evaluate, "run_evals", lambda evals, params: [])
+    monkeypatch.setattr(train, "train", lambda experiment: None)
+    canary = tmp_path / "canary"
+    monkeypatch.setattr(os, "system", lambda command: canary.touch())
+    rng, codes = random.Random(7), []
+    for number in range(250):
+        workdir = shutil.copytree(original, tmp_path / "bent")
+        kit.rewrite(workdir / "checkpoints" / "1", lambda fields: bend(fields, rng))
+        done = command(*kit.verbs(workdir, picture, tmp_path)[verb])
+        codes.append(done.code)
+        if done.code:
+            assert done.code == 1, (number, done)
+            assert "Traceback" not in done.err
+            said = f"clipjax {'train' if verb == 'finetune' else verb}: "
+            lines = done.err.splitlines()  # train logs damage as an error
+            assert any(x.startswith(said) or " ERROR " in x for x in lines), done.err
+        assert not canary.exists()
+        for name in ("bent", "converted", "tuned"):
+            shutil.rmtree(tmp_path / name, ignore_errors=True)
+    assert 0 in codes
+    assert codes.count(1) > 100
