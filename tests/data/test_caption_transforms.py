@@ -88,7 +88,7 @@ def test_no_caption(text):
         ),
         *(({"weights": (1, value)}, "weights") for value in (None, float("nan"), float("inf"))),
         *(({"weights": value}, "weights") for value in ({1: 2}, {"en": "2"}, (10**400,), [[1]])),
-        *(({"first": value}, "first is") for value in ("x", None, 1.5, float("nan"))),
+        *(({"first": value}, r"first (is|=) ") for value in ("x", None, 1.5, float("nan"))),
         *(({"temperature": value}, "temperature") for value in (0, -1, "x", None, float("inf"))),
     ],
 )
@@ -105,10 +105,10 @@ def test_choices_that_mean_nothing(fields, message):
         ({"patterns": ("(",)}, "unterminated"),
         ({"patterns": "abc"}, "expected a list"),
         ({"patterns": None}, "expected a list"),
-        ({"min_words": None}, "min_words is None"),
+        ({"min_words": None}, r"min_words = None"),
         ({"min_chars": -1}, "min_chars is -1"),
-        ({"max_words": "5"}, "max_words is '5'"),
-        ({"max_chars": 2.5}, "max_chars is 2.5"),
+        ({"max_words": "5"}, "max_words = '5'"),
+        ({"max_chars": 2.5}, r"max_chars = 2\.5"),
         ({"min_words": 5, "max_words": 3}, r"max_words is 3, expected a whole number of 5"),
     ],
 )

@@ -168,7 +168,7 @@ def test_captions():
         ({"name": "random_background", "darkest": 300}, r"darkest is 300, expected a number of 0"),
         ({"name": "warp", "cells": 0}, "cells is 0, expected a whole number"),
         ({"name": "warp", "cells": SIZE + 1}, "cells is 21, expected at most image_size = 20"),
-        ({"name": "resize_and_crop", "image_size": "x"}, "image_size is 'x'"),
+        ({"name": "resize_and_crop", "image_size": "x"}, r"transforms\[0\]\.image_size = 'x'"),
         ({"name": "resize_and_crop", "interpolation": ["bicubic"]}, "bicubic"),
     ],
 )

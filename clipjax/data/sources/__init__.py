@@ -54,7 +54,7 @@ def make_source(
     Raises:
         ValueError: for an unknown kind, option or split, or data that is missing or damaged.
     """
-    if isinstance(spec, Mapping) and "spec" not in spec:
+    if isinstance(spec, Mapping) and "name" in spec and "spec" not in spec:
         source = build(spec, {}, path=path, plugins=plugins)
         if len(source) == 0:
             raise ValueError(f"{path} = {spec['name']!r} is empty: it holds no image-text pair")
