@@ -3,10 +3,12 @@
 Runs as a program, `python weights.py FOLDER`: it makes the zoo small for its whole process.
 """
 
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import sentencepiece
 
 TESTS = Path(__file__).parent.parent
@@ -18,11 +20,12 @@ from small_clipjax import shrink_all  # noqa: E402
 shrink_all()
 
 import seeded  # noqa: E402  the helpers read the zoo
-from hugging_face_case import make_directory  # noqa: E402
+from hugging_face_case import make_directory, save_tower  # noqa: E402
+from naming_case import save, save_torch  # noqa: E402
 
 from clipjax.config import to_plain  # noqa: E402
 from clipjax.interop import Weights, big_vision, expected_shapes, export  # noqa: E402
-from clipjax.interop.files import save_safetensors  # noqa: E402
+from clipjax.interop.files import open_tensors, save_safetensors  # noqa: E402
 from clipjax.interop.formats import FORMATS  # noqa: E402
 from clipjax.interop.open_clip import leaves  # noqa: E402
 from clipjax.interop.tensors import of_array  # noqa: E402
@@ -79,7 +82,63 @@ def write_vocabulary(path):
         )
 
 
+def open_clip_tensors(name):
+    spec = to_plain(MODELS[name])
+    found = export(leaves(spec), seeded_leaves(spec))
+    return {key: x.read() for key, x in found.items()}
+
+
+def write_named_otherwise(folder):
+    """Files whose tensors carry other names, and one that holds two sets of them."""
+    plain = open_clip_tensors("ViT-B-32")
+    wrapped = {f"net.clip.{name}": x for name, x in plain.items()}
+    save(folder / "lightning.ckpt", {**wrapped, "head.weight": np.zeros((2, 2), np.float32)})
+    plain = open_clip_tensors("ViT-B-16")
+    towers = {name.replace("visual.", "image_tower."): x for name, x in plain.items()}
+    sets = {"epoch": 1, "state_dict": towers, "state_dict_ema": towers}
+    with pytest.MonkeyPatch.context() as patch:
+        save_torch(folder / "training.pt", sets, patch)
+    long = open_clip_tensors("ViT-B-16-quickgelu")
+    long["positional_embedding_res"] = long["positional_embedding"]
+    save(folder / "longclip-B.pt", long)
+
+
+def write_lora(folder):
+    """An adapter beside the directory that it is of, and weights with their factors."""
+    base = folder / "clip-vit-base-patch32"
+    FORMATS["hf"].write(base, weights_of("ViT-B-32-quickgelu"))
+    width = json.loads((base / "config.json").read_text())["text_config"]["hidden_size"]
+    layer = "base_model.model.text_model.encoder.layers.0.self_attn.q_proj"
+    adapter = folder / "my_adapter"
+    adapter.mkdir()
+    factors = {"A": np.ones((2, width), np.float32), "B": np.ones((width, 2), np.float32)}
+    named = {f"{layer}.lora_{side}.weight": x for side, x in factors.items()}
+    save(adapter / "adapter_model.safetensors", named)
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    plain = open_clip_tensors("ViT-B-32-quickgelu")
+    outputs, inputs = plain["transformer.resblocks.0.mlp.c_fc.weight"].shape
+    layer = "transformer.resblocks.0.mlp.c_fc"
+    whole = {f"{layer}.lora_A": np.ones((2, inputs)), f"{layer}.lora_B": np.ones((outputs, 2))}
+    save(folder / "whole_state.safetensors", plain | whole)
+
+
+def write_towers(folder):
+    """Directories of one tower beside that of the whole model."""
+    whole = folder / "clip-vit-large-patch14"
+    FORMATS["hf"].write(whole, weights_of("ViT-L-14-quickgelu"))
+    tensors = open_tensors(whole / "model.safetensors").tensors
+    tensors = {name: x.read() for name, x in tensors.items()}
+    for name in ("my_vision_tower", "vision_tower"):
+        save_tower(folder / name, whole, "vision_model.", tensors)
+    for name in ("my_text_encoder", "text_tower"):
+        save_tower(folder / name, whole, "text_model.", tensors)
+
+
 def write_all(folder):
+    write_named_otherwise(folder)
+    write_lora(folder)
+    write_towers(folder)
     write_openai(folder / "ViT-B-32.pt")
     write_big_vision(folder / "webli.npz")
     write_vocabulary(folder / "c4_en.model")

@@ -80,6 +80,28 @@ def save_tensors(file, tensors):
     save_safetensors(file, lazy, {"format": "pt"})
 
 
+# By the prefix of a tower: the projection behind it, its part of config.json, its model_type.
+TOWERS = {
+    "vision_model.": ("visual_projection.weight", "vision_config", "vision_model"),
+    "text_model.": ("text_projection.weight", "text_config", "text_model"),
+}
+
+
+def save_tower(path, whole, prefix, tensors, *, projected=True):
+    """Writes the directory of one tower of a whole model's, as its own class saves it."""
+    projection, section, kind = TOWERS[prefix]
+    shutil.copytree(whole, path)
+    config = json.loads((whole / "config.json").read_text())
+    single = {**config[section], "model_type": f"{config['model_type']}_{kind}"}
+    if "projection_dim" in config:
+        single["projection_dim"] = config["projection_dim"]
+    (path / "config.json").write_text(json.dumps(single))
+    names = (prefix, projection) if projected else prefix
+    own = {name: x for name, x in tensors.items() if name.startswith(names)}
+    save_tensors(path / "model.safetensors", own)
+    return path
+
+
 def read(path, **hints):
     return hugging_face.read(Path(path), Hints(**hints))
 

@@ -1,11 +1,8 @@
 """Hugging Face's files without a config.json, and directories of one tower."""
 
-import json
-import shutil
-
 import numpy as np
 import pytest
-from hugging_face_case import make_directory, save_tensors
+from hugging_face_case import make_directory, save_tensors, save_tower
 from naming_case import CLIP, assert_same, leaves_of, noise
 
 from clipjax.config import merge, to_plain
@@ -18,11 +15,6 @@ from clipjax.interop.tensors import of_array
 from clipjax.models.zoo import MODELS
 
 VISION, TEXT = "vision_model.", "text_model."
-# By the prefix of a tower: the projection behind it, its part of config.json.
-PARTS = {
-    VISION: ("visual_projection.weight", "vision_config", "vision_model"),
-    TEXT: ("text_projection.weight", "text_config", "text_model"),
-}
 
 
 @pytest.fixture(scope="module")
@@ -42,20 +34,8 @@ def tower(wholes, tmp_path):
 
     def make(family, prefix, *, projected=True, change=lambda tensors: tensors):
         whole, tensors, _ = wholes[family]
-        projection, section, kind = PARTS[prefix]
-        path = tmp_path / f"{family}_{kind}"
-        shutil.copytree(whole, path)
-        config = json.loads((whole / "config.json").read_text())
-        single = {**config[section], "model_type": f"{family}_{kind}"}
-        if "projection_dim" in config:
-            single["projection_dim"] = config["projection_dim"]
-        (path / "config.json").write_text(json.dumps(single))
-        names = (prefix, projection) if projected else prefix
-        save_tensors(
-            path / "model.safetensors",
-            change({name: x for name, x in tensors.items() if name.startswith(names)}),
-        )
-        return path
+        path = tmp_path / f"{family}_{prefix[:-1]}"
+        return save_tower(path, whole, prefix, change(tensors), projected=projected)
 
     return make
 
@@ -193,8 +173,9 @@ def test_one_tower_alone_is_refused_with_what_to_add(wholes, tower, tmp_path):
     refused(tmp_path, image, "two towers of one family are needed", text_from=text)
     refused(tmp_path, image, "is the image tower alone; the text tower is asked", text_from=image)
     refused(tmp_path, image, "no directory with a config.json", text_from=tmp_path)
-    odd = tower("clip", TEXT, change=lambda tensors: {**tensors, "head": np.ones(2, np.float32)})
-    with pytest.raises(ValueError, match=r"of no use: head \(--ignore"):
+    more = {"text_model.head": np.ones(2, np.float32)}
+    odd = tower("clip", TEXT, change=lambda tensors: {**tensors, **more})
+    with pytest.raises(ValueError, match=r"of no use: text_model.head \(--ignore"):
         hints = Hints(text_from=odd, logit_scale=1.0)
         convert_weights(image, tmp_path / "out", "clipjax", hints=hints)
     file = tmp_path / "x.safetensors"
