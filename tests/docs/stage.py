@@ -28,6 +28,7 @@ REPLACED = {
     "gs://bucket/": "file://{root}/bucket/",
     "/mnt/bucket/": "{root}/mnt/bucket/",
     "/data/": "{root}/data/",
+    "/path/to/spiece.model": "{root}/c4_en.model",
     "--config.mesh.fsdp=16": "--config.mesh.fsdp=2",
     "--config.mesh.tensor=4": "--config.mesh.tensor=2",
     "--config.mesh.fsdp=4": "--config.mesh.fsdp=2",
