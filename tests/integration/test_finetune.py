@@ -36,7 +36,9 @@ def test_full(clipjax, reference, digests_of, losses_of, tmp_path):
         for run in (tmp_path, reference)
     ]
     assert evaluated[0][0] == 0 and evaluated[1][0] > 0
-    assert " WARNING " not in done.stderr, "nothing is wrong"
+    # Nothing is wrong but the captions, of which there are few.
+    warnings = [line for line in done.stderr.splitlines() if " WARNING " in line]
+    assert all("captions of the first batch" in line for line in warnings), warnings
     assert re.search(r"devices: 1 x \w+ \(cpu\) of 1 host\n", done.stderr)
     # It starts from what was learnt: the loss is far from that of a model drawn anew.
     assert losses_of(tmp_path)[1] < losses_of(reference)[1]
