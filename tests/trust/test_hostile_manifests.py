@@ -6,10 +6,14 @@ import os
 import random
 import re
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from clipjax.checkpoint import DamagedCheckpointError, check_model
 from clipjax.checkpoint import manifest as manifests
+from clipjax.models import leaf_shapes
 
 VERBS = ("classify", "eval", "convert", "finetune")
 
@@ -203,6 +207,28 @@ def test_arrays_that_are_not_what_the_manifest_says(command, workdir, picture, t
         ]
         kit.rewrite(step_dir, put("files", records))
         one_sentence(command(*arguments), "state")
+
+
+def test_a_model_is_compared_with_its_leaves_however_they_lie(kit):
+    stacked = leaf_shapes(kit.spec)
+    unrolled = {name.replace("/blocks/", "/block_0/"): s[1:] for name, s in stacked.items()}
+    unrolled = {n: unrolled[n] if "/block_0/" in n else stacked[n] for n in unrolled}
+    assert unrolled.keys() != stacked.keys()
+
+    def check(shapes, root="params"):
+        names = {name.replace("params/", f"{root}/", 1): shape for name, shape in shapes.items()}
+        leaves = [
+            manifests.LeafRecord(name, shape, "float32", None) for name, shape in names.items()
+        ]
+        check_model(Path("x"), SimpleNamespace(leaves=leaves), kit.spec)
+
+    for shapes in (stacked, unrolled):
+        check(shapes)
+        check(shapes, root="ema_params")
+        name = next(iter(shapes))
+        for bent in ({**shapes, name: (1, 2, 3)}, {**shapes, "params/more": ()}):
+            with pytest.raises(DamagedCheckpointError, match="does not hold the model"):
+                check(bent)
 
 
 POOL = (
