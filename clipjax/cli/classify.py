@@ -19,7 +19,7 @@ _TEMPLATES = flags.DEFINE_string(
 _PREPROCESS = flags.DEFINE_enum(
     "preprocess", "clipjax", ["clipjax", "open_clip"], "Whose pixels; open_clip's to compare with."
 )
-_TOP = flags.DEFINE_integer("top", 5, "Names to show for each image.")
+_TOP = flags.DEFINE_integer("top", 5, "Names to show for each image.", lower_bound=1)
 flags.adopt_module_key_flags(opening)
 
 

@@ -34,6 +34,12 @@ _LIMIT = flags.DEFINE_integer("limit", None, "stats: so many random examples; by
 _JSON = flags.DEFINE_string("json", None, "stats: also write them to this file.")
 _SHEET = flags.DEFINE_string("sheet", None, "stats: .html or .png of random pairs.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "score: of the model that judges.")
+_PREPROCESS = flags.DEFINE_enum(
+    "preprocess",
+    "clipjax",
+    ["clipjax", "open_clip"],
+    "score: whose pixels; open_clip's to compare with.",
+)
 _OUT = flags.DEFINE_string("out", None, "score: the Parquet file to write.")
 _DECODE = flags.DEFINE_bool("decode", False, "check: also decode every picture.")
 flags.adopt_module_key_flags(opening)
@@ -189,7 +195,10 @@ def score(spec: str) -> int:
     check_writable(data_path(_OUT.value))
     source = make_source(spec)
     encoder = Encoder.from_checkpoint(
-        _CHECKPOINT.value, plugins=opening.plugins(), tokenizer=opening.tokenizer()
+        _CHECKPOINT.value,
+        preprocess=_PREPROCESS.value,
+        plugins=opening.plugins(),
+        tokenizer=opening.tokenizer(),
     )
     unusable: Counter[str] = Counter()
     with tqdm(total=len(source), unit="pair", disable=None) as bar:
@@ -200,6 +209,7 @@ def score(spec: str) -> int:
                 yield keys, scores
 
         about = {"source": spec, "fingerprint": source.fingerprint(), "model": encoder.spec["name"]}
+        about["pixels"] = _PREPROCESS.value
         count = write_scores(_OUT.value, counted(), **about)
     for reason, number in sorted(unusable.items()):
         show(f"without a score, {reason}: {number:,}")

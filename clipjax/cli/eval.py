@@ -32,9 +32,14 @@ _PREPROCESS = flags.DEFINE_enum(
     "preprocess", "clipjax", ["clipjax", "open_clip"], "Whose pixels; open_clip's to compare with."
 )
 _MAX_BAD = flags.DEFINE_integer(
-    "max_bad", 0, "Images of a dataset that may fail to decode; they are left out and counted."
+    "max_bad",
+    0,
+    "Images of a dataset that may fail to decode; they are left out and counted.",
+    lower_bound=0,
 )
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Images, or texts, over all devices.")
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", 256, "Images, or texts, over all devices.", lower_bound=1
+)
 _JSON = flags.DEFINE_string("json", None, "Also write the results to this file.")
 _DISTRIBUTED = flags.DEFINE_enum(
     "distributed", "auto", ["auto", "on", "off"], "Join the processes of a cluster."

@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 
 from absl import flags
 
@@ -37,11 +36,14 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"--price={_PRICE.value}: USD for one chip and hour, 0 or more")
     if _COMPILATIONS.value < 0:
         raise ValueError(f"--search_compilations={_COMPILATIONS.value}: a number, 0 or more")
-    if _JSON.value and not Path(_JSON.value).absolute().parent.is_dir():
-        raise ValueError(f"--json={_JSON.value}: there is no folder {Path(_JSON.value).parent}")
     # Only now: the platform has to be settled before the first use of JAX.
     from clipjax import plan as planning
+    from clipjax.data.paths import data_path
+    from clipjax.data.storage import check_writable, write
 
+    table = data_path(_JSON.value) if _JSON.value else None
+    if table:
+        check_writable(table)  # before the work
     topology = planning.make_topology(_TOPOLOGY.value)
     config = _CONFIG.value
     opening.put_into(config)
@@ -60,6 +62,6 @@ def main(argv: list[str]) -> int:
         batch = planning.largest_batch(config, topology, plan)
         show_page(planning.largest_batch_to_text(batch, plan))
         result["search"] = planning.search_to_json(candidates, batch)
-    if _JSON.value:
-        Path(_JSON.value).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if table:
+        write(table, (json.dumps(result, indent=2) + "\n").encode("utf-8"))
     return 0 if plan.fits else 1

@@ -12,8 +12,8 @@ from PIL import Image
 from clipjax.data import permutation
 from clipjax.redaction import redact
 
-# A `?` alone is a wildcard of a file name.
 _READERS = 8  # threads that read for identities
+# A `?` alone is a wildcard of a file name.
 _OPTIONS = re.compile(r"\?([a-z_]+=.*)$")
 
 

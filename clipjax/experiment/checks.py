@@ -26,8 +26,6 @@ EVAL_RUNTIME = (
     "logit_scale_fn",
     "logit_bias_fn",
     "run_prompts",
-    "logit_bias_fn",
-    "run_prompts",
     "preprocess",
     "tokenizer",
     "mesh",

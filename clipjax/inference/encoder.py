@@ -89,6 +89,7 @@ class Encoder:
         self.tokenizer = tokenizer or make_tokenizer(
             spec["tokenizer"], context_length=spec["text"]["context_length"], plugins=plugins
         )
+        self.pixels = preprocess
         self.preprocess = make_preprocess(spec, preprocess)
         self._run_prompts = run_prompts
         self._model = build_model(spec, dtype=dtype, plugins=plugins)

@@ -10,7 +10,7 @@ import numpy as np
 
 from clipjax.data.cache import sync
 from clipjax.data.captions import flatten
-from clipjax.data.preprocess import decode_image
+from clipjax.data.preprocess import PIXELS
 from clipjax.data.source import DataSource, SampleError
 from clipjax.data.storage import local_path
 from clipjax.inference.encoder import Encoder
@@ -34,13 +34,13 @@ def score_pairs(
     Yields:
         Keys and scores, float32, of some examples at a time, in the source's order.
     """
+    to_rgb = PIXELS[encoder.pixels]
     for start in range(0, len(source), CHUNK):
         keys, images, texts, owners = [], [], [], []
         for index in range(start, min(start + CHUNK, len(source))):
             try:
                 example = source[index]
-                image = example["image"]
-                image = decode_image(image) if isinstance(image, bytes) else image
+                image = to_rgb(example["image"])
             except SampleError as error:
                 counts[error.reason] += 1
                 continue

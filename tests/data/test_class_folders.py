@@ -3,6 +3,8 @@
 import hashlib
 import io
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -186,6 +188,17 @@ def test_labels_of_other_sources_say_how_they_are_shifted(tmp_path):
     assert [source[i]["label"] for i in range(2)] == [0, 1]
     with pytest.raises(ValueError, match="first_label=1 is of no use without label_field"):
         make_source(f"csv:{tmp_path}/t.csv?first_label=1")
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_names_of_classes_that_no_column_holds_are_refused(tmp_path, kind):
+    columns = {"image": ["1.png"], "text": ["a"], "Kind": ["1"]}
+    (tmp_path / "t.csv").write_text("image,text,Kind\n1.png,a,1\n")
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    spec = f"{kind}:{tmp_path}/t.{kind}?class_names=cat,dog"
+    with pytest.raises(ValueError, match=r"class_names=cat,dog is .* \?label_field=NAME"):
+        make_source(spec)
+    assert make_source(spec + "&label_field=kind").class_names == ("cat", "dog")
 
 
 def test_a_class_file_counts_every_line(tmp_path, caplog):

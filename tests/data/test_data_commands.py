@@ -4,6 +4,7 @@ import json
 import shlex
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from absl import flags
 from absl.testing import flagsaver
@@ -22,8 +23,10 @@ class ByNumber:
     spec = {"name": "by_number"}  # noqa: RUF012
 
     @classmethod
-    def from_checkpoint(cls, path, **options):
-        return cls()
+    def from_checkpoint(cls, path, *, preprocess, **options):
+        encoder = cls()
+        encoder.pixels = preprocess
+        return encoder
 
     def encode_image(self, images):
         return on_circle([np.asarray(image)[0, 0, 0] for image in images])
@@ -68,7 +71,10 @@ def test_from_a_folder_to_its_best_part(tmp_path, folder, monkeypatch, capsys):
     assert sheet.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert json.loads(table.read_text())["examples"] == 12
     capsys.readouterr()
-    assert run("score", spec, "--checkpoint", "any", "--out", tmp_path / "new/s.parquet") == 0
+    judge = ("--checkpoint", "any", "--preprocess=open_clip")
+    assert run("score", spec, *judge, "--out", tmp_path / "new/s.parquet") == 0
+    metadata = pq.read_schema(tmp_path / "new/s.parquet").metadata
+    assert metadata[b"pixels"] == b"open_clip"
     *_, told = shlex.split(capsys.readouterr().out.strip())
     assert told == f"{spec}&filter={tmp_path}/new/s.parquet:top=0.3"
     best = make_source(told)

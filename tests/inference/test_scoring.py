@@ -24,6 +24,8 @@ from configs.smoke import get_config
 class ByBrightness:
     """Embeds pictures by their brightness and texts by the number in them: the angle."""
 
+    pixels = "clipjax"
+
     def encode_image(self, images):
         angles = np.array([np.asarray(image).mean() for image in images]) / 255
         return np.stack([np.cos(angles), np.sin(angles)], axis=1)
@@ -72,6 +74,19 @@ def test_scores_are_mean_cosines(monkeypatch, chunk):
         found |= dict(zip(keys, scores.tolist(), strict=True))
     assert found == pytest.approx(EXPECTED, abs=1e-6)
     assert counts == {"image_format": 1, "text_empty": 1}
+
+
+def test_scores_are_of_the_pixels_that_the_encoder_takes():
+    file = io.BytesIO()
+    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(file, "PNG")  # clear: white here, black there
+    source = Pairs()
+    source.rows = ((file.getvalue(), "0.0"),)
+    encoder = ByBrightness()
+    found = {}
+    for encoder.pixels in ("clipjax", "open_clip"):
+        ((_, scores),) = score_pairs(encoder, source, collections.Counter())
+        found[encoder.pixels] = scores.item()
+    assert found == pytest.approx({"clipjax": np.cos(1), "open_clip": 1.0})
 
 
 def test_a_source_is_filtered_by_what_was_written(tmp_path):

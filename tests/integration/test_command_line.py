@@ -88,3 +88,12 @@ def test_help_and_unknown_verbs(clipjax):
     assert "--workdir" in told and "--eval" in told
     done = clipjax("trian", check=2)
     assert "trian" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "flags", [("eval", "--max_bad=-1"), ("eval", "--batch_size=0"), ("classify", "--top=0")]
+)
+def test_counts_that_are_none_are_refused_with_their_flag(clipjax, flags):
+    done = clipjax(*flags, "--checkpoint=none", check=1)
+    flag, _, value = flags[1].partition("=")
+    assert f"{flag}={value}" in done.stderr and "Traceback" not in done.stderr

@@ -30,7 +30,7 @@ def test_an_unknown_topology_is_one_line_with_the_known_ones():
     ("flag", "message"),
     [
         ("--price=-1", "--price=-1.0: USD for one chip and hour, 0 or more"),
-        ("--json=/no/such/folder/plan.json", "there is no folder /no/such/folder"),
+        ("--json=/dev/null/plan.json", "/dev/null/plan.json cannot be written"),
     ],
 )
 def test_a_wrong_flag_is_said_before_anything_is_compiled(flag, message):

@@ -188,6 +188,21 @@ def refuse_shifted(label: int | None, count: int, first_label: int | None, key: 
         )
 
 
+def refuse_without_label(where: str, **options: Any) -> None:
+    """Refuses options about the classes of a source that reads no label.
+
+    Raises:
+        ValueError: one is given.
+    """
+    for name, value in options.items():
+        if value is not None:
+            found = value if isinstance(value, int) else f"{','.join(value)[:40]}"
+            raise ValueError(
+                f"{where}: {name}={found} is of no use without label_field: name the column that "
+                "holds the classes by ?label_field=NAME in the SPEC, or leave it out"
+            )
+
+
 def _is_class(value: Any) -> bool:
     return isinstance(value, str | int) and not isinstance(value, bool) and value != ""
 

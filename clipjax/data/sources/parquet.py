@@ -10,7 +10,13 @@ from clipjax.data.captions import as_lines, check_how
 from clipjax.data.paths import DataPath, data_path, short_names
 from clipjax.data.source import Example, SampleError
 from clipjax.data.sources import downloads
-from clipjax.data.sources.fields import field_of, fields_of, label_of, text_of
+from clipjax.data.sources.fields import (
+    field_of,
+    fields_of,
+    label_of,
+    refuse_without_label,
+    text_of,
+)
 from clipjax.data.sources.folder import name_of_picture, read_named, root_identity
 from clipjax.data.storage import StoredFile, find_files
 
@@ -91,8 +97,8 @@ class Parquet:
             used.append(label_field)
             names = class_names or self._groups.class_names(label_field, where)
             self.class_names = tuple(names)
-        elif first_label is not None:
-            raise ValueError(f"{where}: first_label={first_label} is of no use without label_field")
+        else:
+            refuse_without_label(where, class_names=class_names, first_label=first_label)
         self._label = label_field
         self._places = {name: i for i, name in enumerate(self.class_names or ())}
         self._groups.columns = list(dict.fromkeys(used))

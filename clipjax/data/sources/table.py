@@ -16,6 +16,7 @@ from clipjax.data.sources.fields import (
     fields_of,
     label_of,
     number_of,
+    refuse_without_label,
     text_of,
 )
 from clipjax.data.sources.folder import name_of_picture, read_named, root_identity
@@ -97,8 +98,8 @@ class Table:
                 _refuse_shifted(self._labels, class_names, where)
             names = class_names or class_names_of(self._labels, label_field, where)
             self.class_names = tuple(names)
-        elif first_label is not None:
-            raise ValueError(f"{where}: first_label={first_label} is of no use without label_field")
+        else:
+            refuse_without_label(where, class_names=class_names, first_label=first_label)
         self._places = {name: label for label, name in enumerate(self.class_names or ())}
         identity = ["table/3", image_field, text_field, label_field, language, self.class_names]
         identity.append(root_identity(self._root, path.parent))
