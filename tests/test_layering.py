@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from clipjax.config import default_config
+
 ROOT = Path(__file__).parent.parent / "clipjax"
 FLOORS = (
     (
@@ -121,3 +123,27 @@ def test_the_core_needs_neither_tensorflow_nor_torch():
         modules |= {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
         roots = {m.split(".")[0] for m in modules}
         assert not roots & {"tensorflow", "torch", "transformers", "open_clip"}, path
+
+
+def config_fields(source: str) -> set[str]:
+    """Fields of `default_config()` that code reads from something called `config`."""
+    fields = set(default_config())
+    return {
+        node.attr
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "config"
+        and node.attr in fields
+    }
+
+
+def test_only_the_experiment_plans_and_flags_read_config_fields():
+    for path in FILES:
+        room = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        if room not in ("experiment", "plan", "cli", "config"):
+            assert config_fields(path.read_text(encoding="utf-8")) == set(), path
+
+
+def test_a_field_that_is_read_is_seen():
+    assert config_fields("def f(config): return config.optimizer.b1 + config.text") == {"optimizer"}

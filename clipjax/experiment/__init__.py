@@ -1,4 +1,4 @@
-"""From a config to the objects of a run: the only code that reads config fields.
+"""From a config to the objects of a run; beside it, plans and flags alone read config fields.
 
 `build_program` (program.py) makes what a device executes: model, loss, optimizer, shardings, the
 jitted step. It touches no data, so that `clipjax plan` compiles the very same step for a pod that
