@@ -214,7 +214,10 @@ def make_data(root: Path, count: int = 16) -> None:
     write_tar(root / "imagenet" / "0000.tar", members)
     jpegs = [jpeg("dog", i) if i % 2 else None for i in range(2 * count)]  # failed downloads
     captions = [f"dog number {i}" for i in range(2 * count)]
-    pq.write_table(pa.table({"jpg": jpegs, "caption": captions}), root / "data/cc3m/00000.parquet")
+    status = ["success" if data else "failed_to_download" for data in jpegs]
+    keys = [f"{i:09d}" for i in range(2 * count)]
+    columns = {"key": keys, "status": status, "jpg": jpegs, "caption": captions}
+    pq.write_table(pa.table(columns), root / "data/cc3m/00000.parquet")
 
 
 def write_tar(path, members):
