@@ -180,10 +180,10 @@ def fields_of(part):
     return [f for f in dataclasses.fields(part) if f.name not in RUNTIME and f.init]
 
 
-@pytest.mark.parametrize("part", [*TOWERS.values(), *EVALS.values()])
+@pytest.mark.parametrize("part", [*TOWERS.values(), *EVALS.values(), *TRANSFORMS.values()])
 def test_every_field_of_a_part_has_a_range(part):
     names = {field.name for field in fields_of(part)}
-    assert names == set(part.ranges) - RUNTIME
+    assert names == set(part.ranges) - RUNTIME and names
     for field in fields_of(part):
         if field.default is not dataclasses.MISSING:
             part.ranges[field.name].check(field.default, field.name)
@@ -279,9 +279,9 @@ def table_of_parts():
     add("model", MODEL, {})
     add("model.preprocess", PREPROCESS, {"crop_fraction": 1.0})
     add("model.logit_scale", LOGIT_SCALE, {})
-    for name, part in {**TOWERS, **EVALS}.items():
-        # The size of images stands one level up, for all towers.
-        hidden = RUNTIME | DERIVED | {"image_size"}
+    for name, part in {**TOWERS, **EVALS, **TRANSFORMS}.items():
+        # The size of images stands one level up, for all towers; a transform may have its own.
+        hidden = RUNTIME | DERIVED | (set() if name in TRANSFORMS else {"image_size"})
         add(name, part.ranges, {f.name: f.default for f in fields_of(part)}, hidden)
     rows = ["| of | field | default | allowed |", "|---|---|---|---|"]
     rows += [

@@ -81,11 +81,8 @@ def test_no_caption(text):
 @pytest.mark.parametrize(
     "fields, message",
     [
-        *(({"weights": value}, r"choose_caption\.weights") for value in (3, "ab", b"ab", (), {})),
-        *(
-            ({"weights": value}, r"choose_caption\.weights")
-            for value in (("a", "b"), (-1, 2), (0,))
-        ),
+        *(({"weights": value}, "weights = ") for value in (3, "ab", b"ab", (), {})),
+        *(({"weights": value}, "weights = ") for value in (("a", "b"), (-1, 2), (0,))),
         *(({"weights": (1, value)}, "weights") for value in (None, float("nan"), float("inf"))),
         *(({"weights": value}, "weights") for value in ({1: 2}, {"en": "2"}, (10**400,), [[1]])),
         *(({"first": value}, r"first (is|=) ") for value in ("x", None, 1.5, float("nan"))),
@@ -100,16 +97,16 @@ def test_choices_that_mean_nothing(fields, message):
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"patterns": (3,)}, r"filter_caption\.patterns = \(3,\): 3 is no text"),
-        ({"patterns": (b"a",)}, "is no text"),
+        ({"patterns": (3,)}, r"patterns\[0\] = 3: expected a regular expression"),
+        ({"patterns": (b"a",)}, "patterns.*a regular expression"),
         ({"patterns": ("(",)}, "unterminated"),
-        ({"patterns": "abc"}, "expected a list"),
-        ({"patterns": None}, "expected a list"),
+        ({"patterns": "abc"}, "expected a tuple of regular"),
+        ({"patterns": None}, "expected a tuple of regular"),
         ({"min_words": None}, r"min_words = None"),
-        ({"min_chars": -1}, "min_chars is -1"),
+        ({"min_chars": -1}, "min_chars = -1"),
         ({"max_words": "5"}, "max_words = '5'"),
         ({"max_chars": 2.5}, r"max_chars = 2\.5"),
-        ({"min_words": 5, "max_words": 3}, r"max_words is 3, expected a whole number of 5"),
+        ({"min_words": 5, "max_words": 3}, "max_words = 3: expected min_words = 5 or more"),
     ],
 )
 def test_filters_that_mean_nothing(fields, message):

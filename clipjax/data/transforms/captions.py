@@ -4,21 +4,37 @@ import dataclasses
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from typing import ClassVar
 
 import numpy as np
 
 from clipjax.data.source import Example, SampleError
 from clipjax.data.text_files import not_utf8
-from clipjax.data.transforms.ranges import check_probability, check_whole, is_number
+from clipjax.data.transforms.ranges import count
+from clipjax.ranges import (
+    FRACTION,
+    PATTERNS,
+    POSITIVE,
+    AnyOf,
+    FieldError,
+    Group,
+    Many,
+    Number,
+    Optional,
+    Rule,
+    Text,
+    check_fields,
+    show,
+)
 
 # Of a caption; no context has room for what follows. Tokenizers need seconds for a megabyte.
 MAX_CHARS = 1 << 16
 
-Text = str | tuple[str, ...] | Mapping[str, "Text"]
+Texts = str | tuple[str, ...] | Mapping[str, "Texts"]
 
 
-def choose_text(text: Text, rng: np.random.Generator) -> str:
+def choose_text(text: Texts, rng: np.random.Generator) -> str:
     """Draws one of several captions, each as often as another.
 
     Of a map, a name is drawn first: languages come equally often, whatever the number of
@@ -82,16 +98,20 @@ class ChooseCaption:
     weights: tuple[float, ...] | Mapping[str, float] | None = None
     temperature: float = 1.0
 
+    ranges: ClassVar[Mapping[str, Rule]] = {
+        "first": FRACTION,
+        "weights": Optional(
+            AnyOf((Many(Number(0), "numbers from 0"), Group("name -> number from 0"))), "as `first`"
+        ),
+        "temperature": POSITIVE,
+    }
+
     def __post_init__(self):
-        check_probability(self, "first")
-        if not is_number(self.temperature) or not self.temperature > 0:
-            raise ValueError(
-                f"choose_caption.temperature = {self.temperature!r}: must be a number above 0"
-            )
+        check_fields(self, self.ranges)
         if self.weights is not None and not self._are_weights():
-            raise ValueError(
-                f"choose_caption.weights = {self.weights!r}: expected numbers of 0 or more, at "
-                "least one of them above 0, as a list, or as a map by name"
+            raise FieldError(
+                f"weights = {show(self.weights)}: expected finite numbers from 0, at least one of "
+                "them above 0, as a list, or as a map by name"
             )
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
@@ -109,21 +129,17 @@ class ChooseCaption:
         return {**example, "text": choose_text(others, rng)}
 
     def _are_weights(self) -> bool:
-        if isinstance(self.weights, Mapping):
-            names, values = list(self.weights), list(self.weights.values())
-            if not all(isinstance(name, str) for name in names):
-                return False
-        elif isinstance(self.weights, Sequence) and not isinstance(self.weights, str | bytes):
-            values = list(self.weights)
-        else:
+        named = isinstance(self.weights, Mapping)
+        values = list(self.weights.values() if named else self.weights)
+        if named and not all(isinstance(name, str) for name in self.weights):
             return False
-        return all(is_number(value, low=0) for value in values) and any(values)
+        return all(map(Number(0).accepts, values)) and any(values)
 
     def _pairs(self) -> Iterable[tuple[str | int, float]]:
         named = isinstance(self.weights, Mapping)
         return sorted(self.weights.items()) if named else enumerate(self.weights)
 
-    def _by_weight(self, text: Text, rng: np.random.Generator) -> str:
+    def _by_weight(self, text: Texts, rng: np.random.Generator) -> str:
         named = isinstance(self.weights, Mapping)
         if isinstance(text, str | bytes):  # there is nothing to choose
             return choose_text(text, rng)
@@ -168,21 +184,20 @@ class FilterCaption:
     max_chars: int | None = None
     patterns: tuple[str, ...] = ()
 
+    ranges: ClassVar[Mapping[str, Rule]] = {
+        "min_words": count(0),
+        "max_words": Optional(count(0), "no limit"),
+        "min_chars": count(0),
+        "max_chars": Optional(count(0), "no limit"),
+        "patterns": PATTERNS,
+    }
+
     def __post_init__(self):
+        check_fields(self, self.ranges)
         for unit in ("words", "chars"):
-            check_whole(self, f"min_{unit}", low=0)
             low, high = getattr(self, f"min_{unit}"), getattr(self, f"max_{unit}")
-            if high is not None:
-                check_whole(self, f"max_{unit}", low=low)
-        try:
-            if isinstance(self.patterns, str) or not isinstance(self.patterns, Sequence):
-                raise re.error("expected a list of texts")
-            for pattern in self.patterns:
-                if not isinstance(pattern, str):
-                    raise re.error(f"{pattern!r} is no text")
-                re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"filter_caption.patterns = {self.patterns!r}: {error}") from error
+            if high is not None and high < low:
+                raise FieldError(f"max_{unit} = {high}: expected min_{unit} = {low} or more")
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         """Keeps the captions that pass; SampleError if none does."""
@@ -193,7 +208,7 @@ class FilterCaption:
             raise SampleError(reason, "no caption passes filter_caption")
         return {**example, "text": text}
 
-    def _kept(self, text: Text, reasons: list[str]) -> Text:
+    def _kept(self, text: Texts, reasons: list[str]) -> Texts:
         if isinstance(text, Mapping):
             kept = {name: self._kept(part, reasons) for name, part in text.items()}
             return {name: part for name, part in kept.items() if part}
@@ -233,15 +248,18 @@ class CaptionTemplate:
     templates: tuple[str, ...]
     probability: float = 0.5
 
+    ranges: ClassVar[Mapping[str, Rule]] = {
+        "templates": Many(Text(), "sentences, each with one {}", at_least=1),
+        "probability": FRACTION,
+    }
+
     def __post_init__(self):
-        check_probability(self, "probability")
-        templates = self.templates
-        is_list = isinstance(templates, Sequence) and not isinstance(templates, str)
-        if not is_list or not templates or not all(map(_is_template, templates)):
-            raise ValueError(
-                f"caption_template.templates = {templates!r}: expected a list of sentences, each "
-                "with one {}"
-            )
+        check_fields(self, self.ranges)
+        for number, template in enumerate(self.templates):
+            if template.count("{}") != 1:
+                raise FieldError(
+                    f"templates[{number}] = {show(template)}: expected a sentence with one {{}}"
+                )
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         """Replaces the text by a sentence, or leaves it."""
@@ -250,10 +268,6 @@ class CaptionTemplate:
             template = self.templates[int(rng.integers(len(self.templates)))]
             text = template.replace("{}", text)
         return {**example, "text": text}
-
-
-def _is_template(value: object) -> bool:
-    return isinstance(value, str) and value.count("{}") == 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,8 +280,10 @@ class DropWord:
 
     probability: float = 0.25
 
+    ranges: ClassVar[Mapping[str, Rule]] = {"probability": FRACTION}
+
     def __post_init__(self):
-        check_probability(self, "probability")
+        check_fields(self, self.ranges)
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         """Replaces the text by all but one of its words, or leaves it."""

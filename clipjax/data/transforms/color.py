@@ -2,13 +2,16 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 from PIL import ImageFilter
 
 from clipjax.data.preprocess import as_array, as_pil, lay_on, to_rgb
 from clipjax.data.source import Example
-from clipjax.data.transforms.ranges import check_not_negative, check_probability, check_range
+from clipjax.data.transforms.ranges import STRENGTH, Span
+from clipjax.ranges import FRACTION, Number, Rule, check_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +32,16 @@ class ColorJitter:
     channel_gain: float = 0.08
     offset: float = 15.0
 
+    ranges: ClassVar[Mapping[str, Rule]] = {
+        "hue": STRENGTH,
+        "saturation": Span(),
+        "gain": STRENGTH,
+        "channel_gain": STRENGTH,
+        "offset": STRENGTH,
+    }
+
     def __post_init__(self):
-        check_range(self, "saturation")
-        check_not_negative(self, "hue", "gain", "channel_gain", "offset")
+        check_fields(self, self.ranges)
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         """Replaces the image by u8 `[height, width, 3]`."""
@@ -69,9 +79,10 @@ class RandomBlur:
     probability: float = 0.2
     radius: tuple[float, float] = (0.2, 0.8)
 
+    ranges: ClassVar[Mapping[str, Rule]] = {"probability": FRACTION, "radius": Span()}
+
     def __post_init__(self):
-        check_probability(self, "probability")
-        check_range(self, "radius")
+        check_fields(self, self.ranges)
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         """Replaces the image by a blurred one, or leaves it."""
@@ -100,9 +111,10 @@ class Cutout:
     probability: float = 0.3
     sides: tuple[float, float] = (0.1, 0.35)
 
+    ranges: ClassVar[Mapping[str, Rule]] = {"probability": FRACTION, "sides": Span(high=1)}
+
     def __post_init__(self):
-        check_probability(self, "probability")
-        check_range(self, "sides", high=1.0)
+        check_fields(self, self.ranges)
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         """Replaces the image by one with a rectangle in it, or leaves it."""
@@ -128,9 +140,10 @@ class RandomBackground:
     probability: float = 0.5
     darkest: float = 0.0
 
+    ranges: ClassVar[Mapping[str, Rule]] = {"probability": FRACTION, "darkest": Number(0, 255)}
+
     def __post_init__(self):
-        check_probability(self, "probability")
-        check_not_negative(self, "darkest", high=255)
+        check_fields(self, self.ranges)
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         """Replaces the image by u8 `[height, width, 3]`."""
@@ -162,9 +175,16 @@ class ComposeLayers:
     shade: float = 0.25
     shade_probability: float = 0.5
 
+    ranges: ClassVar[Mapping[str, Rule]] = {
+        "background": FRACTION,
+        "fade": FRACTION,
+        "min_opacity": FRACTION,
+        "shade": STRENGTH,
+        "shade_probability": FRACTION,
+    }
+
     def __post_init__(self):
-        check_probability(self, "background", "fade", "min_opacity", "shade_probability")
-        check_not_negative(self, "shade")
+        check_fields(self, self.ranges)
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         """Replaces the sheet by u8 `[side, side, 3]`."""

@@ -1,19 +1,19 @@
 """Transforms that move pixels: crops, flips, warps."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
 
 from clipjax.data.preprocess import INTERPOLATIONS, Preprocess, as_array, as_pil, to_rgb
 from clipjax.data.source import Example
-from clipjax.data.transforms.ranges import (
-    check_not_negative,
-    check_probability,
-    check_range,
-    check_whole,
-)
+from clipjax.data.transforms.ranges import STRENGTH, Span, count
+from clipjax.ranges import FRACTION, IMAGE_SIZE, Choice, FieldError, Rule, check_fields
+
+_INTERPOLATION = Choice(tuple(INTERPOLATIONS))
+_DECODE = Choice(("reference", "fast"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +33,16 @@ class ResizeAndCrop:
     interpolation: str = "bicubic"
     decode: str = "reference"
 
+    ranges: ClassVar[Mapping[str, Rule]] = {
+        "image_size": IMAGE_SIZE,
+        "resize": Choice(("shortest", "squash")),
+        "interpolation": _INTERPOLATION,
+        "decode": _DECODE,
+    }
+
     def __post_init__(self):
-        check_whole(self, "image_size")
-        Preprocess(self.image_size, self.resize, self.interpolation)
-        _check_decode(self)
+        check_fields(self, self.ranges)
+        _import_decoder(self.decode)
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         """Replaces the image by u8 `[image_size, image_size, 3]`."""
@@ -73,12 +79,17 @@ class RandomResizedCrop:
     interpolation: str = "bicubic"
     decode: str = "reference"
 
+    ranges: ClassVar[Mapping[str, Rule]] = {
+        "image_size": IMAGE_SIZE,
+        "scale": Span(high=1),
+        "ratio": Span(low=1e-3),
+        "interpolation": _INTERPOLATION,
+        "decode": _DECODE,
+    }
+
     def __post_init__(self):
-        check_whole(self, "image_size")
-        Preprocess(self.image_size, interpolation=self.interpolation)
-        _check_decode(self)
-        check_range(self, "scale", high=1.0)
-        check_range(self, "ratio", low=1e-3)
+        check_fields(self, self.ranges)
+        _import_decoder(self.decode)
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         """Replaces the image by u8 `[image_size, image_size, 3]`."""
@@ -112,13 +123,8 @@ class RandomResizedCrop:
         return left, top, left + w, top + h
 
 
-def _check_decode(transform: ResizeAndCrop | RandomResizedCrop) -> None:
-    if transform.decode not in ("reference", "fast"):
-        raise ValueError(
-            f"{type(transform).__name__}.decode is {transform.decode!r}; "
-            "allowed are 'reference', 'fast'"
-        )
-    if transform.decode == "fast":
+def _import_decoder(decode: str) -> None:
+    if decode == "fast":
         import clipjax.data.fast_jpeg  # noqa: F401  its libraries are there, or not, before step 0
 
 
@@ -150,8 +156,10 @@ class RandomFlip:
 
     probability: float = 0.5
 
+    ranges: ClassVar[Mapping[str, Rule]] = {"probability": FRACTION}
+
     def __post_init__(self):
-        check_probability(self, "probability")
+        check_fields(self, self.ranges)
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         """Replaces the image by its mirror image, or leaves it."""
@@ -186,14 +194,23 @@ class Warp:
     bend: float = 0.05
     cells: int = 3
 
+    ranges: ClassVar[Mapping[str, Rule]] = {
+        "image_size": IMAGE_SIZE,
+        "rotate": STRENGTH,
+        "scale": Span(low=1e-3),
+        "aspect": STRENGTH,
+        "shear": STRENGTH,
+        "shift": STRENGTH,
+        "bend": STRENGTH,
+        "cells": count(),
+    }
+
     def __post_init__(self):
-        check_whole(self, "image_size", "cells")
-        check_range(self, "scale", low=1e-3)
-        check_not_negative(self, "rotate", "aspect", "shear", "shift", "bend")
+        check_fields(self, self.ranges)
         if self.cells > self.image_size:
-            raise ValueError(
-                f"Warp.cells is {self.cells}, expected at most image_size = {self.image_size}: a "
-                "cell is a pixel or more"
+            raise FieldError(
+                f"cells = {self.cells}: expected at most image_size = {self.image_size}: a cell is "
+                "a pixel or more"
             )
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
