@@ -1,7 +1,7 @@
 """`clipjax classify --checkpoint DIR --labels "cat, dog" IMAGE...`.
 
-Labels go into the templates; those that begin with an article, or are sentences, are best taken
-whole, by --templates plain. One that holds a comma is given by --label.
+Labels go into the templates; those that begin with an article, or are phrases or sentences, are
+best given whole, by --templates plain. One that holds a comma is given by --label.
 """
 
 from absl import flags

@@ -14,9 +14,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from clipjax.array_types import PyTree
+from clipjax.data.caption_faults import has_words, tell_wordless
 from clipjax.data.class_matching import choose_names, labels_that_occur
 from clipjax.data.naflex import to_image
 from clipjax.data.named_lists import load_class_names
+from clipjax.distributed import is_lead
 from clipjax.evals.encoding import EncodeFn, RowLayout, embed_fn, place_params, prefetched
 from clipjax.evals.prompts import Prompts, choose_prompts, warn_of_articles
 from clipjax.evals.reading import ImageBatch, ImageReader, check_bad
@@ -163,6 +165,9 @@ class ZeroShot:
             object.__setattr__(self, field, value)
         fill_templates(self.templates, self.class_names)  # has prompts for each, before the work
         warn_of_articles(self.class_names, prompts)
+        if is_lead():
+            wordless = sum(not has_words(name) for name in self.class_names)
+            tell_wordless(wordless, len(self.class_names), f"class names of {self.name}")
 
     def _match(
         self, given: Sequence[str] | None, own: Sequence[str] | None

@@ -241,3 +241,15 @@ def test_scores_of_a_model_with_a_bias_are_questions_of_their_own():
     wanted = np.exp(3 * best) / np.exp(3 * cosines).sum()
     np.testing.assert_allclose(softmax.scores, wanted, rtol=1e-5)
     assert softmax.names == sigmoid.names
+
+
+def test_class_names_without_words_are_told_with_their_share(caplog):
+    source, _, _ = make_source(5)
+    given = (*NAMES[:9], "007", "n01440764")
+    with caplog.at_level("WARNING"):
+        make_eval(source, mesh_of(1), class_names=NAMES)
+        assert not caplog.records
+        make_eval(source, mesh_of(1), class_names=given)
+    (record,) = caplog.records
+    assert "2 of 11 class names of zero_shot have no words" in record.message
+    assert "(18 %)" in record.message and "?class_names=FILE" in record.message
