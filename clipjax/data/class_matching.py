@@ -7,7 +7,7 @@ from clipjax.data.labels import labels_of_numbers, numbers_of
 from clipjax.data.named_lists import load_imagenet_ids
 from clipjax.data.source import DataSource, SampleError
 
-__all__ = ["choose_names", "labels_that_occur", "match_classes"]
+__all__ = ["choose_names", "labels_of_names", "labels_that_occur", "match_classes", "plain_name"]
 
 
 def match_classes(
@@ -35,7 +35,7 @@ def match_classes(
     found, given = list(found), list(given)
     if found == given:
         return list(range(len(given)))
-    own, names = [_plain(name) for name in found], [_plain(name) for name in given]
+    own, names = [plain_name(name) for name in found], [plain_name(name) for name in given]
     counts = Counter(names)
     if len(set(own)) == len(own) and all(name in counts for name in own):
         twice = [name for name in own if counts[name] > 1]
@@ -68,6 +68,30 @@ def match_classes(
         f"{', '.join(map(repr, missing[:3]))}), by WordNet id with ImageNet's 1,000 names, else by "
         "order, and that needs equally many: give a list that fits, or leave class_names out"
     )
+
+
+def labels_of_names(names: Sequence[str]) -> dict[str, int]:
+    """Says which label a cell of a table means, by the rules of `match_classes` for names and ids.
+
+    Args:
+        names: of the classes, in the order of the labels.
+
+    Returns:
+        Label by name, as it is written and as it is compared; and by WordNet id, of 1,000 names.
+        A name that several classes have is none of theirs.
+    """
+    ids = load_imagenet_ids()
+    found: dict[str, int] = {}
+    for each in (ids if len(names) == len(ids) else (), map(plain_name, names), names):
+        each = list(each)
+        counts = Counter(each)
+        found |= {name: label for label, name in enumerate(each) if counts[name] == 1}
+    return found
+
+
+def plain_name(name: str) -> str:
+    """A name as it is compared: folders are written with `_` for spaces, and in any case."""
+    return " ".join(name.replace("_", " ").split()).casefold()
 
 
 def choose_names(
@@ -114,8 +138,3 @@ def labels_that_occur(source: DataSource) -> list[int]:
         except SampleError:  # the evaluation counts it
             continue
     return sorted(found - {None})
-
-
-def _plain(name: str) -> str:
-    """A name as it is compared: folders are written with `_` for spaces, and in any case."""
-    return " ".join(name.replace("_", " ").split()).casefold()

@@ -2,9 +2,11 @@ import hashlib
 import json
 from importlib import resources
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from clipjax.data import make_source
+from clipjax.data import SampleError, make_source
 from clipjax.data.class_matching import match_classes
 from clipjax.data.named_lists import load_class_names, load_imagenet_ids
 
@@ -79,3 +81,22 @@ def test_the_option_of_a_spec_finds_folders_by_name_and_by_id(tmp_path):
     source = make_source(f"folder:{tmp_path}/ids?class_names=imagenet")
     assert [source[i]["text"] for i in range(2)] == ["tench", "toilet paper"]
     assert [source[i]["label"] for i in range(2)] == [0, 999]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_cells_of_a_table_are_classes_by_name_and_by_id(tmp_path, kind):
+    def labels(cells, option):
+        rows = [("1.png", "a caption", cell) for cell in cells]
+        lines = [",".join(row) for row in (("image", "text", "kind"), *rows)]
+        (tmp_path / "t.csv").write_text("\n".join(lines))
+        columns = dict(zip(("image", "text", "kind"), zip(*rows, strict=True), strict=True))
+        pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+        source = make_source(f"{kind}:{tmp_path}/t.{kind}?label_field=kind&class_names={option}")
+        return [source[i]["label"] for i in range(len(cells))]
+
+    (tmp_path / "1.png").write_bytes(b"a picture")
+    assert labels(["Tabby_Cat", "dog"], "cow,tabby cat,dog") == [1, 2]
+    assert labels(["n15075141", "n01440764", "tench"], "imagenet") == [999, 0, 0]
+    for cell, option in (("n01440764", "cow,dog"), ("cow", "cow,dog,cow")):
+        with pytest.raises(SampleError, match=cell):
+            labels([cell], option)

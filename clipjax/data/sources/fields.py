@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from clipjax.data.class_matching import plain_name
 from clipjax.data.source import SampleError
 from clipjax.data.text_files import not_utf8
 
@@ -150,11 +151,11 @@ def class_names_of(values: Iterable[Any], field: str, where: str) -> tuple[str, 
 def label_of(
     value: Any, places: Mapping[str, int], count: int, key: str, first_label: int | None = None
 ) -> int:
-    """Gives the label that a cell means: the place of the class of that name, else its number.
+    """Gives the label that a cell means: that of the class of its name, else its number.
 
     Args:
         value: of the cell.
-        places: label by name.
+        places: label by name, as `labels_of_names` gives them.
         count: number of classes.
         key: of the example.
         first_label: the number of the first class; 0 where it is None.
@@ -163,7 +164,9 @@ def label_of(
         SampleError: `label`, if it is no class.
         ValueError: if it is one too large, as where classes count from 1.
     """
-    label = places.get(whole_text(value)) if isinstance(value, str) else None
+    label = None
+    if isinstance(value, str):
+        label = places.get(whole_text(value), places.get(plain_name(value)))
     if label is None and _is_class(value):
         label = number_of(value)
         label = None if label is None else label - (first_label or 0)

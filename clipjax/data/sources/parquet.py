@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from clipjax.data.captions import as_lines, check_how
+from clipjax.data.class_matching import labels_of_names
 from clipjax.data.paths import DataPath, data_path, short_names
 from clipjax.data.source import Example, SampleError
 from clipjax.data.sources import downloads
@@ -100,7 +101,7 @@ class Parquet:
         else:
             refuse_without_label(where, class_names=class_names, first_label=first_label)
         self._label = label_field
-        self._places = {name: i for i, name in enumerate(self.class_names or ())}
+        self._places = labels_of_names(self.class_names or ())
         self._groups.columns = list(dict.fromkeys(used))
         self._groups.warn_if_large(where)
 

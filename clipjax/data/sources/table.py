@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from clipjax.data.captions import as_lines, check_how
+from clipjax.data.class_matching import labels_of_names
 from clipjax.data.labels import labels_of_numbers
 from clipjax.data.paths import data_path
 from clipjax.data.source import Example, SampleError
@@ -100,7 +101,7 @@ class Table:
             self.class_names = tuple(names)
         else:
             refuse_without_label(where, class_names=class_names, first_label=first_label)
-        self._places = {name: label for label, name in enumerate(self.class_names or ())}
+        self._places = labels_of_names(self.class_names or ())
         identity = ["table/3", image_field, text_field, label_field, language, self.class_names]
         identity.append(root_identity(self._root, path.parent))
         identity += [captions] if captions == "lines" else []
