@@ -17,6 +17,7 @@ FLOORS = (
         "device_clock",
         "distributed",
         "faults",
+        "importing",
         "metric_writers",
         "partitioning",
         "printable",

@@ -13,8 +13,8 @@ from absl import app
 from absl.flags import FLAGS
 from absl.flags import Error as FlagsError
 
-from clipjax import __version__
-from clipjax.cli import importing, logs
+from clipjax import __version__, importing
+from clipjax.cli import logs
 from clipjax.cli.output import complain, show, show_page
 from clipjax.printable import guard_tracebacks, printable
 

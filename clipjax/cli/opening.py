@@ -6,7 +6,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from clipjax.building import check_plugins
-from clipjax.cli.importing import make_importable
+from clipjax.importing import make_importable
 
 _PLUGIN = flags.DEFINE_multi_string(
     "plugin",

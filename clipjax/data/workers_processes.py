@@ -29,6 +29,7 @@ from absl import logging
 from clipjax.data import workers_messages as messages
 from clipjax.data.rows import RowMaker
 from clipjax.data.workers import Pending, parts_of
+from clipjax.importing import importable_folders
 
 # Parts that a worker is given at a time: the next one waits for it, not it for the next one.
 _AHEAD = 2
@@ -37,7 +38,8 @@ START_S = 120.0
 _MAX_FAILED_STARTS = 3
 _LONGEST_PAUSE_S = 1.0
 _START = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "import json, sys; sys.path[:], folders = json.loads(sys.argv[1]); "
+    "from clipjax.importing import make_importable; make_importable(folders); "
     "from clipjax.data.workers_child import main; main(*map(int, sys.argv[2:]))"
 )
 
@@ -265,10 +267,12 @@ class _Worker:
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         files = (theirs.fileno(), maker_file)
         numbers = [str(value) for value in (*files, os.getpid())]
+        modules = (sys.path, importable_folders())
         try:
             # Not multiprocessing: fork would copy JAX's threads half, spawn runs `__main__` again.
             self.process = subprocess.Popen(
-                [sys.executable, "-c", _START, json.dumps(sys.path), *numbers],
+                # -P: what lies in the current folder hides nothing.
+                [sys.executable, "-P", "-c", _START, json.dumps(modules), *numbers],
                 pass_fds=files,
                 stdin=subprocess.DEVNULL,
                 # A worker has no business on the devices.

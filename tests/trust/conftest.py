@@ -103,7 +103,7 @@ class Done(NamedTuple):
     err: str
 
 
-_SHARED = {"clipjax.cli.main", "clipjax.cli.logs", "clipjax.cli.importing"}
+_SHARED = {"clipjax.cli.main", "clipjax.cli.logs"}
 
 
 def _forget_verbs():

@@ -1,20 +1,27 @@
 """Every table that a config names rows of takes `module:Name` as well, by one resolver."""
 
+import importlib.util
+import os
+import subprocess
 import sys
 import types
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+import clipjax
+from clipjax import importing
 from clipjax.building import ANY_MODULE
-from clipjax.cli import importing
 from clipjax.config import default_config, to_plain, validate
-from clipjax.data import make_source
+from clipjax.data import Loader, make_source
+from clipjax.data.preprocess import Preprocess
 from clipjax.evals.naming import name_evals
 from clipjax.losses import clip_loss, make_loss
 from clipjax.optim import make_optimizer, make_schedule
+from clipjax.tokenizers import ClipBPE
 
 
 def loss(image_embeds, text_embeds, logit_scale, logit_bias=None):
@@ -125,16 +132,57 @@ def test_the_folder_of_a_config(arguments, folder):
 
 
 def test_folders_become_importable_behind_what_is_installed(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    (tmp_path / "json.py").write_text("raise ImportError('hidden')")
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    monkeypatch.setattr(importing, "_FINDER", importing._LastFinder())
+    # `orbax` and `google` are packages without __init__.py, which a module hides from behind.
+    for name in ("json", "numpy", "orbax", "google"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('hidden')")
     (tmp_path / "desk_lab.py").write_text("answer = 42")
     importing.make_importable([tmp_path, tmp_path])
-    assert sys.path.count(str(tmp_path)) == 1
-    assert sys.path[-1] == str(tmp_path)
-    monkeypatch.delitem(sys.modules, "json")
-    import json
-
+    assert importing.importable_folders() == (str(tmp_path),)
+    for name in ("json", "numpy", "orbax", "google"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        assert "hidden" not in str(importlib.util.find_spec(name).loader), name
+        assert str(tmp_path) not in str(importlib.util.find_spec(name).origin), name
     import desk_lab
 
     assert desk_lab.answer == 42
-    assert json.loads("1") == 1
+    monkeypatch.delitem(sys.modules, "desk_lab")
+
+
+HOSTILE = "from pathlib import Path; Path(__file__).with_suffix('.ran').touch(); raise SystemExit(3)"
+
+
+@pytest.fixture
+def hostile_folder(tmp_path, monkeypatch):
+    """A folder of data to stand in, with modules called as those that are installed."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("absl", "json", "numpy", "orbax", "PIL", "socket", "pickle"):
+        (folder / f"{name}.py").write_text(HOSTILE)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_the_module_is_started_in_a_folder_of_others(hostile_folder):
+    source = str(Path(importing.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": source}
+    command = [sys.executable, "-m", "clipjax", "--version"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == clipjax.__version__, done.stderr
+    assert list(hostile_folder.glob("*.ran")) == []
+
+
+def test_workers_are_started_in_a_folder_of_others(hostile_folder):
+    with Loader(
+        make_source("synthetic:4"),
+        (),
+        ClipBPE(context_length=8),
+        batch_size=2,
+        preprocess=Preprocess(4),
+        seed=0,
+        num_workers=1,
+        workers="processes",
+    ) as loader:
+        assert loader.batch(0)["image"].shape == (2, 4, 4, 3)
+    assert list(hostile_folder.glob("*.ran")) == []
