@@ -91,7 +91,7 @@ class JsonLines:
     def _step_of(self, line: str, number: int) -> int:
         try:
             return int(json.loads(line)["step"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
             raise ValueError(
                 f"{self.path}, line {number} is no JSON object with a step; repair the line or "
                 "move the file away"

@@ -69,6 +69,13 @@ def restore_tree(step_dir: Path, abstract_tree: Any, *, partial: bool = False) -
                 partial_restore=partial,
             ),
         )
+    # Of a part, Orbax passes over what its own list of arrays does not name.
+    absent = [name for name, leaf in flatten_with_names(tree) if not isinstance(leaf, jax.Array)]
+    if absent:
+        raise DamagedCheckpointError(
+            f"{step_dir / STATE} lacks {len(absent)} of the arrays that the manifest names, the "
+            f"first is {absent[0]}"
+        )
     return jax.tree.map(place, tree, abstract_tree)
 
 

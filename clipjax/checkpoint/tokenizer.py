@@ -86,12 +86,13 @@ def load_tokenizer(
     except UnknownFieldError as error:
         raise ValueError(f"{step_dir}: {error}; it may be from a newer clipjax") from error
     found = made.contract()
+    if made.vocab_size > spec["text"]["vocab_size"]:  # others have no row of the embedding
+        who = f"the tokenizer of {step_dir}" if tokenizer is None else f"--tokenizer {tokenizer}"
+        raise ValueError(
+            f"{who} has {made.vocab_size} ids, the text tower of {step_dir} has "
+            f"{spec['text']['vocab_size']}: it is not its vocabulary"
+        )
     if is_missing:
-        if made.vocab_size > spec["text"]["vocab_size"]:
-            raise ValueError(
-                f"--tokenizer {tokenizer} has {made.vocab_size} ids, the text tower of {step_dir} "
-                f"has {spec['text']['vocab_size']}: {Path(tokenizer).name} is not its vocabulary"
-            )
         return made
     if tokenizer is not None and found.get("sha256") != wanted.get("sha256"):
         raise ValueError(

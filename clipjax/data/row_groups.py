@@ -8,7 +8,6 @@ import collections
 import concurrent.futures
 import hashlib
 import itertools
-import json
 import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -23,8 +22,13 @@ from clipjax.data.retrying import StorageError
 from clipjax.data.source import SampleError
 from clipjax.data.sources.fields import IMAGE_FIELDS, class_names_of, field_of
 from clipjax.data.storage import StoredFile, read
+from clipjax.strict_json import parse_json
 
 LARGE_GROUP = 64 << 20  # bytes that a random example should not cost
+# What files may unpack to: a page may name one value millions of times, or pack zeros.
+MAX_RATIO, MIN_UNPACKED = 100, 1 << 30  # of a row group, times its file's bytes and bytes at least
+MAX_ROWS = 1000  # of a file, for each of its bytes
+_PIECES = 1 << 10
 _THREADS = 16
 _BLOCK = 64 << 10
 
@@ -123,7 +127,7 @@ class RowGroups:
             return names
         values: set[Any] = set()
         for number in range(len(self._groups)):
-            values.update(self._load(number, [column], column)[column].unique().to_pylist())
+            values.update(_distinct(self._load(number, [column], column)[column]))
         return class_names_of(values, column, where)
 
     def warn_if_large(self, where: str) -> None:
@@ -140,19 +144,31 @@ class RowGroups:
 
     def _load(self, number: int, columns: list[str], key: str) -> pa.Table:
         file, group = self._groups[number]
+        rows = self._metadata[file].row_group(group).num_rows
+        allowed = max(MIN_UNPACKED, MAX_RATIO * self._files[file].size)
+        batches, size = [], 0
         try:
             reader = pq.ParquetFile(
                 FileReader(self._files[file], block=_BLOCK).as_file(),
                 metadata=self._metadata[file],
                 page_checksum_verification=True,
             )
-            table = reader.read_row_group(group, columns=columns, use_threads=False)
+            # In pieces, so that one that unpacks to too much is noticed before it is in memory.
+            for batch in reader.iter_batches(
+                max(64, rows // _PIECES), row_groups=[group], columns=columns, use_threads=False
+            ):
+                batches.append(batch)
+                size += batch.nbytes
+                if size > allowed:
+                    what = f"row group {group} of {self._files[file].path} unpacks to more than"
+                    raise SampleError("damaged", f"{what} {allowed:,} bytes", key)
+            table = pa.Table.from_batches(batches, reader.schema_arrow if not batches else None)
         except (pa.ArrowException, OSError) as error:
             if not _is_damage(error):
                 raise
             what = f"row group {group} of {self._files[file].path}: {error}"
             raise SampleError("damaged", what, key) from error
-        if table.num_rows != self._metadata[file].row_group(group).num_rows:
+        if table.num_rows != rows:
             raise SampleError("damaged", f"row group {group} has {table.num_rows} rows", key)
         return table
 
@@ -177,6 +193,13 @@ def _is_damage(error: Exception) -> bool:
     return not isinstance(error, pa.ArrowMemoryError)
 
 
+def _distinct(column: pa.ChunkedArray) -> list[Any]:
+    try:
+        return column.unique().to_pylist()
+    except pa.ArrowNotImplementedError:  # lists and the like, which are no classes
+        return []
+
+
 def _checked(read_file: Callable[[StoredFile], Any], file: StoredFile) -> Any:
     try:
         return read_file(file)
@@ -187,7 +210,15 @@ def _checked(read_file: Callable[[StoredFile], Any], file: StoredFile) -> Any:
 
 
 def _read_metadata(file: StoredFile) -> pq.FileMetaData:
-    return _checked(lambda f: pq.read_metadata(FileReader(f, block=_BLOCK).as_file()), file)
+    def read_footer(file: StoredFile) -> pq.FileMetaData:
+        found = pq.read_metadata(FileReader(file, block=_BLOCK).as_file())
+        found.schema.to_arrow_schema()  # raises, if it says of itself what cannot be
+        return found
+
+    found = _checked(read_footer, file)
+    if found.num_rows > MAX_ROWS * file.size:
+        raise ValueError(f"{file.path} has {file.size:,} bytes, and says {found.num_rows:,} rows")
+    return found
 
 
 def _footer_sha256(file: StoredFile) -> list[Any]:
@@ -219,7 +250,9 @@ def _hugging_face_names(schema: pa.Schema, field: str) -> tuple[str, ...] | None
     """The class names that Hugging Face datasets write into the schema."""
     packed = (schema.metadata or {}).get(b"huggingface")
     try:
-        features = json.loads(packed)["info"]["features"] if packed else {}
-        return tuple(features[field]["names"])
-    except (json.JSONDecodeError, KeyError, TypeError):
+        features = parse_json(packed)["info"]["features"] if packed else {}
+        names = features[field]["names"]
+    except (ValueError, KeyError, TypeError):
         return None
+    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return tuple(names) if is_list else None

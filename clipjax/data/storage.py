@@ -21,6 +21,8 @@ from absl import logging
 from clipjax.data.paths import DataPath, data_path, expand_braces
 from clipjax.data.retrying import ShortReadError, StorageError, is_wrong_path, retry
 
+_MAX_VISITS = 64  # of one folder, where links lead to it
+
 
 @dataclasses.dataclass(frozen=True)
 class StoredFile:
@@ -94,11 +96,22 @@ def list_files(folder: DataPath, *, recursive: bool = False) -> list[StoredFile]
     return sorted(files, key=lambda file: file.path)
 
 
-def _list_local(folder: DataPath, recursive: bool) -> list[StoredFile]:
+def _list_local(
+    folder: DataPath, recursive: bool, visits: collections.Counter | None = None
+) -> list[StoredFile]:
+    visits = collections.Counter() if visits is None else visits
     try:
         entries = os.scandir(folder.url)
+        found = os.stat(folder.url)
     except (FileNotFoundError, NotADirectoryError):
         return []
+    visits[found.st_dev, found.st_ino] += 1
+    # Twenty folders, each with two links to the next one, are a million.
+    if visits[found.st_dev, found.st_ino] > _MAX_VISITS:
+        entries.close()
+        raise ValueError(
+            f"{folder} is reached by more than {_MAX_VISITS} ways, over links: remove them"
+        )
     files = []
     with entries:
         for entry in entries:
@@ -109,7 +122,8 @@ def _list_local(folder: DataPath, recursive: bool) -> list[StoredFile]:
                     version = str(found.st_mtime_ns)
                     files.append(StoredFile(folder / entry.name, found.st_size, version))
                 elif entry.is_dir():
-                    files += _list_local(folder / entry.name, recursive) if recursive else []
+                    below = folder / entry.name
+                    files += _list_local(below, recursive, visits) if recursive else []
                 elif entry.is_symlink():
                     _refuse_dangling(entry)
     return files

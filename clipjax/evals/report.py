@@ -144,18 +144,22 @@ def read_curves(path: Path) -> dict[str, Points]:
     """
     if not path.exists():
         return {}
-    by_step: dict[int, dict[str, Any]] = {}
+    by_step: dict[int, dict[str, float]] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             fields = json.loads(line)
-            by_step.setdefault(int(fields["step"]), {}).update(fields)
-        except (ValueError, KeyError, TypeError) as error:
+            values = {n: float(v) for n, v in fields.items() if isinstance(v, int | float)}
+            by_step.setdefault(int(fields["step"]), {}).update(values)
+        except (
+            *(ValueError, KeyError, TypeError, AttributeError),
+            *(ArithmeticError, RecursionError),
+        ) as error:
             logging.warning("%s, line %d is left out: %s", path, number, error)
     curves: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for step, fields in sorted(by_step.items()):
         for name, value in fields.items():
-            if name != "step" and isinstance(value, (int, float)):
-                curves[name].append((step, float(value)))
+            if name != "step":
+                curves[name].append((step, value))
     return dict(curves)
 
 

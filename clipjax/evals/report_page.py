@@ -108,8 +108,8 @@ def _accuracies(evals: Mapping[str, Points], names: Names) -> dict[str, dict[str
     """Title -> lines: a chart a kind of evaluation, of at most as many lines as have a colour."""
     kinds: dict[str, dict[str, Points]] = defaultdict(dict)
     for name, points in evals.items():
-        prefix, metric = name.rsplit("/", 1)
-        if any(part in metric for part in _ACCURACIES) and not _has_mean(prefix, names):
+        prefix, _, metric = name.rpartition("/")
+        if prefix and any(part in metric for part in _ACCURACIES) and not _has_mean(prefix, names):
             kinds[_kind(prefix)][f"{dataset_title(prefix, names)} {_column(metric)}"] = points
     found = {}
     for kind, lines in kinds.items():
@@ -225,7 +225,7 @@ def _has_mean(prefix: str, names: Names) -> bool:
 def _natural(name: str) -> tuple[str, int]:
     """Sorts recall@5 before recall@10."""
     text, _, number = name.partition("@")
-    return text, int(number) if number.isdigit() else 0
+    return text, int(number) if number.isdecimal() and len(number) < 10 else 0
 
 
 def _kind(prefix: str) -> str:

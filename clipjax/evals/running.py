@@ -205,16 +205,39 @@ def results_in(document: Mapping[str, Any]) -> list[EvalResult]:
         name = {field: entry[field] for field in fields}
         about = {k: v for k, v in entry.items() if k not in (*fields, "metrics")}
         name["languages"] = tuple(name["languages"])
-        found.append(EvalResult(name=EvalName(**name), metrics=entry["metrics"], about=about))
+        metrics = dict(entry["metrics"])
+        texts = (name["kind"], name["dataset"], name["spec"], *name["languages"], *metrics)
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("a name of an evaluation or a metric is no text")
+        if not all(isinstance(value, int | float) for value in metrics.values()):
+            raise TypeError("a metric is no number")
+        found.append(EvalResult(name=EvalName(**name), metrics=metrics, about=about))
     return found
 
 
 def read_document(workdir: Path) -> dict[str, Any]:
-    """Reads results.json; empty if there is none."""
+    """Reads results.json; empty if there is none.
+
+    Raises:
+        ValueError: it is damaged, or not what `results_document` gives.
+    """
     path = Path(workdir) / RESULTS
     if not path.exists():
         return {}
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        results_in(document)
+        groups = (document.get("preprocess") or {}, document.get("tokenizer") or {})
+        if not all(isinstance(group, dict) for group in groups):
+            raise TypeError("what the numbers depend on is no object")
+        if not isinstance(document.get(SAVED) or "", str):
+            raise TypeError(f"{SAVED} is no text")
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{path} does not hold results ({type(error).__name__}: {error}): move it away; "
+            "`train --eval` makes it anew"
+        ) from error
+    return document
 
 
 def read_results(workdir: Path) -> dict[str, float]:

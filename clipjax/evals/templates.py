@@ -50,6 +50,8 @@ def load_templates(given: str | Sequence[str] | Mapping[str, Any]) -> Templates:
         where = "templates"
     if isinstance(given, Mapping):
         return _class_specific(given, where)
+    if not isinstance(given, list | tuple) or not all(isinstance(text, str) for text in given):
+        raise ValueError(f"templates = {given!r:.80}: expected a name, or a list of texts")
     return _common({f"templates[{number}]": s for number, s in enumerate(given)})
 
 

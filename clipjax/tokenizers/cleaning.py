@@ -25,6 +25,7 @@ _STRAIGHT = {ord(c): "'" for c in "\u02bc\u2018\u2019\u201a\u201b"} | dict.fromk
 _SAFE_ASCII = re.compile(f"[{_ASCII}\n]*(?:& [{_ASCII}\n]*)*")
 # ftfy looks for mojibake line by line.
 _SAFE_LINE = re.compile(f"[{_ASCII}{_OTHERS}]*(?:& [{_ASCII}{_OTHERS}]*)*")
+_NUMBERS = re.compile(r"&#0*([0-9]+)")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -37,7 +38,15 @@ def fix_text(text: str) -> str:
         straight = text.translate(_STRAIGHT)
         if straight == text or not is_bad(straight):
             return straight
-    return html.unescape(html.unescape(ftfy.fix_text(text)))
+    return _unescape(_unescape(ftfy.fix_text(text)))
+
+
+def _unescape(text: str) -> str:
+    """Resolves HTML entities, also of numbers so long that Python refuses to read them."""
+    try:
+        return html.unescape(text)
+    except ValueError:  # eight digits are beyond every character, as more are
+        return html.unescape(_NUMBERS.sub(lambda found: f"&#{found[1][:8]}", text))
 
 
 def collapse_whitespace(text: str) -> str:

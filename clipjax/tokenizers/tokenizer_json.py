@@ -1,7 +1,11 @@
 """Hugging Face's `tokenizer.json` files, of any kind, and what they share with WordPiece."""
 
+import contextlib
 import hashlib
-from collections.abc import Iterable, Sequence
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -11,6 +15,26 @@ from clipjax.tokenizers.cleaning import Cleaner
 
 # How the padding token is spelled, where a file does not say which one it is.
 PAD_TOKENS = ("<pad>", "[PAD]", "<|pad|>")
+MAX_BYTES = 1 << 30
+# How many times longer a file's replacements may make a caption; published ones write 3 bytes.
+_MAX_GROWTH = 1 << 10
+
+
+@contextlib.contextmanager
+def _library(what: str) -> Iterator[None]:
+    """Has what the library raises for a file or a text end as one sentence.
+
+    It raises plain Exception, and where its Rust panics, an error that is no Exception.
+
+    Raises:
+        ValueError: with what the library says.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+        raise
+    except BaseException as error:
+        raise ValueError(f"{what}: {error}") from error
 
 
 class BackedTokenizer:
@@ -22,8 +46,11 @@ class BackedTokenizer:
         pad_id: id that fills a row.
         cleaning: steps of `clipjax.tokenizers.cleaning` before that.
 
+    Attributes:
+        vocab_size: number of ids, added tokens included.
+
     Raises:
-        ValueError: if the context has no room, `pad_id` is no id, or a step is unknown.
+        ValueError: if the context has no room, an id is none, or a step is unknown.
     """
 
     def __init__(
@@ -34,25 +61,27 @@ class BackedTokenizer:
         pad_id: int,
         cleaning: Sequence[str] = (),
     ):
-        specials = backend.num_special_tokens_to_add(False)
+        with _library("the tokenizer's special tokens cannot be used"):
+            specials = backend.num_special_tokens_to_add(False)
         if context_length <= specials:
             raise ValueError(
                 f"context_length is {context_length}: at least {specials + 1} tokens are needed"
             )
         self._backend = backend
+        ids = list(backend.get_vocab(with_added_tokens=True).values())
+        self.vocab_size = max(ids, default=-1) + 1  # more than there are, where some are left out
         if not 0 <= pad_id < self.vocab_size:
             raise ValueError(f"pad_id is {pad_id}: the ids are 0..{self.vocab_size - 1}")
         self.context_length, self.pad_id = context_length, pad_id
         # Whatever a file says of these two was meant for another context.
-        backend.enable_truncation(max_length=context_length)
-        backend.no_padding()
-        self.special_ids = backend.encode("").ids
+        with _library("the tokenizer cannot encode an empty text"):
+            backend.enable_truncation(max_length=context_length)
+            backend.no_padding()
+            self.special_ids = backend.encode("").ids
+        largest = max(*self.special_ids, *ids, 0, 0)
+        if largest >= 1 << 31 or largest >= self.vocab_size:
+            raise ValueError(f"the tokenizer gives the id {largest}, which is none of a vocabulary")
         self._clean = Cleaner(cleaning)
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids, added tokens included."""
-        return self._backend.get_vocab_size(with_added_tokens=True)
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Encodes captions `[batch]` to ids `[batch, length]`, int32."""
@@ -60,13 +89,15 @@ class BackedTokenizer:
         tokens = np.full((len(texts), self.context_length), self.pad_id, np.int32)
         # Not encode_batch: its threads would compete with the loader's, and die in a fork.
         for row, text in zip(tokens, texts, strict=True):
-            ids = self._backend.encode(text).ids
+            with _library(f"a caption cannot be encoded, {text!r:.80}"):
+                ids = self._backend.encode(text).ids
             row[: len(ids)] = ids
         return tokens
 
     def decode(self, ids: Iterable[int]) -> str:
         """Turns a row of ids into text, without special tokens."""
-        return self._backend.decode([int(number) for number in ids], skip_special_tokens=True)
+        with _library("ids cannot be decoded"):
+            return self._backend.decode([int(number) for number in ids], skip_special_tokens=True)
 
 
 class TokenizerJson(BackedTokenizer):
@@ -99,11 +130,14 @@ class TokenizerJson(BackedTokenizer):
         cleaning: Sequence[str] = (),
     ):
         data = read_tokenizer_file(model, "tokenizer.json")
-        try:
+        with _library(f"{model} is not a tokenizer.json"):
             backend = tokenizers.Tokenizer.from_str(data.decode("utf-8"))
-        except Exception as error:
-            # The library raises plain Exception for whatever it cannot read.
-            raise ValueError(f"{model} is not a tokenizer.json: {error}") from error
+            growth = _growth(backend)
+        if growth > _MAX_GROWTH:
+            raise ValueError(
+                f"{model} makes a caption up to {growth:.0e} times longer by its replacements; "
+                f"allowed are {_MAX_GROWTH}"
+            )
         pad_id = _pad_id(backend, str(model)) if pad_id is None else pad_id
         super().__init__(backend, context_length=context_length, pad_id=pad_id, cleaning=cleaning)
         self._sha256 = hashlib.sha256(data).hexdigest()
@@ -113,7 +147,7 @@ class TokenizerJson(BackedTokenizer):
         return {
             "name": "tokenizer_json",
             "sha256": self._sha256,
-            "vocab_size": self.vocab_size,
+            "vocab_size": self._backend.get_vocab_size(with_added_tokens=True),
             "context_length": self.context_length,
             "special_ids": list(self.special_ids),
             "end_kept_when_cut": True,
@@ -130,7 +164,7 @@ def read_tokenizer_file(path: str | None, kind: str) -> bytes:
         kind: what the file is, for the message.
 
     Raises:
-        ValueError: if no path is given or there is no such file.
+        ValueError: if no path is given, there is no such file, or it is too large to be one.
     """
     if path is None:
         raise ValueError(
@@ -138,11 +172,32 @@ def read_tokenizer_file(path: str | None, kind: str) -> bytes:
             "to the path of your copy of it"
         )
     try:
+        size = epath.Path(path).stat().length
+        if size > MAX_BYTES:
+            raise ValueError(f"{path} has {size} bytes; a {kind} has at most {MAX_BYTES}")
         return epath.Path(path).read_bytes()
     except (FileNotFoundError, IsADirectoryError) as error:
         raise ValueError(
             f"there is no {kind} at {path}: set config.model.tokenizer.model to the path of one"
         ) from error
+
+
+def _growth(backend: tokenizers.Tokenizer) -> float:
+    """How many times longer normalization can make a text, at most, by what it puts in."""
+    if backend.normalizer is None:
+        return 1.0
+    growth, to_visit = 1.0, [json.loads(backend.normalizer.__getstate__())]
+    while to_visit:
+        node: Any = to_visit.pop()
+        if isinstance(node, list):
+            to_visit += node
+        elif isinstance(node, dict):
+            to_visit += [value for value in node.values() if isinstance(value, dict | list)]
+            if node.get("type") in ("Replace", "Prepend"):
+                put_in = str(node.get("content", node.get("prepend", "")))
+                # What stands for one character, or before all of them.
+                growth = min(growth * max(1, len(put_in.encode("utf-8", "replace"))), math.inf)
+    return growth
 
 
 def _pad_id(backend: tokenizers.Tokenizer, where: str) -> int:

@@ -344,3 +344,47 @@ def test_maps_in_json_lines(tmp_path):
     }
     assert make_source(f"jsonl:{tmp_path}/t.jsonl?language=en")[0]["text"] == "cat"
     assert reason_of(make_source(f"jsonl:{tmp_path}/t.jsonl?language=fr"), 0) == "filtered_language"
+
+
+def test_what_unpacks_to_far_more_than_the_file_is_damage(tmp_path, monkeypatch):
+    """A page may name one value as often as it likes: 500 bytes were 20 gigabytes."""
+    numbers, value = pa.array([0] * 2000, pa.int32()), pa.array([bytes(1 << 14)])
+    table = {"image": pa.DictionaryArray.from_arrays(numbers, value), "text": ["a"] * 2000}
+    path = write(tmp_path / "bomb.parquet", table, rows=2000, store_schema=False)
+    assert path.stat().st_size < 1 << 14
+    source = make_source(f"parquet:{path}")
+    assert source[1999]["image"] == bytes(1 << 14)  # 32 MB are none
+    monkeypatch.setattr(row_groups, "MIN_UNPACKED", 1 << 22)
+    source = make_source(f"parquet:{path}")
+    assert reason_of(source, 0) == "damaged"
+    monkeypatch.setattr(row_groups, "MAX_RATIO", 1 << 20)
+    assert make_source(f"parquet:{path}")[0]["text"] == "a"
+    monkeypatch.setattr(row_groups, "MAX_ROWS", 1)
+    with pytest.raises(ValueError, match="and says 2,000 rows"):
+        make_source(f"parquet:{path}")
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        *(b"[" * 10**5, b"\xff", b"9" * 10**4, b"[]"),
+        b'{"info": {"features": {"label": {"names": "cat"}}}}',
+        b'{"info": {"features": {"label": {"names": [{"a": 1}, 2]}}}}',
+    ],
+)
+def test_names_in_the_schema_that_are_none(tmp_path, features):
+    labels = {"image": [png(0)] * 2, "text": ["a"] * 2, "label": [0, 1]}
+    path = write(tmp_path / "a.parquet", labels, metadata={"huggingface": features})
+    with pytest.raises(ValueError, match="class_names=FILE"):
+        make_source(f"parquet:{path}?label_field=label")
+    lists = {**labels, "label": [["a"], ["b"]]}
+    path = write(tmp_path / "lists.parquet", lists)
+    with pytest.raises(ValueError, match="has no class in 'label'"):
+        make_source(f"parquet:{path}?label_field=label")
+
+
+@pytest.mark.parametrize("kind", [pa.date32(), pa.duration("s"), pa.timestamp("ns")])
+def test_dates_that_there_are_not(tmp_path, kind):
+    number = 2**30 if kind == pa.date32() else 2**62 + 1
+    path = write(tmp_path / "a.parquet", {"image": [png(0)], "text": pa.array([number], kind)})
+    assert reason_of(make_source(f"parquet:{path}"), 0) == "damaged"

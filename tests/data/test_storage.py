@@ -6,7 +6,7 @@ from buckets import bucket
 
 from clipjax.data import SampleError, retrying, storage
 from clipjax.data.file_reader import FileReader
-from clipjax.data.paths import data_path, expand_braces
+from clipjax.data.paths import DataPath, data_path, expand_braces
 from clipjax.data.retrying import ShortReadError, StorageError
 from clipjax.data.sources.folder import read_bytes
 from clipjax.data.storage import find_files
@@ -387,3 +387,18 @@ def test_a_missing_library_says_what_to_install(monkeypatch):
     monkeypatch.setattr(storage.fsspec, "filesystem", lambda _: throw(ImportError("no gcsfs")))
     with pytest.raises(ValueError, match=r"clipjax\[cloud\]"):
         storage.stat(data_path("gs://b/x"))
+
+
+def test_links_that_multiply_a_folder(tmp_path):
+    """Each of 40 folders holds two links to the next: 2 ** 40 ways lead to the last."""
+    for number in range(40):
+        folder = tmp_path / f"{number}"
+        folder.mkdir()
+        for name in "ab":
+            (folder / name).symlink_to(tmp_path / f"{number + 1}")
+    (tmp_path / "40").mkdir()
+    with pytest.raises(ValueError, match="by more than 64 ways, over links"):
+        storage.list_files(DataPath(str(tmp_path / "0")), recursive=True)
+    (tmp_path / "40" / "x").touch()
+    found = storage.list_files(DataPath(str(tmp_path / "36")), recursive=True)
+    assert len(found) == 16

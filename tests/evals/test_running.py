@@ -4,6 +4,7 @@ import pytest
 
 from clipjax.evals import report_page
 from clipjax.evals.naming import EvalName, name_evals
+from clipjax.evals.report import read_curves
 from clipjax.evals.running import (
     EvalResult,
     ScheduledEval,
@@ -154,3 +155,42 @@ def test_options_beside_the_spec_name_an_evaluation_as_those_in_it():
         languages=("de",),
         spec="openmoji:unseen?language=de",
     )
+
+
+RESULT = {"kind": "zero_shot", "dataset": "a", "languages": [], "spec": "", "metrics": {"top1": 1}}
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        *([], "[" * 10**5, "{", {"evaluations": [3]}, {"evaluations": {"a": {}}}, {"tokenizer": 3}),
+        {"checkpoint_sha256": 3},
+        {"evaluations": {"a": {**RESULT, "metrics": {"top1": "high"}}}},
+        {"evaluations": {"a": {**RESULT, "metrics": [1]}}},
+        {"evaluations": {"a": {**RESULT, "languages": 3}}},
+        {"evaluations": {"a": {**RESULT, "kind": ["zero_shot"]}}},
+    ],
+)
+def test_results_that_are_none_are_one_error(tmp_path, document):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({"evaluations": {"a": RESULT}, "zero_shot/a/top1": float("nan")}))
+    assert len(results_in(read_document(tmp_path))) == 1
+    path.write_text(document if isinstance(document, str) else json.dumps(document))
+    with pytest.raises(ValueError, match=r"results\.json does not hold results"):
+        read_document(tmp_path)
+
+
+def test_curves_that_are_none_are_left_out(tmp_path, caplog):
+    path = tmp_path / "evals.jsonl"
+    lines = [
+        '{"step": 1e999}',
+        "[" * 10**5,
+        '{"step": [1]}',
+        "3",
+        f'{{"step": 1, "a": {"9" * 400}}}',
+        '{"step": 1, "a": 2, "b/c": 3}',
+    ]
+    path.write_text("\n".join(lines))
+    curves = read_curves(path)
+    assert curves == {"a": [(1, 2.0)], "b/c": [(1, 3.0)]}
+    assert report_page.charts({}, {"top1": [(1, 1.0)]}, {}) == ""  # of no evaluation

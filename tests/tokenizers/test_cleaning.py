@@ -70,3 +70,9 @@ def test_bad_steps():
     for steps in (("lower", "upper"), "lower"):
         with pytest.raises(ValueError, match=r"tokenizer\.cleaning is"):
             Cleaner(steps)
+
+
+def test_numbers_of_any_length_are_characters():
+    """Python refuses to read a number of more than 4,300 digits, and a caption may hold one."""
+    assert fix_text(f"a &#{'9' * 5000}; b") == "a \ufffd b"
+    assert fix_text(f"&#{'0' * 5000}65; &#x{'0' * 5000}42; &#{'9' * 5000} &#67;") == "A B \ufffd C"

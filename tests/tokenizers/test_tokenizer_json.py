@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -94,3 +95,52 @@ def test_bad_input(tmp_path, xlm_roberta):
     with pytest.raises(ValueError, match=r"names no padding token .*config.model.tokenizer.pad_id"):
         make(path)
     assert make(path, pad_id=0)(["aa"])[0, :3].tolist() == [0, 0, 0]
+
+
+WORDS = {"type": "WordLevel", "vocab": {"<pad>": 0, "a": 1, "[UNK]": 2}, "unk_token": "[UNK]"}
+SHIFT = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 100}
+START = {"SpecialToken": {"id": "[CLS]", "type_id": 0}}
+# name -> fields of the file; each made the library panic, or raise what is no ValueError.
+BENT = {
+    "no unknown token": {"model": {**WORDS, "unk_token": "none"}},
+    "id of 33 bits": {"model": {**WORDS, "vocab": {"<pad>": 0, "[UNK]": 2**32 - 1}}},
+    "no unknown piece": {"model": {"type": "Unigram", "unk_id": None, "vocab": [["<pad>", 0.0]]}},
+    "charsmap": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "BAAAAP////9hAAAA"}},
+    "pieces of length 0": {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+    "search without an end": {
+        "normalizer": {"type": "Replace", "pattern": {"Regex": "(a|aa|a+)+$"}, "content": ""}
+    },
+    "growth": {"normalizer": {"type": "Sequence", "normalizers": [SHIFT] * 2}},
+    "start that is no id": {
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [START, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [START],
+            "special_tokens": {"[CLS]": {"id": "[CLS]", "ids": [7], "tokens": ["[CLS]"]}},
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("name", BENT)
+def test_what_the_library_cannot_use_is_one_error(tmp_path, name):
+    path = tmp_path / "tokenizer.json"
+    plain = {"version": "1.0", "pre_tokenizer": {"type": "Whitespace"}, "model": WORDS}
+    path.write_text(json.dumps(plain))
+    assert make(path)(["a b"])[0, :3].tolist() == [1, 2, 0]
+    path.write_text(json.dumps({**plain, **BENT[name]}))
+    with pytest.raises(ValueError):
+        make(path)([f"b {'a' * 60}!"])
+
+
+def test_ids_may_leave_numbers_out(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    vocabulary = {"<pad>": 0, "a": 70_000, "[UNK]": 2}
+    path.write_text(json.dumps({"version": "1.0", "model": {**WORDS, "vocab": vocabulary}}))
+    tokenizer = make(path)
+    assert tokenizer.vocab_size == 70_001  # rows that an embedding needs
+    assert tokenizer.contract()["vocab_size"] == 3
+    path.write_bytes(b"")
+    os.truncate(path, 2**40)
+    with pytest.raises(ValueError, match="has at most"):
+        make(path)

@@ -117,6 +117,8 @@ BENT = {
     "cleaning a number": (put(*MODEL, "tokenizer", {"name": "wordpiece", "cleaning": 3}), "clean"),
     "scale text": (put("contract", "logit_scale", "init", "warm"), "logit_scale.init"),
     "bias a list": (put(*MODEL, "logit_bias", []), "logit_bias"),
+    "templates a number": (put("config", "evals", {"a": {"templates": 5}}), "templates = 5"),
+    "templates of numbers": (put("config", "evals", {"a": {"templates": [5]}}), "templates = "),
     "too deep": (put("config", "x", nested(200)), "levels deep"),
     "deep": (put("contract", "model", "x", nested(100)), "levels deep"),
 }
@@ -199,6 +201,7 @@ def test_arrays_that_are_not_what_the_manifest_says(command, workdir, picture, t
         '{"tree_metadata": 3}',
         '{"a":' * 100_000,
         '{"tree_metadata": {"a": 1}}',
+        metadata.read_text().replace('"params"', '"others"'),
     ):
         metadata.write_text(text)
         records = [

@@ -150,7 +150,9 @@ def test_folders_become_importable_behind_what_is_installed(tmp_path, monkeypatc
     monkeypatch.delitem(sys.modules, "desk_lab")
 
 
-HOSTILE = "from pathlib import Path; Path(__file__).with_suffix('.ran').touch(); raise SystemExit(3)"
+HOSTILE = (
+    "from pathlib import Path; Path(__file__).with_suffix('.ran').touch(); raise SystemExit(3)"
+)
 
 
 @pytest.fixture

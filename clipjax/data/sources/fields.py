@@ -13,6 +13,7 @@ IMAGE_FIELDS = (
     *("image_name", "filename", "jpg", "png", "webp"),  # the last are bytes of img2dataset
 )
 TEXT_FIELDS = ("text", "caption", "captions", "title", "comment")
+_MAX_DEPTH = 8  # of maps of captions in each other; one, of languages, is usual
 _NUMBER = re.compile(r"\s*[-+]?\d{1,9}\s*")  # no class has a number of ten digits
 
 
@@ -101,10 +102,14 @@ def text_of(value: Any, key: str, language: str | None = None) -> Any:
     raise SampleError("missing_text", f"the caption is {value!r:.80}", key)
 
 
-def _usable(value: Any, faults: list[UnicodeDecodeError]) -> Any:
+def _usable(value: Any, faults: list[UnicodeDecodeError], depth: int = _MAX_DEPTH) -> Any:
     """What can be used of a caption, a list or a map; empty if nothing can."""
+    if depth == 0:
+        return ""
     if isinstance(value, Mapping):
-        texts = {whole_text(str(name)): _usable(part, faults) for name, part in value.items()}
+        texts = {
+            whole_text(str(name)): _usable(part, faults, depth - 1) for name, part in value.items()
+        }
         return {name: text for name, text in texts.items() if text}
     if isinstance(value, list | tuple):
         found = (_usable(part, faults) for part in value if isinstance(part, str | bytes))

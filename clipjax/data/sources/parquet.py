@@ -120,6 +120,10 @@ class Parquet:
             }
         except UnicodeDecodeError as error:  # Parquet does not check what it is told is text
             raise SampleError("text_encoding", f"the row is not UTF-8: {error}", key) from error
+        except (ValueError, ArithmeticError) as error:  # a date or a time that there is not
+            raise SampleError(
+                "damaged", f"the row has a value that is none: {error}", key
+            ) from error
         example: Example = {
             "image": self._picture(values, file, key),
             "text": "",
