@@ -1,6 +1,7 @@
 """Evaluating: an experiment's newest checkpoint, or any checkpoint on any dataset."""
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -97,12 +98,13 @@ def evaluate_checkpoint(
         `<kind>/<dataset>/<metric>` -> value, `step`, and beside them what the numbers depend on:
         see `results_document`.
     """
-    step_dir = resolve_checkpoint(path)  # once: a run that is still going may save a newer one
-    manifest = read_manifest(step_dir)
     templates, class_names = templates or None, class_names or None  # "" stands for none given
     naming = {"templates": templates, "class_names": class_names, "classes": classes}
     asked = [("zero_shot", where, naming) for where in zero_shot]
     asked += [("retrieval", where, {}) for where in retrieval]
+    _refuse_twins([f"--{kind} {where}" for kind, where, _ in asked])
+    step_dir = resolve_checkpoint(path)  # once: a run that is still going may save a newer one
+    manifest = read_manifest(step_dir)
     sources = {where: make_source(where, path=f"--{kind}") for kind, where, _ in asked}
     run_prompts = None
     if templates is None and any(getattr(sources[s], "templates", None) is None for s in zero_shot):
@@ -139,6 +141,12 @@ def evaluate_checkpoint(
         results = run_evals(evals, encoder.params)
     facts = model_facts(manifest.contract, preprocess=preprocess, checkpoint=sha256)
     return results_document(manifest.step, results, facts)
+
+
+def _refuse_twins(asked: Sequence[str]) -> None:
+    for flag, count in Counter(asked).items():
+        if count > 1:
+            raise ValueError(f"{flag} is given {count} times; keep one of them")
 
 
 def _announce(step_dir: os.PathLike[str], evals: Sequence[ScheduledEval]) -> str | None:

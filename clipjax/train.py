@@ -190,7 +190,9 @@ class _Loop:
             self.flush()  # of an earlier step: the device is busy with this one
             if (step + 1) % experiment.log_every == 0 or step + 1 == experiment.total_steps:
                 self.pending = (step + 1, metrics)
-            self.progress.update(step + 1)
+            # The first loss is fetched by itself, so that the first line has one.
+            first = {"loss": jax.device_get(metrics["loss"])} if step == self.start else None
+            self.progress.update(step + 1, first)
             self.watchdog.beat()
         self.finish(state)
         return state

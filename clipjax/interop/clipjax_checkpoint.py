@@ -81,7 +81,13 @@ def read(path: Path, hints: Hints) -> Weights:
     notes = [f"step {manifest.step} of {step_dir.parent}{averaged}"]
     notes += [choice.warning()] if choice.passed_over else []
     source = f"clipjax {step_dir}"
-    return Weights(spec, leaves, files, source, notes=tuple(notes), plugins=hints.plugins)
+    evals = {
+        name: {"templates": fields["templates"]}
+        for name, fields in manifest.config.get("evals", {}).items()
+        if fields.get("templates")
+    }
+    told = {"notes": tuple(notes), "evals": evals}
+    return Weights(spec, leaves, files, source, plugins=hints.plugins, **told)
 
 
 def write(path: Path, weights: Weights) -> None:
@@ -94,7 +100,11 @@ def write(path: Path, weights: Weights) -> None:
     check_spec(spec, where="the spec", plugins=weights.plugins)
     contract, attachments = _contract(spec, weights)
     metadata = {
-        "config": {"model": contract["model"], "converted_from": weights.source},
+        "config": {
+            "model": contract["model"],
+            "converted_from": weights.source,
+            **({"evals": weights.evals} if weights.evals else {}),
+        },
         "contract": contract,
         "dataset_fingerprint": "",
         "global_batch_size": 0,

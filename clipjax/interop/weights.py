@@ -69,6 +69,8 @@ class Weights:
         ignored: names of their tensors that are no parameters, such as position_ids.
         plugins: modules that the spec may name.
         notes: what was done to read them that a person should know, one line each.
+        evals: of the run that trained them, name of the evaluation -> its `templates`; they are the
+            default of later ones.
     """
 
     spec: dict[str, Any]
@@ -78,6 +80,7 @@ class Weights:
     ignored: tuple[str, ...] = ()
     plugins: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    evals: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def convert(

@@ -21,6 +21,7 @@ from clipjax.experiment import build_experiment, build_program
 from clipjax.experiment.program import model_spec
 from clipjax.experiment.stages import stage_specs
 from clipjax.faults import InjectedFault
+from clipjax.metric_writers import ProgressBar
 from clipjax.train import train
 
 ROOT = Path(__file__).parent.parent.parent
@@ -131,7 +132,9 @@ def reference(tmp_path_factory, cache):
     absl_logger.addHandler(handler)
     level = absl_logger.level
     absl_logger.setLevel(logging.INFO)
-    with compiled_steps() as compiled, compilations_of_an_hour():
+    progress = functools.partial(ProgressBar, stream=log, interval_s=0)
+    with compiled_steps() as compiled, compilations_of_an_hour(), pytest.MonkeyPatch.context() as p:
+        p.setattr("clipjax.train.ProgressBar", progress)
         state = leaves(run(smoke_config(), workdir))
     absl_logger.setLevel(level)
     absl_logger.removeHandler(handler)
@@ -149,6 +152,10 @@ def test_the_step_compiles_once_a_stage_and_the_log_says_which(reference):
         assert log.count(text) == 1
     metrics = read_metrics(workdir)
     assert [row["stage"] for row in metrics.values()] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    lines = [line for line in log.splitlines() if line.startswith("step ")]
+    assert lines[0].startswith("step 1/9") and len(lines) >= 9
+    assert lines[0].endswith(f"loss {metrics[1]['loss']:.4g}")
+    assert all("  loss " in line for line in lines)
 
 
 @pytest.mark.parametrize(

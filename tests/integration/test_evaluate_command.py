@@ -94,6 +94,11 @@ def test_commas_between_specs_are_told_from_those_in_them(given, specs):
         split_specs([*given, "tar:{0..1.tar,folder:x"])
 
 
+def test_one_evaluation_twice_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"--zero_shot synthetic:8 is given 2 times; keep one"):
+        evaluate_checkpoint(tmp_path, zero_shot=["synthetic:8", "synthetic:9", "synthetic:8"])
+
+
 def test_what_cannot_be_written_is_said_before_the_work(clipjax, reference, tmp_path):
     flags = ("--zero_shot=synthetic:128", f"--json={tmp_path}")
     done = clipjax("eval", "--checkpoint", reference, *flags, check=1)

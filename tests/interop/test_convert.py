@@ -255,6 +255,17 @@ def test_the_checkpoint_is_whole_and_says_what_it_is(tmp_path, vocabulary):
     assert stacks and all(leaf.shape[0] == 2 for leaf in stacks)
 
 
+def test_templates_of_the_run_stay_the_default(tmp_path):
+    weights = dataclasses.replace(weights_of(CLIP), evals={"names": {"templates": ["one {}"]}})
+    write(tmp_path, weights)
+    convert_weights(tmp_path / "start", tmp_path / "copy", "clipjax")
+    for path in (tmp_path / "start", tmp_path / "copy"):
+        assert Encoder.from_checkpoint(path).prompts().templates == ("one {}",)
+    convert_weights(tmp_path / "start", tmp_path / "theirs", "open_clip")
+    convert_weights(tmp_path / "theirs", tmp_path / "back", "clipjax")  # its files hold none
+    assert "default" in Encoder.from_checkpoint(tmp_path / "back").prompts().origin
+
+
 def test_all_of_clipjax_takes_it(tmp_path):
     path = write(tmp_path, weights_of(CLIP))
     picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
