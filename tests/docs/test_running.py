@@ -2,12 +2,13 @@
 
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
 
 import pytest
-from blocks import DOCUMENTS, Block, blocks_of
+from blocks import DOCUMENTS, ROOT, Block, blocks_of
 from stage import HERE, Stage
 
 pytestmark = pytest.mark.docs
@@ -93,11 +94,20 @@ def quickstart(cache, tmp_path_factory):
     return stage.root / "runs" / "quickstart"
 
 
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    """Checkpoints and weight files that the documents name; made once, and copied."""
+    folder = tmp_path_factory.mktemp("weights")
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, HERE / "weights.py", folder], check=True, env=env)
+    return folder
+
+
 @pytest.fixture
-def stage(tmp_path, cache, quickstart):
+def stage(tmp_path, cache, quickstart, weights):
     stage = Stage(tmp_path, cache)
+    shutil.copytree(weights, tmp_path, dirs_exist_ok=True)
     shutil.copytree(quickstart, tmp_path / "runs" / "quickstart")
-    subprocess.run([sys.executable, HERE / "weights.py", tmp_path], check=True, env=stage.env)
     return stage
 
 
