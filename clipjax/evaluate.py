@@ -98,7 +98,6 @@ def evaluate_checkpoint(
         `<kind>/<dataset>/<metric>` -> value, `step`, and beside them what the numbers depend on:
         see `results_document`.
     """
-    templates, class_names = templates or None, class_names or None  # "" stands for none given
     naming = {"templates": templates, "class_names": class_names, "classes": classes}
     asked = [("zero_shot", where, naming) for where in zero_shot]
     asked += [("retrieval", where, {}) for where in retrieval]

@@ -41,9 +41,8 @@ def main(argv: list[str]) -> int:
         tokenizer=opening.tokenizer(),
     )
     width = max(len(printable(label)) for label in labels)
-    for image, ranked in zip(
-        images, encoder.classify(images, labels, _TEMPLATES.value), strict=True
-    ):
+    answers = encoder.classify(images, labels, _TEMPLATES.value or None)  # an empty flag gives none
+    for image, ranked in zip(images, answers, strict=True):
         show(image)
         for label, probability in ranked[: _TOP.value]:
             bar = "#" * round(30 * probability)

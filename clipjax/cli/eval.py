@@ -66,8 +66,8 @@ def main(argv: list[str]) -> int:
         _CHECKPOINT.value,
         zero_shot=zero_shot,
         retrieval=retrieval,
-        templates=_TEMPLATES.value,
-        class_names=_CLASS_NAMES.value,
+        templates=_TEMPLATES.value or None,  # an empty flag gives none
+        class_names=_CLASS_NAMES.value or None,
         classes=_CLASSES.value,
         preprocess=_PREPROCESS.value,
         max_bad=_MAX_BAD.value,

@@ -47,6 +47,8 @@ def test_names_of_datasets_and_classes_are_what_they_say(clipjax, reference, tmp
         f"--zero_shot=folder:{tmp_path}/x/a,{shards},folder:{tmp_path}/x_a",
         "--zero_shot=synthetic:128",
         "--classes=present",
+        "--templates=",
+        "--class_names=",
         "--max_bad=1",
         f"--json={found}",
     )
