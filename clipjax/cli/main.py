@@ -31,7 +31,7 @@ VERBS = {
 
 # Errors that are a person's to mend: one line says what, where and how (CLIPJAX_TRACEBACK=1 shows
 # from where it came). Anything else is ours and shows its traceback.
-_EXPECTED = (ValueError, OSError, FloatingPointError, FlagsError)
+_EXPECTED = (ValueError, OSError, FloatingPointError, MemoryError, FlagsError)
 
 
 def usage() -> str:
@@ -98,6 +98,8 @@ def _fail(verb: str, error: Exception) -> NoReturn:
     if os.environ.get("CLIPJAX_TRACEBACK"):
         raise error
     text = str(error)
+    if isinstance(error, MemoryError):
+        text = f"not enough memory: {text or 'a file is larger than what there is'}"
     with contextlib.suppress(ValueError, SyntaxError):  # a KeyError quotes its sentence
         text = str(ast.literal_eval(text))
     if "Traceback (most recent call last)" in text:

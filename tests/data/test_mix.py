@@ -186,6 +186,8 @@ def test_by_a_spec(tmp_path, cache):
     [
         ("/no/such/file.json", "no file"),
         ("[", "no JSON"),
+        ("[" * 10**5, "no JSON"),
+        (f"[{'9' * 5000}]", "no JSON"),
         ("{}", "no file"),
         ("[1]", "no list of objects"),
         ('[{"weight": 1}]', "no list of objects"),

@@ -168,6 +168,13 @@ def test_a_wrong_path_is_the_fault_of_an_example(tmp_path, monkeypatch):
         with pytest.raises(SampleError) as caught:
             read_bytes(data_path(f"{tmp_path}/{name}"), "k")
         assert caught.value.reason == reason, name
+    large = tmp_path / "large"
+    large.touch()
+    os.truncate(large, 2**40)
+    for what in ("image", "text"):
+        with pytest.raises(SampleError, match=f"no {what} has") as caught:
+            read_bytes(data_path(str(large)), "k", what)
+        assert caught.value.reason == "unreadable"
     (tmp_path / "7.png").write_bytes(b"1")
     monkeypatch.setattr(storage.os, "open", failing("open", PermissionError(errno.EACCES, "no")))
     with pytest.raises(SampleError, match="unreadable"):

@@ -9,6 +9,8 @@ from archives import png
 from clipjax.data import Loader, Preprocess, SampleError, make_source, storage
 from clipjax.data.contact_sheet import contact_sheet
 from clipjax.data.packing import FORMATS, Packing, pack
+from clipjax.data.sources import table_rows
+from clipjax.data.sources.fields import field_of
 from clipjax.data.statistics import measure, summarise
 
 
@@ -194,3 +196,29 @@ def test_half_a_surrogate_pair_goes_through_every_command(table, tmp_path):
         list(pack(source, tmp_path / kind, Packing(format=kind), workers=1))
         packed = make_source(f"{kind}:{tmp_path}/{kind}/*{suffix}")
         assert packed[0]["text"] == "half \ufffd pair"
+
+
+def test_a_header_costs_its_columns(table, monkeypatch):
+    """Of 20,000 columns each was compared with all."""
+    calls = []
+
+    def counted(*arguments):
+        calls.append(arguments)
+        return field_of(*arguments)
+
+    monkeypatch.setattr(table_rows, "field_of", counted)
+    columns = ["image", "text", *(f"c{number}" for number in range(200))]
+    assert texts(table("a.csv", f"{','.join(columns)}\n{','.join(['0.jpg'] * 202)}\n")) == ["0.jpg"]
+    assert len(calls) < 5
+
+
+def test_captions_in_captions_are_no_bug_of_ours(table):
+    def nested(depth):
+        return '{"a":' * depth + '"x"' + "}" * depth
+
+    lines = [f'{{"image": "0.jpg", "text": {nested(depth)}}}' for depth in (1, 400)]
+    source = make_source(table("a.jsonl", "\n".join(lines)))
+    assert source[0]["text"] == {"a": "x"}
+    with pytest.raises(SampleError) as caught:
+        source[1]
+    assert caught.value.reason == "missing_text"

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import struct
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +33,14 @@ def published(path, uids):
     pairs = [(int(uid[:16], 16), int(uid[16:32], 16)) for uid in uids]
     np.save(path, np.sort(np.array(pairs, np.dtype("u8,u8"))))
     return path
+
+
+def of_header(shape):
+    descr = "[('f0', '<u8'), ('f1', '<u8')]"
+    header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}}}"
+        f"{{'descr': [('f0', '<u8'), ('f1', '<u8')], 'fortran_order': False, 'shape': {shape}}}"
+    )
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode()
 
 
 def texts(source):
@@ -103,7 +112,12 @@ def test_in_a_bucket_shards_are_read_in_large_pieces(tmp_path, monkeypatch):
         ("a.txt", b"\n \n", r"a\.txt holds no uid"),
         ("a.npy", b"\x93NUMPY", r"a\.npy is no whole array of NumPy"),
         ("b.npy", np.arange(3), r"b\.npy holds int64\[3\], expected \[uids\] of the dtype 'u8,u8'"),
-        ("c.npy", np.array([{"x": 1}], object), r"c\.npy is no whole array.*allow_pickle"),
+        ("c.npy", np.array([{"x": 1}], object), r"c\.npy holds object\[1\]"),
+        ("e.npy", of_header("(2**40,)"), r"e\.npy is no whole array"),
+        ("e.npy", of_header("(1099511627776,)"), r"0 bytes for 1099511627776 uids"),
+        ("e.npy", of_header("(-1,)"), r"e\.npy is no whole array"),
+        ("e.npy", of_header(f"({'9' * 30},)"), r"e\.npy is no whole array"),
+        ("e.npy", of_header("(" * 4000), r"e\.npy is no whole array"),
         ("d.txt", None, r"there is no file .*d\.txt"),
     ],
 )

@@ -292,6 +292,7 @@ def npy(shape, dtype="<f4", data=b""):
         (npy("(10**15,)"), "no .npy header"),
         (npy("(1000000000000,)"), "takes"),
         (npy("(-1,)"), "has shape"),
+        (npy("(" * 4000), "no .npy header"),
         (npy("(2,)", "|O", bytes(16)), "pickled objects never are"),
         (npy("(1,)", "<U4", bytes(16)), "only numbers"),
         (npy("(1,)", [("a", "<f4")], bytes(4)), "only numbers"),

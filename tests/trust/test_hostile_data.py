@@ -169,3 +169,16 @@ def test_configs_of_other_packages(command, original, tmp_path, kit):
         assert done.code == 1, name
         assert len(done.err.strip().splitlines()) == 1, (name, done.err)
         assert not (tmp_path / "x").exists()
+
+
+def test_a_file_larger_than_the_memory_is_one_sentence(command, tmp_path, monkeypatch):
+    path = tmp_path / "table.csv"
+    path.write_text("image,text\na.png,a\n")
+
+    def no_memory(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr("clipjax.data.sources.table.read_given", no_memory)
+    done = command("data", "stats", f"csv:{path}")
+    assert done.code == 1
+    assert done.err == ("clipjax data: not enough memory: a file is larger than what there is\n")

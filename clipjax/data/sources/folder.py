@@ -19,12 +19,14 @@ from clipjax.data.named_lists import warn_of_twins
 from clipjax.data.paths import DataPath, data_path
 from clipjax.data.retrying import is_wrong_path
 from clipjax.data.source import Example, SampleError
-from clipjax.data.storage import StoredFile, is_folder, list_files, read_all
+from clipjax.data.storage import StoredFile, is_folder, list_files, read, stat
 from clipjax.data.text_files import not_utf8
 from clipjax.redaction import redact
 
 EXTENSIONS = tuple(f".{extension}" for extension in image_formats.EXTENSIONS)
 LAYOUTS = ("auto", "classes", "captions")
+# The largest picture, without any packing, takes half of it.
+MAX_BYTES = {"image": 1 << 29, "text": 1 << 26}
 # As `train`, and `val2017` of COCO.
 _SPLIT = re.compile(r"(train(ing)?|val(id(ation)?)?|test(ing)?)[-_]?\d*", re.IGNORECASE)
 _ARCHIVED = "__MACOSX"  # where macOS keeps what it knows of the files of an archive
@@ -141,7 +143,10 @@ class Folder:
         for name, size in zip(self._images, self._sizes, strict=True):
             digest.update(f"{name}\0{size}\n".encode())
             if self._captioned and _stem(name) in self._texts:
-                content = read_all(self._root / self._texts[_stem(name)])
+                try:
+                    content = read_bytes(self._root / self._texts[_stem(name)], name, "text")
+                except SampleError as error:
+                    content = error.reason.encode()
                 digest.update(hashlib.sha256(content).digest())
                 several += b"\n" in content.strip()
         if several and not self._told_lines:  # here all of them are read
@@ -326,12 +331,17 @@ def read_named(root: DataPath, name: str, key: str) -> bytes:
 def read_bytes(path: DataPath, key: str, what: str = "image") -> bytes:
     """Reads an `image` or `text`; SampleError `missing_...` or `unreadable` if its path is wrong.
 
+    So it is of a file that is larger than any picture that is read, or any text.
+
     Storage that does not answer, and a machine that has no memory or open files left, raise
     OSError, which stops the run: an example that is replaced for the time of an outage would make
     another batch than it makes without.
     """
     try:
-        return read_all(path)
+        size = stat(path).size
+        if size > MAX_BYTES[what]:
+            raise SampleError("unreadable", f"{path} has {size:,} bytes: no {what} has", key)
+        return read(path, 0, size)
     except FileNotFoundError as error:
         raise SampleError(f"missing_{what}", f"there is no file {path}", key) from error
     except OSError as error:

@@ -181,7 +181,7 @@ def read_specs(where: str) -> list[tuple[dict[str, Any], Fraction]]:
         specs = json.loads(text)
     except FileNotFoundError as error:
         raise ValueError(f"there is no file {where}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"the mix {where} is no JSON: {error}") from error
     if not isinstance(specs, list) or not all(isinstance(s, dict) and "spec" in s for s in specs):
         raise ValueError(f'the mix {where} is no list of objects {{"spec": ..., "weight": ...}}')

@@ -1,6 +1,7 @@
 """Rows of a table: cells between separators, or objects of JSON a line."""
 
 import array
+import collections
 import csv
 import io
 import json
@@ -96,8 +97,9 @@ def _read_cells(text: str, separator: str, where: str) -> Rows:
             if cells and header is None:
                 header = cells
                 _check_separator(header, where)
-                for name in filter(None, header):  # several may have none
-                    field_of(header, name, (), "text_field", where)
+                counts = collections.Counter(filter(None, header))  # several may have none
+                for name in [name for name, count in counts.items() if count > 1][:1]:
+                    field_of(header, name, (), "text_field", where)  # says so
             elif cells:
                 if len(cells) != len(header):
                     if not loose:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from absl import logging
+from numpy.lib import format as npy
 
 from clipjax.data.paths import data_path
 from clipjax.data.source import DataSource
@@ -93,17 +94,24 @@ def uid_bytes(uid: Any) -> bytes | None:
 
 
 def _of_pairs(content: bytes, where: str) -> np.ndarray:
+    file = io.BytesIO(content)
     try:
-        pairs = np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{where} is no whole array of NumPy: {error}") from error
-    if not isinstance(pairs, np.ndarray) or pairs.ndim != 1 or pairs.dtype != _PAIRS:
-        what = (
-            f"{pairs.dtype}{list(pairs.shape)}" if isinstance(pairs, np.ndarray) else "an archive"
-        )
+        version = npy.read_magic(file)
+        read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+        shape, _, dtype = read_header[version](file)
+    except Exception as error:  # the header is Python's text, and its reader raises many kinds
+        raise ValueError(f"{where} is no whole array of NumPy: {error!r:.200}") from error
+    if len(shape) != 1 or dtype != _PAIRS:
         raise ValueError(
-            f"{where} holds {what}, expected [uids] of the dtype 'u8,u8', as DataComp has it"
+            f"{where} holds {dtype}{list(shape)}, expected [uids] of the dtype 'u8,u8', as "
+            "DataComp has it"
         )
+    rest = content[file.tell() :]
+    if len(rest) != shape[0] * _PAIRS.itemsize:  # compared before memory is taken
+        raise ValueError(
+            f"{where} is no whole array of NumPy: {len(rest)} bytes for {shape[0]} uids"
+        )
+    pairs = np.frombuffer(rest, dtype)
     halves = np.stack([pairs["f0"], pairs["f1"]], axis=1).astype(">u8")
     return np.frombuffer(halves.tobytes(), UIDS)
 
