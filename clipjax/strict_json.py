@@ -6,11 +6,23 @@ Python's reader lets the second of two equal keys win, takes NaN, and goes as de
 import json
 import math
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 MAX_BYTES = 64 * 2**20
 MAX_DEPTH = 64
 _MAX_DIGITS = 32  # of a whole number; those of 64 bits have 20
+
+
+def read_json(path: Path, *, max_bytes: int = MAX_BYTES) -> Any:
+    """Reads a file of JSON; no more of it than is allowed, whatever it says its size is.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: as `parse_json`.
+    """
+    with path.open("rb") as file:
+        return parse_json(file.read(max_bytes + 1), max_bytes=max_bytes)
 
 
 def parse_json(data: bytes | str, *, max_bytes: int = MAX_BYTES) -> Any:

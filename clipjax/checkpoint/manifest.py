@@ -20,7 +20,7 @@ from clipjax import __version__, faults
 from clipjax.checkpoint.folders import MANIFEST, refuse_links
 from clipjax.checkpoint.manifest_fields import NewerError, check_manifest
 from clipjax.ranges import show
-from clipjax.strict_json import MAX_BYTES, parse_json
+from clipjax.strict_json import read_json
 from clipjax.trees import flatten_with_names
 
 FORMAT_VERSION = 1
@@ -173,8 +173,7 @@ def read_manifest(step_dir: str | os.PathLike[str]) -> Manifest:
     path = Path(step_dir) / MANIFEST
     refuse_links(Path(step_dir))
     try:
-        with path.open("rb") as file:
-            fields = parse_json(file.read(MAX_BYTES + 1), max_bytes=MAX_BYTES)
+        fields = read_json(path)
         if not isinstance(fields, dict):
             raise ValueError(f"it holds {type(fields).__name__}, expected an object")
     except FileNotFoundError as error:

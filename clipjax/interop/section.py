@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from clipjax import strict_json
 from clipjax.interop.tensors import WeightFileError
-from clipjax.strict_json import parse_json
 
 # Gemma's tokenizer.json is the largest of the files that come with published weights: 34 MB.
 MAX_BYTES = 256 << 20
@@ -42,7 +42,7 @@ def read_json(path: Path) -> dict[str, Any]:
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise WeightFileError(f"{path} has {size} bytes; at most {MAX_BYTES} are read")
-        found = parse_json(path.read_bytes(), max_bytes=MAX_BYTES)
+        found = strict_json.read_json(path, max_bytes=MAX_BYTES)
     except (OSError, ValueError) as error:
         raise WeightFileError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(found, dict):

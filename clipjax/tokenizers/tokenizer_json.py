@@ -15,7 +15,7 @@ from clipjax.tokenizers.cleaning import Cleaner
 
 # How the padding token is spelled, where a file does not say which one it is.
 PAD_TOKENS = ("<pad>", "[PAD]", "<|pad|>")
-MAX_BYTES = 1 << 30
+MAX_BYTES = 1 << 28
 # How many times longer a file's replacements may make a caption; published ones write 3 bytes.
 _MAX_GROWTH = 1 << 10
 
@@ -172,14 +172,15 @@ def read_tokenizer_file(path: str | None, kind: str) -> bytes:
             "to the path of your copy of it"
         )
     try:
-        size = epath.Path(path).stat().length
-        if size > MAX_BYTES:
-            raise ValueError(f"{path} has {size} bytes; a {kind} has at most {MAX_BYTES}")
-        return epath.Path(path).read_bytes()
+        with epath.Path(path).open("rb") as file:  # some say another size than they have
+            data = file.read(MAX_BYTES + 1)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise ValueError(
             f"there is no {kind} at {path}: set config.model.tokenizer.model to the path of one"
         ) from error
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"{path} has more bytes than a {kind}, which has at most {MAX_BYTES}")
+    return data
 
 
 def _growth(backend: tokenizers.Tokenizer) -> float:

@@ -38,8 +38,6 @@ def published(path, uids):
 def of_header(shape):
     descr = "[('f0', '<u8'), ('f1', '<u8')]"
     header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}}}"
-        f"{{'descr': [('f0', '<u8'), ('f1', '<u8')], 'fortran_order': False, 'shape': {shape}}}"
-    )
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode()
 
 

@@ -3,12 +3,14 @@
 import json
 import os
 import struct
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
 
+from clipjax.interop import section
 from clipjax.interop.files import file_kind, open_tensors, save_safetensors
 from clipjax.interop.open_clip.format import _config_of
 from clipjax.interop.section import read_json
@@ -352,3 +354,12 @@ def test_nothing_is_overwritten(tmp_path):
     assert path.read_bytes() == b"mine"
     with pytest.raises(WeightFileError, match="no directory"):
         save_safetensors(tmp_path / "a" / "b", lazy(ARRAYS))
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="a file that does not end")
+def test_json_that_does_not_end(tmp_path, monkeypatch):
+    """Its size is 0, by its own word."""
+    monkeypatch.setattr(section, "MAX_BYTES", 1 << 20)
+    (tmp_path / "config.json").symlink_to("/dev/zero")
+    with pytest.raises(WeightFileError, match="larger than 1048576 bytes"):
+        section.read_json(tmp_path / "config.json")

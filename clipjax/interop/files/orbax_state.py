@@ -13,7 +13,7 @@ import tensorstore
 
 from clipjax.interop.files.safetensors import read_array
 from clipjax.interop.tensors import LazyTensor, WeightFileError
-from clipjax.strict_json import parse_json
+from clipjax.strict_json import read_json
 
 _FLOAT32 = np.dtype("<f4")
 
@@ -121,7 +121,7 @@ def _cuts_rows(chunks: Any, shape: tuple[int, ...]) -> bool:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = parse_json(path.read_bytes())
+        value = read_json(path)
     except (OSError, ValueError) as error:
         raise WeightFileError(f"{path}: damaged: {error}") from error
     if not isinstance(value, dict):

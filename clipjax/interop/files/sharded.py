@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from clipjax.interop.tensors import WeightFile, WeightFileError
-from clipjax.strict_json import parse_json
+from clipjax.strict_json import read_json
 
 MAX_INDEX_BYTES = 64 * 2**20
 
@@ -44,7 +44,7 @@ def _read_index(path: Path) -> dict[str, str]:
     if path.stat().st_size > MAX_INDEX_BYTES:
         raise WeightFileError(f"{path}: an index of more than {MAX_INDEX_BYTES} bytes")
     try:
-        index = parse_json(path.read_bytes(), max_bytes=MAX_INDEX_BYTES)
+        index = read_json(path, max_bytes=MAX_INDEX_BYTES)
         weight_map = index["weight_map"]
         if not weight_map or not all(isinstance(file, str) for file in weight_map.values()):
             raise TypeError("weight_map is no map of file names")

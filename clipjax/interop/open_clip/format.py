@@ -26,7 +26,7 @@ from clipjax.interop.source import read_source
 from clipjax.interop.tensors import LazyTensor, WeightFileError, of_array
 from clipjax.interop.weights import NO_HINTS, Hints, Weights
 from clipjax.layers.position_embeddings import sincos_2d
-from clipjax.strict_json import parse_json
+from clipjax.strict_json import read_json
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "model.safetensors"
@@ -128,7 +128,7 @@ def _weight_file(folder: Path) -> Path:
 def _config_of(folder: Path) -> Any:
     file = folder / CONFIG
     try:
-        config = parse_json(file.read_bytes())
+        config = read_json(file)
     except (ValueError, OSError) as error:
         raise WeightFileError(f"{file} is no JSON file: {error}") from error
     check_square(config, where=str(file))
