@@ -30,6 +30,7 @@ REPLACED = {
     "/mnt/bucket/": "{root}/mnt/bucket/",
     "/data/": "{root}/data/",
     "/path/to/spiece.model": "{root}/c4_en.model",
+    "--vocab_size 8000": "--vocab_size 2000",  # of 160 drawings' names
     "--config.mesh.fsdp=16": "--config.mesh.fsdp=2",
     "--config.mesh.tensor=4": "--config.mesh.tensor=2",
     "--config.mesh.fsdp=4": "--config.mesh.fsdp=2",

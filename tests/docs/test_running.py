@@ -24,7 +24,9 @@ NOT_RUN = {
     ("docs/interop.md", "--lora my_adapter"): f"{OTHERS}: tests/interop/test_lora.py",
     ("docs/interop.md", "--from_text clip-vit"): f"{OTHERS}: tests/interop/test_towers.py",
 }
-# (document, words of the block): the package that it needs.
+# (document, words of the block): the package that it needs. Where it is missing the block is left
+# out: `-m tpu` (tests/plan/test_cli.py) and `-m interop` (tests/interop) run the same with it, and
+# test_blocks.py parses the flags in any case.
 NEEDS = {
     ("docs/plan.md", "clipjax plan --config"): "libtpu",
     ("README.md", "clipjax plan --config"): "libtpu",
