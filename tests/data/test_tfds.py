@@ -15,6 +15,7 @@ from PIL import Image
 
 from clipjax.data import Preprocess, SampleError, make_source
 from clipjax.data.source import pictures_of
+from clipjax.data.sources import tfds
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -244,6 +245,35 @@ def test_nothing_is_imported_because_a_prepared_folder_names_it(copy, tmp_path):
         assert done.returncode == code, done.stderr
         assert not (tmp_path / "ran").exists()
     assert "tfds:tiny_pairs names the class 'canary.Scalar' for a field" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "message"),
+    [
+        ("dataset_info.json", "{", "[" * 10**5, "is damaged: ParseError"),
+        ("dataset_info.json", '"{DATASET}', '"{0.__class__}', "is damaged: IndexError"),
+        ("dataset_info.json", '"{DATASET}', '"../../../{DATASET}', "points outside"),
+    ],
+)
+def test_a_prepared_folder_that_is_bent_is_one_sentence(copy, tmp_path, name, old, new, message):
+    (path,) = (tmp_path / "copy").rglob(name)
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(ValueError, match=message):
+        make(copy[0])
+
+
+def test_classes_are_counted_before_they_are_named():
+    class Label:
+        num_classes = 10**11
+
+        @property
+        def names(self):
+            raise AssertionError("a name for each is made")
+
+    with pytest.raises(ValueError, match="100,000,000,000 classes; at most"):
+        tfds._class_names("x", Label(), None, needed=True)
 
 
 class TestBuilder:

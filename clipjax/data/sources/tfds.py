@@ -23,6 +23,7 @@ from clipjax.data.sources.fields import renamed, text_of
 from clipjax.data.storage import read, stat
 
 # Names that mean nothing to a text encoder: WordNet ids, paths, and numbers.
+_MAX_CLASSES = 1 << 20
 _MEANINGLESS = re.compile(r"\d+|n\d{8}|/.*")
 _EDGE = 64 << 10  # bytes of a file's start and end that its identity holds
 _THREADS = 16
@@ -96,6 +97,12 @@ class Tfds:
                 'tfds.builder(...).download_and_prepare(file_format="array_record"), or give '
                 "?download=true"
             ) from e
+        except (ValueError, OSError, MemoryError):  # sentences already
+            raise
+        except Exception as e:  # of JSON, of protocol buffers, of paths: a folder may hold anything
+            raise ValueError(
+                f"tfds:{where} is damaged: {type(e).__name__}: {_first_line(e):.300}"
+            ) from e
         features = builder.info.features
         if label_field is None and "label" in features:
             is_label = isinstance(features["label"], tfds.features.ClassLabel)
@@ -118,6 +125,8 @@ class Tfds:
                 f"tfds:{where} has the fields {_told(features)}: give ?text_field=... in the SPEC"
             )
         self._parts = builder.info.splits[split].file_instructions
+        for part in self._parts:  # the folder itself says what its files are called
+            DataPath(os.fspath(builder.data_dir)).below(os.fspath(part.filename))
         self._ends = list(itertools.accumulate(part.take for part in self._parts))
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
             shards = list(pool.map(_open_shard, self._parts))
@@ -270,6 +279,11 @@ def _class_names(
 
     The names are None if none are needed, the places where a label is its own.
     """
+    if (feature.num_classes or 0) > _MAX_CLASSES:
+        raise ValueError(
+            f"tfds:{where} says that it has {feature.num_classes:,} classes; at most "
+            f"{_MAX_CLASSES:,} are read"
+        )
     names = tuple(feature.names)
     if given is not None:
         return choose_names(given, names, f"tfds:{where}")
