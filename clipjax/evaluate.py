@@ -151,12 +151,15 @@ def _refuse_twins(asked: Sequence[str]) -> None:
 def _announce(step_dir: os.PathLike[str], evals: Sequence[ScheduledEval]) -> str | None:
     """Checks that all processes evaluate one checkpoint on the same data; returns its SHA-256.
 
-    Says which prompts each evaluation takes.
+    Says which prompts each evaluation takes, and how its classes found the names that are given.
     """
     for scheduled in evals:
         if "templates" in scheduled.about:
             origin = scheduled.about["templates"]["from"]
             logging.info("%s: templates: %s", scheduled.name.prefix, origin)
+        matched = scheduled.about.get("class_names", {}).get("matched")
+        if matched:
+            logging.info("%s: class names: matched by %s", scheduled.name.prefix, matched)
     sha256 = manifest_digest(step_dir)
     about = {e.name.prefix: e.about.get("data_fingerprint", "") for e in evals}
     agree({"checkpoint": sha256 or "", **{f"data of {k}": v for k, v in about.items()}})

@@ -158,7 +158,7 @@ def _tar_members(options: Mapping[str, Any], files: Sequence[StoredFile]) -> Tar
     check_options(TarShards, options, "data.source")
     beside = read_beside(files)
     own = beside.class_names if beside else packed_class_names(files)
-    names, places = choose_names(options.pop("class_names", None), own, "the dataset")
+    names, places, _ = choose_names(options.pop("class_names", None), own, "the dataset")
     return TarMembers(**options, class_names=names, places=places)
 
 

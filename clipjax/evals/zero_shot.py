@@ -149,7 +149,7 @@ class ZeroShot:
         origin = "the dataset's own" if given is None else "given: a list"
         if isinstance(given, str):
             given, origin = load_class_names(given), f"given: {given!r}"
-        names, rows = self._match(given, own)
+        names, rows, matched = self._match(given, own)
         if self.classes == "present":
             present = sorted({rows[label] for label in labels_that_occur(self.source)})
             places = {row: place for place, row in enumerate(present)}
@@ -161,6 +161,7 @@ class ZeroShot:
             ("_rows", tuple(rows)),  # of the classifier, for each label of the source
             ("_prompts", prompts),
             ("_names_from", origin),
+            ("_matched", matched),
         ):
             object.__setattr__(self, field, value)
         fill_templates(self.templates, self.class_names)  # has prompts for each, before the work
@@ -171,16 +172,18 @@ class ZeroShot:
 
     def _match(
         self, given: Sequence[str] | None, own: Sequence[str] | None
-    ) -> tuple[Sequence[str], Sequence[int]]:
-        """Gives the names, and the place among them of each label of the source."""
+    ) -> tuple[Sequence[str], Sequence[int], str | None]:
+        """Gives the names, the place among them of each label of the source, and what told it."""
         first_label = getattr(self.source, "first_label", None)
-        names, places = choose_names(given, own, self.name, first_label=first_label)
+        names, places, matched = choose_names(given, own, self.name, first_label=first_label)
         if not names:
             raise ValueError(
                 f"{self.name}: the source has no class names and none are given; give class_names "
                 "in label order"
             )
-        return names, range(len(names)) if places is None else places
+        if given is None:
+            matched = getattr(self.source, "matched", None)
+        return names, range(len(names)) if places is None else places, matched
 
     def about(self) -> dict[str, Any]:
         """What the numbers depend on, as plain JSON."""
@@ -190,6 +193,7 @@ class ZeroShot:
             "count": len(self.class_names),
             "sha256": hashlib.sha256(text.encode()).hexdigest(),
             "classes": self.classes,
+            "matched": self._matched,  # one of class_matching.MATCHED; None: the source's own
         }
         return {"templates": self._prompts.about(), "class_names": names}
 

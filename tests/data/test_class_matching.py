@@ -30,20 +30,29 @@ def test_imagenets_ids_are_whole_and_in_the_order_of_its_names():
 
 def test_names_decide_before_order():
     given = ["dog", "tabby cat", "cow"]
-    assert match_classes(["Cow", "tabby_cat"], given, "x") == [2, 1]
-    assert match_classes(["cow", "dog", "tabby cat"], given, "x") == [2, 0, 1]
-    # A name that is not in the list: equally many are taken in order.
-    assert match_classes(["cow", "dog", "tabby"], given, "x") == [0, 1, 2]
-    assert match_classes(given, given, "x") == [0, 1, 2]
+    assert match_classes(["Cow", "tabby_cat"], given, "x") == ([2, 1], "name")
+    assert match_classes(["cow", "dog", "Tabby-Cat"], given, "x") == ([2, 0, 1], "name")
+    assert match_classes(given, given, "x") == ([0, 1, 2], "name")
+    # As they are written, where they differ in nothing else.
+    assert match_classes(["t-shirt", "t_shirt"], ["t_shirt", "t-shirt"], "x") == ([1, 0], "name")
+    # No name is in the list, or none at another place: equally many are taken in order.
+    assert match_classes(["hen", "ewe", "ram"], given, "x") == ([0, 1, 2], "order")
+    assert match_classes(["dog", "tabby", "cow"], given, "x") == ([0, 1, 2], "order")
+
+
+@pytest.mark.parametrize("given", [["fish", "dog", "bird"], ["Dog", "Fish", "Tabby"]])
+def test_a_name_at_another_place_forbids_order(given):
+    with pytest.raises(ValueError, match=r"at place \d, where class_names has .* 'cat', 'dog'"):
+        match_classes(["cat", "dog", "fish"], given, "x")
 
 
 def test_ids_of_imagenet_are_its_labels_whole_or_some():
     ids = load_imagenet_ids()
-    assert match_classes(ids, IMAGENET, "x") == list(range(1000))
+    assert match_classes(ids, IMAGENET, "x") == (list(range(1000)), "wordnet")
     some = [ids[7], ids[300], ids[999]]
-    assert match_classes(some, IMAGENET, "x") == [7, 300, 999]
+    assert match_classes(some, IMAGENET, "x") == ([7, 300, 999], "wordnet")
     # In a list of their own they are in order.
-    assert match_classes(some, ["a", "b", "c"], "x") == [0, 1, 2]
+    assert match_classes(some, ["a", "b", "c"], "x") == ([0, 1, 2], "order")
     with pytest.raises(ValueError, match=r"1 of 2 classes .* 'n00000001'"):
         match_classes(["n00000001", ids[3]], IMAGENET, "x")
 
@@ -92,11 +101,12 @@ def test_cells_of_a_table_are_classes_by_name_and_by_id(tmp_path, kind):
         columns = dict(zip(("image", "text", "kind"), zip(*rows, strict=True), strict=True))
         pq.write_table(pa.table(columns), tmp_path / "t.parquet")
         source = make_source(f"{kind}:{tmp_path}/t.{kind}?label_field=kind&class_names={option}")
-        return [source[i]["label"] for i in range(len(cells))]
+        return [source[i]["label"] for i in range(len(cells))], source.matched
 
     (tmp_path / "1.png").write_bytes(b"a picture")
-    assert labels(["Tabby_Cat", "dog"], "cow,tabby cat,dog") == [1, 2]
-    assert labels(["n15075141", "n01440764", "tench"], "imagenet") == [999, 0, 0]
+    assert labels(["Tabby_Cat", "dog"], "cow,tabby cat,dog") == ([1, 2], "name")
+    assert labels(["n15075141", "n01440764", "tench"], "imagenet") == ([999, 0, 0], "wordnet")
+    assert labels(["1", "cow"], "cow,dog") == ([1, 0], "number")
     for cell, option in (("n01440764", "cow,dog"), ("cow", "cow,dog,cow")):
         with pytest.raises(SampleError, match=cell):
             labels([cell], option)

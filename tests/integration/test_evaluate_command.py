@@ -143,6 +143,25 @@ def test_a_dataset_of_clip_benchmark_is_evaluated_as_it_is(clipjax, reference, t
     )
     (prefix,) = again["evaluations"]
     assert numbers_of(again, prefix) == expected
+    assert again["evaluations"][prefix]["class_names"]["matched"] == "number"
+
+
+def test_names_are_matched_as_the_results_say_or_not_at_all(reference, tmp_path, caplog):
+    """Pictures of one colour each: numbers are equal where each class has its own name."""
+    make_pictures(tmp_path / "d", ["blue", "green", "red"])
+    spec = f"folder:{tmp_path}/d"
+    own = evaluate_checkpoint(reference, zero_shot=[spec])
+    (prefix,) = own["evaluations"]
+    assert own["evaluations"][prefix]["class_names"]["matched"] is None
+    with caplog.at_level("INFO"):
+        found = evaluate_checkpoint(
+            reference, zero_shot=[spec], class_names=["Red", "Blue", "Green"]
+        )
+    assert numbers_of(found, prefix) == numbers_of(own, prefix)
+    assert found["evaluations"][prefix]["class_names"]["matched"] == "name"
+    assert "class names: matched by name" in caplog.text
+    with pytest.raises(ValueError, match=r"'red' at place 2, .* 'red' at place 0"):
+        evaluate_checkpoint(reference, zero_shot=[spec], class_names=["red", "green", "azure"])
 
 
 def numbers_of(results, prefix):

@@ -101,7 +101,7 @@ class Folder:
         self.captions = captions or "lines"
         self._told_lines = captions is not None
         self.first_label = first_label
-        self.class_names = self._labels = None
+        self.class_names = self._labels = self.matched = None
         if not self._captioned:
             self.class_names, self._labels = self._read_classes(class_names, first_label)
         for option, given in (("class_names", class_names), ("first_label", first_label)):
@@ -197,7 +197,8 @@ class Folder:
             warn_of_twins(dict(zip(places, names, strict=True)))
         else:
             names = tuple(class_names)
-            labels = match_classes(folders, names, str(self._root), first_label=first_label)
+            where = str(self._root)
+            labels, self.matched = match_classes(folders, names, where, first_label=first_label)
         return names, dict(zip(folders, labels, strict=True))
 
     def _refuse_one_folder_of_classes(self, folders: Sequence[str]) -> None:

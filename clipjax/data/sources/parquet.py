@@ -15,6 +15,7 @@ from clipjax.data.sources.fields import (
     field_of,
     fields_of,
     label_of,
+    matched_by,
     refuse_without_label,
     text_of,
 )
@@ -88,6 +89,7 @@ class Parquet:
         self._parents = [self._root if root else file.path.parent for file in files]
         self._names = short_names([file.path.url for file in files])
         self.class_names = None
+        self._are_given = False  # the names of the classes
         self._extension = self._find_extension(files, root) if keyed else None
         used = [self._image, *self._texts]
         status = downloads.columns_of_status(columns)
@@ -98,6 +100,7 @@ class Parquet:
             used.append(label_field)
             names = class_names or self._groups.class_names(label_field, where)
             self.class_names = tuple(names)
+            self._are_given = class_names is not None
         else:
             refuse_without_label(where, class_names=class_names, first_label=first_label)
         self._label = label_field
@@ -138,6 +141,14 @@ class Parquet:
         text = text_of(value, key, self._language)
         example["text"] = as_lines(text) if self.captions == "lines" else text
         return example
+
+    @property
+    def matched(self) -> str | None:
+        """How the cells find the class names that are given, reading their column; None where
+        none are."""
+        if not self._are_given:
+            return None
+        return matched_by(self._groups.column(self._label), self._places, self.class_names)
 
     def keys(self) -> Iterator[str]:
         """Gives the keys of all examples in order."""

@@ -16,6 +16,7 @@ from clipjax.data.sources.fields import (
     field_of,
     fields_of,
     label_of,
+    matched_by,
     number_of,
     refuse_without_label,
     text_of,
@@ -92,6 +93,7 @@ class Table:
         self._uids = [row.get("uid") for row in rows] if "uid" in first else None
         self._language, self.captions, self._first = language, captions, first_label
         self.class_names = self._labels = None
+        self._are_given = False  # the names of the classes
         if label_field is not None:
             label_field = field_of(first, label_field, (), "label_field", where)
             self._labels = [row.get(label_field) for row in rows]
@@ -99,6 +101,7 @@ class Table:
                 _refuse_shifted(self._labels, class_names, where)
             names = class_names or class_names_of(self._labels, label_field, where)
             self.class_names = tuple(names)
+            self._are_given = class_names is not None
         else:
             refuse_without_label(where, class_names=class_names, first_label=first_label)
         self._places = labels_of_names(self.class_names or ())
@@ -136,6 +139,13 @@ class Table:
             count = len(self.class_names)
             example["label"] = label_of(self._labels[index], self._places, count, key, self._first)
         return example
+
+    @property
+    def matched(self) -> str | None:
+        """How the cells find the class names that are given; None where none are."""
+        if not self._are_given:
+            return None
+        return matched_by(self._labels, self._places, self.class_names)
 
     def keys(self) -> Iterator[str]:
         """Gives the keys of all examples in order."""

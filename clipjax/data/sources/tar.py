@@ -56,6 +56,7 @@ class TarShards:
         key_ends: `first_dot`, or `last_dot` where keys hold dots; extensions then hold none.
 
     Attributes:
+        matched: how the classes found `class_names`, where these are given; see DataSource.
         templates: of prompts, where they stand above the folder of a split; else None.
 
     Raises:
@@ -102,7 +103,7 @@ class TarShards:
         own = None
         if "cls" in held:
             own = beside.class_names if beside else packed_class_names(shards)
-        self.class_names, places = choose_names(class_names, own, f"tar:{where}")
+        self.class_names, places, self.matched = choose_names(class_names, own, f"tar:{where}")
         self._members = dataclasses.replace(members, class_names=self.class_names, places=places)
         labelled = "cls" in held - members.ignored and held.isdisjoint(members.text_extensions)
         if labelled and not self.class_names:

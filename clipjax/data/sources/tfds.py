@@ -115,9 +115,9 @@ class Tfds:
             and "languages" in features
             and _is_text(features["languages"])
         )
-        self.class_names = self._label_places = None
+        self.class_names = self._label_places = self.matched = None
         if label_field is not None:
-            self.class_names, self._label_places = _class_names(
+            self.class_names, self._label_places, self.matched = _class_names(
                 where, features[label_field], class_names, needed=caption_field is None
             )
         elif caption_field is None:
@@ -274,10 +274,10 @@ def _told(features: Mapping[str, Any]) -> str:
 
 def _class_names(
     where: str, feature: Any, given: Sequence[str] | None, *, needed: bool
-) -> tuple[tuple[str, ...] | None, tuple[int, ...] | None]:
-    """The names that are given, else those of TFDS if they are words, and where labels stand there.
+) -> tuple[tuple[str, ...] | None, tuple[int, ...] | None, str | None]:
+    """What `choose_names` gives of the names that are given, else those of TFDS if they are words.
 
-    The names are None if none are needed, the places where a label is its own.
+    The names are None if none are needed.
     """
     if (feature.num_classes or 0) > _MAX_CLASSES:
         raise ValueError(
@@ -289,9 +289,9 @@ def _class_names(
         return choose_names(given, names, f"tfds:{where}")
     numbers = [name for name in names if name.isdecimal()]
     if not numbers and not all(_MEANINGLESS.fullmatch(name) for name in names):
-        return tuple(name.replace("_", " ") for name in names), None
+        return tuple(name.replace("_", " ") for name in names), None, None
     if not needed:
-        return None, None
+        return None, None, None
     raise ValueError(
         f"tfds:{where} calls its classes {', '.join((numbers or names)[:3])} ...: give their names "
         "by ?class_names=FILE in the SPEC"
