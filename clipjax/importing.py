@@ -1,17 +1,23 @@
 """Where plug-ins are imported from: the folder that the command stands in, and the config's."""
 
 import os
+import re
 import sys
 from collections.abc import Iterable
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
+# `module:Name`, and what is sent to worker processes.
+_RESOLVERS = ("clipjax.building", "clipjax.data.workers_messages")
+_IMPORTS = re.compile(r"^<frozen importlib|[\\/]importlib[\\/]\w+\.py$")
+
 
 class _LastFinder:
-    """Finds in folders what nothing else finds.
+    """Finds in folders what nothing else finds, for those who may ask for it.
 
     At the end of `sys.path` they would still hide packages without an `__init__.py`, such as
-    `orbax` and `google`: Python looks on for one that has it.
+    `orbax` and `google`: Python looks on for one that has it. And libraries try for others that
+    need not be there, such as `torch`: for them, a folder holds nothing.
     """
 
     def __init__(self) -> None:
@@ -19,7 +25,19 @@ class _LastFinder:
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         """Finds a module by its name; what is inside a package is found by that package."""
-        return None if path is not None else PathFinder.find_spec(name, self.folders)
+        if path is not None or not self._may_ask():
+            return None
+        return PathFinder.find_spec(name, self.folders)
+
+    def _may_ask(self) -> bool:
+        """Whether who imports is in the folders, or resolves names that a person has given."""
+        frame = sys._getframe(2)
+        while frame is not None and _IMPORTS.search(frame.f_code.co_filename):
+            frame = frame.f_back
+        if frame is None or frame.f_globals.get("__name__") in ("__main__", *_RESOLVERS):
+            return True
+        file = os.path.abspath(frame.f_code.co_filename)
+        return any(file.startswith(os.path.join(folder, "")) for folder in self.folders)
 
 
 _FINDER = _LastFinder()

@@ -14,7 +14,7 @@ import pytest
 
 import clipjax
 from clipjax import importing
-from clipjax.building import ANY_MODULE
+from clipjax.building import ANY_MODULE, resolve
 from clipjax.config import default_config, to_plain, validate
 from clipjax.data import Loader, make_source
 from clipjax.data.preprocess import Preprocess
@@ -135,19 +135,25 @@ def test_folders_become_importable_behind_what_is_installed(tmp_path, monkeypatc
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
     monkeypatch.setattr(importing, "_FINDER", importing._LastFinder())
     # `orbax` and `google` are packages without __init__.py, which a module hides from behind.
-    for name in ("json", "numpy", "orbax", "google"):
+    for name in ("json", "numpy", "orbax", "google", "no_such_library"):
         (tmp_path / f"{name}.py").write_text("raise ImportError('hidden')")
-    (tmp_path / "desk_lab.py").write_text("answer = 42")
+    (tmp_path / "desk_lab.py").write_text(
+        "import desk_part\ndef answer():\n    return desk_part.number"
+    )
+    (tmp_path / "desk_part.py").write_text("number = 42")
     importing.make_importable([tmp_path, tmp_path])
     assert importing.importable_folders() == (str(tmp_path),)
     for name in ("json", "numpy", "orbax", "google"):
         monkeypatch.delitem(sys.modules, name, raising=False)
         assert "hidden" not in str(importlib.util.find_spec(name).loader), name
         assert str(tmp_path) not in str(importlib.util.find_spec(name).origin), name
-    import desk_lab
-
-    assert desk_lab.answer == 42
-    monkeypatch.delitem(sys.modules, "desk_lab")
+    # What a library tries for is not looked for there; what a person names is.
+    for name in ("no_such_library", "desk_lab"):
+        assert importlib.util.find_spec(name) is None
+    found = resolve("desk_lab:answer", {}, path="x", plugins=ANY_MODULE)
+    assert found() == 42
+    for name in ("desk_lab", "desk_part"):
+        monkeypatch.delitem(sys.modules, name)
 
 
 HOSTILE = (
