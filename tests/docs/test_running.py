@@ -13,16 +13,12 @@ from stage import HERE, Stage
 
 pytestmark = pytest.mark.docs
 
-OTHERS = "reads checkpoints of other programs, which those tests build; its flags are parsed here"
 # (document, words of the block): why it is not run.
 NOT_RUN = {
     ("README.md", "pip install libtpu"): "it says what not to do",
     ("docs/data.md", "oxford_iiit_pet').download"): "downloads a dataset from the internet",
     ("docs/interop.md", 'create_model("ViT-B-32-quickgelu"'): "OpenCLIP builds the full size; "
     "tests/interop/test_open_clip_live.py compares it",
-    ("docs/interop.md", "--from lightning.ckpt"): f"{OTHERS}: tests/interop/test_names.py",
-    ("docs/interop.md", "--lora my_adapter"): f"{OTHERS}: tests/interop/test_lora.py",
-    ("docs/interop.md", "--from_text clip-vit"): f"{OTHERS}: tests/interop/test_towers.py",
 }
 # (document, words of the block): the package that it needs. Where it is missing the block is left
 # out: `-m tpu` (tests/plan/test_cli.py) and `-m interop` (tests/interop) run the same with it, and
