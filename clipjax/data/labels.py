@@ -3,7 +3,12 @@
 from collections import Counter
 from collections.abc import Sequence
 
-__all__ = ["labels_of_numbers", "numbers_of"]
+__all__ = ["LabelError", "labels_of_numbers", "numbers_of", "refuse_shifted"]
+
+
+class LabelError(ValueError):
+    """The labels of a source do not fit the names of its classes: no fault of one example, so it
+    is no SampleError, which is replaced or counted."""
 
 
 def numbers_of(names: Sequence[str]) -> list[int] | None:
@@ -62,3 +67,16 @@ def labels_of_numbers(
             "?first_label=0 in the SPEC"
         )
     return [number - first for number in numbers]
+
+
+def refuse_shifted(label: int | None, count: int, first_label: int | None, key: str) -> None:
+    """Refuses a label that is one too large: where classes count from 1, all names are shifted.
+
+    Raises:
+        LabelError: names the option that says where the numbers begin.
+    """
+    if label == count and first_label is None:
+        raise LabelError(
+            f"{key}: the class is {label:,}, and {count:,} names are for 0 to {count - 1:,}: if "
+            "the first class is 1, write ?first_label=1 in the SPEC, else ?first_label=0"
+        )

@@ -114,11 +114,12 @@ class RowGroups:
                 values = [None] * (end - start)
             yield from values
 
-    def class_names(self, column: str, where: str) -> tuple[str, ...]:
-        """Names of the classes in a column: its texts, or what the schema says of its numbers.
+    def class_names(self, column: str, where: str) -> tuple[str, ...] | None:
+        """Names of the classes in a column: its texts, or what the schema says of its numbers; None
+        where these have no names.
 
         Raises:
-            ValueError: if they are numbers that nothing names.
+            ValueError: if there is no class.
         """
         names = None
         if pa.types.is_integer(self.schema.field(column).type):

@@ -44,8 +44,9 @@ class DataSource(Protocol):
     What a source may have besides: `keys()`, see `keys_of`; `labels()`; `pictures()`, see
     `pictures_of`; an order of its own, see `draw`; `alternatives(index)`; `templates`, those of its
     prompts that stand beside its data; `matched`, one of `clipjax.data.class_matching.MATCHED`: how
-    its classes found the names that it was given, else None; and `captions`, which is "lines" or
-    "whole" where the source was told, or knows, what the lines of a text are, else None.
+    its classes found the names that it was given, else None; `numbered_from`, the number of the
+    first class where the source was told it; and `captions`, which is "lines" or "whole" where the
+    source was told, or knows, what the lines of a text are, else None.
     """
 
     class_names: tuple[str, ...] | None

@@ -1,7 +1,7 @@
 """Reading the images of an evaluation: none is left out without being counted and named."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -10,8 +10,10 @@ import numpy as np
 from absl import logging
 
 from clipjax.array_types import Patches
+from clipjax.data.labels import LabelError
 from clipjax.data.naflex import PatchPreprocess
 from clipjax.data.preprocess import Preprocess
+from clipjax.distributed import gather
 
 __all__ = ["ImageBatch", "ImageReader"]
 
@@ -40,6 +42,7 @@ class ImageReader:
         preprocess: (bytes | image) -> uint8 `[size, size, 3]`, or Patches; with a method `blank`.
         max_bad: undecodable images that are tolerated.
         where: name of the evaluation, for messages.
+        check: of an example as the source gives it; raises LabelError.
         num_threads: decoding threads.
     """
 
@@ -50,15 +53,18 @@ class ImageReader:
         *,
         max_bad: int,
         where: str,
+        check: Callable[[dict[str, Any]], None] = lambda example: None,
         num_threads: int = 4,
     ) -> None:
         self._source = source
         self._preprocess = preprocess
         self._max_bad = max_bad
         self._where = where
+        self._check = check
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="eval_images")
         self._lock = threading.Lock()
         self.bad: dict[int, str] = {}
+        self._mislabelled: str | None = None
 
     def __enter__(self) -> "ImageReader":
         return self
@@ -70,7 +76,8 @@ class ImageReader:
         """Reads the examples at `indices`; those past the end are padding.
 
         Raises:
-            ValueError: more than `max_bad` images so far that do not decode, in a single process.
+            ValueError: more than `max_bad` images so far that do not decode, or a label without a
+                class, in a single process.
         """
         images = [self._preprocess.blank()] * len(indices)
         mask = np.zeros(len(indices), bool)
@@ -84,41 +91,51 @@ class ImageReader:
         # One process of several must not leave the others waiting in a collective: they raise
         # together at the end, by the count over all of them.
         if jax.process_count() == 1:
-            check_bad(len(self.bad), self._max_bad, self.bad, self._where)
+            self.check(len(self.bad))
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *images)
         return ImageBatch(stacked, mask, examples)
 
     def read_one(self, index: int) -> tuple[dict[str, Any] | None, np.ndarray | Patches | None]:
-        """Reads (example, pixels); what fails is None, logged and noted in `bad`."""
+        """Reads (example, pixels); what fails is None, logged and noted in `bad`.
+
+        A label without a class is noted, too, but no number of bad images allows for it: what
+        remained would be another set of classes, or each would have its neighbour's name.
+        """
         example = None
         try:
             example = self._source[index]
+            self._check(example)
             return example, self._preprocess(example["image"])
         except (ValueError, OSError) as error:  # a SampleError of the data package is a ValueError
+            if isinstance(error, LabelError) or getattr(error, "reason", None) == "label":
+                with self._lock:
+                    self._mislabelled = self._mislabelled or f"{self._where}: {error}"
+                return example, None
             key = example["key"] if example else f"example {index}"
             with self._lock:
                 self.bad[index] = f"{key}: {error}"
             logging.warning("%s: image does not decode: %s: %s", self._where, key, error)
             return example, None
 
+    def check(self, num_bad: int) -> None:
+        """Raises if a label had no class, or more images failed than are tolerated; a collective.
 
-def check_bad(num_bad: int, max_bad: int, bad: dict[int, str], where: str) -> None:
-    """Raises if more images failed than are tolerated.
+        Args:
+            num_bad: failures to judge; those of all processes, or of this one so far.
 
-    Args:
-        num_bad: failures to judge; those of all processes, or of this one so far.
-        max_bad: failures that are tolerated.
-        bad: this process's failures, by index, to name.
-        where: name of the evaluation.
-
-    Raises:
-        ValueError: naming the first few failures.
-    """
-    if num_bad <= max_bad:
-        return
-    named = "; ".join(bad[index] for index in sorted(bad)[:_NAMED]) or "see the other processes"
-    raise ValueError(
-        f"{where}: {num_bad} image(s) cannot be read, {max_bad} allowed (max_bad): {named}"
-        f"{'; ...' if len(bad) > _NAMED else ''}. A smaller set is another evaluation: repair or "
-        "remove these images, or allow so many by --max_bad (in a config, its max_bad)"
-    )
+        Raises:
+            ValueError: naming the label, or the first few failures.
+        """
+        mislabelled = next(filter(None, gather(self._mislabelled)), None)
+        if mislabelled:
+            raise ValueError(mislabelled)
+        bad = self.bad
+        if num_bad <= self._max_bad:
+            return
+        named = "; ".join(bad[index] for index in sorted(bad)[:_NAMED]) or "see the other processes"
+        raise ValueError(
+            f"{self._where}: {num_bad} image(s) cannot be read, {self._max_bad} allowed (max_bad): "
+            f"{named}{'; ...' if len(bad) > _NAMED else ''}. A smaller set is another evaluation: "
+            "repair or remove these images, or allow so many by --max_bad (in a config, its "
+            "max_bad)"
+        )

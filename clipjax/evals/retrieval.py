@@ -18,7 +18,7 @@ from clipjax.data.captions import as_lines, has_lines
 from clipjax.distributed import is_lead
 from clipjax.evals.encoding import EncodeFn, RowLayout, embed_fn, place_params, prefetched
 from clipjax.evals.pictures import Pictures
-from clipjax.evals.reading import ImageBatch, ImageReader, check_bad
+from clipjax.evals.reading import ImageBatch, ImageReader
 from clipjax.metrics import empty_topk, merge_topk, retrieval_hits
 from clipjax.partitioning import batch_sharding, replicated
 from clipjax.ranges import Many, Rule, Text, check_fields, whole
@@ -174,7 +174,7 @@ class Retrieval:
         num_captions, num_split = counted[: layout.num_rows].T
         self._tell(captions, int(num_split.sum()), int(num_captions.sum()))
         # Counted over all processes, so that all of them come to one verdict.
-        check_bad(int(np.sum(num_captions == 0)), self.max_bad, reader.bad, self.name)
+        reader.check(int(np.sum(num_captions == 0)))
         return chunks, num_captions
 
     def _captions_in(self, batch: ImageBatch) -> dict[int, tuple[str, ...]]:

@@ -16,12 +16,13 @@ from jax.sharding import Mesh
 from clipjax.array_types import PyTree
 from clipjax.data.caption_faults import has_words, tell_wordless
 from clipjax.data.class_matching import choose_names, labels_that_occur
+from clipjax.data.labels import LabelError, refuse_shifted
 from clipjax.data.naflex import to_image
 from clipjax.data.named_lists import load_class_names
 from clipjax.distributed import is_lead
 from clipjax.evals.encoding import EncodeFn, RowLayout, embed_fn, place_params, prefetched
 from clipjax.evals.prompts import Prompts, choose_prompts, warn_of_articles
-from clipjax.evals.reading import ImageBatch, ImageReader, check_bad
+from clipjax.evals.reading import ImageBatch, ImageReader
 from clipjax.evals.templates import fill_templates
 from clipjax.evals.zero_shot_classifier import average_prompts
 from clipjax.metrics import count_per_class, mean_per_class_recall, topk_hits
@@ -178,8 +179,9 @@ class ZeroShot:
         names, places, matched = choose_names(given, own, self.name, first_label=first_label)
         if not names:
             raise ValueError(
-                f"{self.name}: the source has no class names and none are given; give class_names "
-                "in label order"
+                f"{self.name}: the source has no class names and none are given: give them in the "
+                "order of the labels, by --class_names (in a config, class_names) or by "
+                "?class_names=FILE in the SPEC"
             )
         if given is None:
             matched = getattr(self.source, "matched", None)
@@ -254,7 +256,13 @@ class ZeroShot:
         )
         counts = place_params(_zero_counts(len(self.class_names)), self.mesh)
         embed = embed_fn(self.encode_image_fn, self.mesh)
-        reader = ImageReader(self.source, self.preprocess, max_bad=self.max_bad, where=self.name)
+        reader = ImageReader(
+            self.source,
+            self.preprocess,
+            max_bad=self.max_bad,
+            where=self.name,
+            check=self._check_label,
+        )
         best = []
         with reader:
             batches = prefetched(
@@ -269,21 +277,24 @@ class ZeroShot:
                 if keep:
                     best.append(top)
         if keep:
+            reader.check(0)
             return {}, self._predictions(jax.device_get(best), reader)
         return self._metrics(counts, reader), ()
 
     def _labels(self, batch: ImageBatch) -> np.ndarray:
         labels = np.zeros(len(batch.mask), np.int32)
         for row in np.flatnonzero(batch.mask):
-            example = batch.examples[row]
-            label = example.get("label")
-            if label is None or not 0 <= label < len(self._rows):
-                raise ValueError(
-                    f"{self.name}: {example['key']} has the label {label}; it has to be an index "
-                    f"of the {len(self._rows)} class names, 0 to {len(self._rows) - 1}"
-                )
-            labels[row] = self._rows[label]
+            labels[row] = self._rows[batch.examples[row]["label"]]
         return labels
+
+    def _check_label(self, example: Mapping[str, Any]) -> None:
+        label, count, key = example.get("label"), len(self._rows), example["key"]
+        refuse_shifted(label, count, getattr(self.source, "numbered_from", None), key)
+        if label is None or not 0 <= label < count:
+            raise LabelError(
+                f"{key} has the label {label}; it has to be an index of the {count} class names, "
+                f"0 to {count - 1}"
+            )
 
     def _metrics(self, counts: dict[str, jax.Array], reader: ImageReader) -> dict[str, float]:
         recall = jax.jit(mean_per_class_recall)(
@@ -293,7 +304,7 @@ class ZeroShot:
         examples = int(counts["examples"])
         assert examples <= len(self.source), "an example was counted twice"
         # Counted on the devices over all processes, so that all of them come to one verdict.
-        check_bad(len(self.source) - examples, self.max_bad, reader.bad, self.name)
+        reader.check(len(self.source) - examples)
         if not examples:
             raise ValueError(f"{self.name}: none of the {len(self.source)} images decodes")
         if counts["nonfinite"]:

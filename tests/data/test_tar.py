@@ -22,6 +22,7 @@ from clipjax.data.storage import find_files
 from clipjax.data.storage import stat as stat_file
 from clipjax.data.tar_index import IndexDamagedError, TarIndex, make_index
 from clipjax.data.tar_indexing import index_beside, open_indexes, sidecar_of
+from clipjax.data.transforms.captions import ChooseCaption
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -76,8 +77,10 @@ def test_classes_without_names_are_enough_for_an_evaluation(tmp_path, caplog):
         tmp_path / "a.tar", [("0.png", png(0)), ("0.cls", b"7"), ("1.png", png(1)), ("1.cls", b"x")]
     )
     source = make_source(f"tar:{tmp_path}/a.tar")
-    assert source.class_names is None and "labels without words" in caplog.text
+    assert source.class_names is None and not caplog.text
     assert (source[0]["label"], source[0]["text"]) == (7, "")
+    with pytest.raises(SampleError, match=r"label has no words.*class_names=FILE"):
+        ChooseCaption()(source[0], None)
     with pytest.raises(SampleError, match="the class is 'x'"):
         source[1]
     # A caption is worth more than a label that nothing names.

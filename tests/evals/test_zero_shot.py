@@ -176,8 +176,13 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="source is empty"):
         make_eval(Source([], NAMES), mesh_of(1))
     source.examples[1]["label"] = 11
-    with pytest.raises(ValueError, match=r"picture 1 has the label 11.*0 to 10"):
-        make_eval(source, mesh_of(1)).run(make_params())
+    with pytest.raises(ValueError, match=r"picture 1: the class is 11.*0 to 10.*first_label=1"):
+        make_eval(source, mesh_of(1), max_bad=3).run(make_params())
+    with pytest.raises(ValueError, match=r"picture 1: the class is 11"):
+        make_eval(source, mesh_of(1)).predict(make_params(), 3)
+    source.examples[1]["label"] = 12
+    with pytest.raises(ValueError, match=r"picture 1 has the label 12.*0 to 10"):
+        make_eval(source, mesh_of(1), max_bad=3).run(make_params())
 
 
 def test_a_broken_model_is_an_error_and_not_a_score():

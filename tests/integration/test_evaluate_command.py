@@ -164,5 +164,39 @@ def test_names_are_matched_as_the_results_say_or_not_at_all(reference, tmp_path,
         evaluate_checkpoint(reference, zero_shot=[spec], class_names=["red", "green", "azure"])
 
 
+def test_a_label_without_a_class_is_no_bad_picture_on_any_route(reference, tmp_path, caplog):
+    names = ["red", "blue", "green"]
+    make_pictures(tmp_path / "d", ["1", "2", "3"])
+    rows = "".join(f"d/{label}/1.png,{label}\n" for label in (1, 2, 3))
+    (tmp_path / "t.csv").write_text(f"image,label\n{rows}", encoding="utf-8")
+    for label in (1, 2, 3):
+        make_shard(tmp_path / f"{label}.tar", label)
+    table, option = f"csv:{tmp_path}/t.csv?label_field=label", f"class_names={','.join(names)}"
+    for spec, given in (
+        (f"tar:{tmp_path}/*.tar?{option}", None),
+        (f"tar:{tmp_path}/*.tar", names),
+        (f"{table}&{option}", None),
+        (table, names),
+        (f"folder:{tmp_path}/d?{option}", None),
+        (f"folder:{tmp_path}/d", names),
+    ):
+        with pytest.raises(ValueError, match=r"write \?first_label=1"):
+            evaluate_checkpoint(reference, zero_shot=[spec], class_names=given, max_bad=4)
+    with pytest.raises(ValueError, match=r"the class is '2' of 1 "):
+        evaluate_checkpoint(
+            reference, retrieval=[f"tar:{tmp_path}/2.tar?class_names=red,"], max_bad=4
+        )
+    with caplog.at_level("WARNING"):
+        results = evaluate_checkpoint(
+            reference,
+            zero_shot=[f"tar:{tmp_path}/*.tar?first_label=1", f"{table}&first_label=1"],
+            class_names=names,
+        )
+    assert "labels" not in caplog.text
+    for prefix, about in results["evaluations"].items():
+        assert results[f"{prefix}/num_examples"] == results[f"{prefix}/num_classes"] == 3
+        assert about["class_names"]["matched"] == "number"
+
+
 def numbers_of(results, prefix):
     return {k.removeprefix(f"{prefix}/"): v for k, v in results.items() if k.startswith(prefix)}

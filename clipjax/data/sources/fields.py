@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from clipjax.data.class_matching import plain_name
+from clipjax.data.labels import refuse_shifted
 from clipjax.data.source import SampleError
 from clipjax.data.text_files import not_utf8
 
@@ -14,6 +15,7 @@ IMAGE_FIELDS = (
 )
 TEXT_FIELDS = ("text", "caption", "captions", "title", "comment")
 _MAX_DEPTH = 8  # of maps of captions in each other; one, of languages, is usual
+NUMBERS = 10**9  # labels lie below it
 _NUMBER = re.compile(r"\s*[-+]?\d{1,9}\s*")  # no class has a number of ten digits
 
 
@@ -52,15 +54,24 @@ def field_of(
 
 
 def fields_of(
-    columns: Iterable[str], given: str | Sequence[str] | None, where: str
+    columns: Iterable[str],
+    given: str | Sequence[str] | None,
+    where: str,
+    *,
+    label_field: str | None = None,
 ) -> tuple[str, ...]:
-    """Finds the columns with captions; several, where they are given so.
+    """Finds the columns with captions; several, where they are given so, and none where there is a
+    column of classes instead.
 
     Raises:
         ValueError: if one is not there, or there is none.
     """
     names = (given,) if isinstance(given, str) or given is None else given
     columns = list(columns)
+    if given is None and label_field is not None:
+        lowered = {str(name).strip().lower() for name in columns if name != label_field}
+        if lowered.isdisjoint(TEXT_FIELDS):
+            return ()
     return tuple(field_of(columns, name, TEXT_FIELDS, "text_field", where) for name in names)
 
 
@@ -132,8 +143,9 @@ def whole_text(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def class_names_of(values: Iterable[Any], field: str, where: str) -> tuple[str, ...]:
-    """Names the classes of a column, in alphabetical order.
+def class_names_of(values: Iterable[Any], field: str, where: str) -> tuple[str, ...] | None:
+    """Names the classes of a column, in alphabetical order; None where all are numbers, which an
+    evaluation has to name.
 
     Args:
         values: of the column, each once or more.
@@ -141,35 +153,37 @@ def class_names_of(values: Iterable[Any], field: str, where: str) -> tuple[str, 
         where: it stands, for messages.
 
     Raises:
-        ValueError: if there is none, or all are numbers: 10 would come before 2.
+        ValueError: if there is none.
     """
     found = {value for value in values if _is_class(value)}
     if not found:
         raise ValueError(f"{where} has no class in {field!r}: a class is a text or a whole number")
     if all(number_of(value) is not None for value in found):
-        raise ValueError(
-            f"{where} has numbers in {field!r}: give their names by ?class_names=FILE in the SPEC"
-        )
+        return None
     return tuple(sorted({whole_text(str(value)) for value in found}))
 
 
 def label_of(
-    value: Any, places: Mapping[str, int], count: int, key: str, first_label: int | None = None
+    value: Any,
+    places: Mapping[str, int],
+    count: int | None,
+    key: str,
+    first_label: int | None = None,
 ) -> int:
     """Gives the label that a cell means: that of the class of its name, else its number.
 
     Args:
         value: of the cell.
         places: label by name, as `labels_of_names` gives them.
-        count: number of classes.
+        count: number of classes; None where nothing names them.
         key: of the example.
         first_label: the number of the first class; 0 where it is None.
 
     Raises:
         SampleError: `label`, if it is no class.
-        ValueError: if it is one too large, as where classes count from 1.
+        LabelError: if it is one too large, as where classes count from 1.
     """
-    label = None
+    label, count = None, NUMBERS if count is None else count
     if isinstance(value, str):
         label = places.get(whole_text(value), places.get(plain_name(value)))
     if label is None and _is_class(value):
@@ -179,21 +193,6 @@ def label_of(
         refuse_shifted(label, count, first_label, key)
         raise SampleError("label", f"the class is {value!r:.40} of {count:,}", key)
     return label
-
-
-def refuse_shifted(label: int | None, count: int, first_label: int | None, key: str) -> None:
-    """Refuses a label that is one too large: where classes count from 1, all names are shifted.
-
-    That is no fault of the one example, so it is no SampleError, which would be replaced.
-
-    Raises:
-        ValueError: names the option that says where the numbers begin.
-    """
-    if label == count and first_label is None:
-        raise ValueError(
-            f"{key}: the class is {label:,}, and {count:,} names are for 0 to {count - 1:,}: if "
-            "the first class is 1, write ?first_label=1 in the SPEC, else ?first_label=0"
-        )
 
 
 def matched_by(values: Iterable[Any], places: Mapping[str, int], names: Sequence[str]) -> str:

@@ -81,9 +81,9 @@ class Parquet:
         keyed = downloads.is_keyed(columns, image_field)
         schema = self._groups.schema
         self._image = downloads.KEY if keyed else image_column(schema, image_field, where)
-        self._texts = fields_of(columns, text_field, where)
+        self._texts = fields_of(columns, text_field, where, label_field=label_field)
         self._language = language
-        self.captions, self._first = captions, first_label
+        self.captions, self.numbered_from = captions, first_label
         self._folder = files[0].path.parent
         self._root = data_path(root) if root else self._folder
         self._parents = [self._root if root else file.path.parent for file in files]
@@ -99,7 +99,7 @@ class Parquet:
             label_field = field_of(columns, label_field, (), "label_field", where)
             used.append(label_field)
             names = class_names or self._groups.class_names(label_field, where)
-            self.class_names = tuple(names)
+            self.class_names = None if names is None else tuple(names)
             self._are_given = class_names is not None
         else:
             refuse_without_label(where, class_names=class_names, first_label=first_label)
@@ -133,9 +133,13 @@ class Parquet:
             "key": key,
         }
         if self._label is not None:
-            count = len(self.class_names)
-            label = values[self._label]
-            example["label"] = label_of(label, self._places, count, key, self._first)
+            names, label = self.class_names, values[self._label]
+            count = None if names is None else len(names)
+            example["label"] = label_of(label, self._places, count, key, self.numbered_from)
+            if names is not None:
+                example["text"] = names[example["label"]]
+        if not self._texts:
+            return example
         texts = {name: values[name] for name in self._texts}
         value = texts[self._texts[0]] if len(texts) == 1 else texts
         text = text_of(value, key, self._language)
@@ -183,7 +187,7 @@ class Parquet:
         identity += [self._language, self.class_names]
         identity.append(root_identity(self._root, self._folder))
         identity += [self.captions] if self.captions == "lines" else []
-        identity += [self._first] if self._first else []
+        identity += [self.numbered_from] if self.numbered_from else []
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
     def uids(self) -> Iterator[Any] | None:

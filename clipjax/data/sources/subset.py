@@ -18,13 +18,14 @@ class Subset:
         identity: what chose them; begins the fingerprint.
 
     Attributes:
-        class_names, first_label, matched, templates, captions: those of the source.
+        class_names, first_label, numbered_from, matched, templates, captions: those of the source.
     """
 
     def __init__(self, source: DataSource, kept: np.ndarray, identity: str):
         self._source, self._identity = source, identity
         self.class_names = source.class_names
         self.first_label = getattr(source, "first_label", None)
+        self.numbered_from = getattr(source, "numbered_from", None)
         self.matched = getattr(source, "matched", None)
         self.templates = getattr(source, "templates", None)
         self.captions = getattr(source, "captions", None)

@@ -38,8 +38,9 @@ class Table:
         image_field: the column with the path; by default the first known name
             (`image`, `filepath`, `path`, ...).
         text_field: the column with the caption, in JSON also a list of captions, or a map from
-            language to caption or captions; by default the first known name (`text`, ...). Several
-            columns become a map from their names.
+            language to caption or captions; by default the first known name (`text`, ...), and
+            where there is none, the class is the text. Several columns become a map from their
+            names.
         label_field: a column with the class, as name or number, for evaluation.
         class_names: names of the classes that are numbers, or the order of those that are names.
         first_label: the number of the first class; by default 0.
@@ -51,8 +52,7 @@ class Table:
             of the table.
 
     Raises:
-        ValueError: if the file is missing, empty or damaged, lacks a column, or its classes are
-            numbers without names.
+        ValueError: if the file is missing, empty or damaged, or lacks a column.
     """
 
     positional_keys = True  # numbers of rows
@@ -80,8 +80,9 @@ class Table:
             raise ValueError(f"{where} holds no row")
         first = rows[0]
         image_field = field_of(first, image_field, IMAGE_FIELDS, "image_field", where)
-        text_fields = fields_of(first, text_field, where)
+        text_fields = fields_of(first, text_field, where, label_field=label_field)
         text_field = text_fields[0] if len(text_fields) == 1 else text_fields
+        self._has_texts = bool(text_fields)
         self._name, self._root = path.name, data_path(root) if root else path.parent
         self._images = [row.get(image_field) for row in rows]
         self._texts = [
@@ -91,7 +92,7 @@ class Table:
             for row in rows
         ]
         self._uids = [row.get("uid") for row in rows] if "uid" in first else None
-        self._language, self.captions, self._first = language, captions, first_label
+        self._language, self.captions, self.numbered_from = language, captions, first_label
         self.class_names = self._labels = None
         self._are_given = False  # the names of the classes
         if label_field is not None:
@@ -100,7 +101,7 @@ class Table:
             if class_names is not None and first_label is None:
                 _refuse_shifted(self._labels, class_names, where)
             names = class_names or class_names_of(self._labels, label_field, where)
-            self.class_names = tuple(names)
+            self.class_names = None if names is None else tuple(names)
             self._are_given = class_names is not None
         else:
             refuse_without_label(where, class_names=class_names, first_label=first_label)
@@ -131,13 +132,18 @@ class Table:
             )
         if not isinstance(image, str) or not image:
             raise SampleError("missing_image", "the row names no picture", key)
-        text = text_of(text, key, self._language)
+        if self._has_texts:
+            text = text_of(text, key, self._language)
         text = as_lines(text) if self.captions == "lines" else text
         picture = read_named(self._root, image, key)
         example: Example = {"image": picture, "text": text, "key": key}
-        if self._labels is not None:
-            count = len(self.class_names)
-            example["label"] = label_of(self._labels[index], self._places, count, key, self._first)
+        if self._labels is None:
+            return example
+        names, cell = self.class_names, self._labels[index]
+        count = None if names is None else len(names)
+        example["label"] = label_of(cell, self._places, count, key, self.numbered_from)
+        if not self._has_texts:
+            example["text"] = "" if names is None else names[example["label"]]
         return example
 
     @property

@@ -81,7 +81,7 @@ class TarShards:
         beside = read_beside(shards)
         if captions is None and beside is not None and beside.kind == "retrieval":
             captions = "lines"  # as CLIP_benchmark reads its own
-        self.captions = captions
+        self.captions, self.numbered_from = captions, first_label
         members = TarMembers(
             image_field=image_field,
             text_field=text_field,
@@ -105,13 +105,6 @@ class TarShards:
             own = beside.class_names if beside else packed_class_names(shards)
         self.class_names, places, self.matched = choose_names(class_names, own, f"tar:{where}")
         self._members = dataclasses.replace(members, class_names=self.class_names, places=places)
-        labelled = "cls" in held - members.ignored and held.isdisjoint(members.text_extensions)
-        if labelled and not self.class_names:
-            logging.warning(
-                "%s: labels without words. To train on them give the names of the classes: "
-                "?class_names=FILE, a name a line, or imagenet",
-                where,
-            )
         self._names = short_names([shard.path.url for shard in shards])
         self._files = tuple(shards)
         self._shards = HotShards(shards, [index.shard["sha256"] for index in self._indexes])

@@ -7,8 +7,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from clipjax.data.captions import as_lines, check_how
+from clipjax.data.labels import refuse_shifted
 from clipjax.data.source import SampleError
-from clipjax.data.sources.fields import refuse_shifted, text_of
+from clipjax.data.sources.fields import text_of
 from clipjax.data.tar_index import (
     IMAGE_EXTENSIONS,
     SUFFIXES,
@@ -166,7 +167,7 @@ class TarMembers:
 
         Raises:
             SampleError: `text_encoding`, `json`, `missing_text`, `filtered_language` or `label`.
-            ValueError: if the label is one too large, as where classes count from 1.
+            LabelError: if the label is one too large, as where classes count from 1.
         """
         found: dict[str, Any] = {"text": ""}
         if "cls" in files:

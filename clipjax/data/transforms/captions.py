@@ -33,6 +33,11 @@ MAX_CHARS = 1 << 16
 
 Texts = str | tuple[str, ...] | Mapping[str, "Texts"]
 
+_UNNAMED = (
+    ", and its label has no words: give the names of the classes, ?class_names=FILE in the SPEC, a "
+    "name a line, or imagenet"
+)
+
 
 def choose_text(text: Texts, rng: np.random.Generator) -> str:
     """Draws one of several captions, each as often as another.
@@ -118,7 +123,8 @@ class ChooseCaption:
         """Replaces several captions by one of them."""
         text = example["text"]
         if not text:
-            raise SampleError("text_empty", "the example has no caption")
+            named = "" if "label" not in example else _UNNAMED
+            raise SampleError("text_empty", f"the example has no caption{named}")
         if self.weights is not None:
             return {**example, "text": self._by_weight(text, rng)}
         if isinstance(text, str | bytes | Mapping):
