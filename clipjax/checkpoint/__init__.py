@@ -1,6 +1,11 @@
 """Checkpoints: saving and resuming a run, and parameters for evaluation and fine-tuning."""
 
-from clipjax.checkpoint.choice import Choice, choose_step, resolve_checkpoint
+from clipjax.checkpoint.choice import (
+    Choice,
+    choose_step,
+    naming_older_steps,
+    resolve_checkpoint,
+)
 from clipjax.checkpoint.contract import (
     check_contract,
     make_contract,
@@ -50,6 +55,7 @@ __all__ = [
     "check_model",
     "check_resume",
     "choose_step",
+    "naming_older_steps",
     "compiled",
     "find_start",
     "load_model_state",

@@ -6,6 +6,8 @@ reads a checkpoint takes the newest finished step, and hears of newer ones that 
 
 import dataclasses
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from absl import logging
@@ -14,6 +16,7 @@ from clipjax.checkpoint import folders
 from clipjax.checkpoint import manifest as manifests
 from clipjax.checkpoint.manifest import DamagedCheckpointError
 from clipjax.checkpoint.processes import from_lead
+from clipjax.data.storage import local_path
 from clipjax.distributed import is_lead
 
 CHECKPOINTS = "checkpoints"
@@ -53,16 +56,19 @@ def resolve_checkpoint(path: str | os.PathLike[str]) -> Path:
 
     Raises:
         ValueError: there is no checkpoint.
+        DamagedCheckpointError: its manifest is damaged; an older step is named, if there is one.
     """
     choice = choose_step(path)
     if choice.passed_over and is_lead():
         logging.warning("%s", choice.warning())
+    with naming_older_steps(choice.step_dir):
+        _read_own_manifest(choice.step_dir)
     return choice.step_dir
 
 
 def choose_step(path: str | os.PathLike[str]) -> Choice:
     """As `resolve_checkpoint`, for those that do not speak: it returns what there is to say."""
-    path = Path(path).absolute()
+    path = local_path(path, way="mount the bucket, or copy the checkpoint here").absolute()
     if not path.is_dir():
         raise ValueError(
             f"no checkpoint at {path}: {'it is not a folder' if path.exists() else 'no such path'};"
@@ -79,6 +85,28 @@ def choose_step(path: str | os.PathLike[str]) -> Choice:
         f"no checkpoint at {path}: neither it nor its {CHECKPOINTS} folder holds a finished step "
         f"(a number with a {folders.MANIFEST} inside); let the run save one first"
     )
+
+
+def _read_own_manifest(step_dir: Path) -> manifests.Manifest:
+    manifest = manifests.read_manifest(step_dir)
+    if folders.is_step(step_dir) and str(manifest.step) != step_dir.name:
+        raise DamagedCheckpointError(f"{step_dir} holds step {manifest.step}")
+    return manifest
+
+
+@contextmanager
+def naming_older_steps(step_dir: Path) -> Iterator[None]:
+    """Adds to the message of damage which older step of the run there is, if there is one."""
+    try:
+        yield
+    except DamagedCheckpointError as error:
+        steps = folders.committed_steps(step_dir.parent) if folders.is_step(step_dir) else []
+        older = [step for step in steps if step < int(step_dir.name)]
+        if not older:
+            raise
+        raise DamagedCheckpointError(
+            f"{error}; step {older[-1]} is there as well: give {step_dir.parent / str(older[-1])}"
+        ) from error
 
 
 def agree_on_newest(directory: Path, *, allow_unfinished: bool) -> int:
@@ -119,9 +147,7 @@ def _verify_newest(directory: Path) -> int:
         return NO_STEP
     step_dir = directory / str(steps[-1])
     try:
-        manifest = manifests.read_manifest(step_dir)
-        if manifest.step != steps[-1]:
-            raise DamagedCheckpointError(f"{step_dir} holds step {manifest.step}")
+        manifest = _read_own_manifest(step_dir)
         manifests.verify_files(step_dir, manifest.files)
     except DamagedCheckpointError as error:
         quarantine(step_dir, error)

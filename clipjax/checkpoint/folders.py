@@ -30,6 +30,11 @@ _UNUSABLE = {
 }
 
 
+def is_step(path: Path) -> bool:
+    """Whether a folder is called as a step's is."""
+    return _STEP.fullmatch(path.name) is not None
+
+
 def step_folders(directory: Path) -> list[int]:
     """Lists the steps that have a folder, finished or not, oldest first."""
     if not directory.is_dir():

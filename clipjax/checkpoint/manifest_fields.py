@@ -87,10 +87,12 @@ def check_manifest(fields: Mapping[str, Any]) -> None:
 
 def newer(where: str, writer: Any = None) -> str:
     """The message about a field that is unknown, or names what is."""
-    wrote = f", clipjax {writer} by its own words" if isinstance(writer, str) else ""
+    wrote = ""
+    if isinstance(writer, str) and writer != __version__:
+        wrote = f", clipjax {writer} by its own words: use that one"
     return (
         f"{where} is unknown to this clipjax ({__version__}); it may be from a newer clipjax"
-        f"{wrote:.60}: use that one"
+        f"{wrote:.80}"
     )
 
 

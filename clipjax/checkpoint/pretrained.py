@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from clipjax.checkpoint import manifest as manifests
 from clipjax.checkpoint import restore
+from clipjax.checkpoint.choice import naming_older_steps
 from clipjax.checkpoint.leaf_names import matching_leaves, rename_leaves
 from clipjax.checkpoint.manifest import DamagedCheckpointError
 from clipjax.layers.position_embeddings import resize_grid, resize_sequence
@@ -82,6 +83,13 @@ def load_variables(
 def _load_root(
     step_dir: Path, manifest: manifests.Manifest, root: str, shardings: Any
 ) -> dict[str, Any]:
+    with naming_older_steps(step_dir):
+        return _read_root(step_dir, manifest, root, shardings)
+
+
+def _read_root(
+    step_dir: Path, manifest: manifests.Manifest, root: str, shardings: Any
+) -> dict[str, Any]:
     records = [r for r in manifest.leaves if r.name.startswith(f"{root}/")]
     if any(r.sha256 is None for r in records):
         manifests.verify_files(step_dir, manifest.files)  # nothing else vouches for these leaves
@@ -98,7 +106,10 @@ def _load_root(
             f"{step_dir / restore.STATE} cannot be read as the manifest says: "
             f"{type(error).__name__}: {text:.300}"
         ) from error
-    restore.verify_state(manifest, tree)
+    try:
+        restore.verify_state(manifest, tree)
+    except DamagedCheckpointError as error:
+        raise DamagedCheckpointError(f"{step_dir}: {error}") from error
     return tree[root]
 
 

@@ -37,7 +37,18 @@ def define() -> flags.FlagHolder:
         (float, flags.FloatParser(), "one number"),
     ):
         config_flags.register_flag_parser_for_type(kind, _NumberOrNone(inner, what))
+    config_flags.register_flag_parser_for_type(bool, _TrueOrFalse())
     return holder
+
+
+class _TrueOrFalse(flags.BooleanParser):
+    """Reads true or false, and says so of anything else."""
+
+    def parse(self, argument: Any) -> bool:
+        try:
+            return super().parse(argument)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{argument!r} is neither true nor false") from error
 
 
 class _NumberOrNone(flags.ArgumentParser):

@@ -27,6 +27,12 @@ def main(argv: list[str]) -> int:
             raise ValueError(f"--{flag.name} is missing: --config configs/x.py --workdir DIR")
     opening.put_into(_CONFIG.value)
     validate(_CONFIG.value)  # a typo is found before a pod is joined
+    from clipjax.data.storage import local_path  # its imports take a while: not for --help
+
+    mount = "mount the bucket, and give the folder that it is mounted at"
+    workdir = local_path(_WORKDIR.value, way=f"{mount} as --workdir")
+    if _CONFIG.value.resume:
+        local_path(_CONFIG.value.resume, way=f"{mount} as config.resume")
     distributed.initialize(_DISTRIBUTED.value)
     # Only now: these import what uses JAX, and joining a cluster has to come before any use of it.
     from clipjax.checkpoint import (
@@ -41,7 +47,7 @@ def main(argv: list[str]) -> int:
     from clipjax.train import NumericError, PreemptedError, train
 
     try:
-        experiment = build_experiment(_CONFIG.value, _WORKDIR.value)
+        experiment = build_experiment(_CONFIG.value, workdir)
         if _EVAL.value:
             results = evaluate(experiment, _EVAL.value)
         else:

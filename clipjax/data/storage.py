@@ -329,8 +329,16 @@ def check_writable(path: DataPath) -> None:
         ) from error
 
 
-def local_path(where: str | os.PathLike[str]) -> Path:
-    """Gives the path of what is written piece by piece, which a bucket does not allow.
+def local_path(
+    where: str | os.PathLike[str],
+    *,
+    way: str = "give a local path, and copy what is written there afterwards",
+) -> Path:
+    """Gives the path of what is written or read piece by piece, which a bucket does not allow.
+
+    Args:
+        where: the path.
+        way: what to do where it is in a bucket, for the message.
 
     Raises:
         ValueError: if it is in a bucket.
@@ -338,8 +346,7 @@ def local_path(where: str | os.PathLike[str]) -> Path:
     path = data_path(os.fspath(where))
     if not path.is_local:
         raise ValueError(
-            f"{where} is in a bucket, where this cannot be written: give a local path, and copy "
-            "what is written there afterwards"
+            f"{where} is in a bucket, which cannot be used piece by piece as a folder can: {way}"
         )
     return Path(path.url)
 

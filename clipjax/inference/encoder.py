@@ -5,7 +5,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,6 +24,7 @@ from clipjax.checkpoint import (
     spec_in,
 )
 from clipjax.data.naflex import make_preprocess
+from clipjax.data.storage import local_path
 from clipjax.evals.encoding import embed_fn, make_encode_fns, place_params
 from clipjax.evals.prompts import Prompts, choose_prompts, prompts_of_run, warn_of_articles
 from clipjax.evals.templates import fill_templates
@@ -343,7 +343,9 @@ class Encoder:
         try:
             if isinstance(image, (str, os.PathLike)):
                 name = os.fspath(image)
-                image = Path(image).read_bytes()
+                image = local_path(image, way="download the picture first").read_bytes()
             return self.preprocess(image)
+        except FileNotFoundError as error:
+            raise ValueError(f"{name} cannot be used: there is no such file") from error
         except (ValueError, OSError) as error:
             raise ValueError(f"{name} cannot be used: {error}") from error

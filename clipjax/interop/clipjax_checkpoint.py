@@ -14,6 +14,7 @@ from clipjax.checkpoint import (
     choose_step,
     load_tokenizer,
     make_contract,
+    naming_older_steps,
     needs_file,
     read_manifest,
     spec_in,
@@ -52,8 +53,9 @@ def read(path: Path, hints: Hints) -> Weights:
     try:
         choice = choose_step(path)
         step_dir = choice.step_dir
-        manifest = read_manifest(step_dir)
-        verify_files(step_dir, manifest.files)
+        with naming_older_steps(step_dir):
+            manifest = read_manifest(step_dir)
+            verify_files(step_dir, manifest.files)
         trusted = {"plugins": hints.plugins, "tokenizer": hints.tokenizer}
         spec = spec_in(step_dir, manifest.contract, **trusted)
         if hints.tokenizer is not None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from clipjax.checkpoint import choose_step, needs_file
+from clipjax.data.storage import local_path
 from clipjax.interop.files import file_kind
 from clipjax.interop.files.atomic import check_new, new_path
 from clipjax.interop.formats import FORMATS, WRITTEN
@@ -76,7 +77,8 @@ def convert_weights(
         ValueError: a bad argument, or a hint is needed or wrong.
         OSError: reading or writing failed.
     """
-    source, target = Path(source), Path(target)
+    source = local_path(source, way="copy it here, or mount the bucket")
+    target = local_path(target)
     if target_format not in WRITTEN:
         raise ValueError(f"--format {target_format!r}: formats to write are {', '.join(WRITTEN)}")
     check_new(target)

@@ -60,6 +60,12 @@ def check_spec(spec: Mapping[str, Any], path: str) -> None:
     required = ("resize", "interpolation", "mean", "std")
     check_known(spec["preprocess"], PREPROCESS, f"{path}.preprocess", required)
     check_known(spec["logit_scale"], LOGIT_SCALE, f"{path}.logit_scale", LOGIT_SCALE)
+    init, most = spec["logit_scale"]["init"], spec["logit_scale"]["max"]
+    if most is not None and init > most:
+        raise ValueError(
+            f"{path}.logit_scale.init = {init:g} is above {path}.logit_scale.max = {most:g}, and "
+            "would be cut to it after the first step: lower the one, or raise the other"
+        )
     for field in ("context_length", "vocab_size"):
         whole(1, 2**24).check(spec["text"].get(field), f"{path}.text.{field}")
     if "patch_size" in spec["image"]:

@@ -1,5 +1,7 @@
 """Parameters from a checkpoint alone, into a model that is not quite the same."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from clipjax.checkpoint import (
+    DamagedCheckpointError,
     choose_step,
     load_model_state,
     load_params,
@@ -44,6 +47,34 @@ def test_newer_steps_that_cannot_be_used_are_said(saved, caplog):
         "14.orbax-checkpoint-tmp-7: its save is not finished"
     ]
     assert choose_step(directory / "2").passed_over == ()  # asked for by name
+
+
+def test_damage_names_the_file_and_the_older_step(saved):
+    directory, _ = saved
+    manifest = directory / "4" / "manifest.json"
+    whole = manifest.read_text()
+    for text in (whole[:-50], whole.replace('"seed"', '"sead"', 1)):
+        manifest.write_text(text)
+        with pytest.raises(DamagedCheckpointError, match="manifest") as error:
+            resolve_checkpoint(directory)
+        assert str(error.value).endswith(f"step 3 is there as well: give {directory / '3'}")
+    manifest.write_text(whole)
+    shutil.rmtree(directory / "4")
+    shutil.copytree(directory / "3", directory / "4")
+    with pytest.raises(DamagedCheckpointError, match=rf"{directory}/4 holds step 3; step 3 is"):
+        resolve_checkpoint(directory)
+    shutil.rmtree(directory / "4")
+    for file in (directory / "3" / "state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(bytes(byte ^ 1 for byte in file.read_bytes()))
+    with pytest.raises(DamagedCheckpointError, match="step 2 is there as well") as error:
+        load_params(resolve_checkpoint(directory))
+    assert str(directory / "3") in str(error.value)
+
+
+def test_a_bucket_is_no_checkpoint_folder():
+    with pytest.raises(ValueError, match=r"gs://b/run is in a bucket.* mount the bucket"):
+        resolve_checkpoint("gs://b/run")
 
 
 @pytest.mark.parametrize("kind", ["missing", "file", "empty"])

@@ -258,8 +258,10 @@ def test_bad_input_is_named(encoder, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"not an image")
     with pytest.raises(ValueError, match=r"bad\.png cannot be used"):
         encoder.encode_image([pictures(1)[0], tmp_path / "bad.png"])
-    with pytest.raises(ValueError, match=r"none\.png cannot be used: .*No such file"):
+    with pytest.raises(ValueError, match=r"none\.png cannot be used: there is no such file"):
         encoder.encode_image([tmp_path / "none.png"])
+    with pytest.raises(ValueError, match=r"s3://b/a\.png .* download the picture first"):
+        encoder.encode_image(["s3://b/a.png"])
     with pytest.raises(ValueError, match="put the one image in a list"):
         encoder.encode_image("a.png")
     with pytest.raises(ValueError, match="list of strings"):

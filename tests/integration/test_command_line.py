@@ -27,6 +27,7 @@ from PIL import Image
         ),
         pytest.param(["--config.loss.name=clop"], ["clop", "clip"], marks=pytest.mark.slow),
         (["--config.init.checkpoint=/nowhere"], ["/nowhere", "no checkpoint"]),
+        (["--workdir=gs://bucket/run"], ["gs://bucket/run is in a bucket", "mount the bucket"]),
     ],
     ids=lambda value: value[0].split("=")[0] if isinstance(value, list) else None,
 )
