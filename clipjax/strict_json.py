@@ -5,7 +5,7 @@ Python's reader lets the second of two equal keys win, takes NaN, and goes as de
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +55,25 @@ def parse_json(data: bytes | str, *, max_bytes: int = MAX_BYTES) -> Any:
     return found
 
 
-def _without_twice(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in fields:
-            raise ValueError(f"the key {key!r:.100} stands twice")
-        fields[key] = value
+def parse_fields(data: bytes | str) -> Any:
+    """Parses JSON of a single record, or of a size that nothing bounds, and takes NaN.
+
+    Args:
+        data: UTF-8.
+
+    Raises:
+        ValueError: no JSON, or a key that stands twice.
+        RecursionError: it is too deep.
+    """
+    return json.loads(data, object_pairs_hook=_without_twice)
+
+
+def _without_twice(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        seen = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"the key {twice!r:.100} stands twice")
     return fields
 
 

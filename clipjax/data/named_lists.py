@@ -10,6 +10,7 @@ from typing import Any
 from absl import logging
 
 from clipjax.data.text_files import decode_text
+from clipjax.strict_json import parse_fields
 
 __all__ = [
     "load_class_names",
@@ -48,10 +49,13 @@ def load_json(name: str, what: str) -> Any:
     path = Path(file)
     if path.suffix.lower() != ".json" or not path.is_file():
         return None
+    text = decode_text(path.read_bytes(), path)
     try:
-        found = json.loads(decode_text(path.read_bytes(), path))
+        found = parse_fields(text)
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}; write a list of strings") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; keep one of them") from error
     if found is None:
         raise ValueError(f"{path} holds null; write a list of strings")
     if not colon:

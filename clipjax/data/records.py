@@ -23,7 +23,7 @@ from clipjax.data.retrying import StorageError
 from clipjax.data.shard_cache import ShardCache
 from clipjax.data.source import SampleError
 from clipjax.data.storage import StoredFile, read_all, stat
-from clipjax.strict_json import parse_json
+from clipjax.strict_json import parse_fields, parse_json
 
 MAGIC = b"CJX1"
 FORMAT = "clipjax.records/1"
@@ -60,7 +60,7 @@ def unpack_record(record: bytes) -> dict[str, Any]:
         raise ValueError(f"this is not a packed record: it starts with {record[:4]!r}")
     start = 8 + struct.unpack("<I", record[4:8])[0]
     try:
-        header = json.loads(record[8:start])
+        header = parse_fields(record[8:start])
         key, blobs = str(header["key"]), {}
         for name, length in header["blobs"].items():
             if type(length) is not int or length < 0:

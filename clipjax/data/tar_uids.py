@@ -12,6 +12,7 @@ from clipjax.data.file_reader import FileReader
 from clipjax.data.paths import DataPath
 from clipjax.data.storage import StoredFile, read_all, write
 from clipjax.data.tar_index import TarIndex
+from clipjax.strict_json import parse_fields
 
 # From a disk a member at a time, from a bucket pictures with it: a request a record would be slow.
 _LOCAL_BLOCK, _REMOTE_BLOCK = 1 << 12, 1 << 24
@@ -57,7 +58,7 @@ def _read(shard: StoredFile, index: TarIndex) -> list[Any]:
 
 def _uid_of(content: bytes) -> Any:
     try:
-        uid = json.loads(content).get("uid")
+        uid = parse_fields(content).get("uid")
     except (ValueError, AttributeError, RecursionError):
         return None
     return uid if isinstance(uid, str) else None

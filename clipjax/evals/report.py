@@ -29,6 +29,7 @@ from clipjax.evals.running import (
 )
 from clipjax.evals.zero_shot import Prediction, ZeroShot
 from clipjax.metric_writers import EVALS_FILE, TRAIN_FILE
+from clipjax.strict_json import parse_fields
 
 __all__ = ["REPORT", "collect_found", "collect_predictions", "package_commit", "write_report"]
 
@@ -147,7 +148,7 @@ def read_curves(path: Path) -> dict[str, Points]:
     by_step: dict[int, dict[str, float]] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
-            fields = json.loads(line)
+            fields = parse_fields(line)
             values = {n: float(v) for n, v in fields.items() if isinstance(v, int | float)}
             by_step.setdefault(int(fields["step"]), {}).update(values)
         except (

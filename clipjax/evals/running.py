@@ -13,6 +13,7 @@ from typing import Any
 from absl import logging
 
 from clipjax.evals.naming import EvalName
+from clipjax.strict_json import parse_fields
 
 __all__ = [
     "RESULTS",
@@ -225,7 +226,7 @@ def read_document(workdir: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = parse_fields(path.read_text(encoding="utf-8"))
         results_in(document)
         groups = (document.get("preprocess") or {}, document.get("tokenizer") or {})
         if not all(isinstance(group, dict) for group in groups):

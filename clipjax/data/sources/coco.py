@@ -12,6 +12,7 @@ from clipjax.data.sources.fields import whole_text
 from clipjax.data.sources.folder import name_of_picture, read_named, root_identity
 from clipjax.data.storage import is_folder, read_given
 from clipjax.data.text_files import decode_text
+from clipjax.strict_json import parse_fields
 
 
 class Coco:
@@ -47,9 +48,10 @@ class Coco:
         check_how(captions, where)
         path = data_path(where)
         content = read_given(where)
+        text = decode_text(content, where)
         try:
-            about = json.loads(decode_text(content, where))
-        except (json.JSONDecodeError, RecursionError) as error:
+            about = parse_fields(text)
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{where} is no JSON: {error}") from error
         images = about.get("images") if isinstance(about, dict) else None
         if not isinstance(images, list) or not all(isinstance(i, dict) for i in images):

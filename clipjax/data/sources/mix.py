@@ -15,6 +15,7 @@ from clipjax.data import permutation
 from clipjax.data.paths import data_path
 from clipjax.data.source import DataSource, Example, pictures_of
 from clipjax.data.storage import read_all
+from clipjax.strict_json import parse_fields
 
 MAX_TOTAL = 1 << 31  # of the weights as whole numbers: products stay below 2^63
 
@@ -178,7 +179,7 @@ def read_specs(where: str) -> list[tuple[dict[str, Any], Fraction]]:
     """
     try:
         text = where if where.lstrip().startswith("[") else read_all(data_path(where))
-        specs = json.loads(text)
+        specs = parse_fields(text)
     except FileNotFoundError as error:
         raise ValueError(f"there is no file {where}") from error
     except (ValueError, RecursionError) as error:

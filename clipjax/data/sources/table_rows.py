@@ -4,10 +4,10 @@ import array
 import collections
 import csv
 import io
-import json
 from typing import Any, NamedTuple
 
 from clipjax.data.sources.fields import field_of
+from clipjax.strict_json import parse_fields
 
 # By the name that an option gives, or the character itself.
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
@@ -70,7 +70,7 @@ def _read_json_lines(text: str, where: str) -> Rows:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
-                row = json.loads(line)
+                row = parse_fields(line)
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{where}, line {number} is no JSON: {error}") from error
             if not isinstance(row, dict):

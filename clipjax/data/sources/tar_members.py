@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from clipjax.data.tar_index import (
     extensions_of,
 )
 from clipjax.data.text_files import not_utf8
+from clipjax.strict_json import parse_fields
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -257,7 +257,7 @@ def _decode(content: bytes, key: str) -> str:
 
 def _json_of(content: bytes, key: str) -> dict[str, Any]:
     try:
-        about = json.loads(content)
+        about = parse_fields(content)
     except (ValueError, RecursionError) as error:  # also of numbers that are too long
         raise SampleError("json", f"the .json is unreadable: {error}", key) from error
     if not isinstance(about, dict):
