@@ -90,6 +90,7 @@ def check_spec(
     path: str = "config",
     plugins: Sequence[str] = (),
     runtime: Iterable[str] = (),
+    beside: Sequence[str] = (),
 ) -> Any:
     """Checks all that can be known of a spec before it is built.
 
@@ -99,6 +100,7 @@ def check_spec(
     Args:
         spec, table, path, plugins: as for `build`.
         runtime: names of arguments that do not come from the config.
+        beside: fields that may stand beside these and are checked elsewhere, for messages.
 
     Returns:
         The constructor.
@@ -113,6 +115,7 @@ def check_spec(
         accepted = [k for k in parameters if k not in runtime and k not in ("parent", "name")]
         for key in given:
             if key not in accepted:
+                accepted = [*beside, *accepted]
                 raise UnknownFieldError(
                     f"{path}.{key} is not a field of {spec['name']!r}; "
                     f"its fields are {', '.join(accepted) or 'none'}{hint(key, accepted)}"

@@ -23,10 +23,12 @@ def decode_text(content: bytes, where: object) -> str:
         ValueError: if it is not UTF-8; says what it is, and how to bring it to UTF-8.
     """
     name = str(where).rpartition("/")[2]
+    is_table = name.lower().endswith((".csv", ".tsv"))
+    hint = "; Excel writes it as `CSV UTF-8`" if is_table else ""
     if (other := _other_encoding(content)) is not None:
         raise ValueError(
             f"{where} is {other}, expected UTF-8: `iconv -f {other.lower()} -t utf-8 {name} > "
-            f"utf8-{name}` brings it there; Excel writes it as `CSV UTF-8`"
+            f"utf8-{name}` brings it there{hint}"
         )
     try:
         return content.decode("utf-8-sig")

@@ -77,6 +77,11 @@ class Retrieval:
         object.__setattr__(self, "ks", tuple(self.ks))
         if len(self.source) < 1:
             raise ValueError(f"{self.name}: the source is empty; there is nothing to evaluate")
+        if getattr(self.source, "task", None) == "zero_shot":
+            raise ValueError(
+                f"{self.name}: the dataset is for classification, as dataset_type.txt or the lack "
+                "of it says, and holds no captions: evaluate it by zero_shot"
+            )
 
     def run(self, params: PyTree) -> dict[str, float]:
         """Evaluates the model on every image and every caption, each counted once.

@@ -146,6 +146,11 @@ class ZeroShot:
         check_fields(self, self.ranges)
         if len(self.source) < 1:
             raise ValueError(f"{self.name}: the source is empty; there is nothing to evaluate")
+        if getattr(self.source, "task", None) == "retrieval":
+            raise ValueError(
+                f"{self.name}: the dataset is for retrieval, as dataset_type.txt says, and holds "
+                "no labels: evaluate it by retrieval"
+            )
         given, own = self.class_names, getattr(self.source, "class_names", None)
         origin = "the dataset's own" if given is None else "given: a list"
         if isinstance(given, str):

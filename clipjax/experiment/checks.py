@@ -69,7 +69,14 @@ def check_parts(
         eval_spec = {"name": name, **to_plain(config.evals[name])}
         eval_spec = {key: v for key, v in eval_spec.items() if key not in EVAL_FIELDS}
         path = f"config.evals.{name}"
-        check_spec(eval_spec, EVALS, path=path, plugins=ANY_MODULE, runtime=EVAL_RUNTIME)
+        check_spec(
+            eval_spec,
+            EVALS,
+            path=path,
+            plugins=ANY_MODULE,
+            runtime=EVAL_RUNTIME,
+            beside=("name", *EVAL_FIELDS),
+        )
         if eval_spec.get("templates") is not None:
             with named(f"{path}.templates"):
                 load_templates(eval_spec["templates"])

@@ -6,6 +6,7 @@ from buckets import bucket
 from test_data_commands import run
 
 from clipjax.data import make_source
+from clipjax.evals import Retrieval, ZeroShot
 
 pytestmark = pytest.mark.usefixtures("cache")
 NAMES = ["cat", "#1 dog", "{c} owl"]
@@ -86,6 +87,22 @@ def test_files_beside_a_split_that_cannot_be_meant(tmp_path):
     (root / "classnames.txt").write_bytes("Straße".encode("latin1"))
     with pytest.raises(ValueError, match=r"classnames\.txt, line 1 is not UTF-8"):
         make_source(f"tar:{root}/test")
+
+
+def test_a_dataset_serves_the_task_that_it_is_for(tmp_path):
+    common = dict.fromkeys(
+        ("encode_image_fn", "encode_text_fn", "preprocess", "tokenizer", "mesh"), None
+    )
+    for kind in ("classification", None):
+        classes = dataset(tmp_path / f"classes {kind}", shards=2, kind=kind)
+        with pytest.raises(ValueError, match=r"for classification, .*evaluate it by zero_shot"):
+            Retrieval(source=make_source(f"tar:{classes}/test"), **common)
+    captions = dataset(tmp_path / "b", kind="retrieval", member=lambda i: ("a cat", "txt"))
+    source = make_source(f"tar:{captions}/test")
+    for names in (None, ("a", "b")):
+        with pytest.raises(ValueError, match=r"for retrieval, .*evaluate it by retrieval"):
+            ZeroShot(source=source, class_names=names, **common)
+    assert len(Retrieval(source=source, **common).source) == 11
 
 
 def test_in_a_bucket(tmp_path, monkeypatch):

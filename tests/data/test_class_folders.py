@@ -140,7 +140,14 @@ def test_splits_are_no_classes(tmp_path):
     assert make_source(spec).class_names == ("dog", "train", "val")
 
 
-@pytest.mark.parametrize("names", [("train2017", "val2017"), ("Train", "Valid"), ("test",)])
+@pytest.mark.parametrize(
+    "names",
+    [
+        *(("train2017", "val2017"), ("Train", "Valid"), ("test",), ("dev", "test")),
+        *(("test", "trainval"), ("extra", "test", "train"), ("train", "unlabeled")),
+        *(("eval", "train"), ("train_images", "val_images")),
+    ],
+)
 def test_names_of_splits(tmp_path, names):
     spec = folder_of(tmp_path, *(f"{name}/cat/1.png" for name in names))
     with pytest.raises(ValueError, match=f"holds the splits {', '.join(names)}: write the one"):

@@ -38,6 +38,13 @@ def test_fields_are_members_of_any_name(tmp_path):
     declared = f"{spec}?ignore=target.png"
     with pytest.raises(ValueError, match=r"'input.png' is unknown: .*\?image_field=input.png"):
         make_source(declared)
+    given = f"{spec}?image_field=input.png"  # what is given already is no advice
+    with pytest.raises(ValueError, match=r"'target.png' is unknown: .*ignore=") as caught:
+        make_source(f"{given}&ignore=long.txt")
+    assert "image_field" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"'long.txt' is unknown: .*ignore=") as caught:
+        make_source(f"{given}&ignore=target.png&text_field=json:title")
+    assert "text_field" not in str(caught.value)
     for image in ("input.png", "input", ".INPUT.PNG"):
         source = make_source(f"{declared},long.txt&image_field={image}")
         assert [source[i]["image"] for i in range(2)] == [png(0), png(1)]

@@ -33,6 +33,7 @@ LINES = {
     'config.evals.z = {"name": "zero_shot", "source": "synthetic:8", "max_bda": 1}': [
         "config.evals.z.max_bda",
         "'max_bad'",
+        "its fields are name, source, every_steps, templates",
     ],
     'config.evals.z = {"name": "zero_shot", "source": "synthetic:8", "batch_size": 0}': [
         "config.evals.z.batch_size = 0",
@@ -64,6 +65,7 @@ FLAGS = {
     "--config.schedule.warmup_steps=-5": ["config.schedule.warmup_steps = -5"],
     "--config.evals.zero_shot.every_steps=-1": ["config.evals.zero_shot.every_steps = -1"],
     "--config.evals.zero_shot.every_steps=x": ["config.evals.zero_shot.every_steps=x", "whole"],
+    "--config.evals.zero_shot.zzz=1": ["zero_shot.zzz", "name, source, every_steps, templates"],
     "--config.evals.zero_shot.classes=some": ["config.evals.zero_shot.classes = 'some'", "present"],
     "--config.model.image_size=32,16": ["image_size=32,16", "square"],
     "--config.model.image_size=36": ["config.model.image_size = 36", "32 or 40"],

@@ -27,8 +27,12 @@ EXTENSIONS = tuple(f".{extension}" for extension in image_formats.EXTENSIONS)
 LAYOUTS = ("auto", "classes", "captions")
 # The largest picture, without any packing, takes half of it.
 MAX_BYTES = {"image": 1 << 29, "text": 1 << 26}
-# As `train`, and `val2017` of COCO.
-_SPLIT = re.compile(r"(train(ing)?|val(id(ation)?)?|test(ing)?)[-_]?\d*", re.IGNORECASE)
+# As `train`, `val2017` of COCO, `extra` of SVHN, `unlabeled` of STL-10, `train_images`.
+_SPLIT = re.compile(
+    r"(train(ing)?|val(id(ation)?)?|test(ing)?|trainval|minival|dev|eval(uation)?|extra"
+    r"|unlabell?ed)([-_]?(images?|imgs?|set|split))?[-_]?\d*",
+    re.IGNORECASE,
+)
 _ARCHIVED = "__MACOSX"  # where macOS keeps what it knows of the files of an archive
 
 

@@ -18,7 +18,8 @@ class Subset:
         identity: what chose them; begins the fingerprint.
 
     Attributes:
-        class_names, first_label, numbered_from, matched, templates, captions: those of the source.
+        class_names, first_label, numbered_from, matched, task, templates, captions: those of
+            the source.
     """
 
     def __init__(self, source: DataSource, kept: np.ndarray, identity: str):
@@ -27,6 +28,7 @@ class Subset:
         self.first_label = getattr(source, "first_label", None)
         self.numbered_from = getattr(source, "numbered_from", None)
         self.matched = getattr(source, "matched", None)
+        self.task = getattr(source, "task", None)
         self.templates = getattr(source, "templates", None)
         self.captions = getattr(source, "captions", None)
         self._kept = kept.astype(np.uint32 if len(source) < 1 << 32 else np.uint64)

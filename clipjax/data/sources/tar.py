@@ -57,6 +57,8 @@ class TarShards:
 
     Attributes:
         matched: how the classes found `class_names`, where these are given; see DataSource.
+        task: `retrieval` or `zero_shot` where CLIP_benchmark's files say it and nothing here serves
+            the other; else None.
         templates: of prompts, where they stand above the folder of a split; else None.
 
     Raises:
@@ -99,6 +101,11 @@ class TarShards:
         if hidden:
             logging.info("%s: %d members are not used, macOS's own, such as ._0.jpg", where, hidden)
         members.check_held(held, where)
+        self.task = None
+        if beside is not None and beside.kind == "retrieval" and "cls" not in held:
+            self.task = "retrieval"
+        elif beside is not None and held.isdisjoint(members.text_extensions):
+            self.task = "zero_shot"
         self.templates = None if beside is None else beside.templates
         own = None
         if "cls" in held:

@@ -115,9 +115,9 @@ class TarMembers:
         if self.key_ends == "last_dot":
             return f"a key ends at the last dot; {what}"
         last = unknown[0].rpartition(".")[2]
-        if last in IMAGE_EXTENSIONS:
+        if last in IMAGE_EXTENSIONS and self.image_field is None:
             what += f"; which is the picture, by ?image_field={unknown[0]}"
-        elif last in ("txt", "json"):
+        elif last in ("txt", "json") and self.text_field is None:
             what += f"; which is the caption, by ?text_field={unknown[0]}"
         if "." in unknown[0]:
             what += "; where keys hold dots, write ?key_ends=last_dot"
