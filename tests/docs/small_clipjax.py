@@ -5,6 +5,8 @@ examples; openmoji has the first 160 drawings. Nothing else differs, so what a d
 hold.
 """
 
+import math
+import os
 import sys
 
 TIMES_SMALLER = dict.fromkeys(("width", "mlp_dim", "output_dim", "embed_dim"), 8) | {"depth": 6}
@@ -46,10 +48,33 @@ def shrink_all():
             shrink(row, done)
 
 
+def few_models():
+    """Two rows of each kind of tower: the whole table takes half a minute to trace."""
+    from clipjax.models.zoo import MODELS
+
+    kinds = {}
+    for name, row in MODELS.items():
+        kinds.setdefault(row["image"]["name"], []).append(name)
+    for names in kinds.values():
+        for name in names[2:]:
+            del MODELS[name]
+
+
+def set_devices(words):
+    """As many devices as the mesh asks for, and two at least."""
+    axes = ("--config.mesh.fsdp=", "--config.mesh.tensor=")
+    mesh = [int(word.partition("=")[2]) for word in words if word.startswith(axes)]
+    count = max(2, math.prod(mesh))
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={count}"
+
+
 def run():
     verb, words = sys.argv[1], sys.argv[1:]
+    set_devices(words)
     shrink_all()
     few_drawings()
+    if verb == "models":
+        few_models()
     if verb == "train":
         # A stand-in for a pod is one process.
         words = [word for word in words if word != "--distributed=on"]

@@ -71,7 +71,7 @@ class Stage:
             "PYTHONPATH": str(ROOT),
             "STAGE": str(root),
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",  # of Python blocks
             # What compiles runs a few times only.
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "CLIPJAX_CACHE": str(cache / "clipjax"),
