@@ -16,7 +16,7 @@ _COMMAND = re.compile(
     r"""`(
         clipjax\s(?:[a-z]+\s)+(?=[^`]*[-']) [^`]* | clipjax\smodels |
         (?:\w+=\S+\s)*(?:bash|sbatch)\s [^`]*launch/ [^`]* |
-        python\s(?:-m|benchmarks/) [^`]* |
+        python\s(?:-m\s|benchmarks/) [^`]* |
         pytest\s-[^`]* |
         (?:\.venv/bin/)?pip\sinstall\s [^`]*
     )`""",
