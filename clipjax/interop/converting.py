@@ -16,7 +16,7 @@ from clipjax.interop.formats import FORMATS, WRITTEN
 from clipjax.interop.shapes import expected_shapes
 from clipjax.interop.source import read_source
 from clipjax.interop.tensors import WeightFileError
-from clipjax.interop.weights import Hints, Weights
+from clipjax.interop.weights import NO_HINTS, Hints, Weights
 
 FREE_SPACE_FACTOR = 1.05
 # What the names of a tower start with, in OpenCLIP's and transformers' files.
@@ -124,7 +124,7 @@ def convert_weights(
     )
 
 
-def recognise(source: Path, hints: Hints) -> str:
+def recognise(source: Path, hints: Hints = NO_HINTS) -> str:
     """Names the format of a file or directory.
 
     Raises:
