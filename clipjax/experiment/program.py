@@ -30,7 +30,7 @@ from clipjax.losses import LOSSES, make_loss
 from clipjax.models import resolve_spec
 from clipjax.models.clip import CLIP
 from clipjax.optim import make_optimizer, make_schedule, matcher, optimizer_report
-from clipjax.ranges import named, unknown_key
+from clipjax.ranges import FieldError, named, unknown_key
 from clipjax.train_state import TrainState, create_train_state, init_variables
 from clipjax.train_step import StepFn, make_train_step
 from clipjax.trees import flatten_with_names
@@ -289,6 +289,8 @@ def _color_jitter(config: ConfigDict, spec: Mapping[str, Any]) -> ColorJitter | 
         )
     try:
         values = dataclasses.asdict(HostColorJitter(**fields))
+    except FieldError as error:
+        raise ValueError(f"{path}.{error}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     low, high = values.pop("saturation")
