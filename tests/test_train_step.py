@@ -108,7 +108,15 @@ def single(single_program):
     return run(single_program, STEPS)
 
 
-@pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "one device"])
+# Of fsdp and tensor, which cut the parameters, the others' cuts are parts.
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("fsdp", "tensor") else pytest.param(name, marks=pytest.mark.slow)
+        for name in LAYOUTS
+        if name != "one device"
+    ],
+)
 def test_every_sharding_trains_the_same_curve(single, name):
     sharding, mesh = LAYOUTS[name]
     config = tiny_config(sharding=sharding, **{f"mesh.{axis}": n for axis, n in mesh.items()})
@@ -135,7 +143,7 @@ def test_the_curve_sees_another_seed(single):
     assert not np.allclose(losses, single[1][:3], rtol=1e-4)
 
 
-@pytest.mark.parametrize("loss", ["clip", "siglip"])
+@pytest.mark.parametrize("loss", ["clip", pytest.param("siglip", marks=pytest.mark.slow)])
 def test_micro_batches_are_exact_with_dropout_and_patch_drop(loss):
     changes = {"loss.name": loss, "schedule.warmup_steps": 1}
     config = tiny_config(**changes)

@@ -128,6 +128,7 @@ def assert_close(workdir, state, undisturbed):
         np.testing.assert_allclose(mine["loss"], other["loss"], rtol=1e-5)
 
 
+@pytest.mark.slow  # tests/integration/test_processes.py stops two of them, too
 def test_two_processes_stop_at_one_step_and_one_process_goes_on(tmp_path, killed_run, undisturbed):
     """SIGUSR1 comes to one of them; both save the same step; eight devices continue from four."""
     codes, output = run_two(tmp_path, arguments=((), ("SIGUSR1@5",)))

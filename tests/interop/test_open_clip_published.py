@@ -29,7 +29,14 @@ def load(name):
     return golden, spec, {k: weight(k, shape) for k, shape in shapes.items()}
 
 
-@pytest.mark.parametrize("name", ["RN50", "ViT-B-32", "ViT-B-16-SigLIP"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("RN50", marks=pytest.mark.slow),
+        "ViT-B-32",
+        pytest.param("ViT-B-16-SigLIP", marks=pytest.mark.slow),
+    ],
+)
 def test_published_widths(name):
     golden, spec, tensors = load(name)
     model, variables = build_model(spec), convert_all(tensors, spec)
