@@ -22,8 +22,8 @@ import torchvision_operators  # noqa: F401  # isort: skip  before what imports t
 
 from open_clip.tokenizer import SimpleTokenizer
 
-from clipjax.data.named_lists import load_class_names
-from clipjax.evals.templates import load_templates
+from clipjax.data.classes.named_lists import load_class_names
+from clipjax.encoding.templates import load_templates
 from clipjax.tokenizers import ClipBPE
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "tokenizers"))

@@ -17,8 +17,8 @@ from clipjax.checkpoint import (
 )
 from clipjax.data.sources import make_source
 from clipjax.distributed import agree, is_lead
+from clipjax.encoding.prompts import prompts_of_run
 from clipjax.evals import build_evals
-from clipjax.evals.prompts import prompts_of_run
 from clipjax.evals.running import (
     ScheduledEval,
     flat_metrics,
@@ -88,7 +88,7 @@ def evaluate_checkpoint(
             those that the run itself used, else `simple`.
         class_names: a name, a file, or names; by default the dataset's own.
         classes: which names compete, `all` or those that are `present`.
-        preprocess: whose pixels, see `clipjax.data.naflex.make_preprocess`.
+        preprocess: whose pixels, see `clipjax.data.images.naflex.make_preprocess`.
         batch_size: over all devices.
         max_bad: images of each dataset that may fail to decode.
         plugins: modules of yours that the checkpoint may name; it has no other imported.

@@ -8,7 +8,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 # `module:Name`, and what is sent to worker processes.
-_RESOLVERS = ("clipjax.building", "clipjax.data.workers_messages")
+_RESOLVERS = ("clipjax.building", "clipjax.data.loading.workers_messages")
 _IMPORTS = re.compile(r"^<frozen importlib|[\\/]importlib[\\/]\w+\.py$")
 
 

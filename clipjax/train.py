@@ -30,9 +30,8 @@ from absl import logging
 
 from clipjax import __version__, distributed, faults
 from clipjax.checkpoint import CheckpointManager, find_start, manifest_digest
-from clipjax.data.bad_examples import add_states
+from clipjax.data.loading.bad_examples import add_states
 from clipjax.device_clock import DeviceClock
-from clipjax.evals.report import REPORT, collect_found, collect_predictions, write_report
 from clipjax.evals.running import (
     RESULTS,
     SAVED,
@@ -47,6 +46,7 @@ from clipjax.evals.running import (
 from clipjax.experiment import Experiment, Program, config_hash
 from clipjax.metric_writers import ProgressBar, make_writer
 from clipjax.partitioning import global_batch
+from clipjax.report.writing import REPORT, collect_found, collect_predictions, write_report
 from clipjax.train_state import TrainState
 from clipjax.trees import count_bytes, count_parameters
 

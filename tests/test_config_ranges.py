@@ -10,8 +10,8 @@ import pytest
 
 from clipjax.config import default_config, iterate_leaves, to_plain, validate
 from clipjax.config_fields import EVAL_FIELDS, FIELDS
+from clipjax.data.loading.workers import KINDS
 from clipjax.data.transforms import TRANSFORMS, make_transforms
-from clipjax.data.workers import KINDS
 from clipjax.evals import EVALS
 from clipjax.experiment.checks import EVAL_RUNTIME
 from clipjax.layers.transformer import REMAT_POLICIES

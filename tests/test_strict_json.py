@@ -9,11 +9,11 @@ sys.path.append(str(Path(__file__).parent / "data"))
 from archives import png, tar
 
 from clipjax.data import SampleError, make_source
-from clipjax.data.named_lists import load_class_names
-from clipjax.data.records import pack_record, unpack_record
+from clipjax.data.classes.named_lists import load_class_names
+from clipjax.data.packing.records import pack_record, unpack_record
 from clipjax.data.sources.mix import read_specs
+from clipjax.encoding.templates import load_templates
 from clipjax.evals.running import RESULTS, read_document
-from clipjax.evals.templates import load_templates
 from clipjax.strict_json import parse_fields
 
 TWICE = "'cat' stands twice"

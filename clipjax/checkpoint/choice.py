@@ -16,7 +16,7 @@ from clipjax.checkpoint import folders
 from clipjax.checkpoint import manifest as manifests
 from clipjax.checkpoint.manifest import DamagedCheckpointError
 from clipjax.checkpoint.processes import from_lead
-from clipjax.data.storage import local_path
+from clipjax.data.storage.files import local_path
 from clipjax.distributed import is_lead
 
 CHECKPOINTS = "checkpoints"

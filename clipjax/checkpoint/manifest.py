@@ -74,7 +74,7 @@ class Manifest:
     versions: Mapping[str, str]
     config_sha256: str
     format_version: int = FORMAT_VERSION
-    # What was replaced of the data up to this step, by reason; see clipjax/data/bad_examples.py.
+    # What was replaced of the data up to this step, by reason: data/loading/bad_examples.py.
     bad_examples: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 

@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
 
 def check(spec: str) -> int:
     """Prints what is damaged; 0 if nothing is."""
-    from clipjax.data.checking import check as check_dataset
+    from clipjax.data.inspect.checking import check as check_dataset
 
     examples = parts = 0
     damaged, left_out = set(), Counter()
@@ -83,10 +83,10 @@ def check(spec: str) -> int:
 
 def index(spec: str) -> int:
     """Indexes the tar shards that have no index beside them."""
-    from clipjax.data.benchmark_folder import find_shards
     from clipjax.data.source import split_options
-    from clipjax.data.tar_index import SUFFIXES
-    from clipjax.data.tar_indexing import index_beside
+    from clipjax.data.tar.benchmark_folder import find_shards
+    from clipjax.data.tar.index import SUFFIXES
+    from clipjax.data.tar.indexing import index_beside
 
     text, options = split_options(spec)
     kind, _, where = text.partition(":")
@@ -105,12 +105,12 @@ def index(spec: str) -> int:
 
 def pack(spec: str) -> int:
     """Packs a dataset to shards."""
-    from clipjax.data.packed_folder import MANIFEST, read_manifest
-    from clipjax.data.packing import Packing
-    from clipjax.data.packing import pack as pack_source
-    from clipjax.data.paths import DataPath
+    from clipjax.data.packing.folder import MANIFEST, read_manifest
+    from clipjax.data.packing.packer import Packing
+    from clipjax.data.packing.packer import pack as pack_source
     from clipjax.data.sources import make_source
-    from clipjax.data.storage import local_path
+    from clipjax.data.storage.files import local_path
+    from clipjax.data.storage.paths import DataPath
 
     if not _TO.value:
         raise ValueError("--to DIR is missing: where the shards go")
@@ -138,11 +138,11 @@ def stats(spec: str) -> int:
     """Prints what a dataset holds."""
     import numpy as np
 
-    from clipjax.data.contact_sheet import SUFFIXES, contact_sheet
-    from clipjax.data.paths import data_path
+    from clipjax.data.inspect.contact_sheet import SUFFIXES, contact_sheet
+    from clipjax.data.inspect.statistics import measure, summarise
     from clipjax.data.sources import make_source
-    from clipjax.data.statistics import measure, summarise
-    from clipjax.data.storage import check_writable, write
+    from clipjax.data.storage.files import check_writable, write
+    from clipjax.data.storage.paths import data_path
 
     if _LIMIT.value is not None and _LIMIT.value < 1:
         raise ValueError(f"--limit={_LIMIT.value}: at least 1; without it, all examples")
@@ -176,10 +176,10 @@ def stats(spec: str) -> int:
 
 def score(spec: str) -> int:
     """Scores all pairs of a dataset."""
-    from clipjax.data.paths import data_path
     from clipjax.data.source import split_options
     from clipjax.data.sources import make_source
-    from clipjax.data.storage import check_writable
+    from clipjax.data.storage.files import check_writable
+    from clipjax.data.storage.paths import data_path
     from clipjax.inference import Encoder
     from clipjax.inference.scoring import new_file, score_pairs, write_scores
 

@@ -56,8 +56,8 @@ def main(argv: list[str]) -> int:
     if not (zero_shot or retrieval):
         raise ValueError("nothing to evaluate: give --zero_shot SPEC or --retrieval SPEC")
     distributed.initialize(_DISTRIBUTED.value)
-    from clipjax.data.paths import data_path
-    from clipjax.data.storage import write
+    from clipjax.data.storage.files import write
+    from clipjax.data.storage.paths import data_path
     from clipjax.evaluate import evaluate_checkpoint
 
     table = data_path(_JSON.value) if _JSON.value else None
@@ -86,7 +86,7 @@ def main(argv: list[str]) -> int:
 
 def _check_table(table: Any) -> None:
     """Tries before the work whether the lead can write the table; all processes raise together."""
-    from clipjax.data.storage import check_writable
+    from clipjax.data.storage.files import check_writable
 
     problem = None
     if table and distributed.is_lead():

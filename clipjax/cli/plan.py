@@ -38,8 +38,8 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"--search_compilations={_COMPILATIONS.value}: a number, 0 or more")
     # Only now: the platform has to be settled before the first use of JAX.
     from clipjax import plan as planning
-    from clipjax.data.paths import data_path
-    from clipjax.data.storage import check_writable, write
+    from clipjax.data.storage.files import check_writable, write
+    from clipjax.data.storage.paths import data_path
 
     table = data_path(_JSON.value) if _JSON.value else None
     if table:

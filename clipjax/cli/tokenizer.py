@@ -38,7 +38,7 @@ def train(rest: list[str]) -> int:
     """Trains on the captions of datasets."""
     from clipjax.data.captions import captions_by_language
     from clipjax.data.sources import make_source
-    from clipjax.data.storage import local_path
+    from clipjax.data.storage.files import local_path
     from clipjax.tokenizers.training import check_training, train_sentencepiece
 
     for flag, value in (("--input SPEC", _INPUT.value), ("--out FILE", _OUT.value)):

@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
             raise ValueError(f"--{flag.name} is missing: --config configs/x.py --workdir DIR")
     opening.put_into(_CONFIG.value)
     validate(_CONFIG.value)  # a typo is found before a pod is joined
-    from clipjax.data.storage import local_path  # its imports take a while: not for --help
+    from clipjax.data.storage.files import local_path  # its imports take a while: not for --help
 
     mount = "mount the bucket, and give the folder that it is mounted at"
     workdir = local_path(_WORKDIR.value, way=f"{mount} as --workdir")
@@ -40,10 +40,10 @@ def main(argv: list[str]) -> int:
         DamagedCheckpointError,
         NonFiniteStateError,
     )
-    from clipjax.evals.report import REPORT
     from clipjax.evals.running import read_results
     from clipjax.evaluate import evaluate
     from clipjax.experiment import build_experiment
+    from clipjax.report.writing import REPORT
     from clipjax.train import NumericError, PreemptedError, train
 
     try:

@@ -9,7 +9,7 @@ from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
 import numpy as np
 from PIL import Image
 
-from clipjax.data import permutation
+from clipjax.data.loading import permutation
 from clipjax.redaction import redact
 
 _READERS = 8  # threads that read for identities
@@ -43,7 +43,7 @@ class DataSource(Protocol):
 
     What a source may have besides: `keys()`, see `keys_of`; `labels()`; `pictures()`, see
     `pictures_of`; an order of its own, see `draw`; `alternatives(index)`; `templates`, those of its
-    prompts that stand beside its data; `matched`, one of `clipjax.data.class_matching.MATCHED`: how
+    prompts that stand beside its data; `matched`, one of `MATCHED` in data/classes/matching.py: how
     its classes found the names that it was given, else None; `numbered_from`, the number of the
     first class where the source was told it; and `captions`, which is "lines" or "whole" where the
     source was told, or knows, what the lines of a text are, else None.

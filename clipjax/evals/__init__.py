@@ -4,10 +4,10 @@ An eval is built from a source and the model's functions and has `run(params) ->
 what its numbers depend on it may say by `about() -> dict`.
 """
 
-from clipjax.evals.encoding import EncodeFns, make_encode_fns
+from clipjax.encoding.batches import EncodeFns, make_encode_fns
+from clipjax.encoding.templates import TEMPLATES, load_templates
 from clipjax.evals.retrieval import Retrieval
 from clipjax.evals.table import EVALS, build_evals
-from clipjax.evals.templates import TEMPLATES, load_templates
 from clipjax.evals.zero_shot import Prediction, ZeroShot
 
 __all__ = [

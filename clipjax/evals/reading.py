@@ -10,9 +10,9 @@ import numpy as np
 from absl import logging
 
 from clipjax.array_types import Patches
-from clipjax.data.labels import LabelError
-from clipjax.data.naflex import PatchPreprocess
-from clipjax.data.preprocess import Preprocess
+from clipjax.data.classes.numbers import LabelError
+from clipjax.data.images.naflex import PatchPreprocess
+from clipjax.data.images.preprocess import Preprocess
 from clipjax.distributed import gather
 
 __all__ = ["ImageBatch", "ImageReader"]

@@ -13,10 +13,10 @@ from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from clipjax.array_types import PyTree
-from clipjax.data.caption_faults import NOTABLE, has_words, tell_wordless
 from clipjax.data.captions import as_lines, has_lines
+from clipjax.data.loading.caption_faults import NOTABLE, has_words, tell_wordless
 from clipjax.distributed import is_lead
-from clipjax.evals.encoding import EncodeFn, RowLayout, embed_fn, place_params, prefetched
+from clipjax.encoding.batches import EncodeFn, RowLayout, embed_fn, place_params, prefetched
 from clipjax.evals.pictures import Pictures
 from clipjax.evals.reading import ImageBatch, ImageReader
 from clipjax.metrics import empty_topk, merge_topk, retrieval_hits

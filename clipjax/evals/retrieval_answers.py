@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from clipjax.array_types import PyTree
-from clipjax.data.naflex import to_image
+from clipjax.data.images.naflex import to_image
 from clipjax.evals.reading import ImageReader
 from clipjax.evals.retrieval import Chunk, Retrieval, gather_rows
 

@@ -14,17 +14,17 @@ import numpy as np
 from jax.sharding import Mesh
 
 from clipjax.array_types import PyTree
-from clipjax.data.caption_faults import has_words, tell_wordless
-from clipjax.data.class_matching import choose_names, labels_that_occur
-from clipjax.data.labels import LabelError, refuse_shifted
-from clipjax.data.naflex import to_image
-from clipjax.data.named_lists import load_class_names
+from clipjax.data.classes.matching import choose_names, labels_that_occur
+from clipjax.data.classes.named_lists import load_class_names
+from clipjax.data.classes.numbers import LabelError, refuse_shifted
+from clipjax.data.images.naflex import to_image
+from clipjax.data.loading.caption_faults import has_words, tell_wordless
 from clipjax.distributed import is_lead
-from clipjax.evals.encoding import EncodeFn, RowLayout, embed_fn, place_params, prefetched
-from clipjax.evals.prompts import Prompts, choose_prompts, warn_of_articles
+from clipjax.encoding.batches import EncodeFn, RowLayout, embed_fn, place_params, prefetched
+from clipjax.encoding.prompts import Prompts, choose_prompts, warn_of_articles
+from clipjax.encoding.templates import fill_templates
+from clipjax.encoding.zero_shot_head import average_prompts
 from clipjax.evals.reading import ImageBatch, ImageReader
-from clipjax.evals.templates import fill_templates
-from clipjax.evals.zero_shot_classifier import average_prompts
 from clipjax.metrics import count_per_class, mean_per_class_recall, topk_hits
 from clipjax.partitioning import replicated
 from clipjax.ranges import AnyOf, Choice, Group, Many, Optional, Rule, Text, check_fields, whole

@@ -9,7 +9,7 @@ from clipjax import partitioning
 from clipjax.building import ANY_MODULE, check_spec
 from clipjax.config import to_plain
 from clipjax.config_fields import EVAL_FIELDS
-from clipjax.data.naflex import make_preprocess
+from clipjax.data.images.naflex import make_preprocess
 from clipjax.data.transforms import make_transforms
 from clipjax.evals import EVALS, load_templates
 from clipjax.experiment.stages import StageSpec

@@ -8,8 +8,8 @@ from ml_collections import ConfigDict
 from clipjax import evals
 from clipjax.building import ANY_MODULE
 from clipjax.config import to_plain
-from clipjax.data.naflex import make_preprocess
-from clipjax.evals.prompts import stored_templates
+from clipjax.data.images.naflex import make_preprocess
+from clipjax.encoding.prompts import stored_templates
 from clipjax.evals.running import ScheduledEval
 from clipjax.experiment.program import Program
 from clipjax.tokenizers import Tokenizer

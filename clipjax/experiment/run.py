@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 from clipjax.building import ANY_MODULE
 from clipjax.checkpoint import LoadReport, make_contract
 from clipjax.config import stored, to_plain
-from clipjax.data.loader import DataStage, Loader
-from clipjax.data.preprocess import Preprocess
+from clipjax.data.images.preprocess import Preprocess
+from clipjax.data.loading.loader import DataStage, Loader
 from clipjax.data.source import DataSource
 from clipjax.data.sources import make_source
 from clipjax.data.transforms import make_transforms

@@ -23,12 +23,12 @@ from clipjax.checkpoint import (
     resolve_checkpoint,
     spec_in,
 )
-from clipjax.data.naflex import make_preprocess
-from clipjax.data.storage import local_path
-from clipjax.evals.encoding import embed_fn, make_encode_fns, place_params
-from clipjax.evals.prompts import Prompts, choose_prompts, prompts_of_run, warn_of_articles
-from clipjax.evals.templates import fill_templates
-from clipjax.inference.buckets import RunFn, run_in_buckets
+from clipjax.data.images.naflex import make_preprocess
+from clipjax.data.storage.files import local_path
+from clipjax.encoding.batches import embed_fn, make_encode_fns, place_params
+from clipjax.encoding.buckets import RunFn, run_in_buckets
+from clipjax.encoding.prompts import Prompts, choose_prompts, prompts_of_run, warn_of_articles
+from clipjax.encoding.templates import fill_templates
 from clipjax.inference.tokens import (
     check_final_norm,
     count_layers,

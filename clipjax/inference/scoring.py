@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from clipjax.data.cache import sync
 from clipjax.data.captions import flatten
-from clipjax.data.preprocess import PIXELS
+from clipjax.data.images.preprocess import PIXELS
 from clipjax.data.source import DataSource, SampleError
-from clipjax.data.storage import local_path
+from clipjax.data.storage.cache import sync
+from clipjax.data.storage.files import local_path
 from clipjax.inference.encoder import Encoder
 from clipjax.redaction import redact
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from clipjax.checkpoint import choose_step, needs_file
-from clipjax.data.storage import local_path
+from clipjax.data.storage.files import local_path
 from clipjax.interop.files import file_kind
 from clipjax.interop.files.atomic import check_new, new_path
 from clipjax.interop.formats import FORMATS, WRITTEN

@@ -4,7 +4,8 @@ import contextlib
 
 from fsspec.implementations.memory import MemoryFileSystem
 
-from clipjax.data import retrying, storage
+from clipjax.data.storage import files as storage
+from clipjax.data.storage import retrying
 
 
 class Bucket(MemoryFileSystem):

@@ -15,12 +15,14 @@ from buckets import bucket
 from PIL import Image
 
 from clipjax.cli import data as data_cli
-from clipjax.data import checking, file_reader, make_source
-from clipjax.data.checking import check, check_examples
-from clipjax.data.packing import Packing, pack
-from clipjax.data.records import pack_record, write_records
-from clipjax.data.retrying import StorageError
+from clipjax.data import make_source
+from clipjax.data.inspect import checking
+from clipjax.data.inspect.checking import check, check_examples
+from clipjax.data.packing.packer import Packing, pack
+from clipjax.data.packing.records import pack_record, write_records
 from clipjax.data.source import SampleError
+from clipjax.data.storage import file_reader
+from clipjax.data.storage.retrying import StorageError
 
 pytestmark = pytest.mark.usefixtures("cache")
 

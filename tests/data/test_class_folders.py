@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from clipjax.data import make_source
-from clipjax.data.class_matching import match_classes
+from clipjax.data.classes.matching import match_classes
 
 NAMES = tuple(f"name{number}" for number in range(12))
 

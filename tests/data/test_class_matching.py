@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipjax.data import SampleError, make_source
-from clipjax.data.class_matching import match_classes
-from clipjax.data.named_lists import load_class_names, load_imagenet_ids
+from clipjax.data.classes.matching import match_classes
+from clipjax.data.classes.named_lists import load_class_names, load_imagenet_ids
 
 IMAGENET = load_class_names("imagenet")
 

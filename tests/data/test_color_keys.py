@@ -9,7 +9,7 @@ from broken_pictures import chunk, png
 from PIL import Image
 
 from clipjax.data import decode_image
-from clipjax.data.preprocess import as_pil
+from clipjax.data.images.preprocess import as_pil
 
 GREY, RGB, PALETTE = 0, 2, 3
 WIDTH, HEIGHT = 64, 24

@@ -11,8 +11,8 @@ from odd_pictures import encode
 from PIL import Image
 
 from clipjax.data import decode_image
-from clipjax.data.fast_jpeg import FastJpeg
-from clipjax.data.preprocess import to_rgb
+from clipjax.data.images.fast_jpeg import FastJpeg
+from clipjax.data.images.preprocess import to_rgb
 
 INKS = [(0, 0, 0, 0), (0, 0, 0, 255), (200, 30, 90, 40), (255, 0, 0, 0), (10, 250, 130, 128)]
 SIDE = 16  # of the patch of an ink

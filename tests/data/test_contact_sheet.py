@@ -5,8 +5,8 @@ import pytest
 from archives import png
 from PIL import Image, ImageFont
 
-from clipjax.data import contact_sheet as module
-from clipjax.data.contact_sheet import _wrap, contact_sheet
+from clipjax.data.inspect import contact_sheet as module
+from clipjax.data.inspect.contact_sheet import _wrap, contact_sheet
 from clipjax.data.source import SampleError
 
 RED = (200, 0, 0)

@@ -8,7 +8,7 @@ import pytest
 from counting import counted_calls
 from PIL import Image
 
-from clipjax.data.fast_jpeg import FastJpeg
+from clipjax.data.images.fast_jpeg import FastJpeg
 from clipjax.data.source import SampleError
 from clipjax.data.transforms import RandomResizedCrop, ResizeAndCrop
 
@@ -228,7 +228,7 @@ def test_ten_thousand_damaged_files():
 
 def test_what_is_missing_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
-    monkeypatch.delitem(sys.modules, "clipjax.data.fast_jpeg")
+    monkeypatch.delitem(sys.modules, "clipjax.data.images.fast_jpeg")
     with pytest.raises(ValueError, match=r"clipjax\[fast\]"):
         RandomResizedCrop(image_size=224, decode="fast")
     with pytest.raises(ValueError, match="allowed are reference, fast"):

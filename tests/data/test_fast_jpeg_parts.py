@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 from test_fast_jpeg import CASES, SIZES, difference, encode, transform
 
-from clipjax.data import fast_jpeg
-from clipjax.data.fast_jpeg import FastJpeg
+from clipjax.data.images import fast_jpeg
+from clipjax.data.images.fast_jpeg import FastJpeg
 from clipjax.data.transforms import ResizeAndCrop
 
 

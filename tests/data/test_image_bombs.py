@@ -11,8 +11,10 @@ from counting import counted_calls
 from PIL import Image, ImageFile
 from test_image_faults import outcome
 
-from clipjax.data import SampleError, decode_image, fast_jpeg, image_limits
-from clipjax.data import preprocess as module
+from clipjax.data import SampleError, decode_image
+from clipjax.data.images import fast_jpeg
+from clipjax.data.images import limits as image_limits
+from clipjax.data.images import preprocess as module
 from clipjax.data.transforms import RandomResizedCrop
 
 # Pixels that a decoder goes over, once a scan: 10 scans of the largest JPEG.

@@ -12,9 +12,10 @@ from counting import counted_calls
 from PIL import Image, ImageOps
 from worker_sources import tokens_of
 
-from clipjax.data import Loader, Preprocess, SampleError, decode_image, fast_jpeg, make_transforms
-from clipjax.data import preprocess as module
-from clipjax.data.bad_examples import BadCount
+from clipjax.data import Loader, Preprocess, SampleError, decode_image, make_transforms
+from clipjax.data.images import fast_jpeg
+from clipjax.data.images import preprocess as module
+from clipjax.data.loading.bad_examples import BadCount
 
 MOST_CALLS = 5_000  # of functions, for a picture
 REASONS = {"image_empty", "image_format", "image_no_decoder", "image_parts", "image_pixels"}

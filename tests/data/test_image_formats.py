@@ -20,17 +20,12 @@ from broken_pictures import (
 from PIL import ExifTags, Image, ImageOps
 from test_data_commands import run
 
-from clipjax.data import (
-    Preprocess,
-    SampleError,
-    decode_image,
-    image_avif,
-    image_formats,
-    make_source,
-)
-from clipjax.data import preprocess as module
-from clipjax.data.image_formats import FORMATS, format_of
-from clipjax.data.packing import Packing, pack
+from clipjax.data import Preprocess, SampleError, decode_image, make_source
+from clipjax.data.images import avif as image_avif
+from clipjax.data.images import formats as image_formats
+from clipjax.data.images import preprocess as module
+from clipjax.data.images.formats import FORMATS, format_of
+from clipjax.data.packing.packer import Packing, pack
 
 pytestmark = pytest.mark.usefixtures("cache")
 SIDE = 8

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from archives import png, tar
 
-from clipjax.data import Loader, Preprocess, SampleError, TooManyBadExamples, make_source, tar_index
-from clipjax.data.bad_examples import BadCount
-from clipjax.data.rows import RowMaker
+from clipjax.data import Loader, Preprocess, SampleError, TooManyBadExamples, make_source
+from clipjax.data.loading.bad_examples import BadCount
+from clipjax.data.loading.rows import RowMaker
+from clipjax.data.tar import index as tar_index
 
 BATCH = 100
 SHARD = 500

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from clipjax.config import default_config
 from clipjax.data import Loader, SampleError, TooManyBadExamples, make_source, make_transforms
-from clipjax.data.bad_examples import BadCount, BadExample, add_states, share_of
-from clipjax.data.loader import DataStage
-from clipjax.data.preprocess import Preprocess
-from clipjax.data.rows import Part, RowMaker
+from clipjax.data.images.preprocess import Preprocess
+from clipjax.data.loading.bad_examples import BadCount, BadExample, add_states, share_of
+from clipjax.data.loading.loader import DataStage
+from clipjax.data.loading.rows import Part, RowMaker
 from clipjax.data.source import draw
 from clipjax.data.transforms.captions import clean_caption
 

@@ -5,10 +5,12 @@ import pytest
 from archives import pairs, tar_bytes
 from object_stores import Network, server
 
-from clipjax.data import Loader, Preprocess, make_source, retrying, storage
-from clipjax.data.paths import data_path
-from clipjax.data.retrying import StorageError
-from clipjax.data.tar_indexing import index_beside
+from clipjax.data import Loader, Preprocess, make_source
+from clipjax.data.storage import files as storage
+from clipjax.data.storage import retrying
+from clipjax.data.storage.paths import data_path
+from clipjax.data.storage.retrying import StorageError
+from clipjax.data.tar.indexing import index_beside
 
 pytestmark = pytest.mark.cloud
 SHARDS = {f"{i}.tar": tar_bytes(pairs(40, 40 * i)) for i in range(3)}

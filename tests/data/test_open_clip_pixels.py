@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipjax.data.preprocess import Preprocess
+from clipjax.data.images.preprocess import Preprocess
 
 SIZE = 24
 

@@ -6,9 +6,9 @@ import pytest
 from archives import png, tar
 from PIL import Image
 
-from clipjax.data import packed_examples
-from clipjax.data.checking import check
-from clipjax.data.packing import Packing, encode, pack
+from clipjax.data.inspect.checking import check
+from clipjax.data.packing import examples as packed_examples
+from clipjax.data.packing.packer import Packing, encode, pack
 from clipjax.data.source import SampleError
 from clipjax.data.sources import make_source
 

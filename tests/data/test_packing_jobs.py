@@ -10,8 +10,8 @@ import threading
 
 import pytest
 
-from clipjax.data.checking import check
-from clipjax.data.packing import Packing, pack
+from clipjax.data.inspect.checking import check
+from clipjax.data.packing.packer import Packing, pack
 from clipjax.data.sources import make_source
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -44,7 +44,7 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path, format):
 
 KILLED = """
 import os, signal, sys
-from clipjax.data.packing import Packing, pack
+from clipjax.data.packing.packer import Packing, pack
 from clipjax.data.sources.synthetic import Synthetic
 
 class Killed(Synthetic):

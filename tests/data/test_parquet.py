@@ -12,10 +12,12 @@ import pytest
 from archives import png
 from buckets import bucket
 
-from clipjax.data import SampleError, file_reader, make_source, row_groups
-from clipjax.data.checking import check
-from clipjax.data.packing import Packing, pack
-from clipjax.data.retrying import StorageError
+from clipjax.data import SampleError, make_source
+from clipjax.data.inspect.checking import check
+from clipjax.data.packing.packer import Packing, pack
+from clipjax.data.sources import row_groups
+from clipjax.data.storage import file_reader
+from clipjax.data.storage.retrying import StorageError
 
 N = 40
 

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from clipjax.data import ImageError, Preprocess, decode_image
-from clipjax.data import preprocess as module
-from clipjax.data.preprocess import to_rgb
+from clipjax.data.images import preprocess as module
+from clipjax.data.images.preprocess import to_rgb
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden/data/preprocess.npz")
 

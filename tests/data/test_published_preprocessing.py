@@ -10,7 +10,7 @@ import odd_pictures as odd
 import pytest
 
 from clipjax.data import Preprocess
-from clipjax.data import preprocess as module
+from clipjax.data.images import preprocess as module
 from clipjax.models.images import normalise_images
 from clipjax.models.zoo import MODELS
 

@@ -9,7 +9,7 @@ from archives import png, tar
 from test_data_commands import run
 
 from clipjax.data import SampleError, make_source
-from clipjax.data.named_lists import load_class_names
+from clipjax.data.classes.named_lists import load_class_names
 from clipjax.data.source import pictures_of
 
 pytestmark = pytest.mark.usefixtures("cache")

@@ -10,11 +10,12 @@ import pytest
 from archives import pairs, tar_bytes
 from buckets import bucket
 
-from clipjax.data import make_source, shard_cache
-from clipjax.data.paths import data_path
-from clipjax.data.records import RecordFile, pack_record, write_records
-from clipjax.data.shard_cache import HotShards, ShardCache, budget_bytes
-from clipjax.data.storage import stat
+from clipjax.data import make_source
+from clipjax.data.packing.records import RecordFile, pack_record, write_records
+from clipjax.data.storage import shard_cache
+from clipjax.data.storage.files import stat
+from clipjax.data.storage.paths import data_path
+from clipjax.data.storage.shard_cache import HotShards, ShardCache, budget_bytes
 
 SIZE = 10_000
 FILES = {f"b/{i}": bytes([i]) * SIZE for i in range(4)}
@@ -154,9 +155,9 @@ def test_threads_share_one_fetch(tmp_path, monkeypatch):
 
 _PROCESS = """
 import sys
-from clipjax.data.paths import data_path
-from clipjax.data.shard_cache import ShardCache
-from clipjax.data.storage import read_all, stat
+from clipjax.data.storage.paths import data_path
+from clipjax.data.storage.shard_cache import ShardCache
+from clipjax.data.storage.files import read_all, stat
 import hashlib, pathlib
 cache = ShardCache(pathlib.Path(sys.argv[1]) / "shards", 25_000)
 files = [stat(data_path(name)) for name in sys.argv[2:]]

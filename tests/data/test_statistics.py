@@ -4,9 +4,9 @@ import numpy as np
 from counting import wait_until
 from PIL import Image
 
-from clipjax.data import statistics
+from clipjax.data.inspect import statistics
+from clipjax.data.inspect.statistics import difference_hash, measure, summarise
 from clipjax.data.source import SampleError
-from clipjax.data.statistics import difference_hash, measure, summarise
 
 
 def picture(seed, size=(40, 30)):

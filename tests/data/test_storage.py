@@ -4,12 +4,14 @@ import os
 import pytest
 from buckets import bucket
 
-from clipjax.data import SampleError, retrying, storage
-from clipjax.data.file_reader import FileReader
-from clipjax.data.paths import DataPath, data_path, expand_braces
-from clipjax.data.retrying import ShortReadError, StorageError
+from clipjax.data import SampleError
 from clipjax.data.sources.folder import read_bytes
-from clipjax.data.storage import find_files
+from clipjax.data.storage import files as storage
+from clipjax.data.storage import retrying
+from clipjax.data.storage.file_reader import FileReader
+from clipjax.data.storage.files import find_files
+from clipjax.data.storage.paths import DataPath, data_path, expand_braces
+from clipjax.data.storage.retrying import ShortReadError, StorageError
 
 CONTENT = bytes(range(256)) * 100
 

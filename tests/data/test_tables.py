@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from archives import png
 
-from clipjax.data import Loader, Preprocess, SampleError, make_source, storage
-from clipjax.data.contact_sheet import contact_sheet
-from clipjax.data.packing import FORMATS, Packing, pack
+from clipjax.data import Loader, Preprocess, SampleError, make_source
+from clipjax.data.inspect.contact_sheet import contact_sheet
+from clipjax.data.inspect.statistics import measure, summarise
+from clipjax.data.packing.packer import FORMATS, Packing, pack
 from clipjax.data.sources import table_rows
 from clipjax.data.sources.fields import field_of
-from clipjax.data.statistics import measure, summarise
+from clipjax.data.storage import files as storage
 
 
 @pytest.fixture

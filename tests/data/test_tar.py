@@ -13,15 +13,16 @@ from buckets import bucket
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipjax.data import SampleError, make_source, tar_indexing
-from clipjax.data.packed_examples import Packing
-from clipjax.data.packing import pack
-from clipjax.data.paths import data_path
+from clipjax.data import SampleError, make_source
+from clipjax.data.packing.examples import Packing
+from clipjax.data.packing.packer import pack
 from clipjax.data.sources import tar as tar_source
-from clipjax.data.storage import find_files
-from clipjax.data.storage import stat as stat_file
-from clipjax.data.tar_index import IndexDamagedError, TarIndex, make_index
-from clipjax.data.tar_indexing import index_beside, open_indexes, sidecar_of
+from clipjax.data.storage.files import find_files
+from clipjax.data.storage.files import stat as stat_file
+from clipjax.data.storage.paths import data_path
+from clipjax.data.tar import indexing as tar_indexing
+from clipjax.data.tar.index import IndexDamagedError, TarIndex, make_index
+from clipjax.data.tar.indexing import index_beside, open_indexes, sidecar_of
 from clipjax.data.transforms.captions import ChooseCaption
 
 pytestmark = pytest.mark.usefixtures("cache")

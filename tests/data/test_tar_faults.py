@@ -11,12 +11,14 @@ import pytest
 from archives import pairs, tar_bytes
 from counting import counted_calls
 
-from clipjax.data import SampleError, make_source, tar_index, tar_reader
-from clipjax.data.checking_tar import check_tar
-from clipjax.data.paths import data_path
-from clipjax.data.storage import stat
-from clipjax.data.tar_index import TarIndex, make_index
-from clipjax.data.tar_reader import Member
+from clipjax.data import SampleError, make_source
+from clipjax.data.inspect.checking_tar import check_tar
+from clipjax.data.storage.files import stat
+from clipjax.data.storage.paths import data_path
+from clipjax.data.tar import index as tar_index
+from clipjax.data.tar import reader as tar_reader
+from clipjax.data.tar.index import TarIndex, make_index
+from clipjax.data.tar.reader import Member
 
 COUNT = 12  # records of an archive
 MOST_CALLS = 100_000  # of functions, for an archive

@@ -9,11 +9,12 @@ from absl.testing import flagsaver
 from archives import png, tar
 
 from clipjax.cli import data as data_cli
-from clipjax.data import SampleError, make_source, tar_index
-from clipjax.data.checking import check
-from clipjax.data.paths import data_path
-from clipjax.data.storage import stat
-from clipjax.data.tar_index import make_index
+from clipjax.data import SampleError, make_source
+from clipjax.data.inspect.checking import check
+from clipjax.data.storage.files import stat
+from clipjax.data.storage.paths import data_path
+from clipjax.data.tar import index as tar_index
+from clipjax.data.tar.index import make_index
 
 pytestmark = pytest.mark.usefixtures("cache")
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from archives import pairs, png, tar_bytes
 
-from clipjax.data import tar_reader
-from clipjax.data.tar_reader import read_members
+from clipjax.data.tar import reader as tar_reader
+from clipjax.data.tar.reader import read_members
 
 
 def members_of(content):

@@ -287,7 +287,7 @@ class TestBuilder:
         return f"jsonl:{folder}/pairs.jsonl"
 
     def prepare(self, pairs, path, **options):
-        from clipjax.data.tfds_builder import ImageCaptions
+        from clipjax.data.packing.tfds_builder import ImageCaptions
 
         config = ImageCaptions.config_of("six", {"train": pairs}, **options)
         ImageCaptions(config=config, data_dir=str(path)).download_and_prepare(

@@ -26,7 +26,7 @@ class Create:
 @pytest.fixture
 def ranges(monkeypatch):
     """Puts the stand-in for Beam, with tasks of two examples; gives the starts of those run."""
-    from clipjax.data import tfds_builder
+    from clipjax.data.packing import tfds_builder
 
     started, real = [], tfds_builder._range
 
@@ -58,7 +58,7 @@ def pairs(tmp_path_factory):
 
 
 def prepare(pairs, path, **options):
-    from clipjax.data.tfds_builder import ImageCaptions
+    from clipjax.data.packing.tfds_builder import ImageCaptions
 
     config = ImageCaptions.config_of("seven", {"train": pairs}, **options)
     builder = ImageCaptions(config=config, data_dir=str(path))
@@ -104,7 +104,7 @@ def test_other_data_is_not_taken_for_what_is_prepared(pairs, tmp_path, ranges):
 
 
 def test_a_dataset_without_splits_is_refused():
-    from clipjax.data.tfds_builder import ImageCaptions
+    from clipjax.data.packing.tfds_builder import ImageCaptions
 
     with pytest.raises(ValueError, match="image_captions/none has no splits: give"):
         ImageCaptions.config_of("none", {})

@@ -8,9 +8,9 @@ import pytest
 from worker_sources import tokens_of
 
 from clipjax.data import Loader, make_source, make_transforms
-from clipjax.data.preprocess import Preprocess
-from clipjax.data.rows import DataStage
-from clipjax.data.token_cache import TokenCache
+from clipjax.data.images.preprocess import Preprocess
+from clipjax.data.loading.rows import DataStage
+from clipjax.data.loading.token_cache import TokenCache
 from clipjax.tokenizers import ClipBPE, WordPiece
 
 TEXTS = ["a cat", "A cat", "a cat ", "", "caf\u00e9", "cafe\u0301", "\ud83d", "x " * 200, "a cat"]

@@ -9,7 +9,7 @@ from PIL import Image
 
 from clipjax.building import ANY_MODULE
 from clipjax.data import TRANSFORMS, SampleError, make_source, make_transforms
-from clipjax.data.preprocess import as_array
+from clipjax.data.images.preprocess import as_array
 
 SIZE = 20
 NEEDED = {"caption_template": {"templates": ("a photo of a {}",)}}

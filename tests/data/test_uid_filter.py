@@ -12,7 +12,8 @@ from archives import png, tar
 from buckets import bucket
 from test_data_commands import run
 
-from clipjax.data import make_source, tar_uids
+from clipjax.data import make_source
+from clipjax.data.tar import uids as tar_uids
 
 pytestmark = pytest.mark.usefixtures("cache")
 # The last ends in zeros, one begins with them.

@@ -16,9 +16,9 @@ from counting import HANGS_S, wait_until
 from worker_sources import Numbers, Talkative, Unreadable, numbers_in, tokens_of, tokens_of_three
 
 from clipjax.data import Loader, TooManyBadExamples, make_source, make_transforms
-from clipjax.data.preprocess import Preprocess
-from clipjax.data.rows import DataStage
-from clipjax.data.workers_processes import WorkerError
+from clipjax.data.images.preprocess import Preprocess
+from clipjax.data.loading.rows import DataStage
+from clipjax.data.loading.workers_processes import WorkerError
 
 SPECS = (
     {"name": "random_resized_crop", "scale": (0.5, 1.0)},
@@ -195,7 +195,7 @@ def test_twenty_workers_are_lost(loss, timeout_s):
 
 def test_a_loss_that_nobody_notices_would_be_seen(monkeypatch):
     """Negative control: a supervisor that does not look at the time."""
-    from clipjax.data.workers_processes import Processes
+    from clipjax.data.loading.workers_processes import Processes
 
     monkeypatch.setattr(Processes, "_end_late_ones", lambda self: None)
     with make(Numbers(8, hanging=[3]), 8, num_workers=1, timeout_s=0.2) as loader:

@@ -6,7 +6,7 @@ import re
 import numpy as np
 from PIL import Image
 
-from clipjax.data.preprocess import Preprocess
+from clipjax.data.images.preprocess import Preprocess
 
 WIDTH = 8
 PREPROCESS = Preprocess(4)

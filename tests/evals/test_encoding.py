@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from stand_ins import encode_image, make_params, picture, unit
 
-from clipjax.evals.encoding import RowLayout, embed_fn, place_params, prefetched
+from clipjax.encoding.batches import RowLayout, embed_fn, place_params, prefetched
 from clipjax.partitioning import make_mesh
 
 MESHES = [{"data": 1}, {"data": 2}, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 8}]

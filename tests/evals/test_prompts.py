@@ -4,7 +4,7 @@ import pytest
 from absl import logging
 from stand_ins import Source
 
-from clipjax.evals.prompts import (
+from clipjax.encoding.prompts import (
     choose_prompts,
     prompts_of_run,
     stored_templates,

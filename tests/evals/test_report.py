@@ -10,13 +10,13 @@ from test_zero_shot import make_eval, make_source, mesh_of
 
 import clipjax
 from clipjax.checkpoint import CheckpointManager
-from clipjax.evals import report_page
-from clipjax.evals.curves import chart, format_number, smooth
 from clipjax.evals.naming import name_evals
-from clipjax.evals.report import collect_predictions, package_commit, read_curves, write_report
 from clipjax.evals.running import ScheduledEval
 from clipjax.evals.zero_shot import Prediction
 from clipjax.metric_writers import make_writer
+from clipjax.report import page as report_page
+from clipjax.report.curves import chart, format_number, smooth
+from clipjax.report.writing import collect_predictions, package_commit, read_curves, write_report
 
 HOSTILE = "<script>alert(\"x\")</script> & 'co'"
 RESULTS = {

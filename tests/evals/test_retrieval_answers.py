@@ -5,9 +5,9 @@ from test_report import HOSTILE, Page
 from test_retrieval import make_eval, make_source, mesh_of, related_params, rows_of
 
 from clipjax.array_types import Patches
-from clipjax.data.naflex import PatchPreprocess, to_image
-from clipjax.evals import report_answers
+from clipjax.data.images.naflex import PatchPreprocess, to_image
 from clipjax.evals.retrieval_answers import Found, Picture, find_pictures
+from clipjax.report import answers as report_answers
 
 
 def by_brute_force(params, rows, captions):

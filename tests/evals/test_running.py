@@ -2,9 +2,7 @@ import json
 
 import pytest
 
-from clipjax.evals import report_page
 from clipjax.evals.naming import EvalName, name_evals
-from clipjax.evals.report import read_curves
 from clipjax.evals.running import (
     EvalResult,
     ScheduledEval,
@@ -16,6 +14,8 @@ from clipjax.evals.running import (
     with_means,
     write_results,
 )
+from clipjax.report import page as report_page
+from clipjax.report.writing import read_curves
 
 
 class Fixed:

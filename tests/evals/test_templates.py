@@ -5,8 +5,8 @@ from importlib import resources
 
 import pytest
 
-from clipjax.data.named_lists import load_class_names
-from clipjax.evals.templates import fill_template, fill_templates, load_templates
+from clipjax.data.classes.named_lists import load_class_names
+from clipjax.encoding.templates import fill_template, fill_templates, load_templates
 
 
 def test_the_packaged_data_is_what_its_readme_says():

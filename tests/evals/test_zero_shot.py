@@ -13,9 +13,9 @@ from stand_ins import (
     unit,
 )
 
+from clipjax.encoding.batches import RowLayout, place_params
+from clipjax.encoding.zero_shot_head import average_prompts
 from clipjax.evals import ZeroShot
-from clipjax.evals.encoding import RowLayout, place_params
-from clipjax.evals.zero_shot_classifier import average_prompts
 from clipjax.partitioning import make_mesh
 
 NAMES = tuple(f"{c} thing" for c in range(11))

@@ -15,7 +15,7 @@ import pytest
 from counting import wait_until
 from jax.experimental.compilation_cache import compilation_cache
 
-from clipjax.data.rows import RowMaker
+from clipjax.data.loading.rows import RowMaker
 from clipjax.device_clock import DeviceClock
 from clipjax.experiment import build_experiment, build_program
 from clipjax.experiment.program import model_spec

@@ -1,6 +1,6 @@
 """What a run's evaluations leave in its checkpoints."""
 
-from clipjax.evals.prompts import prompts_of_run
+from clipjax.encoding.prompts import prompts_of_run
 from clipjax.experiment import build_experiment
 from configs.smoke import get_config
 

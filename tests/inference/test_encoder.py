@@ -8,9 +8,9 @@ from flax import linen as nn
 from PIL import Image
 
 from clipjax.checkpoint import CheckpointManager, make_contract
-from clipjax.evals.prompts import prompts_of_run
+from clipjax.encoding.buckets import bucket_size
+from clipjax.encoding.prompts import prompts_of_run
 from clipjax.inference import Encoder
-from clipjax.inference.buckets import bucket_size
 from clipjax.models import CLIP, build_model
 from clipjax.models.images import normalise_images
 from clipjax.models.layers_layout import stack_layers, unstack_layers

@@ -7,8 +7,8 @@ from tiny import filled, inputs
 
 from clipjax.array_types import Patches
 from clipjax.config import merge
-from clipjax.data.naflex import PatchPreprocess
-from clipjax.data.preprocess import Preprocess
+from clipjax.data.images.naflex import PatchPreprocess
+from clipjax.data.images.preprocess import Preprocess
 from clipjax.evals.reading import ImageReader
 from clipjax.inference import Encoder
 from clipjax.models import MODELS, build_model

@@ -25,7 +25,7 @@ from tokenizers.processors import TemplateProcessing
 
 from clipjax.checkpoint import load_tokenizer, resolve_checkpoint
 from clipjax.config import to_plain
-from clipjax.data.preprocess import Preprocess
+from clipjax.data.images.preprocess import Preprocess
 from clipjax.interop import WeightFileError, hugging_face
 from clipjax.interop.converting import convert_weights
 from clipjax.interop.files import open_tensors

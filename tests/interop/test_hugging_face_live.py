@@ -21,8 +21,8 @@ from hugging_face_case import (
 
 from clipjax.array_types import Patches
 from clipjax.config import merge, to_plain
-from clipjax.data.naflex import make_preprocess
-from clipjax.data.preprocess import Preprocess
+from clipjax.data.images.naflex import make_preprocess
+from clipjax.data.images.preprocess import Preprocess
 from clipjax.interop import hugging_face
 from clipjax.interop.hugging_face.config_json import read_config
 from clipjax.interop.shapes import expected_shapes

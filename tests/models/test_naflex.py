@@ -13,8 +13,8 @@ from open_clip_golden import GOLDEN
 
 from clipjax.array_types import Patches
 from clipjax.config import merge
-from clipjax.data.naflex import PatchPreprocess, make_preprocess, patch_grid
-from clipjax.data.preprocess import Preprocess
+from clipjax.data.images.naflex import PatchPreprocess, make_preprocess, patch_grid
+from clipjax.data.images.preprocess import Preprocess
 from clipjax.interop import convert
 from clipjax.interop.hugging_face.siglip2 import leaves
 from clipjax.interop.tensors import of_array

@@ -5,10 +5,10 @@ import struct
 
 import pytest
 
-from clipjax.data.packed_folder import read_manifest
-from clipjax.data.paths import DataPath
-from clipjax.data.records import MAGIC, unpack_record
-from clipjax.data.tar_index import FORMAT, IndexDamagedError, TarIndex, _pack
+from clipjax.data.packing.folder import read_manifest
+from clipjax.data.packing.records import MAGIC, unpack_record
+from clipjax.data.storage.paths import DataPath
+from clipjax.data.tar.index import FORMAT, IndexDamagedError, TarIndex, _pack
 from clipjax.strict_json import MAX_DEPTH, parse_json
 
 

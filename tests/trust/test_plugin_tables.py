@@ -17,7 +17,7 @@ from clipjax import importing
 from clipjax.building import ANY_MODULE, resolve
 from clipjax.config import default_config, to_plain, validate
 from clipjax.data import Loader, make_source
-from clipjax.data.preprocess import Preprocess
+from clipjax.data.images.preprocess import Preprocess
 from clipjax.evals.naming import name_evals
 from clipjax.losses import clip_loss, make_loss
 from clipjax.optim import make_optimizer, make_schedule

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from clipjax.building import build, check_values
-from clipjax.data.named_lists import load_class_names, warn_of_twins
+from clipjax.data.classes.named_lists import load_class_names, warn_of_twins
 from clipjax.data.source import DataSource, parse_spec, split_options
 from clipjax.data.sources.arrayrecord import PackedRecords
 from clipjax.data.sources.coco import Coco

@@ -8,16 +8,16 @@ import math
 from collections.abc import Iterator, Sequence
 
 from clipjax.data.captions import as_lines, check_how
-from clipjax.data.paths import short_names
-from clipjax.data.records import RecordFile, record_errors
-from clipjax.data.shard_cache import budget_bytes
+from clipjax.data.packing.records import RecordFile, record_errors
 from clipjax.data.source import Example, SampleError, embedded_pictures
 from clipjax.data.sources.fields import renamed, text_of
-from clipjax.data.storage import StoredFile, find_files
+from clipjax.data.storage.files import StoredFile, find_files
+from clipjax.data.storage.paths import short_names
+from clipjax.data.storage.shard_cache import budget_bytes
 
 
 class PackedRecords:
-    """Image-text pairs in files that `clipjax.data.records.write_records` wrote.
+    """Image-text pairs in files that `clipjax.data.packing.records.write_records` wrote.
 
     A key is the file's name and the key that the record has in it.
 

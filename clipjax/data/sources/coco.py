@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from clipjax.data.captions import as_lines, check_how
-from clipjax.data.paths import DataPath, data_path
 from clipjax.data.source import Example, SampleError
 from clipjax.data.sources.fields import whole_text
 from clipjax.data.sources.folder import name_of_picture, read_named, root_identity
-from clipjax.data.storage import is_folder, read_given
-from clipjax.data.text_files import decode_text
+from clipjax.data.storage.files import is_folder, read_given
+from clipjax.data.storage.paths import DataPath, data_path
+from clipjax.data.storage.text_files import decode_text
 from clipjax.strict_json import parse_fields
 
 

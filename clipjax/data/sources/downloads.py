@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clipjax.data.paths import DataPath
 from clipjax.data.source import SampleError
 from clipjax.data.sources.fields import IMAGE_FIELDS
-from clipjax.data.storage import StoredFile, stat
+from clipjax.data.storage.files import StoredFile, stat
+from clipjax.data.storage.paths import DataPath
 
 KEY, STATUS, ERROR = "key", "status", "error_message"
 DONE = "success"

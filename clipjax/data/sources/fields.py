@@ -4,10 +4,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from clipjax.data.class_matching import plain_name
-from clipjax.data.labels import refuse_shifted
+from clipjax.data.classes.matching import plain_name
+from clipjax.data.classes.numbers import refuse_shifted
 from clipjax.data.source import SampleError
-from clipjax.data.text_files import not_utf8
+from clipjax.data.storage.text_files import not_utf8
 
 IMAGE_FIELDS = (
     *("image", "filepath", "file_path", "path", "file", "image_path", "file_name"),

@@ -11,16 +11,16 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from absl import logging
 
-from clipjax.data import image_formats
 from clipjax.data.captions import as_lines, check_how
-from clipjax.data.class_matching import match_classes
-from clipjax.data.labels import numbers_of
-from clipjax.data.named_lists import warn_of_twins
-from clipjax.data.paths import DataPath, data_path
-from clipjax.data.retrying import is_wrong_path
+from clipjax.data.classes.matching import match_classes
+from clipjax.data.classes.named_lists import warn_of_twins
+from clipjax.data.classes.numbers import numbers_of
+from clipjax.data.images import formats as image_formats
 from clipjax.data.source import Example, SampleError
-from clipjax.data.storage import StoredFile, is_folder, list_files, read, stat
-from clipjax.data.text_files import not_utf8
+from clipjax.data.storage.files import StoredFile, is_folder, list_files, read, stat
+from clipjax.data.storage.paths import DataPath, data_path
+from clipjax.data.storage.retrying import is_wrong_path
+from clipjax.data.storage.text_files import not_utf8
 from clipjax.redaction import redact
 
 EXTENSIONS = tuple(f".{extension}" for extension in image_formats.EXTENSIONS)

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from clipjax.data import permutation
-from clipjax.data.paths import data_path
+from clipjax.data.loading import permutation
 from clipjax.data.source import DataSource, Example, pictures_of
-from clipjax.data.storage import read_all
+from clipjax.data.storage.files import read_all
+from clipjax.data.storage.paths import data_path
 from clipjax.strict_json import parse_fields
 
 MAX_TOTAL = 1 << 31  # of the weights as whole numbers: products stay below 2^63

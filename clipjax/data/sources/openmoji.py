@@ -15,9 +15,9 @@ from absl import logging
 from PIL import Image
 from tqdm import tqdm
 
-from clipjax.data.cache import build_once, cache_dir
-from clipjax.data.records import RecordFile, pack_record, write_records
+from clipjax.data.packing.records import RecordFile, pack_record, write_records
 from clipjax.data.source import Example
+from clipjax.data.storage.cache import build_once, cache_dir
 
 SPLITS = ("train", "unseen", "all")
 LANGUAGES = ("ar", "de", "en", "es", "fa", "fr", "id", "it", "ja", "ko", "pt", "ru", "tr", "zh")

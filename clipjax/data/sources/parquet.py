@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from clipjax.data.captions import as_lines, check_how
-from clipjax.data.class_matching import labels_of_names
-from clipjax.data.paths import DataPath, data_path, short_names
+from clipjax.data.classes.matching import labels_of_names
 from clipjax.data.source import Example, SampleError
 from clipjax.data.sources import downloads
 from clipjax.data.sources.fields import (
@@ -20,7 +19,8 @@ from clipjax.data.sources.fields import (
     text_of,
 )
 from clipjax.data.sources.folder import name_of_picture, read_named, root_identity
-from clipjax.data.storage import StoredFile, find_files
+from clipjax.data.storage.files import StoredFile, find_files
+from clipjax.data.storage.paths import DataPath, data_path, short_names
 
 
 class Parquet:
@@ -73,7 +73,7 @@ class Parquet:
         if not 0 <= cache_mb < 1e9:  # nor NaN
             raise ValueError(f"cache_mb={cache_mb} in the SPEC: give megabytes, 0 or more")
         check_how(captions, where)
-        from clipjax.data.row_groups import RowGroups, image_column  # slow to import
+        from clipjax.data.sources.row_groups import RowGroups, image_column  # slow to import
 
         files = find_files(where, suffix=".parquet")
         self._groups = RowGroups(files, int(cache_mb * 1e6))

@@ -9,12 +9,12 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
-from clipjax.data.file_reader import FileReader
-from clipjax.data.paths import data_path
-from clipjax.data.retrying import is_wrong_path
 from clipjax.data.source import DataSource, keys_of
 from clipjax.data.sources.subset import Subset
-from clipjax.data.storage import stat, told_wrong_path
+from clipjax.data.storage.file_reader import FileReader
+from clipjax.data.storage.files import stat, told_wrong_path
+from clipjax.data.storage.paths import data_path
+from clipjax.data.storage.retrying import is_wrong_path
 
 _RULE = re.compile(r"(.+):(top|min)=([-+0-9.eE]+)")
 

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from clipjax.data.captions import as_lines, check_how
-from clipjax.data.class_matching import labels_of_names
-from clipjax.data.labels import labels_of_numbers
-from clipjax.data.paths import data_path
+from clipjax.data.classes.matching import labels_of_names
+from clipjax.data.classes.numbers import labels_of_numbers
 from clipjax.data.source import Example, SampleError
 from clipjax.data.sources.fields import (
     IMAGE_FIELDS,
@@ -23,8 +22,9 @@ from clipjax.data.sources.fields import (
 )
 from clipjax.data.sources.folder import name_of_picture, read_named, root_identity
 from clipjax.data.sources.table_rows import read_rows
-from clipjax.data.storage import read_given
-from clipjax.data.text_files import decode_text
+from clipjax.data.storage.files import read_given
+from clipjax.data.storage.paths import data_path
+from clipjax.data.storage.text_files import decode_text
 
 
 class Table:

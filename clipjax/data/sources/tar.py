@@ -12,16 +12,16 @@ from typing import Any
 
 from absl import logging
 
-from clipjax.data.benchmark_folder import find_shards, read_beside
-from clipjax.data.class_matching import choose_names
-from clipjax.data.packed_folder import packed_class_names
-from clipjax.data.paths import short_names
-from clipjax.data.shard_cache import HotShards
+from clipjax.data.classes.matching import choose_names
+from clipjax.data.packing.folder import packed_class_names
 from clipjax.data.source import Example, SampleError
 from clipjax.data.sources.tar_members import TarMembers
-from clipjax.data.tar_index import Part
-from clipjax.data.tar_indexing import open_indexes
-from clipjax.data.tar_uids import uids_of
+from clipjax.data.storage.paths import short_names
+from clipjax.data.storage.shard_cache import HotShards
+from clipjax.data.tar.benchmark_folder import find_shards, read_beside
+from clipjax.data.tar.index import Part
+from clipjax.data.tar.indexing import open_indexes
+from clipjax.data.tar.uids import uids_of
 
 # Files of a record that stand this near to one another are read together.
 MAX_GAP = 64 << 10
@@ -38,7 +38,7 @@ class TarShards:
 
     Args:
         where: a file, a pattern such as `DIR/{00000..00099}.tar` or `gs://bucket/DIR/*.tar`, or
-            the folder of a split as CLIP_benchmark writes it, see `clipjax.data.benchmark_folder`.
+            a split's folder as CLIP_benchmark writes it, see `clipjax.data.tar.benchmark_folder`.
         image_field: the extension of the picture, as `input.jpg` of `000.input.jpg`; `input` is any
             of `input.jpg`, `input.png`, ...; by default `jpg`, `png`, ...
         text_field: the extension of the caption, as `long.txt`, or a field of a JSON member, as

@@ -6,10 +6,11 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from clipjax.data.captions import as_lines, check_how
-from clipjax.data.labels import refuse_shifted
+from clipjax.data.classes.numbers import refuse_shifted
 from clipjax.data.source import SampleError
 from clipjax.data.sources.fields import text_of
-from clipjax.data.tar_index import (
+from clipjax.data.storage.text_files import not_utf8
+from clipjax.data.tar.index import (
     IMAGE_EXTENSIONS,
     SUFFIXES,
     TEXT_EXTENSIONS,
@@ -17,7 +18,6 @@ from clipjax.data.tar_index import (
     Record,
     extensions_of,
 )
-from clipjax.data.text_files import not_utf8
 from clipjax.strict_json import parse_fields
 
 

@@ -15,12 +15,12 @@ from typing import Any
 from array_record.python import array_record_module
 
 from clipjax.data.captions import as_lines, check_how
-from clipjax.data.class_matching import choose_names
-from clipjax.data.paths import DataPath
-from clipjax.data.records import READER_OPTIONS, record_errors
+from clipjax.data.classes.matching import choose_names
+from clipjax.data.packing.records import READER_OPTIONS, record_errors
 from clipjax.data.source import Example, SampleError, embedded_pictures
 from clipjax.data.sources.fields import renamed, text_of
-from clipjax.data.storage import read, stat
+from clipjax.data.storage.files import read, stat
+from clipjax.data.storage.paths import DataPath
 
 # Names that mean nothing to a text encoder: WordNet ids, paths, and numbers.
 _MAX_CLASSES = 1 << 20
@@ -46,7 +46,7 @@ class Tfds:
         label_field: the feature that holds the label; by default `label` if there is one. Where
             there are captions, and the classes have no names, it is left out.
         language: which caption of a map is used, or of captions of which the feature `languages`
-            says it, as `clipjax.data.tfds_builder` writes them; by default all are.
+            says it, as `clipjax.data.packing.tfds_builder` writes them; by default all are.
         class_names: names of the labels. Those of TFDS serve only where they are words.
         captions: `lines` makes each line of a text a caption; `whole`, the default, does not.
         data_dir: where TFDS keeps its data.

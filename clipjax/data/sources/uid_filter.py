@@ -9,11 +9,11 @@ import numpy as np
 from absl import logging
 from numpy.lib import format as npy
 
-from clipjax.data.paths import data_path
 from clipjax.data.source import DataSource
 from clipjax.data.sources.subset import Subset
-from clipjax.data.storage import read_given
-from clipjax.data.text_files import decode_text
+from clipjax.data.storage.files import read_given
+from clipjax.data.storage.paths import data_path
+from clipjax.data.storage.text_files import decode_text
 
 SUFFIXES = (".npy", ".txt")
 UIDS = np.dtype("S16")  # 128 bits, the first of them first: ordered as the uids are

@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from clipjax.data.source import Example, SampleError
-from clipjax.data.text_files import not_utf8
+from clipjax.data.storage.text_files import not_utf8
 from clipjax.data.transforms.ranges import count
 from clipjax.ranges import (
     FRACTION,

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from PIL import ImageFilter
 
-from clipjax.data.preprocess import as_array, as_pil, lay_on, to_rgb
+from clipjax.data.images.preprocess import as_array, as_pil, lay_on, to_rgb
 from clipjax.data.source import Example
 from clipjax.data.transforms.ranges import STRENGTH, Span
 from clipjax.ranges import FRACTION, Number, Rule, check_fields

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from clipjax.data.preprocess import INTERPOLATIONS, Preprocess, as_array, as_pil, to_rgb
+from clipjax.data.images.preprocess import INTERPOLATIONS, Preprocess, as_array, as_pil, to_rgb
 from clipjax.data.source import Example
 from clipjax.data.transforms.ranges import STRENGTH, Span, count
 from clipjax.ranges import FRACTION, IMAGE_SIZE, Choice, FieldError, Rule, check_fields
@@ -24,8 +24,8 @@ class ResizeAndCrop:
         image_size: side of the result, in pixels.
         resize: `shortest` or `squash`.
         interpolation: `bicubic` or `bilinear`.
-        decode: `reference`, or `fast` for JPEGs by `clipjax.data.fast_jpeg`; other formats, and
-            `interpolation`, are the reference's.
+        decode: `reference`, or `fast` for JPEGs by `clipjax.data.images.fast_jpeg`; other
+            formats, and `interpolation`, are the reference's.
     """
 
     image_size: int
@@ -125,14 +125,14 @@ class RandomResizedCrop:
 
 def _import_decoder(decode: str) -> None:
     if decode == "fast":
-        import clipjax.data.fast_jpeg  # noqa: F401  its libraries are there, or not, before step 0
+        import clipjax.data.images.fast_jpeg  # noqa: F401  its libraries are there, or not, before step 0
 
 
 def _fast_jpeg(transform: ResizeAndCrop | RandomResizedCrop, example: Example) -> Any:
     """The example's image as a FastJpeg; None where the reference path has to take it."""
     if transform.decode != "fast":
         return None
-    from clipjax.data.fast_jpeg import FastJpeg  # on demand: it needs the extra [fast]
+    from clipjax.data.images.fast_jpeg import FastJpeg  # on demand: it needs the extra [fast]
 
     return FastJpeg.open(example["image"])
 

@@ -1,0 +1,1 @@
+"""Class names: by number, by name, from lists."""

@@ -1,0 +1,184 @@
+"""Lists of strings by name or from a file: class names, and the templates of prompts."""
+
+import functools
+import json
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from clipjax.data.storage.text_files import decode_text
+from clipjax.strict_json import parse_fields
+
+__all__ = [
+    "load_class_names",
+    "load_imagenet_ids",
+    "load_json",
+    "load_strings",
+    "strings_of_lines",
+    "warn_of_twins",
+]
+
+# A file in prompts/, whose README names its source.
+CLASS_NAMES: dict[str, str] = {"imagenet": "imagenet_classes.json"}
+
+
+def _read_packaged(file_name: str) -> tuple[str, ...]:
+    text = (resources.files("clipjax.data") / "prompts" / file_name).read_text(encoding="utf-8")
+    return tuple(json.loads(text))
+
+
+def load_json(name: str, what: str) -> Any:
+    """Reads a JSON file, or of one that is an object, as `FILE.json:ENTRY`, what it holds there.
+
+    Args:
+        name: the file, with the entry or without it.
+        what: it holds, in plural, for messages.
+
+    Returns:
+        The value; None if there is no JSON file of that name.
+
+    Raises:
+        ValueError: if it is not JSON, or has no such entry.
+    """
+    file, colon, entry = name, "", ""
+    if not Path(file).is_file():
+        file, colon, entry = name.rpartition(":")
+    path = Path(file)
+    if path.suffix.lower() != ".json" or not path.is_file():
+        return None
+    text = decode_text(path.read_bytes(), path)
+    try:
+        found = parse_fields(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}; write a list of strings") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; keep one of them") from error
+    if found is None:
+        raise ValueError(f"{path} holds null; write a list of strings")
+    if not colon:
+        return found
+    if not isinstance(found, dict) or entry not in found:
+        known = f"; it has {', '.join(found)}" if isinstance(found, dict) else ""
+        raise ValueError(f"{path} holds no {what} under the name {entry!r}{known}")
+    return found[entry]
+
+
+def strings_of_lines(text: str, where: str, *, comments: bool) -> dict[str, str]:
+    """Reads strings with the place of each: one a line.
+
+    Args:
+        text: of the file.
+        where: it stands, for messages.
+        comments: whether '#' opens a comment and blank lines are left out; else every line counts,
+            as its number is a label.
+
+    Raises:
+        ValueError: if every line counts, and a blank one stands before another.
+    """
+    lines = dict(enumerate((line.strip() for line in text.rstrip().split("\n")), start=1))
+    if comments:
+        lines = {n: s for n, s in lines.items() if s and not s.startswith("#")}
+    elif any(lines.values()) and (blank := next((n for n, s in lines.items() if not s), None)):
+        raise ValueError(
+            f"{where}, line {blank} is blank: the line's number is the class's label, so each "
+            "holds a name; remove the line, or write the name there"
+        )
+    return {f"{where}, line {n}": s for n, s in lines.items() if s}
+
+
+def _read_strings(name: str, what: str, comments: bool) -> dict[str, str] | None:
+    """Reads strings with the place of each; None if there is no such file."""
+    strings = load_json(name, what)
+    if strings is None:
+        if not Path(name).is_file() or Path(name).suffix.lower() == ".json":
+            return None
+        found = strings_of_lines(
+            decode_text(Path(name).read_bytes(), name), name, comments=comments
+        )
+    elif isinstance(strings, list) and all(isinstance(s, str) for s in strings):
+        found = {f"{name}, entry {number}": s for number, s in enumerate(strings, start=1)}
+        if blank := next((place for place, s in found.items() if not s.strip()), None):
+            raise ValueError(f"{blank} is blank: remove it, or write the string there")
+    else:
+        raise ValueError(
+            f"{name} is not a JSON list of strings; write the {what} as one, or {name}:NAME where "
+            "it holds such a list under each of several names"
+        )
+    if not found:
+        raise ValueError(f"{name} holds no {what}; write one a line, or a JSON list of strings")
+    return found
+
+
+def load_strings(
+    name_or_path: str, table: dict, what: str, *, comments: bool = True, hint: str = ""
+) -> dict[str, str]:
+    """Loads the strings of a name or a file.
+
+    Args:
+        name_or_path: a key of `table`, a text file, or a JSON file with a list of strings; where
+            that holds a list under each of several names, `FILE.json:NAME`.
+        table: name -> the strings themselves, or the name of a file in prompts/.
+        what: the strings are, in plural, for messages.
+        comments: whether '#' opens a comment in a text file, see `strings_of_lines`.
+        hint: how else they may be given, which ends the message of a name that is not known.
+
+    Returns:
+        Place (file and line, or entry) -> string, in order.
+
+    Raises:
+        ValueError: no such name or file, or an empty list.
+    """
+    if name_or_path in table:
+        entry = table[name_or_path]
+        strings = _read_packaged(entry) if isinstance(entry, str) else entry
+        return {f"{name_or_path}, entry {number}": s for number, s in enumerate(strings, start=1)}
+    found = _read_strings(name_or_path, what, comments)
+    if found is None:
+        raise ValueError(
+            f"{what} {name_or_path!r} are neither a known name nor a file; known names: "
+            f"{', '.join(sorted(table))}; a file holds one a line, or a JSON list{hint}"
+        )
+    return found
+
+
+def load_class_names(name_or_path: str) -> tuple[str, ...]:
+    """Loads class names in label order: a name of CLASS_NAMES, a text file, or a JSON list.
+
+    Raises:
+        ValueError: no such name or file, or an empty list.
+    """
+    hint = f"; a single class is written `{name_or_path},` in a SPEC"
+    found = load_strings(name_or_path, CLASS_NAMES, "class names", comments=False, hint=hint)
+    if name_or_path not in CLASS_NAMES:  # those are as published
+        warn_of_twins(found)
+    return tuple(found.values())
+
+
+@functools.cache
+def load_imagenet_ids() -> tuple[str, ...]:
+    """Gives the WordNet ids of ImageNet's 1,000 classes, in the order of its labels."""
+    return _read_packaged("imagenet_wnids.json")
+
+
+def warn_of_twins(names: Mapping[str, str]) -> None:
+    """Warns of classes of one name: no text tells them apart.
+
+    Args:
+        names: by the place where each stands.
+    """
+    places: dict[str, list[str]] = {}
+    for place, name in names.items():
+        places.setdefault(name, []).append(place)
+    twins = {name: found for name, found in places.items() if len(found) > 1}
+    if twins:
+        name, found = next(iter(twins.items()))
+        logging.warning(
+            "%d names of classes stand more than once, e.g. %r (%s): zero-shot classification "
+            "cannot tell classes of one name apart",
+            len(twins),
+            name,
+            "; ".join(found),
+        )

@@ -1,0 +1,1 @@
+"""Pictures to pixels: decoded within limits, cropped and resized as published."""

@@ -1,0 +1,231 @@
+"""Batches as a pure function of the step, made ahead by workers."""
+
+import bisect
+import collections
+import concurrent.futures
+import hashlib
+import itertools
+import json
+import sys
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from clipjax.data.images.preprocess import Preprocess
+from clipjax.data.loading import permutation
+from clipjax.data.loading.bad_examples import BadCount, BadExample, share_of
+from clipjax.data.loading.caption_faults import tell_of_batch
+from clipjax.data.loading.rows import DataStage, Part, RowMaker
+from clipjax.data.loading.workers import Pending, make_workers
+from clipjax.data.source import DataSource
+from clipjax.data.transforms import Transform
+
+Batch = dict[str, np.ndarray]
+
+
+class Loader:
+    """Host batches of a training run.
+
+    `batch(step)` depends on seed, step, global batch size and the source's fingerprint, and on
+    nothing else: there is no iterator state to save, workers and prefetch change nothing, and
+    the batches of all processes, one after the other, are the global batch of a single process.
+
+    The stream is a permutation of the source for every epoch; step `s` takes the positions
+    `s * batch_size ... (s + 1) * batch_size - 1`, process `i` the i-th part of them. An
+    unusable example is replaced in place by one drawn from its position, and counted.
+
+    Args:
+        source: where image-text pairs come from.
+        transforms: applied in order; what they leave is brought to size by `preprocess`.
+        tokenizer: captions `[batch]` -> ids `[batch, length]`.
+        batch_size: examples of a step over all processes.
+        seed: of order, augmentation and choice of captions.
+        preprocess: the evaluation's, `Preprocess.from_spec(spec)`.
+        stages: how the examples of the first steps are finished, where not as said above; which
+            examples a step holds and what is drawn for them do not depend on it.
+        process_index, process_count: which part of every batch is made here.
+        num_workers: that decode and augment; 0 does it in the caller's thread.
+        workers: `threads`, or `processes` for a source or transforms that hold the interpreter's
+            lock; these are sent there once by pickle. The batches are the same.
+        token_cache_bytes: of token ids of captions that are kept, by all workers together.
+        prefetch: batches that `iterate` makes ahead.
+        max_bad_fraction: of unusable examples among the last `bad_window` of this process.
+        bad_window: examples over which that is counted.
+        timeout_s: seconds after which a part of a batch that is not finished is an error; a
+            process is then ended and its part made anew, once.
+
+    Raises:
+        ValueError: if the source is empty or smaller than a batch, the batch is not divisible by
+            the processes, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        source: DataSource,
+        transforms: Sequence[Transform],
+        tokenizer: Callable[[list[str]], np.ndarray],
+        *,
+        batch_size: int,
+        seed: int,
+        preprocess: Preprocess,
+        stages: Sequence[DataStage] = (),
+        process_index: int = 0,
+        process_count: int = 1,
+        num_workers: int = 2,
+        workers: str = "threads",
+        token_cache_bytes: int = 256 << 20,
+        prefetch: int = 2,
+        max_bad_fraction: float = 1e-3,
+        bad_window: int = 100_000,
+        timeout_s: float = 300.0,
+    ):
+        if len(source) == 0:
+            raise ValueError("the data source is empty: there is nothing to train on")
+        if len(source) < batch_size:
+            # The contrastive loss would count copies of a pair as mismatches of one another.
+            raise ValueError(
+                f"batch_size is {batch_size}, the data source holds {len(source)} examples: a "
+                "batch would hold a pair twice. Make the batch smaller, or add data"
+            )
+        if process_count < 1 or batch_size < 1 or batch_size % process_count:
+            raise ValueError(
+                f"batch_size is {batch_size}: it has to be a multiple of the number of "
+                f"processes, {process_count}"
+            )
+        if not 0 <= process_index < process_count:
+            raise ValueError(f"process_index is {process_index} of {process_count} processes")
+        if num_workers < 0 or prefetch < 0:
+            raise ValueError(f"num_workers is {num_workers} and prefetch {prefetch}: none below 0")
+        if token_cache_bytes < 0:
+            raise ValueError(f"token_cache_bytes is {token_cache_bytes}, expected 0 or more")
+        if not 0 <= max_bad_fraction <= 1:
+            raise ValueError(f"max_bad_fraction is {max_bad_fraction}, expected 0..1")
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"seed is {seed}, expected 0..2^63 - 1")
+        if bad_window < 1 or not timeout_s > 0:
+            raise ValueError(
+                f"bad_window is {bad_window} and timeout_s {timeout_s}: both have to be above 0"
+            )
+        ends = [stage.until_step for stage in stages]
+        if any(low >= high for low, high in itertools.pairwise([0, *ends])):
+            raise ValueError(f"stages end at steps {ends}: expected ascending numbers above 0")
+        own = DataStage(sys.maxsize, tuple(transforms), tokenizer, preprocess)
+        self.source, self._stage_ends = source, ends
+        self.batch_size, self.seed = batch_size, seed
+        self.local_batch_size = batch_size // process_count
+        self._process = process_index, process_count
+        self._offset = process_index * self.local_batch_size
+        self._prefetch = prefetch
+        self._bad = BadCount(max_bad_fraction, bad_window)
+        # Threads share what they keep, processes do not.
+        share = token_cache_bytes // (max(1, num_workers) if workers == "processes" else 1)
+        maker = RowMaker(source, (*stages, own), seed, token_cache_bytes=share)
+        self._workers = make_workers(workers, maker, num_workers, timeout_s)
+        self._closed = self._hangs = self._told = False
+        # A loader that is dropped leaves no process behind.
+        weakref.finalize(self, self._workers.close, wait=False)
+
+    def batch(self, step: int) -> Batch:
+        """Makes this process's part of the batch of a step.
+
+        Args:
+            step: 0 for the first batch of a run.
+
+        Returns:
+            `image` u8 `[local_batch, size, size, 3]` and `text` i32 `[local_batch, length]`; size
+            and length are those of the step's stage.
+
+        Raises:
+            TooManyBadExamples: if more examples are unusable than `max_bad_fraction`.
+            TimeoutError: if it takes longer than `timeout_s`.
+            WorkerError: if two processes, one after the other, died or hung at the same part.
+        """
+        return self._collect(self._submit(step))
+
+    def iterate(self, start_step: int = 0) -> Iterator[tuple[int, Batch]]:
+        """Gives `(step, batch)` from a step on, without end, making `prefetch` batches ahead."""
+        pending: collections.deque[Pending] = collections.deque()
+        step = start_step
+        try:
+            while True:
+                while len(pending) <= (self._prefetch if self._workers.ahead else 0):
+                    pending.append(self._submit(step + len(pending)))
+                yield step, self._collect(pending.popleft())
+                step += 1
+        finally:
+            for batch in pending:
+                for future in batch.parts:
+                    future.cancel()
+
+    def counts(self) -> dict[str, int]:
+        """Replaced examples by reason, in the batches given out by this process so far.
+
+        `worker_restarts` among them are processes that were lost and replaced; the batches are the
+        same.
+        """
+        return dict(self._bad.by_reason) | self._workers.counts()
+
+    def bad_examples(self) -> tuple[BadExample, ...]:
+        """The last examples that were replaced, newest last."""
+        return tuple(self._bad.last)
+
+    def bad_state(self) -> dict[str, Any]:
+        """Gives what this process replaced so far, as a checkpoint keeps it: see `BadCount`."""
+        return self._bad.state()
+
+    def restore_bad(self, state: Mapping[str, Any]) -> None:
+        """Goes on counting from the sum of all processes' states.
+
+        Which examples a step holds does not depend on it.
+        """
+        self._bad.restore(share_of(state, *self._process))
+
+    def fingerprint(self) -> str:
+        """SHA-256 of what decides which examples a step holds, besides seed and batch size."""
+        identity = ["clipjax.loader/1", permutation.VERSION, len(self.source)]
+        identity.append(self.source.fingerprint())
+        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+
+    def close(self) -> None:
+        """Ends the workers; a thread that hangs is not waited for."""
+        self._closed = True
+        self._workers.close(wait=not self._hangs)
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    def _submit(self, step: int) -> Pending:
+        if self._closed:
+            raise ValueError("the loader is closed")
+        if step < 0:
+            raise ValueError(f"step is {step}, expected 0 or more")
+        stage = bisect.bisect_right(self._stage_ends, step)
+        start = step * self.batch_size + self._offset
+        return self._workers.submit(step, stage, start, self.local_batch_size)
+
+    def _collect(self, pending: Pending) -> Batch:
+        parts: list[Part] = []
+        for part in pending.parts:
+            try:
+                parts.append(part.result(timeout=self._workers.wait_s))
+            except concurrent.futures.TimeoutError as error:
+                if part.done() and part.exception() is error:
+                    raise  # it is the source's own
+                self._hangs = True
+                raise TimeoutError(
+                    f"the batch of step {pending.step} is not finished after "
+                    f"{self._workers.wait_s:.0f} s: the storage behind the data source hangs, or "
+                    "num_workers is too small"
+                ) from error
+        self._bad.add(len(pending.images), [bad for part in parts for bad in part.bad])
+        tokens = np.concatenate([part.tokens for part in parts])
+        if not self._told and self._process[0] == 0:
+            self._told = True
+            faults = sum((part.faults for part in parts), collections.Counter())
+            tell_of_batch(tokens, faults, getattr(self.source, "captions", None))
+        return {"image": pending.images, "text": tokens}

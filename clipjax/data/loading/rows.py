@@ -1,0 +1,178 @@
+"""Examples become rows of a batch: read, transformed, tokenized, replaced where unusable."""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from clipjax.data.images.preprocess import Preprocess
+from clipjax.data.loading.bad_examples import (
+    BadExample,
+    TooManyBadExamples,
+    is_filtered,
+    listed,
+    shard_of,
+    worst,
+)
+from clipjax.data.loading.caption_faults import faults_of
+from clipjax.data.loading.token_cache import TokenCache
+from clipjax.data.source import DataSource, Example, SampleError, alternatives, draw
+from clipjax.data.transforms import Transform
+from clipjax.data.transforms.captions import choose_text, clean_caption
+
+# An unusable example is replaced by another one, drawn by its position; that may be unusable too,
+# and is often left out where a filter takes most.
+MAX_UNUSABLE, MAX_FILTERED = 100, 10_000
+# Of the random streams that belong to one position: augmentation, choice of substitutes.
+_AUGMENT, _SUBSTITUTE = 0, 1
+
+
+class Part(NamedTuple):
+    """Rows of a batch, without their pixels.
+
+    Attributes:
+        tokens: i32 `[rows, length]`.
+        bad: what had to be replaced.
+        faults: rows by what is noted of their captions, see `caption_faults.faults_of`.
+    """
+
+    tokens: np.ndarray
+    bad: list[BadExample]
+    faults: collections.Counter[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataStage:
+    """How the examples of a range of steps become rows of a batch.
+
+    Attributes:
+        until_step: the first step that is not of this stage.
+        transforms: applied in order; what they leave is brought to size by `preprocess`.
+        tokenizer: captions `[batch]` -> ids `[batch, length]`.
+        preprocess: the evaluation's, to the size of the images.
+    """
+
+    until_step: int
+    transforms: Sequence[Transform]
+    tokenizer: Callable[[list[str]], np.ndarray]
+    preprocess: Preprocess
+
+
+class RowMaker:
+    """Makes rows of the stream by their positions, alike in any thread or process.
+
+    Args:
+        source: where image-text pairs come from.
+        stages: how they are finished, by number.
+        seed: of order, augmentation, choice of captions and of substitutes.
+        token_cache_bytes: of ids of captions that are kept.
+    """
+
+    def __init__(
+        self,
+        source: DataSource,
+        stages: Sequence[DataStage],
+        seed: int,
+        *,
+        token_cache_bytes: int = 0,
+    ):
+        self.source, self.stages, self.seed = source, tuple(stages), seed
+        self.tokens = TokenCache(token_cache_bytes)
+
+    def indices(self, start: int, count: int) -> np.ndarray:
+        """Which examples stand at `count` positions from `start` on, i64 `[count]`."""
+        return draw(self.source, np.arange(start, start + count), self.seed)
+
+    def make(
+        self, stage: int, start: int, images: np.ndarray, at_work: np.ndarray | None = None
+    ) -> Part:
+        """Fills `images`, u8 `[rows, size, size, 3]`, with the rows from position `start` on.
+
+        Args:
+            stage: number of the stage.
+            start: position of the first row.
+            images: where the pictures go.
+            at_work: i64 `[1]`, where the index of the example at work is written, -1 at the end:
+                should this process die, another one can tell at what.
+
+        Returns:
+            What they are besides their pixels.
+
+        Raises:
+            TooManyBadExamples: if no usable substitute is found.
+        """
+        at_work = np.empty(1, np.int64) if at_work is None else at_work
+        texts: list[str] = []
+        bad: list[BadExample] = []
+        faults: collections.Counter[str] = collections.Counter()
+        for slot, index in enumerate(self.indices(start, len(images)).tolist()):
+            image, text, raw = self._make(self.stages[stage], start + slot, index, bad, at_work)
+            images[slot] = image
+            texts.append(text)
+            faults.update(faults_of(raw))
+        at_work[0] = -1
+        return Part(self.tokens.tokenize(stage, self.stages[stage].tokenizer, texts), bad, faults)
+
+    def _make(
+        self,
+        stage: DataStage,
+        position: int,
+        index: int,
+        bad: list[BadExample],
+        at_work: np.ndarray,
+    ) -> tuple[np.ndarray, str, Any]:
+        """Makes one row; gives its picture, its caption, and what the source called its text."""
+        substitutes, first = None, len(bad)
+        allowed = {False: MAX_UNUSABLE, True: MAX_FILTERED}
+        while True:
+            at_work[0] = index
+            try:
+                example = self.source[index]
+                rng = self._rng(position, _AUGMENT)
+                return *_finish(stage, example, rng), example["text"]
+            except SampleError as error:
+                key = error.key or f"example {index}"
+                bad.append(BadExample(position, key, error.reason, error.message))
+                filtered = is_filtered(error.reason)
+            allowed[filtered] -= 1
+            if allowed[filtered] < 0:
+                raise TooManyBadExamples(_no_substitute(bad[first:]))
+            if substitutes is None:
+                substitutes = self._rng(position, _SUBSTITUTE)
+                others = alternatives(self.source, index)
+            index = int(substitutes.integers(others.start, others.stop))
+
+    def _rng(self, position: int, stream: int) -> np.random.Generator:
+        # The key is (seed, position), the high word of the counter is the stream.
+        bits = np.random.Philox(key=[self.seed, position], counter=[0, 0, 0, stream])
+        return np.random.Generator(bits)
+
+
+def _no_substitute(bad: Sequence[BadExample]) -> str:
+    shards = collections.Counter(shard_of(example.key) for example in bad)
+    advice = "Is this the right data?"
+    if is_filtered(bad[-1].reason):
+        advice = (
+            "What a filter leaves out is read first: one that takes nearly everything belongs into "
+            "the data, by `clipjax data pack` or `?filter=` of the source"
+        )
+    return (
+        f"no example is usable of {len(bad)} that were tried for one place of a batch. "
+        f"{worst(shards)}The last ones: {listed(bad)}. {advice}"
+    )
+
+
+def _finish(stage: DataStage, example: Example, rng: np.random.Generator) -> tuple[np.ndarray, str]:
+    key = example["key"]
+    try:
+        for transform in stage.transforms:
+            example = transform(example, rng)
+        text = clean_caption(choose_text(example["text"], rng))
+        image, size = example["image"], stage.preprocess.size
+        if not isinstance(image, np.ndarray) or image.shape != (size, size, 3):
+            image = stage.preprocess(image)
+    except SampleError as error:
+        raise type(error)(error.reason, error.message, error.key or key) from error
+    return image, text

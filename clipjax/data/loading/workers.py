@@ -1,0 +1,128 @@
+"""Who makes the rows of a batch: the caller, threads, or processes."""
+
+import concurrent.futures
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+
+from clipjax.data.loading.rows import Part, RowMaker
+
+KINDS = ("threads", "processes")
+
+
+@dataclasses.dataclass
+class Pending:
+    """A batch on its way: its images are whole when all parts are done."""
+
+    step: int
+    images: np.ndarray
+    parts: list["concurrent.futures.Future[Part]"]
+
+
+class Workers(Protocol):
+    """What makes batches.
+
+    Attributes:
+        ahead: whether a batch is made while the caller does something else.
+        wait_s: how long to wait for a part, None where it always comes to an end by itself.
+    """
+
+    ahead: bool
+    wait_s: float | None
+
+    def submit(self, step: int, stage: int, start: int, count: int) -> Pending:
+        """Begins with the rows of a step: `count` positions of the stream from `start` on."""
+
+    def counts(self) -> dict[str, int]:
+        """What happened to the workers, by name; empty if nothing did."""
+
+    def close(self, *, wait: bool) -> None:
+        """Ends them; `wait` until they are gone, unless one is known to hang."""
+
+
+def make_workers(kind: str, maker: RowMaker, number: int, timeout_s: float) -> Workers:
+    """Starts workers.
+
+    Args:
+        kind: `threads` or `processes`.
+        maker: makes the rows.
+        number: of workers; 0 makes every batch in the caller's thread.
+        timeout_s: seconds after which a part that is not finished is an error.
+
+    Raises:
+        ValueError: for another kind, or processes where the system or the source does not allow it.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"workers is {kind!r}; allowed are {', '.join(map(repr, KINDS))}")
+    if number == 0:
+        return Caller(maker)
+    if kind == "threads":
+        return Threads(maker, number, timeout_s)
+    from clipjax.data.loading.workers_processes import Processes
+
+    return Processes(maker, number, timeout_s)
+
+
+def parts_of(count: int, number: int) -> Iterator[tuple[int, int]]:
+    """Cuts the rows of a batch into pieces, some for each worker: `(first, last + 1)`."""
+    edges = np.linspace(0, count, min(count, 4 * number or 1) + 1).astype(int).tolist()
+    return itertools.pairwise(edges)
+
+
+def empty_images(maker: RowMaker, stage: int, count: int) -> np.ndarray:
+    """A new array for every batch: JAX may use its memory without copying it."""
+    size = maker.stages[stage].preprocess.size
+    return np.empty((count, size, size, 3), np.uint8)
+
+
+class Caller:
+    """No workers: a batch is whole when `submit` returns."""
+
+    ahead, wait_s = False, None
+
+    def __init__(self, maker: RowMaker):
+        self._maker = maker
+
+    def submit(self, step: int, stage: int, start: int, count: int) -> Pending:
+        """Makes the rows of a step."""
+        images = empty_images(self._maker, stage, count)
+        part: concurrent.futures.Future[Part] = concurrent.futures.Future()
+        part.set_result(self._maker.make(stage, start, images))
+        return Pending(step, images, [part])
+
+    def counts(self) -> dict[str, int]:
+        """Nothing."""
+        return {}
+
+    def close(self, *, wait: bool) -> None:
+        """Nothing is to be ended."""
+
+
+class Threads:
+    """Threads of this process. Decoding and resizing give the interpreter's lock away."""
+
+    ahead = True
+
+    def __init__(self, maker: RowMaker, number: int, timeout_s: float):
+        self._maker, self._number, self.wait_s = maker, number, timeout_s
+        self._pool = concurrent.futures.ThreadPoolExecutor(number, "clipjax-loader")
+
+    def submit(self, step: int, stage: int, start: int, count: int) -> Pending:
+        """Begins with the rows of a step."""
+        images = empty_images(self._maker, stage, count)
+        parts = [
+            self._pool.submit(self._maker.make, stage, start + low, images[low:high])
+            for low, high in parts_of(count, self._number)
+        ]
+        return Pending(step, images, parts)
+
+    def counts(self) -> dict[str, int]:
+        """Nothing: a thread does not die alone."""
+        return {}
+
+    def close(self, *, wait: bool) -> None:
+        """Ends the threads; one that hangs is not waited for."""
+        self._pool.shutdown(wait=wait, cancel_futures=True)

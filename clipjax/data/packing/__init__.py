@@ -1,0 +1,1 @@
+"""Any source into shards, and what stands beside them."""

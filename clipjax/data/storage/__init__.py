@@ -1,0 +1,1 @@
+"""Reading files, local or in a bucket: paths, retries, caches."""

@@ -1,0 +1,1 @@
+"""Tar shards: read strictly, by an index beside them."""

@@ -1,0 +1,258 @@
+"""report.html: what a run did, in one file that opens anywhere and needs nothing else."""
+
+import importlib.metadata
+import json
+import os
+import subprocess
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+import clipjax
+from clipjax.checkpoint import Manifest, choose_step, read_manifest
+from clipjax.evals.retrieval import Retrieval
+from clipjax.evals.retrieval_answers import Found, find_pictures
+from clipjax.evals.running import (
+    RESULTS,
+    SAVED,
+    ScheduledEval,
+    read_document,
+    read_results,
+    results_in,
+)
+from clipjax.evals.zero_shot import Prediction, ZeroShot
+from clipjax.metric_writers import EVALS_FILE, TRAIN_FILE
+from clipjax.report import answers as report_answers
+from clipjax.report import page as report_page
+from clipjax.report.curves import Points, format_number
+from clipjax.strict_json import parse_fields
+
+__all__ = ["REPORT", "collect_found", "collect_predictions", "package_commit", "write_report"]
+
+REPORT = "report.html"
+
+
+def collect_predictions(
+    evals: Sequence[ScheduledEval], params: Any, *, num_predictions: int = 48, least: int = 4
+) -> dict[str, tuple[Prediction, ...]]:
+    """Asks for the answers that the report shows; a collective, so every process calls it.
+
+    Args:
+        evals: of a run; those that are not zero-shot are passed over.
+        params: the model's variables.
+        num_predictions: pictures of all evaluations together.
+        least: pictures of an evaluation, however many there are.
+
+    Returns:
+        `<kind>/<dataset>` -> predictions.
+    """
+    asked = [scheduled for scheduled in evals if isinstance(scheduled.eval, ZeroShot)]
+    number = max(least, num_predictions // max(1, len(asked)))
+    return {s.name.prefix: s.eval.predict(params, number) for s in asked}
+
+
+def collect_found(
+    evals: Sequence[ScheduledEval], params: Any, *, num_queries: int = 12, least: int = 4
+) -> dict[str, tuple[Found, ...]]:
+    """Asks retrievals for pictures that the report shows; a collective, as `collect_predictions`.
+
+    Args:
+        evals: of a run; those that are no retrieval are passed over.
+        params: the model's variables.
+        num_queries: captions of all evaluations together.
+        least: captions of an evaluation, however many there are.
+
+    Returns:
+        `<kind>/<dataset>` -> what was found.
+    """
+    asked = [scheduled for scheduled in evals if isinstance(scheduled.eval, Retrieval)]
+    number = max(least, num_queries // max(1, len(asked)))
+    return {s.name.prefix: find_pictures(s.eval, params, num_queries=number) for s in asked}
+
+
+def write_report(
+    workdir: str | os.PathLike[str],
+    *,
+    predictions: Mapping[str, Sequence[Prediction]] | None = None,
+    found: Mapping[str, Sequence[Found]] | None = None,
+    commit: str | None = None,
+) -> Path:
+    """Writes `<workdir>/report.html` from what the run left in its workdir; the lead calls it.
+
+    Curves come from metrics.jsonl and evals.jsonl, the table from results.json, config and
+    parameter counts from the newest checkpoint's manifest. A part whose file is not there is left
+    out of the page.
+
+    Args:
+        workdir: of the run.
+        predictions: `<kind>/<dataset>` -> answers; see `collect_predictions`.
+        found: `<kind>/<dataset>` -> pictures of captions; see `collect_found`.
+        commit: of the package; found by itself where the package runs from a checkout.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        ValueError: the workdir holds nothing to report.
+    """
+    workdir = Path(workdir)
+    training, evals = read_curves(workdir / TRAIN_FILE), read_curves(workdir / EVALS_FILE)
+    document = read_document(workdir)
+    results = read_results(workdir)
+    names = {result.name.prefix: result.name for result in results_in(document)}
+    manifest = _read_manifest(workdir)
+    if not (training or results or manifest or predictions or found):
+        raise ValueError(
+            f"{workdir} holds no {TRAIN_FILE}, no {RESULTS} and no checkpoint: there is nothing "
+            "to report; give the workdir of a run"
+        )
+    num_parameters = _count_parameters(manifest)
+    commit = commit or package_commit()
+    text = report_page.page(
+        title=_title(workdir, manifest),
+        subtitle=_subtitle(training, results, num_parameters),
+        sections=[
+            report_page.tiles(results, names),
+            report_page.charts(training, evals, names),
+            *(report_answers.answers(p, shown, names) for p, shown in (predictions or {}).items()),
+            *(report_answers.finds(p, shown, names) for p, shown in (found or {}).items()),
+            report_page.results_tables(results, names),
+            report_page.details(
+                num_parameters,
+                manifest.config if manifest else {},
+                _facts(manifest, commit, document),
+            ),
+        ],
+        footer=f"Written by clipjax {clipjax.__version__}. This file is complete in itself: "
+        "no scripts, nothing is loaded from elsewhere.",
+    )
+    path = workdir / REPORT
+    temporary = path.with_suffix(".html.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def read_curves(path: Path) -> dict[str, Points]:
+    """Reads metric -> (step, value) from JSON lines; {} if there is no such file.
+
+    A step that was written twice counts as written last. A line that is cut off, as by a crash
+    while it was written, is left out with a warning.
+    """
+    if not path.exists():
+        return {}
+    by_step: dict[int, dict[str, float]] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            fields = parse_fields(line)
+            values = {n: float(v) for n, v in fields.items() if isinstance(v, int | float)}
+            by_step.setdefault(int(fields["step"]), {}).update(values)
+        except (
+            *(ValueError, KeyError, TypeError, AttributeError),
+            *(ArithmeticError, RecursionError),
+        ) as error:
+            logging.warning("%s, line %d is left out: %s", path, number, error)
+    curves: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for step, fields in sorted(by_step.items()):
+        for name, value in fields.items():
+            if name != "step":
+                curves[name].append((step, value))
+    return dict(curves)
+
+
+def package_commit() -> str | None:
+    """Finds the commit of this package: of its checkout, or as pip noted it; None if unknown."""
+    root = Path(clipjax.__file__).resolve().parents[1]
+    if (root / ".git").exists():
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+        try:
+            found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+            return found.stdout.strip()
+        except (OSError, subprocess.SubprocessError) as error:
+            logging.info("the commit is not known: %s", error)
+            return None
+    try:
+        noted = importlib.metadata.distribution("clipjax").read_text("direct_url.json")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return json.loads(noted or "{}").get("vcs_info", {}).get("commit_id")
+
+
+def _read_manifest(workdir: Path) -> Manifest | None:
+    try:
+        step_dir = choose_step(workdir).step_dir
+    except ValueError:
+        return None
+    return read_manifest(step_dir)
+
+
+def _count_parameters(manifest: Manifest | None) -> dict[str, int]:
+    counts: dict[str, int] = defaultdict(int)
+    for leaf in manifest.leaves if manifest else ():
+        root, *names = leaf.name.split("/")
+        if root == "params":
+            counts[names[0].replace("_", " ")] += int(np.prod(leaf.shape))
+    if counts:
+        counts = {"all parameters": sum(counts.values()), **counts}
+    return dict(counts)
+
+
+def _title(workdir: Path, manifest: Manifest | None) -> str:
+    name = manifest.contract.get("model", {}).get("name") if manifest else None
+    run = workdir.resolve().name
+    return run if name in (None, run) else f"{run}: {name}"
+
+
+def _subtitle(
+    training: Mapping[str, Points], results: Mapping[str, float], num_parameters: Mapping[str, int]
+) -> str:
+    step = results.get("step") or (training["loss"][-1][0] if training.get("loss") else None)
+    rates = [rate for _, rate in training.get("samples_per_s", ())]
+    parts = [
+        f"{num_parameters['all parameters'] / 1e6:,.1f} M parameters" if num_parameters else "",
+        f"{step:,.0f} steps" if step else "",
+        f"{format_number(float(np.median(rates)))} samples/s" if rates else "",
+        f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+def _facts(
+    manifest: Manifest | None, commit: str | None, document: Mapping[str, Any]
+) -> dict[str, str]:
+    facts = {"clipjax": f"{clipjax.__version__}, commit {commit or 'not known'}"}
+    if manifest is None:
+        return facts
+    saved = document.get(SAVED)
+    facts["checkpoint"] = f"step {manifest.step:,}" + (f", SHA-256 {saved[:16]}…" if saved else "")
+    facts["global batch"] = f"{manifest.global_batch_size:,}"
+    facts["seed"] = str(manifest.seed)
+    facts["config"] = f"SHA-256 {manifest.config_sha256[:16]}…"
+    if manifest.dataset_fingerprint:
+        facts["dataset"] = f"fingerprint {manifest.dataset_fingerprint[:16]}…"
+    for part in ("preprocess", "tokenizer"):
+        fields = document.get(part) or {}
+        if fields:
+            facts[part] = ", ".join(f"{name} {_short(value)}" for name, value in fields.items())
+    for result in results_in(document):
+        if result.about:
+            facts[f"{result.name.prefix}, SPEC {result.name.spec}"] = "; ".join(
+                f"{name.replace('_', ' ')}: {_short(value)}" for name, value in result.about.items()
+            )
+    versions = {name: v for name, v in manifest.versions.items() if name != "clipjax"}
+    facts["libraries"] = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return facts
+
+
+def _short(value: Any) -> str:
+    """A value for the table of facts: digests by their first digits."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_short(part)}" for name, part in value.items())
+    text = str(value)
+    is_digest = len(text) == 64 and set(text) <= set("0123456789abcdef")
+    return f"{text[:16]}…" if is_digest else text
