@@ -200,7 +200,7 @@ class ZeroShot:
             "count": len(self.class_names),
             "sha256": hashlib.sha256(text.encode()).hexdigest(),
             "classes": self.classes,
-            "matched": self._matched,  # one of class_matching.MATCHED; None: the source's own
+            "matched": self._matched,  # one of matching.MATCHED; None: the source's own
         }
         return {"templates": self._prompts.about(), "class_names": names}
 

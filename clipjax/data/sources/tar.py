@@ -137,7 +137,7 @@ class TarShards:
                 yield f"{name}/{record.key}"
 
     def uids(self) -> Iterator[Any]:
-        """Gives the field `uid` of each record's `.json`, read once and kept, see `tar_uids`."""
+        """Gives the field `uid` of each record's `.json`, read once and kept, see `tar.uids`."""
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
             yield from itertools.chain.from_iterable(pool.map(uids_of, self._files, self._indexes))
 
