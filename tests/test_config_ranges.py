@@ -10,7 +10,7 @@ import pytest
 
 from clipjax.config import default_config, iterate_leaves, to_plain, validate
 from clipjax.config_fields import EVAL_FIELDS, FIELDS
-from clipjax.data.loading.workers import KINDS
+from clipjax.data.loading.loader import WORKERS
 from clipjax.data.transforms import TRANSFORMS, make_transforms
 from clipjax.evals import EVALS
 from clipjax.experiment.checks import EVAL_RUNTIME
@@ -149,7 +149,7 @@ def test_fields_that_depend_on_one_another():
 
 def test_choices_are_those_of_the_tables_that_they_choose_from():
     tables = {
-        "data.workers": KINDS,
+        "data.workers": tuple(WORKERS),
         "loss.layout": {"auto", "dense", *LAYOUTS},
         "optimizer.decay_mask": DECAY_MASKS,
         "remat": {"none", *REMAT_POLICIES},

@@ -10,7 +10,7 @@ from archives import png, tar
 
 from clipjax.data import SampleError, make_source
 from clipjax.data.classes.named_lists import load_class_names
-from clipjax.data.packing.records import pack_record, unpack_record
+from clipjax.data.packed.records import pack_record, unpack_record
 from clipjax.data.sources.mix import read_specs
 from clipjax.encoding.templates import load_templates
 from clipjax.evals.running import RESULTS, read_document

@@ -105,7 +105,7 @@ def index(spec: str) -> int:
 
 def pack(spec: str) -> int:
     """Packs a dataset to shards."""
-    from clipjax.data.packing.folder import MANIFEST, read_manifest
+    from clipjax.data.packed.folder import MANIFEST, read_manifest
     from clipjax.data.packing.packer import Packing
     from clipjax.data.packing.packer import pack as pack_source
     from clipjax.data.sources import make_source

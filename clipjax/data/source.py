@@ -9,7 +9,7 @@ from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
 import numpy as np
 from PIL import Image
 
-from clipjax.data.loading import permutation
+from clipjax.data import permutation
 from clipjax.redaction import redact
 
 _READERS = 8  # threads that read for identities
@@ -146,6 +146,11 @@ class SampleError(ValueError):
     def __str__(self) -> str:
         where = f"{self.key}: " if self.key else ""
         return f"{where}{self.message} [{self.reason}]"
+
+
+def is_filtered(reason: str) -> bool:
+    """Whether an example was left out on purpose: counted, and no damage."""
+    return reason.startswith("filtered_")
 
 
 def parse_spec(spec: str) -> tuple[str, str, str | None]:

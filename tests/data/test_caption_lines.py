@@ -9,7 +9,7 @@ from archives import png, tar
 
 from clipjax.data import make_source
 from clipjax.data.captions import as_lines, has_lines
-from clipjax.data.packing.records import pack_record, write_records
+from clipjax.data.packed.records import pack_record, write_records
 
 pytestmark = pytest.mark.usefixtures("cache")
 

@@ -18,8 +18,8 @@ from clipjax.cli import data as data_cli
 from clipjax.data import make_source
 from clipjax.data.inspect import checking
 from clipjax.data.inspect.checking import check, check_examples
+from clipjax.data.packed.records import pack_record, write_records
 from clipjax.data.packing.packer import Packing, pack
-from clipjax.data.packing.records import pack_record, write_records
 from clipjax.data.source import SampleError
 from clipjax.data.storage import file_reader
 from clipjax.data.storage.retrying import StorageError

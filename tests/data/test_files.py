@@ -10,7 +10,7 @@ from buckets import bucket
 from PIL import Image
 
 from clipjax.data import Loader, Preprocess, SampleError, make_source
-from clipjax.data.packing.records import RecordFile, pack_record, unpack_record, write_records
+from clipjax.data.packed.records import RecordFile, pack_record, unpack_record, write_records
 from clipjax.data.storage.files import find_files
 from clipjax.data.storage.retrying import StorageError
 

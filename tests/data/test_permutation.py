@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipjax.data.loading.permutation import example_index, permute
+from clipjax.data.permutation import example_index, permute
 
 
 @settings(deadline=None, max_examples=150)
@@ -57,7 +57,7 @@ GOLDEN = [int(i) for i in permute(np.arange(8), 1000, (0, 0))]
 
 
 def test_the_same_in_another_process_and_for_ever():
-    code = "import numpy as np; from clipjax.data.loading.permutation import permute; "
+    code = "import numpy as np; from clipjax.data.permutation import permute; "
     code += "print(permute(np.arange(8), 1000, (0, 0)).tolist())"
     env = {**os.environ, "PYTHONHASHSEED": "12345"}
     out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)

@@ -9,7 +9,7 @@ import pytest
 from archives import png, tar
 
 from clipjax.data import make_source
-from clipjax.data.packing.records import pack_record, write_records
+from clipjax.data.packed.records import pack_record, write_records
 from clipjax.data.source import pictures_of
 
 pytestmark = pytest.mark.usefixtures("cache")

@@ -11,7 +11,7 @@ from archives import pairs, tar_bytes
 from buckets import bucket
 
 from clipjax.data import make_source
-from clipjax.data.packing.records import RecordFile, pack_record, write_records
+from clipjax.data.packed.records import RecordFile, pack_record, write_records
 from clipjax.data.storage import shard_cache
 from clipjax.data.storage.files import stat
 from clipjax.data.storage.paths import data_path

@@ -167,7 +167,7 @@ def disturb(number, loss, timeout_s):
             victim = pids[int(rng.integers(len(pids)))]
             time.sleep(float(rng.uniform(0, 0.03)))
             os.kill(victim, loss)
-            loader._workers._ring()
+            loader._workers._wake()
             for _ in range(3):  # so that the victim is given work, wherever it was
                 step, batch = next(batches)
                 assert_equal(batch, plain.batch(step))

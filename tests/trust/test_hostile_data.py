@@ -5,8 +5,8 @@ import struct
 
 import pytest
 
-from clipjax.data.packing.folder import read_manifest
-from clipjax.data.packing.records import MAGIC, unpack_record
+from clipjax.data.packed.folder import read_manifest
+from clipjax.data.packed.records import MAGIC, unpack_record
 from clipjax.data.storage.paths import DataPath
 from clipjax.data.tar.index import FORMAT, IndexDamagedError, TarIndex, _pack
 from clipjax.strict_json import MAX_DEPTH, parse_json

@@ -21,8 +21,8 @@ from clipjax.data.inspect.findings import (
     message_of,
     told,
 )
-from clipjax.data.packing.folder import MANIFEST, PackedFolder, packed_class_names
-from clipjax.data.packing.records import RecordFile, read_manifest
+from clipjax.data.packed.folder import MANIFEST, PackedFolder, packed_class_names
+from clipjax.data.packed.records import RecordFile, read_manifest
 from clipjax.data.source import DataSource, SampleError, split_options
 from clipjax.data.sources import check_options, make_source
 from clipjax.data.sources.mix import read_specs, whole_weights

@@ -11,7 +11,7 @@ from clipjax.data.inspect.findings import (
     message_of,
     told,
 )
-from clipjax.data.packing.folder import PackedFolder
+from clipjax.data.packed.folder import PackedFolder
 from clipjax.data.source import SampleError
 from clipjax.data.sources.tar_members import TarMembers
 from clipjax.data.storage.files import StoredFile, read

@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from clipjax.data.captions import flatten
-from clipjax.data.loading.bad_examples import is_filtered
-from clipjax.data.source import SampleError
+from clipjax.data.source import SampleError, is_filtered
 
 
 class Finding(NamedTuple):

@@ -7,8 +7,8 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# What is left out on purpose is counted, and does not stop a run.
-FILTERED = "filtered_"
+from clipjax.data.source import is_filtered
+
 _PARTS = 100  # of the window that a checkpoint brings back
 _SHARD = re.compile(r"[^:]*?\.(?:tar|array_record)(?=/)|[^/:]+(?=[/:])")
 
@@ -100,11 +100,6 @@ def share_of(state: Mapping[str, Any], index: int, count: int) -> dict[str, Any]
         name: n * (index + 1) // count - n * index // count for name, n in state["window"].items()
     }
     return {"by_reason": dict(state["by_reason"]) if index == 0 else {}, "window": window}
-
-
-def is_filtered(reason: str) -> bool:
-    """Whether an example was left out on purpose."""
-    return reason.startswith(FILTERED)
 
 
 def shard_of(key: str) -> str:

@@ -13,16 +13,19 @@ from typing import Any
 
 import numpy as np
 
+from clipjax.data import permutation
 from clipjax.data.images.preprocess import Preprocess
-from clipjax.data.loading import permutation
 from clipjax.data.loading.bad_examples import BadCount, BadExample, share_of
 from clipjax.data.loading.caption_faults import tell_of_batch
 from clipjax.data.loading.rows import DataStage, Part, RowMaker
-from clipjax.data.loading.workers import Pending, make_workers
+from clipjax.data.loading.workers import Caller, Pending, Threads, Workers
+from clipjax.data.loading.workers_processes import Processes
 from clipjax.data.source import DataSource
 from clipjax.data.transforms import Transform
 
 Batch = dict[str, np.ndarray]
+# Who makes the rows of a batch; without workers it is the caller.
+WORKERS = {"threads": Threads, "processes": Processes}
 
 
 class Loader:
@@ -100,6 +103,8 @@ class Loader:
             raise ValueError(f"num_workers is {num_workers} and prefetch {prefetch}: none below 0")
         if token_cache_bytes < 0:
             raise ValueError(f"token_cache_bytes is {token_cache_bytes}, expected 0 or more")
+        if workers not in WORKERS:
+            raise ValueError(f"workers is {workers!r}; allowed are {', '.join(map(repr, WORKERS))}")
         if not 0 <= max_bad_fraction <= 1:
             raise ValueError(f"max_bad_fraction is {max_bad_fraction}, expected 0..1")
         if not 0 <= seed < 2**63:
@@ -122,7 +127,8 @@ class Loader:
         # Threads share what they keep, processes do not.
         share = token_cache_bytes // (max(1, num_workers) if workers == "processes" else 1)
         maker = RowMaker(source, (*stages, own), seed, token_cache_bytes=share)
-        self._workers = make_workers(workers, maker, num_workers, timeout_s)
+        make_workers = WORKERS[workers] if num_workers else Caller
+        self._workers: Workers = make_workers(maker, num_workers, timeout_s)
         self._closed = self._hangs = self._told = False
         # A loader that is dropped leaves no process behind.
         weakref.finalize(self, self._workers.close, wait=False)

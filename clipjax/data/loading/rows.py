@@ -11,14 +11,20 @@ from clipjax.data.images.preprocess import Preprocess
 from clipjax.data.loading.bad_examples import (
     BadExample,
     TooManyBadExamples,
-    is_filtered,
     listed,
     shard_of,
     worst,
 )
 from clipjax.data.loading.caption_faults import faults_of
 from clipjax.data.loading.token_cache import TokenCache
-from clipjax.data.source import DataSource, Example, SampleError, alternatives, draw
+from clipjax.data.source import (
+    DataSource,
+    Example,
+    SampleError,
+    alternatives,
+    draw,
+    is_filtered,
+)
 from clipjax.data.transforms import Transform
 from clipjax.data.transforms.captions import choose_text, clean_caption
 

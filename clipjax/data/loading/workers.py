@@ -10,8 +10,6 @@ import numpy as np
 
 from clipjax.data.loading.rows import Part, RowMaker
 
-KINDS = ("threads", "processes")
-
 
 @dataclasses.dataclass
 class Pending:
@@ -43,29 +41,6 @@ class Workers(Protocol):
         """Ends them; `wait` until they are gone, unless one is known to hang."""
 
 
-def make_workers(kind: str, maker: RowMaker, number: int, timeout_s: float) -> Workers:
-    """Starts workers.
-
-    Args:
-        kind: `threads` or `processes`.
-        maker: makes the rows.
-        number: of workers; 0 makes every batch in the caller's thread.
-        timeout_s: seconds after which a part that is not finished is an error.
-
-    Raises:
-        ValueError: for another kind, or processes where the system or the source does not allow it.
-    """
-    if kind not in KINDS:
-        raise ValueError(f"workers is {kind!r}; allowed are {', '.join(map(repr, KINDS))}")
-    if number == 0:
-        return Caller(maker)
-    if kind == "threads":
-        return Threads(maker, number, timeout_s)
-    from clipjax.data.loading.workers_processes import Processes
-
-    return Processes(maker, number, timeout_s)
-
-
 def parts_of(count: int, number: int) -> Iterator[tuple[int, int]]:
     """Cuts the rows of a batch into pieces, some for each worker: `(first, last + 1)`."""
     edges = np.linspace(0, count, min(count, 4 * number or 1) + 1).astype(int).tolist()
@@ -83,7 +58,7 @@ class Caller:
 
     ahead, wait_s = False, None
 
-    def __init__(self, maker: RowMaker):
+    def __init__(self, maker: RowMaker, number: int = 0, timeout_s: float = 0.0):
         self._maker = maker
 
     def submit(self, step: int, stage: int, start: int, count: int) -> Pending:

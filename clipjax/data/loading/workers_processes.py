@@ -103,7 +103,7 @@ class Processes:
         self._failure: BaseException | None = None
         self._closing = False
         self._lock = threading.Lock()
-        self._bell, self._rope = socket.socketpair()
+        self._wake_receiver, self._wake_sender = socket.socketpair()
         self._thread = threading.Thread(target=self._run, name="clipjax-workers", daemon=True)
         self._thread.start()
 
@@ -122,7 +122,7 @@ class Processes:
             if self._failure is not None:
                 raise self._failure
             self._queue.extend(tasks)
-        self._ring()
+        self._wake()
         return Pending(step, images, [task.future for task in tasks])
 
     def counts(self) -> dict[str, int]:
@@ -136,13 +136,13 @@ class Processes:
     def close(self, *, wait: bool = True) -> None:
         """Kills the processes; they hold nothing that could be lost."""
         self._closing = True
-        self._ring()
+        self._wake()
         if wait and threading.current_thread() is not self._thread:
             self._thread.join()
 
-    def _ring(self) -> None:
+    def _wake(self) -> None:
         with contextlib.suppress(OSError):  # closed meanwhile
-            self._rope.send(b"!", socket.MSG_DONTWAIT)
+            self._wake_sender.send(b"!", socket.MSG_DONTWAIT)
 
     def _run(self) -> None:
         failure: BaseException = WorkerError("the loader is closed")
@@ -152,13 +152,13 @@ class Processes:
             while not self._closing:
                 self._hand_out()
                 sockets = {worker.socket: worker for worker in self._workers}
-                for ready in wait([self._bell, *sockets], self._pause_s()):
-                    if ready is self._bell:
-                        self._bell.recv(4096)
+                for ready in wait([self._wake_receiver, *sockets], self._pause_s()):
+                    if ready is self._wake_receiver:
+                        self._wake_receiver.recv(4096)
                     else:
-                        self._hear(sockets[ready])
+                        self._receive(sockets[ready])
                 self._end_late_ones()
-        except BaseException as error:  # whatever it is, who waits for a batch has to hear of it
+        except BaseException as error:  # whatever it is, it is raised where a batch is waited for
             failure = error
         finally:
             self._end(failure)
@@ -173,8 +173,8 @@ class Processes:
         for task in tasks:
             if not task.future.cancelled():
                 task.future.set_exception(failure)
-        self._bell.close()
-        self._rope.close()
+        self._wake_receiver.close()
+        self._wake_sender.close()
         os.close(self._maker_file)
 
     def _hand_out(self) -> None:
@@ -200,7 +200,7 @@ class Processes:
         ends = [worker.deadline(self._timeout_s) for worker in self._workers]
         return min([_LONGEST_PAUSE_S, *(max(0.0, end - now) for end in ends)])
 
-    def _hear(self, worker: "_Worker") -> None:
+    def _receive(self, worker: "_Worker") -> None:
         try:
             message, content = messages.receive(worker.socket)
         except EOFError:
@@ -237,7 +237,7 @@ class Processes:
             logging.warning("%s at %s; it is made anew", name, self._describe(head))
             if len(head.losses) > 1:
                 worker.tasks.popleft()
-                head.future.set_exception(WorkerError(self._poison(head)))
+                head.future.set_exception(WorkerError(self._lost_twice(head)))
         else:
             logging.warning("%s; another one is started", name)
         with self._lock:
@@ -252,7 +252,7 @@ class Processes:
         at = f"example {at_work} of " if at_work in indices else ""
         return f"step {task.step}, {at}the examples {', '.join(map(str, indices))}"
 
-    def _poison(self, task: _Task) -> str:
+    def _lost_twice(self, task: _Task) -> str:
         return (
             f"two processes were lost at {self._describe(task)}: {'; '.join(task.losses)}. Is it "
             "memory, the storage, or does an example crash its decoder?"

@@ -14,7 +14,7 @@ from PIL import Image
 from clipjax.data.captions import flatten
 from clipjax.data.images.formats import format_of
 from clipjax.data.images.preprocess import as_pil, decode_image, to_rgb
-from clipjax.data.packing.records import pack_record
+from clipjax.data.packed.records import pack_record
 from clipjax.data.source import Example, SampleError
 from clipjax.data.tar.reader import MAX_MEMBER_BYTES, MAX_MEMBERS
 

@@ -18,7 +18,9 @@ from typing import Any
 import PIL
 from absl import logging
 
-from clipjax.data.loading.bad_examples import is_filtered
+from clipjax.data.packed.folder import FORMAT, JOB, MANIFEST, read_job, read_manifest, read_note
+from clipjax.data.packed.records import file_sha256, write_records
+from clipjax.data.packed.records import read_manifest as read_record_manifest
 from clipjax.data.packing.examples import (
     FORMATS,
     Packing,
@@ -27,10 +29,7 @@ from clipjax.data.packing.examples import (
     record_of,
     write_tar,
 )
-from clipjax.data.packing.folder import FORMAT, JOB, MANIFEST, read_job, read_manifest, read_note
-from clipjax.data.packing.records import file_sha256, write_records
-from clipjax.data.packing.records import read_manifest as read_record_manifest
-from clipjax.data.source import DataSource, SampleError
+from clipjax.data.source import DataSource, SampleError, is_filtered
 from clipjax.data.sources.mix import Mix
 from clipjax.data.storage.cache import lock, sync
 from clipjax.data.storage.files import local_path, stat, write

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from clipjax.data.captions import as_lines, check_how
-from clipjax.data.packing.records import RecordFile, record_errors
+from clipjax.data.packed.records import RecordFile, record_errors
 from clipjax.data.source import Example, SampleError, embedded_pictures
 from clipjax.data.sources.fields import renamed, text_of
 from clipjax.data.storage.files import StoredFile, find_files
@@ -17,7 +17,7 @@ from clipjax.data.storage.shard_cache import budget_bytes
 
 
 class PackedRecords:
-    """Image-text pairs in files that `clipjax.data.packing.records.write_records` wrote.
+    """Image-text pairs in files that `clipjax.data.packed.records.write_records` wrote.
 
     A key is the file's name and the key that the record has in it.
 

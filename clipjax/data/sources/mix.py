@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from clipjax.data.loading import permutation
+from clipjax.data import permutation
 from clipjax.data.source import DataSource, Example, pictures_of
 from clipjax.data.storage.files import read_all
 from clipjax.data.storage.paths import data_path

@@ -15,7 +15,7 @@ from absl import logging
 from PIL import Image
 from tqdm import tqdm
 
-from clipjax.data.packing.records import RecordFile, pack_record, write_records
+from clipjax.data.packed.records import RecordFile, pack_record, write_records
 from clipjax.data.source import Example
 from clipjax.data.storage.cache import build_once, cache_dir
 

@@ -13,7 +13,7 @@ from typing import Any
 from absl import logging
 
 from clipjax.data.classes.matching import choose_names
-from clipjax.data.packing.folder import packed_class_names
+from clipjax.data.packed.folder import packed_class_names
 from clipjax.data.source import Example, SampleError
 from clipjax.data.sources.tar_members import TarMembers
 from clipjax.data.storage.paths import short_names

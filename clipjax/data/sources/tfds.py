@@ -16,7 +16,7 @@ from array_record.python import array_record_module
 
 from clipjax.data.captions import as_lines, check_how
 from clipjax.data.classes.matching import choose_names
-from clipjax.data.packing.records import READER_OPTIONS, record_errors
+from clipjax.data.packed.records import READER_OPTIONS, record_errors
 from clipjax.data.source import Example, SampleError, embedded_pictures
 from clipjax.data.sources.fields import renamed, text_of
 from clipjax.data.storage.files import read, stat

@@ -208,7 +208,7 @@ def read_manifest(path: DataPath) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ValueError(
             f"{path} has no manifest {beside.name} beside it, so its records cannot be counted. "
-            "Write it with clipjax.data.packing.records.write_records."
+            "Write it with clipjax.data.packed.records.write_records."
         ) from error
     try:
         manifest = parse_json(content)
