@@ -7,11 +7,13 @@ import re
 from pathlib import Path
 
 import pytest
+from golden import GOLDEN, golden
 from ml_collections import ConfigDict
 
 from clipjax.building import ANY_MODULE, build
 from clipjax.config import default_config, merge, parse_arg, to_plain, validate
 from clipjax.experiment import check_config
+from clipjax.experiment.program import model_spec
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 
@@ -154,13 +156,20 @@ def test_a_published_recipe_names_its_target_and_its_source(name):
 def test_every_shipped_config_is_whole_and_opens_with_its_command(path):
     get_config = load(path)
     config = get_config()
+    plain = to_plain(config)
     if not config.data.source:
         config.data.source = "synthetic:64"
     validate(config)
     if config.model.name != "checkpoint":
         check_config(config)
+        plain["model"] = model_spec(config)
+    kept, found = golden(f"configs/{path.stem}.json", plain)
+    assert found == kept, "a recipe is another one; UPDATE_GOLDEN=1 writes it down"
     assert "clipjax train --config" in path.read_text()
     assert f"configs/{path.name}" in path.read_text()
-    to_plain(config)
     with pytest.raises(ValueError, match="no_such_argument"):
         get_config("no_such_argument=1")
+
+
+def test_every_golden_config_is_that_of_a_shipped_one():
+    assert [path.stem for path in CONFIGS] == sorted(x.stem for x in GOLDEN.glob("configs/*.json"))

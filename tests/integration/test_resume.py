@@ -5,8 +5,17 @@ import random
 import shutil
 
 import pytest
+from golden import golden
 
 STEPS = 24
+
+
+def test_the_curve_of_the_smoke_run_is_the_kept_one(reference, losses_of):
+    """To 1e-5: vector units, optimisation and JAX 0.10 or 0.12 differ by less than 1e-6."""
+    losses = losses_of(reference)
+    kept, found = golden("smoke_losses.json", [losses[step] for step in sorted(losses)])
+    assert len(kept) == STEPS
+    assert found == pytest.approx(kept, rel=0, abs=1e-5)
 
 
 @pytest.mark.parametrize("number", [1, pytest.param(5, marks=pytest.mark.slow)])
