@@ -1,5 +1,6 @@
 """Attention whose queries are given, and the pooling heads made of it."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -7,9 +8,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from clipjax.array_types import Array, Bool, Float
-from clipjax.layers.initializers import Initializer, xavier_init
+from clipjax.layers.initializers import Initializer, parameter
 from clipjax.layers.normalization import LayerNorm
-from clipjax.layers.transformer import Mlp
+from clipjax.layers.transformer import BlockConfig, Mlp
 
 
 class CrossAttention(nn.Module):
@@ -59,21 +60,19 @@ class CrossAttention(nn.Module):
 
     def _weight(self, name: str, axes: tuple[str, ...], shape: tuple[int, ...]) -> jax.Array:
         init = self.kernel_init if name.endswith("kernel") else self.bias_init
-        init = nn.with_logical_partitioning(init, axes)
-        return self.param(name, init, shape, jnp.float32).astype(self.dtype)
+        return parameter(self, name, init, axes, shape).astype(self.dtype)
 
 
 class MapHead(nn.Module):
     """Multi-head attention pooling: a learned probe asks all tokens, then an MLP (SigLIP).
 
     `y = attention(probe, tokens)`, result `y + mlp(norm(y))`. Reference: arXiv:2106.04560.
+
+    Attributes:
+        config: of the tower's blocks; big_vision's initialisers are used whatever it names.
     """
 
-    num_heads: int
-    mlp_dim: int
-    activation: str
-    layer_norm_eps: float
-    dtype: Any
+    config: BlockConfig
 
     @nn.compact
     def __call__(
@@ -83,21 +82,18 @@ class MapHead(nn.Module):
     ) -> Float[Array, "batch width"]:
         """Pools the tokens, or those where `mask` is True."""
         width = tokens.shape[-1]
-        probe = self.param(
-            "probe",
-            nn.with_logical_partitioning(nn.initializers.xavier_uniform(), (None, "embed")),
-            (1, width),
-            jnp.float32,
-        )
-        probe = jnp.broadcast_to(probe.astype(self.dtype), (tokens.shape[0], 1, width))
+        mlp = dataclasses.replace(self.config, init_name="xavier")
+        init = nn.initializers.xavier_uniform()
+        probe = parameter(self, "probe", init, (None, "embed"), (1, width))
+        probe = jnp.broadcast_to(probe.astype(self.config.dtype), (tokens.shape[0], 1, width))
         y = CrossAttention(
-            self.num_heads,
+            self.config.num_heads,
             output_dim=width,
-            kernel_init=xavier_init(width, self.mlp_dim, 1).qkv,
+            kernel_init=mlp.inits(width).qkv,
             bias_init=nn.initializers.zeros,
-            dtype=self.dtype,
+            dtype=self.config.dtype,
             name="attention",
         )(probe, tokens, mask)
-        x = LayerNorm(self.layer_norm_eps, name="norm")(y)
-        x = Mlp(self.mlp_dim, 1, self.activation, "xavier", self.dtype, name="mlp")(x)
+        x = LayerNorm(self.config.layer_norm_eps, name="norm")(y)
+        x = Mlp(mlp, name="mlp")(x)
         return (y + x)[:, 0]

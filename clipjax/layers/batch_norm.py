@@ -1,13 +1,13 @@
 """Batch normalisation over the global batch, with running statistics kept as torch keeps them."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from clipjax.array_types import Array, Float
+from clipjax.layers.initializers import Initializer, parameter
 
 
 class BatchNorm(nn.Module):
@@ -23,7 +23,7 @@ class BatchNorm(nn.Module):
         momentum: of the running statistics: `m old + (1 - m) new`; torch's momentum is 1 - m.
     """
 
-    scale_init: Any = nn.initializers.ones
+    scale_init: Initializer = nn.initializers.ones
     eps: float = 1e-5
     momentum: float = 0.9
 
@@ -33,10 +33,8 @@ class BatchNorm(nn.Module):
     ) -> Float[Array, "batch height width channels"]:
         """Normalises each channel; `train` uses the batch's statistics and updates the running."""
         channels = x.shape[-1]
-        partitioned = nn.with_logical_partitioning
-        zeros = nn.initializers.zeros
-        scale = self.param("scale", partitioned(self.scale_init, ("mlp",)), (channels,))
-        bias = self.param("bias", partitioned(zeros, ("mlp",)), (channels,))
+        scale = parameter(self, "scale", self.scale_init, ("mlp",), (channels,))
+        bias = parameter(self, "bias", nn.initializers.zeros, ("mlp",), (channels,))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
         values = x.astype(jnp.float32)
@@ -51,5 +49,5 @@ class BatchNorm(nn.Module):
         normal = (values - mean) * jax.lax.rsqrt(var + self.eps)
         return (normal * scale + bias).astype(x.dtype)
 
-    def _mix(self, old: jax.typing.ArrayLike, new: jax.Array) -> jax.Array:
+    def _mix(self, old: jax.Array, new: jax.Array) -> jax.Array:
         return self.momentum * old + (1 - self.momentum) * new

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 Initializer = Callable[..., Any]
@@ -24,6 +25,29 @@ class BlockInit:
     proj: Initializer
     fc_bias: Initializer
     proj_bias: Initializer
+
+
+def parameter(
+    module: nn.Module,
+    name: str,
+    init: Initializer,
+    axes: tuple[str | None, ...],
+    shape: tuple[int, ...],
+) -> jax.Array:
+    """Declares a float32 parameter of a module, its dimensions named for the sharding rules.
+
+    Args:
+        module: in its compact method.
+        name: of the parameter.
+        init: its initialiser.
+        axes: logical axis of each dimension, or None.
+        shape: of the parameter.
+
+    Returns:
+        Its value; flax types it as the box that holds the axes.
+    """
+    value: Any = module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+    return value
 
 
 def uniform(bound: float) -> Initializer:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from clipjax.array_types import Array, Float
+from clipjax.layers.initializers import parameter
 
 
 class LayerNorm(nn.Module):
@@ -20,11 +21,9 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
         """Normalises the last dimension."""
-        names = ("embed",)
-        ones = nn.with_logical_partitioning(nn.initializers.ones, names)
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros, names)
-        scale = self.param("scale", ones, (x.shape[-1],), jnp.float32)
-        bias = self.param("bias", zeros, (x.shape[-1],), jnp.float32)
+        shape = x.shape[-1:]
+        scale = parameter(self, "scale", nn.initializers.ones, ("embed",), shape)
+        bias = parameter(self, "bias", nn.initializers.zeros, ("embed",), shape)
         values = x.astype(jnp.float32)
         centred = values - values.mean(-1, keepdims=True)
         variance = jnp.square(centred).mean(-1, keepdims=True)

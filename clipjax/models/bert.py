@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from clipjax.layers.dropout import Dropout
+from clipjax.layers.initializers import parameter
 from clipjax.layers.normalization import LayerNorm
-from clipjax.layers.transformer import Transformer
+from clipjax.layers.transformer import BlockConfig, Transformer
 from clipjax.models.features import TextFeatures
 from clipjax.models.tower_ranges import TEXT, TRANSFORMER, check_heads
 from clipjax.ranges import Choice, FieldError, Rule, check_fields, whole
@@ -108,17 +109,9 @@ class Bert(nn.Module):
         shape = (tokens.shape[0], 1, tokens.shape[1], tokens.shape[1])
         mask = jnp.broadcast_to(inside[:, None, None], shape)
         x, hidden = Transformer(
-            depth=self.depth,
-            num_heads=self.num_heads,
-            mlp_dim=self.mlp_dim,
-            activation=self.activation,
-            layer_norm_eps=self.layer_norm_eps,
-            init_name="bert",
-            dropout=self.dropout,
-            dtype=self.dtype,
-            scan=self.scan_layers,
-            remat=self.remat,
-            norm_first=False,
+            BlockConfig.of(self, init_name="bert", norm_first=False),
+            self.scan_layers,
+            self.remat,
             name="transformer",
         )(x, mask, example_ids=example_ids, train=train, keep_hidden=keep_hidden)
         pooled = x[:, 0]
@@ -129,5 +122,5 @@ class Bert(nn.Module):
         return TextFeatures(pooled, x, hidden)
 
     def _embedding(self, name: str, axis: str | None, rows: int) -> jax.Array:
-        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (axis, "embed"))
-        return self.param(name, init, (rows, self.width), jnp.float32)
+        init = nn.initializers.normal(0.02)
+        return parameter(self, name, init, (axis, "embed"), (rows, self.width))

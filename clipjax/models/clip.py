@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from clipjax.layers.activations import gelu
+from clipjax.layers.initializers import parameter
 from clipjax.layers.normalization import l2_normalise
 from clipjax.models.features import ImageFeatures, TextFeatures
 
@@ -157,16 +158,12 @@ class Projection(nn.Module):
         init = nn.initializers.normal(width**-0.5)
         if self.use_bias:
             init = nn.initializers.lecun_normal()
-        kernel = self.param(
-            "kernel",
-            nn.with_logical_partitioning(init, ("embed", "projection")),
-            (width, self.embed_dim),
-            jnp.float32,
-        )
+        kernel = parameter(self, "kernel", init, ("embed", "projection"), (width, self.embed_dim))
         x = x @ kernel.astype(self.dtype)
         if self.use_bias:
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("projection",))
-            x += self.param("bias", zeros, (self.embed_dim,), jnp.float32).astype(self.dtype)
+            zeros = nn.initializers.zeros
+            bias = parameter(self, "bias", zeros, ("projection",), (self.embed_dim,))
+            x += bias.astype(self.dtype)
         return x
 
 

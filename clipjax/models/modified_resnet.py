@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from clipjax.layers.attention_pool import CrossAttention
 from clipjax.layers.batch_norm import BatchNorm
-from clipjax.layers.initializers import uniform
+from clipjax.layers.initializers import parameter, uniform
 from clipjax.layers.transformer import REMAT_POLICIES
 from clipjax.models.features import ImageFeatures
 from clipjax.models.tower_ranges import NO_PATCHES_OUT
@@ -159,12 +159,8 @@ class GridAttentionPool(nn.Module):
         width = tokens.shape[-1]
         deviation = width**-0.5
         x = jnp.concatenate([tokens.mean(axis=1, keepdims=True), tokens], axis=1)
-        positions = self.param(
-            "position_embedding",
-            nn.with_logical_partitioning(nn.initializers.normal(deviation), ("position", "embed")),
-            x.shape[1:],
-            jnp.float32,
-        )
+        init, axes = nn.initializers.normal(deviation), ("position", "embed")
+        positions = parameter(self, "position_embedding", init, axes, x.shape[1:])
         x += positions.astype(x.dtype)
         attention = CrossAttention(
             self.num_heads,

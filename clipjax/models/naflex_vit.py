@@ -9,9 +9,10 @@ from flax import linen as nn
 
 from clipjax.array_types import Patches
 from clipjax.layers.attention_pool import MapHead
+from clipjax.layers.initializers import parameter
 from clipjax.layers.normalization import LayerNorm
 from clipjax.layers.position_grid import positions_of_patches
-from clipjax.layers.transformer import Transformer
+from clipjax.layers.transformer import BlockConfig, Transformer
 from clipjax.models.features import ImageFeatures
 from clipjax.models.tower_ranges import NO_PATCHES_OUT, TRANSFORMER, VISION, check_heads
 from clipjax.ranges import Rule, check_fields, whole
@@ -81,17 +82,7 @@ class NaFlexVisionTransformer(nn.Module):
         x = x + positions_of_patches(self._table(), grid, num_patches).astype(x.dtype)
         inside = jnp.arange(num_patches) < grid.prod(axis=1, keepdims=True)
         x, hidden = Transformer(
-            depth=self.depth,
-            num_heads=self.num_heads,
-            mlp_dim=self.mlp_dim,
-            activation=self.activation,
-            layer_norm_eps=self.layer_norm_eps,
-            init_name=self.init_name,
-            dropout=self.dropout,
-            dtype=self.dtype,
-            scan=self.scan_layers,
-            remat=self.remat,
-            name="transformer",
+            BlockConfig.of(self), self.scan_layers, self.remat, name="transformer"
         )(
             x,
             jnp.broadcast_to(inside[:, None, None], (batch, 1, num_patches, num_patches)),
@@ -100,14 +91,7 @@ class NaFlexVisionTransformer(nn.Module):
             keep_hidden=keep_hidden,
         )
         x = LayerNorm(self.layer_norm_eps, name="ln_post")(x)
-        head = MapHead(
-            self.num_heads,
-            self.mlp_dim,
-            self.activation,
-            self.layer_norm_eps,
-            self.dtype,
-            name="map_head",
-        )
+        head = MapHead(BlockConfig.of(self), name="map_head")
         return ImageFeatures(head(x, inside), x, hidden)
 
     def _cut(self, images: jax.Array) -> Patches:
@@ -130,23 +114,15 @@ class NaFlexVisionTransformer(nn.Module):
                 f"patches have {pixels.shape[-1]} numbers, those of {size} x {size} pixels have "
                 f"{size * size * 3}; set config.model.image.patch_size"
             )
-        init = nn.with_logical_partitioning(
-            nn.initializers.lecun_normal(), ("patch", None, None, "embed")
-        )
-        kernel = self.param("patch_kernel", init, (size, size, 3, self.width), jnp.float32)
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("embed",))
-        bias = self.param("patch_bias", zeros, (self.width,), jnp.float32)
+        init, zeros = nn.initializers.lecun_normal(), nn.initializers.zeros
+        axes, shape = ("patch", None, None, "embed"), (size, size, 3, self.width)
+        kernel = parameter(self, "patch_kernel", init, axes, shape)
+        bias = parameter(self, "patch_bias", zeros, ("embed",), (self.width,))
         kernel = kernel.reshape(-1, self.width).astype(self.dtype)
         return pixels.astype(self.dtype) @ kernel + bias.astype(self.dtype)
 
     def _table(self) -> jax.Array:
         side = self.position_side
-        table = self.param(
-            "position_embedding",
-            nn.with_logical_partitioning(
-                nn.initializers.normal(self.width**-0.5), ("position", "embed")
-            ),
-            (side * side, self.width),
-            jnp.float32,
-        )
+        init, shape = nn.initializers.normal(self.width**-0.5), (side * side, self.width)
+        table = parameter(self, "position_embedding", init, ("position", "embed"), shape)
         return table.reshape(side, side, self.width)

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from clipjax.layers.initializers import parameter
 from clipjax.layers.normalization import LayerNorm
-from clipjax.layers.transformer import Transformer
+from clipjax.layers.transformer import BlockConfig, Transformer
 from clipjax.models.features import TextFeatures
 from clipjax.models.tower_ranges import TEXT, TRANSFORMER, check_heads
 from clipjax.ranges import Choice, FieldError, Optional, Rule, check_fields, whole
@@ -94,37 +95,20 @@ class TextTransformer(nn.Module):
                 f"texts are {tokens.shape[1]} tokens, the model takes {self.context_length}; "
                 "set config.model.text.context_length"
             )
-        deviation, position_deviation = _embedding_deviations(self.init_name, self.width)
-        embedding = self.param(
-            "token_embedding",
-            nn.with_logical_partitioning(nn.initializers.normal(deviation), ("vocab", "embed")),
-            (self.vocab_size, self.width),
-            jnp.float32,
-        )
-        positions = self.param(
-            "position_embedding",
-            nn.with_logical_partitioning(
-                nn.initializers.normal(position_deviation), ("position", "embed")
-            ),
-            (self.table_length or self.context_length, self.width),
-            jnp.float32,
-        )
+        inits = [
+            nn.initializers.normal(deviation)
+            for deviation in _embedding_deviations(self.init_name, self.width)
+        ]
+        shape = (self.vocab_size, self.width)
+        embedding = parameter(self, "token_embedding", inits[0], ("vocab", "embed"), shape)
+        shape = (self.table_length or self.context_length, self.width)
+        positions = parameter(self, "position_embedding", inits[1], ("position", "embed"), shape)
         x = (embedding[tokens] + positions[: self.context_length]).astype(self.dtype)
         mask = None
         if self.causal:
             mask = jnp.tril(jnp.ones((self.context_length, self.context_length), bool))[None, None]
         x, hidden = Transformer(
-            depth=self.depth,
-            num_heads=self.num_heads,
-            mlp_dim=self.mlp_dim,
-            activation=self.activation,
-            layer_norm_eps=self.layer_norm_eps,
-            init_name=self.init_name,
-            dropout=self.dropout,
-            dtype=self.dtype,
-            scan=self.scan_layers,
-            remat=self.remat,
-            name="transformer",
+            BlockConfig.of(self), self.scan_layers, self.remat, name="transformer"
         )(x, mask, example_ids=example_ids, train=train, keep_hidden=keep_hidden)
         x = LayerNorm(self.layer_norm_eps, name="ln_final")(x)
         return TextFeatures(self._pool(x, tokens), x, hidden)

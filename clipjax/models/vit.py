@@ -9,10 +9,10 @@ from flax import linen as nn
 
 from clipjax.layers.attention_pool import MapHead
 from clipjax.layers.dropout import uniform_per_example
-from clipjax.layers.initializers import uniform
+from clipjax.layers.initializers import parameter, uniform
 from clipjax.layers.normalization import LayerNorm
 from clipjax.layers.position_embeddings import resize_grid, sincos_2d
-from clipjax.layers.transformer import Transformer
+from clipjax.layers.transformer import BlockConfig, Transformer
 from clipjax.models.features import ImageFeatures
 from clipjax.models.tower_ranges import TRANSFORMER, VISION, check_heads
 from clipjax.ranges import Choice, FieldError, Flag, Optional, Rule, check_fields, whole
@@ -115,29 +115,12 @@ class VisionTransformer(nn.Module):
         if self.pre_norm:
             x = LayerNorm(self.layer_norm_eps, name="ln_pre")(x)
         x, hidden = Transformer(
-            depth=self.depth,
-            num_heads=self.num_heads,
-            mlp_dim=self.mlp_dim,
-            activation=self.activation,
-            layer_norm_eps=self.layer_norm_eps,
-            init_name=self.init_name,
-            dropout=self.dropout,
-            dtype=self.dtype,
-            scan=self.scan_layers,
-            remat=self.remat,
-            name="transformer",
+            BlockConfig.of(self), self.scan_layers, self.remat, name="transformer"
         )(x, example_ids=example_ids, train=train, keep_hidden=keep_hidden)
         norm = LayerNorm(self.layer_norm_eps, name="ln_post")
         if self.pooling == "map":
             x = norm(x)
-            head = MapHead(
-                self.num_heads,
-                self.mlp_dim,
-                self.activation,
-                self.layer_norm_eps,
-                self.dtype,
-                name="map_head",
-            )
+            head = MapHead(BlockConfig.of(self), name="map_head")
             return ImageFeatures(head(x), x, hidden)
         if self.pooling == "patch_mean":
             x = x[:, 1:]
@@ -155,30 +138,21 @@ class VisionTransformer(nn.Module):
         init = uniform((3 * size * size) ** -0.5)
         if self.init_name == "xavier":
             init = nn.initializers.lecun_normal()
-        kernel = self.param(
-            "patch_kernel",
-            nn.with_logical_partitioning(init, ("patch", None, None, "embed")),
-            (size, size, 3, self.width),
-            jnp.float32,
-        )
+        axes, shape = ("patch", None, None, "embed"), (size, size, 3, self.width)
+        kernel = parameter(self, "patch_kernel", init, axes, shape)
         images = images[:, : grid * size, : grid * size]
         patches = images.reshape(-1, grid, size, grid, size, 3).swapaxes(2, 3)
         patches = patches.reshape(-1, grid * grid, size * size * 3).astype(self.dtype)
         patches = patches @ kernel.reshape(-1, self.width).astype(self.dtype)
         if self.patch_bias:
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("embed",))
-            bias = self.param("patch_bias", zeros, (self.width,), jnp.float32)
+            zeros = nn.initializers.zeros
+            bias = parameter(self, "patch_bias", zeros, ("embed",), (self.width,))
             patches += bias.astype(self.dtype)
         return patches
 
     def _add_class_token(self, x: jax.Array) -> jax.Array:
-        scale = self.width**-0.5
-        class_token = self.param(
-            "class_embedding",
-            nn.with_logical_partitioning(nn.initializers.normal(scale), ("embed",)),
-            (self.width,),
-            jnp.float32,
-        )
+        init = nn.initializers.normal(self.width**-0.5)
+        class_token = parameter(self, "class_embedding", init, ("embed",), (self.width,))
         class_tokens = jnp.broadcast_to(class_token.astype(x.dtype), (x.shape[0], 1, self.width))
         return jnp.concatenate([class_tokens, x], axis=1)
 
@@ -188,12 +162,8 @@ class VisionTransformer(nn.Module):
             return jnp.pad(sincos_2d(grid, self.width), ((num_extra, 0), (0, 0)))
         table_grid = (self.table_image_size or self.image_size) // self.patch_size
         init = nn.initializers.normal(self.width**-0.5)
-        table = self.param(
-            "position_embedding",
-            nn.with_logical_partitioning(init, ("position", "embed")),
-            (num_extra + table_grid**2, self.width),
-            jnp.float32,
-        )
+        shape = (num_extra + table_grid**2, self.width)
+        table = parameter(self, "position_embedding", init, ("position", "embed"), shape)
         if table_grid == grid:
             return table
         return resize_grid(table, (grid, grid), num_extra=num_extra)

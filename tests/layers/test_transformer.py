@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from clipjax.layers.transformer import Attention, Transformer
+from clipjax.layers.transformer import Attention, BlockConfig, Transformer
 from clipjax.models.layers_layout import stack_layers, unstack_layers
 from clipjax.plan.flops import count_flops
 from clipjax.plan.hlo import parse, walk
@@ -15,8 +15,12 @@ X = jax.random.normal(jax.random.key(1), (2, 5, WIDTH))
 CAUSAL = jnp.tril(jnp.ones((5, 5), bool))[None, None]
 
 
-def make(**options):
-    return Transformer(DEPTH, HEADS, 16, "gelu", 1e-5, **options)
+def blocks(**options):
+    return BlockConfig(DEPTH, HEADS, 16, "gelu", 1e-5, **options)
+
+
+def make(scan=True, remat="none", **options):
+    return Transformer(blocks(**options), scan, remat)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +70,7 @@ def softmax_dtypes(function, *inputs):
 
 
 def test_softmax_runs_in_float32_when_the_tower_computes_in_bfloat16():
-    attention = Attention(HEADS, 16, DEPTH, "openai_text", jnp.bfloat16)
+    attention = Attention(blocks(init_name="openai_text", dtype=jnp.bfloat16))
     x = X.astype(jnp.bfloat16)
     params = nn.unbox(attention.init(jax.random.key(0), x, None))
     for mask in (None, CAUSAL):
@@ -134,7 +138,7 @@ def test_stacking_is_undone_by_unstacking(params):
 
 
 def test_attention_is_the_formula_with_one_fused_kernel():
-    module = Attention(HEADS, 16, DEPTH, "torch", jnp.float32)
+    module = Attention(blocks())
     params = nn.unbox(module.init(jax.random.key(0), X, None))["params"]
     assert params["qkv_kernel"].shape == (WIDTH, 3, HEADS, WIDTH // HEADS)
     params = jax.tree.map(lambda p: p + 0.1, params)
