@@ -7,16 +7,15 @@ modules that the person at work has named, by `--plugin my_lab.towers` or `plugi
 """
 
 import functools
-import hashlib
 import importlib
 import inspect
 import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any, get_args
 
+from clipjax.files import sha256_of_file
 from clipjax.ranges import Number, hint, is_list, named, show
 
 ANY_MODULE = ("*",)
@@ -272,7 +271,7 @@ def source_digests(spec: Mapping[str, Any], plugins: Sequence[str] = ()) -> dict
         found = resolve(name, {}, path=path, plugins=plugins)
         try:
             file = inspect.getsourcefile(sys.modules[_home(found)])
-            digests[name] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+            digests[name] = sha256_of_file(file)
         except (OSError, TypeError, KeyError):  # made in a notebook, or compiled
             continue
     return digests

@@ -18,6 +18,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from clipjax.distributed import is_lead
+from clipjax.files import write_file
 
 TRAIN_FILE = "metrics.jsonl"
 EVALS_FILE = "evals.jsonl"
@@ -79,12 +80,7 @@ class JsonLines:
         steps = [self._step_of(line, number) for number, line in enumerate(lines, 1)]
         kept = [line for line, step in zip(lines, steps, strict=True) if step <= last]
         if "".join(kept) != text:
-            temporary = self.path.with_name(f"{self.path.name}.tmp")
-            with temporary.open("w", encoding="utf-8") as file:
-                file.writelines(kept)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.path)
+            write_file(self.path, "".join(kept))
             logging.info("%s: kept the lines up to step %d", self.path, last)
         return max((step for step in steps if step <= last), default=-1)
 

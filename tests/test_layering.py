@@ -18,6 +18,7 @@ LAYERS = (
         "device_clock",
         "distributed",
         "faults",
+        "files",
         "importing",
         "metric_writers",
         "partitioning",
@@ -45,6 +46,7 @@ SIBLINGS = {
 # The lowest layer is a set of small modules; these pairs are the only ones that may import each
 # other.
 SIBLINGS |= {
+    ("building", "files"),
     ("building", "ranges"),
     ("config", "array_types"),
     ("config", "config_fields"),
@@ -52,6 +54,7 @@ SIBLINGS |= {
     ("config_fields", "ranges"),
     ("partitioning", "trees"),
     ("metric_writers", "distributed"),
+    ("metric_writers", "files"),
     ("printable", "redaction"),
 }
 

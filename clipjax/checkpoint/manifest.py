@@ -5,7 +5,6 @@ casts a leaf to the dtype that is asked for: the digests and the list of leaves 
 """
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -19,6 +18,7 @@ import numpy as np
 from clipjax import __version__, faults
 from clipjax.checkpoint.folders import MANIFEST, refuse_links
 from clipjax.checkpoint.manifest_fields import NewerError, check_manifest
+from clipjax.files import replacing, sha256, sha256_of_file
 from clipjax.ranges import show
 from clipjax.strict_json import read_json
 from clipjax.trees import flatten_with_names
@@ -104,33 +104,27 @@ def canonical_json(value: Any) -> str:
 
 def digest(value: Any) -> str:
     """SHA-256 of a JSON value."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+    return sha256(canonical_json(value))
 
 
 def digest_array(array: np.ndarray) -> str:
     """SHA-256 of an array's bytes in C order."""
     # A view of bytes, because the buffer protocol does not know bfloat16.
     data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    return hashlib.sha256(data).hexdigest()
-
-
-def digest_file(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256(data)
 
 
 def manifest_digest(step_dir: str | os.PathLike[str]) -> str | None:
     """SHA-256 of a step folder's manifest, which vouches for all that is in it; None without it."""
     path = Path(step_dir) / MANIFEST
-    return digest_file(path) if path.is_file() else None
+    return sha256_of_file(path) if path.is_file() else None
 
 
 def record_files(step_dir: Path) -> tuple[FileRecord, ...]:
     """Sizes and digests of all files below a step folder, the manifest excepted."""
     paths = sorted(p for p in step_dir.rglob("*") if p.is_file())
     return tuple(
-        FileRecord(path.relative_to(step_dir).as_posix(), path.stat().st_size, digest_file(path))
+        FileRecord(path.relative_to(step_dir).as_posix(), path.stat().st_size, sha256_of_file(path))
         for path in paths
         if path.parent != step_dir or not path.name.startswith(MANIFEST)
     )
@@ -147,19 +141,9 @@ def write_manifest(step_dir: Path, manifest: Manifest) -> None:
     fields = dataclasses.asdict(manifest)
     # The manifest vouches for everything else, so it vouches for itself as well.
     fields["manifest_sha256"] = digest(fields)
-    target = step_dir / MANIFEST
-    temporary = target.with_name(f"{MANIFEST}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(fields, file, indent=1, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-    faults.point("save.before_rename", manifest.step)
-    temporary.rename(target)
-    folder = os.open(step_dir, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself
-    finally:
-        os.close(folder)
+    with replacing(step_dir / MANIFEST) as temporary:
+        temporary.write_text(json.dumps(fields, indent=1, allow_nan=False), encoding="utf-8")
+        faults.point("save.before_rename", manifest.step)
 
 
 def read_manifest(step_dir: str | os.PathLike[str]) -> Manifest:
@@ -217,7 +201,7 @@ def verify_files(step_dir: Path, records: Iterable[FileRecord]) -> None:
                 raise DamagedCheckpointError(
                     f"{path} has {path.stat().st_size} bytes, the manifest says {record.size}"
                 )
-            if digest_file(path) != record.sha256:
+            if sha256_of_file(path) != record.sha256:
                 raise DamagedCheckpointError(f"{path} does not match its SHA-256 in the manifest")
         except PermissionError:
             raise

@@ -1,6 +1,5 @@
 """Which prompts an evaluation takes: those asked for, the dataset's, the run's, or `simple`."""
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 from absl import logging
 
 from clipjax.encoding.templates import TEMPLATES, Templates, load_templates
+from clipjax.files import sha256
 
 __all__ = [
     "DEFAULT",
@@ -42,7 +42,7 @@ class Prompts(NamedTuple):
     def about(self) -> dict[str, Any]:
         """What they are, as plain JSON."""
         text = json.dumps(self.templates, ensure_ascii=False, sort_keys=True)
-        found = {"from": self.origin, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+        found = {"from": self.origin, "sha256": sha256(text)}
         if isinstance(self.templates, Mapping):
             return found | {"classes": len(self.templates)}
         return found | {"count": len(self.templates), "first": self.templates[0]}

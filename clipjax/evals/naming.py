@@ -1,13 +1,13 @@
 """What an evaluation is called: kind, dataset and language, from which metrics are named."""
 
 import dataclasses
-import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clipjax.data.source import spec_name, split_options
+from clipjax.files import sha256
 from clipjax.redaction import redact, redact_tree
 
 __all__ = ["EvalName", "name_evals"]
@@ -107,4 +107,4 @@ def _name(kind: str, source: str | Mapping[str, Any]) -> tuple[EvalName, str]:
 
 
 def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:6]
+    return sha256(text)[:6]

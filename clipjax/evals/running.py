@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 from absl import logging
 
 from clipjax.evals.naming import EvalName
+from clipjax.files import write_file
 from clipjax.strict_json import parse_fields
 
 __all__ = [
@@ -258,10 +258,5 @@ def write_results(
     merged = {r.name.prefix: r for r in (*results_in(before), *results)}
     # The means also of languages that were evaluated one by one.
     document = before | results_document(step, with_means(merged.values()), model or {})
-    temporary = path.with_suffix(".json.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(document, indent=2, sort_keys=True) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_file(path, json.dumps(document, indent=2, sort_keys=True) + "\n")
     return path

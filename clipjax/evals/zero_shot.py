@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import functools
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -25,6 +24,7 @@ from clipjax.encoding.prompts import Prompts, choose_prompts, warn_of_articles
 from clipjax.encoding.templates import fill_templates
 from clipjax.encoding.zero_shot_head import average_prompts
 from clipjax.evals.reading import ImageBatch, ImageReader
+from clipjax.files import sha256
 from clipjax.metrics import count_per_class, mean_per_class_recall, topk_hits
 from clipjax.partitioning import replicated
 from clipjax.ranges import AnyOf, Choice, Group, Many, Optional, Rule, Text, check_fields, whole
@@ -198,7 +198,7 @@ class ZeroShot:
         names = {
             "from": self._names_from,
             "count": len(self.class_names),
-            "sha256": hashlib.sha256(text.encode()).hexdigest(),
+            "sha256": sha256(text),
             "classes": self.classes,
             "matched": self._matched,  # one of matching.MATCHED; None: the source's own
         }

@@ -1,7 +1,6 @@
 """A run from a config: its program, data, evaluations and files."""
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from clipjax.experiment.program import (
 )
 from clipjax.experiment.stages import StageSpec
 from clipjax.experiment.start import make_load_init
+from clipjax.files import sha256
 from clipjax.ranges import named
 from clipjax.redaction import redact_tree
 from clipjax.tokenizers import Tokenizer, make_tokenizer
@@ -184,4 +184,4 @@ def _check_vocabulary(spec: Mapping[str, Any], tokenizer: Tokenizer) -> None:
 def config_hash(metadata: Mapping[str, Any]) -> str:
     """SHA-256 of the canonical JSON of a config: what all processes must share."""
     text = json.dumps(metadata["config"], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sha256(text)

@@ -11,8 +11,8 @@ import numpy as np
 from clipjax.data.captions import flatten
 from clipjax.data.images.preprocess import PIXELS
 from clipjax.data.source import DataSource, SampleError
-from clipjax.data.storage.cache import sync
 from clipjax.data.storage.files import local_path
+from clipjax.files import rename_synced
 from clipjax.inference.encoder import Encoder
 from clipjax.redaction import redact
 
@@ -105,8 +105,7 @@ def write_scores(
                         )
                     seen.add(key)
                 writer.write_table(pa.table([pa.array(keys), pa.array(scores)], schema=schema))
-        sync(work)
-        work.rename(path)
+        rename_synced(work, path)
     finally:
         work.unlink(missing_ok=True)
     return len(seen)

@@ -1,7 +1,6 @@
 """From any format to any other: recognise, read, check, write beside the target, rename."""
 
 import dataclasses
-import hashlib
 import math
 import os
 import shutil
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from clipjax.checkpoint import choose_step, needs_file
 from clipjax.data.storage.files import local_path
+from clipjax.files import sha256_of_file
 from clipjax.interop.files import file_kind
 from clipjax.interop.files.atomic import check_new, new_path
 from clipjax.interop.formats import FORMATS, WRITTEN
@@ -223,8 +223,4 @@ def _digests(source: Path, kind: str) -> dict[str, str]:
         paths = [choose_step(source).step_dir / "manifest.json"]
     elif source.is_dir():
         paths = [x for x in sorted(source.iterdir()) if x.is_file() and file_kind(x) is not None]
-    digests = {}
-    for path in paths:
-        with path.open("rb") as file:
-            digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return digests
+    return {path.name: sha256_of_file(path) for path in paths}

@@ -26,6 +26,7 @@ from clipjax.evals.running import (
     results_in,
 )
 from clipjax.evals.zero_shot import Prediction, ZeroShot
+from clipjax.files import write_file
 from clipjax.metric_writers import EVALS_FILE, TRAIN_FILE
 from clipjax.report import answers as report_answers
 from clipjax.report import page as report_page
@@ -132,9 +133,7 @@ def write_report(
         "no scripts, nothing is loaded from elsewhere.",
     )
     path = workdir / REPORT
-    temporary = path.with_suffix(".html.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_file(path, text)
     return path
 
 

@@ -2,7 +2,6 @@
 
 import functools
 import gzip
-import hashlib
 import heapq
 import itertools
 import re
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import regex
 
+from clipjax.files import sha256
 from clipjax.tokenizers.added_tokens import AddedTokens
 from clipjax.tokenizers.cleaning import collapse_whitespace, fix_text
 
@@ -47,7 +47,7 @@ def load_merges() -> tuple[tuple[str, str], ...]:
         ValueError: if the file is not the published one.
     """
     packed = VOCABULARY.read_bytes()
-    found = hashlib.sha256(packed).hexdigest()
+    found = sha256(packed)
     if found != VOCABULARY_SHA256:
         raise ValueError(
             f"{VOCABULARY} is damaged: its SHA-256 is {found}, expected {VOCABULARY_SHA256}. "

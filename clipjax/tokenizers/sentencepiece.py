@@ -1,11 +1,11 @@
 """Any SentencePiece `.model` file as a tokenizer."""
 
-import hashlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import sentencepiece
 
+from clipjax.files import sha256
 from clipjax.tokenizers.cleaning import Cleaner
 from clipjax.tokenizers.tokenizer_json import read_tokenizer_file
 
@@ -61,7 +61,7 @@ class SentencePiece:
             value = getattr(self, name)
             if value is not None and not 0 <= value < self.vocab_size:
                 raise ValueError(f"{name} is {value}: {model} has the ids 0..{self.vocab_size - 1}")
-        self._sha256 = hashlib.sha256(proto).hexdigest()
+        self._sha256 = sha256(proto)
 
     @property
     def vocab_size(self) -> int:

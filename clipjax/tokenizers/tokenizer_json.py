@@ -1,7 +1,6 @@
 """Hugging Face's `tokenizer.json` files, of any kind, and what they share with WordPiece."""
 
 import contextlib
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,6 +10,7 @@ import numpy as np
 import tokenizers
 from etils import epath
 
+from clipjax.files import sha256
 from clipjax.tokenizers.cleaning import Cleaner
 
 # How the padding token is spelled, where a file does not say which one it is.
@@ -140,7 +140,7 @@ class TokenizerJson(BackedTokenizer):
             )
         pad_id = _pad_id(backend, str(model)) if pad_id is None else pad_id
         super().__init__(backend, context_length=context_length, pad_id=pad_id, cleaning=cleaning)
-        self._sha256 = hashlib.sha256(data).hexdigest()
+        self._sha256 = sha256(data)
 
     def contract(self) -> dict:
         """What a checkpoint records, so that it is never fed ids of another tokenizer."""

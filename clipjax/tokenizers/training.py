@@ -1,6 +1,5 @@
 """Training a SentencePiece vocabulary on captions of one or many languages."""
 
-import hashlib
 import io
 import os
 import re
@@ -8,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import sentencepiece
+
+from clipjax.files import sha256, write_file
 
 MODEL_TYPES = ("unigram", "bpe")
 # Sums of floating-point numbers depend on the number of threads: a fixed one gives the same file
@@ -65,10 +66,8 @@ def train_sentencepiece(
             f"{_remedy(error, run)}"
         ) from error
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f"{out.name}.tmp{os.getpid()}")
-    temporary.write_bytes(data)
-    temporary.replace(out)
-    return hashlib.sha256(data).hexdigest()
+    write_file(out, data)
+    return sha256(data)
 
 
 def check_training(

@@ -1,6 +1,5 @@
 """BERT's WordPiece."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
+from clipjax.files import sha256
 from clipjax.tokenizers.tokenizer_json import BackedTokenizer, read_tokenizer_file
 
 VOCABULARY = Path(__file__).parent / "vocabularies" / "bert_base_uncased.txt"
@@ -53,7 +53,7 @@ class WordPiece(BackedTokenizer):
                 f"tokenizer.end_token is {end_token!r}; allowed are {', '.join(END_TOKENS)}"
             )
         data = read_tokenizer_file(str(model or VOCABULARY), "vocab.txt")
-        self._sha256 = hashlib.sha256(data).hexdigest()
+        self._sha256 = sha256(data)
         if model is None and self._sha256 != VOCABULARY_SHA256:
             raise ValueError(
                 f"{VOCABULARY} is damaged: its SHA-256 is {self._sha256}, expected "

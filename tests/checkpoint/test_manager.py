@@ -396,7 +396,7 @@ def test_unreadable_is_not_damaged(saved, kit, monkeypatch):
     def refuse(_):
         raise PermissionError(errno.EACCES, "denied")
 
-    monkeypatch.setattr(manifests, "digest_file", refuse)
+    monkeypatch.setattr(manifests, "sha256_of_file", refuse)
     with pytest.raises(PermissionError):
         kit.manager(directory).restore_latest(kit.abstract_of(states[1]))
     assert steps_in(directory) == list("1234")

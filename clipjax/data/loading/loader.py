@@ -3,7 +3,6 @@
 import bisect
 import collections
 import concurrent.futures
-import hashlib
 import itertools
 import json
 import sys
@@ -22,6 +21,7 @@ from clipjax.data.loading.workers import Caller, Pending, Threads, Workers
 from clipjax.data.loading.workers_processes import Processes
 from clipjax.data.source import DataSource
 from clipjax.data.transforms import Transform
+from clipjax.files import sha256
 
 Batch = dict[str, np.ndarray]
 # Who makes the rows of a batch; without workers it is the caller.
@@ -192,7 +192,7 @@ class Loader:
         """SHA-256 of what decides which examples a step holds, besides seed and batch size."""
         identity = ["clipjax.loader/1", permutation.VERSION, len(self.source)]
         identity.append(self.source.fingerprint())
-        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+        return sha256(json.dumps(identity))
 
     def close(self) -> None:
         """Ends the workers; a thread that hangs is not waited for."""

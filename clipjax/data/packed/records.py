@@ -17,7 +17,6 @@ from typing import Any
 from array_record.python import array_record_module
 
 from clipjax.data.source import SampleError
-from clipjax.data.storage.cache import sync
 from clipjax.data.storage.file_reader import FileReader
 from clipjax.data.storage.files import StoredFile, read_all, stat
 from clipjax.data.storage.paths import DataPath, data_path
@@ -74,7 +73,7 @@ def unpack_record(record: bytes) -> dict[str, Any]:
 
 
 def write_records(path: Path, records: Iterable[bytes], **about: Any) -> dict[str, Any]:
-    """Writes records and their manifest, synced to disk; not atomic by itself.
+    """Writes records and their manifest; not atomic by itself, see `clipjax.files.rename_synced`.
 
     Args:
         path: the ArrayRecord file to write; the manifest goes to `path` + `.json`.
@@ -100,8 +99,6 @@ def write_records(path: Path, records: Iterable[bytes], **about: Any) -> dict[st
     }
     text = json.dumps(manifest, ensure_ascii=False, indent=1) + "\n"
     path.with_name(path.name + ".json").write_text(text, encoding="utf-8")
-    for written in (path, path.with_name(path.name + ".json")):
-        sync(written)
     return manifest
 
 

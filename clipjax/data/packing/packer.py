@@ -31,9 +31,10 @@ from clipjax.data.packing.examples import (
 )
 from clipjax.data.source import DataSource, SampleError, is_filtered
 from clipjax.data.sources.mix import Mix
-from clipjax.data.storage.cache import lock, sync
+from clipjax.data.storage.cache import lock
 from clipjax.data.storage.files import local_path, stat, write
 from clipjax.data.storage.paths import DataPath
+from clipjax.files import rename_synced
 
 LOCK = ".packing.lock"
 _LOOKED_AT = 100  # examples, to find out whether the format can hold them
@@ -194,15 +195,13 @@ def _pack_shard(source: DataSource, start: int, path: Path, how: Packing) -> Non
     work = path.with_name(f"{path.name}.tmp")
     if how.format == "tar":
         count = write_tar(work, examples)
-        sync(work)
         size, digest = work.stat().st_size, file_sha256(stat(DataPath(str(work))))
     else:
         class_names = None if source.class_names is None else list(source.class_names)
         manifest = write_records(work, examples, class_names=class_names)
         count, size, digest = (manifest[key] for key in ("count", "bytes", "sha256"))
-        beside = work.with_name(f"{work.name}.json")
-        beside.rename(path.with_name(f"{path.name}.json"))
-    work.rename(path)
+        rename_synced(work.with_name(f"{work.name}.json"), path.with_name(f"{path.name}.json"))
+    rename_synced(work, path)
     _write_json(
         note,
         {

@@ -1,7 +1,6 @@
 """Packed records: our own format, one or many ArrayRecord files with their manifests."""
 
 import bisect
-import hashlib
 import itertools
 import json
 import math
@@ -14,6 +13,7 @@ from clipjax.data.sources.fields import renamed, text_of
 from clipjax.data.storage.files import StoredFile, find_files
 from clipjax.data.storage.paths import short_names
 from clipjax.data.storage.shard_cache import budget_bytes
+from clipjax.files import sha256
 
 
 class PackedRecords:
@@ -92,7 +92,7 @@ class PackedRecords:
         """SHA-256 of the files' own hashes, in order."""
         hashes = [file.manifest["sha256"] for file in self._files]
         how = [self.captions] if self.captions == "lines" else []
-        return hashlib.sha256(json.dumps([*hashes, self._blob, *how]).encode()).hexdigest()
+        return sha256(json.dumps([*hashes, self._blob, *how]))
 
 
 def _check_room(files: Sequence[StoredFile], where: str) -> None:

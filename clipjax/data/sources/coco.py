@@ -1,6 +1,5 @@
 """Captions as COCO publishes them, and the splits of Karpathy: one JSON file, several a picture."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,6 +11,7 @@ from clipjax.data.sources.folder import name_of_picture, read_named, root_identi
 from clipjax.data.storage.files import is_folder, read_given
 from clipjax.data.storage.paths import DataPath, data_path
 from clipjax.data.storage.text_files import decode_text
+from clipjax.files import sha256
 from clipjax.strict_json import parse_fields
 
 
@@ -71,7 +71,7 @@ class Coco:
         # What a default root is called depends on what stands beside the file: not on the machine.
         identity = ["coco/1", split, captions if captions == "lines" else None]
         identity.append(root_identity(self._root, path.parent))
-        self._fingerprint = hashlib.sha256(json.dumps(identity).encode() + content).hexdigest()
+        self._fingerprint = sha256(json.dumps(identity), content)
 
     def __len__(self) -> int:
         return len(self._names)

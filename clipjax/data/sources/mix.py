@@ -1,7 +1,6 @@
 """Several sources in one stream, each with a weight."""
 
 import bisect
-import hashlib
 import itertools
 import json
 import math
@@ -15,6 +14,7 @@ from clipjax.data import permutation
 from clipjax.data.source import DataSource, Example, pictures_of
 from clipjax.data.storage.files import read_all
 from clipjax.data.storage.paths import data_path
+from clipjax.files import sha256
 from clipjax.strict_json import parse_fields
 
 MAX_TOTAL = 1 << 31  # of the weights as whole numbers: products stay below 2^63
@@ -117,7 +117,7 @@ class Mix:
     def fingerprint(self) -> str:
         """SHA-256 of the sources' own, in order, and of the weights in lowest terms."""
         identity = ["mix/2", self.weights, [source.fingerprint() for source in self.sources]]
-        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+        return sha256(json.dumps(identity))
 
 
 def whole_weights(weights: Sequence[Fraction]) -> tuple[int, ...]:

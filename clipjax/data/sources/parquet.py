@@ -21,6 +21,7 @@ from clipjax.data.sources.fields import (
 from clipjax.data.sources.folder import name_of_picture, read_named, root_identity
 from clipjax.data.storage.files import StoredFile, find_files
 from clipjax.data.storage.paths import DataPath, data_path, short_names
+from clipjax.files import sha256
 
 
 class Parquet:
@@ -188,7 +189,7 @@ class Parquet:
         identity.append(root_identity(self._root, self._folder))
         identity += [self.captions] if self.captions == "lines" else []
         identity += [self.numbered_from] if self.numbered_from else []
-        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+        return sha256(json.dumps(identity))
 
     def uids(self) -> Iterator[Any] | None:
         """Gives the column `uid` in order; None if there is none."""

@@ -6,7 +6,6 @@ Importing Arrow takes its time: only what reads Parquet imports this module.
 import bisect
 import collections
 import concurrent.futures
-import hashlib
 import itertools
 import struct
 import threading
@@ -22,6 +21,7 @@ from clipjax.data.sources.fields import IMAGE_FIELDS, class_names_of, field_of
 from clipjax.data.storage.file_reader import FileReader
 from clipjax.data.storage.files import StoredFile, read
 from clipjax.data.storage.retrying import StorageError
+from clipjax.files import sha256
 from clipjax.strict_json import parse_json
 
 LARGE_GROUP = 64 << 20  # bytes that a random example should not cost
@@ -225,7 +225,7 @@ def _read_metadata(file: StoredFile) -> pq.FileMetaData:
 def _footer_sha256(file: StoredFile) -> list[Any]:
     length = struct.unpack("<I", read(file.path, file.size - 8, 4))[0]
     footer = read(file.path, file.size - 8 - length, length)
-    return [file.size, hashlib.sha256(footer).hexdigest()]
+    return [file.size, sha256(footer)]
 
 
 def image_column(schema: pa.Schema, given: str | None, where: str) -> str:

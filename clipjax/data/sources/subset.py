@@ -1,12 +1,12 @@
 """Some of the examples of a source, in the source's order."""
 
-import hashlib
 import json
 from collections.abc import Hashable, Iterator
 
 import numpy as np
 
 from clipjax.data.source import DataSource, Example, keys_of, pictures_of
+from clipjax.files import sha256
 
 
 class Subset:
@@ -53,6 +53,6 @@ class Subset:
 
     def fingerprint(self) -> str:
         """SHA-256 of the source's own and of which examples are kept."""
-        kept = hashlib.sha256(self._kept.astype("<u8").tobytes()).hexdigest()
+        kept = sha256(self._kept.astype("<u8").tobytes())
         identity = [self._identity, self._source.fingerprint(), kept]
-        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+        return sha256(json.dumps(identity))

@@ -1,11 +1,10 @@
 """Drawn on demand: coloured shapes with captions, for smoke runs and tests."""
 
-import hashlib
-
 import numpy as np
 from PIL import Image, ImageDraw
 
 from clipjax.data.source import Example
+from clipjax.files import sha256
 
 COLOURS = {
     "red": (220, 40, 40),
@@ -69,7 +68,7 @@ class Synthetic:
     def fingerprint(self) -> str:
         """SHA-256 of number, size and version of the drawings."""
         identity = f"synthetic/{VERSION}/{self._size}/{self._side}"
-        return hashlib.sha256(identity.encode()).hexdigest()
+        return sha256(identity)
 
 
 def _draw(draw: ImageDraw.ImageDraw, shape: str, colour, x: float, y: float, r: float) -> None:

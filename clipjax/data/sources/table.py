@@ -1,6 +1,5 @@
 """A table of image paths and captions: CSV, TSV or JSON lines."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -25,6 +24,7 @@ from clipjax.data.sources.table_rows import read_rows
 from clipjax.data.storage.files import read_given
 from clipjax.data.storage.paths import data_path
 from clipjax.data.storage.text_files import decode_text
+from clipjax.files import sha256
 
 
 class Table:
@@ -110,7 +110,7 @@ class Table:
         identity.append(root_identity(self._root, path.parent))
         identity += [captions] if captions == "lines" else []
         identity += [first_label] if first_label else []
-        self._fingerprint = hashlib.sha256(json.dumps(identity).encode() + content).hexdigest()
+        self._fingerprint = sha256(json.dumps(identity), content)
 
     def __len__(self) -> int:
         return len(self._images)

@@ -3,7 +3,6 @@
 import bisect
 import concurrent.futures
 import contextlib
-import hashlib
 import itertools
 import json
 import os
@@ -21,6 +20,7 @@ from clipjax.data.source import Example, SampleError, embedded_pictures
 from clipjax.data.sources.fields import renamed, text_of
 from clipjax.data.storage.files import read, stat
 from clipjax.data.storage.paths import DataPath
+from clipjax.files import sha256
 
 # Names that mean nothing to a text encoder: WordNet ids, paths, and numbers.
 _MAX_CLASSES = 1 << 20
@@ -166,7 +166,7 @@ class Tfds:
         identity = ["tfds/2", *self._identity, self._fields, self.class_names, self._language]
         identity += [self.captions] if self.captions == "lines" else []
         identity += [] if self._label_places is None else [self._label_places]
-        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+        return sha256(json.dumps(identity))
 
     def _place(self, index: int) -> str:
         """Names the file and the number in it: a run of errors tells which file is damaged."""
@@ -236,7 +236,7 @@ def _open_shard(part: Any) -> list[Any]:
         )
     edge = min(size, _EDGE)
     content = read(path, 0, edge) + read(path, size - edge, edge)
-    return [count, part.skip, part.take, size, hashlib.sha256(content).hexdigest()]
+    return [count, part.skip, part.take, size, sha256(content)]
 
 
 def _check_fields(

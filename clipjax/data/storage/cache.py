@@ -4,13 +4,14 @@ import contextlib
 import fcntl
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 from absl import logging
+
+from clipjax.files import replacing
 
 T = TypeVar("T")
 
@@ -48,26 +49,12 @@ def build_once(
                 aside = directory.with_name(f"{directory.name}.damaged-{time.time_ns()}")
                 directory.rename(aside)
                 logging.warning("%s Moved to %s; building it anew.", error, aside)
-        for left_over in directory.parent.glob(f".{directory.name}.*"):
+        for left_over in directory.parent.glob(f".tmp-*-{directory.name}"):
             shutil.rmtree(left_over)  # of a process that was killed: this one holds the lock
-        work = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-        try:
+        with replacing(directory) as work:
+            work.mkdir()
             build(work)
-            sync(work)
-            work.rename(directory)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-        sync(directory.parent)
     return open_checked(directory)
-
-
-def sync(path: Path) -> None:
-    """Waits until a file or directory is on disk: a rename may otherwise outlive its content."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from absl import logging
 
 from clipjax.data.storage.paths import DataPath, data_path, expand_braces
 from clipjax.data.storage.retrying import ShortReadError, StorageError, is_wrong_path, retry
+from clipjax.files import write_file
 
 _MAX_VISITS = 64  # of one folder, where links lead to it
 
@@ -294,17 +295,7 @@ def write(path: DataPath, content: bytes) -> None:
         return
     target = Path(path.url)
     target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's files are for their owner alone
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_file(target, content)
 
 
 def check_writable(path: DataPath) -> None:

@@ -21,6 +21,7 @@ from clipjax.data.storage.file_reader import FileReader
 from clipjax.data.storage.files import StoredFile, read
 from clipjax.data.storage.paths import DataPath
 from clipjax.data.storage.retrying import StorageError
+from clipjax.files import rename_synced, sha256
 
 DEFAULT_BUDGET = "10GB"
 STAMP_S = 5.0  # how exactly the time of the last use is kept
@@ -107,7 +108,7 @@ class ShardCache:
 
     def _path(self, shard: StoredFile) -> Path:
         identity = "\n".join((str(shard.path), str(shard.size), shard.version))
-        return self.directory / (hashlib.sha256(identity.encode()).hexdigest()[:40] + ".shard")
+        return self.directory / (sha256(identity)[:40] + ".shard")
 
     def _make_room(self, size: int, asked: float | None) -> bool:
         entries = sorted((p.stat().st_mtime, p.stat().st_size, p) for p in self._entries())
@@ -137,11 +138,9 @@ class ShardCache:
                 while piece := reader.read(_PIECE):
                     digest.update(piece)
                     file.write(piece)
-                file.flush()
-                os.fsync(file.fileno())
             if digest.hexdigest() != sha256:
                 raise ValueError(f"{shard.path} is damaged: its SHA-256 is another than expected")
-            part.replace(path)
+            rename_synced(part, path)
         finally:
             part.unlink(missing_ok=True)
         return DataPath(str(path))

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import contextlib
-import hashlib
 import os
 import random
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from clipjax.data.storage.cache import cache_dir
 from clipjax.data.storage.files import StoredFile, list_files, read_all, stat, write
 from clipjax.data.storage.paths import DataPath
 from clipjax.data.tar.index import SUFFIXES, IndexDamagedError, TarIndex, edges_of, make_index
+from clipjax.files import sha256
 
 THREADS = 16
 
@@ -182,7 +182,7 @@ def _scan(shard: StoredFile, key_ends: str) -> bytes:
 def _cached(shard: StoredFile, key_ends: str) -> DataPath:
     path = os.path.abspath(shard.path.url) if shard.path.is_local else shard.path.url
     identity = "\n".join((path, str(shard.size), shard.version))
-    name = hashlib.sha256(identity.encode()).hexdigest()[:40] + SUFFIXES[key_ends]
+    name = sha256(identity)[:40] + SUFFIXES[key_ends]
     return DataPath(str(cache_dir() / "tar_index" / name))
 
 

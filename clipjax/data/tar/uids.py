@@ -1,6 +1,5 @@
 """The uid of every record of a tar shard, as its `.json` says it: read once, and kept."""
 
-import hashlib
 import json
 import zlib
 from typing import Any
@@ -12,6 +11,7 @@ from clipjax.data.storage.file_reader import FileReader
 from clipjax.data.storage.files import StoredFile, read_all, write
 from clipjax.data.storage.paths import DataPath
 from clipjax.data.tar.index import TarIndex
+from clipjax.files import sha256
 from clipjax.strict_json import parse_fields
 
 # From a disk a member at a time, from a bucket pictures with it: a request a record would be slow.
@@ -65,4 +65,4 @@ def _uid_of(content: bytes) -> Any:
 
 
 def _digest(content: bytes) -> bytes:
-    return hashlib.sha256(content).hexdigest().encode()
+    return sha256(content).encode()

@@ -2,18 +2,12 @@
 
 import contextlib
 import os
-import shutil
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from clipjax.files import replacing
 from clipjax.interop.tensors import WeightFileError
-
-
-def _sibling(path: Path) -> Path:
-    # In the same directory, so that the rename stays on one file system; with the same ending.
-    return path.with_name(f".tmp-{uuid.uuid4().hex[:8]}-{path.name}")
 
 
 def check_new(path: Path) -> None:
@@ -37,8 +31,6 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     """
     with new_path(path) as temporary, temporary.open("xb") as file:
         yield file
-        file.flush()
-        os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
@@ -49,13 +41,6 @@ def new_path(path: Path) -> Iterator[Path]:
         WeightFileError: the path is taken.
     """
     check_new(path)
-    temporary = _sibling(path)
-    try:
+    with replacing(path) as temporary:
         yield temporary
         check_new(path)
-        temporary.rename(path)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
