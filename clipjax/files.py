@@ -8,6 +8,9 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+# How the names begin under which something is written.
+TEMPORARY = ".tmp-"
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -19,7 +22,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Yields:
         A path in the same folder, with the same ending, where nothing is yet.
     """
-    temporary = path.with_name(f".tmp-{uuid.uuid4().hex[:8]}-{path.name}")
+    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}-{path.name}")
     try:
         yield temporary
         rename_synced(temporary, path)
@@ -34,6 +37,17 @@ def write_file(path: str | os.PathLike[str], content: bytes | str) -> None:
     """Writes a file by `replacing`; a text in UTF-8."""
     with replacing(Path(path)) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def sweep(folder: Path, name: str = "*") -> None:
+    """Deletes what `replacing` left of processes that were killed, where no other one is writing.
+
+    Args:
+        folder: in which they wrote.
+        name: a pattern of the names that they meant.
+    """
+    for left_over in folder.glob(f"{TEMPORARY}*-{name}"):
+        shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
 
 
 def rename_synced(source: Path, target: Path) -> None:

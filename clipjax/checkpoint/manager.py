@@ -3,7 +3,7 @@
 A save goes through these stages; a process may die between any two of them:
 
     copy the state | Orbax writes <step>.orbax-checkpoint-tmp and renames it to <step>
-    | hash leaves and files | write manifest.json.tmp, flush, rename: the step counts from here on
+    | hash leaves and files | write the manifest, flush, rename: the step counts from here on
     | delete the steps that retention gives up
 
 The loop waits for the copy only. Everything after it runs in a thread, whose error comes out of

@@ -64,7 +64,7 @@ def test_a_killed_job_goes_on_to_the_same_bytes(tmp_path, format):
     assert done.returncode == -signal.SIGKILL, done.stderr
     left = hashes(tmp_path / "a")
     assert "manifest.json" not in left and any(name.endswith(".tmp") for name in left)
-    (tmp_path / "a/.00001.tar.packed.k1ll3d").touch()  # and a note that was not renamed
+    (tmp_path / "a/.tmp-00001111-00001.tar.packed").touch()  # and a note that was not renamed
     run(tmp_path / "a", workers=2, format=format)
     run(tmp_path / "whole", format=format)
     assert hashes(tmp_path / "a") == hashes(tmp_path / "whole")

@@ -34,7 +34,7 @@ from clipjax.data.sources.mix import Mix
 from clipjax.data.storage.cache import lock
 from clipjax.data.storage.files import local_path, stat, write
 from clipjax.data.storage.paths import DataPath
-from clipjax.files import rename_synced
+from clipjax.files import TEMPORARY, rename_synced, sweep
 
 LOCK = ".packing.lock"
 _LOOKED_AT = 100  # examples, to find out whether the format can hold them
@@ -88,9 +88,7 @@ def _pack(
     how: Packing,
     workers: int | None,
 ) -> Iterator[tuple[int, int]]:
-    for name in ("*.packed", JOB, MANIFEST):  # what a process wrote that was killed
-        for left_over in directory.glob(f".{name}.*"):
-            left_over.unlink()
+    sweep(directory)
     _write_json(directory / JOB, identity)
     bounds = range(0, len(source), how.shard_size)
     suffix = FORMATS[how.format]
@@ -136,7 +134,7 @@ def _is_finished(directory: Path, identity: dict[str, Any]) -> bool:
             if name == MANIFEST:
                 return True
     held = [path.name for path in directory.iterdir()] if directory.exists() else []
-    if JOB not in held and not all(name.startswith(".packing.") for name in held):
+    if JOB not in held and not all(name.startswith((LOCK, TEMPORARY)) for name in held):
         raise ValueError(f"{directory} is not empty, and no packing job's; give another directory")
     return False
 

@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TypeVar
 
 from absl import logging
 
-from clipjax.files import replacing
+from clipjax.files import replacing, sweep
 
 T = TypeVar("T")
 
@@ -49,8 +48,7 @@ def build_once(
                 aside = directory.with_name(f"{directory.name}.damaged-{time.time_ns()}")
                 directory.rename(aside)
                 logging.warning("%s Moved to %s; building it anew.", error, aside)
-        for left_over in directory.parent.glob(f".tmp-*-{directory.name}"):
-            shutil.rmtree(left_over)  # of a process that was killed: this one holds the lock
+        sweep(directory.parent, directory.name)
         with replacing(directory) as work:
             work.mkdir()
             build(work)
