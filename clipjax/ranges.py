@@ -15,6 +15,8 @@ from typing import Any, Protocol
 
 # Of a whole number, unless a rule says more: steps, sizes and counts are int32 on the device.
 LARGEST = 2**31 - 1
+# Of a strength, a side or a count of a transform: a larger one was mistyped, and would overflow.
+_LARGEST_STRENGTH = 10**6
 
 
 class Rule(Protocol):
@@ -184,6 +186,24 @@ class Pair:
 
 
 @dataclasses.dataclass(frozen=True)
+class Span:
+    """A pair of finite numbers `low <= a <= b <= high`."""
+
+    low: float = 0
+    high: float = _LARGEST_STRENGTH
+
+    def check(self, value: Any, path: str) -> None:
+        """Raises ValueError unless the value is such a pair."""
+        end = Number(self.low, self.high)
+        is_pair = is_list(value) and len(value) == 2 and all(map(end.accepts, value))
+        if not is_pair or value[0] > value[1]:
+            raise ValueError(f"{path} = {show(value)}: expected {self}")
+
+    def __str__(self) -> str:
+        return f"a pair (a, b), {self.low:g} <= a <= b <= {self.high:g}"
+
+
+@dataclasses.dataclass(frozen=True)
 class Many:
     """A tuple of values with one rule.
 
@@ -286,11 +306,17 @@ def whole(low: int = 1, high: int | None = None, **other: Any) -> Number:
     return Number(low, high, whole=True, **other)
 
 
+def count(low: int = 1) -> Number:
+    """A whole number from `low` that is no typing error, see `STRENGTH`."""
+    return whole(low, _LARGEST_STRENGTH)
+
+
 # Two sides that differ are refused by this sentence wherever a size is given.
 IMAGE_SIZE = whole(1, 2**16, note="pixels of a side: images are square")
 FRACTION = Number(0, 1)
 RATE = Number(0, 1, open_high=True)  # of dropout, or an average: 1 would leave nothing
 POSITIVE = Number(0, open_low=True)
+STRENGTH = Number(0, _LARGEST_STRENGTH)
 PATTERNS = Many(Pattern(), "regular expressions")
 
 

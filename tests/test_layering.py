@@ -13,6 +13,7 @@ LAYERS = (
     (
         "array_types",
         "building",
+        "color_strengths",
         "config",
         "config_fields",
         "device_clock",
@@ -48,6 +49,7 @@ SIBLINGS = {
 SIBLINGS |= {
     ("building", "files"),
     ("building", "ranges"),
+    ("color_strengths", "ranges"),
     ("config", "array_types"),
     ("config", "config_fields"),
     ("config", "ranges"),

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from clipjax.array_types import Array, Float, Int, Num
+from clipjax.color_strengths import ColorStrengths
 from clipjax.layers.dropout import uniform_per_example
 
 # Folded into the step's key, so that these draws are not those of a module of the model.
@@ -13,25 +14,12 @@ _OWN_DRAWS = 0x636F6C6F
 
 
 @dataclasses.dataclass(frozen=True)
-class ColorJitter:
+class ColorJitter(ColorStrengths):
     """Hue, saturation, gain and offset, as one 3 x 3 matrix and one offset an example.
 
     The draws are keyed by (step key, example id): the micro-batch, device or host that an example
     lands on makes no difference.
-
-    Args:
-        hue: largest turn either way, in degrees.
-        saturation: factor of the distance from grey.
-        gain: largest relative gain of all channels, either way.
-        channel_gain: largest relative gain of each channel, either way.
-        offset: largest offset of each channel either way, in 0..255.
     """
-
-    hue: float = 12.0
-    saturation: tuple[float, float] = (0.6, 1.4)
-    gain: float = 0.15
-    channel_gain: float = 0.08
-    offset: float = 15.0
 
     def __call__(
         self,

@@ -11,7 +11,6 @@ import numpy as np
 
 from clipjax.data.source import Example, SampleError
 from clipjax.data.storage.text_files import not_utf8
-from clipjax.data.transforms.ranges import count
 from clipjax.ranges import (
     FRACTION,
     PATTERNS,
@@ -25,6 +24,7 @@ from clipjax.ranges import (
     Rule,
     Text,
     check_fields,
+    count,
     show,
 )
 

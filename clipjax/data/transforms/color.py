@@ -8,40 +8,15 @@ from typing import ClassVar
 import numpy as np
 from PIL import ImageFilter
 
+from clipjax.color_strengths import ColorStrengths
 from clipjax.data.images.preprocess import as_array, as_pil, lay_on, to_rgb
 from clipjax.data.source import Example
-from clipjax.data.transforms.ranges import STRENGTH, Span
-from clipjax.ranges import FRACTION, Number, Rule, check_fields
+from clipjax.ranges import FRACTION, STRENGTH, Number, Rule, Span, check_fields
 
 
 @dataclasses.dataclass(frozen=True)
-class ColorJitter:
-    """Hue, saturation, gain and offset, as one 3 x 3 matrix and one offset.
-
-    Args:
-        hue: largest turn either way, in degrees.
-        saturation: factor of the distance from grey.
-        gain: largest relative gain of all channels, either way.
-        channel_gain: largest relative gain of each channel, either way.
-        offset: largest offset of each channel either way, in 0..255.
-    """
-
-    hue: float = 12.0
-    saturation: tuple[float, float] = (0.6, 1.4)
-    gain: float = 0.15
-    channel_gain: float = 0.08
-    offset: float = 15.0
-
-    ranges: ClassVar[Mapping[str, Rule]] = {
-        "hue": STRENGTH,
-        "saturation": Span(),
-        "gain": STRENGTH,
-        "channel_gain": STRENGTH,
-        "offset": STRENGTH,
-    }
-
-    def __post_init__(self):
-        check_fields(self, self.ranges)
+class ColorJitter(ColorStrengths):
+    """Hue, saturation, gain and offset, as one 3 x 3 matrix and one offset."""
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         """Replaces the image by u8 `[height, width, 3]`."""

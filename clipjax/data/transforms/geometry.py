@@ -9,8 +9,17 @@ from PIL import Image
 
 from clipjax.data.images.preprocess import INTERPOLATIONS, Preprocess, as_array, as_pil, to_rgb
 from clipjax.data.source import Example
-from clipjax.data.transforms.ranges import STRENGTH, Span, count
-from clipjax.ranges import FRACTION, IMAGE_SIZE, Choice, FieldError, Rule, check_fields
+from clipjax.ranges import (
+    FRACTION,
+    IMAGE_SIZE,
+    STRENGTH,
+    Choice,
+    FieldError,
+    Rule,
+    Span,
+    check_fields,
+    count,
+)
 
 _INTERPOLATION = Choice(tuple(INTERPOLATIONS))
 _DECODE = Choice(("reference", "fast"))
