@@ -2,18 +2,20 @@
 
 A config is an `ml_collections.ConfigDict` made by `get_config(arg=None)`. It starts from
 `default_config()`, which writes every field out, so that each can be overridden on the command
-line (`--config.optimizer.learning_rate=3e-4`), and it stops at `clipjax/experiment.py`: code below
-takes plain arguments.
+line (`--config.optimizer.learning_rate=3e-4`), and it stops at `clipjax.experiment.resolve`: all
+that follows takes what that gives.
 """
 
 import ast
+import dataclasses
 import math
+import types
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from ml_collections import ConfigDict, config_dict
 
-from clipjax.config_fields import EVAL_FIELDS, FIELDS
+from clipjax.config_fields import EVAL_FIELDS, FIELDS, Settings
 from clipjax.ranges import Group, Number, hint, is_list, show, unknown_key
 
 
@@ -22,85 +24,32 @@ def default_config() -> ConfigDict:
 
     One that None switches off is a placeholder or a reference: these take None and their type.
     """
+    return _as_config(Settings())
+
+
+def _as_config(group: Any) -> ConfigDict:
     config = ConfigDict()
-    config.seed = 0
-    config.batch_size = 1024
-    config.total_steps = 10_000
-    config.micro_batch_size = config_dict.placeholder(int)
+    for field in dataclasses.fields(group):
+        value = getattr(group, field.name)
+        kinds = get_args(field.type) if isinstance(field.type, types.UnionType) else ()
+        if dataclasses.is_dataclass(value):
+            value = _as_config(value)
+        elif types.NoneType in kinds:
+            kind = kinds[0] if kinds[0] in (int, float) else object
+            value = config_dict.FieldReference(value, field_type=kind)
+        elif isinstance(value, Mapping):
+            value = _free_group(value)
+        config[field.name] = value
+    return config
 
-    config.model = ConfigDict()
-    config.model.name = "ViT-B-32"
-    config.model.image_size = config_dict.placeholder(int)  # None: as the row says
-    config.model.image = ConfigDict({"patch_dropout": 0.0})
-    config.model.text = ConfigDict({"context_length": config_dict.placeholder(int)})
-    # Empty, so that `config.model.tokenizer.model = ...` has a place; see `stored`.
-    config.model.tokenizer = ConfigDict()
-    config.model.preprocess = ConfigDict()
-    config.model.logit_scale = ConfigDict()
-    config.dtype = "bfloat16"
-    config.scan_layers = True
-    config.remat = "dots"
-    config.stages = ()
 
-    config.data = ConfigDict()
-    config.data.source = ""
-    config.data.transforms = ()
-    config.data.device_color_jitter = config_dict.placeholder(object)
-    config.data.num_workers = 2
-    config.data.workers = "threads"
-    config.data.token_cache_bytes = 256 << 20
-    config.data.prefetch = 2
-    config.data.max_bad_fraction = 0.001
-
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
-    config.sharding = "zero1"
-    config.logical_axes = ()
-
-    config.loss = ConfigDict()
-    config.loss.name = "clip"
-    config.loss.layout = "auto"
-    config.loss.tile_size = config_dict.placeholder(int)
-
-    config.optimizer = ConfigDict()
-    config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 5e-4
-    config.optimizer.b1 = 0.9
-    config.optimizer.b2 = 0.98
-    config.optimizer.eps = 1e-6
-    config.optimizer.weight_decay = 0.2
-    config.optimizer.decay_mask = "openai"
-    config.optimizer.clip_norm = config_dict.placeholder(float)
-    config.optimizer.mu_dtype = "float32"
-    config.optimizer.freeze = ()
-    config.optimizer.lr_scale = ()
-    config.optimizer.ema_decay = config_dict.placeholder(float)
-
-    config.schedule = ConfigDict()
-    config.schedule.name = "cosine"
-    config.schedule.warmup_steps = 2000
-    config.schedule.end_fraction = 0.0
-
-    config.max_skipped_in_a_row = 5
-
-    config.evals = ConfigDict()
-    config.checkpoint = ConfigDict({"every_steps": 1000, "keep": 3})
-    config.checkpoint.keep_every = config_dict.placeholder(int)
-    config.log_every = 50
-    config.tensorboard = True
-    config.report = True
-    config.hang_timeout_s = config_dict.FieldReference(1800.0, field_type=float)  # None is off
-
-    config.init = ConfigDict({"checkpoint": ""})
-    config.init.lock_image = False
-    config.init.rename = ()
-    config.init.drop = ()
-    config.init.initialise = ()
-    config.init.override = ()
-    config.plugins = ()
-    config.resume = ""
-    config.allow_config_change = False
-
-    config.target = ConfigDict()
+def _free_group(fields: Mapping[str, Any]) -> ConfigDict:
+    """A group whose fields a row of the zoo has; None, as the row says, is a size."""
+    config = ConfigDict()
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            value = _free_group(value)
+        config[name] = config_dict.placeholder(int) if value is None else value
     return config
 
 
@@ -149,11 +98,18 @@ def _parse_value(key: str, text: str, default: Any) -> Any:
     return value
 
 
-def validate(config: ConfigDict) -> None:
+def validate(config: ConfigDict, *, needs_data: bool = True) -> Settings:
     """Checks keys, types and ranges of a config, before any device or file is touched.
 
     What the parts of a config (model, transforms, evaluations) may hold, their constructors know:
-    `clipjax.experiment.check_config` asks them, too.
+    `clipjax.experiment.resolve` asks them, too.
+
+    Args:
+        config: of `get_config`, with overrides.
+        needs_data: whether config.data.source must be given.
+
+    Returns:
+        The config, typed.
 
     Raises:
         ValueError: what was found, what is allowed, and the config path.
@@ -163,37 +119,59 @@ def validate(config: ConfigDict) -> None:
     _check_plain(plain, "config")
     _check_evals(plain["evals"])
     _check_numbers_of(plain["target"])
-    if not config.data.source:
+    settings = _typed(Settings, plain)
+    if needs_data and not settings.data.source:
         raise ValueError("config.data.source is empty; give kind:where[:split], see docs/data.md")
-    sizes = list(plain["mesh"].values())
-    if sizes.count(-1) > 1:
-        raise ValueError(f"config.mesh = {plain['mesh']}: one of the sizes may be -1")
-    batch_axes = config.mesh.data, config.mesh.fsdp
-    if -1 not in batch_axes and config.batch_size % (batch_axes[0] * batch_axes[1]):
+    check_together(settings)
+    return settings
+
+
+def check_together(settings: Settings) -> None:
+    """Checks the fields that depend on one another.
+
+    Raises:
+        ValueError: names them, with their values.
+    """
+    mesh = settings.mesh
+    sizes = dataclasses.asdict(mesh)
+    if list(sizes.values()).count(-1) > 1:
+        raise ValueError(f"config.mesh = {sizes}: one of the sizes may be -1")
+    if -1 not in (mesh.data, mesh.fsdp) and settings.batch_size % (mesh.data * mesh.fsdp):
         raise ValueError(
-            f"config.batch_size = {config.batch_size} does not divide over config.mesh data x fsdp "
-            f"= {batch_axes[0]} x {batch_axes[1]}; choose a multiple of their product"
+            f"config.batch_size = {settings.batch_size} does not divide over config.mesh data x "
+            f"fsdp = {mesh.data} x {mesh.fsdp}; choose a multiple of their product"
         )
-    micro = config.micro_batch_size
-    if micro is not None and config.batch_size % micro:
+    micro = settings.micro_batch_size
+    if micro is not None and settings.batch_size % micro:
         raise ValueError(
             f"config.micro_batch_size = {micro} does not divide "
-            f"config.batch_size = {config.batch_size}"
+            f"config.batch_size = {settings.batch_size}"
         )
-    if config.schedule.warmup_steps >= config.total_steps:
+    if settings.schedule.warmup_steps >= settings.total_steps:
         raise ValueError(
-            f"config.schedule.warmup_steps = {config.schedule.warmup_steps} is not below "
-            f"config.total_steps = {config.total_steps}; lower it, or train longer"
+            f"config.schedule.warmup_steps = {settings.schedule.warmup_steps} is not below "
+            f"config.total_steps = {settings.total_steps}; lower it, or train longer"
         )
-    if config.loss.layout == "dense" and config.loss.tile_size is not None:
+    if settings.loss.layout == "dense" and settings.loss.tile_size is not None:
         raise ValueError(
-            f"config.loss.tile_size = {config.loss.tile_size} and config.loss.layout = 'dense', "
+            f"config.loss.tile_size = {settings.loss.tile_size} and config.loss.layout = 'dense', "
             "which has no tiles: set the first to None, or take another layout"
         )
-    if config.init.lock_image and not config.init.checkpoint:
+    if settings.init.lock_image and not settings.init.checkpoint:
         raise ValueError(
             "config.init.lock_image locks a loaded image tower; give config.init.checkpoint"
         )
+
+
+def _typed(group: Any, plain: Mapping[str, Any]) -> Any:
+    """A group of plain data as its dataclass; a list becomes a tuple."""
+    values = {}
+    for field in dataclasses.fields(group):
+        value = plain[field.name]
+        if dataclasses.is_dataclass(field.type):
+            value = _typed(field.type, value)
+        values[field.name] = tuple(value) if isinstance(value, list) else value
+    return group(**values)
 
 
 def _check_plain(value: Any, path: str) -> None:
@@ -264,9 +242,9 @@ def to_plain(value: Any) -> Any:
     return value
 
 
-def stored(config: ConfigDict) -> dict[str, Any]:
+def stored(settings: Settings) -> dict[str, Any]:
     """The config as a checkpoint holds it: empty groups of the model are left out."""
-    plain = to_plain(config)
+    plain = to_plain(dataclasses.asdict(settings))
     plain["model"] = {key: value for key, value in plain["model"].items() if value != {}}
     return plain
 

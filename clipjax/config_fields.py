@@ -1,11 +1,13 @@
-"""Every field of a config: what it may hold, and what it means.
+"""Every field of a config: its type and default, what it may hold, and what it means.
 
-The defaults are `clipjax.config.default_config()`; a test holds the two, and the table in
-docs/configs.md, together. Parts with fields of their own (towers, transforms, evaluations) have the
-ranges of those in their constructors.
+`Settings` is a config typed, grouped as it is written; `clipjax.config.default_config()` is made of
+it. A test holds it and the table in docs/configs.md together. Parts with fields of their own
+(towers, transforms, evaluations) have the ranges of those in their constructors.
 """
 
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 from clipjax.ranges import (
     FRACTION,
@@ -39,120 +41,235 @@ class Field(NamedTuple):
     meaning: str
 
 
-FIELDS: dict[str, Field] = {
-    "seed": Field(whole(0, 2**63 - 1), "of the parameters, the order of the data and all draws"),
-    "batch_size": Field(whole(), "examples a step, over all devices"),
-    "total_steps": Field(whole(), "optimizer steps"),
-    "micro_batch_size": Field(
-        Optional(whole(), "the whole batch"),
-        "examples whose towers run at once (gradient caching); divides `batch_size`",
-    ),
-    "model": Field(
-        Group("see docs/models.md"),
-        "`name`: a row of `clipjax models`; or `checkpoint`, for the model of `init.checkpoint`; "
-        "or another name, with every field given. Other fields differ from the row's",
-    ),
-    "dtype": Field(DTYPES, "of the computation; parameters and statistics are float32"),
-    "scan_layers": Field(Flag(), "one compiled layer, scanned; False unrolls"),
-    "remat": Field(Choice(("none", "dots", "full")), "what the backward pass computes again"),
-    "stages": Field(
-        Many(Group("of a stage"), "dicts, see below"),
-        "smaller images, shorter texts or fewer patches up to a step; then the model's own size",
-    ),
-    "data.source": Field(SPEC, "see docs/data.md"),
-    "data.transforms": Field(
-        Many(Group("with a `name`"), "dicts with a `name`"), "see docs/data.md"
-    ),
-    "data.device_color_jitter": Field(
+def _field(default: Any, allowed: Rule, meaning: str) -> Any:
+    """A field of a group: a dict as default is copied."""
+    about = {"field": Field(allowed, meaning)}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=lambda: dict(default), metadata=about)
+    return dataclasses.field(default=default, metadata=about)
+
+
+def _fields_of(group: Any, prefix: str = "") -> Iterator[tuple[str, Field]]:
+    """Yields (dotted path, field) of a group and of those inside it."""
+    for field in dataclasses.fields(group):
+        if dataclasses.is_dataclass(field.type):
+            yield from _fields_of(field.type, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", field.metadata["field"]
+
+
+# Empty groups are there so that `config.model.tokenizer.model = ...` has a place; see `stored`.
+_MODEL: dict[str, Any] = {
+    "name": "ViT-B-32",
+    "image_size": None,  # as the row says
+    "image": {"patch_dropout": 0.0},
+    "text": {"context_length": None},
+    "tokenizer": {},
+    "preprocess": {},
+    "logit_scale": {},
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """config.data: what a run trains on and how it is read."""
+
+    source: str | Mapping[str, Any] = _field("", SPEC, "see docs/data.md")
+    transforms: tuple[Any, ...] = _field(
+        (), Many(Group("with a `name`"), "dicts with a `name`"), "see docs/data.md"
+    )
+    device_color_jitter: Mapping[str, Any] | None = _field(
+        None,
         Optional(Group("of fields of `color_jitter`")),
         "the devices then do it instead of the workers, on images of one size as they enter the "
         "model; {} takes the defaults",
-    ),
-    "data.num_workers": Field(whole(0, 1024), "a host, that decode and augment"),
-    "data.workers": Field(Choice(("threads", "processes")), "what the workers are"),
-    "data.token_cache_bytes": Field(
-        whole(0, 2**50), "a host, of ids of captions met before; 0 keeps none"
-    ),
-    "data.prefetch": Field(whole(0, 1024), "batches made ahead"),
-    "data.max_bad_fraction": Field(
-        FRACTION, "of unusable examples in a window, before the run stops"
-    ),
-    "mesh.data": Field(DEVICES, "devices that share the batch; one axis may be -1"),
-    "mesh.fsdp": Field(DEVICES, "devices that share the batch and cut the parameters"),
-    "mesh.tensor": Field(DEVICES, "devices that cut heads, MLPs and vocabulary"),
-    "sharding": Field(
-        Choice(("replicated", "zero1", "fsdp", "tensor")), "which table; see docs/sharding.md"
-    ),
-    "logical_axes": Field(
-        Many(Free("a pair"), "pairs (logical axis, mesh axis)"), "rules that precede the table's"
-    ),
-    "loss.name": Field(Text("`clip` or `siglip`"), "softmax or sigmoid; see docs/losses.md"),
-    "loss.layout": Field(
-        Choice(("auto", "dense", "gather", "grid", "ring")), "how devices share the pairs"
-    ),
-    "loss.tile_size": Field(Optional(whole(), "chosen"), "columns a tile"),
-    "optimizer.name": Field(Text("`adamw` or `lion`"), "the direction of a step"),
-    "optimizer.learning_rate": Field(Number(0, 1e6), "at the end of the warm-up"),
-    "optimizer.b1": Field(RATE, "decay of the first moment"),
-    "optimizer.b2": Field(RATE, "decay of the second moment"),
-    "optimizer.eps": Field(Number(1e-30, 1), "added to the root of the second moment"),
-    "optimizer.weight_decay": Field(Number(0, 1e6), "decoupled, times the learning rate"),
-    "optimizer.decay_mask": Field(
-        Choice(("openai", "openclip", "openclip_legacy", "kernels", "all")), "what is decayed"
-    ),
-    "optimizer.clip_norm": Field(
-        Optional(Number(1e-30, 1e30)), "largest norm of the global gradient"
-    ),
-    "optimizer.mu_dtype": Field(DTYPES, "of the first moment"),
-    "optimizer.freeze": Field(PATTERNS, "parameters that stay fixed"),
-    "optimizer.lr_scale": Field(
+    )
+    num_workers: int = _field(2, whole(0, 1024), "a host, that decode and augment")
+    workers: str = _field("threads", Choice(("threads", "processes")), "what the workers are")
+    token_cache_bytes: int = _field(
+        256 << 20, whole(0, 2**50), "a host, of ids of captions met before; 0 keeps none"
+    )
+    prefetch: int = _field(2, whole(0, 1024), "batches made ahead")
+    max_bad_fraction: float = _field(
+        0.001, FRACTION, "of unusable examples in a window, before the run stops"
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshSettings:
+    """config.mesh: devices along each axis."""
+
+    data: int = _field(-1, DEVICES, "devices that share the batch; one axis may be -1")
+    fsdp: int = _field(1, DEVICES, "devices that share the batch and cut the parameters")
+    tensor: int = _field(1, DEVICES, "devices that cut heads, MLPs and vocabulary")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossSettings:
+    """config.loss."""
+
+    name: str = _field("clip", Text("`clip` or `siglip`"), "softmax or sigmoid; see docs/losses.md")
+    layout: str = _field(
+        "auto", Choice(("auto", "dense", "gather", "grid", "ring")), "how devices share the pairs"
+    )
+    tile_size: int | None = _field(None, Optional(whole(), "chosen"), "columns a tile")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """config.optimizer."""
+
+    name: str = _field("adamw", Text("`adamw` or `lion`"), "the direction of a step")
+    learning_rate: float = _field(5e-4, Number(0, 1e6), "at the end of the warm-up")
+    b1: float = _field(0.9, RATE, "decay of the first moment")
+    b2: float = _field(0.98, RATE, "decay of the second moment")
+    eps: float = _field(1e-6, Number(1e-30, 1), "added to the root of the second moment")
+    weight_decay: float = _field(0.2, Number(0, 1e6), "decoupled, times the learning rate")
+    decay_mask: str = _field(
+        "openai",
+        Choice(("openai", "openclip", "openclip_legacy", "kernels", "all")),
+        "what is decayed",
+    )
+    clip_norm: float | None = _field(
+        None, Optional(Number(1e-30, 1e30)), "largest norm of the global gradient"
+    )
+    mu_dtype: str = _field("float32", DTYPES, "of the first moment")
+    freeze: tuple[Any, ...] = _field((), PATTERNS, "parameters that stay fixed")
+    lr_scale: tuple[Any, ...] = _field(
+        (),
         Many(Pair(Pattern(), Number(0, 1e6)), "pairs (regular expression, factor from 0)"),
         "factors of the learning rate; the first that matches a parameter counts",
-    ),
-    "optimizer.ema_decay": Field(Optional(RATE), "of the averaged parameters"),
-    "schedule.name": Field(Text("`cosine` or `constant`"), "after the warm-up"),
-    "schedule.warmup_steps": Field(whole(0), "from 0 to the learning rate; below `total_steps`"),
-    "schedule.end_fraction": Field(FRACTION, "of the learning rate, at `total_steps`"),
-    "max_skipped_in_a_row": Field(
-        whole(), "steps with a loss or gradient that is not finite, before the run stops"
-    ),
-    "evals": Field(Group("name -> dict with `name` and `source`"), "see docs/evaluation.md"),
-    "checkpoint.every_steps": Field(whole(), "steps from one to the next"),
-    "checkpoint.keep": Field(whole(), "of the newest"),
-    "checkpoint.keep_every": Field(Optional(whole()), "multiples of this step are never deleted"),
-    "log_every": Field(whole(), "steps"),
-    "tensorboard": Field(Flag(), "event files beside metrics.jsonl"),
-    "report": Field(Flag(), "report.html at the end"),
-    "hang_timeout_s": Field(
-        Optional(Number(0, 1e9, open_low=True)), "no finished step in this time ends the process"
-    ),
-    "init.checkpoint": Field(
+    )
+    ema_decay: float | None = _field(None, Optional(RATE), "of the averaged parameters")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScheduleSettings:
+    """config.schedule: of the learning rate."""
+
+    name: str = _field("cosine", Text("`cosine` or `constant`"), "after the warm-up")
+    warmup_steps: int = _field(2000, whole(0), "from 0 to the learning rate; below `total_steps`")
+    end_fraction: float = _field(0.0, FRACTION, "of the learning rate, at `total_steps`")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointSettings:
+    """config.checkpoint: when a run saves and what it keeps."""
+
+    every_steps: int = _field(1000, whole(), "steps from one to the next")
+    keep: int = _field(3, whole(), "of the newest")
+    keep_every: int | None = _field(
+        None, Optional(whole()), "multiples of this step are never deleted"
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InitSettings:
+    """config.init: the parameters to start from."""
+
+    checkpoint: str = _field(
+        "",
         Text("a workdir or a step's folder; empty: a random start"),
         "parameters to start from; see docs/fine_tuning.md",
-    ),
-    "init.lock_image": Field(Flag(), "LiT: the image tower stays as loaded"),
-    "init.rename": Field(
+    )
+    lock_image: bool = _field(False, Flag(), "LiT: the image tower stays as loaded")
+    rename: tuple[Any, ...] = _field(
+        (),
         Many(Pair(Pattern(), Text()), "pairs (regular expression, replacement)"),
         "of the checkpoint's leaves",
-    ),
-    "init.drop": Field(PATTERNS, "leaves of the checkpoint that are left out"),
-    "init.initialise": Field(PATTERNS, "leaves of the model that keep their random start"),
-    "init.override": Field(
-        Many(Text(may_be_empty=False), "texts"), "dotted keys of the model contract that may differ"
-    ),
-    "plugins": Field(
+    )
+    drop: tuple[Any, ...] = _field((), PATTERNS, "leaves of the checkpoint that are left out")
+    initialise: tuple[Any, ...] = _field(
+        (), PATTERNS, "leaves of the model that keep their random start"
+    )
+    override: tuple[Any, ...] = _field(
+        (),
+        Many(Text(may_be_empty=False), "texts"),
+        "dotted keys of the model contract that may differ",
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """A whole config, typed and grouped as it is written; the defaults are here."""
+
+    seed: int = _field(
+        0, whole(0, 2**63 - 1), "of the parameters, the order of the data and all draws"
+    )
+    batch_size: int = _field(1024, whole(), "examples a step, over all devices")
+    total_steps: int = _field(10_000, whole(), "optimizer steps")
+    micro_batch_size: int | None = _field(
+        None,
+        Optional(whole(), "the whole batch"),
+        "examples whose towers run at once (gradient caching); divides `batch_size`",
+    )
+    model: Mapping[str, Any] = _field(
+        _MODEL,
+        Group("see docs/models.md"),
+        "`name`: a row of `clipjax models`; or `checkpoint`, for the model of `init.checkpoint`; "
+        "or another name, with every field given. Other fields differ from the row's",
+    )
+    dtype: str = _field(
+        "bfloat16", DTYPES, "of the computation; parameters and statistics are float32"
+    )
+    scan_layers: bool = _field(True, Flag(), "one compiled layer, scanned; False unrolls")
+    remat: str = _field(
+        "dots", Choice(("none", "dots", "full")), "what the backward pass computes again"
+    )
+    stages: tuple[Any, ...] = _field(
+        (),
+        Many(Group("of a stage"), "dicts, see below"),
+        "smaller images, shorter texts or fewer patches up to a step; then the model's own size",
+    )
+    data: DataSettings = dataclasses.field(default_factory=DataSettings)
+    mesh: MeshSettings = dataclasses.field(default_factory=MeshSettings)
+    sharding: str = _field(
+        "zero1",
+        Choice(("replicated", "zero1", "fsdp", "tensor")),
+        "which table; see docs/sharding.md",
+    )
+    logical_axes: tuple[Any, ...] = _field(
+        (),
+        Many(Free("a pair"), "pairs (logical axis, mesh axis)"),
+        "rules that precede the table's",
+    )
+    loss: LossSettings = dataclasses.field(default_factory=LossSettings)
+    optimizer: OptimizerSettings = dataclasses.field(default_factory=OptimizerSettings)
+    schedule: ScheduleSettings = dataclasses.field(default_factory=ScheduleSettings)
+    max_skipped_in_a_row: int = _field(
+        5, whole(), "steps with a loss or gradient that is not finite, before the run stops"
+    )
+    evals: Mapping[str, Any] = _field(
+        {}, Group("name -> dict with `name` and `source`"), "see docs/evaluation.md"
+    )
+    checkpoint: CheckpointSettings = dataclasses.field(default_factory=CheckpointSettings)
+    log_every: int = _field(50, whole(), "steps")
+    tensorboard: bool = _field(True, Flag(), "event files beside metrics.jsonl")
+    report: bool = _field(True, Flag(), "report.html at the end")
+    hang_timeout_s: float | None = _field(
+        1800.0,
+        Optional(Number(0, 1e9, open_low=True)),
+        "no finished step in this time ends the process",
+    )
+    init: InitSettings = dataclasses.field(default_factory=InitSettings)
+    plugins: tuple[Any, ...] = _field(
+        (),
         Many(Text(may_be_empty=False), "texts"),
         "modules of your own, `my_lab.towers`, that the model of `init.checkpoint` may name; what "
         "a config names itself needs no permission",
-    ),
-    "resume": Field(
-        Text("a workdir; empty: this one"), "another run, whose newest checkpoint is continued"
-    ),
-    "allow_config_change": Field(Flag(), "resume although the recipe differs"),
-    "target": Field(
-        Group("metric -> number, or a tuple of numbers"), "published values that the recipe aims at"
-    ),
-}
+    )
+    resume: str = _field(
+        "", Text("a workdir; empty: this one"), "another run, whose newest checkpoint is continued"
+    )
+    allow_config_change: bool = _field(False, Flag(), "resume although the recipe differs")
+    target: Mapping[str, Any] = _field(
+        {},
+        Group("metric -> number, or a tuple of numbers"),
+        "published values that the recipe aims at",
+    )
+
+
+FIELDS: dict[str, Field] = dict(_fields_of(Settings))
 
 # Of an entry of config.evals, besides those of the evaluation that its `name` is.
 EVAL_FIELDS: dict[str, Field] = {

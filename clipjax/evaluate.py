@@ -53,8 +53,8 @@ def evaluate(experiment: Experiment, names: Sequence[str]) -> dict[str, float]:
     step_dir = resolve_checkpoint(experiment.workdir)
     manifest = read_manifest(step_dir)
     check_contract(manifest.contract, experiment.metadata["contract"])
-    scan_layers = experiment.metadata["config"]["scan_layers"]
-    params = load_variables(step_dir, stack_layers if scan_layers else unstack_layers)
+    to_layout = stack_layers if experiment.settings.scan_layers else unstack_layers
+    params = load_variables(step_dir, to_layout)
     sha256 = _announce(step_dir, chosen)
     with experiment.program.scope():
         results = run_evals(chosen, params)

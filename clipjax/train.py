@@ -43,7 +43,7 @@ from clipjax.evals.running import (
     run_evals,
     write_results,
 )
-from clipjax.experiment import Experiment, Program, config_hash
+from clipjax.experiment import Experiment, Program
 from clipjax.metric_writers import ProgressBar, make_writer
 from clipjax.partitioning import global_batch
 from clipjax.report.writing import REPORT, collect_found, collect_predictions, write_report
@@ -69,12 +69,14 @@ def train(experiment: Experiment) -> TrainState:
         NumericError: the gradient was not finite for too many steps.
         ValueError, CheckpointSaveError, ...: see the parts; nothing goes on silently.
     """
+    settings, init = experiment.settings, experiment.resolved.init
     distributed.agree(
         {
             "clipjax version": __version__,
             "jax version": jax.__version__,
-            "config": config_hash(experiment.metadata),
+            "config": experiment.resolved.config_sha256,
             "dataset": experiment.metadata["dataset_fingerprint"],
+            "step of config.init.checkpoint": init.step_dir.name if init is not None else "",
         }
     )
     experiment.workdir.mkdir(parents=True, exist_ok=True)
@@ -82,8 +84,8 @@ def train(experiment: Experiment) -> TrainState:
         manager = stack.enter_context(
             CheckpointManager(
                 experiment.workdir / CHECKPOINTS,
-                keep=experiment.checkpoint_keep,
-                keep_every=experiment.checkpoint_keep_every,
+                keep=settings.checkpoint.keep,
+                keep_every=settings.checkpoint.keep_every,
                 metadata=experiment.metadata,
             )
         )
@@ -92,17 +94,17 @@ def train(experiment: Experiment) -> TrainState:
         start = find_start(
             manager,
             experiment.program.abstract_state,
-            lambda: experiment.program.create_state(experiment.seed),
-            resume=experiment.resume,
+            lambda: experiment.program.create_state(settings.seed),
+            resume=settings.resume,
             load_init=experiment.load_init,
         )
         _announce(experiment, start.step, start.source)
-        if start.step > experiment.total_steps:
+        if start.step > settings.total_steps:
             raise ValueError(
                 f"{experiment.workdir} stands at step {start.step}, after config.total_steps = "
-                f"{experiment.total_steps}; raise it, or give another --workdir"
+                f"{settings.total_steps}; raise it, or give another --workdir"
             )
-        if start.step < experiment.total_steps:
+        if start.step < settings.total_steps:
             manager.check_free_space(count_bytes(experiment.program.abstract_state))
         if manager.restored is not None and manager.restored.bad_examples:
             experiment.loader.restore_bad(manager.restored.bad_examples)
@@ -115,7 +117,7 @@ def _announce(experiment: Experiment, step: int, source: str) -> None:
     program = experiment.program
     params = count_parameters(program.abstract_state.params)
     device = program.mesh.devices.flat[0]
-    logging.info("%s", program.report)
+    logging.info("%s", program.optimizer_summary)
     logging.info(
         "devices: %d x %s (%s) of %d host%s",
         program.mesh.devices.size,
@@ -131,7 +133,7 @@ def _announce(experiment: Experiment, step: int, source: str) -> None:
         dict(program.mesh.shape),
         f"{len(experiment.loader.source):,}",
         step,
-        experiment.total_steps,
+        experiment.settings.total_steps,
         source,
     )
 
@@ -155,18 +157,18 @@ class _Loop:
     def __init__(
         self, experiment: Experiment, manager: CheckpointManager, stack: ExitStack, start: int
     ) -> None:
-        self.experiment = experiment
+        self.experiment, self.settings = experiment, experiment.settings
         self.manager = manager
         self.writer = make_writer(
-            experiment.workdir, start_step=start, tensorboard=experiment.tensorboard
+            experiment.workdir, start_step=start, tensorboard=self.settings.tensorboard
         )
         stack.callback(self.writer.close)
         self.progress = ProgressBar(
-            experiment.total_steps, batch_size=experiment.batch_size, start_step=start
+            self.settings.total_steps, batch_size=self.settings.batch_size, start_step=start
         )
         stack.callback(self.progress.close)
         self.guard = stack.enter_context(faults.PreemptionGuard())
-        self.watchdog = stack.enter_context(faults.Watchdog(experiment.hang_timeout_s))
+        self.watchdog = stack.enter_context(faults.Watchdog(self.settings.hang_timeout_s))
         self.devices = DeviceClock()
         stack.callback(self.devices.close)
         self.start = start
@@ -177,18 +179,18 @@ class _Loop:
         self.pending: tuple[int, Any] | None = None  # metrics on the device, and their step
 
     def run(self, state: TrainState) -> TrainState:
-        experiment = self.experiment
-        batches = experiment.loader.iterate(self.start)
-        for step in range(self.start, experiment.total_steps + 1):
+        settings = self.settings
+        batches = self.experiment.loader.iterate(self.start)
+        for step in range(self.start, settings.total_steps + 1):
             faults.point("loop.step", step)
             self.evaluate(step, state)
             self.save(step, state)
-            if step == experiment.total_steps:
+            if step == settings.total_steps:
                 break
             batch = self.next_batch(batches)
             state, metrics = self.step(step, state, batch)
             self.flush()  # of an earlier step: the device is busy with this one
-            if (step + 1) % experiment.log_every == 0 or step + 1 == experiment.total_steps:
+            if (step + 1) % settings.log_every == 0 or step + 1 == settings.total_steps:
                 self.pending = (step + 1, metrics)
             # The first loss is fetched by itself, so that the first line has one.
             first = {"loss": jax.device_get(metrics["loss"])} if step == self.start else None
@@ -199,7 +201,7 @@ class _Loop:
 
     def evaluate(self, step: int, state: TrainState) -> None:
         """Runs the evaluations that are due on state_step."""
-        last = step == self.experiment.total_steps
+        last = step == self.settings.total_steps
         if step == self.start and step > 0 and not (last and self.lacks_results(step)):
             return  # what was due at this step ran before the save that this run starts from
         # Step 0 of a fine-tuning is the baseline: what its parameters could do before it.
@@ -238,8 +240,8 @@ class _Loop:
         """Saves state_step if it is due; stops the run if it was asked to."""
         self.manager.check_for_errors()
         stop = self.guard.should_stop(step)
-        last = step == self.experiment.total_steps
-        due = step > self.start and step % self.experiment.checkpoint_every == 0
+        last = step == self.settings.total_steps
+        due = step > self.start and step % self.settings.checkpoint.every_steps == 0
         if stop or last or due:
             self.flush()  # a run that goes on from here does not write this step's metrics again
             bad = add_states(distributed.gather(self.experiment.loader.bad_state()))
@@ -286,7 +288,7 @@ class _Loop:
         metrics = {name: value.item() for name, value in jax.device_get(device_metrics).items()}
         now = time.monotonic()
         seconds, steps = max(now - self.clock, 1e-9), step - self.logged_step
-        metrics["samples_per_s"] = steps * self.experiment.batch_size / seconds
+        metrics["samples_per_s"] = steps * self.settings.batch_size / seconds
         metrics["data_wait_fraction"] = self.data_wait_s / seconds
         program = self.experiment.program
         if len(program.stages) > 1:
@@ -298,7 +300,7 @@ class _Loop:
         self.clock, self.logged_step, self.data_wait_s = now, step, 0.0
         self.writer.write(step, metrics)
         self.progress.update(step, {"loss": metrics["loss"]})
-        if metrics["skipped_in_a_row"] >= self.experiment.max_skipped_in_a_row:
+        if metrics["skipped_in_a_row"] >= self.settings.max_skipped_in_a_row:
             raise NumericError(
                 f"loss or gradient was not finite in {metrics['skipped_in_a_row']:.0f} steps in a "
                 f"row up to step {step}; the last checkpoint is from before them. Lower "
@@ -310,15 +312,15 @@ class _Loop:
         """Waits for the last save, then writes the report."""
         self.manager.wait_until_finished()
         if distributed.is_lead() and read_document(self.experiment.workdir).get(SAVED, "") is None:
-            self.write_results(self.experiment.total_steps, ())  # whose checkpoint is saved now
+            self.write_results(self.settings.total_steps, ())  # whose checkpoint is saved now
         path = self.experiment.workdir / REPORT
         results = self.experiment.workdir / RESULTS
         is_done = (
-            self.start == self.experiment.total_steps
+            self.start == self.settings.total_steps
             and path.exists()
             and (not results.exists() or path.stat().st_mtime >= results.stat().st_mtime)
         )
-        if not self.experiment.report or is_done:
+        if not self.settings.report or is_done:
             return
         params = eval_params(state)
         predictions = collect_predictions(self.experiment.evals, params)

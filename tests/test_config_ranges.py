@@ -13,7 +13,7 @@ from clipjax.config_fields import EVAL_FIELDS, FIELDS
 from clipjax.data.loading.loader import WORKERS
 from clipjax.data.transforms import TRANSFORMS, make_transforms
 from clipjax.evals import EVALS
-from clipjax.experiment.checks import EVAL_RUNTIME
+from clipjax.experiment.resolving import EVAL_RUNTIME
 from clipjax.layers.transformer import REMAT_POLICIES
 from clipjax.losses.layouts import LAYOUTS
 from clipjax.models import IMAGE_ENCODERS, MODELS, TEXT_ENCODERS, build_model, resolve_spec

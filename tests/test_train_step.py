@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from clipjax import partitioning
 from clipjax.config import default_config
 from clipjax.evals import make_encode_fns
-from clipjax.experiment import build_program
+from clipjax.experiment import build_program, resolve
 from clipjax.losses import make_loss
 from clipjax.plan.compiling import compile_step
 from clipjax.plan.flops import count_flops
@@ -78,7 +78,7 @@ def make_batch(step=0, size=16):
 
 def build(config, num_devices=1):
     with jax.default_matmul_precision("highest"):
-        return build_program(config, jax.devices()[:num_devices])
+        return build_program(resolve(config), jax.devices()[:num_devices])
 
 
 def run(program, steps, batches=make_batch):

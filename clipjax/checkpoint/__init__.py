@@ -16,6 +16,7 @@ from clipjax.checkpoint.manager import CheckpointManager, CheckpointSaveError
 from clipjax.checkpoint.manifest import (
     DamagedCheckpointError,
     Manifest,
+    digest,
     manifest_digest,
     read_manifest,
     verify_files,
@@ -57,6 +58,7 @@ __all__ = [
     "choose_step",
     "naming_older_steps",
     "compiled",
+    "digest",
     "find_start",
     "load_model_state",
     "load_params",

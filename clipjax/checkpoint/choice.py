@@ -5,6 +5,7 @@ reads a checkpoint takes the newest finished step, and hears of newer ones that 
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,16 @@ class Choice:
     step_dir: Path
     passed_over: tuple[str, ...] = ()
 
+    @functools.cached_property
+    def manifest(self) -> manifests.Manifest:
+        """What the folder says that it holds, read once.
+
+        Raises:
+            DamagedCheckpointError: it is damaged; an older step is named, if there is one.
+        """
+        with naming_older_steps(self.step_dir):
+            return _read_own_manifest(self.step_dir)
+
     def warning(self) -> str:
         """What to say of the steps that were passed over; empty if there are none."""
         if not self.passed_over:
@@ -61,8 +72,7 @@ def resolve_checkpoint(path: str | os.PathLike[str]) -> Path:
     choice = choose_step(path)
     if choice.passed_over and is_lead():
         logging.warning("%s", choice.warning())
-    with naming_older_steps(choice.step_dir):
-        _read_own_manifest(choice.step_dir)
+    _ = choice.manifest  # it has to be whole
     return choice.step_dir
 
 

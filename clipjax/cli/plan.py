@@ -40,26 +40,24 @@ def main(argv: list[str]) -> int:
     from clipjax import plan as planning
     from clipjax.data.storage.files import check_writable, write
     from clipjax.data.storage.paths import data_path
+    from clipjax.experiment import resolve
 
     table = data_path(_JSON.value) if _JSON.value else None
     if table:
         check_writable(table)  # before the work
     topology = planning.make_topology(_TOPOLOGY.value)
-    config = _CONFIG.value
-    opening.put_into(config)
-    if not config.data.source:
-        with config.unlocked():
-            config.data.source = "synthetic:1"  # a plan reads no data, whatever its source
+    opening.put_into(_CONFIG.value)
+    resolved = resolve(_CONFIG.value, to_run=False)
     assumptions = planning.Assumptions(mfu=_MFU.value, price=_PRICE.value)
-    plan = planning.make_plan(config, topology)
+    plan = planning.make_plan(resolved, topology)
     show_page(planning.to_text(plan, assumptions))
     result = planning.to_json(plan, assumptions)
     if _SEARCH.value:
         candidates = planning.search_settings(
-            config, topology, plan, max_compilations=_COMPILATIONS.value
+            resolved, topology, plan, max_compilations=_COMPILATIONS.value
         )
         show_page(planning.settings_to_text(candidates, plan))
-        batch = planning.largest_batch(config, topology, plan)
+        batch = planning.largest_batch(resolved, topology, plan)
         show_page(planning.largest_batch_to_text(batch, plan))
         result["search"] = planning.search_to_json(candidates, batch)
     if table:

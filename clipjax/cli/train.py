@@ -8,7 +8,6 @@ from clipjax import distributed, faults
 from clipjax.cli import config_flag, opening
 from clipjax.cli.main import no_positional, print_results
 from clipjax.cli.output import show
-from clipjax.config import validate
 
 _CONFIG = config_flag.define()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; it resumes by itself.")
@@ -26,15 +25,13 @@ def main(argv: list[str]) -> int:
         if not flag.value:
             raise ValueError(f"--{flag.name} is missing: --config configs/x.py --workdir DIR")
     opening.put_into(_CONFIG.value)
-    validate(_CONFIG.value)  # a typo is found before a pod is joined
-    from clipjax.data.storage.files import local_path  # its imports take a while: not for --help
+    from clipjax.data.storage.files import local_path  # these imports take a while: not for --help
+    from clipjax.experiment import build_experiment, resolve
 
+    resolved = resolve(_CONFIG.value)  # a typo is found before a pod is joined
     mount = "mount the bucket, and give the folder that it is mounted at"
     workdir = local_path(_WORKDIR.value, way=f"{mount} as --workdir")
-    if _CONFIG.value.resume:
-        local_path(_CONFIG.value.resume, way=f"{mount} as config.resume")
-    distributed.initialize(_DISTRIBUTED.value)
-    # Only now: these import what uses JAX, and joining a cluster has to come before any use of it.
+    distributed.initialize(_DISTRIBUTED.value)  # nothing before it has touched a device
     from clipjax.checkpoint import (
         CheckpointSaveError,
         DamagedCheckpointError,
@@ -42,12 +39,11 @@ def main(argv: list[str]) -> int:
     )
     from clipjax.evals.running import read_results
     from clipjax.evaluate import evaluate
-    from clipjax.experiment import build_experiment
     from clipjax.report.writing import REPORT
     from clipjax.train import NumericError, PreemptedError, train
 
     try:
-        experiment = build_experiment(_CONFIG.value, workdir)
+        experiment = build_experiment(resolved, workdir)
         if _EVAL.value:
             results = evaluate(experiment, _EVAL.value)
         else:

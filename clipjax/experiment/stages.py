@@ -5,15 +5,17 @@ resizes learned image positions as it uses them and takes the first rows of the 
 So state, checkpoints and evaluations know nothing of stages.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from ml_collections import ConfigDict
 
-from clipjax.config import merge, to_plain
+from clipjax.config import merge
+from clipjax.config_fields import Settings
+from clipjax.data.loading.rows import DataStage
 from clipjax.models import build_model
 from clipjax.models.clip import CLIP
 from clipjax.ranges import IMAGE_SIZE, RATE, Group, Rule, check_known, whole
@@ -28,18 +30,38 @@ FIELDS: dict[str, Rule] = {
 }
 
 
-class StageSpec(NamedTuple):
-    """A stage as it was asked for.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Steps of a run whose batches have one shape.
+
+    `resolve` decides what a stage is; `build_program` gives it its step, `build_experiment` its
+    data.
 
     Attributes:
-        until_step: the first step that is not of this stage.
+        from_step: the first step of this stage.
+        until_step: the first step after it.
+        batch_size: examples a step, over all devices.
         spec: the model spec with the stage's sizes.
+        model: the module of the spec, over the parameters of the last stage's.
         path: where it stands in the config, for messages.
+        step: jitted (state, batch) -> (state, metrics); the state is donated. Stages of one spec
+            share it.
+        data: how its examples become rows of a batch.
     """
 
+    from_step: int
     until_step: int
+    batch_size: int
     spec: dict[str, Any]
+    model: CLIP
     path: str
+    step: Any = None
+    data: DataStage | None = None
+
+    @property
+    def num_steps(self) -> int:
+        """How many steps it has."""
+        return self.until_step - self.from_step
 
     @property
     def sizes(self) -> str:
@@ -50,118 +72,124 @@ class StageSpec(NamedTuple):
             f"patch dropout {dropout:g}"
         )
 
+    def batch_shapes(self, sharding: Any = None) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of a global batch."""
+        size, length = self.spec["image_size"], self.spec["text"]["context_length"]
+        rows = self.batch_size
+        return {
+            "image": jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8, sharding=sharding),
+            "text": jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=sharding),
+        }
 
-def stage_specs(config: ConfigDict, spec: Mapping[str, Any]) -> tuple[StageSpec, ...]:
+
+def make_stages(
+    settings: Settings, spec: Mapping[str, Any], *, plugins: Sequence[str] = ()
+) -> tuple[Stage, ...]:
     """Resolves config.stages; the last one is the model's own size, up to the run's end.
 
     Args:
-        config: with its stages, tuples of dicts with `until_step` and some of image_size,
-            context_length and patch_dropout; what is left out is as the model has it.
+        settings: their stages are dicts with `until_step` and some of image_size, context_length
+            and patch_dropout; what is left out is as the model has it.
         spec: the model's.
+        plugins: modules that the towers' names may import.
 
     Raises:
         ValueError: names the stage and its field, what was found and what is allowed.
     """
-    stages: list[StageSpec] = []
+    asked: list[tuple[int, dict[str, Any], str]] = []
     begin = 0
-    for number, fields in enumerate(to_plain(config.stages)):
+    for number, fields in enumerate(settings.stages):
         path = f"config.stages[{number}]"
         Group("of a stage").check(fields, path)
         check_known(fields, FIELDS, path, ["until_step"])
         until = fields["until_step"]
-        if not begin < until <= config.total_steps:
+        if not begin < until <= settings.total_steps:
             raise ValueError(
                 f"{path}.until_step = {until}: stages end one after the other, so above {begin}, "
-                f"and not after config.total_steps = {config.total_steps}"
+                f"and not after config.total_steps = {settings.total_steps}"
             )
-        _check_image_size(fields, spec, path)
-        _check_patch_dropout(fields, spec, path)
-        longest = spec["text"]["context_length"]
-        length = fields.get("context_length", longest)
-        if not 1 <= length <= longest:
-            raise ValueError(
-                f"{path}.context_length = {length}: allowed are 1 to {longest}, the rows of the "
-                "text's positions (config.model.text.context_length)"
-            )
-        changes: dict[str, Any] = {"text": {"context_length": length}}
-        if "image_size" in fields:
-            changes["image_size"] = fields["image_size"]
-        dropout = spec["image"].get("patch_dropout") or 0.0
-        # A tower without patches has no such field; and equal specs share a compiled step.
-        if fields.get("patch_dropout", dropout) != dropout:
-            changes["image"] = {"patch_dropout": fields["patch_dropout"]}
-        stages.append(StageSpec(until, merge(spec, changes), path))
+        asked.append((until, _staged_spec(fields, spec, path), path))
         begin = until
-    return (*stages, StageSpec(config.total_steps, dict(spec), "config.model"))
-
-
-def stage_models(
-    config: ConfigDict, stages: Sequence[StageSpec], *, plugins: Sequence[str] = ()
-) -> list[CLIP]:
-    """Builds the module of every stage, all over the parameters of the last one's.
-
-    Args:
-        config: of the run.
-        stages: of `stage_specs`.
-        plugins: modules that the towers' names may import.
-
-    Raises:
-        ValueError: a tower that does not take a stage's size.
-    """
-    own = stages[-1].spec
-    models = []
-    for stage in stages:
-        try:
-            model = build_model(
-                stage.spec,
-                dtype=config.dtype,
-                scan_layers=config.scan_layers,
-                remat=config.remat,
-                tables_of=own,
-                plugins=plugins,
+    asked.append((settings.total_steps, dict(spec), "config.model"))
+    stages: list[Stage] = []
+    for until, staged, path in asked:
+        stages.append(
+            Stage(
+                from_step=stages[-1].until_step if stages else 0,
+                until_step=until,
+                batch_size=settings.batch_size,
+                spec=staged,
+                model=_model(settings, staged, spec, path, plugins),
+                path=path,
             )
-        except ValueError as error:
-            if stage.spec == own:
-                raise  # it is the model that is wrong
-            raise ValueError(f"{stage.path}: {error}") from error
-        models.append(model)
-    return models
+        )
+    return tuple(stages)
 
 
-def check_same_parameters(
-    config: ConfigDict, stages: Sequence[StageSpec], models: Sequence[CLIP]
-) -> None:
+def _staged_spec(fields: Mapping[str, Any], spec: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """The model's spec with a stage's sizes."""
+    _check_image_size(fields, spec, path)
+    _check_patch_dropout(fields, spec, path)
+    longest = spec["text"]["context_length"]
+    length = fields.get("context_length", longest)
+    if not 1 <= length <= longest:
+        raise ValueError(
+            f"{path}.context_length = {length}: allowed are 1 to {longest}, the rows of the "
+            "text's positions (config.model.text.context_length)"
+        )
+    changes: dict[str, Any] = {"text": {"context_length": length}}
+    if "image_size" in fields:
+        changes["image_size"] = fields["image_size"]
+    dropout = spec["image"].get("patch_dropout") or 0.0
+    # A tower without patches has no such field; and equal specs share a compiled step.
+    if fields.get("patch_dropout", dropout) != dropout:
+        changes["image"] = {"patch_dropout": fields["patch_dropout"]}
+    return merge(spec, changes)
+
+
+def _model(
+    settings: Settings,
+    spec: Mapping[str, Any],
+    own: Mapping[str, Any],
+    path: str,
+    plugins: Sequence[str],
+) -> CLIP:
+    """The module of a spec, over the parameters of the model's own size."""
+    try:
+        return build_model(
+            spec,
+            dtype=settings.dtype,
+            scan_layers=settings.scan_layers,
+            remat=settings.remat,
+            tables_of=own,
+            plugins=plugins,
+        )
+    except ValueError as error:
+        if spec == own:
+            raise  # it is the model that is wrong
+        raise ValueError(f"{path}: {error}") from error
+
+
+def check_same_parameters(stages: Sequence[Stage]) -> None:
     """Compares the parameters of every stage's module with those of the last one's.
 
     Raises:
         ValueError: names the stage, the field and the parameter that depends on it.
     """
     if len(stages) > 1:
-        shapes = [
-            _parameter_shapes(model, batch_shapes(config, stage.spec))
-            for model, stage in zip(models, stages, strict=True)
-        ]
+        shapes = [_parameter_shapes(stage) for stage in stages]
         for stage, found in zip(stages, shapes, strict=True):
             _check_same_parameters(stage, found, shapes[-1])
 
 
-def batch_shapes(config: ConfigDict, spec: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a global batch of a model spec."""
-    size, length = spec["image_size"], spec["text"]["context_length"]
-    return {
-        "image": jax.ShapeDtypeStruct((config.batch_size, size, size, 3), jnp.uint8),
-        "text": jax.ShapeDtypeStruct((config.batch_size, length), jnp.int32),
-    }
-
-
-def _parameter_shapes(model: CLIP, batch: Any) -> dict[str, tuple[int, ...]]:
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    variables = jax.eval_shape(lambda key: init_variables(model, key, batch), key)
+def _parameter_shapes(stage: Stage) -> dict[str, tuple[int, ...]]:
+    key, batch = jax.eval_shape(lambda: jax.random.key(0)), stage.batch_shapes()
+    variables = jax.eval_shape(lambda key: init_variables(stage.model, key, batch), key)
     return {name: x.shape for name, x in flatten_with_names(nn.unbox(variables)["params"])}
 
 
 def _check_same_parameters(
-    stage: StageSpec, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
+    stage: Stage, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
 ) -> None:
     for name in (*found, *wanted):
         if found.get(name) == wanted.get(name):

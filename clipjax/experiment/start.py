@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 from absl import logging
-from ml_collections import ConfigDict
 
 from clipjax.checkpoint import (
     LoadReport,
@@ -14,10 +13,8 @@ from clipjax.checkpoint import (
     load_model_state,
     load_params,
     load_pretrained,
-    read_manifest,
-    resolve_checkpoint,
 )
-from clipjax.config import to_plain
+from clipjax.experiment.resolving import Resolved
 from clipjax.models.layers_layout import stack_layers, unstack_layers
 from clipjax.ranges import named
 from clipjax.trees import flatten_with_names
@@ -37,30 +34,20 @@ FREE_IN_FINE_TUNING = (
 
 
 def make_load_init(
-    config: ConfigDict, contract: Mapping[str, Any]
+    resolved: Resolved, contract: Mapping[str, Any]
 ) -> Callable[[Any], tuple[Any, LoadReport]] | None:
-    """Checks config.init against the model now; returns what loads it later."""
-    init = config.init
-    if not init.checkpoint:
+    """Compares the checkpoint of config.init with the model now; returns what loads it later."""
+    if resolved.init is None:
         return None
+    settings, init = resolved.settings, resolved.settings.init
+    step_dir = resolved.init.step_dir
     with named("config.init.checkpoint"):
-        step_dir = resolve_checkpoint(init.checkpoint)
-    found = read_manifest(step_dir).contract
+        found = resolved.init.manifest.contract
     if found["tokenizer"].get("sha256", "") is None:  # it came without one: none to compare with
         found = {**found, "tokenizer": contract["tokenizer"]}
-    check_contract(
-        found,
-        contract,
-        free=FREE_IN_FINE_TUNING,
-        override=to_plain(init.override),
-    )
-    to_layout = stack_layers if config.scan_layers else unstack_layers
-
-    patterns = {
-        "rename": to_plain(init.rename),
-        "drop": to_plain(init.drop),
-        "initialise": to_plain(init.initialise),
-    }
+    check_contract(found, contract, free=FREE_IN_FINE_TUNING, override=init.override)
+    to_layout = stack_layers if settings.scan_layers else unstack_layers
+    patterns = {"rename": init.rename, "drop": init.drop, "initialise": init.initialise}
 
     def load_init(state: Any) -> tuple[Any, LoadReport]:
         logging.info("starting from the parameters of %s", step_dir)

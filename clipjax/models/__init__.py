@@ -142,13 +142,12 @@ def abstract_variables(spec: Mapping[str, Any], plugins: Sequence[str] = ()) -> 
     """The variables of a spec's model as shapes and dtypes; nothing is allocated."""
     model = build_model(spec, plugins=plugins)
     size, length = spec["image_size"], spec["text"]["context_length"]
-    variables = jax.eval_shape(
-        lambda key: model.init(
-            key, jnp.zeros((1, size, size, 3)), jnp.zeros((1, length), jnp.int32)
-        ),
-        jax.random.key(0),
-    )
-    return nn.unbox(variables)
+
+    def init() -> Any:  # the key is drawn inside: no device is touched
+        images, tokens = jnp.zeros((1, size, size, 3)), jnp.zeros((1, length), jnp.int32)
+        return model.init(jax.random.key(0), images, tokens)
+
+    return nn.unbox(jax.eval_shape(init))
 
 
 def leaf_shapes(spec: Mapping[str, Any], plugins: Sequence[str] = ()) -> dict[str, tuple[int, ...]]:

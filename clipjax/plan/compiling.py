@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import jax
 from absl import logging
 
-from clipjax.experiment import Program
-from clipjax.experiment.program import Stage
+from clipjax.experiment import Program, Stage
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _NEEDED = (
@@ -61,7 +60,7 @@ def compile_step(program: Program, stage: Stage) -> Compiled:
     """Compiles the very step that `train` runs in a stage, for the devices of its mesh."""
     start = time.perf_counter()
     with program.scope():
-        lowered = stage.step.lower(program.abstract_state, stage.abstract_batch)
+        lowered = stage.step.lower(program.abstract_state, program.batch_of(stage))
         logging.info("Traced in %.1f s; compiling ...", time.perf_counter() - start)
         try:
             compiled = lowered.compile()

@@ -7,10 +7,10 @@ from typing import Any
 
 import jax
 from absl import logging
-from ml_collections import ConfigDict
 
 from clipjax import partitioning
-from clipjax.experiment import Program, build_program
+from clipjax.config_fields import Settings
+from clipjax.experiment import Program, Resolved, Stage, build_program
 from clipjax.plan.advice import (
     Preference,
     Setting,
@@ -26,9 +26,8 @@ from clipjax.plan.compiling import Compiled, Memory, compile_step
 from clipjax.plan.flops import Flops, count_flops
 from clipjax.plan.formulas import collective_formulas
 from clipjax.plan.hlo import parse, walk
-from clipjax.plan.model_flops import ModelFlops
+from clipjax.plan.model_flops import ModelFlops, model_flops
 from clipjax.plan.roofline import Bounds, bounds
-from clipjax.plan.run import StageNeeds, stage_needs
 from clipjax.plan.traffic import Traffic, count_traffic
 from clipjax.train_state import init_variables
 from clipjax.trees import count_parameters
@@ -63,12 +62,12 @@ class Plan:
         step: sizes that the memory follows from.
         batch_size: global.
         stages: of the run; one of them is planned.
+        needs: FLOPs of each stage's model, one example.
         planned: which, by its place: the one that computes most.
         fits: whether the compiler found room.
         needed_bytes: HBM that the step needs.
         capacity_bytes: HBM that a program may use.
         memory: split of needed_bytes; None where the compiler gave up.
-        model_flops: of one example.
         flops: of the compiled step; None where there is none, as for the four below.
         traffic: HBM bytes.
         collectives: between chips.
@@ -86,13 +85,13 @@ class Plan:
     setting: Setting
     step: Step
     batch_size: int
-    stages: tuple[StageNeeds, ...]
+    stages: tuple[Stage, ...]
+    needs: tuple[ModelFlops, ...]
     planned: int
     fits: bool
     needed_bytes: int
     capacity_bytes: float
     memory: Memory | None
-    model_flops: ModelFlops
     flops: Flops | None
     traffic: Traffic | None
     collectives: list[Collective]
@@ -107,6 +106,11 @@ class Plan:
     def total_steps(self) -> int:
         """Of the run."""
         return sum(stage.num_steps for stage in self.stages)
+
+    @property
+    def model_flops(self) -> ModelFlops:
+        """Of one example of the planned stage."""
+        return self.needs[self.planned]
 
     @property
     def batch_per_device(self) -> float:
@@ -126,41 +130,44 @@ class Plan:
         return extra_flops(self.step.spec, self.setting)
 
 
-def make_plan(config: ConfigDict, topology: Topology) -> Plan:
+def make_plan(resolved: Resolved, topology: Topology) -> Plan:
     """Compiles the step of a config for a topology.
 
     Raises:
         ValueError: the config does not fit the number of devices, or is wrong in itself.
     """
-    program = build_program(config, topology.devices)
-    stages = stage_needs(config, program)
-    planned = max(range(len(stages)), key=lambda i: stages[i].flops.train)
+    program = build_program(resolved, topology.devices)
+    lock_image = resolved.settings.init.lock_image
+    needs = tuple(
+        model_flops(stage.spec, stage.model, stage.batch_size, lock_image=lock_image)
+        for stage in program.stages
+    )
+    planned = max(range(len(needs)), key=lambda i: needs[i].train)
     compiled = compile_step(program, program.stages[planned])
     logging.info("Compiled in %.1f s.", compiled.seconds)
-    return describe(config, program, topology, compiled, stages, planned)
+    return describe(resolved.settings, program, topology, compiled, needs, planned)
 
 
 def describe(
-    config: ConfigDict,
+    settings: Settings,
     program: Program,
     topology: Topology,
     compiled: Compiled,
-    stages: tuple[StageNeeds, ...],
+    needs: tuple[ModelFlops, ...],
     planned: int,
 ) -> Plan:
     """Reads a compiled step."""
-    batch_size = config.batch_size
+    batch_size = settings.batch_size
     mesh = dict(program.mesh.shape)
-    setting = setting_of(config, program)
-    step = step_of(config, program, stages[planned].spec)
+    setting = setting_of(settings, program)
+    step = step_of(settings, program, program.stages[planned].spec)
     chip = topology.chip
     capacity = chip.hbm_bytes / chip.devices
-    needs = stages[planned].flops
     needed = compiled.needed_bytes
     fits = compiled.memory is not None and needed <= capacity
     counted: dict[str, Any] = {"flops": None, "traffic": None, "collectives": [], "bounds": None}
     if compiled.text:
-        counted = _count(compiled.text, program, topology, needs, batch_size)
+        counted = _count(compiled.text, program, topology, needs[planned], batch_size)
     known = describes(step.spec)
     return Plan(
         config_name=program.spec["name"],
@@ -169,13 +176,13 @@ def describe(
         setting=setting,
         step=step,
         batch_size=batch_size,
-        stages=stages,
+        stages=program.stages,
+        needs=needs,
         planned=planned,
         fits=fits,
         needed_bytes=needed,
         capacity_bytes=capacity,
         memory=compiled.memory,
-        model_flops=needs,
         collective_formulas=collective_formulas(step, setting, mesh, batch_size),
         advice=[] if fits else _advice(step, setting, mesh, needed, capacity),
         preference=prefer(step, setting, needed_bytes=needed, capacity=capacity, fits=fits)
@@ -212,18 +219,18 @@ def _count(
     }
 
 
-def setting_of(config: ConfigDict, program: Program) -> Setting:
-    """The setting of a config."""
-    micro = config.micro_batch_size or config.batch_size
+def setting_of(settings: Settings, program: Program) -> Setting:
+    """The setting of a run."""
+    micro = settings.micro_batch_size or settings.batch_size
     return Setting(
-        remat=config.remat,
-        micro_batches=config.batch_size // micro,
-        sharding=config.sharding,
+        remat=settings.remat,
+        micro_batches=settings.batch_size // micro,
+        sharding=settings.sharding,
         fsdp=program.mesh.shape["fsdp"],
     )
 
 
-def step_of(config: ConfigDict, program: Program, spec: Mapping[str, Any]) -> Step:
+def step_of(settings: Settings, program: Program, spec: Mapping[str, Any]) -> Step:
     """Sizes of a program in the stage of a spec."""
     state = program.abstract_state
     num_parameters = count_parameters(state.params)
@@ -236,10 +243,10 @@ def step_of(config: ConfigDict, program: Program, spec: Mapping[str, Any]) -> St
         spec=spec,
         num_parameters=num_parameters,
         optimizer_bytes=optimizer_bytes / num_parameters,
-        batch_per_device=config.batch_size / program.mesh.size,
+        batch_per_device=settings.batch_size / program.mesh.size,
         num_devices=program.mesh.size,
-        item_bytes=DTYPE_BYTES[config.dtype],
-        zero_share=held / optimizer_bytes if config.sharding in ("zero1", "tensor") else None,
+        item_bytes=DTYPE_BYTES[settings.dtype],
+        zero_share=held / optimizer_bytes if settings.sharding in ("zero1", "tensor") else None,
     )
 
 

@@ -247,7 +247,7 @@ def _reachable(plan: Plan, assumptions: Assumptions) -> Assumptions:
 
 def _cost(plan: Plan, assumptions: Assumptions) -> dict[str, Any]:
     reached = _reachable(plan, assumptions)
-    cost = run_cost(plan.stages, plan.batch_size, plan.topology, reached)
+    cost = run_cost(plan.stages, plan.needs, plan.topology, reached)
     return {"mfu": reached.mfu, **cost}
 
 

@@ -4,13 +4,13 @@ import dataclasses
 from collections.abc import Callable
 
 from absl import logging
-from ml_collections import ConfigDict
 
+from clipjax.experiment import Resolved
 from clipjax.plan.advice import Setting, extra_flops, predicted_bytes, settings
 from clipjax.plan.chips import Topology
 from clipjax.plan.planner import Plan, fsdp_sizes, make_plan
 
-PlanFn = Callable[[ConfigDict, Topology], Plan]
+PlanFn = Callable[[Resolved, Topology], Plan]
 # A setting that the memory model puts this far above the capacity is not compiled.
 HOPELESS = 1.3
 
@@ -34,23 +34,28 @@ class Candidate:
     refused: str | None = None
 
 
-def with_setting(config: ConfigDict, setting: Setting, batch_size: int | None = None) -> ConfigDict:
-    """A copy of a config under another setting, and another batch if one is given."""
-    changed = config.copy_and_resolve_references()
-    changed.batch_size = batch_size or config.batch_size
-    changed.remat = setting.remat
-    micro = changed.batch_size // setting.micro_batches
-    changed.micro_batch_size = micro if setting.micro_batches > 1 else None
-    changed.sharding = setting.sharding
-    changed.mesh.fsdp = setting.fsdp
-    changed.mesh.data = -1
-    if setting.sharding != "tensor" == config.sharding:
-        changed.mesh.tensor = 1  # the other tables have no use for the axis
-    return changed
+def with_setting(resolved: Resolved, setting: Setting, batch_size: int | None = None) -> Resolved:
+    """A run under another setting, and with another batch if one is given."""
+    settings = resolved.settings
+    batch_size = batch_size or settings.batch_size
+    mesh = dataclasses.replace(settings.mesh, data=-1, fsdp=setting.fsdp)
+    if setting.sharding != "tensor" == settings.sharding:
+        mesh = dataclasses.replace(mesh, tensor=1)  # the other tables have no use for the axis
+    micro = batch_size // setting.micro_batches
+    return resolved.under(
+        dataclasses.replace(
+            settings,
+            batch_size=batch_size,
+            remat=setting.remat,
+            micro_batch_size=micro if setting.micro_batches > 1 else None,
+            sharding=setting.sharding,
+            mesh=mesh,
+        )
+    )
 
 
 def search_settings(
-    config: ConfigDict,
+    resolved: Resolved,
     topology: Topology,
     first: Plan,
     *,
@@ -60,7 +65,7 @@ def search_settings(
     """Compiles the settings that may fit, least recomputation first.
 
     Args:
-        config: as it was planned.
+        resolved: as it was planned.
         topology: as it was planned.
         first: the plan of the config itself, which counts as one of the settings.
         max_compilations: that fit, at most; each takes as long as a plan.
@@ -82,7 +87,7 @@ def search_settings(
             flags = setting.flags(first.batch_size, first.setting)
             logging.info("Search: %s", " ".join(flags))
             try:
-                plan = plan_fn(with_setting(config, setting), topology)
+                plan = plan_fn(with_setting(resolved, setting), topology)
                 left -= plan.fits  # a refusal comes early, in a small part of the time
             except ValueError as error:  # this setting is not for this config; others may be
                 refused = str(error)
@@ -110,7 +115,7 @@ def _order(candidate: Candidate) -> tuple[int, float]:
 
 
 def largest_batch(
-    config: ConfigDict,
+    resolved: Resolved,
     topology: Topology,
     first: Plan,
     *,
@@ -122,7 +127,7 @@ def largest_batch(
     The bracket starts where the memory model, scaled to the first plan, sees the limit.
 
     Args:
-        config: as it was planned.
+        resolved: as it was planned.
         topology: as it was planned.
         first: the plan of the config.
         plan_fn: makes a plan.
@@ -138,7 +143,7 @@ def largest_batch(
         if per_device not in tried:
             batch = per_device * first.step.num_devices
             logging.info("Search: %d examples a device", per_device)
-            tried[per_device] = plan_fn(with_setting(config, first.setting, batch), topology).fits
+            tried[per_device] = plan_fn(with_setting(resolved, first.setting, batch), topology).fits
         return tried[per_device]
 
     def rounded(examples: float) -> int:

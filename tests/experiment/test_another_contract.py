@@ -12,7 +12,7 @@ import pytest
 from clipjax.checkpoint import CheckpointManager, make_contract
 from clipjax.config import to_plain
 from clipjax.evaluate import evaluate
-from clipjax.experiment.program import model_spec
+from clipjax.experiment import resolve
 from clipjax.experiment.start import make_load_init
 from clipjax.tokenizers import make_tokenizer
 from clipjax.train_state import TrainState
@@ -53,16 +53,22 @@ def config_of(vocabulary, changes):
 
 
 def contract_of(config):
-    spec = model_spec(config)
+    spec = resolve(config).spec
     tokenizer = make_tokenizer(spec["tokenizer"], context_length=spec["text"]["context_length"])
     return make_contract(spec, tokenizer.contract())
 
 
 @pytest.fixture(scope="module")
 def workdir(vocabularies, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
     config = config_of(vocabularies / "a.model", {})
-    workdir, zero = tmp_path_factory.mktemp("run"), np.zeros((), np.int32)
-    metadata = {"config": to_plain(config), "contract": contract_of(config)}
+    save(workdir, 1, config, contract_of(config))
+    return workdir
+
+
+def save(workdir, step, config, contract):
+    zero = np.zeros((), np.int32)
+    metadata = {"config": to_plain(config), "contract": contract}
     metadata |= {"dataset_fingerprint": "", "global_batch_size": 8, "seed": 0}
     state = TrainState(
         step=zero,
@@ -74,8 +80,7 @@ def workdir(vocabularies, tmp_path_factory):
         skipped_in_a_row=zero,
     )
     with CheckpointManager(workdir / "checkpoints", metadata=metadata) as manager:
-        manager.save(1, jax.device_put(state), block=True)
-    return workdir
+        manager.save(step, jax.device_put(state), block=True)
 
 
 @pytest.fixture
@@ -93,7 +98,7 @@ def changed(vocabularies):
 def fine_tune(workdir, config, contract):
     with config.unlocked():
         config.init.checkpoint = str(workdir)
-    return make_load_init(config, contract)
+    return make_load_init(resolve(config), contract)
 
 
 def evaluate_run(workdir, config, contract):
@@ -104,7 +109,8 @@ def evaluate_run(workdir, config, contract):
     experiment = SimpleNamespace(
         evals=[run],
         workdir=workdir,
-        metadata={"config": {"scan_layers": True}, "contract": contract},
+        settings=SimpleNamespace(scan_layers=True),
+        metadata={"contract": contract},
     )
     return evaluate(experiment, ["zero_shot"])
 
@@ -124,3 +130,16 @@ def test_the_same_contract_is_none(changed, workdir):
     assert fine_tune(workdir, config, contract) is not None
     with pytest.raises(AttributeError, match="program"):
         evaluate_run(workdir, config, contract)
+
+
+def test_the_step_to_start_from_is_chosen_once(changed, tmp_path):
+    """A source that trains on saves another step, here of another model, between two looks."""
+    (config, contract), (other, other_contract) = changed(None), changed("activation")
+    save(tmp_path, 1, config, contract)
+    with config.unlocked():
+        config.init.checkpoint = str(tmp_path)
+    resolved = resolve(config)
+    save(tmp_path, 2, other, other_contract)
+    assert make_load_init(resolved, contract) is not None
+    with pytest.raises(ValueError, match="another model contract"):
+        make_load_init(resolve(config), contract)

@@ -17,9 +17,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from clipjax.data.loading.rows import RowMaker
 from clipjax.device_clock import DeviceClock
-from clipjax.experiment import build_experiment, build_program
-from clipjax.experiment.program import model_spec
-from clipjax.experiment.stages import stage_specs
+from clipjax.experiment import build_experiment, build_program, resolve
 from clipjax.faults import InjectedFault
 from clipjax.metric_writers import ProgressBar
 from clipjax.train import train
@@ -52,7 +50,7 @@ def run(config, workdir):
     with pytest.MonkeyPatch.context() as patch:
         one = functools.partial(build_program, devices=jax.devices()[:1])
         patch.setattr("clipjax.experiment.run.build_program", one)
-        experiment = build_experiment(config, workdir)
+        experiment = build_experiment(resolve(config), workdir)
     return train(experiment)
 
 
@@ -255,12 +253,13 @@ def test_a_stage_that_changes_nothing_is_no_stage(tmp_path):
 
 
 def test_the_last_stage_is_the_model_s_own_size_and_the_checkpoint_knows_no_other(reference):
-    program = build_program(smoke_config(), jax.devices()[:1])
+    program = build_program(resolve(smoke_config()), jax.devices()[:1])
     assert program.abstract_batch["image"].shape == (8, 32, 32, 3)
     assert program.abstract_batch["text"].shape == (8, 16)
     assert program.step is program.stages[2].step is not program.stages[1].step
     assert [program.stage_index(step) for step in range(9)] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     manifest = json.loads((reference[0] / "checkpoints" / "3" / "manifest.json").read_text())
+    assert manifest["config_sha256"] == resolve(smoke_config()).config_sha256
     model = manifest["contract"]["model"]
     assert (model["image_size"], model["text"]["context_length"]) == (32, 16)
     shapes = {leaf["name"]: leaf["shape"] for leaf in manifest["leaves"]}
@@ -273,13 +272,6 @@ def with_stages(*stages, **model):
     for tower, fields in model.items():
         config.model[tower] = fields
     return config
-
-
-@pytest.fixture(scope="module")
-def plain():
-    """A config and the spec of its model."""
-    config = smoke_config(stages=False)
-    return config, model_spec(config)
 
 
 RESNET = {"name": "modified_resnet", "layers": [1, 1, 1, 1], "width": 8, "num_heads": 2}
@@ -303,13 +295,14 @@ EFFICIENTNET = {"name": "efficientnet", "width_factor": 0.2, "depth_factor": 0.1
         (7, ["[1] = 7", "dict"]),
     ],
 )
-def test_bad_stages_are_named(plain, stage, words):
-    config, spec = plain
-    config.stages = (good := {"until_step": 3, "image_size": 16},)
-    assert [until for until, _, _ in stage_specs(config, spec)] == [3, 9]
-    config.stages = (good, stage)
+def test_bad_stages_are_named(stage, words):
+    good = {"until_step": 3, "image_size": 16}
+    assert [(s.from_step, s.until_step) for s in resolve(with_stages(good)).stages] == [
+        (0, 3),
+        (3, 9),
+    ]
     with pytest.raises(ValueError) as error:
-        stage_specs(config, spec)
+        resolve(with_stages(good, stage))
     for word in ("config.stages", *words):
         assert word in str(error.value)
 
@@ -317,16 +310,16 @@ def test_bad_stages_are_named(plain, stage, words):
 def test_a_tower_with_a_table_of_one_size_is_refused():
     resnet = {"image_size": 64, "image": {**RESNET, "output_dim": 32}, "image_projection": "none"}
     with pytest.raises(ValueError, match=r"stages\[0\].image_size: .*'modified_resnet'.*efficient"):
-        build_program(with_stages({"until_step": 3, "image_size": 32}, **resnet))
+        build_program(resolve(with_stages({"until_step": 3, "image_size": 32}, **resnet)))
     with pytest.raises(ValueError, match=r"stages\[0\]: .*image_size = 48: .* multiple of 32"):
-        build_program(with_stages({"until_step": 3, "image_size": 48}, **resnet))
+        build_program(resolve(with_stages({"until_step": 3, "image_size": 48}, **resnet)))
     with pytest.raises(ValueError, match=r"stages\[0\].patch_dropout = 0.5: 'modified_resnet'"):
-        build_program(with_stages({"until_step": 3, "patch_dropout": 0.5}, **resnet))
-    build_program(with_stages({"until_step": 3, "context_length": 8}, **resnet))
-    build_program(with_stages({"until_step": 3, "image_size": 16}, image=EFFICIENTNET))
+        build_program(resolve(with_stages({"until_step": 3, "patch_dropout": 0.5}, **resnet)))
+    build_program(resolve(with_stages({"until_step": 3, "context_length": 8}, **resnet)))
+    build_program(resolve(with_stages({"until_step": 3, "image_size": 16}, image=EFFICIENTNET)))
 
 
 def test_a_text_too_short_for_the_tokenizer(tmp_path):
     config = with_stages({"until_step": 3, "context_length": 2})
     with pytest.raises(ValueError, match=r"config.stages\[0\].context_length = 2: .*at least 3"):
-        build_experiment(config, tmp_path)
+        build_experiment(resolve(config), tmp_path)

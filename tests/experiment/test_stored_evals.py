@@ -1,7 +1,7 @@
 """What a run's evaluations leave in its checkpoints."""
 
 from clipjax.encoding.prompts import prompts_of_run
-from clipjax.experiment import build_experiment
+from clipjax.experiment import build_experiment, resolve
 from configs.smoke import get_config
 
 
@@ -11,7 +11,7 @@ def test_the_text_of_a_file_of_templates_is_stored(tmp_path):
     config = get_config()
     config.evals.zero_shot.templates = str(file)
     config.evals.other = {"name": "zero_shot", "source": "synthetic:64", "classes": "present"}
-    experiment = build_experiment(config, tmp_path / "run")
+    experiment = build_experiment(resolve(config), tmp_path / "run")
     stored = experiment.metadata["config"]
     assert str(file) not in str(stored["evals"])
     prompts = prompts_of_run(stored, "runs/x")

@@ -12,8 +12,13 @@ import warnings
 
 
 def print_metadata(experiment) -> None:
-    told = {**experiment.metadata, "hang_timeout_s": experiment.hang_timeout_s}
+    told = {**experiment.metadata, "hang_timeout_s": experiment.settings.hang_timeout_s}
     sys.stdout.write(json.dumps(told) + "\n")
+
+
+def initialize(mode: str) -> None:
+    """What comes before a cluster is joined must not touch a device."""
+    assert not xla_bridge.backends_are_initialized()
 
 
 def run_forked(argv: list[str]) -> tuple[int, str]:
@@ -44,10 +49,13 @@ def run_forked(argv: list[str]) -> tuple[int, str]:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")  # of jax, about forks; no backend is started here
+    from jax._src import xla_bridge
+
     import clipjax.evaluate
     import clipjax.experiment
     import clipjax.train
     from clipjax.cli import main
 
     clipjax.train.train = print_metadata
+    clipjax.distributed.initialize = initialize
     sys.stdout.write(json.dumps([run_forked(argv) for argv in json.load(sys.stdin)]))

@@ -289,17 +289,18 @@ def test_all_of_clipjax_takes_it(tmp_path):
 )
 def test_a_run_starts_from_it(tmp_path, spec, patterns):
     from clipjax.config import default_config
-    from clipjax.experiment.program import model_spec
+    from clipjax.experiment import resolve
     from clipjax.experiment.start import make_load_init
 
     path = write(tmp_path, weights_of(spec))
     config = default_config()
     config.init.checkpoint = str(path)
     config.init.update(patterns)
-    config.model.name = "checkpoint"
-    assert model_spec(config)["image"].items() >= spec["image"].items()
+    config.model.name, config.data.source = "checkpoint", "synthetic:8"
+    resolved = resolve(config)
+    assert resolved.spec["image"].items() >= spec["image"].items()
     tokenizer = make_tokenizer(spec["tokenizer"], context_length=9)
-    load_init = make_load_init(config, make_contract(model_spec(config), tokenizer.contract()))
+    load_init = make_load_init(resolved, make_contract(resolved.spec, tokenizer.contract()))
     loaded = {
         "params": load_params(resolve_checkpoint(path)),
         "model_state": load_model_state(resolve_checkpoint(path)),

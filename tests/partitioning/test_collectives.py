@@ -11,7 +11,7 @@ import functools
 import jax
 import pytest
 
-from clipjax.experiment import build_program
+from clipjax.experiment import build_program, resolve
 from clipjax.plan.collectives import find_collectives
 from clipjax.plan.formulas import collective_formulas
 from clipjax.plan.hlo import parse, walk
@@ -46,7 +46,8 @@ class Step:
 
     def __init__(self, table, devices, width, dtype):
         config = step_config(table, width, dtype)
-        program = build_program(config, devices)
+        resolved = resolve(config)
+        program = build_program(resolved, devices)
         # The collectives are settled before LLVM, whose optimisations take half of the time.
         options = {"xla_backend_optimization_level": 0} if devices[0].platform == "cpu" else None
         with program.scope():
@@ -57,8 +58,8 @@ class Step:
         self.width, self.item = width, {"float32": 4, "bfloat16": 2}[dtype]
         self.num_params = count_parameters(program.abstract_state.params)
         self.formula = collective_formulas(
-            step_of(config, program, program.spec),
-            setting_of(config, program),
+            step_of(resolved.settings, program, program.spec),
+            setting_of(resolved.settings, program),
             dict(program.mesh.shape),
             BATCH,
         )["step"]

@@ -6,6 +6,7 @@ import json
 import jax
 import pytest
 
+from clipjax.experiment import resolve
 from clipjax.models import resolve_spec
 from clipjax.partitioning.mesh import mesh_shape
 from clipjax.plan import Assumptions, make_plan, to_json, to_text
@@ -37,7 +38,7 @@ def topology():
 
 @pytest.fixture(scope="module")
 def plan(topology):
-    return make_plan(small_config(), topology)
+    return make_plan(resolve(small_config()), topology)
 
 
 def test_flops_are_those_of_the_model(plan):
@@ -82,7 +83,7 @@ def test_a_run_is_not_costed_at_an_mfu_above_the_bound(plan):
 
 
 def cost(plan, assumptions):
-    return run_cost(plan.stages, plan.batch_size, plan.topology, assumptions)
+    return run_cost(plan.stages, plan.needs, plan.topology, assumptions)
 
 
 def test_the_run_costs_what_the_stated_mfu_makes_of_it(plan):
@@ -96,11 +97,15 @@ def test_the_run_costs_what_the_stated_mfu_makes_of_it(plan):
 
 
 def test_stages_cost_what_each_of_them_computes(plan):
-    (whole,) = plan.stages
-    flops = whole.flops._replace(train=whole.flops.train / 4)
-    small = whole._replace(sizes="16 pixels, 8 tokens", num_steps=30, flops=flops)
-    staged = dataclasses.replace(plan, stages=(small, whole._replace(num_steps=10)), planned=1)
-    one = dataclasses.replace(plan, stages=(whole._replace(num_steps=40),))
+    (whole,), (flops,) = plan.stages, plan.needs
+    small = dataclasses.replace(whole, until_step=30, spec={**whole.spec, "image_size": 16})
+    staged = dataclasses.replace(
+        plan,
+        stages=(small, dataclasses.replace(whole, from_step=30, until_step=40)),
+        needs=(flops._replace(train=flops.train / 4), flops),
+        planned=1,
+    )
+    one = dataclasses.replace(plan, stages=(dataclasses.replace(whole, until_step=40),))
     share = (30 / 4 + 10) / 40
     found, alone = cost(staged, Assumptions()), cost(one, Assumptions())
     assert found["examples"] == alone["examples"] == 40 * 64
@@ -125,13 +130,13 @@ def test_the_stage_that_computes_most_is_planned(topology, monkeypatch):
         return Compiled(memory=None, needed_bytes=2**40, text="", seconds=0.0)
 
     monkeypatch.setattr("clipjax.plan.planner.compile_step", compile_step)
-    found = make_plan(config, topology)
+    found = make_plan(resolve(config), topology)
     assert compiled[0].sizes == "32 pixels, 16 tokens, patch dropout 0"
     assert found.planned == 0
     assert found.step.spec["image"]["patch_dropout"] == 0.0
     assert [stage.num_steps for stage in found.stages] == [8, 16]
     config.stages = ()
-    assert make_plan(config, topology).step.spec["image"]["patch_dropout"] == 0.75
+    assert make_plan(resolve(config), topology).step.spec["image"]["patch_dropout"] == 0.75
 
 
 def test_the_page_names_bounds_and_assumptions(plan):
@@ -263,10 +268,13 @@ def test_state_that_stays_whole_is_on_the_page(plan):
 
 def test_overrides_of_a_setting():
     setting = Setting(remat="full", micro_batches=4, sharding="zero1", fsdp=1)
-    changed = with_setting(small_config(), setting, 128)
-    assert (changed.batch_size, changed.micro_batch_size, changed.remat) == (128, 32, "full")
-    assert changed.mesh.to_dict() == {"data": -1, "fsdp": 1, "tensor": 1}
-    assert small_config().batch_size == 64
+    resolved = resolve(small_config())
+    changed = with_setting(resolved, setting, 128)
+    found = changed.settings
+    assert (found.batch_size, found.micro_batch_size, found.remat) == (128, 32, "full")
+    assert dataclasses.asdict(found.mesh) == {"data": -1, "fsdp": 1, "tensor": 1}
+    assert changed.model.image_encoder.remat == "full" and changed.stages[0].batch_size == 128
+    assert resolved.settings.batch_size == 64
 
 
 def test_flags_of_a_setting_are_what_has_to_change():
@@ -292,34 +300,38 @@ def test_a_search_from_tensor_parallelism_tries_meshes_that_the_other_tables_tak
     config = small_config()
     config.sharding, config.mesh.tensor = "tensor", 2
     setting = Setting(remat="dots", micro_batches=1, sharding="zero1", fsdp=1)
-    assert with_setting(config, setting).mesh.tensor == 1
+    resolved = resolve(config)
+    assert with_setting(resolved, setting).settings.mesh.tensor == 1
     same = dataclasses.replace(setting, sharding="tensor")
-    assert with_setting(config, same).mesh.tensor == 2
+    assert with_setting(resolved, same).settings.mesh.tensor == 2
 
 
 def test_a_batch_that_does_not_divide_is_an_error(topology):
     config = small_config()
     config.batch_size = 60
     with pytest.raises(ValueError, match=r"config.batch_size = 60 does not divide"):
-        make_plan(config, topology)
+        make_plan(resolve(config), topology)
 
 
 def fake_compiler(plan, bytes_per_example, calls):
     """Plans whose memory grows with the batch alone; `full` takes half, but is slower."""
 
-    def plan_fn(config, topology):
-        per_device = config.batch_size // len(topology.devices)
-        share = {"none": 2.0, "dots": 1.0, "full": 0.5}[config.remat]
-        micro = config.batch_size // (config.micro_batch_size or config.batch_size)
+    def plan_fn(resolved, topology):
+        settings = resolved.settings
+        per_device = settings.batch_size // len(topology.devices)
+        share = {"none": 2.0, "dots": 1.0, "full": 0.5}[settings.remat]
+        micro = settings.batch_size // (settings.micro_batch_size or settings.batch_size)
         needed = int(bytes_per_example * share * per_device / micro)
         calls.append(per_device)
-        slower = {"none": 1.0, "dots": 1.02, "full": 1.2}[config.remat] * (1.3 if micro > 1 else 1)
+        slower = {"none": 1.0, "dots": 1.02, "full": 1.2}[settings.remat] * (
+            1.3 if micro > 1 else 1
+        )
         return dataclasses.replace(
             plan,
             fits=needed <= plan.capacity_bytes,
             needed_bytes=needed,
-            batch_size=config.batch_size,
-            setting=dataclasses.replace(plan.setting, remat=config.remat, micro_batches=micro),
+            batch_size=settings.batch_size,
+            setting=dataclasses.replace(plan.setting, remat=settings.remat, micro_batches=micro),
             step=dataclasses.replace(plan.step, batch_per_device=per_device),
             memory=Memory(0, needed, 0, 0, 0),
             bounds=plan.bounds._replace(step_s=plan.bounds.step_s * slower),
@@ -332,8 +344,9 @@ def fake_compiler(plan, bytes_per_example, calls):
 def test_largest_batch_is_found_by_bisection(plan, topology, limit):
     calls = []
     plan_fn = fake_compiler(plan, plan.capacity_bytes / (limit + 0.5), calls)
-    first = plan_fn(small_config(), topology)
-    largest, tried = largest_batch(small_config(), topology, first, plan_fn=plan_fn)
+    resolved = resolve(small_config())
+    first = plan_fn(resolved, topology)
+    largest, tried = largest_batch(resolved, topology, first, plan_fn=plan_fn)
     assert 0.9 * limit <= largest <= limit
     assert tried[largest]
     assert len(calls) == len(set(calls)) <= 14
@@ -342,8 +355,9 @@ def test_largest_batch_is_found_by_bisection(plan, topology, limit):
 def test_settings_are_ordered_by_their_bound(plan, topology):
     calls = []
     plan_fn = fake_compiler(plan, plan.capacity_bytes / 12, calls)
-    first = plan_fn(small_config(), topology)
-    found = search_settings(small_config(), topology, first, max_compilations=5, plan_fn=plan_fn)
+    resolved = resolve(small_config())
+    first = plan_fn(resolved, topology)
+    found = search_settings(resolved, topology, first, max_compilations=5, plan_fn=plan_fn)
     # Refusals do not count against the number of compilations.
     assert sum(c.plan is not None and c.plan.fits for c in found) == 1 + 5
     fitting = [c.plan.bounds.step_s for c in found if c.plan is not None and c.plan.fits]
@@ -369,17 +383,19 @@ def test_a_setting_that_a_config_cannot_take_is_listed_and_ends_nothing(plan, to
     config.mesh.data = 2
     compiler, meshes = fake_compiler(plan, plan.capacity_bytes / 12, []), []
 
-    def plan_fn(config, topology):
-        mesh = mesh_shape(config.mesh, len(topology.devices))
+    def plan_fn(resolved, topology):
+        settings = resolved.settings
+        mesh = mesh_shape(dataclasses.asdict(settings.mesh), len(topology.devices))
         meshes.append(mesh)
-        if config.sharding == "zero1":
+        if settings.sharding == "zero1":
             raise ValueError("config.mesh.tensor = 2: no rule of zero1 uses the axis")
-        made = compiler(config, topology)
+        made = compiler(resolved, topology)
         setting = dataclasses.replace(made.setting, fsdp=mesh["fsdp"])
         return dataclasses.replace(made, setting=setting, mesh=mesh)
 
-    first = plan_fn(config, topology)
-    found = search_settings(config, topology, first, max_compilations=100, plan_fn=plan_fn)
+    resolved = resolve(config)
+    first = plan_fn(resolved, topology)
+    found = search_settings(resolved, topology, first, max_compilations=100, plan_fn=plan_fn)
     refused = [c for c in found if c.refused]
     assert {c.setting.sharding for c in refused} == {"zero1"}
     assert found[-len(refused) :] == refused
@@ -392,7 +408,7 @@ def test_a_setting_that_a_config_cannot_take_is_listed_and_ends_nothing(plan, to
     assert sum(row["refused"] is not None for row in rows) == len(refused)
     # Anything else than a refusal still ends the search.
     with pytest.raises(ZeroDivisionError):
-        search_settings(config, topology, first, max_compilations=9, plan_fn=lambda *_: 1 / 0)
+        search_settings(resolved, topology, first, max_compilations=9, plan_fn=lambda *_: 1 / 0)
     # From the table `tensor`, whose axis the others give up, all devices may share.
     tensor = dataclasses.replace(first.setting, sharding="tensor")
     assert fsdp_sizes(tensor, first.mesh) == (2, 8)

@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
+from clipjax import experiment
 from clipjax.building import ANY_MODULE, build, check_plugins, resolve
 from clipjax.checkpoint import check_resume, make_contract, read_manifest
 from clipjax.config import default_config
-from clipjax.experiment.program import model_spec
 from clipjax.inference import Encoder
 
 VERBS = ("classify", "eval", "score", "convert", "finetune")
@@ -153,25 +153,25 @@ def test_a_config_trusts_what_it_names_and_no_more(my_lab, kit, tmp_path, monkey
     image = {**kit.spec["image"], "name": "my_lab.towers:MyViT"}
     step_dir = kit.write(tmp_path / "run", {**kit.spec, "image": image}, plugins=("my_lab",))
     config = default_config()
-    config.model.name = "checkpoint"
+    config.model.name, config.data.source = "checkpoint", "synthetic:8"
     config.init.checkpoint = str(step_dir)
     with pytest.raises(ValueError, match=r"--plugin 'my_lab\.towers'"):
-        model_spec(config)
+        experiment.resolve(config)
     with config.unlocked():
         config.model.image.name = "my_lab.towers:MyViT"
-    assert model_spec(config)["image"]["name"] == "my_lab.towers:MyViT"
+    assert experiment.resolve(config).spec["image"]["name"] == "my_lab.towers:MyViT"
     # The same module, but another object of it than the config names.
     evil = {"name": "my_lab.towers:getoutput", "cmd": f"touch {tmp_path / 'canary'}"}
     kit.rewrite(step_dir, put(("contract", "model", "text"), {**kit.spec["text"], **evil}))
     with pytest.raises(ValueError, match=r"getoutput.*--plugin"):
-        model_spec(config)
+        experiment.resolve(config)
     config.plugins = ("my_lab",)
     with pytest.raises(ValueError, match=r"getoutput.*is defined in subprocess"):
-        model_spec(config)
+        experiment.resolve(config)
     assert not (tmp_path / "canary").exists()
     config.plugins = ("subprocess",)
     with pytest.raises(ValueError, match=r"config\.plugins.*belongs to Python"):
-        model_spec(config)
+        experiment.resolve(config)
     forget(monkeypatch)
 
 

@@ -1,0 +1,249 @@
+"""What a config decides, found once: the only reader of a config, and all that follows takes it."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from clipjax import building, partitioning
+from clipjax.building import ANY_MODULE, check_plugins, check_spec, outside_names
+from clipjax.checkpoint import Choice, check_model, choose_step, digest, spec_in
+from clipjax.config import check_together, stored, validate
+from clipjax.config_fields import EVAL_FIELDS, Settings
+from clipjax.data.images.naflex import make_preprocess
+from clipjax.data.storage.files import local_path
+from clipjax.data.transforms import make_transforms
+from clipjax.encoding.prompts import stored_templates
+from clipjax.evals import EVALS, load_templates
+from clipjax.experiment.stages import Stage, make_stages
+from clipjax.layers.color_jitter import ColorJitter
+from clipjax.losses import LOSSES, PAIR_RULES
+from clipjax.models import resolve_spec
+from clipjax.models.clip import CLIP
+from clipjax.ranges import named
+from clipjax.redaction import redact_tree
+from clipjax.tokenizers import TOKENIZERS
+
+CHECKPOINT_MODEL = "checkpoint"
+IMAGE_TOWER = ("^image_(encoder|projection)/",)  # one pattern: SigLIP has no image projection
+# What an evaluation is given besides its fields in the config.
+EVAL_RUNTIME = (
+    "name",
+    "source",
+    "encode_image_fn",
+    "encode_text_fn",
+    "logit_scale_fn",
+    "logit_bias_fn",
+    "run_prompts",
+    "preprocess",
+    "tokenizer",
+    "mesh",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Resolved:
+    """All that a config decides. No device is touched, no data is opened.
+
+    Attributes:
+        settings: the config, typed and grouped as it is written.
+        stages: in their order; the last one is the model's own size.
+        rules: of the sharding.
+        plugins: modules that the names in the model's spec may import.
+        init: the checkpoint to start from; None for a random start, or a config that is not run.
+        frozen: patterns of the parameters that take no gradient.
+        color_jitter: of the devices; None where they do none.
+        config: as plain data, without credentials: what a checkpoint holds.
+        config_sha256: of it.
+    """
+
+    settings: Settings
+    stages: tuple[Stage, ...]
+    rules: partitioning.ShardingRules
+    plugins: tuple[str, ...]
+    init: Choice | None
+    frozen: tuple[str, ...]
+    color_jitter: ColorJitter | None
+    config: Mapping[str, Any]
+    config_sha256: str
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """The model's spec, whole."""
+        return self.stages[-1].spec
+
+    @property
+    def model(self) -> CLIP:
+        """The two towers."""
+        return self.stages[-1].model
+
+    def under(self, settings: Settings) -> "Resolved":
+        """The same model, from the same checkpoint, under other settings.
+
+        Raises:
+            ValueError: the settings do not go together.
+        """
+        check_together(settings)
+        return _resolve(settings, self.spec, self.plugins, self.init)
+
+
+def resolve(config: ConfigDict, *, to_run: bool = True) -> Resolved:
+    """Decides all that a config says, and checks all of it that needs neither data nor a device.
+
+    Args:
+        config: of `get_config`, with overrides.
+        to_run: whether it is to be run: its data is then named, and the checkpoint that it starts
+            from is there. A plan needs neither.
+
+    Raises:
+        ValueError: names the config path, what was found and what is allowed.
+    """
+    settings = validate(config, needs_data=to_run)
+    if settings.resume and to_run:
+        mount = "mount the bucket, and give the folder that it is mounted at"
+        local_path(settings.resume, way=f"{mount} as config.resume")
+    plugins = _plugins(settings)
+    init = None
+    if settings.init.checkpoint and (to_run or settings.model.get("name") == CHECKPOINT_MODEL):
+        with named("config.init.checkpoint"):
+            init = choose_step(settings.init.checkpoint)  # once: a run may save a newer one
+    return _resolve(settings, _spec(settings, init, plugins), plugins, init)
+
+
+def _resolve(
+    settings: Settings, spec: Mapping[str, Any], plugins: tuple[str, ...], init: Choice | None
+) -> Resolved:
+    rules = partitioning.rules_of(settings.sharding, settings.logical_axes)
+    stages = make_stages(settings, spec, plugins=plugins)
+    _check_model_parts(settings, stages, plugins)
+    building.resolve(settings.loss.name, LOSSES, path="config.loss", plugins=ANY_MODULE)
+    _check_evals(settings)
+    _check_bias(settings, spec)
+    config = redact_tree({**stored(settings), "evals": _stored_evals(settings.evals)})
+    return Resolved(
+        settings=settings,
+        stages=stages,
+        rules=rules,
+        plugins=plugins,
+        init=init,
+        frozen=(*settings.optimizer.freeze, *(IMAGE_TOWER if settings.init.lock_image else ())),
+        color_jitter=_color_jitter(settings, spec),
+        config=config,
+        config_sha256=digest(config),
+    )
+
+
+def _plugins(settings: Settings) -> tuple[str, ...]:
+    """What the names of the model's spec may import: config.plugins, and what the config names.
+
+    A spec may be that of config.init.checkpoint with changes of the config's: it is not enough that
+    it comes out of a config.
+    """
+    modules = check_plugins(settings.plugins, path="config.plugins")
+    return (*modules, *(name for _, name in outside_names(settings.model)))
+
+
+def _spec(settings: Settings, init: Choice | None, plugins: tuple[str, ...]) -> dict[str, Any]:
+    """The whole spec of config.model: a row with changes, or a checkpoint's."""
+    model = dict(settings.model)
+    if model.get("name") != CHECKPOINT_MODEL:
+        return resolve_spec(model)
+    if init is None:
+        raise ValueError(
+            f"config.model.name = {CHECKPOINT_MODEL!r} needs config.init.checkpoint: the folder of "
+            "the model to start from; or name a row of the zoo (`clipjax models` lists them)"
+        )
+    del model["name"]
+    file = (model.get("tokenizer") or {}).get("model")
+    found = spec_in(init.step_dir, init.manifest.contract, plugins=plugins, tokenizer=file)
+    check_model(init.step_dir, init.manifest, found, plugins=plugins)
+    return resolve_spec(model, base=found)
+
+
+def _check_model_parts(
+    settings: Settings, stages: tuple[Stage, ...], plugins: tuple[str, ...]
+) -> None:
+    """Checks tokenizer, preprocessing and transforms, up to what their files and data say."""
+    spec = stages[-1].spec
+    check_spec(
+        spec["tokenizer"],
+        TOKENIZERS,
+        path="config.model.tokenizer",
+        plugins=plugins,
+        runtime=("context_length",),
+    )
+    try:
+        make_preprocess(spec)
+    except ValueError as error:
+        raise ValueError(f"config.model.{error}") from error
+    for stage in stages:
+        make_transforms(
+            settings.data.transforms,
+            image_size=stage.spec["image_size"],
+            path="config.data.transforms",
+            plugins=ANY_MODULE,
+        )
+
+
+def _check_evals(settings: Settings) -> None:
+    for key, fields in settings.evals.items():
+        spec = {"name": key, **fields}
+        spec = {field: value for field, value in spec.items() if field not in EVAL_FIELDS}
+        path = f"config.evals.{key}"
+        check_spec(
+            spec,
+            EVALS,
+            path=path,
+            plugins=ANY_MODULE,
+            runtime=EVAL_RUNTIME,
+            beside=("name", *EVAL_FIELDS),
+        )
+        if spec.get("templates") is not None:
+            with named(f"{path}.templates"):
+                load_templates(spec["templates"])
+
+
+def _check_bias(settings: Settings, spec: Mapping[str, Any]) -> None:
+    """Refuses a loss that has a bias on a model that has none: it would stay 0 without a word."""
+    rule = PAIR_RULES.get(settings.loss.name)
+    if rule is not None and rule.uses_bias and spec["logit_bias"] is None:
+        raise ValueError(
+            f"config.loss.name = {settings.loss.name!r} has a bias and config.model.logit_bias is "
+            "None: set config.model.logit_bias = -10.0 and config.model.logit_scale = "
+            "{'init': 10.0, 'max': None}, the start of arXiv:2303.15343, or config.loss.name = "
+            "'clip'"
+        )
+
+
+def _color_jitter(settings: Settings, spec: Mapping[str, Any]) -> ColorJitter | None:
+    """Builds config.data.device_color_jitter."""
+    path = "config.data.device_color_jitter"
+    fields = settings.data.device_color_jitter
+    if fields is None:
+        return None
+    for number, transform in enumerate(settings.data.transforms):
+        name = str(transform.get("name"))
+        if name == "color_jitter" or name.endswith(":ColorJitter"):
+            raise ValueError(
+                f"config.data.transforms[{number}] is {name!r} and {path} is set: colours would be "
+                "jittered twice; leave one of them out"
+            )
+    if spec["preprocess"]["resize"] == "patches":
+        raise ValueError(
+            f"{path} is set and config.model.preprocess.resize = 'patches': the devices jitter "
+            "images of one size; set it to None and use the transform 'color_jitter' of "
+            "config.data.transforms, which works on the host"
+        )
+    jitter = {"name": "color_jitter", **fields}
+    return building.build(jitter, {"color_jitter": ColorJitter}, path=path)
+
+
+def _stored_evals(evals: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes config.evals as a checkpoint holds it: nothing in it is outside the checkpoint."""
+    return {
+        key: {**fields, "templates": stored_templates(fields["templates"])}
+        if fields.get("templates") is not None
+        else fields
+        for key, fields in evals.items()
+    }
