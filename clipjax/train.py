@@ -216,7 +216,7 @@ class _Loop:
         self.flush()
         try:
             with self.clock_stopped(state):
-                results = run_evals(due, eval_params(state), beat=self.watchdog.beat)
+                results = run_evals(due, eval_variables(state), beat=self.watchdog.beat)
         except Exception:
             if jax.process_count() == 1:  # elsewhere the others may not have failed, and would wait
                 bad = self.experiment.loader.bad_state()
@@ -322,15 +322,15 @@ class _Loop:
         )
         if not self.settings.report or is_done:
             return
-        params = eval_params(state)
-        predictions = collect_predictions(self.experiment.evals, params)
-        found = collect_found(self.experiment.evals, params)
+        variables = eval_variables(state)
+        predictions = collect_predictions(self.experiment.evals, variables)
+        found = collect_found(self.experiment.evals, variables)
         if distributed.is_lead():
             self.writer.close()  # the curves are read from its files
             write_report(self.experiment.workdir, predictions=predictions, found=found)
 
 
-def eval_params(state: TrainState) -> Any:
+def eval_variables(state: TrainState) -> Any:
     """What is evaluated: the averaged parameters where there are any, with running statistics."""
     params = state.params if state.ema_params is None else state.ema_params
-    return {"params": params, **state.model_state} if state.model_state else params
+    return {"params": params, **state.model_state}

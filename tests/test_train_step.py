@@ -332,7 +332,7 @@ def test_evaluations_do_not_jitter(plain_program, jittered_program):
     found = []
     for program in (plain_program, jittered_program):
         encode = make_encode_fns(program.model, program.spec["preprocess"])
-        found.append(jax.jit(encode.image)(params, images))
+        found.append(jax.jit(encode.image)({"params": params}, images))
     np.testing.assert_array_equal(*found)
 
 

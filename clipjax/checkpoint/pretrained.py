@@ -73,11 +73,9 @@ def load_variables(
         to_layout: applied to the parameters, to stack or unstack their layers.
 
     Returns:
-        The parameters; or, for a model with statistics, `{"params": ..., "batch_stats": ...}`.
+        The model's variables: `{"params": ...}`, and `batch_stats` for a model that has some.
     """
-    params = to_layout(load_params(step_dir))
-    statistics = load_model_state(step_dir)
-    return {"params": params, **statistics} if statistics else params
+    return {"params": to_layout(load_params(step_dir)), **load_model_state(step_dir)}
 
 
 def _load_root(

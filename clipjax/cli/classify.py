@@ -32,16 +32,16 @@ def main(argv: list[str]) -> int:
             raise ValueError(f"{flag} is missing")
     if not images:
         raise ValueError("name one or more image files behind the flags")
-    from clipjax.inference import Encoder
+    from clipjax.inference import Model
 
-    encoder = Encoder.from_checkpoint(
+    model = Model.from_checkpoint(
         _CHECKPOINT.value,
         preprocess=_PREPROCESS.value,
         plugins=opening.plugins(),
         tokenizer=opening.tokenizer(),
     )
     width = max(len(printable(label)) for label in labels)
-    answers = encoder.classify(images, labels, _TEMPLATES.value or None)  # an empty flag gives none
+    answers = model.classify(images, labels, _TEMPLATES.value or None)  # an empty flag gives none
     for image, ranked in zip(images, answers, strict=True):
         show(image)
         for label, probability in ranked[: _TOP.value]:

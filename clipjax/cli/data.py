@@ -180,7 +180,7 @@ def score(spec: str) -> int:
     from clipjax.data.sources import make_source
     from clipjax.data.storage.files import check_writable
     from clipjax.data.storage.paths import data_path
-    from clipjax.inference import Encoder
+    from clipjax.inference import Model
     from clipjax.inference.scoring import new_file, score_pairs, write_scores
 
     for flag, value in (("--checkpoint PATH", _CHECKPOINT.value), ("--out FILE", _OUT.value)):
@@ -194,7 +194,7 @@ def score(spec: str) -> int:
     new_file(_OUT.value)  # before the model is loaded
     check_writable(data_path(_OUT.value))
     source = make_source(spec)
-    encoder = Encoder.from_checkpoint(
+    model = Model.from_checkpoint(
         _CHECKPOINT.value,
         preprocess=_PREPROCESS.value,
         plugins=opening.plugins(),
@@ -204,11 +204,11 @@ def score(spec: str) -> int:
     with tqdm(total=len(source), unit="pair", disable=None) as bar:
 
         def counted() -> Iterator[Any]:
-            for keys, scores in score_pairs(encoder, source, unusable):
+            for keys, scores in score_pairs(model, source, unusable):
                 bar.update(len(keys))
                 yield keys, scores
 
-        about = {"source": spec, "fingerprint": source.fingerprint(), "model": encoder.spec["name"]}
+        about = {"source": spec, "fingerprint": source.fingerprint(), "model": model.spec["name"]}
         about["pixels"] = _PREPROCESS.value
         count = write_scores(_OUT.value, counted(), **about)
     for reason, number in sorted(unusable.items()):

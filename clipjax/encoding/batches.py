@@ -1,15 +1,15 @@
 """Batches of an evaluation: which rows a process fills, and how they become embeddings.
 
-Every evaluation cuts its items into batches of one size, the last padded and masked, so that a
-dataset of any length compiles once and counts each item exactly once, on any number of devices and
-processes.
+Items are cut into batches of one size, the last padded and masked, so that a dataset of any length
+compiles once and counts each item exactly once, on any number of devices and processes.
 """
 
 import dataclasses
 import functools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -22,22 +22,28 @@ from clipjax.layers.normalization import l2_normalise
 from clipjax.models.images import normalise_images
 from clipjax.partitioning import batch_sharding, num_batch_shards, place, replicated
 
-__all__ = ["EncodeFns", "RowLayout", "embed_fn", "make_encode_fns", "place_params", "prefetched"]
+__all__ = [
+    "EncodeFns",
+    "RowLayout",
+    "embed_fn",
+    "make_encode_fns",
+    "put_on_mesh",
+    "run_batches",
+]
 
-# (params, uint8 images [b, h, w, 3] or int32 tokens [b, l]) -> embeddings [b, d]
+# (variables, uint8 images [b, h, w, 3] or int32 tokens [b, l]) -> embeddings [b, d]
 EncodeFn = Callable[[PyTree, jax.Array], jax.Array]
-Item = TypeVar("Item")
-Made = TypeVar("Made")
+Beside = TypeVar("Beside")
 
 
 class EncodeFns(NamedTuple):
     """The pure functions through which an evaluation sees a model.
 
     Attributes:
-        image: (params, images uint8 `[batch, height, width, 3]`) -> `[batch, embed]`.
-        text: (params, tokens int32 `[batch, length]`) -> `[batch, embed]`.
-        logit_scale: params -> `[]` float32, the factor of the cosines (not its logarithm).
-        logit_bias: params -> `[]` float32, what is added to them; None for a model without it.
+        image: (variables, images uint8 `[batch, height, width, 3]`) -> `[batch, embed]`.
+        text: (variables, tokens int32 `[batch, length]`) -> `[batch, embed]`.
+        logit_scale: variables -> `[]` float32, the factor of the cosines (not its logarithm).
+        logit_bias: variables -> `[]` float32, what is added to them; None for a model without it.
     """
 
     image: EncodeFn
@@ -55,26 +61,22 @@ def make_encode_fns(model: Any, preprocess: dict[str, Any], *, dtype: str = "flo
         dtype: of the pixels that enter the model.
 
     Returns:
-        Functions of the model's variables: either its parameter tree, or, for a model that holds
-        more than parameters, `{"params": ..., "batch_stats": ...}`.
+        Functions of the model's variables, `{"params": ...}` and what else it holds.
     """
     mean, std = tuple(preprocess["mean"]), tuple(preprocess["std"])
 
-    def variables(params: PyTree) -> PyTree:
-        return params if "params" in params else {"params": params}
-
-    def encode_image(params: PyTree, images: jax.Array) -> jax.Array:
+    def encode_image(variables: PyTree, images: jax.Array) -> jax.Array:
         pixels = normalise_images(images, mean, std, jnp.dtype(dtype))
-        return model.apply(variables(params), pixels, method="encode_image")
+        return model.apply(variables, pixels, method="encode_image")
 
-    def encode_text(params: PyTree, tokens: jax.Array) -> jax.Array:
-        return model.apply(variables(params), tokens, method="encode_text")
+    def encode_text(variables: PyTree, tokens: jax.Array) -> jax.Array:
+        return model.apply(variables, tokens, method="encode_text")
 
-    def logit_scale(params: PyTree) -> jax.Array:
-        return jnp.exp(variables(params)["params"]["logit_scale"])
+    def logit_scale(variables: PyTree) -> jax.Array:
+        return jnp.exp(variables["params"]["logit_scale"])
 
-    def logit_bias(params: PyTree) -> jax.Array | None:
-        return variables(params)["params"].get("logit_bias")
+    def logit_bias(variables: PyTree) -> jax.Array | None:
+        return variables["params"].get("logit_bias")
 
     return EncodeFns(encode_image, encode_text, logit_scale, logit_bias)
 
@@ -86,8 +88,8 @@ def embed_fn(encode_fn: EncodeFn, mesh: Mesh) -> Callable[[PyTree, jax.Array], j
     Cached, so that evals that share an encode function and a batch size share one compilation.
     """
 
-    def embed(params: PyTree, rows: jax.Array) -> jax.Array:
-        return l2_normalise(encode_fn(params, rows).astype(jnp.float32))
+    def embed(variables: PyTree, rows: jax.Array) -> jax.Array:
+        return l2_normalise(encode_fn(variables, rows).astype(jnp.float32))
 
     return jax.jit(embed, out_shardings=batch_sharding(mesh))
 
@@ -114,10 +116,16 @@ class RowLayout:
 
     @functools.cached_property
     def batch_size(self) -> int:
-        """Rows of a global batch: no more than needed, divisible by the mesh's batch axes."""
-        shards = num_batch_shards(self.mesh)
-        wanted = min(self.max_batch, self.num_rows)
-        return -(-wanted // shards) * shards
+        """Rows of a global batch: divisible by the mesh's batch axes, and of few sizes.
+
+        That of fewer rows than `max_batch` is rounded up to the axes' size times a power of two:
+        another number of rows rarely compiles anew.
+        """
+        size = shards = num_batch_shards(self.mesh)
+        most = -(-self.max_batch // shards) * shards
+        while size < min(self.num_rows, most):
+            size *= 2
+        return min(size, most)
 
     @property
     def num_batches(self) -> int:
@@ -155,8 +163,8 @@ class RowLayout:
             return jax.make_array_from_callback(shape, batch_sharding(self.mesh), rows)
 
 
-def place_params(params: PyTree, mesh: Mesh) -> PyTree:
-    """Puts parameters that live elsewhere (host, one device) on the mesh, once and replicated.
+def put_on_mesh(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Puts arrays that live elsewhere (host, one device) on the mesh, once and replicated.
 
     Those of a training state stay as they are sharded. In several processes each has all of them.
     """
@@ -167,24 +175,39 @@ def place_params(params: PyTree, mesh: Mesh) -> PyTree:
             return leaf
         return place(leaf, replicated(mesh))
 
-    return jax.tree.map(placed, params)
+    return jax.tree.map(placed, tree)
 
 
-def prefetched(
-    make: Callable[[Item], Made], items: Iterable[Item], depth: int = 2
-) -> Iterator[Made]:
-    """Yields `make(item)` in order, made up to `depth` items ahead in a thread.
+def run_batches(
+    run: Callable[[PyTree, PyTree], jax.Array],
+    variables: PyTree,
+    layout: RowLayout,
+    make: Callable[[int], tuple[PyTree, Beside]],
+    *,
+    ahead: int = 2,
+) -> Iterator[tuple[jax.Array, Beside]]:
+    """Runs a compiled function over all batches of a layout, in order.
 
-    Preparing the next batch overlaps with the device's work on this one.
+    Batches are made in a thread, up to `ahead` of the one that the devices work on.
+
+    Args:
+        run: (variables, rows on the mesh) -> results, one a row.
+        variables: its first argument, on the mesh.
+        layout: of the rows.
+        make: number of a batch -> this process's rows of it, `[local rows, ...]`, and whatever
+            belongs to them beside.
+        ahead: batches made ahead.
+
+    Yields:
+        The results of a batch, on the mesh, and what was made beside its rows.
     """
-    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="eval_batches")
-    waiting: deque = deque()
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encoding_batches")
+    numbers = iter(range(layout.num_batches))
     try:
-        for item in items:
-            waiting.append(pool.submit(make, item))
-            if len(waiting) > depth:
-                yield waiting.popleft().result()
+        waiting = deque(pool.submit(make, number) for number in islice(numbers, ahead + 1))
         while waiting:
-            yield waiting.popleft().result()
+            rows, beside = waiting.popleft().result()
+            waiting.extend(pool.submit(make, number) for number in islice(numbers, 1))
+            yield run(variables, layout.to_device(rows)), beside
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

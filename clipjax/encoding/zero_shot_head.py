@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from clipjax.array_types import PyTree
-from clipjax.encoding.batches import EncodeFn, RowLayout, embed_fn, prefetched
+from clipjax.encoding.batches import EncodeFn, RowLayout, embed_fn, run_batches
 from clipjax.encoding.templates import Templates, fill_templates
 from clipjax.layers.normalization import l2_normalise
 from clipjax.partitioning import place, replicated
@@ -17,7 +17,7 @@ __all__ = ["average_prompts"]
 
 
 def average_prompts(
-    params: PyTree,
+    variables: PyTree,
     class_names: Sequence[str],
     templates: Templates,
     *,
@@ -34,10 +34,10 @@ def average_prompts(
     embeddings of 1,000 classes times 80 templates never stand in memory together.
 
     Args:
-        params: the model's variables, on the mesh.
+        variables: the model's, on the mesh.
         class_names: C names.
         templates: T templates with one "{}" each, or for each class its own prompts.
-        encode_text_fn: (params, tokens) -> `[batch, embed]`.
+        encode_text_fn: (variables, tokens) -> `[batch, embed]`.
         tokenizer: texts -> int32 `[batch, length]`.
         mesh: the devices.
         batch_size: texts a batch over all devices.
@@ -54,7 +54,6 @@ def average_prompts(
     texts = [text for of_class in prompts for text in of_class]
     classes = np.repeat(np.arange(len(prompts)), [len(of_class) for of_class in prompts])
     layout = RowLayout(mesh, len(texts), batch_size)
-    embed = embed_fn(encode_text_fn, mesh)
 
     def rows(batch: int) -> tuple[np.ndarray, np.ndarray]:
         indices = layout.indices(batch)
@@ -65,8 +64,8 @@ def average_prompts(
         return np.asarray(tokens, np.int32), class_ids.astype(np.int32)
 
     sums = None
-    for tokens, class_ids in prefetched(rows, range(layout.num_batches)):
-        embeds = embed(params, layout.to_device(tokens))
+    embed = embed_fn(encode_text_fn, mesh)
+    for embeds, class_ids in run_batches(embed, variables, layout, rows):
         if sums is None:
             zeros = np.zeros((len(class_names) + 1, embeds.shape[1]), np.float32)
             sums = place(zeros, replicated(mesh))

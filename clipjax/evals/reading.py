@@ -14,6 +14,7 @@ from clipjax.data.classes.numbers import LabelError
 from clipjax.data.images.naflex import PatchPreprocess
 from clipjax.data.images.preprocess import Preprocess
 from clipjax.distributed import gather
+from clipjax.encoding.batches import RowLayout
 
 __all__ = ["ImageBatch", "ImageReader"]
 
@@ -94,6 +95,15 @@ class ImageReader:
             self.check(len(self.bad))
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *images)
         return ImageBatch(stacked, mask, examples)
+
+    def batches(self, layout: RowLayout) -> Callable[[int], tuple[Any, ImageBatch]]:
+        """The function that makes a layout's batches for `run_batches`, from a batch's number."""
+
+        def make(number: int) -> tuple[Any, ImageBatch]:
+            batch = self.read(layout.indices(number))
+            return batch.images, batch
+
+        return make
 
     def read_one(self, index: int) -> tuple[dict[str, Any] | None, np.ndarray | Patches | None]:
         """Reads (example, pixels); what fails is None, logged and noted in `bad`.

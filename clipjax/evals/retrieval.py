@@ -16,7 +16,13 @@ from clipjax.array_types import PyTree
 from clipjax.data.captions import as_lines, has_lines
 from clipjax.data.loading.caption_faults import NOTABLE, has_words, tell_wordless
 from clipjax.distributed import is_lead
-from clipjax.encoding.batches import EncodeFn, RowLayout, embed_fn, place_params, prefetched
+from clipjax.encoding.batches import (
+    EncodeFn,
+    RowLayout,
+    embed_fn,
+    put_on_mesh,
+    run_batches,
+)
 from clipjax.evals.pictures import Pictures
 from clipjax.evals.reading import ImageBatch, ImageReader
 from clipjax.metrics import empty_topk, merge_topk, retrieval_hits
@@ -121,7 +127,7 @@ class Retrieval:
             (pictures, captions in the order of their pictures, captions of each picture
             `[pictures]`: 0 where it did not decode).
         """
-        params = place_params(params, self.mesh)
+        params = put_on_mesh(params, self.mesh)
         captions: dict[int, tuple[str, ...]] = {}
         images, num_captions = self._encode_images(params, captions)
         return images, self._encode_texts(params, captions, num_captions), num_captions
@@ -160,10 +166,8 @@ class Retrieval:
         chunks, counts = [], []
         reader = ImageReader(self.pictures, self.preprocess, max_bad=self.max_bad, where=self.name)
         with reader:
-            batches = prefetched(
-                lambda number: reader.read(layout.indices(number)), range(layout.num_batches)
-            )
-            for number, batch in enumerate(batches):
+            batches = run_batches(embed, params, layout, reader.batches(layout))
+            for number, (embeds, batch) in enumerate(batches):
                 indices = layout.indices(number)
                 found = self._captions_in(batch)
                 captions.update((int(indices[row]), texts) for row, texts in found.items())
@@ -171,9 +175,7 @@ class Retrieval:
                 for row, texts in found.items():
                     numbers[row] = len(texts), self._num_split(batch.examples[row])
                 owners = np.where(batch.mask, indices, -1).astype(np.int32)
-                chunks.append(
-                    (embed(params, layout.to_device(batch.images)), layout.to_device(owners))
-                )
+                chunks.append((embeds, layout.to_device(owners)))
                 counts.append(layout.to_device(numbers))
         counted = np.concatenate(jax.device_get(gather_rows(counts, mesh=self.mesh)))
         num_captions, num_split = counted[: layout.num_rows].T
@@ -258,8 +260,8 @@ class Retrieval:
             return np.asarray(self.tokenizer(texts), np.int32), owners.astype(np.int32)
 
         return [
-            (embed(params, layout.to_device(tokens)), layout.to_device(owners))
-            for tokens, owners in prefetched(rows, range(layout.num_batches))
+            (embeds, layout.to_device(owners))
+            for embeds, owners in run_batches(embed, params, layout, rows)
         ]
 
     def _count_hits(self, queries: list[Chunk], candidates: list[Chunk]) -> tuple[np.ndarray, int]:

@@ -80,13 +80,13 @@ class EvalResult:
 
 
 def run_evals(
-    evals: Sequence[ScheduledEval], params: Any, *, beat: Callable[[], None] = lambda: None
+    evals: Sequence[ScheduledEval], variables: Any, *, beat: Callable[[], None] = lambda: None
 ) -> list[EvalResult]:
-    """Runs evaluations on given parameters.
+    """Runs evaluations of a model.
 
     Args:
         evals: of an experiment.
-        params: the model's variables.
+        variables: the model's, `{"params": ..., ...}`.
         beat: called between evaluations, for a watchdog.
 
     Returns:
@@ -95,7 +95,7 @@ def run_evals(
     results = []
     for scheduled in evals:
         begin = time.monotonic()
-        values = scheduled.eval.run(params)
+        values = scheduled.eval.run(variables)
         results.append(EvalResult(name=scheduled.name, metrics=values, about=scheduled.about))
         logging.info(
             "%s: %s (%.1f s)",

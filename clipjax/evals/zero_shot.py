@@ -19,7 +19,13 @@ from clipjax.data.classes.numbers import LabelError, refuse_shifted
 from clipjax.data.images.naflex import to_image
 from clipjax.data.loading.caption_faults import has_words, tell_wordless
 from clipjax.distributed import is_lead
-from clipjax.encoding.batches import EncodeFn, RowLayout, embed_fn, place_params, prefetched
+from clipjax.encoding.batches import (
+    EncodeFn,
+    RowLayout,
+    embed_fn,
+    put_on_mesh,
+    run_batches,
+)
 from clipjax.encoding.prompts import Prompts, choose_prompts, warn_of_articles
 from clipjax.encoding.templates import fill_templates
 from clipjax.encoding.zero_shot_head import average_prompts
@@ -245,7 +251,7 @@ class ZeroShot:
     ) -> tuple[dict[str, float], tuple[Prediction, ...]]:
         """Returns metrics or, if they are to be kept, the answers to all examples."""
         layout = RowLayout(self.mesh, len(self.source), self.batch_size)
-        params = place_params(params, self.mesh)
+        params = put_on_mesh(params, self.mesh)
         classifier = average_prompts(
             params,
             self.class_names,
@@ -259,7 +265,7 @@ class ZeroShot:
             None if of_params is None else jax.jit(of_params)(params)
             for of_params in (self.logit_scale_fn, self.logit_bias_fn)
         )
-        counts = place_params(_zero_counts(len(self.class_names)), self.mesh)
+        counts = put_on_mesh(_zero_counts(len(self.class_names)), self.mesh)
         embed = embed_fn(self.encode_image_fn, self.mesh)
         reader = ImageReader(
             self.source,
@@ -270,12 +276,9 @@ class ZeroShot:
         )
         best = []
         with reader:
-            batches = prefetched(
-                lambda number: reader.read(layout.indices(number)), range(layout.num_batches)
-            )
-            for batch in batches:
+            make = reader.batches(layout)
+            for embeds, batch in run_batches(embed, params, layout, make):
                 labels, mask = layout.to_device(self._labels(batch)), layout.to_device(batch.mask)
-                embeds = embed(params, layout.to_device(batch.images))
                 counts, top = _score(
                     counts, classifier, embeds, labels, mask, scale, bias, mesh=self.mesh
                 )

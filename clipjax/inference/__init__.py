@@ -1,5 +1,8 @@
-"""Using a trained model on one's own pictures and texts; a checkpoint is all it takes."""
+"""Using a trained model on one's own pictures and texts, and in one's own loop."""
 
-from clipjax.inference.encoder import Encoder, ImageLike
+from clipjax.inference.head import ZeroShotHead, ZeroShotScores
+from clipjax.inference.model import ImageLike, Model
 
-__all__ = ["Encoder", "ImageLike"]
+Encoder = Model  # its name before `clipjax.load`
+
+__all__ = ["Encoder", "ImageLike", "Model", "ZeroShotHead", "ZeroShotScores"]

@@ -13,28 +13,28 @@ from clipjax.data.images.preprocess import PIXELS
 from clipjax.data.source import DataSource, SampleError
 from clipjax.data.storage.files import local_path
 from clipjax.files import rename_synced
-from clipjax.inference.encoder import Encoder
+from clipjax.inference.model import Model
 from clipjax.redaction import redact
 
 CHUNK = 1024  # examples that are embedded together
 
 
 def score_pairs(
-    encoder: Encoder, source: DataSource, counts: collections.Counter[str]
+    model: Model, source: DataSource, counts: collections.Counter[str]
 ) -> Iterator[tuple[list[str], np.ndarray]]:
     """Scores every pair of a source.
 
     score = mean over captions t of <image, t>, a cosine in [-1, 1]
 
     Args:
-        encoder: of the model that judges.
+        model: the one that judges.
         source: whose pairs; all captions of a picture count.
         counts: takes what cannot be used, by reason; such examples get no score.
 
     Yields:
         Keys and scores, float32, of some examples at a time, in the source's order.
     """
-    to_rgb = PIXELS[encoder.pixels]
+    to_rgb = PIXELS[model.pixels]
     for start in range(0, len(source), CHUNK):
         keys, images, texts, owners = [], [], [], []
         for index in range(start, min(start + CHUNK, len(source))):
@@ -53,7 +53,7 @@ def score_pairs(
             images.append(image)
             texts += captions
         if keys:
-            cosines = np.sum(encoder.encode_image(images)[owners] * encoder.encode_text(texts), 1)
+            cosines = np.sum(model.encode_image(images)[owners] * model.encode_text(texts), 1)
             totals = np.bincount(owners, cosines, len(keys)) / np.bincount(owners)
             yield keys, totals.astype(np.float32)
 

@@ -14,13 +14,13 @@ from clipjax.models.images import normalise_images
 _FINAL_NORMS = {"image": "ln_post", "text": "ln_final"}
 
 
-def count_layers(model: Any, tower: str, params: PyTree, row: np.ndarray | Patches) -> int:
+def count_layers(model: Any, tower: str, variables: PyTree, row: np.ndarray | Patches) -> int:
     """Counts the layers whose output a tower can give: blocks, or stages of a ResNet.
 
     Args:
         model: a CLIP module.
         tower: image | text.
-        params: parameters or variables, of which only shapes are read.
+        variables: of it, of which only shapes are read.
         row: one row that the tower takes: uint8 `[height, width, 3]`, Patches, or int32
             `[length]`.
 
@@ -28,10 +28,10 @@ def count_layers(model: Any, tower: str, params: PyTree, row: np.ndarray | Patch
         ValueError: the encoder keeps none.
     """
 
-    def hidden(params: PyTree, rows: Any) -> Any:
-        return _features(model, tower, params, rows, keep_hidden=True).hidden
+    def hidden(variables: PyTree, rows: Any) -> Any:
+        return _features(model, tower, variables, rows, keep_hidden=True).hidden
 
-    found = jax.eval_shape(hidden, params, jax.tree.map(lambda x: x[None], row))
+    found = jax.eval_shape(hidden, variables, jax.tree.map(lambda x: x[None], row))
     if found is None:
         raise ValueError(f"this {tower} encoder keeps no hidden layers; use layer=None")
     return len(found) if isinstance(found, tuple) else found.shape[0]
@@ -61,7 +61,7 @@ def make_tokens_fn(
     preprocess: dict[str, Any],
     dtype: str,
 ) -> Callable[[PyTree, jax.Array], jax.Array]:
-    """Makes the function (params, rows) -> tokens `[batch, positions, width]`, float32.
+    """Makes the function (variables, rows) -> tokens `[batch, positions, width]`, float32.
 
     Args:
         model: a CLIP module.
@@ -73,28 +73,28 @@ def make_tokens_fn(
     """
     mean, std = tuple(preprocess["mean"]), tuple(preprocess["std"])
 
-    def tokens(params: PyTree, rows: jax.Array) -> jax.Array:
+    def tokens(variables: PyTree, rows: jax.Array) -> jax.Array:
         if tower == "image":
             rows = normalise_images(rows, mean, std, jnp.dtype(dtype))
         if number is None:
-            found = _features(model, tower, params, rows, keep_hidden=False).tokens
+            found = _features(model, tower, variables, rows, keep_hidden=False).tokens
             return _without_padding(found, rows)
-        found = _features(model, tower, params, rows, keep_hidden=number).hidden
+        found = _features(model, tower, variables, rows, keep_hidden=number).hidden
         if isinstance(found, tuple):
             grid = found[number - 1]
             found = grid.reshape(grid.shape[0], -1, grid.shape[-1])
         if final_norm:
-            found = _norm(model, tower, params, found)
+            found = _norm(model, tower, variables, found)
         return _without_padding(found, rows)
 
     return tokens
 
 
-def check_final_norm(tower: str, number: int | None, params: PyTree) -> None:
+def check_final_norm(tower: str, number: int | None, variables: PyTree) -> None:
     """Raises ValueError if there is no layer to normalise, or no final norm in the tower."""
     if number is None:
         raise ValueError("final_norm goes with a layer: layer=-1 is the last block's output")
-    if _FINAL_NORMS[tower] not in params.get("params", params)[f"{tower}_encoder"]:
+    if _FINAL_NORMS[tower] not in variables["params"][f"{tower}_encoder"]:
         raise ValueError(f"final_norm: this {tower} tower has no final layer norm; leave it False")
 
 
@@ -106,12 +106,11 @@ def _without_padding(tokens: jax.Array, rows: jax.Array | Patches) -> jax.Array:
     return jnp.where(inside[:, :, None], tokens, 0)
 
 
-def _features(model: Any, tower: str, params: PyTree, rows: jax.Array, **options: Any) -> Any:
-    variables = params if "params" in params else {"params": params}
+def _features(model: Any, tower: str, variables: PyTree, rows: jax.Array, **options: Any) -> Any:
     return model.apply(variables, rows, method=f"{tower}_features", **options)
 
 
-def _norm(model: Any, tower: str, params: PyTree, tokens: jax.Array) -> jax.Array:
+def _norm(model: Any, tower: str, variables: PyTree, tokens: jax.Array) -> jax.Array:
     encoder = model.image_encoder if tower == "image" else model.text_encoder
-    weights = params.get("params", params)[f"{tower}_encoder"][_FINAL_NORMS[tower]]
+    weights = variables["params"][f"{tower}_encoder"][_FINAL_NORMS[tower]]
     return LayerNorm(encoder.layer_norm_eps).apply({"params": weights}, tokens)

@@ -15,7 +15,6 @@ from clipjax.checkpoint import (
     load_tokenizer,
     make_contract,
     naming_older_steps,
-    needs_file,
     read_manifest,
     spec_in,
     verify_files,
@@ -27,7 +26,6 @@ from clipjax.interop.files.orbax_state import StateReader
 from clipjax.interop.shapes import STACK, check_spec, stacked_shapes
 from clipjax.interop.tensors import LazyTensor, WeightFileError
 from clipjax.interop.weights import NO_HINTS, Hints, Weights
-from clipjax.tokenizers import make_tokenizer
 
 STEP = 0
 _STATISTICS = "batch_stats/"
@@ -63,16 +61,7 @@ def read(path: Path, hints: Hints) -> Weights:
     except (DamagedCheckpointError, KeyError, TypeError) as error:
         raise WeightFileError(f"{path} is a damaged checkpoint: {error}") from error
     check_spec(spec, where=str(step_dir), plugins=hints.plugins)
-    if hints.model not in (None, spec["name"]) or hints.activation is not None:
-        raise ValueError(
-            f"{step_dir} says itself that it is {spec['name']!r} and all about it; leave --model "
-            "and --activation out"
-        )
-    if flags := hints.of_names():
-        raise ValueError(
-            f"{step_dir} is a checkpoint of clipjax, whose names are its own; leave "
-            f"{', '.join(flags)} out"
-        )
+    check_hints(hints, step_dir, spec["name"])
     files: dict[str, Path] = {}
     file = spec["tokenizer"].get("model")
     if file is not None:
@@ -90,6 +79,24 @@ def read(path: Path, hints: Hints) -> Weights:
     }
     told = {"notes": tuple(notes), "evals": evals}
     return Weights(spec, leaves, files, source, plugins=hints.plugins, **told)
+
+
+def check_hints(hints: Hints, where: Path, name: str) -> None:
+    """Refuses what is said of a checkpoint's model, `name`: it says all itself.
+
+    Raises:
+        ValueError: names the hints that are to be left out.
+    """
+    if hints.model not in (None, name) or hints.activation is not None:
+        raise ValueError(
+            f"{where} says itself that it is {name!r} and all about it; leave --model "
+            "and --activation out"
+        )
+    if flags := hints.of_names():
+        raise ValueError(
+            f"{where} is a checkpoint of clipjax, whose names are its own; leave "
+            f"{', '.join(flags)} out"
+        )
 
 
 def write(path: Path, weights: Weights) -> None:
@@ -118,23 +125,11 @@ def write(path: Path, weights: Weights) -> None:
 
 
 def _contract(spec: dict[str, Any], weights: Weights) -> tuple[dict[str, Any], dict[str, bytes]]:
-    tokenizer = dict(spec["tokenizer"])
-    file = tokenizer.get("model")
-    if file is not None:
-        tokenizer["model"] = str(weights.tokenizer_files.get(file, file))
-    length = spec["text"]["context_length"]
-    if not needs_file(tokenizer):
-        built = make_tokenizer(tokenizer, context_length=length, plugins=weights.plugins)
-        if built.vocab_size > spec["text"]["vocab_size"]:
-            raise ValueError(
-                f"the tokenizer has {built.vocab_size} ids, the model's text tower has "
-                f"{spec['text']['vocab_size']}: {file or tokenizer['name']} is not its vocabulary"
-            )
-        contract = make_contract(
-            {**spec, "tokenizer": tokenizer}, built.contract(), plugins=weights.plugins
-        )
-        return attach_tokenizer(contract)
-    return without_tokenizer(make_contract(spec, {}, plugins=weights.plugins)), {}
+    options, tokenizer = weights.tokenizer()
+    if tokenizer is None:
+        return without_tokenizer(make_contract(spec, {}, plugins=weights.plugins)), {}
+    spec = {**spec, "tokenizer": options}
+    return attach_tokenizer(make_contract(spec, tokenizer.contract(), plugins=weights.plugins))
 
 
 def _streamed(name: str, shape: tuple[int, ...], weights: Weights) -> StreamedLeaf:

@@ -20,11 +20,13 @@ class Format:
         read: reads it; nothing but names, shapes and small files is read before a tensor is asked
             for. Raises WeightFileError or ValueError.
         write: writes to a path that does not exist yet; None for a format that is read only.
+        weight_files: names of the files of weights in a folder; the first that is there is read.
     """
 
     recognises: Callable[[Path, Hints], bool]
     read: Callable[[Path, Hints], Weights]
     write: Callable[[Path, Weights], None] | None = None
+    weight_files: tuple[str, ...] = ()
 
 
 def _write_open_clip(path: Path, weights: Weights) -> None:
@@ -45,9 +47,16 @@ FORMATS: dict[str, Format] = {
     "clipjax": Format(
         clipjax_checkpoint.recognises, clipjax_checkpoint.read, clipjax_checkpoint.write
     ),
-    "hf": Format(hugging_face.recognises, hugging_face.read, hugging_face.write),
+    "hf": Format(
+        hugging_face.recognises,
+        hugging_face.read,
+        hugging_face.write,
+        hugging_face.WEIGHT_FILES,
+    ),
     "big_vision": Format(big_vision.recognises_big_vision, big_vision.read_big_vision),
-    "open_clip": Format(open_clip.recognises, open_clip.read, _write_open_clip),
+    "open_clip": Format(
+        open_clip.recognises, open_clip.read, _write_open_clip, open_clip.WEIGHT_FILES
+    ),
     "stablehlo": Format(stablehlo.recognises, stablehlo.read, stablehlo.write),
 }
 WRITTEN = tuple(name for name, entry in FORMATS.items() if entry.write is not None)

@@ -22,8 +22,8 @@ from clipjax.array_types import Patches, PyTree
 from clipjax.config import to_plain
 from clipjax.interop.files import save_safetensors
 from clipjax.interop.hugging_face.clip_tokenizer import write_clip_tokenizer
-from clipjax.interop.shapes import STACK, stacked_shapes
-from clipjax.interop.tensors import LazyTensor, WeightFileError
+from clipjax.interop.shapes import stacked_shapes
+from clipjax.interop.tensors import WeightFileError
 from clipjax.interop.weights import NO_HINTS, Hints, Weights
 from clipjax.models import build_model
 from clipjax.models.images import normalise_images
@@ -71,7 +71,7 @@ def write(path: Path, weights: Weights) -> None:
     for tower in TOWERS:
         exported = export_tower(weights.spec, tower, weights.plugins)
         (path / f"{tower}.stablehlo").write_bytes(exported.serialize())
-        stacked = stack_leaves(weights.leaves, tower_shapes(weights.spec, tower, weights.plugins))
+        stacked = weights.stacked(tower_shapes(weights.spec, tower, weights.plugins))
         save_safetensors(path / f"{tower}.safetensors", stacked, {})
         inputs[tower] = jax.tree.map(
             lambda x: {"dtype": str(x.dtype), "shape": [str(size) for size in x.shape]},
@@ -164,32 +164,6 @@ def tower_shapes(
         for name, shape in stacked_shapes(spec, plugins).items()
         if name.split("/")[1].startswith(f"{tower}_")
     }
-
-
-def stack_leaves(
-    leaves: Mapping[str, LazyTensor], shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, LazyTensor]:
-    """Stacks the blocks of the named leaves; one is in memory at a time."""
-    stacked = {}
-    for name, shape in shapes.items():
-        short = name.removeprefix("params/")
-        match = STACK.match(short)
-        if match is None:
-            stacked[name] = leaves[short]
-        else:
-            blocks = [leaves[f"{match[1]}block_{i}/{match[2]}"] for i in range(shape[0])]
-            stacked[name] = _stack(blocks, shape)
-    return stacked
-
-
-def _stack(blocks: list[LazyTensor], shape: tuple[int, ...]) -> LazyTensor:
-    def read_rows(start: int, stop: int) -> np.ndarray:
-        out = np.empty((stop - start, *shape[1:]), np.float32)
-        for row, block in zip(out, blocks[start:stop], strict=True):
-            row[...] = block.read()
-        return out
-
-    return LazyTensor(shape, np.dtype(np.float32), lambda: read_rows(0, shape[0]), read_rows)
 
 
 def _contract(weights: Weights, inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from clipjax.checkpoint import needs_file
 from clipjax.interop.leaves import Leaf, Rows, by_name, names_of_theirs, their_shapes
-from clipjax.interop.shapes import expected_shapes
+from clipjax.interop.shapes import STACK, expected_shapes
 from clipjax.interop.tensors import LazyTensor, WeightFileError
+from clipjax.tokenizers import Tokenizer, make_tokenizer
 
 MAX_LISTED = 8
 
@@ -81,6 +83,58 @@ class Weights:
     plugins: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     evals: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def tokenizer(self) -> tuple[dict[str, Any], Tokenizer | None]:
+        """Makes the model's tokenizer.
+
+        Returns:
+            Its spec, with the file as a path that can be opened, and the tokenizer: None where its
+            vocabulary is not at hand.
+
+        Raises:
+            ValueError: the file is not the model's vocabulary.
+        """
+        spec, text = dict(self.spec["tokenizer"]), self.spec["text"]
+        file = spec.get("model")
+        if file is not None:
+            spec["model"] = str(self.tokenizer_files.get(file, file))
+        if needs_file(spec):
+            return spec, None
+        made = make_tokenizer(spec, context_length=text["context_length"], plugins=self.plugins)
+        if made.vocab_size > text["vocab_size"]:
+            raise ValueError(
+                f"the tokenizer has {made.vocab_size} ids, the model's text tower has "
+                f"{text['vocab_size']}: {file or spec['name']} is not its vocabulary"
+            )
+        return spec, made
+
+    def stacked(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, LazyTensor]:
+        """The leaves as training names and stacks them; one block is in memory at a time.
+
+        Args:
+            shapes: of the wanted leaves by name, `params/.../blocks/...`, as `stacked_shapes` has
+                them.
+        """
+        found = {}
+        for name, shape in shapes.items():
+            short = name.removeprefix("params/")
+            match = STACK.match(short)
+            if match is None:
+                found[name] = self.leaves[short]
+                continue
+            blocks = [self.leaves[f"{match[1]}block_{i}/{match[2]}"] for i in range(shape[0])]
+            found[name] = _stack(blocks, shape)
+        return found
+
+
+def _stack(blocks: list[LazyTensor], shape: tuple[int, ...]) -> LazyTensor:
+    def read_rows(start: int, stop: int) -> np.ndarray:
+        out = np.empty((stop - start, *shape[1:]), np.float32)
+        for row, block in zip(out, blocks[start:stop], strict=True):
+            row[...] = block.read()
+        return out
+
+    return LazyTensor(shape, np.dtype(np.float32), lambda: read_rows(0, shape[0]), read_rows)
 
 
 def convert(

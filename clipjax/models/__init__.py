@@ -40,6 +40,19 @@ SPEC_FIELDS = tuple(field for field in MODEL if field not in OPTIONAL_FIELDS)
 __all__ = ["CLIP", "IMAGE_ENCODERS", "MODELS", "TEXT_ENCODERS", "CLIPOutput", "build_model"]
 
 
+def list_models() -> list[str]:
+    """Lists the named models of the zoo, sorted as `clipjax models` prints them.
+
+    A name says architecture, tokenizer and preprocessing: what `clipjax.load(FILE, model=NAME)`
+    takes where a file cannot say, and `config.model.name` of a training.
+
+    Example:
+        >>> "ViT-B-32" in clipjax.list_models()
+        True
+    """
+    return list(MODELS)
+
+
 def resolve_spec(
     model: Mapping[str, Any],
     *,

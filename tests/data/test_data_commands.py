@@ -57,7 +57,7 @@ def folder(tmp_path):
 
 
 def test_from_a_folder_to_its_best_part(tmp_path, folder, monkeypatch, capsys):
-    monkeypatch.setattr(inference, "Encoder", ByNumber)
+    monkeypatch.setattr(inference, "Model", ByNumber)
     out = tmp_path / "out"
     assert run("pack", "--from", f"folder:{folder}", "--to", out, "--shard_size=5") == 0
     assert f"{out}: 12 examples in 3 shards" in capsys.readouterr().out

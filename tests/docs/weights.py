@@ -12,7 +12,7 @@ import pytest
 import sentencepiece
 
 TESTS = Path(__file__).parent.parent
-for folder in ("interop", "models", "golden/models", "golden/interop"):
+for folder in ("helpers", "interop", "models", "golden/models", "golden/interop"):
     sys.path.insert(0, str(TESTS / folder))
 
 from small_clipjax import shrink_all  # noqa: E402
@@ -21,11 +21,12 @@ shrink_all()
 
 import seeded  # noqa: E402  the helpers read the zoo
 from hugging_face_case import make_directory, save_tower  # noqa: E402
+from library_folder import write_openai  # noqa: E402
 from naming_case import save, save_torch  # noqa: E402
 
 from clipjax.config import to_plain  # noqa: E402
 from clipjax.interop import Weights, big_vision, expected_shapes, export  # noqa: E402
-from clipjax.interop.files import open_tensors, save_safetensors  # noqa: E402
+from clipjax.interop.files import open_tensors  # noqa: E402
 from clipjax.interop.formats import FORMATS  # noqa: E402
 from clipjax.interop.open_clip import leaves  # noqa: E402
 from clipjax.interop.tensors import of_array  # noqa: E402
@@ -44,20 +45,6 @@ def seeded_leaves(spec):
 def weights_of(name):
     spec = to_plain(MODELS[name])
     return Weights(spec, seeded_leaves(spec), source="drawn from a seed")
-
-
-def write_openai(path):
-    """What the archive holds beside the weights tells whose it is, whatever the container."""
-    spec = to_plain(MODELS["ViT-B-32-quickgelu"])
-    tensors = export(leaves(spec), seeded_leaves(spec))
-    tensors = {name: x.astype(np.float16) for name, x in tensors.items()}
-    sizes = {
-        "input_resolution": spec["image_size"],
-        "context_length": spec["text"]["context_length"],
-        "vocab_size": spec["text"]["vocab_size"],
-    }
-    numbers = {name: of_array(np.array(value)) for name, value in sizes.items()}
-    save_safetensors(path, {**tensors, **numbers}, {})
 
 
 def write_big_vision(path):

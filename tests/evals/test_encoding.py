@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from stand_ins import encode_image, make_params, picture, unit
 
-from clipjax.encoding.batches import RowLayout, embed_fn, place_params, prefetched
+from clipjax.encoding.batches import RowLayout, embed_fn, put_on_mesh, run_batches
 from clipjax.partitioning import make_mesh
 
 MESHES = [{"data": 1}, {"data": 2}, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 8}]
@@ -33,7 +33,7 @@ def test_batches_are_no_larger_than_the_set_needs():
 def test_rows_arrive_in_order_and_sharded(sizes):
     mesh = mesh_of(sizes)
     layout = RowLayout(mesh, 8, 8)
-    params = place_params(make_params(), mesh)
+    params = put_on_mesh(make_params(), mesh)
     pixels = np.stack([picture(row) for row in range(8)])
     embeds = embed_fn(encode_image, mesh)(params, layout.to_device(pixels))
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -43,8 +43,8 @@ def test_rows_arrive_in_order_and_sharded(sizes):
 
 def test_sharded_parameters_stay_where_they_are():
     mesh = mesh_of({"data": 2})
-    placed = place_params(make_params(), mesh)
-    again = place_params(placed, mesh)
+    placed = put_on_mesh(make_params(), mesh)
+    again = put_on_mesh(placed, mesh)
     assert all(a is b for a, b in zip(placed.values(), again.values(), strict=True))
 
 
@@ -53,10 +53,16 @@ def test_evals_that_share_a_function_share_its_compilation():
     assert embed_fn(encode_image, mesh) is embed_fn(encode_image, mesh)
 
 
-def test_prefetching_keeps_the_order_and_passes_errors_on():
-    assert list(prefetched(lambda i: i * i, range(7))) == [i * i for i in range(7)]
+def test_batches_run_in_order_and_errors_are_passed_on():
+    layout = RowLayout(mesh_of({"data": 2}), 28, 4)
+
+    def make(number, bad=None):
+        return np.full((4, 1), number // (number != bad)), number
+
+    found = list(run_batches(lambda factor, rows: factor * rows.sum(), 2, layout, make))
+    assert [(int(total), number) for total, number in found] == [(8 * i, i) for i in range(7)]
     with pytest.raises(ZeroDivisionError):
-        list(prefetched(lambda i: 1 // (i - 3), range(7)))
+        list(run_batches(lambda _, rows: rows, None, layout, lambda i: make(i, bad=3)))
 
 
 def test_an_empty_set_is_an_error():

@@ -51,7 +51,7 @@ def test_each_language_counts_alike_in_the_mean():
             scheduled("names:unseen?language=ja", top1=0.2, num_classes=10.0, num_examples=900.0),
             scheduled("others", top1=0.9, num_classes=3.0),
         ],
-        params=None,
+        variables=None,
     )
     results = flat_metrics(found)
     assert results[f"{NAMES}mean/top1"] == pytest.approx(0.35)
@@ -92,7 +92,7 @@ def test_results_of_languages_that_come_one_by_one_have_the_mean_of_all(tmp_path
 
 
 def test_results_hold_their_structure_beside_the_flat_numbers(tmp_path):
-    found = run_evals([scheduled("names:unseen?language=de", top1=0.5)], params=None)
+    found = run_evals([scheduled("names:unseen?language=de", top1=0.5)], variables=None)
     path = write_results(tmp_path, 7, found, {"checkpoint_sha256": None})
     written = json.loads(path.read_text())
     assert written[f"{NAMES}de/top1"] == 0.5

@@ -13,7 +13,7 @@ from stand_ins import (
     unit,
 )
 
-from clipjax.encoding.batches import RowLayout, place_params
+from clipjax.encoding.batches import RowLayout, put_on_mesh
 from clipjax.encoding.zero_shot_head import average_prompts
 from clipjax.evals import ZeroShot
 from clipjax.partitioning import make_mesh
@@ -72,7 +72,7 @@ def brute_force(params, rows, labels):
 def test_prompts_are_averaged_as_published():
     params, mesh = make_params(), mesh_of(2)
     options = {"encode_text_fn": encode_text, "tokenizer": tokenize, "mesh": mesh}
-    found = average_prompts(place_params(params, mesh), NAMES, TEMPLATES, batch_size=8, **options)
+    found = average_prompts(put_on_mesh(params, mesh), NAMES, TEMPLATES, batch_size=8, **options)
     np.testing.assert_allclose(found, brute_force_classifier(params), rtol=1e-4, atol=1e-6)
     # The control: without the first normalisation the long embeddings would win.
     ids = [[tokenize([t.replace("{}", n)])[0, 0] for t in TEMPLATES] for n in NAMES]

@@ -8,9 +8,9 @@ from flax import linen as nn
 from PIL import Image
 
 from clipjax.checkpoint import CheckpointManager, make_contract
-from clipjax.encoding.buckets import bucket_size
+from clipjax.encoding.batches import RowLayout
 from clipjax.encoding.prompts import prompts_of_run
-from clipjax.inference import Encoder
+from clipjax.inference import Model
 from clipjax.models import CLIP, build_model
 from clipjax.models.images import normalise_images
 from clipjax.models.layers_layout import stack_layers, unstack_layers
@@ -58,19 +58,19 @@ SPEC = {
 }
 
 
-def init_params(**options):
+def init_variables(**options):
     model = build_model(SPEC, **options)
     images, tokens = np.zeros((1, 16, 16, 3), np.float32), np.zeros((1, 16), np.int32)
-    return nn.unbox(jax.jit(model.init)(jax.random.key(0), images, tokens))["params"]
+    return nn.unbox(jax.jit(model.init)(jax.random.key(0), images, tokens))
 
 
 @pytest.fixture(scope="module")
-def params():
-    return init_params()
+def variables():
+    return init_variables()
 
 
 @pytest.fixture(scope="module")
-def workdir(params, tmp_path_factory):
+def workdir(variables, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     tokenizer = make_tokenizer(SPEC["tokenizer"], context_length=16)
     metadata = {
@@ -83,7 +83,7 @@ def workdir(params, tmp_path_factory):
     zero = np.zeros((), np.int32)
     state = TrainState(
         step=zero + 3,
-        params=params,
+        params=variables["params"],
         opt_state={},
         model_state={},
         ema_params=None,
@@ -98,7 +98,7 @@ def workdir(params, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def encoder(workdir):
-    return Encoder.from_checkpoint(workdir)
+    return Model.from_checkpoint(workdir)
 
 
 def pictures(num):
@@ -106,19 +106,19 @@ def pictures(num):
     return [rng.integers(0, 256, (16, 16, 3), dtype=np.uint8) for _ in range(num)]
 
 
-def test_a_checkpoint_is_all_it_takes(encoder, params):
+def test_a_checkpoint_is_all_it_takes(encoder, variables):
     found = encoder.encode_image(pictures(3))
     model = build_model(SPEC)
     mean, std = SPEC["preprocess"]["mean"], SPEC["preprocess"]["std"]
     pixels = normalise_images(np.stack(pictures(3)), mean, std, "float32")
-    wanted = model.apply({"params": params}, pixels, method="encode_image")
+    wanted = model.apply(variables, pixels, method="encode_image")
     np.testing.assert_allclose(found, wanted, atol=1e-6)
     tokens = make_tokenizer(SPEC["tokenizer"], context_length=16)(["a cat", "two dogs"])
-    wanted = model.apply({"params": params}, tokens, method="encode_text")
+    wanted = model.apply(variables, tokens, method="encode_text")
     np.testing.assert_allclose(encoder.encode_text(["a cat", "two dogs"]), wanted, atol=1e-6)
     assert found.dtype == np.float32
     # The control: pixels that are not normalised embed elsewhere.
-    plain = model.apply({"params": params}, np.stack(pictures(3)) / 255.0, method="encode_image")
+    plain = model.apply(variables, np.stack(pictures(3)) / 255.0, method="encode_image")
     assert np.abs(found - plain).max() > 1e-3
 
 
@@ -140,22 +140,26 @@ def test_an_embedding_does_not_depend_on_its_batch(encoder):
     assert encoder.encode_image([]).shape == (0, 8)
 
 
-def test_more_rows_than_a_batch_on_several_devices(params):
+def test_more_rows_than_a_batch_on_several_devices(variables):
     mesh = make_mesh({"data": 4, "fsdp": 1, "tensor": 1}, jax.devices()[:4])
-    small = Encoder(SPEC, params, mesh=mesh, batch_size=8)
+    small = Model(SPEC, variables, mesh=mesh, batch_size=8)
     texts = [f"number {i}" for i in range(19)]
     np.testing.assert_allclose(
-        small.encode_text(texts), Encoder(SPEC, params).encode_text(texts), atol=1e-6
+        small.encode_text(texts), Model(SPEC, variables).encode_text(texts), atol=1e-6
     )
 
 
 def test_few_sizes_compile():
-    assert [bucket_size(n, 1, 64) for n in (1, 2, 3, 5, 64, 65, 1000)] == [1, 2, 4, 8, 64, 64, 64]
-    assert [bucket_size(n, 8, 64) for n in (1, 9, 64)] == [8, 16, 64]
-    assert bucket_size(1000, 6, 64) == 96
+    def sizes(devices, numbers, max_batch=64):
+        mesh = make_mesh({"data": devices}, jax.devices()[:devices])
+        return [RowLayout(mesh, n, max_batch).batch_size for n in numbers]
+
+    assert sizes(1, (1, 2, 3, 5, 64, 65, 1000)) == [1, 2, 4, 8, 64, 64, 64]
+    assert sizes(8, (1, 9, 64)) == [8, 16, 64]
+    assert sizes(6, (1, 1000)) == [6, 66]  # no more than the batch that was asked for
 
 
-def test_a_new_number_of_rows_compiles_nothing(params, monkeypatch):
+def test_a_new_number_of_rows_compiles_nothing(variables, monkeypatch):
     traces = []
     encode = CLIP.encode_image, CLIP.encode_text
 
@@ -169,8 +173,8 @@ def test_a_new_number_of_rows_compiles_nothing(params, monkeypatch):
     monkeypatch.setattr(CLIP, "encode_image", counted(0))
     monkeypatch.setattr(CLIP, "encode_text", counted(1))
     mesh = make_mesh({"data": 2, "fsdp": 1, "tensor": 1}, jax.devices()[:2])
-    encoder = Encoder(SPEC, params, mesh=mesh, batch_size=8)
-    single = Encoder(SPEC, params)
+    encoder = Model(SPEC, variables, mesh=mesh, batch_size=8)
+    single = Model(SPEC, variables)
     images, wanted = pictures(7), single.encode_image(pictures(7))
     traces.clear()
     for count in (5, 7, 6):
@@ -210,9 +214,9 @@ def test_labels_go_into_the_templates_of_the_run(encoder, said, monkeypatch):
     encoder.encode_text(labels)  # which needs none
 
 
-def test_pixels_of_open_clip(params, encoder):
+def test_pixels_of_open_clip(variables, encoder):
     picture = Image.fromarray(np.full((16, 16, 4), (200, 10, 10, 0), np.uint8))
-    theirs = Encoder(SPEC, params, preprocess="open_clip").encode_image([picture])
+    theirs = Model(SPEC, variables, preprocess="open_clip").encode_image([picture])
     np.testing.assert_allclose(theirs, encoder.encode_image([picture.convert("RGB")]), atol=1e-6)
     assert np.abs(theirs - encoder.encode_image([picture])).max() > 1e-3  # laid on white
 
@@ -227,21 +231,22 @@ def test_labels_are_ranked_with_probabilities(encoder):
         probabilities = [p for _, p in answers]
         assert sum(probabilities) == pytest.approx(1)
         assert probabilities == sorted(probabilities, reverse=True)
-        logits = 14.2857 * encoder.classifier([label for label, _ in answers], "openai_7") @ row
+        logits = 14.2857 * encoder.zero_shot([n for n, _ in answers], "openai_7").weights @ row
         np.testing.assert_allclose(np.diff(np.log(probabilities)), np.diff(logits), atol=1e-4)
 
 
-def test_a_model_with_a_bias_asks_one_question_a_label(params):
+def test_a_model_with_a_bias_asks_one_question_a_label(variables):
     spec = SPEC | {"logit_bias": -10.0}
-    encoder = Encoder(spec, params | {"logit_bias": np.float32(-10)})
+    params = variables["params"] | {"logit_bias": np.float32(-10)}
+    encoder = Model(spec, {"params": params})
     answers = dict(encoder.classify(pictures(1), ["cat", "dog"])[0])
-    cosine = encoder.encode_image(pictures(1)) @ encoder.classifier(["cat"]).T
+    cosine = encoder.encode_image(pictures(1)) @ encoder.zero_shot(["cat"]).weights.T
     wanted = 1 / (1 + np.exp(-(14.2857 * cosine[0, 0] - 10)))
     assert answers["cat"] == pytest.approx(wanted, rel=1e-3)
 
 
-def test_layers_may_have_been_trained_unrolled(workdir, params, encoder):
-    again = Encoder(SPEC, stack_layers(unstack_layers(params)))
+def test_layers_may_have_been_trained_unrolled(workdir, variables, encoder):
+    again = Model(SPEC, stack_layers(unstack_layers(variables)))
     np.testing.assert_array_equal(
         again.encode_image(pictures(2)), encoder.encode_image(pictures(2))
     )
@@ -251,7 +256,7 @@ def test_another_tokenizer_is_refused(workdir, monkeypatch):
     contract = ClipBPE.contract
     monkeypatch.setattr(ClipBPE, "contract", lambda self: contract(self) | {"pad_id": 7})
     with pytest.raises(ValueError, match=r"tokenizer\.pad_id"):
-        Encoder.from_checkpoint(workdir)
+        Model.from_checkpoint(workdir)
 
 
 def test_bad_input_is_named(encoder, tmp_path):
@@ -270,4 +275,4 @@ def test_bad_input_is_named(encoder, tmp_path):
         with pytest.raises(ValueError, match="labels"):
             encoder.classify(pictures(1), labels)
     with pytest.raises(ValueError, match="no checkpoint"):
-        Encoder.from_checkpoint(tmp_path)
+        Model.from_checkpoint(tmp_path)

@@ -10,7 +10,7 @@ from clipjax.config import merge
 from clipjax.data.images.naflex import PatchPreprocess
 from clipjax.data.images.preprocess import Preprocess
 from clipjax.evals.reading import ImageReader
-from clipjax.inference import Encoder
+from clipjax.inference import Model
 from clipjax.models import MODELS, build_model
 from clipjax.models.images import normalise_images
 from clipjax.partitioning import make_mesh
@@ -27,8 +27,8 @@ SPEC = merge(MODELS["siglip2-b-16-naflex"], CHANGES)
 
 
 @pytest.fixture(scope="module")
-def params():
-    return filled(build_model(SPEC), *inputs(SPEC, 1))["params"]
+def variables():
+    return filled(build_model(SPEC), *inputs(SPEC, 1))
 
 
 def pictures():
@@ -37,19 +37,19 @@ def pictures():
     return [random.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
 
 
-def test_images_of_any_aspect_on_two_devices(params):
+def test_images_of_any_aspect_on_two_devices(variables):
     mesh = make_mesh({"data": 2, "fsdp": 1, "tensor": 1}, jax.devices()[:2])
-    encoder = Encoder(SPEC, params, tokenizer=list, mesh=mesh, batch_size=4)
+    encoder = Model(SPEC, variables, tokenizer=list, mesh=mesh, batch_size=4)
     found = encoder.encode_image(pictures())
     rows = [PatchPreprocess(4, 12)(image) for image in pictures()]
     assert len({tuple(row.grid) for row in rows}) == 5
     half = (0.5, 0.5, 0.5)
 
-    def embed(params, patches):
+    def embed(variables, patches):
         patches = normalise_images(patches, half, half, "float32")
-        return build_model(SPEC).apply({"params": params}, patches, method="encode_image")
+        return build_model(SPEC).apply(variables, patches, method="encode_image")
 
-    wanted = jax.jit(embed)(params, jax.tree.map(lambda *x: np.stack(x), *rows))
+    wanted = jax.jit(embed)(variables, jax.tree.map(lambda *x: np.stack(x), *rows))
     np.testing.assert_allclose(found, wanted, atol=5e-6)
     assert np.abs(found[0] - found[1]).max() > 1e-3
     tokens = encoder.image_tokens(pictures(), -2)

@@ -13,7 +13,7 @@ from PIL import Image
 from clipjax.checkpoint import CheckpointManager, make_contract
 from clipjax.cli import data as data_cli
 from clipjax.data.sources import make_source
-from clipjax.inference import Encoder, scoring
+from clipjax.inference import Model, scoring
 from clipjax.inference.scoring import score_pairs, write_scores
 from clipjax.models import build_model, resolve_spec
 from clipjax.tokenizers import make_tokenizer
@@ -166,7 +166,7 @@ def test_the_command_scores_by_a_checkpoint(checkpoint, tmp_path, capsys):
     assert f"{out}: 20 scores" in capsys.readouterr().out
     found = pq.read_table(out)
     assert found["key"].to_pylist() == [source[i]["key"] for i in range(20)]
-    encoder = Encoder.from_checkpoint(checkpoint)
+    encoder = Model.from_checkpoint(checkpoint)
     images = encoder.encode_image([source[i]["image"] for i in range(20)])
     texts = encoder.encode_text([source[i]["text"] for i in range(20)])
     np.testing.assert_allclose(found["score"], (images * texts).sum(1), atol=1e-6)

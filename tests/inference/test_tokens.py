@@ -7,7 +7,7 @@ import seeded
 from open_clip_golden import load
 from tiny import filled, inputs, tiny_spec
 
-from clipjax.inference import Encoder
+from clipjax.inference import Model
 from clipjax.inference import tokens as tokens_module
 from clipjax.models import build_model
 from clipjax.models.layers_layout import unstack_layers
@@ -29,7 +29,7 @@ def golden_encoder(case, **options):
     # The golden images are floats: with these constants they enter the tower as they are.
     spec["preprocess"] = {"resize": "squash", "interpolation": "bicubic"}
     spec["preprocess"] |= {"mean": [0.0] * 3, "std": [1 / 255] * 3}
-    encoder = Encoder(spec, params, tokenizer=Rows(tokens), **options)
+    encoder = Model(spec, {"params": params}, tokenizer=Rows(tokens), **options)
     encoder.preprocess = Identity(spec["image_size"])
     return encoder, golden, list(images)
 
@@ -104,7 +104,7 @@ def test_a_stage_of_a_resnet():
     spec["image"] = {"name": "modified_resnet", "layers": [1, 1, 1, 1], "width": 8}
     spec["image"] |= {"num_heads": 4, "output_dim": 8}
     variables = filled(build_model(spec), *inputs(spec, 1))
-    encoder = Encoder(spec, variables, tokenizer=Rows(np.zeros((1, 8), np.int32)))
+    encoder = Model(spec, variables, tokenizer=Rows(np.zeros((1, 8), np.int32)))
     image = [np.zeros((32, 32, 3), np.uint8)]
     assert encoder.image_tokens(image, 1).shape == (1, 8 * 8, 32)
     np.testing.assert_array_equal(encoder.image_tokens(image, -1), encoder.image_tokens(image))

@@ -15,7 +15,7 @@ from PIL import Image
 
 from clipjax.evals import pictures, retrieval
 from clipjax.evaluate import evaluate_checkpoint
-from clipjax.inference import Encoder
+from clipjax.inference import Model
 
 PICTURES, CAPTIONS = 24, 5
 
@@ -90,7 +90,7 @@ def specs(tmp_path_factory):
 @pytest.fixture
 def perfect(reference, monkeypatch):
     """Every picture, and every caption of it, is embedded as its number."""
-    tokenizer = Encoder.from_checkpoint(reference).tokenizer
+    tokenizer = Model.from_checkpoint(reference).tokenizer
     known = [(n, turn) for n in range(PICTURES) for turn in range(CAPTIONS)]
     tokens = jnp.asarray(tokenizer([caption(*one) for one in known]))
     owners = jnp.asarray([number for number, _ in known])

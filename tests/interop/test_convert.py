@@ -27,7 +27,7 @@ from clipjax.checkpoint import (
 )
 from clipjax.config import merge, to_plain
 from clipjax.evaluate import evaluate_checkpoint
-from clipjax.inference import Encoder
+from clipjax.inference import Model
 from clipjax.interop import (
     Hints,
     WeightFileError,
@@ -260,16 +260,16 @@ def test_templates_of_the_run_stay_the_default(tmp_path):
     write(tmp_path, weights)
     convert_weights(tmp_path / "start", tmp_path / "copy", "clipjax")
     for path in (tmp_path / "start", tmp_path / "copy"):
-        assert Encoder.from_checkpoint(path).prompts().templates == ("one {}",)
+        assert Model.from_checkpoint(path).prompts().templates == ("one {}",)
     convert_weights(tmp_path / "start", tmp_path / "theirs", "open_clip")
     convert_weights(tmp_path / "theirs", tmp_path / "back", "clipjax")  # its files hold none
-    assert "default" in Encoder.from_checkpoint(tmp_path / "back").prompts().origin
+    assert "default" in Model.from_checkpoint(tmp_path / "back").prompts().origin
 
 
 def test_all_of_clipjax_takes_it(tmp_path):
     path = write(tmp_path, weights_of(CLIP))
     picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    encoder = Encoder.from_checkpoint(path)
+    encoder = Model.from_checkpoint(path)
     assert encoder.encode_text(["a dog"]).shape == (1, 24)
     assert encoder.encode_image([picture]).shape == (1, 24)
     assert len(encoder.classify([picture], ["cat", "dog"])[0]) == 2
@@ -323,7 +323,7 @@ def test_weights_without_their_vocabulary_take_images_only(tmp_path, vocabulary)
     tokenizer = load_tokenizer(resolve_checkpoint(start))
     assert isinstance(tokenizer, MissingTokenizer)
     picture = np.zeros((32, 32, 3), np.uint8)
-    encoder = Encoder.from_checkpoint(start)
+    encoder = Model.from_checkpoint(start)
     assert encoder.encode_image([picture]).shape == (1, 16)
     with pytest.raises(ValueError, match="--tokenizer FILE"):
         encoder.encode_text(["a dog"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from naming_case import assert_same, leaves_of, open_clip_tensors, run_all, save, save_torch
 
-from clipjax.inference import Encoder
+from clipjax.inference import Model
 from clipjax.interop.converting import convert_weights
 
 QUICK = "--activation=quick_gelu"
@@ -202,5 +202,5 @@ def test_a_newer_step_that_cannot_be_used_is_said(done, tmp_path, caplog):
     converted = convert_weights(run, tmp_path / "copy", "clipjax")
     assert converted.notes == (f"step 0 of {run / 'checkpoints'}", said)
     with caplog.at_level("WARNING"):
-        Encoder.from_checkpoint(run)
+        Model.from_checkpoint(run)
     assert said in caplog.messages

@@ -14,7 +14,7 @@ from PIL import Image
 from published_weights import weight
 
 from clipjax.config import merge, to_plain
-from clipjax.inference import Encoder
+from clipjax.inference import Model
 from clipjax.interop import Hints, Weights, expected_shapes, export
 from clipjax.interop.open_clip import format as open_clip_format
 from clipjax.interop.open_clip import leaves, tokenizer, trunks
@@ -220,7 +220,7 @@ def test_pictures_and_captions_end_to_end(row, open_clip, parity, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(TESTS.parent)}
     subprocess.run([*command, "--format", "clipjax"], check=True, env=environment, timeout=600)
     with jax.default_matmul_precision("highest"):
-        encoder = Encoder.from_checkpoint(target)
+        encoder = Model.from_checkpoint(target)
         ours = encoder.encode_image(pictures(tmp_path)), encoder.encode_text(CAPTIONS)
     theirs = reference(open_clip, parity, folder, pictures(tmp_path))
     # Pixels are the same bytes; float32 is summed in another order.

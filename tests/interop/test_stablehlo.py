@@ -1,4 +1,4 @@
-"""Exported towers run without this package and give what the Encoder gives."""
+"""Exported towers run without this package and give what the Model gives."""
 
 import dataclasses
 import functools
@@ -16,16 +16,16 @@ from tiny import filled, inputs, tiny_spec
 
 from clipjax.array_types import Patches
 from clipjax.config import merge
-from clipjax.inference import Encoder
+from clipjax.inference import Model
 from clipjax.interop import WeightFileError, Weights
-from clipjax.interop.converting import convert_weights, recognise
+from clipjax.interop.converting import convert_weights
 from clipjax.interop.files import open_tensors, safetensors, save_safetensors
 from clipjax.interop.formats import WRITTEN
+from clipjax.interop.reading import recognise
 from clipjax.interop.stablehlo import (
     TOWERS,
     _resize_rule,
     export_tower,
-    stack_leaves,
     tower_fn,
     tower_shapes,
     write,
@@ -95,7 +95,7 @@ def test_the_readme_runs_without_this_package(exported, tmp_path):
     command = [sys.executable, "-I", "-c", PROGRAM, tmp_path / "in.npz", tmp_path / "out.npz"]
     subprocess.run(command, cwd=folder, check=True, timeout=120)
     found = np.load(tmp_path / "out.npz")
-    encoder = Encoder(spec, variables, tokenizer=lambda texts: tokens[: len(texts)])
+    encoder = Model(spec, variables, tokenizer=lambda texts: tokens[: len(texts)])
     image, text = encoder.encode_image(list(pixels)), encoder.encode_text(["a", "b", "c"])
     logits = np.exp(variables["params"]["logit_scale"]) * image @ text.T
     logits += variables["params"]["logit_bias"]
@@ -181,7 +181,7 @@ def test_a_stack_is_written_a_block_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(safetensors, "PIECE_BYTES", 100)
     blocks = np.arange(3 * 40, dtype=np.float32).reshape(3, 4, 10)
     leaves = {f"x/block_{i}/y": of_array(block) for i, block in enumerate(blocks)}
-    stacked = stack_leaves(leaves, {"params/x/blocks/y": (3, 4, 10)})["params/x/blocks/y"]
+    stacked = Weights({}, leaves).stacked({"params/x/blocks/y": (3, 4, 10)})["params/x/blocks/y"]
 
     def never():
         raise AssertionError("the stack is read whole")

@@ -283,10 +283,10 @@ def bend(fields, rng):
 def test_a_campaign_of_bent_manifests(verb, command, original, picture, tmp_path, kit, monkeypatch):
     """250 a verb: refused by one sentence, or taken; never a traceback, never anything run."""
     from clipjax import evaluate, train
-    from clipjax.inference import Encoder
+    from clipjax.inference import Model
 
     # What follows the opening is other tests'; and a bent manifest may well be harmless.
-    monkeypatch.setattr(Encoder, "classify", lambda self, images, labels, *_, **__: [[]])
+    monkeypatch.setattr(Model, "classify", lambda self, images, labels, *_, **__: [[]])
     monkeypatch.setattr(evaluate, "run_evals", lambda evals, params: [])
     monkeypatch.setattr(train, "train", lambda experiment: None)
     canary = tmp_path / "canary"

@@ -12,7 +12,7 @@ from clipjax import experiment
 from clipjax.building import ANY_MODULE, build, check_plugins, resolve
 from clipjax.checkpoint import check_resume, make_contract, read_manifest
 from clipjax.config import default_config
-from clipjax.inference import Encoder
+from clipjax.inference import Model
 
 VERBS = ("classify", "eval", "score", "convert", "finetune")
 
@@ -128,11 +128,11 @@ def test_another_source_of_a_plugin_is_a_warning(my_lab, kit, tmp_path, monkeypa
     source = my_lab / "my_lab" / "towers.py"
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     assert contract["plugins"] == {"my_lab.towers:MyViT": digest, "my_lab.towers:MyBPE": digest}
-    assert Encoder.from_checkpoint(step_dir, plugins=allowed).spec["image"] == spec["image"]
+    assert Model.from_checkpoint(step_dir, plugins=allowed).spec["image"] == spec["image"]
     assert "another source" not in caplog.text
     forget(monkeypatch)
     source.write_text(f"{TOWERS}\n# another day\n")
-    Encoder.from_checkpoint(step_dir, plugins=allowed)
+    Model.from_checkpoint(step_dir, plugins=allowed)
     for name in ("MyViT", "MyBPE"):
         assert caplog.text.count(f"another source of my_lab.towers:{name}") == 1
     metadata = {"config": {}, "dataset_fingerprint": "", "global_batch_size": 8, "seed": 0}
@@ -142,7 +142,7 @@ def test_another_source_of_a_plugin_is_a_warning(my_lab, kit, tmp_path, monkeypa
     check_resume(manifest, {**metadata, "contract": now}, where="the workdir")
     assert "the workdir was made with another source" in caplog.text
     with pytest.raises(ValueError, match="--plugin 'my_lab"):
-        Encoder.from_checkpoint(step_dir)
+        Model.from_checkpoint(step_dir)
     forget(monkeypatch)
 
 

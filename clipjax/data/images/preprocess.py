@@ -208,7 +208,7 @@ class Preprocess:
         if self.resize not in ("shortest", "squash"):
             raise ValueError(
                 f"preprocess.resize is {self.resize!r}; allowed are 'shortest', 'squash' (and "
-                "'patches' in an Encoder: here images have one size)"
+                "'patches' in a Model: here images have one size)"
             )
         if self.interpolation not in tuple(INTERPOLATIONS):  # also what has no hash
             raise ValueError(

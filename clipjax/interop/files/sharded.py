@@ -21,11 +21,7 @@ def open_sharded(path: Path, open_shard: Callable[[Path], WeightFile]) -> Weight
             tensors than it says.
     """
     weight_map = _read_index(path)
-    files = sorted(set(weight_map.values()))
-    for name in files:
-        if Path(name).name != name or name in ("", ".", "..") or "\\" in name or "\0" in name:
-            raise WeightFileError(f"{path}: the shard {name!r} is not a file beside the index")
-    shards = {name: open_shard(path.parent / name) for name in files}
+    shards = {name: open_shard(path.parent / name) for name in shard_names(path)}
     if any(shard.kind not in ("safetensors", "torch") for shard in shards.values()):
         raise WeightFileError(f"{path}: the shards are neither safetensors nor torch archives")
     held = {(name, file) for file, shard in shards.items() for name in shard.tensors}
@@ -38,6 +34,19 @@ def open_sharded(path: Path, open_shard: Callable[[Path], WeightFile]) -> Weight
         )
     tensors = {name: shards[file].tensors[name] for name, file in weight_map.items()}
     return WeightFile(tensors, next(iter(shards.values())).kind)
+
+
+def shard_names(path: Path) -> list[str]:
+    """Names of the files that an index asks for, which lie beside it.
+
+    Raises:
+        WeightFileError: the index is damaged, or names a file elsewhere.
+    """
+    files = sorted(set(_read_index(path).values()))
+    for name in files:
+        if Path(name).name != name or name in ("", ".", "..") or "\\" in name or "\0" in name:
+            raise WeightFileError(f"{path}: the shard {name!r} is not a file beside the index")
+    return files
 
 
 def _read_index(path: Path) -> dict[str, str]:

@@ -1,5 +1,5 @@
 """Directories as Hugging Face's transformers reads and writes them: CLIP, SigLIP 1 and 2, ALIGN."""
 
-from clipjax.interop.hugging_face.directory import read, recognises, write
+from clipjax.interop.hugging_face.directory import WEIGHT_FILES, read, recognises, write
 
-__all__ = ["read", "recognises", "write"]
+__all__ = ["WEIGHT_FILES", "read", "recognises", "write"]

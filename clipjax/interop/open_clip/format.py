@@ -31,7 +31,7 @@ from clipjax.strict_json import read_json
 CONFIG = "open_clip_config.json"
 WEIGHTS = "model.safetensors"
 # In the order in which OpenCLIP looks for them.
-_WEIGHT_FILES = (
+WEIGHT_FILES = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
     "open_clip_pytorch_model.bin",
@@ -119,10 +119,10 @@ def write(path: Path, found: Weights) -> None:
 
 
 def _weight_file(folder: Path) -> Path:
-    for name in _WEIGHT_FILES:
+    for name in WEIGHT_FILES:
         if (folder / name).is_file():
             return folder / name
-    raise WeightFileError(f"{folder} holds none of {', '.join(_WEIGHT_FILES)}")
+    raise WeightFileError(f"{folder} holds none of {', '.join(WEIGHT_FILES)}")
 
 
 def _config_of(folder: Path) -> Any:

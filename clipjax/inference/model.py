@@ -1,4 +1,4 @@
-"""The encoder: embeddings, tokens and probabilities of images and texts."""
+"""A trained model in one's own code: embeddings, tokens and zero-shot heads; its parts."""
 
 import functools
 import os
@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
@@ -25,10 +26,16 @@ from clipjax.checkpoint import (
 )
 from clipjax.data.images.naflex import make_preprocess
 from clipjax.data.storage.files import local_path
-from clipjax.encoding.batches import embed_fn, make_encode_fns, place_params
-from clipjax.encoding.buckets import RunFn, run_in_buckets
+from clipjax.encoding.batches import (
+    RowLayout,
+    embed_fn,
+    make_encode_fns,
+    put_on_mesh,
+    run_batches,
+)
 from clipjax.encoding.prompts import Prompts, choose_prompts, prompts_of_run, warn_of_articles
-from clipjax.encoding.templates import fill_templates
+from clipjax.encoding.zero_shot_head import average_prompts
+from clipjax.inference.head import ZeroShotHead
 from clipjax.inference.tokens import (
     check_final_norm,
     count_layers,
@@ -37,19 +44,23 @@ from clipjax.inference.tokens import (
 )
 from clipjax.models import build_model
 from clipjax.models.layers_layout import stack_layers
-from clipjax.partitioning import batch_sharding, make_mesh
+from clipjax.partitioning import batch_sharding, make_mesh, num_batch_shards
 from clipjax.tokenizers import Tokenizer, make_tokenizer
 
 # A path, encoded bytes, a Pillow image, or a uint8 array [height, width, 3 or 4].
 ImageLike = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+# (variables, rows on the mesh) -> one result a row
+RunFn = Callable[[PyTree, PyTree], jax.Array]
 
 
-class Encoder:
-    """Embeds images and texts, and classifies images by label texts.
+class Model:
+    """A trained CLIP: embeds and classifies, and gives its parts to a loop of one's own.
+
+    `clipjax.load` makes one of a file; the constructor takes the parts.
 
     Args:
         spec: a whole model spec, as a row of `clipjax.models.zoo.MODELS`.
-        params: the model's parameters; or its variables, `{"params": ..., "batch_stats": ...}`.
+        variables: `{"params": ...}`, and `"batch_stats"` of a model that has some; layers stacked.
         tokenizer: the model's tokenizer; made from the spec if None.
         mesh: devices that share a batch; this process's first device if None.
         batch_size: most rows that are encoded at once.
@@ -59,18 +70,30 @@ class Encoder:
         plugins: modules of yours that the spec may name, `("my_lab.towers",)`.
 
     Attributes:
-        spec: the model spec.
-        params: the variables, on the mesh.
-        tokenizer: texts -> int32 `[batch, length]`.
+        spec: the model spec: sizes, towers, pixels, as plain data.
+        module: the flax module of both towers.
+        variables: its variables, on the mesh.
+        tokenizer: n texts -> int32 `[n, length]`.
         preprocess: image -> uint8 `[size, size, 3]`, or Patches for a model of any aspect.
         encode_fns: the pure functions, as evals take them.
         mesh: the devices.
+
+    Raises:
+        ValueError: variables without `params`, a batch_size below 1, or a spec that is none.
+
+    Example:
+        >>> model = clipjax.load("ViT-B-32.pt")
+        >>> model.spec["image_size"], sorted(model.variables)
+        (224, ['params'])
+        >>> pixels = model.preprocess(np.zeros((30, 40, 3), np.uint8))
+        >>> pixels.shape, model.tokenizer(["a cat", "a dog"]).shape
+        ((224, 224, 3), (2, 77))
     """
 
     def __init__(
         self,
         spec: Mapping[str, Any],
-        params: PyTree,
+        variables: PyTree,
         *,
         tokenizer: Tokenizer | None = None,
         mesh: Mesh | None = None,
@@ -82,19 +105,23 @@ class Encoder:
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it has to be at least 1")
+        if "params" not in variables:
+            raise ValueError(
+                f"variables holds {', '.join(list(variables)[:4])}, expected collections: "
+                '{"params": ...}, and "batch_stats" for a model that has some'
+            )
         self.spec = dict(spec)
-        single = {"data": 1, "fsdp": 1, "tensor": 1}
-        self.mesh = make_mesh(single, jax.local_devices()[:1]) if mesh is None else mesh
-        self.params = place_params(params, self.mesh)
+        self.mesh = one_device() if mesh is None else mesh
+        self.variables = put_on_mesh(variables, self.mesh)
         self.tokenizer = tokenizer or make_tokenizer(
             spec["tokenizer"], context_length=spec["text"]["context_length"], plugins=plugins
         )
         self.pixels = preprocess
         self.preprocess = make_preprocess(spec, preprocess)
         self._run_prompts = run_prompts
-        self._model = build_model(spec, dtype=dtype, plugins=plugins)
+        self.module = build_model(spec, dtype=dtype, plugins=plugins)
         self._dtype = dtype
-        self.encode_fns = make_encode_fns(self._model, spec["preprocess"], dtype=dtype)
+        self.encode_fns = make_encode_fns(self.module, spec["preprocess"], dtype=dtype)
         self._batch_size = batch_size
         self._tokens_fns: dict[tuple[Any, ...], RunFn] = {}
 
@@ -106,8 +133,8 @@ class Encoder:
         plugins: Sequence[str] = (),
         tokenizer: str | os.PathLike[str] | None = None,
         **options: Any,
-    ) -> "Encoder":
-        """Builds the encoder that a checkpoint describes.
+    ) -> "Model":
+        """Builds the model that a checkpoint of clipjax describes; `clipjax.load` reads others too.
 
         Args:
             path: a workdir, its `checkpoints` folder, or one step's folder.
@@ -128,42 +155,73 @@ class Encoder:
         check_model(step_dir, manifest, spec, plugins=plugins)
         made = load_tokenizer(step_dir, **trusted)
         # Stacked is how the model is built here, however it was trained.
-        params = load_variables(step_dir, stack_layers)
+        variables = load_variables(step_dir, stack_layers)
         run_prompts = functools.partial(prompts_of_run, manifest.config, step_dir)
         return cls(
-            spec, params, tokenizer=made, run_prompts=run_prompts, plugins=plugins, **options
+            spec, variables, tokenizer=made, run_prompts=run_prompts, plugins=plugins, **options
         )
 
-    def encode_image(self, images: Iterable[ImageLike]) -> np.ndarray:
+    @property
+    def apply(self) -> Callable[..., Any]:
+        """The pure function `module.apply(variables, images, tokens, ...) -> CLIPOutput`.
+
+        images are float `[batch, height, width, 3]`, normalised; tokens int32 `[batch, length]`.
+        """
+        return self.module.apply
+
+    @property
+    def logit_scale(self) -> jax.Array:
+        """The parameter as losses take it, float32 `[]`: the logarithm of the cosines' factor."""
+        return self.variables["params"]["logit_scale"]
+
+    @property
+    def logit_bias(self) -> jax.Array | None:
+        """What is added to the scaled cosines, float32 `[]`; None for a model without it."""
+        return self.variables["params"].get("logit_bias")
+
+    def encode_image(
+        self, images: Iterable[ImageLike], *, as_jax: bool = False
+    ) -> np.ndarray | jax.Array:
         """Embeds images.
 
         Args:
-            images: paths, encoded bytes, Pillow images or uint8 arrays `[height, width, 3 or 4]`,
+            images: n paths, encoded bytes, Pillow images or uint8 arrays `[height, width, 3 or 4]`,
                 mixed as you like.
+            as_jax: give an array on the mesh's devices, in place of one of NumPy.
 
         Returns:
             `[n, embed]`, float32, rows of length 1.
 
         Raises:
             ValueError: a file is missing or an image does not decode; the message names it.
+
+        Example:
+            >>> model.encode_image(["a.jpg", np.zeros((30, 40, 3), np.uint8)]).shape
+            (2, 512)
         """
         run = embed_fn(self.encode_fns.image, self.mesh)
-        return self._run_images(run, images, "encode_image")
+        return self._run_images(run, images, "encode_image", as_jax=as_jax)
 
-    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+    def encode_text(self, texts: Sequence[str], *, as_jax: bool = False) -> np.ndarray | jax.Array:
         """Embeds texts.
 
         Args:
             texts: n strings.
+            as_jax: as for `encode_image`.
 
         Returns:
             `[n, embed]`, float32, rows of length 1.
 
         Raises:
             ValueError: a single string, or an entry that is no string.
+
+        Example:
+            >>> texts = model.encode_text(["a cat", "a dog"], as_jax=True)
+            >>> texts.shape, round(float((texts[0] ** 2).sum()), 3)
+            ((2, 512), 1.0)
         """
         run = embed_fn(self.encode_fns.text, self.mesh)
-        return self._run_texts(run, texts, "encode_text")
+        return self._run_texts(run, texts, "encode_text", as_jax=as_jax)
 
     def image_tokens(
         self, images: Iterable[ImageLike], layer: int | None = None, *, final_norm: bool = False
@@ -187,6 +245,10 @@ class Encoder:
 
         Raises:
             ValueError: no such layer, a tower without a final norm, or a bad image.
+
+        Example:
+            >>> model.image_tokens(["a.jpg"], layer=-1).shape[:2]
+            (1, 50)
         """
         run = self._tokens_fn("image", layer, final_norm)
         return self._run_images(run, images, "image_tokens")
@@ -208,8 +270,68 @@ class Encoder:
 
         Raises:
             ValueError: no such layer, a tower without a final norm, or not a list of strings.
+
+        Example:
+            >>> model.text_tokens(["a cat"]).shape[:2]
+            (1, 77)
         """
         return self._run_texts(self._tokens_fn("text", layer, final_norm), texts, "text_tokens")
+
+    def zero_shot(
+        self,
+        class_names: Sequence[str],
+        templates: str | Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+    ) -> ZeroShotHead:
+        """Makes a classifier of names: one text embedding a class, averaged over templates.
+
+        Args:
+            class_names: C different, non-empty names.
+            templates: a name (`openai_80`), a file, a list of templates, or a map from class name
+                to prompts. By default those that the run evaluated with, which trained the model;
+                `simple` where there was none.
+
+        Returns:
+            The head; its `weights` are `[C, embed]`, float32, rows of length 1.
+
+        Raises:
+            ValueError: no names, an empty one, or one given twice; unknown templates.
+
+        Example:
+            >>> head = model.zero_shot(["cat", "dog"], templates="openai_7")
+            >>> head.weights.shape, [len(answers) for answers in head(["a.jpg"]).top(2)]
+            ((2, 512), [2])
+
+        Reference: arXiv:2103.00020, section 3.1.
+        """
+        names = [class_names] if isinstance(class_names, str) else list(class_names)
+        counts = Counter(names)
+        odd = [name for name in names if not name.strip() or counts[name] > 1]
+        if odd or not names:
+            raise ValueError(
+                f"the labels {names} are not usable ({odd or 'none'}); "
+                "give one or more, each different and not empty"
+            )
+        prompts = self.prompts(templates)
+        logging.info("templates: %s", prompts.origin)
+        warn_of_articles(names, prompts)
+        weights = average_prompts(
+            self.variables,
+            names,
+            prompts.templates,
+            encode_text_fn=self.encode_fns.text,
+            tokenizer=self.tokenizer,
+            mesh=self.mesh,
+            batch_size=self._batch_size,
+        )
+        bias = self.logit_bias
+        return ZeroShotHead(
+            class_names=tuple(names),
+            weights=jax.device_get(weights),
+            prompts=prompts,
+            encode_image=self.encode_image,
+            scale=float(np.exp(jax.device_get(self.logit_scale))),
+            bias=None if bias is None else float(jax.device_get(bias)),
+        )
 
     def classify(
         self,
@@ -217,86 +339,45 @@ class Encoder:
         labels: Sequence[str],
         templates: str | Sequence[str] | Mapping[str, Sequence[str]] | None = None,
     ) -> list[list[tuple[str, float]]]:
-        """Ranks labels for each image.
-
-        p = softmax(s <image, label>), s the learned scale; for a model with a learned bias b
-        (SigLIP) p = sigmoid(s <image, label> + b), where each label is a question of its own.
+        """Ranks labels for each image: `zero_shot(labels, templates)(images).top()`.
 
         Args:
             images: as for `encode_image`.
-            labels: different, non-empty names.
-            templates: a name, a file, a list of templates, or a map from label to prompts; their
-                embeddings are averaged. By default those that the run evaluated with, which
-                trained the model; `simple` where there was none.
+            labels: as `class_names` of `zero_shot`.
+            templates: as for `zero_shot`.
 
         Returns:
             For each image all labels with their probabilities, the most probable first.
 
         Raises:
-            ValueError: no labels, an empty one, or one given twice.
-
-        Reference: arXiv:2103.00020, section 3.1; arXiv:2303.15343 for the sigmoid.
+            ValueError: as `zero_shot` and `encode_image`.
         """
-        labels = [labels] if isinstance(labels, str) else list(labels)
-        counts = Counter(labels)
-        odd = [label for label in labels if not label.strip() or counts[label] > 1]
-        if odd or not labels:
-            raise ValueError(
-                f"the labels {labels} are not usable ({odd or 'none'}); "
-                "give one or more, each different and not empty"
-            )
-        prompts = self.prompts(templates)
-        logging.info("templates: %s", prompts.origin)
-        warn_of_articles(labels, prompts)
-        cosines = self.encode_image(images) @ self.classifier(labels, prompts.templates).T
-        weights = self.params.get("params", self.params)
-        logits = np.exp(np.float32(jax.device_get(weights["logit_scale"]))) * cosines
-        if "logit_bias" in weights:
-            bias = jax.device_get(weights["logit_bias"])
-            probabilities = 1 / (1 + np.exp(-(logits + bias)))
-        else:
-            exps = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
-            probabilities = exps / exps.sum(axis=1, keepdims=True)
-        order = np.argsort(-logits, axis=1, kind="stable")
-        return [
-            [(labels[c], float(row[c])) for c in ranks]
-            for row, ranks in zip(probabilities, order, strict=True)
-        ]
+        return self.zero_shot(labels, templates)(images).top()
 
     def prompts(
         self, templates: str | Sequence[str] | Mapping[str, Sequence[str]] | None = None
     ) -> Prompts:
-        """The templates that labels are put into, and where they are from; as for `classify`.
+        """Chooses the templates that class names are put into, and says where they are from.
+
+        Args:
+            templates: as for `zero_shot`.
 
         Raises:
             ValueError: none are given, and the checkpoint names a file that it does not hold.
         """
         return choose_prompts(templates, run=None if templates is not None else self._run_prompts())
 
-    def classifier(
-        self,
-        labels: Sequence[str],
-        templates: str | Sequence[str] | Mapping[str, Sequence[str]] | None = None,
-    ) -> np.ndarray:
-        """Embeds labels, averaged over templates as in `clipjax.evals`: `[labels, embed]`."""
-        chosen = self.prompts(templates)
-        prompts = fill_templates(chosen.templates, labels)
-        embeds = self.encode_text([text for of_label in prompts for text in of_label])
-        ends = np.cumsum([len(of_label) for of_label in prompts])[:-1]
-        embeds = np.stack([part.mean(axis=0) for part in np.split(embeds, ends)])
-        return embeds / np.linalg.norm(embeds, axis=1, keepdims=True)
-
     def _tokens_fn(self, tower: str, layer: int | None, final_norm: bool) -> RunFn:
         key = (tower, layer, final_norm)
         if key not in self._tokens_fns:
             number = None
             if layer is not None:
-                depth = count_layers(self._model, tower, self.params, self._blank(tower))
+                depth = count_layers(self.module, tower, self.variables, self._blank(tower))
                 number = layer_number(layer, depth, tower)
             if final_norm:
-                check_final_norm(tower, number, self.params)
+                check_final_norm(tower, number, self.variables)
             tokens = make_tokens_fn(
-                self._model,
+                self.module,
                 tower,
                 number,
                 final_norm=final_norm,
@@ -311,7 +392,9 @@ class Encoder:
             return np.zeros(self.spec["text"]["context_length"], np.int32)
         return self.preprocess.blank()
 
-    def _run_images(self, run: RunFn, images: Iterable[ImageLike], caller: str) -> np.ndarray:
+    def _run_images(
+        self, run: RunFn, images: Iterable[ImageLike], caller: str, *, as_jax: bool = False
+    ) -> Any:
         if isinstance(images, (str, bytes, os.PathLike, Image.Image)):
             raise ValueError(f"{caller} takes a list of images; put the one image in a list")
         with ThreadPoolExecutor(max_workers=4) as pool:
@@ -320,23 +403,45 @@ class Encoder:
                 rows = list(pool.map(self._read, *zip(*chunk, strict=True)))
                 return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
 
-            return self._run(run, list(enumerate(images)), read, "image")
+            return self._run(run, list(enumerate(images)), read, "image", as_jax=as_jax)
 
-    def _run_texts(self, run: RunFn, texts: Sequence[str], caller: str) -> np.ndarray:
+    def _run_texts(
+        self, run: RunFn, texts: Sequence[str], caller: str, *, as_jax: bool = False
+    ) -> Any:
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"{caller} takes a list of strings, not {texts!r:.80}")
-        return self._run(run, list(texts), self.tokenizer, "text")
+        return self._run(run, list(texts), self.tokenizer, "text", as_jax=as_jax)
 
-    def _run(self, run: RunFn, items: list[Any], read: Any, tower: str) -> np.ndarray:
-        return run_in_buckets(
-            run,
-            self.params,
-            items,
-            read,
-            mesh=self.mesh,
-            max_batch=self._batch_size,
-            blank=self._blank(tower),
-        )
+    def _run(
+        self,
+        run: RunFn,
+        items: list[Any],
+        read: Callable[[list[Any]], PyTree],
+        tower: str,
+        *,
+        as_jax: bool,
+    ) -> np.ndarray | jax.Array:
+        shards = num_batch_shards(self.mesh)
+        if not items:
+            rows = jax.tree.map(lambda x: np.zeros((shards, *x.shape), x.dtype), self._blank(tower))
+            shape = jax.eval_shape(run, self.variables, rows).shape
+            return (jnp if as_jax else np).zeros((0, *shape[1:]), np.float32)
+        whole = RowLayout(self.mesh, len(items), self._batch_size).batch_size
+        cut = len(items) // whole * whole  # what remains is a batch of its own, perhaps a smaller
+        found = []
+        for part in filter(None, (items[:cut], items[cut:])):
+            layout = RowLayout(self.mesh, len(part), self._batch_size)
+
+            def make(number: int, part=part, layout=layout) -> tuple[PyTree, int]:
+                start = number * layout.batch_size
+                chunk = part[start : start + layout.batch_size]
+                # Padding repeats a real row, so that it is finite in any model.
+                places = np.minimum(np.arange(layout.batch_size), len(chunk) - 1)
+                return jax.tree.map(lambda x: np.asarray(x)[places], read(chunk)), len(chunk)
+
+            for results, count in run_batches(run, self.variables, layout, make):
+                found.append((results if as_jax else jax.device_get(results))[:count])
+        return (jnp if as_jax else np).concatenate(found)
 
     def _read(self, number: int, image: ImageLike) -> np.ndarray | Patches:
         name = f"image {number}"
@@ -349,3 +454,8 @@ class Encoder:
             raise ValueError(f"{name} cannot be used: there is no such file") from error
         except (ValueError, OSError) as error:
             raise ValueError(f"{name} cannot be used: {error}") from error
+
+
+def one_device() -> Mesh:
+    """The mesh of this process's first device."""
+    return make_mesh({"data": 1}, jax.local_devices()[:1])

@@ -1,0 +1,166 @@
+"""`clipjax.load`: a published or trained model, read into memory; nothing is written to disk."""
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from absl import logging
+from jax.sharding import Mesh
+
+from clipjax.building import check_plugins
+from clipjax.checkpoint import MissingTokenizer
+from clipjax.data.storage.files import local_path
+from clipjax.encoding.prompts import prompts_of_run
+from clipjax.inference.model import Model, one_device
+from clipjax.interop import hub
+from clipjax.interop.clipjax_checkpoint import check_hints
+from clipjax.interop.reading import read_weights, recognise
+from clipjax.interop.shapes import stacked_shapes
+from clipjax.interop.weights import Hints, Weights
+from clipjax.models.zoo import MODELS
+from clipjax.partitioning import place, replicated
+from clipjax.trees import unflatten_names
+
+# The messages of `clipjax convert` name its flags; here they are arguments.
+_FLAG = re.compile(r"--([a-z]\w*)(?: (FILE|NAME|KEY|NUMBER)\b)?")
+_ARGUMENTS = {"plugin": "plugins", "from_text": "text_from"}
+_IN_PYTHON = re.compile(r" \((?:in Python, )?[a-z_]+=(?: in Python)?\)")
+
+
+def load(
+    source: str | os.PathLike[str],
+    *,
+    model: str | None = None,
+    activation: str | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
+    which: str | None = None,
+    strip_prefix: str | None = None,
+    rename: Sequence[tuple[str, str]] = (),
+    ignore: Sequence[str] = (),
+    lora: str | os.PathLike[str] | None = None,
+    lora_alpha: float | None = None,
+    text_from: str | os.PathLike[str] | None = None,
+    logit_scale: float | None = None,
+    plugins: Sequence[str] = (),
+    mesh: Mesh | None = None,
+    batch_size: int = 256,
+    dtype: str = "float32",
+    preprocess: str = "clipjax",
+) -> Model:
+    """Loads a model of any known kind: architecture, weights, tokenizer and preprocessing.
+
+    What a file is, is told from the file: OpenAI's archive, OpenCLIP's file or folder, a directory
+    or file of Hugging Face's transformers, big_vision's `.npz`, or a checkpoint or workdir of
+    clipjax. `docs/interop.md` says what each tells of itself, and what is to be said of it.
+
+    Args:
+        source: path of a file or folder; or `hf:owner/name[@revision]`, a model of the Hugging Face
+            Hub, which the package huggingface_hub downloads to its cache.
+        model: name of the zoo (`clipjax.list_models()`), where a file alone cannot say.
+        activation: `quick_gelu`, `gelu` or `gelu_tanh`, where a file alone cannot say.
+        tokenizer: file of the vocabulary, where the weights come without it.
+        which: key of the weights, in a file that holds several sets: `state_dict_ema`.
+        strip_prefix: what the names of tensors start with that is no part of them.
+        rename: pairs (regular expression, replacement): other names for tensors, in order.
+        ignore: regular expressions of names of tensors to leave out.
+        lora: peft's file or directory of LoRA that is added.
+        lora_alpha: alpha of LoRA, where no adapter_config.json says it.
+        text_from: a directory of transformers whose text tower completes that of source.
+        logit_scale: factor of the cosines, where two towers come without it.
+        plugins: modules of yours that a checkpoint may name; nothing else that a file names is
+            imported.
+        mesh: devices that share a batch; this process's first device by default.
+        batch_size: most rows that are encoded at once.
+        dtype: of the computation: `float32` or `bfloat16`.
+        preprocess: whose pixels: `clipjax`, or `open_clip` to compare numbers with it.
+
+    Returns:
+        The model. Its variables are float32, whatever the file holds; layers are stacked:
+        `[depth, ...]`.
+
+    Raises:
+        ValueError: no such file, one of an unknown kind, damaged, or that leaves open what it is:
+            the message says which argument tells it. Nothing is loaded in part.
+
+    Example:
+        >>> model = clipjax.load("ViT-B-32.pt")
+        >>> model.encode_text(["a cat", "a dog"]).shape
+        (2, 512)
+    """
+    hints = Hints(
+        model,
+        activation,
+        plugins=check_plugins(plugins, path="plugins"),
+        which=which,
+        strip_prefix=strip_prefix,
+        rename=tuple(rename),
+        ignore=tuple(ignore),
+        lora=lora,
+        lora_alpha=lora_alpha,
+        text_from=text_from,
+        logit_scale=logit_scale,
+        tokenizer=tokenizer,
+    )
+    options = {"batch_size": batch_size, "dtype": dtype, "preprocess": preprocess}
+    path = _find(source)
+    with _flags_as_arguments():
+        if recognise(path, hints) == "clipjax":
+            options |= {"mesh": mesh, "plugins": hints.plugins, "tokenizer": tokenizer}
+            made = Model.from_checkpoint(path, **options)
+            check_hints(hints, path, made.spec["name"])
+            return made
+        _, weights = read_weights(path, hints)
+        if path != Path(source) and weights.spec["name"] == path.name:  # it is that of a commit
+            spec = {**weights.spec, "name": hub.repository(str(source))}
+            weights = dataclasses.replace(weights, spec=spec)
+        for note in weights.notes:
+            logging.info("%s: %s", source, note)
+        return _in_memory(weights, one_device() if mesh is None else mesh, str(source), **options)
+
+
+def _find(source: str | os.PathLike[str]) -> Path:
+    if str(source).startswith(hub.PREFIX):
+        return hub.fetch(str(source))
+    path = local_path(source, way="copy it here, or mount the bucket")
+    if not path.exists() and str(source) in MODELS:
+        raise ValueError(
+            f"{source} is a name of the zoo, which holds no weights: give their file and what they "
+            f'are, clipjax.load(FILE, model="{source}"), or the Hugging Face Hub\'s, '
+            '"hf:owner/name"'
+        )
+    return path
+
+
+def _in_memory(weights: Weights, mesh: Mesh, source: str, **options) -> Model:
+    spec, made = weights.tokenizer()
+    if made is None:
+        made = MissingTokenizer(source, spec["name"], weights.spec["text"]["context_length"])
+    leaves = weights.stacked(stacked_shapes(weights.spec, weights.plugins))
+    # One after the other: a host never holds a second copy of the model.
+    variables = {name: place(leaf.read(), replicated(mesh)) for name, leaf in leaves.items()}
+    return Model(
+        {**weights.spec, "tokenizer": spec},
+        unflatten_names(variables),
+        tokenizer=made,
+        mesh=mesh,
+        run_prompts=lambda: prompts_of_run({"evals": weights.evals}, source),
+        plugins=weights.plugins,
+        **options,
+    )
+
+
+@contextmanager
+def _flags_as_arguments() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        text = _FLAG.sub(_argument, _IN_PYTHON.sub("", str(error)))
+        error.args = (text, *error.args[1:])
+        raise
+
+
+def _argument(flag: re.Match[str]) -> str:
+    return f"{_ARGUMENTS.get(flag[1], flag[1])}={flag[2] or ''}"

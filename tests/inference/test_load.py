@@ -1,0 +1,99 @@
+"""`clipjax.load`: each kind of file gives the model that a conversion of it gives."""
+
+import numpy as np
+import pytest
+from library_folder import SPEC, picture, weights, write_openai
+
+import clipjax
+from clipjax.interop.converting import convert_weights
+from clipjax.interop.formats import FORMATS
+from clipjax.trees import flatten_with_names
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The same weights in the forms that are read."""
+    root = tmp_path_factory.mktemp("files")
+    write_openai(root / "openai.pt")
+    FORMATS["hf"].write(root / "hf", weights())
+    FORMATS["open_clip"].write(root / "open_clip", weights())
+    FORMATS["clipjax"].write(root / "ours", weights())
+    (root / "bare.safetensors").write_bytes((root / "open_clip/model.safetensors").read_bytes())
+    return root
+
+
+@pytest.fixture(scope="module")
+def ours(files):
+    return clipjax.load(files / "ours")
+
+
+KINDS = {
+    "openai.pt": {},
+    "hf": {},
+    "hf/model.safetensors": {},
+    "open_clip": {},
+    "bare.safetensors": {"activation": "quick_gelu"},
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_is_the_same_model(files, ours, name):
+    before = sorted(files.rglob("*"))
+    model = clipjax.load(files / name, **KINDS[name])
+    wanted = dict(flatten_with_names(ours.variables))
+    found = dict(flatten_with_names(model.variables))
+    assert found.keys() == wanted.keys()
+    for leaf, value in found.items():
+        np.testing.assert_array_equal(value, wanted[leaf])
+    assert model.spec["image"] == ours.spec["image"] and model.spec["text"] == ours.spec["text"]
+    assert sorted(files.rglob("*")) == before  # nothing is written
+
+
+def test_a_model_in_memory_computes_what_its_conversion_does(files, tmp_path):
+    convert_weights(files / "openai.pt", tmp_path / "converted", "clipjax")
+    model, wanted = clipjax.load(files / "openai.pt"), clipjax.load(tmp_path / "converted")
+    images, texts = [picture(0)], ["a cat", "a dog"]
+    np.testing.assert_array_equal(model.encode_image(images), wanted.encode_image(images))
+    np.testing.assert_array_equal(model.encode_text(texts), wanted.encode_text(texts))
+    on_device = model.encode_text(texts, as_jax=True)
+    np.testing.assert_array_equal(on_device, model.encode_text(texts))
+    assert on_device.sharding.device_set == set(model.mesh.devices.flat)
+    # The parts are what the method is made of.
+    tokens = model.tokenizer(texts)
+    pixels = np.zeros((2, 224, 224, 3), np.float32)
+    output = model.apply(model.variables, pixels, tokens)
+    np.testing.assert_allclose(output.text_embeds, model.encode_text(texts), atol=1e-6)
+    assert float(model.logit_scale) == pytest.approx(np.log(100)) and model.logit_bias is None
+    assert model.logit_scale == output.logit_scale
+
+
+def test_a_head_ranks_as_classify_does(ours):
+    head = ours.zero_shot(["cat", "dog", "house"], templates="openai_7")
+    scores = head([picture(0), picture(1)])
+    assert scores.logits.shape == scores.probabilities.shape == (2, 3)
+    assert scores.top() == ours.classify([picture(0), picture(1)], head.class_names, "openai_7")
+    assert scores.top(2) == [row[:2] for row in scores.top(9)]
+    np.testing.assert_allclose(scores.probabilities.sum(1), 1, rtol=1e-5)
+    with pytest.raises(ValueError, match="k is 0"):
+        scores.top(0)
+
+
+def test_errors_name_arguments(files, tmp_path):
+    bare = files / "bare.safetensors"
+    with pytest.raises(ValueError, match=r"activation=") as error:
+        clipjax.load(bare)
+    assert "--" not in str(error.value)
+    with pytest.raises(ValueError, match="leave model= and activation= out"):
+        clipjax.load(files / "ours", model="ViT-B-32")
+    with pytest.raises(ValueError, match=r"leave which= out"):
+        clipjax.load(files / "ours", which="ema")
+    with pytest.raises(ValueError, match=r"tokenizer=.*is here already"):
+        clipjax.load(files / "openai.pt", tokenizer=bare)
+    with pytest.raises(ValueError, match="no such file or directory"):
+        clipjax.load(tmp_path / "none.pt")
+    with pytest.raises(ValueError, match=r'name of the zoo.*model="ViT-B-32"'):
+        clipjax.load("ViT-B-32")
+    with pytest.raises(ValueError, match=r"mount the bucket"):
+        clipjax.load("gs://bucket/ViT-B-32.pt")
+    with pytest.raises(ValueError, match=r'variables holds image_encoder.*"params"'):
+        clipjax.Model(SPEC, clipjax.load(files / "ours").variables["params"])
