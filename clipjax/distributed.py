@@ -17,6 +17,7 @@ PROCESS_ID = "CLIPJAX_PROCESS_ID"
 # Seconds without a sign of life after which a process counts as dead; JAX's own 100 s would keep
 # the others of a pod waiting longer than a minute.
 _HEARTBEAT_TIMEOUT_S = 30
+_DAY_MS = 24 * 3600 * 1000
 
 # Each marks an environment that `jax.distributed.initialize()` can read by itself. A laptop has
 # none of them, and there the call would raise.
@@ -120,3 +121,33 @@ def gather(value: Any) -> list[Any]:
     row[: len(data)] = data
     rows = np.asarray(multihost_utils.process_allgather(row))
     return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+
+def gather_at_lead(name: str, value: Any) -> list[Any]:
+    """Gives the lead the JSON-able values of all processes, without a word to the devices.
+
+    They go through the coordination service of `jax.distributed`. The lead waits until the others
+    have called this; the others do not wait. A process that dies meanwhile is noticed by its
+    heartbeat, one that hangs by the watchdog of the loop.
+
+    Args:
+        name: of this exchange; the same in all processes, and another one each time.
+        value: of this process.
+
+    Returns:
+        The values in the order of the processes; in all but the lead, this process's alone.
+    """
+    if jax.process_count() == 1:
+        return [value]
+    from jax._src.distributed import global_state  # JAX has no public way to its key-value store
+
+    client, place = global_state.client, f"clipjax/{name}/"
+    if not is_lead():
+        client.key_value_set(f"{place}{jax.process_index()}", json.dumps(value))
+        return [value]
+    others = [
+        json.loads(client.blocking_key_value_get(f"{place}{process}", _DAY_MS))
+        for process in range(1, jax.process_count())
+    ]
+    client.key_value_delete(place)
+    return [value, *others]

@@ -12,7 +12,8 @@ Saving before the batch of step i is drawn makes (state, data position) one cons
 data position is the step number, so a resumed run draws exactly the batches that it would have
 drawn. The step donates its state. The host reads device values of logging steps only, when the
 next step is under way, so that the device does not wait for it; before an evaluation or a save it
-reads at once.
+reads at once. What hosts tell one another here goes through the coordination service, not through
+the devices.
 
 The clock of samples_per_s stands still while the step of a stage compiles and while evaluations
 run. data_wait_fraction is the part of its time in which the devices had finished all they were
@@ -244,8 +245,8 @@ class _Loop:
         due = step > self.start and step % self.settings.checkpoint.every_steps == 0
         if stop or last or due:
             self.flush()  # a run that goes on from here does not write this step's metrics again
-            bad = add_states(distributed.gather(self.experiment.loader.bad_state()))
-            self.manager.save(step, state, bad_examples=bad, block=stop or last)
+            bad = distributed.gather_at_lead(f"save/{step}", self.experiment.loader.bad_state())
+            self.manager.save(step, state, bad_examples=add_states(bad), block=stop or last)
         if stop and not last:
             raise PreemptedError(f"asked to stop; step {step} is saved; start again to go on")
 
@@ -294,7 +295,7 @@ class _Loop:
         if len(program.stages) > 1:
             metrics["stage"] = program.stage_index(step - 1)
         bad: Counter[str] = Counter()
-        for counts in distributed.gather(self.experiment.loader.counts()):
+        for counts in distributed.gather_at_lead(f"log/{step}", self.experiment.loader.counts()):
             bad.update(counts)
         metrics |= {f"bad/{reason}": n for reason, n in sorted(bad.items())}
         self.clock, self.logged_step, self.data_wait_s = now, step, 0.0

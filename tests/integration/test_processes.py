@@ -3,7 +3,9 @@
 import functools
 import json
 import os
+import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,13 +14,17 @@ import pytest
 @pytest.fixture
 def two(clipjax):
     """The command in two processes."""
-    environment = {"CLIPJAX_COMMAND": f"{sys.executable} -m clipjax", "PATH": os.environ["PATH"]}
+    command = f"{sys.executable} {Path(__file__).parent / 'noted_collectives.py'}"
+    environment = {"CLIPJAX_COMMAND": command, "PATH": os.environ["PATH"]}
     return functools.partial(clipjax, "2", command=["bash", "launch/local.sh"], env=environment)
 
 
 def test_two_processes_get_the_losses_of_one(two, reference, losses_of, tmp_path):
-    two("--config", "configs/smoke.py", "--workdir", tmp_path)
+    done = two("--config", "configs/smoke.py", "--workdir", tmp_path)
     assert (tmp_path / "report.html").exists()
+    # What the hosts tell one another while they log does not go through the devices.
+    callers = set(re.findall(r"^collective: (\w+)$", done.stderr, re.M))
+    assert {"agree", "gather"} <= callers and "flush" not in callers
     one, two = losses_of(reference), losses_of(tmp_path)
     assert one.keys() == two.keys()
     np.testing.assert_allclose([two[s] for s in one], list(one.values()), rtol=2e-5)
