@@ -6,10 +6,7 @@ compiles once and counts each item exactly once, on any number of devices and pr
 
 import dataclasses
 import functools
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -21,6 +18,7 @@ from clipjax.array_types import PyTree
 from clipjax.layers.normalization import l2_normalise
 from clipjax.models.images import normalise_images
 from clipjax.partitioning import batch_sharding, num_batch_shards, place, replicated
+from clipjax.prefetching import prefetched
 
 __all__ = [
     "EncodeFns",
@@ -201,13 +199,5 @@ def run_batches(
     Yields:
         The results of a batch, on the mesh, and what was made beside its rows.
     """
-    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encoding_batches")
-    numbers = iter(range(layout.num_batches))
-    try:
-        waiting = deque(pool.submit(make, number) for number in islice(numbers, ahead + 1))
-        while waiting:
-            rows, beside = waiting.popleft().result()
-            waiting.extend(pool.submit(make, number) for number in islice(numbers, 1))
-            yield run(variables, layout.to_device(rows)), beside
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    for rows, beside in prefetched(make, range(layout.num_batches), ahead=ahead):
+        yield run(variables, layout.to_device(rows)), beside

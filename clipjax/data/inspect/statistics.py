@@ -2,7 +2,6 @@
 
 import array
 import collections
-import concurrent.futures
 import hashlib
 import os
 from collections.abc import Hashable, Iterator
@@ -14,6 +13,7 @@ from PIL import Image
 from clipjax.data.captions import flatten
 from clipjax.data.images.preprocess import as_pil, to_rgb
 from clipjax.data.source import DataSource, SampleError
+from clipjax.prefetching import prefetched
 
 PERCENTILES = (0, 5, 50, 95, 100)
 _CHUNK = 64  # examples of one task
@@ -47,17 +47,8 @@ def measure(
         return [_measure(source, int(index)) for index in chunk]
 
     workers = workers or os.cpu_count() or 1
-    waiting: collections.deque[concurrent.futures.Future] = collections.deque()
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        try:
-            for start in range(0, len(indices), _CHUNK):
-                waiting.append(pool.submit(work, indices[start : start + _CHUNK]))
-                if len(waiting) > 2 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    chunks = (indices[start : start + _CHUNK] for start in range(0, len(indices), _CHUNK))
+    return prefetched(work, chunks, ahead=2 * workers, threads=workers)
 
 
 def _measure(source: DataSource, index: int) -> Measured | SampleError:

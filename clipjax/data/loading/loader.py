@@ -3,6 +3,7 @@
 import bisect
 import collections
 import concurrent.futures
+import contextlib
 import itertools
 import json
 import sys
@@ -22,6 +23,7 @@ from clipjax.data.loading.workers_processes import Processes
 from clipjax.data.source import DataSource
 from clipjax.data.transforms import Transform
 from clipjax.files import sha256
+from clipjax.prefetching import begun_ahead
 
 Batch = dict[str, np.ndarray]
 # Who makes the rows of a batch; without workers it is the caller.
@@ -152,18 +154,11 @@ class Loader:
 
     def iterate(self, start_step: int = 0) -> Iterator[tuple[int, Batch]]:
         """Gives `(step, batch)` from a step on, without end, making `prefetch` batches ahead."""
-        pending: collections.deque[Pending] = collections.deque()
-        step = start_step
-        try:
-            while True:
-                while len(pending) <= (self._prefetch if self._workers.ahead else 0):
-                    pending.append(self._submit(step + len(pending)))
-                yield step, self._collect(pending.popleft())
-                step += 1
-        finally:
-            for batch in pending:
-                for future in batch.parts:
-                    future.cancel()
+        ahead = self._prefetch if self._workers.ahead else 0
+        batches = begun_ahead(self._submit, itertools.count(start_step), ahead=ahead)
+        with contextlib.closing(batches):
+            for pending in batches:
+                yield pending.step, self._collect(pending)
 
     def counts(self) -> dict[str, int]:
         """Replaced examples by reason, in the batches given out by this process so far.

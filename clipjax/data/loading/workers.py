@@ -19,6 +19,11 @@ class Pending:
     images: np.ndarray
     parts: list["concurrent.futures.Future[Part]"]
 
+    def cancel(self) -> None:
+        """Gives up the parts that no worker has begun with."""
+        for part in self.parts:
+            part.cancel()
+
 
 class Workers(Protocol):
     """What makes batches.
