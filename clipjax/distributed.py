@@ -81,6 +81,24 @@ def is_lead() -> bool:
     return jax.process_index() == 0
 
 
+def from_lead(number: int) -> int:
+    """Returns the lead process's number in every process; a collective."""
+    if jax.process_count() == 1:
+        return number
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
+def all_succeeded(success: bool) -> bool:
+    """Whether `success` holds in every process; a collective."""
+    if jax.process_count() == 1:
+        return success
+    from jax.experimental import multihost_utils
+
+    return bool(np.all(multihost_utils.process_allgather(np.int32(success))))
+
+
 def agree(values: Mapping[str, str]) -> None:
     """Checks that all processes hold the same named strings (config hash, data fingerprint, ...).
 

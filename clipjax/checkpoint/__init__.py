@@ -11,7 +11,6 @@ from clipjax.checkpoint.contract import (
     make_contract,
     spec_of_contract,
 )
-from clipjax.checkpoint.leaf_names import compiled, matching_leaves, rename_leaves
 from clipjax.checkpoint.manager import CheckpointManager, CheckpointSaveError
 from clipjax.checkpoint.manifest import (
     DamagedCheckpointError,
@@ -22,16 +21,10 @@ from clipjax.checkpoint.manifest import (
     verify_files,
 )
 from clipjax.checkpoint.model_spec import check_model, needs_file, spec_in
-from clipjax.checkpoint.pretrained import (
-    LoadReport,
-    load_model_state,
-    load_params,
-    load_pretrained,
-    load_variables,
-)
+from clipjax.checkpoint.restore import load_model_state, load_params, load_variables
 from clipjax.checkpoint.resume import check_resume
 from clipjax.checkpoint.snapshot import NonFiniteStateError
-from clipjax.checkpoint.start import Start, find_start
+from clipjax.checkpoint.start import LoadReport, Start, find_start, load_pretrained
 from clipjax.checkpoint.streaming import StreamedLeaf, write_step
 from clipjax.checkpoint.tokenizer import (
     MissingTokenizer,
@@ -57,7 +50,6 @@ __all__ = [
     "check_resume",
     "choose_step",
     "naming_older_steps",
-    "compiled",
     "digest",
     "find_start",
     "load_model_state",
@@ -67,10 +59,8 @@ __all__ = [
     "load_variables",
     "make_contract",
     "manifest_digest",
-    "matching_leaves",
     "needs_file",
     "read_manifest",
-    "rename_leaves",
     "resolve_checkpoint",
     "spec_in",
     "spec_of_contract",

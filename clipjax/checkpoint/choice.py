@@ -16,9 +16,8 @@ from absl import logging
 from clipjax.checkpoint import folders
 from clipjax.checkpoint import manifest as manifests
 from clipjax.checkpoint.manifest import DamagedCheckpointError
-from clipjax.checkpoint.processes import from_lead
 from clipjax.data.storage.files import local_path
-from clipjax.distributed import is_lead
+from clipjax.distributed import from_lead, is_lead
 
 CHECKPOINTS = "checkpoints"
 NO_STEP, WAS_DAMAGED, _STOP = -1, -2, -3

@@ -4,14 +4,14 @@ A wrong activation, layer-norm epsilon or padding rule loads without an error an
 without a word, so it travels with the parameters and is compared.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import logging
 
 from clipjax.building import source_digests
-from clipjax.checkpoint.resume import comparable, differences
-from clipjax.config import to_plain
+from clipjax.config import iterate_leaves, to_plain
 
 
 def make_contract(
@@ -97,3 +97,46 @@ def check_contract(
 
 def _covers(names: tuple[str, ...], key: str) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def comparable(contract: Mapping[str, Any]) -> dict[str, Any]:
+    """A contract without what may change: where its tokenizer's file is (the SHA-256 is compared),
+    and the source of plug-ins, of which `warn_of_sources` speaks."""
+    plain = to_plain(contract)
+    plain.pop("plugins", None)
+    tokenizer = (plain.get("model") or {}).get("tokenizer")
+    if isinstance(tokenizer, dict):
+        tokenizer.pop("model", None)
+    return plain
+
+
+def differences(found: Any, wanted: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yields (dotted key, found, wanted) where two JSON values differ; absent is 'absent'."""
+    old, new = dict(iterate_leaves(found, prefix)), dict(iterate_leaves(wanted, prefix))
+    for key in sorted(old.keys() | new.keys()):
+        # 1 and 1.0 are one value, True and 1 are not.
+        before, after = old.get(key, "absent"), new.get(key, "absent")
+        if before != after or isinstance(before, bool) != isinstance(after, bool):
+            yield key, before, after
+
+
+def warn_of_sources(found: Mapping[str, Any], now: Mapping[str, str], *, where: str) -> None:
+    """Says which plug-ins have another source than a checkpoint was made with.
+
+    Args:
+        found: contract of the checkpoint.
+        now: `module:Name` -> SHA-256 of the source here.
+        where: the checkpoint.
+    """
+    for name, digest in (found.get("plugins") or {}).items():
+        if name in now and now[name] != digest:
+            _warn_of_source(where, name, digest, now[name])
+
+
+@functools.cache  # once a process, however often the checkpoint is opened
+def _warn_of_source(where: str, name: str, before: str, now: str) -> None:
+    logging.warning(
+        "%s was made with another source of %s: SHA-256 %.12s there, %.12s here; what it computes "
+        "may differ",
+        *(where, name, before, now),
+    )

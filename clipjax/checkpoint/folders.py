@@ -10,7 +10,6 @@
 import os
 import re
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 
 MANIFEST = "manifest.json"
@@ -103,11 +102,6 @@ def set_aside(step_dir: Path, ending: str) -> Path:
     return step_dir.rename(target)
 
 
-def delete_step(step_dir: Path) -> None:
-    """Deletes a step: renamed first, so that a half-deleted folder is never taken for a save."""
-    shutil.rmtree(set_aside(step_dir, DELETING))
-
-
 def sweep(directory: Path, *endings: str) -> None:
     """Deletes what cut-off saves and deletions left behind.
 
@@ -121,14 +115,18 @@ def sweep(directory: Path, *endings: str) -> None:
             shutil.rmtree(path)
 
 
-def steps_to_delete(committed: Iterable[int], *, keep: int, keep_every: int | None) -> list[int]:
-    """Which of the committed steps go: all but the newest `keep` and the multiples of `keep_every`.
+def delete_old_steps(directory: Path, *, keep: int, keep_every: int | None) -> None:
+    """Deletes what retention gives up, and what cut-off saves left behind.
+
+    Called after a commit, so that the newest step that stays has just been hashed.
 
     Args:
-        committed: steps whose manifest is written; the newest has just been hashed.
+        directory: of the step folders.
         keep: how many of the newest stay, at least 1.
         keep_every: multiples of this stay for good; None = no step does.
     """
-    ordered = sorted(committed)
-    old = ordered[: max(len(ordered) - keep, 0)]
-    return [s for s in old if keep_every is None or s % keep_every]
+    sweep(directory, UNFINISHED, DELETING)
+    for step in committed_steps(directory)[:-keep]:
+        if keep_every is None or step % keep_every:
+            # Renamed first, so that a half-deleted folder is never taken for a save.
+            shutil.rmtree(set_aside(directory / str(step), DELETING))

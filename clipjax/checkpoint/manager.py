@@ -29,9 +29,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from clipjax import faults
 from clipjax.checkpoint import choice, folders
 from clipjax.checkpoint import manifest as manifests
-from clipjax.checkpoint.commit import commit_step, delete_old_steps
-from clipjax.checkpoint.manifest import DamagedCheckpointError
-from clipjax.checkpoint.processes import all_succeeded, from_lead
+from clipjax.checkpoint.manifest import DamagedCheckpointError, commit_step
 from clipjax.checkpoint.restore import restore_step
 from clipjax.checkpoint.resume import check_resume
 from clipjax.checkpoint.snapshot import (
@@ -42,7 +40,7 @@ from clipjax.checkpoint.snapshot import (
     take_snapshot,
 )
 from clipjax.checkpoint.tokenizer import attach_tokenizer
-from clipjax.distributed import is_lead
+from clipjax.distributed import all_succeeded, from_lead, is_lead
 from clipjax.trees import count_bytes
 
 MAX_FALLBACKS = 2
@@ -296,7 +294,7 @@ class CheckpointManager:
                 self.directory,
                 options=ocp.CheckpointManagerOptions(
                     # Orbax would delete an old step before the new one is hashed, so retention
-                    # is ours (clipjax/checkpoint/commit.py).
+                    # is ours (clipjax/checkpoint/folders.py).
                     preservation_policy=preservation_policy.PreserveAll(),
                     cleanup_tmp_directories=True,
                     save_root_metadata=False,
@@ -338,7 +336,9 @@ class CheckpointManager:
                 )
                 logging.info("saved step %d to %s", step, step_dir)
                 faults.point("save.before_delete", step)
-                delete_old_steps(self.directory, keep=self._keep, keep_every=self._keep_every)
+                folders.delete_old_steps(
+                    self.directory, keep=self._keep, keep_every=self._keep_every
+                )
         except BaseException as error:
             self._fail(step, error)
 

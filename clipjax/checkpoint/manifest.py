@@ -21,7 +21,6 @@ from clipjax.checkpoint.manifest_fields import NewerError, check_manifest
 from clipjax.files import replacing, sha256, sha256_of_file
 from clipjax.ranges import show
 from clipjax.strict_json import read_json
-from clipjax.trees import flatten_with_names
 
 FORMAT_VERSION = 1
 METADATA_KEYS = ("config", "contract", "dataset_fingerprint", "global_batch_size", "seed")
@@ -136,6 +135,40 @@ def library_versions() -> dict[str, str]:
     return {"clipjax": __version__, "python": platform.python_version(), **versions}
 
 
+def commit_step(
+    step_dir: Path,
+    step: int,
+    leaves: tuple[LeafRecord, ...],
+    metadata: Mapping[str, Any],
+    attachments: Mapping[str, bytes],
+    bad_examples: Mapping[str, Any] | None = None,
+) -> None:
+    """Hashes the files of a step whose arrays are written, and writes its manifest.
+
+    Args:
+        step_dir: the folder.
+        step: its number.
+        leaves: of the state.
+        metadata: the manifest's `config`, `contract`, and so on.
+        attachments: further files to write, by their path in the folder.
+        bad_examples: of the data, up to this step.
+    """
+    for path, data in attachments.items():
+        file = step_dir / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+    manifest = Manifest(
+        step=step,
+        leaves=leaves,
+        files=record_files(step_dir),
+        versions=library_versions(),
+        config_sha256=digest(metadata["config"]),
+        bad_examples=dict(bad_examples or {}),
+        **metadata,
+    )
+    write_manifest(step_dir, manifest)
+
+
 def write_manifest(step_dir: Path, manifest: Manifest) -> None:
     """Commits a step: writes its manifest beside the data, flushes it to disk and renames it."""
     fields = dataclasses.asdict(manifest)
@@ -207,59 +240,3 @@ def verify_files(step_dir: Path, records: Iterable[FileRecord]) -> None:
             raise
         except OSError as error:
             raise DamagedCheckpointError(f"{path} cannot be read: {error}") from error
-
-
-def verify_leaves(records: Iterable[LeafRecord], arrays: Mapping[str, np.ndarray]) -> None:
-    """Checks restored arrays against the digests of what was saved.
-
-    Args:
-        records: leaves of the manifest; those without a digest are passed over.
-        arrays: name -> array; names that are missing here are passed over.
-
-    Raises:
-        DamagedCheckpointError: names the first leaf that differs.
-    """
-    for record in records:
-        if record.sha256 is None or record.name not in arrays:
-            continue
-        if digest_array(arrays[record.name]) != record.sha256:
-            raise DamagedCheckpointError(
-                f"leaf {record.name} does not match its SHA-256 in the manifest"
-            )
-
-
-def check_leaves(records: Iterable[LeafRecord], abstract_state: Any, *, where: str) -> None:
-    """Compares the leaves of a checkpoint with those of the state that is to be restored.
-
-    Orbax refuses another shape or tree but silently casts to another dtype; here all three are
-    errors, and all differences are named at once.
-
-    Args:
-        records: leaves of the manifest.
-        abstract_state: any tree whose leaves have `shape` and `dtype`.
-        where: the checkpoint, for the message.
-
-    Raises:
-        ValueError: names each leaf with what the checkpoint has and what the state wants.
-    """
-    found = {r.name: f"{list(r.shape)} {r.dtype}" for r in records}
-    wanted = {
-        name: f"{list(leaf.shape)} {np.dtype(leaf.dtype).name}"
-        for name, leaf in flatten_with_names(abstract_state)
-    }
-    names = [n for n in sorted(found.keys() | wanted.keys()) if found.get(n) != wanted.get(n)]
-    if not names:
-        return
-    lines = [
-        f"  {name}: {found.get(name, 'absent')} in the checkpoint, "
-        f"{wanted.get(name, 'absent')} in the state"
-        for name in names[:20]
-    ]
-    if len(names) > 20:
-        lines.append(f"  and {len(names) - 20} more")
-    raise ValueError(
-        f"{where} holds another state than this run's:\n"
-        + "\n".join(lines)
-        + "\nUse the config it was made with, or another --workdir; to take over its parameters "
-        "only, set config.init.checkpoint"
-    )

@@ -19,10 +19,9 @@ from clipjax.building import (
     outside_names,
     source_digests,
 )
-from clipjax.checkpoint.contract import spec_of_contract
+from clipjax.checkpoint.contract import spec_of_contract, warn_of_sources
 from clipjax.checkpoint.manifest import DamagedCheckpointError, Manifest
 from clipjax.checkpoint.manifest_fields import newer
-from clipjax.checkpoint.resume import warn_of_sources
 from clipjax.models import leaf_shapes
 from clipjax.models.spec_ranges import (
     LOGIT_SCALE,

@@ -1,16 +1,24 @@
-"""Reading a state back: through Orbax, onto any mesh, checked leaf by leaf."""
+"""Reading a step back through Orbax, onto any mesh, checked leaf by leaf.
 
+A run that goes on takes the whole state; evaluation and fine-tuning take its parameters only.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from clipjax.checkpoint import manifest as manifests
-from clipjax.checkpoint.manifest import DamagedCheckpointError, Manifest
-from clipjax.checkpoint.processes import all_succeeded
+from clipjax.checkpoint.choice import naming_older_steps
+from clipjax.checkpoint.manifest import DamagedCheckpointError, LeafRecord, Manifest
 from clipjax.checkpoint.snapshot import host_value
-from clipjax.trees import flatten_with_names
+from clipjax.distributed import all_succeeded
+from clipjax.trees import flatten_with_names, unflatten_names
 
 STATE = "state"
 
@@ -29,7 +37,7 @@ def restore_step(step_dir: Path, manifest: Manifest, abstract_state: Any) -> Any
         ValueError: the state has another tree, shape or dtype than the checkpoint.
         DamagedCheckpointError: a leaf is not what was saved.
     """
-    manifests.check_leaves(manifest.leaves, abstract_state, where=str(step_dir))
+    check_leaves(manifest.leaves, abstract_state, where=str(step_dir))
     state = restore_tree(step_dir, abstract_state)
     try:
         verify_state(manifest, state)
@@ -85,8 +93,147 @@ def verify_state(manifest: Manifest, tree: Any) -> None:
     Raises:
         DamagedCheckpointError: names the first leaf that differs.
     """
-    by_name = {record.name: record for record in manifest.leaves}
+    digests = {record.name: record.sha256 for record in manifest.leaves}
     for name, leaf in flatten_with_names(tree):
-        value = host_value(leaf)
-        if value is not None:
-            manifests.verify_leaves([by_name[name]], {name: value})
+        value = None if digests[name] is None else host_value(leaf)
+        if value is not None and manifests.digest_array(value) != digests[name]:
+            raise DamagedCheckpointError(f"leaf {name} does not match its SHA-256 in the manifest")
+
+
+def check_leaves(records: Iterable[LeafRecord], abstract_state: Any, *, where: str) -> None:
+    """Compares the leaves of a checkpoint with those of the state that is to be restored.
+
+    Orbax refuses another shape or tree but silently casts to another dtype; here all three are
+    errors, and all differences are named at once.
+
+    Args:
+        records: leaves of the manifest.
+        abstract_state: any tree whose leaves have `shape` and `dtype`.
+        where: the checkpoint, for the message.
+
+    Raises:
+        ValueError: names each leaf with what the checkpoint has and what the state wants.
+    """
+    found = {r.name: f"{list(r.shape)} {r.dtype}" for r in records}
+    wanted = {
+        name: f"{list(leaf.shape)} {np.dtype(leaf.dtype).name}"
+        for name, leaf in flatten_with_names(abstract_state)
+    }
+    names = [n for n in sorted(found.keys() | wanted.keys()) if found.get(n) != wanted.get(n)]
+    if not names:
+        return
+    lines = [
+        f"  {name}: {found.get(name, 'absent')} in the checkpoint, "
+        f"{wanted.get(name, 'absent')} in the state"
+        for name in names[:20]
+    ]
+    if len(names) > 20:
+        lines.append(f"  and {len(names) - 20} more")
+    raise ValueError(
+        f"{where} holds another state than this run's:\n"
+        + "\n".join(lines)
+        + "\nUse the config it was made with, or another --workdir; to take over its parameters "
+        "only, set config.init.checkpoint"
+    )
+
+
+def load_params(
+    step_dir: str | os.PathLike[str], shardings: Any = None, *, ema: bool = True
+) -> dict[str, Any]:
+    """Loads the parameters of a checkpoint, and nothing else of it.
+
+    Args:
+        step_dir: as `clipjax.checkpoint.resolve_checkpoint` returns it.
+        shardings: None (this process's first device), one sharding for all leaves, or a nested
+            dict of them like the parameters.
+        ema: take the averaged parameters, where the checkpoint has them.
+
+    Returns:
+        The parameters as a nested dict of jax.Arrays.
+
+    Raises:
+        DamagedCheckpointError: the checkpoint is not what was written.
+        ValueError: it holds no parameters.
+    """
+    step_dir = Path(step_dir)
+    manifest = manifests.read_manifest(step_dir)
+    roots = {record.name.split("/")[0] for record in manifest.leaves}
+    root = "ema_params" if ema and "ema_params" in roots else "params"
+    if root not in roots:
+        raise ValueError(f"{step_dir} holds no {root}; it holds {', '.join(sorted(roots))}")
+    with naming_older_steps(step_dir):
+        return _load_root(step_dir, manifest, root, shardings)
+
+
+def load_model_state(step_dir: str | os.PathLike[str], shardings: Any = None) -> dict[str, Any]:
+    """Loads the model's running statistics, such as those of batch norm; {} if it has none.
+
+    Args:
+        step_dir: as for `load_params`.
+        shardings: as for `load_params`.
+
+    Raises:
+        DamagedCheckpointError: the checkpoint is not what was written.
+    """
+    step_dir = Path(step_dir)
+    manifest = manifests.read_manifest(step_dir)
+    if not any(record.name.startswith("model_state/") for record in manifest.leaves):
+        return {}
+    with naming_older_steps(step_dir):
+        return _load_root(step_dir, manifest, "model_state", shardings)
+
+
+def load_variables(
+    step_dir: str | os.PathLike[str], to_layout: Callable[[Any], Any] = lambda params: params
+) -> dict[str, Any]:
+    """Loads what a model computes with: its parameters, and its running statistics if it has any.
+
+    Args:
+        step_dir: as for `load_params`.
+        to_layout: applied to the parameters, to stack or unstack their layers.
+
+    Returns:
+        The model's variables: `{"params": ...}`, and `batch_stats` for a model that has some.
+    """
+    return {"params": to_layout(load_params(step_dir)), **load_model_state(step_dir)}
+
+
+def _load_root(step_dir: Path, manifest: Manifest, root: str, shardings: Any) -> dict[str, Any]:
+    records = [r for r in manifest.leaves if r.name.startswith(f"{root}/")]
+    if any(r.sha256 is None for r in records):
+        manifests.verify_files(step_dir, manifest.files)  # nothing else vouches for these leaves
+    abstract = _abstract_tree(records, root, shardings)
+    try:
+        tree = restore_tree(step_dir, abstract, partial=True)
+    except Exception as error:
+        manifests.verify_files(step_dir, manifest.files)  # names the damaged file, if one is
+        ours = isinstance(error, OSError | RuntimeError) and not isinstance(error, RecursionError)
+        if ours:  # of the disk, or of the device's memory
+            raise
+        text = " ".join(str(error).split())
+        raise DamagedCheckpointError(
+            f"{step_dir / STATE} cannot be read as the manifest says: "
+            f"{type(error).__name__}: {text:.300}"
+        ) from error
+    try:
+        verify_state(manifest, tree)
+    except DamagedCheckpointError as error:
+        raise DamagedCheckpointError(f"{step_dir}: {error}") from error
+    return tree[root]
+
+
+def _abstract_tree(records: list[LeafRecord], root: str, shardings: Any) -> Any:
+    by_name = {}
+    if isinstance(shardings, Mapping):
+        by_name = {f"{root}/{name}": sharding for name, sharding in flatten_with_names(shardings)}
+        if by_name.keys() != {r.name for r in records}:
+            odd = sorted(by_name.keys() ^ {r.name for r in records})
+            raise ValueError(f"shardings and checkpoint have other leaves: {', '.join(odd[:10])}")
+    return unflatten_names(
+        {
+            r.name: jax.ShapeDtypeStruct(
+                r.shape, jnp.dtype(r.dtype), sharding=by_name.get(r.name, shardings)
+            )
+            for r in records
+        }
+    )

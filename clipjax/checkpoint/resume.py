@@ -1,11 +1,11 @@
 """Whether a run may go on from a checkpoint of another config."""
 
-import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from absl import logging
 
+from clipjax.checkpoint.contract import comparable, differences, warn_of_sources
 from clipjax.checkpoint.manifest import Manifest
 from clipjax.config import default_config, iterate_leaves, to_plain
 from clipjax.redaction import redact_tree
@@ -56,49 +56,6 @@ def kind_of_change(key: str) -> str:
     parts = key.split(".")
     prefixes = (".".join(parts[:n]) for n in range(len(parts), -1, -1))
     return next(CHANGES[prefix] for prefix in prefixes if prefix in CHANGES)
-
-
-def comparable(contract: Mapping[str, Any]) -> dict[str, Any]:
-    """A contract without what may change: where its tokenizer's file is (the SHA-256 is compared),
-    and the source of plug-ins, of which `warn_of_sources` speaks."""
-    plain = to_plain(contract)
-    plain.pop("plugins", None)
-    tokenizer = (plain.get("model") or {}).get("tokenizer")
-    if isinstance(tokenizer, dict):
-        tokenizer.pop("model", None)
-    return plain
-
-
-def warn_of_sources(found: Mapping[str, Any], now: Mapping[str, str], *, where: str) -> None:
-    """Says which plug-ins have another source than a checkpoint was made with.
-
-    Args:
-        found: contract of the checkpoint.
-        now: `module:Name` -> SHA-256 of the source here.
-        where: the checkpoint.
-    """
-    for name, digest in (found.get("plugins") or {}).items():
-        if name in now and now[name] != digest:
-            _warn_of_source(where, name, digest, now[name])
-
-
-@functools.cache  # once a process, however often the checkpoint is opened
-def _warn_of_source(where: str, name: str, before: str, now: str) -> None:
-    logging.warning(
-        "%s was made with another source of %s: SHA-256 %.12s there, %.12s here; what it computes "
-        "may differ",
-        *(where, name, before, now),
-    )
-
-
-def differences(found: Any, wanted: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yields (dotted key, found, wanted) where two JSON values differ; absent is 'absent'."""
-    old, new = dict(iterate_leaves(found, prefix)), dict(iterate_leaves(wanted, prefix))
-    for key in sorted(old.keys() | new.keys()):
-        # 1 and 1.0 are one value, True and 1 are not.
-        before, after = old.get(key, "absent"), new.get(key, "absent")
-        if before != after or isinstance(before, bool) != isinstance(after, bool):
-            yield key, before, after
 
 
 def check_resume(

@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from clipjax.checkpoint.commit import commit_step
-from clipjax.checkpoint.manifest import LeafRecord, check_metadata
+from clipjax.checkpoint.manifest import LeafRecord, check_metadata, commit_step
 from clipjax.checkpoint.restore import STATE
 
 _JAX_ARRAY = "jax.Array"

@@ -8,12 +8,12 @@ prefixes that all names carry now, LoRA's differences, Long-CLIP's second table.
 import dataclasses
 from pathlib import Path
 
-from clipjax.checkpoint import matching_leaves, rename_leaves
 from clipjax.interop import lora
 from clipjax.interop.files import open_tensors
 from clipjax.interop.tensors import LazyTensor, WeightFileError
 from clipjax.interop.weights import Hints
 from clipjax.interop.wrappers import with_one_position_table, without_prefix, without_wrappers
+from clipjax.trees import matching_leaves, rename_leaves
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,8 @@ layer normalisation has two, a fused qkv bias has three.
 import re
 from collections.abc import Callable, Sequence
 
+from clipjax.trees import matching_leaves
+
 _GAIN_OR_BIAS = re.compile(r"(^|/)(scale|logit_scale|logit_bias|\w*bias)$")
 _POSITION_OR_CLASS = re.compile(r"(^|/)(position_embedding|class_embedding)$")
 _CLASS = re.compile(r"(^|/)class_embedding$")
@@ -65,21 +67,14 @@ def decay_mask(name: str) -> NamePredicate:
 
 
 def matcher(patterns: Sequence[str], names: Sequence[str], *, path: str) -> NamePredicate:
-    """Makes a predicate of regular expressions, each of which has to match some name.
+    """Makes the predicate whether one of the regular expressions is found in a name.
+
+    Args:
+        patterns: regular expressions, each of which has to match some name.
+        names: all that will be asked for.
+        path: config path of the patterns, for messages.
 
     Raises:
         ValueError: a pattern that is no regular expression, or that matches nothing.
     """
-    compiled = []
-    for pattern in patterns:
-        try:
-            expression = re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"{path}: {pattern!r} is no regular expression: {error}") from error
-        if not any(expression.search(name) for name in names):
-            raise ValueError(
-                f"{path}: {pattern!r} matches no parameter; the first of {len(names)} names are "
-                f"{', '.join(names[:5])}"
-            )
-        compiled.append(expression)
-    return lambda name: any(expression.search(name) for expression in compiled)
+    return matching_leaves(patterns, names, where=path, kind="parameter").__contains__
