@@ -17,6 +17,16 @@ _READERS = 8  # threads that read for identities
 _OPTIONS = re.compile(r"\?([a-z_]+=.*)$")
 
 
+# What a source may say of itself, None where it does not know; one made of others says it, too:
+# - captions: "lines" or "whole", what the lines of a text are;
+# - first_label: the number that stands for the first of class names given to an evaluation;
+# - matched: how its classes found the names that it was given, one of `classes.matching.MATCHED`;
+# - numbered_from: the number of the first class, where the source was told it;
+# - task: "zero_shot" or "retrieval", where its data serves only one of them;
+# - templates: of prompts that stand beside its data.
+FACTS = ("captions", "first_label", "matched", "numbered_from", "task", "templates")
+
+
 class Example(TypedDict):
     """One image-text pair.
 
@@ -42,11 +52,7 @@ class DataSource(Protocol):
     `positional_keys = True`: scores of other rows are then not taken for its own.
 
     What a source may have besides: `keys()`, see `keys_of`; `labels()`; `pictures()`, see
-    `pictures_of`; an order of its own, see `draw`; `alternatives(index)`; `templates`, those of its
-    prompts that stand beside its data; `matched`, one of `MATCHED` in data/classes/matching.py: how
-    its classes found the names that it was given, else None; `numbered_from`, the number of the
-    first class where the source was told it; and `captions`, which is "lines" or "whole" where the
-    source was told, or knows, what the lines of a text are, else None.
+    `pictures_of`; an order of its own, see `draw`; `alternatives(index)`; and the `FACTS`.
     """
 
     class_names: tuple[str, ...] | None

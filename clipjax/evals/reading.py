@@ -41,7 +41,7 @@ class ImageReader:
     Args:
         source: the dataset.
         preprocess: (bytes | image) -> uint8 `[size, size, 3]`, or Patches; with a method `blank`.
-        max_bad: undecodable images that are tolerated.
+        max_bad: examples that are tolerated whose image does not decode, or which cannot be read.
         where: name of the evaluation, for messages.
         check: of an example as the source gives it; raises LabelError.
         num_threads: decoding threads.
@@ -65,7 +65,7 @@ class ImageReader:
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="eval_images")
         self._lock = threading.Lock()
         self.bad: dict[int, str] = {}
-        self._mislabelled: str | None = None
+        self._refused: str | None = None
 
     def __enter__(self) -> "ImageReader":
         return self
@@ -118,34 +118,42 @@ class ImageReader:
             return example, self._preprocess(example["image"])
         except (ValueError, OSError) as error:  # a SampleError of the data package is a ValueError
             if isinstance(error, LabelError) or getattr(error, "reason", None) == "label":
-                with self._lock:
-                    self._mislabelled = self._mislabelled or f"{self._where}: {error}"
+                self.refuse(str(error))
                 return example, None
             key = example["key"] if example else f"example {index}"
             with self._lock:
                 self.bad[index] = f"{key}: {error}"
-            logging.warning("%s: image does not decode: %s: %s", self._where, key, error)
+            logging.warning("%s: cannot be used: %s: %s", self._where, key, error)
             return example, None
 
+    def refuse(self, message: str) -> None:
+        """Notes a fault of the dataset that `max_bad` does not allow for; `check` raises it.
+
+        Args:
+            message: what is wrong with which example.
+        """
+        with self._lock:
+            self._refused = self._refused or f"{self._where}: {message}"
+
     def check(self, num_bad: int) -> None:
-        """Raises if a label had no class, or more images failed than are tolerated; a collective.
+        """Raises what was refused, or if more examples failed than are tolerated; a collective.
 
         Args:
             num_bad: failures to judge; those of all processes, or of this one so far.
 
         Raises:
-            ValueError: naming the label, or the first few failures.
+            ValueError: naming what was refused, or the first few failures.
         """
-        mislabelled = next(filter(None, gather(self._mislabelled)), None)
-        if mislabelled:
-            raise ValueError(mislabelled)
+        refused = next(filter(None, gather(self._refused)), None)
+        if refused:
+            raise ValueError(refused)
         bad = self.bad
         if num_bad <= self._max_bad:
             return
-        named = "; ".join(bad[index] for index in sorted(bad)[:_NAMED]) or "see the other processes"
+        named = [bad[index] for index in sorted(bad)[:_NAMED]] or ["see the other processes"]
+        named += ["..."] if len(bad) > _NAMED else []
         raise ValueError(
-            f"{self._where}: {num_bad} image(s) cannot be read, {self._max_bad} allowed (max_bad): "
-            f"{named}{'; ...' if len(bad) > _NAMED else ''}. A smaller set is another evaluation: "
-            "repair or remove these images, or allow so many by --max_bad (in a config, its "
-            "max_bad)"
+            f"{self._where}: {num_bad} image(s) or text(s) cannot be used, {self._max_bad} allowed "
+            f"(max_bad): {'; '.join(named)}. A smaller set is another evaluation: repair or remove "
+            "these examples, or allow so many by --max_bad (in a config, its max_bad)"
         )

@@ -169,7 +169,7 @@ class Retrieval:
             batches = run_batches(embed, params, layout, reader.batches(layout))
             for number, (embeds, batch) in enumerate(batches):
                 indices = layout.indices(number)
-                found = self._captions_in(batch)
+                found = self._captions_in(batch, reader)
                 captions.update((int(indices[row]), texts) for row, texts in found.items())
                 numbers = np.zeros((len(indices), 2), np.int32)
                 for row, texts in found.items():
@@ -184,23 +184,29 @@ class Retrieval:
         reader.check(int(np.sum(num_captions == 0)))
         return chunks, num_captions
 
-    def _captions_in(self, batch: ImageBatch) -> dict[int, tuple[str, ...]]:
-        return {
-            int(row): self.captions_of(batch.examples[row]) for row in np.flatnonzero(batch.mask)
-        }
+    def _captions_in(self, batch: ImageBatch, reader: ImageReader) -> dict[int, tuple[str, ...]]:
+        found = {}
+        for row in np.flatnonzero(batch.mask).tolist():
+            try:
+                found[row] = self.captions_of(batch.examples[row])
+            except ValueError as error:  # in all processes at the end, so that none waits
+                reader.refuse(str(error))
+                if jax.process_count() == 1:
+                    reader.check(0)
+        return found
 
     def captions_of(self, example: dict[str, Any]) -> tuple[str, ...]:
         """The captions of an example of `pictures`, as they are asked for."""
         text = example.get("text")
         if isinstance(text, Mapping):
             raise ValueError(
-                f"{self.name}: {example['key']} has captions in {', '.join(map(str, text))}; "
+                f"{example['key']} has captions in {', '.join(map(str, text))}; "
                 "retrieval asks in one language: give the source ?language=NAME"
             )
         texts = _several(as_lines(text) if self._by_lines and text else text)
         if not texts or not all(isinstance(t, str) and t.strip() for t in texts):
             raise ValueError(
-                f"{self.name}: {example['key']} has the captions {texts}; "
+                f"{example['key']} has the captions {texts}; "
                 "every image needs at least one, and none may be empty"
             )
         return texts

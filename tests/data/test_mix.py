@@ -32,6 +32,9 @@ class Letters:
         return f"{self.letter}/{self.count}"
 
 
+TWO = json.dumps([{"spec": letter, "weight": 1} for letter in "ab"])
+
+
 def mix_of(*letters):
     """A mix of (letter, count, weight)."""
     sources = {letter: Letters(letter, count) for letter, count, _ in letters}
@@ -209,6 +212,21 @@ def test_mixes_are_flat():
     inner = "mix:" + json.dumps([{"spec": "synthetic:9", "weight": 1}])
     with pytest.raises(ValueError, match="a mix holds a mix"):
         make_source("mix:" + json.dumps([{"spec": inner, "weight": 1}]))
+
+
+def test_it_says_of_itself_what_its_sources_say():
+    def mixed(*said):
+        sources = [Letters(letter, 4) for letter in "ab"]
+        for source, facts in zip(sources, said, strict=True):
+            vars(source).update(facts)
+        return Mix(TWO, make=lambda spec, number: sources[number])
+
+    named = {"first_label": 1, "numbered_from": 1, "templates": ("a {}",)}
+    mix = mixed(named | {"matched": "name"}, named | {"matched": "order", "task": "retrieval"})
+    assert {fact: getattr(mix, fact) for fact in named} == named
+    assert (mix.matched, mix.task) == ("order", "retrieval")
+    other = mixed(named, {"first_label": 0, "task": None})
+    assert {getattr(other, fact) for fact in (*named, "matched", "task")} == {None}
 
 
 def test_options_belong_to_the_sources():

@@ -41,4 +41,10 @@ if __name__ == "__main__":
         test_zero_shot.make_eval(source, mesh).run(make_params())
     except ValueError as error:
         metrics["error"] = str(error)
+    source = test_retrieval.make_source(23)[0]
+    source.examples[22]["text"] = ""
+    try:
+        test_retrieval.make_eval(source, mesh).run(test_retrieval.related_params())
+    except ValueError as error:
+        metrics["refused"] = str(error)
     sys.stdout.write(json.dumps(metrics) + "\n")

@@ -44,6 +44,7 @@ def test_two_processes_agree_with_one():
     assert all("zero_shot: 1 image(s)" in error for error in errors)
     assert sum("picture 22" in error for error in errors) == 1
     assert found[0] == found[1]
+    assert "retrieval: picture 22 has the captions" in found[0].pop("refused")
 
     mesh = test_zero_shot.mesh_of(1)
     zero_shot = test_zero_shot.make_eval(test_zero_shot.make_source(23)[0], mesh)

@@ -105,7 +105,7 @@ def test_an_image_that_does_not_decode_leaves_with_its_captions_or_is_an_error()
 def test_an_image_needs_captions(text):
     source, _, _ = make_source(3)
     source.examples[1]["text"] = text
-    with pytest.raises(ValueError, match="picture 1 has the captions"):
+    with pytest.raises(ValueError, match="retrieval: picture 1 has the captions"):
         make_eval(source, mesh_of(1)).run(related_params())
 
 

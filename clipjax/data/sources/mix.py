@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from clipjax.data import permutation
-from clipjax.data.source import DataSource, Example, pictures_of
+from clipjax.data.classes.matching import MATCHED
+from clipjax.data.source import FACTS, DataSource, Example, pictures_of
 from clipjax.data.storage.files import read_all
 from clipjax.data.storage.paths import data_path
 from clipjax.files import sha256
@@ -65,7 +66,14 @@ class Mix:
                 "some sources of the mix have captions=whole and others say nothing, which "
                 "retrieval reads as lines: give the option to each of them"
             )
+        for fact in FACTS:  # where the sources agree
+            said = [getattr(source, fact, None) for source in self.sources]
+            setattr(self, fact, said[0] if all(value == said[0] for value in said) else None)
         self.captions = None if None in told else "lines" if told == {"lines"} else "whole"
+        found = {getattr(source, "matched", None) for source in self.sources} - {None}
+        self.matched = max(found, key=MATCHED.index, default=None)  # the least certain of them
+        tasks = {getattr(source, "task", None) for source in self.sources} - {None}
+        self.task = tasks.pop() if len(tasks) == 1 else None  # one that it does not serve whole
 
     def __len__(self) -> int:
         return self._ends[-1]

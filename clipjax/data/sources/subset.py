@@ -5,7 +5,7 @@ from collections.abc import Hashable, Iterator
 
 import numpy as np
 
-from clipjax.data.source import DataSource, Example, keys_of, pictures_of
+from clipjax.data.source import FACTS, DataSource, Example, keys_of, pictures_of
 from clipjax.files import sha256
 
 
@@ -18,19 +18,14 @@ class Subset:
         identity: what chose them; begins the fingerprint.
 
     Attributes:
-        class_names, first_label, numbered_from, matched, task, templates, captions: those of
-            the source.
+        class_names, and the `FACTS`: those of the source.
     """
 
     def __init__(self, source: DataSource, kept: np.ndarray, identity: str):
         self._source, self._identity = source, identity
         self.class_names = source.class_names
-        self.first_label = getattr(source, "first_label", None)
-        self.numbered_from = getattr(source, "numbered_from", None)
-        self.matched = getattr(source, "matched", None)
-        self.task = getattr(source, "task", None)
-        self.templates = getattr(source, "templates", None)
-        self.captions = getattr(source, "captions", None)
+        for fact in FACTS:
+            setattr(self, fact, getattr(source, fact, None))
         self._kept = kept.astype(np.uint32 if len(source) < 1 << 32 else np.uint64)
 
     def __len__(self) -> int:
