@@ -1,12 +1,13 @@
 """The train state: arrays only, so that state, checkpoint and sharding are one tree."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
+from flax.core import meta
 
 
 @flax.struct.dataclass
@@ -34,52 +35,49 @@ class TrainState:
     skipped_in_a_row: jax.Array
 
 
-def init_variables(model: nn.Module, key: jax.Array, batch: Any) -> Any:
-    """Draws the model's variables, with flax's boxes that hold the logical axes.
+def init_variables(init_fn: Callable[..., Any], key: jax.Array, batch: Any) -> Any:
+    """Draws a model's variables, with flax's boxes that hold the logical axes.
 
     Args:
-        model: takes (images, tokens).
+        init_fn: takes (key, images, tokens), as `flax.linen.Module.init` of our models.
         key: typed PRNG key.
         batch: {"image": [b, H, W, 3], "text": [b, L]}, arrays or shapes.
     """
     images = jnp.zeros((1, *batch["image"].shape[1:]), jnp.float32)
     tokens = jnp.zeros((1, *batch["text"].shape[1:]), jnp.int32)
-    return model.init(key, images, tokens)
+    return init_fn(key, images, tokens)
 
 
 def create_train_state(
-    key: jax.Array,
-    model: nn.Module,
-    tx: optax.GradientTransformation,
-    example_batch: Any,
-    *,
-    with_ema: bool = False,
+    variables: Mapping[str, Any], tx: optax.GradientTransformation, *, with_ema: bool = False
 ) -> TrainState:
-    """Draws the state of step 0. Pure: jit it with `out_shardings` to draw it sharded.
+    """Makes the state of step 0. Pure: jit it with `out_shardings` to make it sharded.
+
+    The state holds the very arrays that it is given: where the step donates its state, they are
+    gone after the first step.
 
     Args:
-        key: typed PRNG key.
-        model: takes (images, tokens).
+        variables: {"params": ...} and, for a model with running statistics, their collections.
         tx: the optimizer.
-        example_batch: {"image": [b, H, W, 3], "text": [b, L]}, arrays or shapes.
         with_ema: whether an average of the parameters is kept.
+
+    Raises:
+        ValueError: there are no "params".
     """
-    variables = dict(nn.unbox(init_variables(model, key, example_batch)))
-    return state_of(variables.pop("params"), tx, model_state=variables, with_ema=with_ema)
-
-
-def state_of(
-    params: Any, tx: optax.GradientTransformation, *, model_state: Any, with_ema: bool
-) -> TrainState:
-    """The state of step 0 with given parameters."""
-    zero = jnp.zeros((), jnp.int32)
+    model_state = dict(meta.unbox(variables))
+    if "params" not in model_state:
+        raise ValueError(
+            f"variables holds {', '.join(map(str, variables)) or 'nothing'}: give the parameters "
+            "as {'params': ...}"
+        )
+    params = model_state.pop("params")
     return TrainState(
-        step=zero,
+        step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=tx.init(params),
         model_state=model_state,
         # A copy: the state is donated to the step, and a buffer can be donated only once.
         ema_params=jax.tree.map(jnp.copy, params) if with_ema else None,
-        skipped=zero,
+        skipped=jnp.zeros((), jnp.int32),
         skipped_in_a_row=jnp.zeros((), jnp.int32),
     )

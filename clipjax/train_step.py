@@ -10,23 +10,26 @@ import optax
 
 from clipjax.grad_cache import value_and_grad
 from clipjax.layers.color_jitter import ColorJitter
-from clipjax.models.clip import CLIP, CLIPOutput
+from clipjax.models.clip import CLIPOutput
 from clipjax.models.images import normalise_images
 from clipjax.train_state import TrainState
 from clipjax.trees import map_with_names
 
+# apply_fn(variables, images, tokens, *, train, example_ids, rngs[, mutable]) -> CLIPOutput
+ApplyFn = Callable[..., Any]
 LossFn = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 StepFn = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
 
 
 def make_train_step(
-    model: CLIP,
+    apply_fn: ApplyFn,
     loss_fn: LossFn,
-    tx: optax.GradientTransformationExtraArgs,
+    tx: optax.GradientTransformation,
     *,
-    seed: int,
-    image_mean: Sequence[float],
-    image_std: Sequence[float],
+    seed: int = 0,
+    image_mean: Sequence[float] | None = None,
+    image_std: Sequence[float] | None = None,
+    dtype: Any = jnp.float32,
     max_logit_scale: float | None = 100.0,
     schedule: optax.Schedule | None = None,
     ema_decay: float | None = None,
@@ -34,61 +37,125 @@ def make_train_step(
     num_micro_batches: int = 1,
     color_jitter: ColorJitter | None = None,
 ) -> StepFn:
-    """Makes the step; jit it with pinned `out_shardings` and a donated state.
+    """Makes a training step; jit it, with a donated state.
+
+    A step whose loss or gradient is not finite changes nothing but the counts.
 
     Args:
-        model: the two towers.
-        loss_fn: of `clipjax.losses.make_loss`.
-        tx: of `clipjax.optim.make_optimizer`.
+        apply_fn: the model, as `flax.linen.Module.apply` of ours or a function of your own:
+            `apply_fn(variables, images, tokens, *, train, example_ids, rngs)` gives a `CLIPOutput`
+            or a tuple of the same: unit embeddings [b, embed] of the images and of the texts, the
+            LOG of the scale, and the bias or None. `variables` is {"params": ...} and the state's
+            other collections; if there are any, it also takes `mutable` and gives (output, changed
+            collections). `rngs` is {"dropout": key}, `example_ids` [b] int32 key the draws.
+        loss_fn: of `make_loss`: (image_embeds, text_embeds, logit_scale, logit_bias) ->
+            (loss, metrics).
+        tx: an optimizer of optax.
         seed: of the draws; the key of step i is `fold_in(key(seed), i)`.
-        image_mean: channel means in [0, 1].
+        image_mean: channel means in [0, 1] of images of 0..255; None for images that are
+            normalised already.
         image_std: channel deviations.
-        max_logit_scale: the temperature is clamped after the update; None leaves it as it is.
+        dtype: that the images enter the model in.
+        max_logit_scale: the scale exp(params["logit_scale"]) is clamped to [1, this] after the
+            update; None leaves it as it is.
         schedule: of the learning rate, for the metrics.
         ema_decay: of the parameters' moving average; None where the state keeps none.
-        frozen: parameters by name that take no gradient.
-        num_micro_batches: above 1, gradient caching.
+        frozen: parameters by name ("image_encoder/conv1/kernel") that take no gradient.
+        num_micro_batches: above 1, gradient caching: the exact gradient of the whole batch in the
+            memory of one micro-batch. The scale is then params["logit_scale"], the bias
+            params["logit_bias"].
         color_jitter: of the images, before they are normalised; None leaves them as they are.
 
     Returns:
-        step(state, {"image": u8[b, H, W, 3], "text": i32[b, L]}) -> (state, metrics), metrics being
-        float32 scalars. It raises a ValueError when traced with gradient caching for a model that
-        keeps statistics of its batches.
+        step(state, {"image": [b, H, W, 3], "text": i32[b, L]}) -> (state, metrics): the state of
+        `create_train_state`; metrics of float32 scalars: those of the loss, `loss`, `grad_norm`,
+        `skipped` and `skipped_in_a_row` (steps), and with a schedule `learning_rate`.
+
+    Raises:
+        ValueError: one of image_mean and image_std without the other; and when traced, uint8 images
+            without them, gradient caching for a model that keeps statistics of its batches, or
+            parameters without the "logit_scale" that is to be clamped.
+
+    Example:
+        ```python
+        import jax, jax.numpy as jnp, optax
+        from clipjax.losses import make_loss
+        from clipjax.train_state import create_train_state
+        from clipjax.train_step import make_train_step
+
+        def apply_fn(variables, images, tokens, **_):
+            params = variables["params"]
+            image = images.reshape(len(images), -1) @ params["image"]
+            rows = [image, params["text"][tokens].mean(axis=1)]
+            image, text = (x / jnp.linalg.norm(x, axis=1, keepdims=True) for x in rows)
+            return image, text, params["logit_scale"], None
+
+        params = {"image": jnp.ones((12, 4)), "text": jnp.eye(9, 4), "logit_scale": jnp.array(2.0)}
+        tx = optax.adamw(1e-3)
+        state = create_train_state({"params": params}, tx)
+        step = jax.jit(make_train_step(apply_fn, make_loss("clip"), tx))
+        images = jax.random.normal(jax.random.key(0), (8, 2, 2, 3))
+        batch = {"image": images, "text": jnp.arange(8)[:, None]}
+        for _ in range(3):
+            state, metrics = step(state, batch)
+        ```
     """
+    if (image_mean is None) != (image_std is None):
+        raise ValueError(
+            f"image_mean = {image_mean}, image_std = {image_std}: give both, or neither for images "
+            "that are normalised already"
+        )
+    tx = optax.with_extra_args_support(tx)
+
+    def model_images(batch: Any, key: jax.Array) -> Any:
+        """What the model takes of a batch."""
+        images = batch["image"]
+        if color_jitter is not None:
+            images = color_jitter(images, key, batch["example_ids"])
+        if image_mean is not None:
+            return normalise_images(images, image_mean, image_std, dtype)
+        if any(jnp.issubdtype(x.dtype, jnp.integer) for x in jax.tree.leaves(images)):
+            raise ValueError(
+                'batch["image"] holds integers: give image_mean and image_std to normalise them, '
+                "or images that are normalised already"
+            )
+        return jax.tree.map(lambda x: x.astype(dtype), images)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        examples = {**batch, "example_ids": jnp.arange(batch["image"].shape[0])}
+        examples = {**batch, "example_ids": jnp.arange(batch["text"].shape[0])}
+        collections = {"mutable": list(state.model_state)} if state.model_state else {}
+
+        def trained(params: Any) -> Any:
+            return map_with_names(
+                lambda name, p: jax.lax.stop_gradient(p) if frozen(name) else p, params
+            )
 
         def apply(params: Any, micro: Any) -> tuple[CLIPOutput, Any]:
             """The output and the model's state after it."""
-            params = map_with_names(
-                lambda name, p: jax.lax.stop_gradient(p) if frozen(name) else p, params
-            )
-            images = micro["image"]
-            if color_jitter is not None:
-                images = color_jitter(images, key, micro["example_ids"])
-            images = normalise_images(images, image_mean, image_std, model.dtype)
-            return model.apply(
-                {"params": params, **state.model_state},
-                images,
+            result = apply_fn(
+                {"params": trained(params), **state.model_state},
+                model_images(micro, key),
                 micro["text"],
                 train=True,
                 example_ids=micro["example_ids"],
                 rngs={"dropout": key},
-                mutable=list(state.model_state),
+                **collections,
             )
+            output, model_state = result if collections else (result, state.model_state)
+            return CLIPOutput(*output), model_state
 
         def encode(params: Any, micro: Any) -> tuple[jax.Array, jax.Array]:
             output, _ = apply(params, micro)
             return output.image_embeds, output.text_embeds
 
         def head(params: Any, images: jax.Array, texts: jax.Array) -> tuple[jax.Array, Any]:
+            params = trained(params)
             return loss_fn(images, texts, params["logit_scale"], params.get("logit_bias"))
 
         def whole(params: Any) -> tuple[jax.Array, Any]:
             output, model_state = apply(params, examples)
-            loss, metrics = head(params, output.image_embeds, output.text_embeds)
+            loss, metrics = loss_fn(*output)
             return loss, (metrics, model_state)
 
         if num_micro_batches == 1:
@@ -175,4 +242,9 @@ def clamp_logit_scale(params: Mapping[str, Any], maximum: float | None) -> dict[
     """Clamps the parameter to [0, ln maximum], after the update (openai/CLIP, section 2.5)."""
     if maximum is None:
         return dict(params)
+    if "logit_scale" not in params:
+        raise ValueError(
+            f"max_logit_scale = {maximum} clamps params['logit_scale'], and the parameters are "
+            f"{', '.join(params)}: name the scale so, or give max_logit_scale=None"
+        )
     return {**params, "logit_scale": jnp.clip(params["logit_scale"], 0.0, math.log(maximum))}

@@ -1,5 +1,8 @@
 """The step: the same curve under every sharding, exact micro-batches, the finite vote."""
 
+import inspect
+import textwrap
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +18,8 @@ from clipjax.losses import make_loss
 from clipjax.plan.compiling import compile_step
 from clipjax.plan.flops import count_flops
 from clipjax.plan.hlo import parse, walk
+from clipjax.train_state import create_train_state
+from clipjax.train_step import make_train_step
 
 STEPS = 20
 LAYOUTS = {
@@ -417,3 +422,77 @@ def test_a_locked_image_tower_with_and_without_a_projection(projection):
     for name, line in states.items():
         assert line.endswith("frozen") is name.startswith("image"), line
     assert ("image_projection/kernel" in states) is (projection == "linear")
+
+
+def linear_apply(variables, images, tokens, **_):
+    """A model of one's own: a function, and no module."""
+    params = variables["params"]
+    rows = images.reshape(len(images), -1) @ params["image"], params["text"][tokens].mean(axis=1)
+    unit = [x / jnp.linalg.norm(x, axis=1, keepdims=True) for x in rows]
+    return *unit, params["logit_scale"], None
+
+
+def linear_problem():
+    """Variables of `linear_apply`, and a batch."""
+    rng = np.random.default_rng(0)
+    params = {"image": rng.normal(size=(12, 4)), "text": rng.normal(size=(9, 4))}
+    params = {name: jnp.asarray(x, jnp.float32) for name, x in params.items()}
+    images = jnp.asarray(rng.normal(size=(8, 2, 2, 3)), jnp.float32)
+    tokens = jnp.asarray(rng.integers(0, 9, (8, 3)), jnp.int32)
+    return {"params": {**params, "logit_scale": jnp.float32(2.0)}}, {
+        "image": images,
+        "text": tokens,
+    }
+
+
+@pytest.mark.parametrize("num_micro_batches", [1, 4])
+def test_a_step_of_a_function_is_one_of_plain_jax(num_micro_batches):
+    variables, batch = linear_problem()
+    tx, loss_fn = optax.adamw(1e-2), make_loss("clip", layout="dense")
+
+    def loss_of(params):
+        return loss_fn(*linear_apply({"params": params}, batch["image"], batch["text"]))[0]
+
+    params, opt_state = variables["params"], tx.init(variables["params"])
+    loss, grads = jax.jit(jax.value_and_grad(loss_of))(params)
+    updates, _ = tx.update(grads, opt_state, params)
+    expected = optax.apply_updates(params, updates)
+
+    step = make_train_step(linear_apply, loss_fn, tx, num_micro_batches=num_micro_batches)
+    state, metrics = jax.jit(step)(create_train_state(variables, tx), batch)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-6)
+    for name, value in expected.items():
+        np.testing.assert_allclose(state.params[name], value, atol=1e-6, err_msg=name)
+    assert not np.allclose(state.params["image"], params["image"], atol=1e-6)
+
+
+def test_what_a_step_cannot_do_is_said():
+    variables, batch = linear_problem()
+    tx, loss_fn = optax.sgd(0.1), make_loss("clip")
+    with pytest.raises(ValueError, match="give both, or neither"):
+        make_train_step(linear_apply, loss_fn, tx, image_mean=(0.5,) * 3)
+    state, step = create_train_state(variables, tx), make_train_step(linear_apply, loss_fn, tx)
+    with pytest.raises(ValueError, match="holds integers: give image_mean and image_std"):
+        jax.eval_shape(step, state, {**batch, "image": batch["image"].astype(jnp.uint8)})
+    params = {**variables["params"], "scale": jnp.float32(2.0)}
+    del params["logit_scale"]
+    step = make_train_step(
+        lambda v, *a, **k: linear_apply(
+            {"params": {**v["params"], "logit_scale": v["params"]["scale"]}}, *a, **k
+        ),
+        loss_fn,
+        tx,
+    )
+    with pytest.raises(ValueError, match=r"image, text, scale: name the scale so, or.*=None"):
+        jax.eval_shape(step, create_train_state({"params": params}, tx), batch)
+    with pytest.raises(ValueError, match="variables holds image"):
+        create_train_state(variables["params"], tx)
+
+
+@pytest.mark.parametrize("function", [make_loss, make_train_step])
+def test_the_example_of_the_docstring_runs(function):
+    example = inspect.getdoc(function).split("```python\n")[1].split("```")[0]
+    names = {}
+    exec(textwrap.dedent(example), names)
+    loss = names["loss"] if function is make_loss else names["metrics"]["loss"]
+    assert 0 < float(loss) < 10

@@ -18,6 +18,7 @@ from clipjax.experiment.stages import Stage, check_same_parameters
 from clipjax.losses import make_loss
 from clipjax.models.clip import CLIP
 from clipjax.optim import make_optimizer, make_schedule, matcher, optimizer_report
+from clipjax.ranges import named
 from clipjax.train_state import TrainState, create_train_state, init_variables
 from clipjax.train_step import StepFn, make_train_step
 from clipjax.trees import flatten_with_names
@@ -94,7 +95,7 @@ def build_program(resolved: Resolved, devices: Sequence[jax.Device] | None = Non
     check_same_parameters(resolved.stages)
     batch = own.batch_shapes()
     key = jax.eval_shape(lambda: jax.random.key(0))  # a shape: no device is touched up to the mesh
-    boxed = jax.eval_shape(lambda key: init_variables(own.model, key, batch), key)
+    boxed = jax.eval_shape(lambda key: init_variables(own.model.init, key, batch), key)
     params = nn.unbox(boxed)["params"]
     schedule = make_schedule(
         learning_rate=settings.optimizer.learning_rate,
@@ -106,32 +107,35 @@ def build_program(resolved: Resolved, devices: Sequence[jax.Device] | None = Non
 
     def create(key: jax.Array) -> TrainState:
         with_ema = settings.optimizer.ema_decay is not None
-        return create_train_state(key, own.model, tx, batch, with_ema=with_ema)
+        variables = init_variables(own.model.init, key, batch)
+        return create_train_state(variables, tx, with_ema=with_ema)
 
     abstract = jax.eval_shape(create, key)
     mesh = partitioning.make_mesh(dataclasses.asdict(settings.mesh), devices)
     axes = partitioning.logical_axes(boxed["params"])
     shardings = partitioning.state_shardings(abstract, axes, mesh, resolved.rules)
-    loss_fn = make_loss(
-        settings.loss.name,
-        mesh=mesh,
-        layout=settings.loss.layout,
-        batch_axes=partitioning.BATCH_AXES,
-        tile_size=settings.loss.tile_size,
-        plugins=ANY_MODULE,
-    )
+    with named("config.loss"):
+        loss_fn = make_loss(
+            settings.loss.name,
+            mesh=mesh,
+            layout=settings.loss.layout,
+            batch_axes=partitioning.BATCH_AXES,
+            tile_size=settings.loss.tile_size,
+            plugins=ANY_MODULE,
+        )
     names = [name for name, _ in flatten_with_names(params)]
     frozen = matcher(resolved.frozen, names, path="config.optimizer.freeze")
     num_micro_batches = _num_micro_batches(settings, mesh)
 
     def step_of(stage: Stage) -> StepFn:
         return make_train_step(
-            stage.model,
+            stage.model.apply,
             loss_fn,
             tx,
             seed=settings.seed,
             image_mean=stage.spec["preprocess"]["mean"],
             image_std=stage.spec["preprocess"]["std"],
+            dtype=stage.model.dtype,
             max_logit_scale=stage.spec["logit_scale"]["max"],
             schedule=schedule,
             ema_decay=settings.optimizer.ema_decay,

@@ -184,7 +184,7 @@ def check_same_parameters(stages: Sequence[Stage]) -> None:
 
 def _parameter_shapes(stage: Stage) -> dict[str, tuple[int, ...]]:
     key, batch = jax.eval_shape(lambda: jax.random.key(0)), stage.batch_shapes()
-    variables = jax.eval_shape(lambda key: init_variables(stage.model, key, batch), key)
+    variables = jax.eval_shape(lambda key: init_variables(stage.model.init, key, batch), key)
     return {name: x.shape for name, x in flatten_with_names(nn.unbox(variables)["params"])}
 
 

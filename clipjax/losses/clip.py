@@ -60,8 +60,8 @@ class SoftmaxPairs:
 
     def merge(self, stats: Stats, group) -> Stats:
         """Merge the partial statistics of a device group; each device keeps its own slice."""
-        largest = group.max(stats.max)
-        total = group.sum_scatter(stats.total * jnp.exp(stats.max - largest))
+        largest = group.pmax(stats.max)
+        total = group.psum_scatter(stats.total * jnp.exp(stats.max - largest))
         return Stats(group.own_slice(largest), total)
 
     def example_loss(self, positives: Array, rows: Stats, columns: Stats) -> Array:

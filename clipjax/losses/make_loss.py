@@ -5,13 +5,14 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 from absl import logging
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from clipjax.array_types import Array, Float
 from clipjax.building import resolve
 from clipjax.losses.clip import SoftmaxPairs, clip_loss
-from clipjax.losses.layouts import LAYOUTS, Topology
+from clipjax.losses.layouts import LAYOUTS, grid_shape
 from clipjax.losses.metrics import pair_metrics
+from clipjax.losses.placement import as_scalar, make_placement
 from clipjax.losses.sharded import pair_loss
 from clipjax.losses.siglip import SigmoidPairs, siglip_loss
 
@@ -19,7 +20,7 @@ LOSSES: dict[str, Callable] = {"clip": clip_loss, "siglip": siglip_loss}
 """Dense references: free functions of arrays."""
 
 PAIR_RULES = {"clip": SoftmaxPairs(), "siglip": SigmoidPairs()}
-"""What makes a loss run tiled; a loss without a row here runs dense only."""
+"""The tile-by-tile forms of losses; a loss without a row here runs dense only."""
 
 LossFn = Callable[..., tuple[Array, dict[str, Array]]]
 
@@ -44,7 +45,7 @@ def choose_layout(batch_size: int, embed_dim: int, num_devices: int) -> str:
     Returns:
         "dense", "gather", "grid" or "ring".
     """
-    p, q = Topology((), num_devices).fold()
+    p, q = grid_shape(num_devices)
     if num_devices == 1:
         return "dense" if batch_size <= DENSE_MAX_BATCH else "grid"
     if 6 * embed_dim * batch_size * (1 / p + 1 / q) > RING_MIN_BYTES:
@@ -55,46 +56,78 @@ def choose_layout(batch_size: int, embed_dim: int, num_devices: int) -> str:
 def make_loss(
     name: str,
     *,
-    mesh: Mesh | None = None,
+    mesh: Mesh | AbstractMesh | None = None,
+    batch_axes: str | Sequence[str] | None = None,
+    axis_name: str | Sequence[str] | None = None,
     layout: str = "auto",
-    batch_axes: tuple[str, ...] = ("data", "fsdp"),
     tile_size: int | None = None,
     plugins: Sequence[str] = (),
 ) -> LossFn:
     """Make the exact contrastive loss over the global batch.
 
+    The loss is called in one of three places:
+
+    - on global arrays that are sharded over a mesh, of `Auto` or of `Explicit` axes, as in a
+      jitted step: `make_loss("clip", mesh=mesh, batch_axes=("dp",))`;
+    - inside a `jax.shard_map` of your own, on each device's slice of the batch:
+      `make_loss("clip", axis_name="dp")`;
+    - on one device, without a mesh: `make_loss("clip")`.
+
     Args:
         name: "clip" (softmax, arXiv:2103.00020), "siglip" (sigmoid, arXiv:2303.15343), or
             `module:name` of a dense function of one's own: it takes what `loss_fn` takes and
             returns the loss alone.
-        mesh: the mesh that the embeddings are sharded over; None for one device.
+        mesh: the mesh that the embeddings are sharded over. None: that of the context
+            (`jax.set_mesh`) or of the arrays; one device where there is neither.
+        batch_axes: the mesh axes that shard the batch, in the order of the arrays' sharding. None:
+            those of ("data", "fsdp") that the mesh has. Over other axes of the mesh the embeddings
+            are replicated, and their devices repeat the work.
+        axis_name: instead of `mesh` and `batch_axes`: the axes of the surrounding `jax.shard_map`
+            that shard the batch. It has to track what varies over them, `check_vma=True`, its
+            default.
         layout: "dense", "gather", "grid", "ring", or "auto" (see `choose_layout`; the choice is
             logged). All give the same numbers.
-        batch_axes: mesh axes that shard the batch; those absent from the mesh are passed over.
-            Over other axes of the mesh the embeddings are replicated.
         tile_size: longest edge of a tile of logits; None for 1,024.
         plugins: modules that the name may import, see `clipjax.building.resolve`.
 
     Returns:
         `loss_fn(image_embeds, text_embeds, logit_scale, logit_bias=None) -> (loss, metrics)`:
-        embeddings `[batch, embed]` global, L2-normalised, float32 or bfloat16; `logit_scale` the
-        LOG of the scale; the loss float32; the metrics those of `pair_metrics`, without gradient.
+        embeddings `[batch, embed]`, L2-normalised, float32 or bfloat16, of the global batch (with
+        `axis_name`, of this device's slice); `logit_scale` the LOG of the scale, an array `[]` or a
+        float, `logit_bias` likewise; the loss a float32 `[]`, the same on every device; the metrics
+        those of `pair_metrics`, without gradient. With `axis_name`, the gradients of what is
+        replicated over the axes, such as parameters, are summed over them already, as everywhere
+        under `check_vma=True`.
 
     Raises:
         ValueError: unknown name or layout, a tile size that is not positive or would be ignored,
-            or, when called, shapes that do not fit the mesh.
-    """
-    dense = resolve(name, LOSSES, path="config.loss", plugins=plugins)
-    _check_options(name, layout, tile_size)
-    axes = tuple(a for a in batch_axes if mesh is not None and mesh.shape.get(a, 1) > 1)
-    num_devices = 1
-    for axis in axes:
-        num_devices *= mesh.shape[axis]
-    topology = Topology(axes, num_devices)
-    rule = PAIR_RULES.get(name)
-    said: set[str] = set()
+            axes that the mesh does not have; or, when called, shapes that do not fit the mesh, or
+            embeddings that do not vary over `axis_name`.
 
-    def chosen(batch_size: int, embed_dim: int) -> str:
+    Example:
+        ```python
+        import jax
+        from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+        from clipjax.losses import make_loss
+
+        mesh = jax.make_mesh((jax.device_count(),), ("dp",), axis_types=(AxisType.Auto,))
+        loss_fn = make_loss("clip", mesh=mesh, batch_axes="dp")
+        rows = jax.random.normal(jax.random.key(0), (64, 16))
+        rows /= jax.numpy.linalg.norm(rows, axis=1, keepdims=True)
+        rows = jax.device_put(rows, NamedSharding(mesh, PartitionSpec("dp")))
+        (loss, metrics), gradient = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(
+            rows, rows, 2.0
+        )
+        ```
+    """
+    dense = resolve(name, LOSSES, path="loss", plugins=plugins)
+    _check_options(name, layout, tile_size)
+    placement_of = make_placement(mesh, batch_axes, axis_name)
+    rule = PAIR_RULES.get(name)
+    logged: set[str] = set()
+
+    def chosen(batch_size: int, embed_dim: int, num_devices: int) -> str:
         if layout != "auto":
             return layout
         if rule is None:
@@ -102,31 +135,37 @@ def make_loss(
         choice = choose_layout(batch_size, embed_dim, num_devices)
         return "grid" if choice == "dense" and tile_size is not None else choice
 
+    def dense_with_metrics(*inputs: Array | None) -> tuple[Array, dict[str, Array]]:
+        return dense(*inputs), pair_metrics(*inputs[:3])
+
     def loss_fn(
         image_embeds: Float[Array, "batch embed"],
         text_embeds: Float[Array, "batch embed"],
-        logit_scale: Float[Array, ""],
-        logit_bias: Float[Array, ""] | None = None,
+        logit_scale: Float[Array, ""] | float,
+        logit_bias: Float[Array, ""] | float | None = None,
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        batch_size, embed_dim = _check_shapes(image_embeds, text_embeds, topology)
-        if logit_scale.shape:
-            raise ValueError(f"logit_scale has shape {logit_scale.shape}; it must be a scalar []")
-        choice = chosen(batch_size, embed_dim)
-        if choice not in said:
-            said.add(choice)
+        _check_shapes(image_embeds, text_embeds)
+        logit_scale = as_scalar(logit_scale, "logit_scale")
+        bias = None if logit_bias is None else as_scalar(logit_bias, "logit_bias")
+        placement = placement_of(image_embeds, text_embeds)
+        batch_size, num_devices = placement.batch_size(image_embeds), placement.devices.num_devices
+        choice = chosen(batch_size, image_embeds.shape[1], num_devices)
+        if choice not in logged:
+            logged.add(choice)
             logging.info(
                 "Loss %s: layout %s, %d device(s), batch %d, tiles up to %d.",
                 *(name, choice, num_devices, batch_size, tile_size or DEFAULT_TILE_SIZE),
             )
+        inputs = image_embeds, text_embeds, logit_scale, bias
         if choice == "dense":
-            loss = dense(image_embeds, text_embeds, logit_scale, logit_bias)
-            return loss, pair_metrics(image_embeds, text_embeds, logit_scale)
+            return placement.run_dense(dense_with_metrics, inputs)
         # A softmax does not see a constant shift: without the bias its gradient is exactly zero.
-        bias = logit_bias if rule.uses_bias else None
-        dtype = jnp.promote_types(image_embeds.dtype, text_embeds.dtype)
-        plan = LAYOUTS[choice](rule, topology, tile_size or DEFAULT_TILE_SIZE)
+        inputs = (*inputs[:3], bias if rule.uses_bias else None)
+        image, text, *scalars = placement.shard(inputs)
+        dtype = jnp.promote_types(image.dtype, text.dtype)
+        plan = LAYOUTS[choice](rule, placement.devices, tile_size or DEFAULT_TILE_SIZE)
         loss, metrics = pair_loss(
-            plan, mesh, image_embeds.astype(dtype), text_embeds.astype(dtype), logit_scale, bias
+            plan, placement.mesh, image.astype(dtype), text.astype(dtype), *scalars
         )
         return loss, jax.lax.stop_gradient(metrics)
 
@@ -136,31 +175,25 @@ def make_loss(
 def _check_options(name: str, layout: str, tile_size: int | None) -> None:
     allowed = ("auto", "dense", *LAYOUTS)
     if layout not in allowed:
-        raise ValueError(f"loss.layout is {layout!r}; known layouts are {allowed}")
+        raise ValueError(f"layout = {layout!r} is unknown; allowed are {', '.join(allowed)}")
     if name not in PAIR_RULES and layout not in ("auto", "dense"):
         raise ValueError(
-            f"loss.layout is {layout!r}, but the loss {name!r} has no row in PAIR_RULES: it runs "
+            f"layout = {layout!r}, but the loss {name!r} has no row in PAIR_RULES: it runs "
             'with layout "dense" only'
         )
     if tile_size is not None and tile_size < 1:
-        raise ValueError(f"loss.tile_size is {tile_size}; it must be at least 1, or None")
+        raise ValueError(f"tile_size = {tile_size}; it must be at least 1, or None")
     if tile_size is not None and layout == "dense":
         raise ValueError(
-            f"loss.tile_size is {tile_size} but the layout is dense, which has no tiles: set "
-            "loss.tile_size to None or take another layout"
+            f"tile_size = {tile_size} but the layout is dense, which has no tiles: set tile_size "
+            "to None or take another layout"
         )
 
 
-def _check_shapes(image_embeds: Array, text_embeds: Array, topology: Topology) -> tuple[int, int]:
-    if image_embeds.ndim != 2 or image_embeds.shape != text_embeds.shape:
+def _check_shapes(image_embeds: Array, text_embeds: Array) -> None:
+    shapes = image_embeds.shape, text_embeds.shape
+    if len(shapes[0]) != 2 or shapes[0] != shapes[1] or not shapes[0][0]:
         raise ValueError(
-            f"image_embeds are {image_embeds.shape} and text_embeds {text_embeds.shape}; both "
-            "must be [batch, embed]"
+            f"image_embeds are {shapes[0]} and text_embeds {shapes[1]}; both must be "
+            "[batch, embed], of at least one example"
         )
-    batch_size, embed_dim = image_embeds.shape
-    if batch_size == 0 or batch_size % topology.num_devices:
-        raise ValueError(
-            f"the global batch is {batch_size}; it must be a positive multiple of the "
-            f"{topology.num_devices} devices of the mesh axes {topology.axes}"
-        )
-    return batch_size, embed_dim

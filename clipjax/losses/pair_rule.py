@@ -1,4 +1,4 @@
-"""What a loss over all pairs has to say about one tile of logits, and logits themselves.
+"""The interface of a loss that can run tile by tile, and the logits themselves.
 
 The tiles (clipjax/losses/tiles.py) hold NEGATIVE logits only: the diagonal reads -inf there, and
 the positive pair, which always lives on one device, is added exactly, in float32, afterwards.
@@ -13,7 +13,7 @@ from clipjax.array_types import Array
 
 
 class Stats(NamedTuple):
-    """What is remembered of the negative logits of each row (or column)."""
+    """Running statistics of the negative logits of each row (or column)."""
 
     max: Array
     total: Array | None
@@ -21,7 +21,7 @@ class Stats(NamedTuple):
 
 @runtime_checkable
 class PairRule(Protocol):
-    """A loss over all pairs, told tile by tile. Frozen and hashable; axis 1 = rows, 0 = columns."""
+    """A loss over all pairs, tile by tile. Frozen and hashable; axis 1 = rows, 0 = columns."""
 
     directions: int
     """The loss is a mean over `directions * batch` terms."""

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from clipjax.array_types import Array
 from clipjax.losses.layouts import Layout
@@ -22,13 +22,23 @@ from clipjax.losses.tiles import Affine
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def pair_loss(
     layout: Layout,
-    mesh: Mesh | None,
+    mesh: Mesh | AbstractMesh | None,
     image_embeds: Array,
     text_embeds: Array,
     logit_scale: Array,
     logit_bias: Array | None,
 ) -> tuple[Array, dict[str, Array]]:
-    """Loss and metrics over global arrays; only the loss carries a gradient."""
+    """Loss and metrics, of which only the loss carries a gradient.
+
+    Args:
+        layout: how the logits are computed.
+        mesh: that the arrays, which are global, are cut over; None where they are this device's
+            slices already: inside a shard_map, or on one device.
+        image_embeds: `[batch, embed]`, of the global batch or of the slice.
+        text_embeds: likewise.
+        logit_scale: the LOG of the scale.
+        logit_bias: `[]`, or None.
+    """
     outputs, _ = _forward(layout, mesh, image_embeds, text_embeds, logit_scale, logit_bias)
     return outputs
 
@@ -36,11 +46,11 @@ def pair_loss(
 def _forward(layout, mesh, image_embeds, text_embeds, logit_scale, logit_bias):
     spec = _batch_spec(layout)
     inputs = image_embeds, text_embeds, logit_scale, logit_bias
-    run = functools.partial(_local_forward, layout, image_embeds.shape[0])
+    run = functools.partial(_local_forward, layout)
     if mesh is not None:
         in_specs = (spec, spec, PartitionSpec(), PartitionSpec())
         out_specs = (PartitionSpec(), (spec, spec))
-        run = jax.shard_map(run, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
+        run = _shard_map(run, mesh, in_specs, out_specs)
     outputs, (residuals, kept) = run(*inputs)
     return outputs, (inputs, residuals, kept)
 
@@ -48,22 +58,30 @@ def _forward(layout, mesh, image_embeds, text_embeds, logit_scale, logit_bias):
 def _backward(layout, mesh, saved, cotangents):
     inputs, residuals, kept = saved
     spec, everywhere = _batch_spec(layout), PartitionSpec()
-    run = functools.partial(_local_backward, layout, inputs[0].shape[0])
+    run = functools.partial(_local_backward, layout)
     if mesh is not None:
         in_specs = ((spec, spec, everywhere, everywhere), spec, spec, everywhere)
         out_specs = (spec, spec, everywhere, everywhere)
-        run = jax.shard_map(run, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
+        run = _shard_map(run, mesh, in_specs, out_specs)
     return run(inputs, residuals, kept, cotangents[0])
 
 
 pair_loss.defvjp(_forward, _backward)
 
 
+def _shard_map(run, mesh, in_specs, out_specs):
+    # A mesh of the context that has been given by name of its axes alone has no devices to say.
+    in_context = mesh == jax.sharding.get_abstract_mesh()
+    mesh = None if in_context else mesh
+    return jax.shard_map(run, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
+
+
 def _batch_spec(layout: Layout) -> PartitionSpec:
-    return PartitionSpec(layout.topology.axes) if layout.topology.axes else PartitionSpec()
+    return PartitionSpec(layout.devices.axes) if layout.devices.axes else PartitionSpec()
 
 
-def _local_forward(layout: Layout, batch: int, image, text, logit_scale, logit_bias):
+def _local_forward(layout: Layout, image, text, logit_scale, logit_bias):
+    batch = image.shape[0] * layout.devices.num_devices
     affine = _affine(logit_scale, logit_bias)
     cosine, positives = _positives(image, text, affine)
     rows, columns, kept = layout.forward(image, text, affine)
@@ -89,8 +107,9 @@ def _local_forward(layout: Layout, batch: int, image, text, logit_scale, logit_b
     return (sums["loss"] / batch, metrics), (residuals, kept)
 
 
-def _local_backward(layout: Layout, batch: int, inputs: Any, residuals: Any, kept: Any, cotangent):
+def _local_backward(layout: Layout, inputs: Any, residuals: Any, kept: Any, cotangent):
     image, text, logit_scale, logit_bias = inputs
+    batch = image.shape[0] * layout.devices.num_devices
     affine = _affine(logit_scale, logit_bias)
     _, positives = _positives(image, text, affine)
     normalisers = layout.rule.normalisers(positives, residuals)
@@ -128,4 +147,4 @@ def _positives(image: Array, text: Array, affine: Affine) -> tuple[Array, Array]
 def _sum_together(layout: Layout, sums: dict[str, Array]) -> dict[str, Array]:
     """Sum over devices in one collective instead of one for each number."""
     flat, unravel = jax.flatten_util.ravel_pytree(sums)
-    return unravel(layout.topology.sum(flat))
+    return unravel(layout.devices.psum(flat))

@@ -64,8 +64,8 @@ class SigmoidPairs:
 
     def merge(self, stats: Stats, group) -> Stats:
         """Merge the partial statistics of a device group; each device keeps its own slice."""
-        total = None if stats.total is None else group.sum_scatter(stats.total)
-        return Stats(group.own_slice(group.max(stats.max)), total)
+        total = None if stats.total is None else group.psum_scatter(stats.total)
+        return Stats(group.own_slice(group.pmax(stats.max)), total)
 
     def example_loss(self, positives: Array, rows: Stats, columns: Stats) -> Array:
         """Loss of the positive pair plus that of the negatives in its row."""

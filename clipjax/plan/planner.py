@@ -254,7 +254,7 @@ def unsharded_state(program: Program) -> str | None:
     """Optimizer state that each device holds whole against the rules; None if there is none."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     batch = program.abstract_batch
-    boxed = jax.eval_shape(lambda key: init_variables(program.model, key, batch), key)
+    boxed = jax.eval_shape(lambda key: init_variables(program.model.init, key, batch), key)
     axes = partitioning.logical_axes(boxed["params"])
     return partitioning.unsharded_state(program.abstract_state, axes, program.mesh, program.rules)
 

@@ -11,7 +11,7 @@ from open_clip_names import convert
 from clipjax.losses import make_loss
 from clipjax.models import build_model
 from clipjax.optim import make_optimizer, make_schedule
-from clipjax.train_state import state_of
+from clipjax.train_state import create_train_state
 from clipjax.train_step import make_train_step
 
 STEPS, BATCH, NUM_BATCHES = 20, 16, 3
@@ -54,9 +54,15 @@ def losses(tensors, *, mask="openclip_legacy", weight_decay=WEIGHT_DECAY):
         params, schedule=schedule, b1=B1, b2=B2, eps=EPS, weight_decay=weight_decay, mask=mask
     )
     step = make_train_step(
-        model, make_loss("clip"), tx, seed=0, image_mean=MEAN, image_std=STD, max_logit_scale=100.0
+        model.apply,
+        make_loss("clip"),
+        tx,
+        seed=0,
+        image_mean=MEAN,
+        image_std=STD,
+        max_logit_scale=100.0,
     )
-    state = state_of(params, tx, model_state={}, with_ema=False)
+    state = create_train_state({"params": params}, tx)
     images, texts = batches()
 
     @jax.jit

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clipjax.losses import make_loss
-from clipjax.losses.layouts import Topology
+from clipjax.losses.layouts import BatchDevices, grid_shape
 
 
 @pytest.mark.parametrize(
@@ -14,9 +14,9 @@ from clipjax.losses.layouts import Topology
     [(1, (1, 1)), (7, (1, 7)), (8, (2, 4)), (16, (4, 4)), (256, (16, 16)), (4096, (64, 64))],
 )
 def test_fold(num_devices, fold):
-    topology = Topology(("data",), num_devices)
-    assert topology.fold() == fold
-    rows, columns = topology.row_group().members, topology.column_group().members
+    devices = BatchDevices(("data",), num_devices, ("data",))
+    assert grid_shape(num_devices) == fold
+    rows, columns = devices.row_group().members, devices.column_group().members
     assert sorted(sum(rows, ())) == sorted(sum(columns, ())) == list(range(num_devices))
     assert all(len(set(row) & set(column)) == 1 for row in rows for column in columns)
 

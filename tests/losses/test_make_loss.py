@@ -171,7 +171,7 @@ class TestTheOracleSees:
     @pytest.mark.parametrize("layout", ["gather", "grid"])
     def test_a_dropped_merge(self, oracle, monkeypatch, layout):
         group = layouts_module.DeviceGroup
-        monkeypatch.setattr(group, "sum_scatter", lambda self, x: self.own_slice(x))
+        monkeypatch.setattr(group, "psum_scatter", lambda self, x: self.own_slice(x))
         self.check(oracle, layout)
 
     def test_a_shifted_diagonal(self, oracle, monkeypatch):
@@ -179,14 +179,14 @@ class TestTheOracleSees:
         monkeypatch.setattr(layouts_module.Grid, "own_ids", lambda self, n: own_ids(self, n) * 0)
         self.check(oracle, "grid", "siglip")
 
-    def test_a_gradient_one_hop_from_home(self, oracle, monkeypatch):
-        step = layouts_module.Topology.next
+    def test_a_gradient_on_the_next_device(self, oracle, monkeypatch):
+        step = layouts_module.BatchDevices.ring_shift
 
         def forget_the_last_hop(self, tree):
             is_gradient = getattr(tree, "ndim", 0) == 2
             return tree if is_gradient else step(self, tree)
 
-        monkeypatch.setattr(layouts_module.Topology, "next", forget_the_last_hop)
+        monkeypatch.setattr(layouts_module.BatchDevices, "ring_shift", forget_the_last_hop)
         self.check(oracle, "ring")
 
     def test_statistics_of_rows_only(self, oracle, monkeypatch):
@@ -218,7 +218,7 @@ def test_auto_says_which_layout_it_took(monkeypatch):
 def test_errors_say_what_is_allowed(oracle):
     with pytest.raises(ValueError, match=r"'clop' is unknown; allowed are clip, siglip"):
         make_loss("clop")
-    with pytest.raises(ValueError, match=r"loss.layout is 'star'; known layouts are"):
+    with pytest.raises(ValueError, match=r"layout = 'star' is unknown; allowed are auto, dense"):
         make_loss("clip", layout="star")
     with pytest.raises(ValueError, match="at least 1"):
         make_loss("clip", tile_size=0)

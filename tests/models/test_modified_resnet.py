@@ -20,7 +20,7 @@ from clipjax.losses import clip_loss, make_loss
 from clipjax.models import build_model, resolve_spec
 from clipjax.models.images import normalise_images
 from clipjax.models.modified_resnet import ModifiedResNet
-from clipjax.train_state import state_of
+from clipjax.train_state import create_train_state
 from clipjax.train_step import make_train_step
 from clipjax.trees import flatten_with_names
 
@@ -143,14 +143,9 @@ def make_step_and_state(num_micro_batches=1):
     images, tokens = inputs(SMALL, 4)
     batch = {"image": (40 * images + 128).astype(jnp.uint8), "text": tokens}
     variables = filled(model, images, tokens)
-    state = state_of(
-        variables["params"],
-        tx,
-        model_state={"batch_stats": variables["batch_stats"]},
-        with_ema=False,
-    )
+    state = create_train_state(variables, tx)
     step = make_train_step(
-        model,
+        model.apply,
         make_loss("clip"),
         tx,
         seed=0,

@@ -62,6 +62,6 @@ def test_models_name_only_axes_that_a_rule_may_name(name):
         "text": jax.ShapeDtypeStruct((1, length), jnp.int32),
     }
     model = build_model(spec)
-    boxed = jax.eval_shape(lambda key: init_variables(model, key, batch), jax.random.key(0))
+    boxed = jax.eval_shape(lambda key: init_variables(model.init, key, batch), jax.random.key(0))
     named = {axis for axes in partitioning.logical_axes(boxed["params"]).values() for axis in axes}
     assert {"embed", "mlp"} <= named <= {*partitioning.LOGICAL_AXES, None}

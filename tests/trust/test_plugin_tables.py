@@ -65,9 +65,9 @@ def test_a_loss():
     assert metrics
     with pytest.raises(ValueError, match='runs with layout "dense" only'):
         make_loss("my_lab:loss", layout="ring", plugins=ANY_MODULE)
-    with pytest.raises(ValueError, match=r"config\.loss\.name = 'my_lab:loss'.*--plugin"):
+    with pytest.raises(ValueError, match=r"loss\.name = 'my_lab:loss'.*--plugin"):
         make_loss("my_lab:loss")
-    with pytest.raises(ValueError, match=r"config\.loss\.name = 'clop'.*clip, siglip"):
+    with pytest.raises(ValueError, match=r"loss\.name = 'clop'.*clip, siglip"):
         make_loss("clop")
 
 
