@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from clipjax.inference.model import Model
     from clipjax.losses.make_loss import make_loss
     from clipjax.models import list_models
+    from clipjax.train_state import create_train_state
     from clipjax.train_step import make_train_step
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Model": "clipjax.inference.model",
+    "create_train_state": "clipjax.train_state",
     "list_models": "clipjax.models",
     "load": "clipjax.inference.loading",
     "make_loader": "clipjax.data.loading.make_loader",
@@ -28,6 +30,7 @@ _HOMES = {
 __all__ = [
     "Model",
     "__version__",
+    "create_train_state",
     "list_models",
     "load",
     "make_loader",

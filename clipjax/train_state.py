@@ -57,12 +57,25 @@ def create_train_state(
     gone after the first step.
 
     Args:
-        variables: {"params": ...} and, for a model with running statistics, their collections.
-        tx: the optimizer.
+        variables: {"params": ...}, a nested dict of arrays such as a kernel `[width, embed]`; and
+            for a model with running statistics, their collections.
+        tx: the optimizer, of optax.
         with_ema: whether an average of the parameters is kept.
+
+    Returns:
+        The parameters, the optimizer's state and counts `[]` int32 of steps, done and skipped.
 
     Raises:
         ValueError: there are no "params".
+
+    Example:
+        ```python
+        import clipjax, jax.numpy as jnp, optax
+
+        variables = {"params": {"kernel": jnp.ones((4, 2)), "logit_scale": jnp.array(2.0)}}
+        state = clipjax.create_train_state(variables, optax.adamw(1e-3))
+        assert state.step == 0 and state.params["kernel"].shape == (4, 2)
+        ```
     """
     model_state = dict(meta.unbox(variables))
     if "params" not in model_state:

@@ -44,10 +44,10 @@ def make_train_step(
     Args:
         apply_fn: the model, as `flax.linen.Module.apply` of ours or a function of your own:
             `apply_fn(variables, images, tokens, *, train, example_ids, rngs)` gives a `CLIPOutput`
-            or a tuple of the same: unit embeddings [b, embed] of the images and of the texts, the
+            or a tuple of the same: unit embeddings `[b, embed]` of the images and of the texts, the
             LOG of the scale, and the bias or None. `variables` is {"params": ...} and the state's
             other collections; if there are any, it also takes `mutable` and gives (output, changed
-            collections). `rngs` is {"dropout": key}, `example_ids` [b] int32 key the draws.
+            collections). `rngs` is {"dropout": key}, `example_ids` `[b]` int32 key the draws.
         loss_fn: of `make_loss`: (image_embeds, text_embeds, logit_scale, logit_bias) ->
             (loss, metrics).
         tx: an optimizer of optax.
@@ -78,10 +78,7 @@ def make_train_step(
 
     Example:
         ```python
-        import jax, jax.numpy as jnp, optax
-        from clipjax.losses import make_loss
-        from clipjax.train_state import create_train_state
-        from clipjax.train_step import make_train_step
+        import clipjax, jax, jax.numpy as jnp, optax
 
         def apply_fn(variables, images, tokens, **_):
             params = variables["params"]
@@ -92,8 +89,8 @@ def make_train_step(
 
         params = {"image": jnp.ones((12, 4)), "text": jnp.eye(9, 4), "logit_scale": jnp.array(2.0)}
         tx = optax.adamw(1e-3)
-        state = create_train_state({"params": params}, tx)
-        step = jax.jit(make_train_step(apply_fn, make_loss("clip"), tx))
+        state = clipjax.create_train_state({"params": params}, tx)
+        step = jax.jit(clipjax.make_train_step(apply_fn, clipjax.make_loss("clip"), tx))
         images = jax.random.normal(jax.random.key(0), (8, 2, 2, 3))
         batch = {"image": images, "text": jnp.arange(8)[:, None]}
         for _ in range(3):

@@ -106,13 +106,11 @@ def make_loss(
 
     Example:
         ```python
-        import jax
-        from jax.sharding import AxisType, NamedSharding, PartitionSpec
+        import clipjax, jax
+        from jax.sharding import NamedSharding, PartitionSpec
 
-        from clipjax.losses import make_loss
-
-        mesh = jax.make_mesh((jax.device_count(),), ("dp",), axis_types=(AxisType.Auto,))
-        loss_fn = make_loss("clip", mesh=mesh, batch_axes="dp")
+        mesh = jax.make_mesh((jax.device_count(),), ("dp",))
+        loss_fn = clipjax.make_loss("clip", mesh=mesh, batch_axes="dp")
         rows = jax.random.normal(jax.random.key(0), (64, 16))
         rows /= jax.numpy.linalg.norm(rows, axis=1, keepdims=True)
         rows = jax.device_put(rows, NamedSharding(mesh, PartitionSpec("dp")))
