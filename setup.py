@@ -45,6 +45,7 @@ TEST = [
     *HUB,
     "beartype>=0.20",
     "hypothesis>=6.100",
+    "mypy>=2.4,<2.5",
     "pytest>=8.3",
     "pytest-xdist>=3.6.1",
     "ruff>=0.17,<0.18",

@@ -175,7 +175,7 @@ def check_values(
             continue
         value = arguments[name]
         if not any(_fits(value, kind) for kind in kinds):
-            allowed = " or ".join(_VALUES[kind] for kind in kinds if _VALUES[kind])
+            allowed = " or ".join(text for kind in kinds if (text := _VALUES[kind]))
             more = note if str in kinds else ""
             raise ValueError(f"{path}.{name} = {show(value)}: expected {allowed}{more}")
 
@@ -271,7 +271,8 @@ def source_digests(spec: Mapping[str, Any], plugins: Sequence[str] = ()) -> dict
         found = resolve(name, {}, path=path, plugins=plugins)
         try:
             file = inspect.getsourcefile(sys.modules[_home(found)])
-            digests[name] = sha256_of_file(file)
+            if file is not None:
+                digests[name] = sha256_of_file(file)
         except (OSError, TypeError, KeyError):  # made in a notebook, or compiled
             continue
     return digests

@@ -159,7 +159,8 @@ def gather_at_lead(name: str, value: Any) -> list[Any]:
         return [value]
     from jax._src.distributed import global_state  # JAX has no public way to its key-value store
 
-    client, place = global_state.client, f"clipjax/{name}/"
+    client: Any = global_state.client
+    place = f"clipjax/{name}/"
     if not is_lead():
         client.key_value_set(f"{place}{jax.process_index()}", json.dumps(value))
         return [value]

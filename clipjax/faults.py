@@ -11,9 +11,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 from absl import logging
@@ -100,12 +99,8 @@ class PreemptionGuard:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "PreemptionGuard":
-        if self._shared:
-            asking, handler = (signal.SIGUSR1, signal.SIGINT), self._pass_on
-        else:
-            asking, handler = (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM), self._request
-        handlers: dict[int, Callable[..., None]] = dict.fromkeys(asking, handler)
-        for number, handler in handlers.items():
+        handler = self._pass_on if self._shared else self._request
+        for number in (signal.SIGUSR1, signal.SIGINT, *(() if self._shared else (signal.SIGTERM,))):
             self._previous[number] = signal.signal(number, handler)
         return self
 
@@ -157,7 +152,9 @@ class Watchdog:
         self.timeout_s = timeout_s
         self._last = time.monotonic()
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._thread = threading.Thread(
+            target=self._watch, args=(timeout_s,), name="watchdog", daemon=True
+        )
 
     def __enter__(self) -> "Watchdog":
         self.beat()
@@ -176,21 +173,21 @@ class Watchdog:
         """Says that something finished."""
         self._last = time.monotonic()
 
-    def _watch(self) -> None:
-        pause_s = min(self.timeout_s / 8, 5.0)
+    def _watch(self, timeout_s: float) -> None:
+        pause_s = min(timeout_s / 8, 5.0)
         while not self._closed.wait(pause_s):
             # This thread needs the interpreter's lock; a hang that holds the lock is ended by
             # faulthandler's own thread, which does not (its exit code is FAILED).
             faulthandler.dump_traceback_later(
-                2 * self.timeout_s + 30, exit=True, file=sys.__stderr__
+                2 * timeout_s + 30, exit=True, file=sys.__stderr__ or sys.stderr
             )
-            if time.monotonic() - self._last > self.timeout_s:
-                self._give_up()
+            if time.monotonic() - self._last > timeout_s:
+                self._give_up(sys.__stderr__ or sys.stderr)
 
-    def _give_up(self) -> None:
-        sys.__stderr__.write(
+    def _give_up(self, stderr: TextIO) -> None:
+        stderr.write(
             f"clipjax: no progress for {self.timeout_s:g} s; stacks follow, then exit {HUNG}\n"
         )
-        faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
-        sys.__stderr__.flush()
+        faulthandler.dump_traceback(file=stderr, all_threads=True)
+        stderr.flush()
         os._exit(HUNG)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from types import FrameType
 
 # `module:Name`, and what is sent to worker processes.
 _RESOLVERS = ("clipjax.building", "clipjax.data.loading.workers_messages")
@@ -31,7 +32,7 @@ class _LastFinder:
 
     def _may_ask(self) -> bool:
         """Whether who imports is in the folders, or resolves names that a person has given."""
-        frame = sys._getframe(2)
+        frame: FrameType | None = sys._getframe(2)
         while frame is not None and _IMPORTS.search(frame.f_code.co_filename):
             frame = frame.f_back
         if frame is None or frame.f_globals.get("__name__") in ("__main__", *_RESOLVERS):

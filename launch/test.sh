@@ -7,4 +7,5 @@ EXTRA=test
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 ruff check .
 ruff format --check .
+mypy
 exec python -m pytest -n "${CLIPJAX_TEST_WORKERS:-2}" --dist worksteal --durations 15 "$@"

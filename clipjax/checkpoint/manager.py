@@ -189,7 +189,8 @@ class CheckpointManager:
         for attempt in range(MAX_FALLBACKS + 1):
             step = choice.agree_on_newest(self.directory, allow_unfinished=attempt == 0)
             if step == choice.NO_STEP:
-                return choice.refuse_if_all_damaged(self.directory)
+                choice.refuse_if_all_damaged(self.directory)
+                return None
             if step == choice.WAS_DAMAGED:
                 continue
             step_dir = self.directory / str(step)

@@ -109,8 +109,7 @@ def digest(value: Any) -> str:
 def digest_array(array: np.ndarray) -> str:
     """SHA-256 of an array's bytes in C order."""
     # A view of bytes, because the buffer protocol does not know bfloat16.
-    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    return sha256(data)
+    return sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 def manifest_digest(step_dir: str | os.PathLike[str]) -> str | None:

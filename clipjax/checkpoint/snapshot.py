@@ -75,7 +75,7 @@ def take_snapshot(state: Any) -> tuple[Any, list[HostLeaf]]:
 
 
 def _on_cpu(leaf: jax.Array) -> bool:
-    return all(device.platform == "cpu" for device in leaf.sharding.device_set)
+    return all(device.platform == "cpu" for device in leaf.devices())
 
 
 def _host_leaf(name: str, leaf: jax.Array) -> HostLeaf:

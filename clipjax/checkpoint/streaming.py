@@ -91,7 +91,7 @@ def _write_leaf(state: Path, leaf: StreamedLeaf) -> LeafRecord:
             raise ValueError(f"{leaf.name}: block {number} is {value.dtype} {value.shape}")
         if not _is_finite(value):
             raise ValueError(f"{leaf.name} holds NaN or infinity; a checkpoint never does")
-        data = memoryview(np.asarray(value, order="C").reshape(-1).view(np.uint8))
+        data = np.asarray(value, order="C").reshape(-1).view(np.uint8).data
         digest.update(data)
         index = ".".join([str(number), *["0"] * (len(shape) - 1)])
         (folder / index).write_bytes(data)

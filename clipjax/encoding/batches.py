@@ -151,7 +151,7 @@ class RowLayout:
         """
         shape = (self.batch_size, *local.shape[1:])
 
-        def rows(index: tuple[slice, ...]) -> np.ndarray:
+        def rows(index: Any) -> np.ndarray:
             start, stop, _ = index[0].indices(self.batch_size)
             first = int(np.searchsorted(self.local_rows, start))
             return local[first : first + stop - start]

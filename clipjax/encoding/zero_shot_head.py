@@ -76,7 +76,9 @@ def average_prompts(
 # Compiled once a shape for the whole process: an evaluation that runs every thousand steps must
 # not compile every thousand steps.
 @functools.partial(jax.jit, static_argnames="mesh")
-def _add_texts(sums: jax.Array, embeds: jax.Array, class_ids: jax.Array, *, mesh: Mesh):
+def _add_texts(
+    sums: jax.Array, embeds: jax.Array, class_ids: jax.Array, *, mesh: Mesh
+) -> jax.Array:
     sums = sums + jax.ops.segment_sum(embeds, class_ids, num_segments=sums.shape[0])
     return jax.lax.with_sharding_constraint(sums, replicated(mesh))
 

@@ -150,7 +150,7 @@ class Model:
         step_dir = resolve_checkpoint(path)
         plugins = check_plugins(plugins, path="plugins")
         manifest = read_manifest(step_dir)
-        trusted = {"plugins": plugins, "tokenizer": tokenizer}
+        trusted: dict[str, Any] = {"plugins": plugins, "tokenizer": tokenizer}
         spec = spec_in(step_dir, manifest.contract, **trusted)
         check_model(step_dir, manifest, spec, plugins=plugins)
         made = load_tokenizer(step_dir, **trusted)

@@ -36,7 +36,8 @@ def score_pairs(
     """
     to_rgb = PIXELS[model.pixels]
     for start in range(0, len(source), CHUNK):
-        keys, images, texts, owners = [], [], [], []
+        keys: list[str] = []
+        images, texts, owners = [], [], []
         for index in range(start, min(start + CHUNK, len(source))):
             try:
                 example = source[index]

@@ -73,7 +73,7 @@ def make_tokens_fn(
     """
     mean, std = tuple(preprocess["mean"]), tuple(preprocess["std"])
 
-    def tokens(variables: PyTree, rows: jax.Array) -> jax.Array:
+    def tokens(variables: PyTree, rows: jax.Array | Patches) -> jax.Array:
         if tower == "image":
             rows = normalise_images(rows, mean, std, jnp.dtype(dtype))
         if number is None:
@@ -106,11 +106,12 @@ def _without_padding(tokens: jax.Array, rows: jax.Array | Patches) -> jax.Array:
     return jnp.where(inside[:, :, None], tokens, 0)
 
 
-def _features(model: Any, tower: str, variables: PyTree, rows: jax.Array, **options: Any) -> Any:
+def _features(model: Any, tower: str, variables: PyTree, rows: Any, **options: Any) -> Any:
     return model.apply(variables, rows, method=f"{tower}_features", **options)
 
 
 def _norm(model: Any, tower: str, variables: PyTree, tokens: jax.Array) -> jax.Array:
     encoder = model.image_encoder if tower == "image" else model.text_encoder
     weights = variables["params"][f"{tower}_encoder"][_FINAL_NORMS[tower]]
-    return LayerNorm(encoder.layer_norm_eps).apply({"params": weights}, tokens)
+    normal: Any = LayerNorm(encoder.layer_norm_eps).apply({"params": weights}, tokens)
+    return normal

@@ -54,7 +54,7 @@ def read(path: Path, hints: Hints) -> Weights:
         with naming_older_steps(step_dir):
             manifest = read_manifest(step_dir)
             verify_files(step_dir, manifest.files)
-        trusted = {"plugins": hints.plugins, "tokenizer": hints.tokenizer}
+        trusted: dict[str, Any] = {"plugins": hints.plugins, "tokenizer": hints.tokenizer}
         spec = spec_in(step_dir, manifest.contract, **trusted)
         if hints.tokenizer is not None:
             load_tokenizer(step_dir, **trusted)  # the file has to be the one it was trained with
@@ -77,7 +77,7 @@ def read(path: Path, hints: Hints) -> Weights:
         for name, fields in manifest.config.get("evals", {}).items()
         if fields.get("templates")
     }
-    told = {"notes": tuple(notes), "evals": evals}
+    told: dict[str, Any] = {"notes": tuple(notes), "evals": evals}
     return Weights(spec, leaves, files, source, plugins=hints.plugins, **told)
 
 

@@ -150,7 +150,8 @@ def tower_fn(spec: Mapping[str, Any], tower: str, plugins: Sequence[str] = ()) -
             rows = Patches(**rows)
         if tower == "image":
             rows = normalise_images(rows, mean, std, jnp.float32)
-        return model.apply(variables, rows, method=f"encode_{tower}")
+        embeds: Any = model.apply(variables, rows, method=f"encode_{tower}")
+        return embeds
 
     return embed
 

@@ -227,9 +227,9 @@ def _wrong_shapes(
     for entry in leaves:
         shapes = their_shapes(entry, wanted[entry.name])
         for theirs, shape in zip(entry.theirs, shapes, strict=True):
-            name = theirs
+            name = theirs if isinstance(theirs, str) else theirs.name
             if isinstance(theirs, Rows):
-                name, rows = theirs.name, shape[0] * theirs.parts
+                rows = shape[0] * theirs.parts
                 shape = (rows // (theirs.stop - theirs.start), *shape[1:])
             if name in tensors and tensors[name].shape != shape:
                 lines.append(f"{name} has shape {tensors[name].shape}, the model takes {shape}")

@@ -23,7 +23,7 @@ def without_wrappers(tensors: Mapping[str, LazyTensor]) -> tuple[Tensors, list[s
     Returns:
         The tensors, and what to say of it.
     """
-    found, notes = dict(tensors), []
+    found, notes = dict(tensors), list[str]()
     while len(notes) < MAX_DEPTH and (prefix := common_prefix(found)):
         found = {name.removeprefix(prefix): x for name, x in found.items()}
         notes.append(f"{prefix!r} taken off all {len(found)} names")

@@ -21,9 +21,12 @@ def normalise_images(
     """
     if isinstance(images, Patches):
         pixels = images.pixels.reshape(*images.pixels.shape[:-1], -1, 3)
-        pixels = normalise_images(pixels, mean, std, dtype)
-        return images._replace(pixels=pixels.reshape(images.pixels.shape))
-    values = images.astype(jnp.float32) / 255.0
+    else:
+        pixels = images
+    values = pixels.astype(jnp.float32) / 255.0
     mean_row = jnp.asarray(mean, jnp.float32)
     std_row = jnp.asarray(std, jnp.float32)
-    return ((values - mean_row) / std_row).astype(dtype)
+    values = ((values - mean_row) / std_row).astype(dtype)
+    if isinstance(images, Patches):
+        return images._replace(pixels=values.reshape(images.pixels.shape))
+    return values

@@ -2,12 +2,12 @@
 
 from clipjax.layers.activations import ACTIVATIONS
 from clipjax.layers.initializers import BLOCK_INITS
-from clipjax.ranges import RATE, Choice, FieldError, Number, Only, whole
+from clipjax.ranges import RATE, Choice, FieldError, Number, Only, Rule, whole
 
 # A width, a depth or a vocabulary beyond this was mistyped, and no shape would hold it.
 _SIZE = whole(1, 2**24)
 
-TRANSFORMER = {
+TRANSFORMER: dict[str, Rule] = {
     "width": _SIZE,
     "depth": whole(1, 4096),
     "num_heads": _SIZE,
@@ -17,8 +17,8 @@ TRANSFORMER = {
     "init_name": Choice(tuple(BLOCK_INITS)),
     "dropout": RATE,
 }
-VISION = {"patch_size": _SIZE, "patch_dropout": RATE}
-TEXT = {"vocab_size": _SIZE, "context_length": _SIZE}
+VISION: dict[str, Rule] = {"patch_size": _SIZE, "patch_dropout": RATE}
+TEXT: dict[str, Rule] = {"vocab_size": _SIZE, "context_length": _SIZE}
 
 # Of towers without patches, or whose images differ in their number of patches.
 NO_PATCHES_OUT = Only(0, "no patches are left out of this tower's images")

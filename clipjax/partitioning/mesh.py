@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
@@ -63,7 +63,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def num_batch_shards(mesh: Mesh) -> int:
+def num_batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """Parts that a batch is cut into."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 

@@ -1,7 +1,7 @@
 """Tokenizers: captions to rows of ids."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -32,7 +32,7 @@ class Tokenizer(Protocol):
     def __call__(self, texts: list[str]) -> np.ndarray:
         """Encodes captions `[batch]` to ids `[batch, length]`, int32."""
 
-    def decode(self, ids) -> str:
+    def decode(self, ids: Any) -> str:
         """Turns a row of ids into text."""
 
     def contract(self) -> dict:

@@ -55,7 +55,8 @@ def load_merges() -> tuple[tuple[str, str], ...]:
         )
     lines = gzip.decompress(packed).decode("utf-8").split("\n")
     # Line 0 is a header; the file holds more merges than the published models use.
-    return tuple(tuple(line.split()) for line in lines[1 : 1 + NUM_MERGES])
+    pairs = (line.split() for line in lines[1 : 1 + NUM_MERGES])
+    return tuple((first, second) for first, second in pairs)
 
 
 class ClipBPE:

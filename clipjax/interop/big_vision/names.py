@@ -17,7 +17,6 @@ from clipjax.interop.leaves import (
     IDENTITY,
     SCALAR,
     Leaf,
-    Transform,
     drop_axes,
     joined_leaf,
     leaf,
@@ -166,9 +165,9 @@ class _Split:
         heads = (num_heads, width // num_heads)
         self.kernel = self.bias = self.out = IDENTITY
         if flat:
-            self.kernel: Transform = reshape((width, width), (width, *heads))
-            self.bias: Transform = reshape((width,), heads)
-            self.out: Transform = reshape((width, width), (*heads, width))
+            self.kernel = reshape((width, width), (width, *heads))
+            self.bias = reshape((width,), heads)
+            self.out = reshape((width, width), (*heads, width))
 
 
 def _split(tower: Mapping[str, Any], flat: bool) -> _Split:

@@ -40,7 +40,7 @@ class StateReader:
         key = name.replace("/", ".")
         if not self._packed:
             array = _read_json(self._state / key / ".zarray")
-            chunks = array.get("chunks")
+            chunks: Any = array.get("chunks")
             plain = {"zarr_format": 2, "shape": list(shape), "dtype": "<f4", "order": "C"}
             plain |= {"compressor": None, "filters": None, "dimension_separator": "."}
             if {field: array.get(field) for field in plain} == plain and _cuts_rows(chunks, shape):
@@ -102,7 +102,8 @@ class StateReader:
         if self._kept is None or self._kept[0] != key:
             self._kept = None  # before the next is read, so that there is one at a time
             array = self._open(key, shape)
-            if array.chunk_layout.read_chunk.shape[0] <= stop - start:
+            chunk: Any = array.chunk_layout.read_chunk.shape  # None of a store that has no chunks
+            if chunk[0] <= stop - start:
                 return np.asarray(array[start:stop].read().result(), np.float32, order="C")
             self._kept = (key, self._unpack(key, shape))
         return self._kept[1][start:stop].copy()

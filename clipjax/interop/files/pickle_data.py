@@ -39,7 +39,7 @@ class Refused(WeightFileError):
 
 
 _MARK = object()
-_CONSTANTS = {
+_CONSTANTS: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None,
     "NEWTRUE": lambda: True,
     "NEWFALSE": lambda: False,

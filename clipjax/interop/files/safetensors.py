@@ -94,7 +94,7 @@ def read_array(path: Path, dtype: np.dtype, shape: tuple[int, ...], offset: int)
         WeightFileError: the file ends before it does.
     """
     array = np.empty(shape, dtype)
-    data = memoryview(array.reshape(-1).view(np.uint8))
+    data = array.reshape(-1).view(np.uint8).data
     with path.open("rb", buffering=0) as file:
         file.seek(offset)
         done = 0
@@ -149,7 +149,7 @@ def save_safetensors(
                         f"{name} was announced as {tensor.dtype} {shape} and read as "
                         f"{array.dtype} {array.shape}"
                     )
-                file.write(memoryview(np.asarray(array, order="C").reshape(-1).view(np.uint8)))
+                file.write(np.asarray(array, order="C").reshape(-1).view(np.uint8).data)
 
 
 def _pieces(tensor: LazyTensor) -> Iterator[tuple[tuple[int, ...], Callable[[], np.ndarray]]]:

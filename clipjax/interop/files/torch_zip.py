@@ -7,7 +7,7 @@ archive describes a tree of modules instead; its state dict is read off that tre
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +159,7 @@ def _ordered_dict(*items: Any) -> dict[Any, Any]:
     return {}
 
 
-_FUNCTIONS = {
+_FUNCTIONS: dict[Name, Callable[..., Any]] = {
     Name("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     Name("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
     Name("torch._utils", "_rebuild_parameter"): _first,

@@ -157,7 +157,7 @@ class ZipArchive:
 
 
 def _bytes_of(array: np.ndarray) -> memoryview:
-    return memoryview(array.reshape(-1).view(np.uint8))
+    return array.reshape(-1).view(np.uint8).data
 
 
 def _check_members(path: Path, infos: list[zipfile.ZipInfo]) -> None:

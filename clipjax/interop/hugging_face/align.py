@@ -128,8 +128,8 @@ def config_of(spec: Mapping[str, Any]) -> dict[str, Any]:
 # Theirs is the temperature t of `cosine / t`, ours the logarithm of 1 / t. Both are float32, so
 # that the way there and back may change the last bits; no other tensor of any family does.
 _TEMPERATURE = Transform(
-    lambda x: np.float32(-np.log(x.astype(np.float64))),
-    lambda x: np.float32(np.exp(-x.astype(np.float64))),
+    lambda x: np.asarray(-np.log(x.astype(np.float64)), np.float32),
+    lambda x: np.asarray(np.exp(-x.astype(np.float64)), np.float32),
 )
 
 
@@ -203,6 +203,6 @@ def unused(spec: Mapping[str, Any]) -> dict[str, LazyTensor]:
         name.replace("running_mean", "num_batches_tracked"): np.zeros((), np.int64)
         for entry in leaves(spec)
         for name in entry.theirs
-        if name.endswith(".running_mean")
+        if isinstance(name, str) and name.endswith(".running_mean")
     }
     return {name: of_array(value) for name, value in {**pooler, **counters}.items()}

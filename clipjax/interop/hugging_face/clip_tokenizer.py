@@ -126,8 +126,8 @@ def _backend(vocabulary: dict[str, int], start: str, end: str) -> Tokenizer:
     backend.pre_tokenizer = pre_tokenizers.Sequence([words, byte_level])
     # By position: the names of these arguments differ between versions. The last two are whether
     # to trim offsets and to add a space in front.
-    ends = [(token, vocabulary[token]) for token in (end, start)]
-    backend.post_processor = RobertaProcessing(*ends, False, False)
+    last, first = ((token, vocabulary[token]) for token in (end, start))
+    backend.post_processor = RobertaProcessing(last, first, False, False)
     backend.decoder = decoders.ByteLevel()
     return backend
 

@@ -46,7 +46,7 @@ _RUNTIME = ("parent", "name", "dtype", "scan_layers", "remat", "image_size")
 
 def complete(spec: Mapping[str, Any]) -> dict[str, Any]:
     """The spec as plain data with the encoders' defaults written out."""
-    spec = to_plain(spec)
+    spec = dict(to_plain(spec))
     for tower, table in (("image", IMAGE_ENCODERS), ("text", TEXT_ENCODERS)):
         encoder = table.get(spec[tower]["name"])
         if encoder is not None:
@@ -103,7 +103,7 @@ def own_spec(own: Any, found: Mapping[str, Any], where: str) -> dict[str, Any]:
         WeightFileError: it is no spec, or contradicts the other files.
     """
     fields = own if isinstance(own, Mapping) else {}
-    parts = [fields.get(name) for name in ("image", "text", "preprocess", "tokenizer")]
+    parts: list[Any] = [fields.get(name) for name in ("image", "text", "preprocess", "tokenizer")]
     if not all(isinstance(x, Mapping) for x in parts) or not all(
         isinstance(x.get("name"), str) for x in parts[:2]
     ):

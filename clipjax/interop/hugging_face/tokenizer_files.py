@@ -235,7 +235,7 @@ def _vocabulary(path: Path) -> dict[str, int]:
     """Added tokens and pieces of a tokenizer.json; pieces are a table, or a list with scores."""
     content = read_json(path)
     model = content.get("model")
-    pieces = model.get("vocab") if isinstance(model, dict) else None
+    pieces: Any = model.get("vocab") if isinstance(model, dict) else None
     added = content.get("added_tokens") or []
     try:
         if isinstance(pieces, list):

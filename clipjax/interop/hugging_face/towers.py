@@ -183,4 +183,4 @@ def _parts(
 def _scale(value: float) -> LazyTensor:
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"--logit_scale {value}: expected a positive number")
-    return of_array(np.float32(math.log(value)))
+    return of_array(np.array(math.log(value), np.float32))

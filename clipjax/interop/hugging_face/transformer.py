@@ -33,7 +33,7 @@ _THEIR_ACTIVATIONS = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.item
 
 def tower_spec(section: Section) -> dict[str, Any]:
     """The fields of a tower that text and image have alike."""
-    spec = {ours: section.integer(theirs) for theirs, ours in SIZES.items()}
+    spec: dict[str, Any] = {ours: section.integer(theirs) for theirs, ours in SIZES.items()}
     if spec["width"] % spec["num_heads"]:
         raise section.error("num_attention_heads", f"a divisor of hidden_size = {spec['width']}")
     spec["activation"] = section.choice("hidden_act", ACTIVATIONS)

@@ -11,16 +11,22 @@ from clipjax.models.zoo.parts import OPENAI_MEAN, OPENAI_STD
 Config = dict[str, Any]
 
 
-_MODEL_FIELDS = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text")
-_MODEL_FIELDS += ("init_logit_scale", "init_logit_bias", "nonscalar_logit_scale")
-_VISION_FIELDS = ("layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size")
-_VISION_FIELDS += ("no_ln_pre", "final_ln_after_pool", "pool_type", "act_kwargs", "norm_kwargs")
-_VISION_FIELDS += ("timm_model_name", "timm_model_pretrained", "timm_pool", "timm_proj")
-_VISION_FIELDS += ("pos_embed_type", "patch_dropout")
-_TEXT_FIELDS = ("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio")
-_TEXT_FIELDS += ("hf_tokenizer_name", "tokenizer_kwargs", "no_causal_mask", "pool_type")
-_TEXT_FIELDS += ("proj_bias", "proj_type", "act_kwargs", "norm_kwargs", "pad_id")
-_TEXT_FIELDS += ("hf_model_name", "hf_model_pretrained", "hf_proj_type", "hf_pooler_type")
+_MODEL_FIELDS = (
+    *("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text"),
+    *("init_logit_scale", "init_logit_bias", "nonscalar_logit_scale"),
+)
+_VISION_FIELDS = (
+    *("layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size"),
+    *("no_ln_pre", "final_ln_after_pool", "pool_type", "act_kwargs", "norm_kwargs"),
+    *("timm_model_name", "timm_model_pretrained", "timm_pool", "timm_proj"),
+    *("pos_embed_type", "patch_dropout"),
+)
+_TEXT_FIELDS = (
+    *("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"),
+    *("hf_tokenizer_name", "tokenizer_kwargs", "no_causal_mask", "pool_type"),
+    *("proj_bias", "proj_type", "act_kwargs", "norm_kwargs", "pad_id"),
+    *("hf_model_name", "hf_model_pretrained", "hf_proj_type", "hf_pooler_type"),
+)
 
 
 def spec_of_config(draft: Mapping[str, Any], config: Mapping[str, Any], *, where: str) -> Config:
@@ -156,12 +162,12 @@ def _forms(draft: Mapping[str, Any], vision: Any, text: Any) -> Config:
             )
         forms["image"]["pooling"] = poolings[pool]
     if "hf_model_name" not in text:
-        pool = text.get("pool_type") or "argmax"
-        if pool not in ("argmax", "last"):
-            raise ValueError(f"text_cfg.pool_type = {pool!r}: clipjax has 'argmax' and 'last'")
+        token = text.get("pool_type") or "argmax"
+        if token not in ("argmax", "last"):
+            raise ValueError(f"text_cfg.pool_type = {token!r}: clipjax has 'argmax' and 'last'")
         causal = not text.get("no_causal_mask", False)
         forms["text"]["name"] = "causal_transformer" if causal else "bidirectional_transformer"
-        forms["text"]["pooling"] = "eot" if pool == "argmax" else "last"
+        forms["text"]["pooling"] = "eot" if token == "argmax" else "last"
     return forms
 
 

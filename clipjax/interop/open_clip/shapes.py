@@ -207,8 +207,10 @@ def _xlm_roberta(reader: Reader) -> dict[str, Any]:
 
 
 _DEFAULTS = {"pre_norm": True, "patch_bias": False, "num_positions": 512, "num_segments": 2}
-_IMAGE = ("name", "pooling", "pre_norm", "patch_bias", "patch_size", "width", "depth", "mlp_dim")
-_IMAGE += ("layers", "output_dim")
+_IMAGE = (
+    *("name", "pooling", "pre_norm", "patch_bias", "patch_size", "width", "depth", "mlp_dim"),
+    *("layers", "output_dim"),
+)
 _TEXT = ("name", "pooling", "vocab_size", "width", "depth", "mlp_dim")
 _BERT = ("num_positions", "num_segments")
 

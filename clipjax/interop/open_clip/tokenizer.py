@@ -98,8 +98,9 @@ def write_files(path: Path, weights: Weights) -> None:
         shutil.copyfile(file or VOCABULARY, path / "vocab.txt")
         tokens = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep")}
         _write_config(path, "BertTokenizer", length, {**tokens, "do_lower_case": True})
-    elif file is None and tokenizer["name"] != "clip_bpe":
-        logging.warning("%s takes no texts: its tokenizer's file is not at hand", path)
+    elif file is None:
+        if tokenizer["name"] != "clip_bpe":
+            logging.warning("%s takes no texts: its tokenizer's file is not at hand", path)
     elif tokenizer["name"] == "tokenizer_json":
         shutil.copyfile(file, path / JSON)
         _write_config(path, "PreTrainedTokenizerFast", length, _pad_token(file, tokenizer, length))

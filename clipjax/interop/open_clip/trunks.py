@@ -44,8 +44,10 @@ _FAMILIES: dict[str, tuple[int, int, int, int, int, dict[int, str]]] = {
     ),
 }
 TRUNKS: dict[str, Trunk] = {
-    f"{family}_{pixels}": Trunk(f"{family}_{pixels}", pixels, *sizes, activation)
-    for family, (*sizes, activations) in _FAMILIES.items()
+    f"{family}_{pixels}": Trunk(
+        f"{family}_{pixels}", pixels, patch, width, depth, heads, mlp, activation
+    )
+    for family, (patch, width, depth, heads, mlp, activations) in _FAMILIES.items()
     for pixels, activation in activations.items()
 }
 
