@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 from absl import logging
@@ -182,9 +182,10 @@ class Watchdog:
                 2 * timeout_s + 30, exit=True, file=sys.__stderr__ or sys.stderr
             )
             if time.monotonic() - self._last > timeout_s:
-                self._give_up(sys.__stderr__ or sys.stderr)
+                self._give_up()
 
-    def _give_up(self, stderr: TextIO) -> None:
+    def _give_up(self) -> None:
+        stderr = sys.__stderr__ or sys.stderr
         stderr.write(
             f"clipjax: no progress for {self.timeout_s:g} s; stacks follow, then exit {HUNG}\n"
         )
