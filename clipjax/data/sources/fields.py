@@ -1,11 +1,8 @@
 """Columns of a table: which holds what, captions in their forms, and classes."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from clipjax.data.classes.matching import plain_name
-from clipjax.data.classes.numbers import refuse_shifted
 from clipjax.data.source import SampleError
 from clipjax.data.storage.text_files import not_utf8
 
@@ -15,8 +12,6 @@ IMAGE_FIELDS = (
 )
 TEXT_FIELDS = ("text", "caption", "captions", "title", "comment")
 _MAX_DEPTH = 8  # of maps of captions in each other; one, of languages, is usual
-NUMBERS = 10**9  # labels lie below it
-_NUMBER = re.compile(r"\s*[-+]?\d{1,9}\s*")  # no class has a number of ten digits
 
 
 def field_of(
@@ -141,98 +136,3 @@ def whole_text(text: str) -> str:
     if text.isascii():
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def class_names_of(values: Iterable[Any], field: str, where: str) -> tuple[str, ...] | None:
-    """Names the classes of a column, in alphabetical order; None where all are numbers, which an
-    evaluation has to name.
-
-    Args:
-        values: of the column, each once or more.
-        field: the column.
-        where: it stands, for messages.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    found = {value for value in values if _is_class(value)}
-    if not found:
-        raise ValueError(f"{where} has no class in {field!r}: a class is a text or a whole number")
-    if all(number_of(value) is not None for value in found):
-        return None
-    return tuple(sorted({whole_text(str(value)) for value in found}))
-
-
-def label_of(
-    value: Any,
-    places: Mapping[str, int],
-    count: int | None,
-    key: str,
-    first_label: int | None = None,
-) -> int:
-    """Gives the label that a cell means: that of the class of its name, else its number.
-
-    Args:
-        value: of the cell.
-        places: label by name, as `labels_of_names` gives them.
-        count: number of classes; None where nothing names them.
-        key: of the example.
-        first_label: the number of the first class; 0 where it is None.
-
-    Raises:
-        SampleError: `label`, if it is no class.
-        LabelError: if it is one too large, as where classes count from 1.
-    """
-    label, count = None, NUMBERS if count is None else count
-    if isinstance(value, str):
-        label = places.get(whole_text(value), places.get(plain_name(value)))
-    if label is None and _is_class(value):
-        label = number_of(value)
-        label = None if label is None else label - (first_label or 0)
-    if label is None or not 0 <= label < count:
-        refuse_shifted(label, count, first_label, key)
-        raise SampleError("label", f"the class is {value!r:.40} of {count:,}", key)
-    return label
-
-
-def matched_by(values: Iterable[Any], places: Mapping[str, int], names: Sequence[str]) -> str:
-    """Says how the cells of a column find names, as `label_of` does: one of MATCHED, the least sure
-    of those that some cell needs.
-
-    Args:
-        values: of the column.
-        places: as for `label_of`.
-        names: of the classes.
-    """
-    plain = {plain_name(name) for name in names}
-    cells = {value for value in values if _is_class(value)}
-    texts = {value for value in cells if isinstance(value, str) and plain_name(value) in places}
-    if texts < cells:
-        return "number"
-    return "name" if all(plain_name(value) in plain for value in texts) else "wordnet"
-
-
-def refuse_without_label(where: str, **options: Any) -> None:
-    """Refuses options about the classes of a source that reads no label.
-
-    Raises:
-        ValueError: one is given.
-    """
-    for name, value in options.items():
-        if value is not None:
-            found = value if isinstance(value, int) else f"{','.join(value)[:40]}"
-            raise ValueError(
-                f"{where}: {name}={found} is of no use without label_field: name the column that "
-                "holds the classes by ?label_field=NAME in the SPEC, or leave it out"
-            )
-
-
-def _is_class(value: Any) -> bool:
-    return isinstance(value, str | int) and not isinstance(value, bool) and value != ""
-
-
-def number_of(value: str | int) -> int | None:
-    """Reads a cell as a whole number; None if it is none."""
-    if isinstance(value, int):
-        return value
-    return int(value) if _NUMBER.fullmatch(value) else None

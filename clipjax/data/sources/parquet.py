@@ -1,5 +1,6 @@
 """Parquet files with pictures, or their paths, and captions; read a row group at a time."""
 
+import functools
 import hashlib
 import itertools
 import json
@@ -7,18 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from clipjax.data.captions import as_lines, check_how
-from clipjax.data.classes.matching import labels_of_names
 from clipjax.data.source import Example, SampleError
 from clipjax.data.sources import downloads
-from clipjax.data.sources.fields import (
-    field_of,
-    fields_of,
-    label_of,
-    matched_by,
-    refuse_without_label,
-    text_of,
-)
+from clipjax.data.sources.fields import field_of, fields_of, text_of
 from clipjax.data.sources.folder import name_of_picture, read_named, root_identity
+from clipjax.data.sources.label_column import LabelColumn, refuse_without_label
 from clipjax.data.storage.files import StoredFile, find_files
 from clipjax.data.storage.paths import DataPath, data_path, short_names
 from clipjax.files import sha256
@@ -89,8 +83,7 @@ class Parquet:
         self._root = data_path(root) if root else self._folder
         self._parents = [self._root if root else file.path.parent for file in files]
         self._names = short_names([file.path.url for file in files])
-        self.class_names = None
-        self._are_given = False  # the names of the classes
+        self._classes = None
         self._extension = self._find_extension(files, root) if keyed else None
         used = [self._image, *self._texts]
         status = downloads.columns_of_status(columns)
@@ -99,13 +92,12 @@ class Parquet:
         if label_field is not None:
             label_field = field_of(columns, label_field, (), "label_field", where)
             used.append(label_field)
-            names = class_names or self._groups.class_names(label_field, where)
-            self.class_names = None if names is None else tuple(names)
-            self._are_given = class_names is not None
+            own = functools.partial(self._groups.class_names, label_field, where)
+            self._classes = LabelColumn(class_names, own, first_label)
         else:
             refuse_without_label(where, class_names=class_names, first_label=first_label)
         self._label = label_field
-        self._places = labels_of_names(self.class_names or ())
+        self.class_names = self._classes and self._classes.names
         self._groups.columns = list(dict.fromkeys(used))
         self._groups.warn_if_large(where)
 
@@ -133,12 +125,8 @@ class Parquet:
             "text": "",
             "key": key,
         }
-        if self._label is not None:
-            names, label = self.class_names, values[self._label]
-            count = None if names is None else len(names)
-            example["label"] = label_of(label, self._places, count, key, self.numbered_from)
-            if names is not None:
-                example["text"] = names[example["label"]]
+        if self._classes is not None:
+            example["label"], example["text"] = self._classes.read(values[self._label], key)
         if not self._texts:
             return example
         texts = {name: values[name] for name in self._texts}
@@ -151,9 +139,7 @@ class Parquet:
     def matched(self) -> str | None:
         """How the cells find the class names that are given, reading their column; None where
         none are."""
-        if not self._are_given:
-            return None
-        return matched_by(self._groups.column(self._label), self._places, self.class_names)
+        return self._classes and self._classes.matched_by(self._groups.column(self._label))
 
     def keys(self) -> Iterator[str]:
         """Gives the keys of all examples in order."""

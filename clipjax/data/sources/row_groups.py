@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from absl import logging
 
 from clipjax.data.source import SampleError
-from clipjax.data.sources.fields import IMAGE_FIELDS, class_names_of, field_of
+from clipjax.data.sources.fields import IMAGE_FIELDS, field_of
+from clipjax.data.sources.label_column import class_names_of
 from clipjax.data.storage.file_reader import FileReader
 from clipjax.data.storage.files import StoredFile, read
 from clipjax.data.storage.retrying import StorageError

@@ -1,25 +1,26 @@
 """A table of image paths and captions: CSV, TSV or JSON lines."""
 
+import functools
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from clipjax.data.captions import as_lines, check_how
-from clipjax.data.classes.matching import labels_of_names
 from clipjax.data.classes.numbers import labels_of_numbers
 from clipjax.data.source import Example, SampleError
 from clipjax.data.sources.fields import (
     IMAGE_FIELDS,
-    class_names_of,
     field_of,
     fields_of,
-    label_of,
-    matched_by,
-    number_of,
-    refuse_without_label,
     text_of,
 )
 from clipjax.data.sources.folder import name_of_picture, read_named, root_identity
+from clipjax.data.sources.label_column import (
+    LabelColumn,
+    class_names_of,
+    number_of,
+    refuse_without_label,
+)
 from clipjax.data.sources.table_rows import read_rows
 from clipjax.data.storage.files import read_given
 from clipjax.data.storage.paths import data_path
@@ -93,19 +94,17 @@ class Table:
         ]
         self._uids = [row.get("uid") for row in rows] if "uid" in first else None
         self._language, self.captions, self.numbered_from = language, captions, first_label
-        self.class_names = self._labels = None
-        self._are_given = False  # the names of the classes
+        self._classes = self._labels = None
         if label_field is not None:
             label_field = field_of(first, label_field, (), "label_field", where)
             self._labels = [row.get(label_field) for row in rows]
             if class_names is not None and first_label is None:
                 _refuse_shifted(self._labels, class_names, where)
-            names = class_names or class_names_of(self._labels, label_field, where)
-            self.class_names = None if names is None else tuple(names)
-            self._are_given = class_names is not None
+            own = functools.partial(class_names_of, self._labels, label_field, where)
+            self._classes = LabelColumn(class_names, own, first_label)
         else:
             refuse_without_label(where, class_names=class_names, first_label=first_label)
-        self._places = labels_of_names(self.class_names or ())
+        self.class_names = self._classes and self._classes.names
         identity = ["table/3", image_field, text_field, label_field, language, self.class_names]
         identity.append(root_identity(self._root, path.parent))
         identity += [captions] if captions == "lines" else []
@@ -137,21 +136,15 @@ class Table:
         text = as_lines(text) if self.captions == "lines" else text
         picture = read_named(self._root, image, key)
         example: Example = {"image": picture, "text": text, "key": key}
-        if self._labels is None:
-            return example
-        names, cell = self.class_names, self._labels[index]
-        count = None if names is None else len(names)
-        example["label"] = label_of(cell, self._places, count, key, self.numbered_from)
-        if not self._has_texts:
-            example["text"] = "" if names is None else names[example["label"]]
+        if self._classes is not None:
+            example["label"], name = self._classes.read(self._labels[index], key)
+            example["text"] = text if self._has_texts else name
         return example
 
     @property
     def matched(self) -> str | None:
         """How the cells find the class names that are given; None where none are."""
-        if not self._are_given:
-            return None
-        return matched_by(self._labels, self._places, self.class_names)
+        return self._classes and self._classes.matched_by(self._labels)
 
     def keys(self) -> Iterator[str]:
         """Gives the keys of all examples in order."""
