@@ -18,7 +18,7 @@ import numpy as np
 from clipjax import __version__, faults
 from clipjax.checkpoint.folders import MANIFEST, refuse_links
 from clipjax.checkpoint.manifest_fields import NewerError, check_manifest
-from clipjax.files import replacing, sha256, sha256_of_file
+from clipjax.files import replacing, sha256, sha256_of_file, write_file
 from clipjax.ranges import show
 from clipjax.strict_json import read_json
 
@@ -155,7 +155,7 @@ def commit_step(
     for path, data in attachments.items():
         file = step_dir / path
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(data)
+        write_file(file, data)
     manifest = Manifest(
         step=step,
         leaves=leaves,

@@ -12,7 +12,7 @@ from clipjax.data.captions import flatten
 from clipjax.data.images.preprocess import PIXELS
 from clipjax.data.source import DataSource, SampleError
 from clipjax.data.storage.files import local_path
-from clipjax.files import rename_synced
+from clipjax.files import replacing
 from clipjax.inference.model import Model
 from clipjax.redaction import redact
 
@@ -93,20 +93,15 @@ def write_scores(
     path = new_file(path)
     metadata = {str(name): redact(str(value)) for name, value in about.items()}
     schema = pa.schema([("key", pa.string()), ("score", pa.float32())], metadata=metadata)
-    work = path.with_name(f"{path.name}.tmp{os.getpid()}")
     seen: set[str] = set()
-    try:
-        with pq.ParquetWriter(work, schema) as writer:
-            for keys, scores in scored:
-                for key in keys:
-                    if key in seen:
-                        raise ValueError(
-                            f"the key {key!r} comes twice, and a filter could not tell its scores "
-                            "apart: `clipjax data pack --format tar` gives each example its own"
-                        )
-                    seen.add(key)
-                writer.write_table(pa.table([pa.array(keys), pa.array(scores)], schema=schema))
-        rename_synced(work, path)
-    finally:
-        work.unlink(missing_ok=True)
+    with replacing(path) as work, pq.ParquetWriter(work, schema) as writer:
+        for keys, scores in scored:
+            for key in keys:
+                if key in seen:
+                    raise ValueError(
+                        f"the key {key!r} comes twice, and a filter could not tell its scores "
+                        "apart: `clipjax data pack --format tar` gives each example its own"
+                    )
+                seen.add(key)
+            writer.write_table(pa.table([pa.array(keys), pa.array(scores)], schema=schema))
     return len(seen)

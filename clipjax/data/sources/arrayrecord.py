@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 
-from clipjax.data.captions import as_lines, check_how
+from clipjax.data.captions import check_how
 from clipjax.data.packed.records import RecordFile, record_errors
 from clipjax.data.source import Example, SampleError, embedded_pictures
 from clipjax.data.sources.fields import renamed, text_of
@@ -74,10 +74,9 @@ class PackedRecords:
         key = f"{self._names[number]}/{record['key']}"
         if self._blob not in record["blobs"]:
             raise SampleError("missing_image", f"the record has no {self._blob!r}", key)
-        text = text_of(record["text"], key)
         example: Example = {
             "image": record["blobs"][self._blob],
-            "text": as_lines(text) if self.captions == "lines" else text,
+            "text": text_of(record["text"], key, captions=self.captions),
             "key": key,
         }
         if "label" in record:

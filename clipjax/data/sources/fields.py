@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from clipjax.data.captions import as_lines
 from clipjax.data.source import SampleError
 from clipjax.data.storage.text_files import not_utf8
 
@@ -81,7 +82,7 @@ def renamed(name: str, value: Any, old_name: str, old_value: Any, where: str) ->
     return old_value if value is None else value
 
 
-def text_of(value: Any, key: str, language: str | None = None) -> Any:
+def text_of(value: Any, key: str, language: str | None = None, captions: str | None = None) -> Any:
     """Brings a cell to the `text` of an example; what is empty or no text is left out.
 
     Where a language is asked for, a caption that does not say its own is in another.
@@ -89,8 +90,9 @@ def text_of(value: Any, key: str, language: str | None = None) -> Any:
     Args:
         value: a caption, as text or bytes, a list of captions, or a map from language to one of
             these.
-        key: of the example.
+        key: the key of the example, for messages.
         language: which entry of a map to take; None takes the map.
+        captions: `lines` makes each line of a text a caption of its own.
 
     Raises:
         SampleError: if no caption is left: `text_encoding` if one is not UTF-8, else
@@ -100,7 +102,7 @@ def text_of(value: Any, key: str, language: str | None = None) -> Any:
     chosen = language is not None and isinstance(value, Mapping)
     text = _usable(value.get(language) if chosen else value, faults)
     if text and (chosen or language is None):
-        return text
+        return as_lines(text) if captions == "lines" else text
     if faults:
         raise SampleError("text_encoding", f"the caption {not_utf8(faults[0])}", key)
     if text or chosen:

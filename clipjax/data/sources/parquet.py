@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from clipjax.data.captions import as_lines, check_how
+from clipjax.data.captions import check_how
 from clipjax.data.source import Example, SampleError
 from clipjax.data.sources import downloads
 from clipjax.data.sources.fields import field_of, fields_of, text_of
@@ -131,8 +131,7 @@ class Parquet:
             return example
         texts = {name: values[name] for name in self._texts}
         value = texts[self._texts[0]] if len(texts) == 1 else texts
-        text = text_of(value, key, self._language)
-        example["text"] = as_lines(text) if self.captions == "lines" else text
+        example["text"] = text_of(value, key, self._language, self.captions)
         return example
 
     @property

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from clipjax.data.captions import as_lines, check_how
+from clipjax.data.captions import check_how
 from clipjax.data.classes.numbers import labels_of_numbers
 from clipjax.data.source import Example, SampleError
 from clipjax.data.sources.fields import (
@@ -132,8 +132,7 @@ class Table:
         if not isinstance(image, str) or not image:
             raise SampleError("missing_image", "the row names no picture", key)
         if self._has_texts:
-            text = text_of(text, key, self._language)
-        text = as_lines(text) if self.captions == "lines" else text
+            text = text_of(text, key, self._language, self.captions)
         picture = read_named(self._root, image, key)
         example: Example = {"image": picture, "text": text, "key": key}
         if self._classes is not None:

@@ -3,7 +3,6 @@
 import bisect
 import concurrent.futures
 import dataclasses
-import hashlib
 import itertools
 import json
 import zlib
@@ -22,6 +21,7 @@ from clipjax.data.tar.benchmark_folder import find_shards, read_beside
 from clipjax.data.tar.index import Part
 from clipjax.data.tar.indexing import open_indexes
 from clipjax.data.tar.uids import uids_of
+from clipjax.files import sha256
 
 # Files of a record that stand this near to one another are read together.
 MAX_GAP = 64 << 10
@@ -151,15 +151,12 @@ class TarShards:
 
     def fingerprint(self) -> str:
         """SHA-256 of the shards' own hashes in order, and of what is used of them."""
-        digest = hashlib.sha256()
         members = self._members
         identity = ["tar/3", self.class_names, sorted(members.ignored)]
         identity += [] if members.language is None else [members.language]
         identity += members.identity()
-        digest.update(json.dumps(identity).encode())
-        for index in self._indexes:
-            digest.update(bytes.fromhex(index.shard["sha256"]))
-        return digest.hexdigest()
+        shards = (bytes.fromhex(index.shard["sha256"]) for index in self._indexes)
+        return sha256(json.dumps(identity), *shards)
 
     def _read(self, shard: int, parts: dict[str, Part], key: str) -> dict[str, bytes]:
         for _ in range(2):  # what was damaged on its way is whole the second time

@@ -13,7 +13,7 @@ from typing import Any
 
 from array_record.python import array_record_module
 
-from clipjax.data.captions import as_lines, check_how
+from clipjax.data.captions import check_how
 from clipjax.data.classes.matching import choose_names
 from clipjax.data.packed.records import READER_OPTIONS, record_errors
 from clipjax.data.source import Example, SampleError, embedded_pictures
@@ -153,8 +153,7 @@ class Tfds:
             if not isinstance(texts, bytes | str | Mapping):
                 languages = row["languages"] if self._with_languages else None
                 texts = _by_language(texts, languages)
-            text = text_of(texts, key, self._language)
-            example["text"] = as_lines(text) if self.captions == "lines" else text
+            example["text"] = text_of(texts, key, self._language, self.captions)
         return example
 
     def pictures(self) -> Iterator[bytes | None]:

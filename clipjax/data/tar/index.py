@@ -30,6 +30,7 @@ from clipjax.data.storage.file_reader import FileReader
 from clipjax.data.storage.files import StoredFile, read, read_all
 from clipjax.data.storage.paths import DataPath
 from clipjax.data.tar.reader import read_members
+from clipjax.files import sha256
 from clipjax.strict_json import parse_json
 
 IMAGE_EXTENSIONS = EXTENSIONS
@@ -140,9 +141,7 @@ def split_name(name: str, key_ends: str = "first_dot") -> tuple[str, str]:
 def edges_of(file: StoredFile) -> str:
     """SHA-256 of the first and the last 64 KiB: a cheap look at whether a file is the same."""
     size = min(EDGE, file.size)
-    digest = hashlib.sha256(read(file.path, 0, size))
-    digest.update(read(file.path, file.size - size, size))
-    return digest.hexdigest()
+    return sha256(read(file.path, 0, size), read(file.path, file.size - size, size))
 
 
 class TarIndex:
