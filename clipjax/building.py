@@ -243,7 +243,7 @@ def outside_names(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
     Args:
         node: plain data; its own `name`, such as a model's, is a label and names none.
-        path: of the node.
+        path: the path of the node.
     """
     if isinstance(node, Mapping):
         for key, value in node.items():

@@ -149,8 +149,8 @@ def gather_at_lead(name: str, value: Any) -> list[Any]:
     heartbeat, one that hangs by the watchdog of the loop.
 
     Args:
-        name: of this exchange; the same in all processes, and another one each time.
-        value: of this process.
+        name: the name of this exchange; the same in all processes, and another one each time.
+        value: what this process tells.
 
     Returns:
         The values in the order of the processes; in all but the lead, this process's alone.

@@ -57,7 +57,7 @@ def point(name: str, step: int | None = None) -> None:
     """Marks a place where a fault can be injected; each fault strikes once a process.
 
     Args:
-        name: of this place, such as `save.before_manifest`.
+        name: the name of this place, such as `save.before_manifest`.
         step: number of finished steps, where there is one.
 
     Raises:

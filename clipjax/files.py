@@ -43,7 +43,7 @@ def sweep(folder: Path, name: str = "*") -> None:
     """Deletes what `replacing` left of processes that were killed, where no other one is writing.
 
     Args:
-        folder: in which they wrote.
+        folder: where they wrote.
         name: a pattern of the names that they meant.
     """
     for left_over in folder.glob(f"{TEMPORARY}*-{name}"):

@@ -59,7 +59,7 @@ class JsonLines:
     """A file of one JSON object a line, in which every step stands once, in order.
 
     Args:
-        path: of the file.
+        path: the path of the file.
         start_step: finished steps of the state that the run starts from. Lines of later steps are
             cut away, in one atomic replacement: the run is about to write them again.
     """
@@ -125,7 +125,7 @@ class MetricWriter:
     """Writes training metrics to `metrics.jsonl`, evaluations to `evals.jsonl`, and both as events.
 
     Args:
-        workdir: of the run.
+        workdir: the workdir of the run.
         start_step: finished steps of the state that the run starts from.
         tensorboard: write event files to `<workdir>/tensorboard` as well.
     """

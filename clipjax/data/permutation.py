@@ -54,7 +54,7 @@ def example_index(position: np.ndarray | int, n: int, seed: int) -> tuple[np.nda
     Args:
         position: `[...]` non-negative integers.
         n: number of examples.
-        seed: of the whole run.
+        seed: the seed of the whole run.
 
     Returns:
         `(epoch, index)`, both `[...]` int64.

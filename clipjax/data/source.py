@@ -118,7 +118,7 @@ def draw(source: DataSource, position: np.ndarray, seed: int) -> np.ndarray:
     Args:
         source: whose examples.
         position: `[...]` non-negative integers.
-        seed: of the whole run.
+        seed: the seed of the whole run.
 
     Returns:
         `[...]` int64, indices of the source.

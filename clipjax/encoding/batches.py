@@ -56,7 +56,7 @@ def make_encode_fns(model: Any, preprocess: dict[str, Any], *, dtype: str = "flo
     Args:
         model: a CLIP module.
         preprocess: the spec's `preprocess`; its `mean` and `std` are applied on the device.
-        dtype: of the pixels that enter the model.
+        dtype: the dtype of the pixels that enter the model.
 
     Returns:
         Functions of the model's variables, `{"params": ...}` and what else it holds.
@@ -191,7 +191,7 @@ def run_batches(
     Args:
         run: (variables, rows on the mesh) -> results, one a row.
         variables: its first argument, on the mesh.
-        layout: of the rows.
+        layout: the layout of the rows.
         make: number of a batch -> this process's rows of it, `[local rows, ...]`, and whatever
             belongs to them beside.
         ahead: batches made ahead.

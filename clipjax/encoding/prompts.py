@@ -33,7 +33,7 @@ class Prompts(NamedTuple):
 
     Attributes:
         templates: as `load_templates` gives them.
-        origin: in words.
+        origin: where they are from, in words.
     """
 
     templates: Templates
@@ -75,7 +75,7 @@ def prompts_of_run(config: Mapping[str, Any], where: str | Path) -> Prompts | No
     """Gives the prompts that a run evaluated with, by the config that its checkpoint holds.
 
     Args:
-        config: of the checkpoint's manifest.
+        config: the config of the checkpoint's manifest.
         where: the checkpoint, for messages.
 
     Returns:

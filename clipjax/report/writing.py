@@ -44,7 +44,7 @@ def collect_predictions(
     """Asks for the answers that the report shows; a collective, so every process calls it.
 
     Args:
-        evals: of a run; those that are not zero-shot are passed over.
+        evals: the evaluations of a run; those that are not zero-shot are passed over.
         params: the model's variables.
         num_predictions: pictures of all evaluations together.
         least: pictures of an evaluation, however many there are.
@@ -63,7 +63,7 @@ def collect_found(
     """Asks retrievals for pictures that the report shows; a collective, as `collect_predictions`.
 
     Args:
-        evals: of a run; those that are no retrieval are passed over.
+        evals: the evaluations of a run; those that are no retrieval are passed over.
         params: the model's variables.
         num_queries: captions of all evaluations together.
         least: captions of an evaluation, however many there are.
@@ -90,10 +90,10 @@ def write_report(
     out of the page.
 
     Args:
-        workdir: of the run.
+        workdir: the workdir of the run.
         predictions: `<kind>/<dataset>` -> answers; see `collect_predictions`.
         found: `<kind>/<dataset>` -> pictures of captions; see `collect_found`.
-        commit: of the package; found by itself where the package runs from a checkout.
+        commit: the commit of the package; found by itself where the package runs from a checkout.
 
     Returns:
         The path of the report.

@@ -127,7 +127,7 @@ def labels_of_names(names: Sequence[str]) -> dict[str, int]:
     """Says which label a cell of a table means, by the rules of `match_classes` for names and ids.
 
     Args:
-        names: of the classes, in the order of the labels.
+        names: the names of the classes, in the order of the labels.
 
     Returns:
         Label by name, as it is written and as it is compared; and by WordNet id, of 1,000 names.

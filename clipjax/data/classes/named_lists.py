@@ -70,7 +70,7 @@ def strings_of_lines(text: str, where: str, *, comments: bool) -> dict[str, str]
     """Reads strings with the place of each: one a line.
 
     Args:
-        text: of the file.
+        text: the text of the file.
         where: it stands, for messages.
         comments: whether '#' opens a comment and blank lines are left out; else every line counts,
             as its number is a label.

@@ -25,8 +25,8 @@ def patch_grid(height: int, width: int, patch_size: int, max_patches: int) -> tu
     budget, found by bisection: where grids lie close together, its width decides as published.
 
     Args:
-        height: of the image, in pixels.
-        width: of the image, in pixels.
+        height: the height of the image, in pixels.
+        width: the width of the image, in pixels.
         patch_size: pixels of a patch's side.
         max_patches: the budget.
 
@@ -84,7 +84,7 @@ class PatchPreprocess:
         """Builds the preprocessing of a model whose images may have any aspect.
 
         Args:
-            spec: of the model; `preprocess` holds the budget and the interpolation.
+            spec: the spec of the model; `preprocess` holds the budget and the interpolation.
 
         Raises:
             ValueError: a field that is missing or not known, its value, or a tower that takes

@@ -26,7 +26,7 @@ def check_parts(name: str, data: bytes) -> None:
     """Refuses a picture whose parts cost more than its pixels.
 
     Args:
-        name: of the format.
+        name: the name of the format.
         data: the encoded picture.
 
     Raises:

@@ -185,7 +185,7 @@ class Preprocess:
         size: side of the result, in pixels.
         resize: `shortest` or `squash`.
         interpolation: `bicubic` or `bilinear`, both antialiased.
-        crop_fraction: of the resized side that is kept, e.g. 0.875; in (0, 1].
+        crop_fraction: the fraction of the resized side that is kept, e.g. 0.875; in (0, 1].
         pixels: whose decoding, of PIXELS: `clipjax`, or `open_clip`, to compare numbers with it.
 
     Raises:
@@ -231,8 +231,8 @@ class Preprocess:
         """Builds the preprocessing of a model.
 
         Args:
-            spec: of the model: `image_size`, and the fields of this class in `preprocess`, where
-                `mean` and `std` are for the device.
+            spec: the model's spec: `image_size`, and `preprocess` with the fields of this class,
+                whose `mean` and `std` are for the device.
             pixels: see the class.
 
         Raises:

@@ -50,7 +50,7 @@ def check(
     is tried; what it would leave out is checked nevertheless.
 
     Args:
-        spec: of the data source.
+        spec: the spec of the data source.
         decode: whether pictures are decoded, too.
         workers: threads; by default one a core.
 
@@ -184,9 +184,9 @@ def check_file(
     """Reads every example of one file.
 
     Args:
-        file: which.
-        kind: of the source that reads it.
-        options: of the source.
+        file: the file that is read.
+        kind: the kind of the source that reads it.
+        options: the options of the source.
         decode: whether pictures are decoded, too.
         packed: the folder that it was packed to.
     """

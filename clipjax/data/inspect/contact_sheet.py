@@ -28,9 +28,9 @@ def contact_sheet(source: DataSource, title: str, indices: np.ndarray, suffix: s
     """Gives a sheet of pictures with their captions.
 
     Args:
-        source: of which.
+        source: the dataset.
         title: heading of the sheet.
-        indices: which examples.
+        indices: the examples that are shown.
         suffix: `.html`, one file without scripts, or `.png`. There, long captions are cut, and
             letters that no font of the machine has are boxes.
     """

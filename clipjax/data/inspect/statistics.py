@@ -38,8 +38,8 @@ def measure(
     """Reads and decodes examples in threads, giving them in order, some at a time.
 
     Args:
-        source: of which.
-        indices: which examples.
+        source: the dataset.
+        indices: the examples that are measured.
         workers: threads; by default one a core.
     """
 

@@ -70,8 +70,8 @@ def tell_wordless(count: int, total: int, what: str) -> None:
     """Warns if many captions are numbers or codes.
 
     Args:
-        count: of these.
-        total: captions.
+        count: how many captions have no words.
+        total: how many captions there are.
         what: they are, for the message.
     """
     if count >= NOTABLE * total and count:

@@ -46,18 +46,19 @@ class Loader:
         transforms: applied in order; what they leave is brought to size by `preprocess`.
         tokenizer: captions `[batch]` -> ids `[batch, length]`.
         batch_size: examples of a step over all processes.
-        seed: of order, augmentation and choice of captions.
+        seed: the seed of order, augmentation and choice of captions.
         preprocess: the evaluation's, `Preprocess.from_spec(spec)`.
         stages: how the examples of the first steps are finished, where not as said above; which
             examples a step holds and what is drawn for them do not depend on it.
         process_index, process_count: which part of every batch is made here.
-        num_workers: that decode and augment; 0 does it in the caller's thread.
+        num_workers: how many workers decode and augment; 0 does it in the caller's thread.
         workers: `threads`, or `processes` for a source or transforms that hold the interpreter's
             lock; these are sent there once by pickle. The batches are the same.
-        token_cache_bytes: of token ids of captions that are kept, by all workers together.
-        prefetch: batches that `iterate` makes ahead.
-        max_bad_fraction: of unusable examples among the last `bad_window` of this process.
-        bad_window: examples over which that is counted.
+        token_cache_bytes: how many bytes of token ids all workers together keep for later epochs.
+        prefetch: how many batches `iterate` makes ahead.
+        max_bad_fraction: the fraction of this process's last `bad_window` examples that may be
+            unusable.
+        bad_window: how many of the newest examples that is counted over.
         timeout_s: seconds after which a part of a batch that is not finished is an error; a
             process is then ended and its part made anew, once.
 

@@ -47,15 +47,15 @@ def make_loader(
         preprocess: `model.preprocess`; of models whose images have one size.
         tokenizer: `model.tokenizer`, or any: texts `[n]` -> int32 `[n, length]`.
         batch_size: pairs of a step over all processes.
-        seed: of order, augmentation and choice of captions.
+        seed: the seed of order, augmentation and choice of captions.
         transforms: in their order, each `{"name": ..., field: ...}` of `docs/data.md`, or a
             function (example, NumPy generator) -> example.
         process_index: which part of each batch is made here; JAX's by default.
-        process_count: of how many parts; JAX's by default.
-        num_workers: that decode and augment; 0 does it in the caller's thread.
+        process_count: how many parts each batch has; JAX's by default.
+        num_workers: how many workers decode and augment; 0 does it in the caller's thread.
         workers: `threads`, or `processes` where Python code holds the interpreter's lock.
-        prefetch: batches that `iterate` makes ahead.
-        max_bad_fraction: of unusable pairs, above which a batch is an error.
+        prefetch: how many batches `iterate` makes ahead.
+        max_bad_fraction: the allowed fraction of unusable pairs, above which a batch is an error.
 
     Returns:
         The loader; `close()` it, or use it in a `with`.

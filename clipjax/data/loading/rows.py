@@ -72,8 +72,8 @@ class RowMaker:
     Args:
         source: where image-text pairs come from.
         stages: how they are finished, by number.
-        seed: of order, augmentation, choice of captions and of substitutes.
-        token_cache_bytes: of ids of captions that are kept.
+        seed: the seed of order, augmentation, choice of captions and of substitutes.
+        token_cache_bytes: how many bytes of token ids are kept for later epochs.
     """
 
     def __init__(

@@ -19,9 +19,9 @@ def main(connection_file: int, maker_file: int, parent: int) -> None:
     """Runs a worker.
 
     Args:
-        connection_file: of the socket to the parent.
-        maker_file: of the pickled RowMaker.
-        parent: id of the process that started this one.
+        connection_file: the descriptor of the socket to the parent.
+        maker_file: the descriptor of the file of the pickled RowMaker.
+        parent: the id of the process that started this one.
     """
     _die_with(parent)
     faulthandler.enable()

@@ -75,7 +75,7 @@ class Processes:
 
     Args:
         maker: makes the rows; it has to be picklable, and so its source, transforms and tokenizers.
-        number: of processes.
+        number: the number of processes.
         timeout_s: seconds that a part may take.
 
     Raises:

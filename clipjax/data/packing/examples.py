@@ -31,8 +31,8 @@ class Packing:
         shard_size: examples a shard, unusable ones included; of a tar shard, up to 250,000.
         resize: pixels of the shorter side that larger pictures are brought to; None leaves
             encoded pictures as they are, byte for byte.
-        quality: of the JPEGs that resized pictures become.
-        max_bad_fraction: of unusable examples in all, before the job fails.
+        quality: the quality of the JPEGs that resized pictures become.
+        max_bad_fraction: the fraction of all examples that may be unusable before the job fails.
     """
 
     format: str = "tar"

@@ -39,7 +39,7 @@ class Sources(tfds.core.BuilderConfig):
 
     Attributes:
         sources: split -> SPEC, as in config.data.source.
-        max_bad_fraction: of unusable examples in a split, before its preparation fails.
+        max_bad_fraction: the fraction of a split that may be unusable before its preparation fails.
         beam: whether Beam prepares it.
     """
 
@@ -64,7 +64,7 @@ class ImageCaptions(tfds.core.GeneratorBasedBuilder):
         """Makes the config of a dataset.
 
         Args:
-            name: of the dataset, below `image_captions/`.
+            name: the name of the dataset, below `image_captions/`.
             sources: split -> SPEC.
             **options: max_bad_fraction, beam.
 

@@ -25,7 +25,7 @@ class Coco:
 
     Args:
         where: the JSON file.
-        split: of Karpathy's, e.g. `test`; without it, all.
+        split: a split of Karpathy's, e.g. `test`; without it, all of them.
         captions: `lines` makes each line of a caption one of its own; `whole`, the default, does
             not.
         root: folder that the names of pictures start from and that all have to lie in; by default

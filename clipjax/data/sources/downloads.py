@@ -46,8 +46,8 @@ def extension_beside(file: StoredFile, key: str | None, root: DataPath | None) -
 
     Args:
         file: the Parquet file.
-        key: of a row of it whose picture was downloaded.
-        root: of the folder, where it does not stand beside the file.
+        key: the key of a row whose picture was downloaded.
+        root: the folder of the pictures, where it does not stand beside the file.
 
     Raises:
         ValueError: if there is no picture of that key.

@@ -22,7 +22,7 @@ class LabelColumn:
         first_label: the number of the first class; 0 where it is None.
 
     Attributes:
-        names: of the classes, in the order of the labels; None where nothing names them.
+        names: the names of the classes, in the order of the labels; None where nothing names them.
     """
 
     def __init__(
@@ -86,9 +86,9 @@ def class_names_of(values: Iterable[Any], field: str, where: str) -> tuple[str, 
     evaluation has to name.
 
     Args:
-        values: of the column, each once or more.
-        field: the column.
-        where: it stands, for messages.
+        values: the values of the column, each once or more.
+        field: the name of the column.
+        where: the file, for messages.
 
     Raises:
         ValueError: if there is none.

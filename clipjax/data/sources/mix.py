@@ -97,7 +97,7 @@ class Mix:
 
         Args:
             position: `[...]` non-negative integers.
-            seed: of the whole run.
+            seed: the seed of the whole run.
 
         Returns:
             `[...]` int64, indices of this mix.

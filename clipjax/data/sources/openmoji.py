@@ -47,11 +47,11 @@ class OpenMoji:
     Args:
         where: `train`, `unseen` (a tenth of the drawings, by the hash of their code points) or
             `all`.
-        language: of the text, one of `LANGUAGES`; `all` gives a map from language to text.
+        language: the text's language, one of `LANGUAGES`; `all` gives a map from language to text.
         aliases: whether the text is `(name, alias...)` instead of the name alone.
         layers: whether the image is a sheet u8 `[2 * side, side, 4]`, the drawing without its
             lines above its lines alone, for transforms that restyle them.
-        side: of the pictures in pixels, at most `SIDE`; small ones are faster to transform.
+        side: the pictures' side in pixels, at most `SIDE`; small ones are faster to transform.
         repeat_plain: how often drawings without a skin tone come in an epoch. Two thirds of the
             drawings differ from another one in the skin tone alone.
         limit: use only the first so many pairs, for tests.

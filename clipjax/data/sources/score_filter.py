@@ -25,7 +25,7 @@ class Scores(NamedTuple):
     Attributes:
         keys: hashes of the keys, u64 `[n]` in ascending order.
         values: their scores, f32 `[n]`.
-        fingerprint: of the source that was scored, where the file says it.
+        fingerprint: the fingerprint of the source that was scored, where the file says it.
     """
 
     keys: np.ndarray

@@ -21,9 +21,9 @@ class Rows(NamedTuple):
     """What a table holds.
 
     Attributes:
-        rows: by column.
-        lines: u64, in which line of the file each begins.
-        ragged: of a row that has another number of cells than the header, which number.
+        rows: the cells of each row by the name of their column.
+        lines: u64, the line of the file that each row begins in.
+        ragged: number of cells of each row, by its index, that has not as many as the header.
     """
 
     rows: list[dict[str, Any]]
@@ -35,10 +35,10 @@ def read_rows(text: str, suffix: str, separator: str | None, where: str) -> Rows
     """Reads a table.
 
     Args:
-        text: of the file.
-        suffix: of its name: `.csv`, `.tsv` or `.jsonl`, or any where a separator is given.
+        text: the text of the file.
+        suffix: how the file's name ends: `.csv`, `.tsv`, `.jsonl`; any where a separator is given.
         separator: a name of SEPARATORS, or the character; by default that of the suffix.
-        where: it stands, for messages.
+        where: the file, for messages.
 
     Raises:
         ValueError: if it is damaged, or the separator is another.

@@ -59,7 +59,7 @@ class TarShards:
         matched: how the classes found `class_names`, where these are given; see DataSource.
         task: `retrieval` or `zero_shot` where CLIP_benchmark's files say it and nothing here serves
             the other; else None.
-        templates: of prompts, where they stand above the folder of a split; else None.
+        templates: prompt templates, where they stand above the folder of a split; else None.
 
     Raises:
         ValueError: if a shard is missing or damaged, changed since it was indexed, holds a key

@@ -62,8 +62,8 @@ def lock(path: Path, *, wait: bool) -> Iterator[bool]:
     The kernel gives it back if this process dies.
 
     Args:
-        path: of the lock's file, which is made.
-        wait: for another holder, or else give False.
+        path: the path of the lock's file, which is made.
+        wait: whether to wait for another holder; if not, False is given.
     """
     with path.open("w") as file:  # every opening of the file is a holder of its own
         try:

@@ -82,7 +82,7 @@ def retry(operation: Callable[[], T], what: str) -> T:
     hosts of a run do not return all at once.
 
     Args:
-        operation: to run.
+        operation: what is run until it succeeds.
         what: it does, with the path, for messages.
 
     Raises:

@@ -81,7 +81,7 @@ class ShardCache:
 
         Args:
             shard: what to fetch.
-            sha256: of its content.
+            sha256: the SHA-256 of the shard's content.
             asked: the time since when it is wanted; shards that were used later stay. None: any
                 other shard may go.
             wait: whether to wait for another process that fetches one.
@@ -151,8 +151,8 @@ class HotShards:
 
     Args:
         shards: what is read.
-        sha256s: of their contents.
-        cache: where hot ones are kept.
+        sha256s: the SHA-256 of each shard's content.
+        cache: keeps copies of the shards that are read often.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ def decode_text(content: bytes, where: object) -> str:
     """Decodes a file of text, with a mark of UTF-8 or without it.
 
     Args:
-        content: of the file.
+        content: the content of the file.
         where: its path, for messages.
 
     Raises:

@@ -28,8 +28,8 @@ class BenchmarkFolder(NamedTuple):
     """What stands beside the split of a dataset.
 
     Attributes:
-        class_names: in the order of the labels; None without `classnames.txt`.
-        templates: with `{c}` for the class; None without their file.
+        class_names: names in the order of the labels; None without `classnames.txt`.
+        templates: prompts with `{c}` for the class; None without their file.
         kind: one of KINDS.
     """
 

@@ -148,8 +148,8 @@ class TarIndex:
     """An index that is opened: the header in memory, records read one at a time.
 
     Args:
-        path: of the index; local, as every record that is read costs two small reads.
-        content: of the index where it is in memory; `path` then serves messages only.
+        path: the path of the index; local, as every record that is read costs two small reads.
+        content: the index itself where it is in memory; `path` then serves messages only.
 
     Raises:
         IndexDamagedError: if its header is not whole.

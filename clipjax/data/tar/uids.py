@@ -25,7 +25,7 @@ def uids_of(shard: StoredFile, index: TarIndex) -> list[Any]:
 
     Args:
         shard: the file.
-        index: of it.
+        index: the index of the shard.
     """
     name = f"{index.shard['sha256']}-{index.header.get('key_ends', 'first_dot')}"
     path = DataPath(str(cache_dir() / "tar_uids" / name))

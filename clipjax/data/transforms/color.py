@@ -78,7 +78,7 @@ class Cutout:
 
     Args:
         probability: how often.
-        sides: of the rectangle, each as a part of the image's shorter side.
+        sides: the range of the rectangle's sides, as parts of the image's shorter side.
 
     Reference: arXiv:1708.04552.
     """
@@ -109,7 +109,7 @@ class RandomBackground:
 
     Args:
         probability: how often the ground is random instead of white.
-        darkest: of a random ground, in 0..255.
+        darkest: the darkest value of a random ground, in 0..255.
     """
 
     probability: float = 0.5
@@ -139,7 +139,7 @@ class ComposeLayers:
     Args:
         background: probability of a random ground instead of white.
         fade: probability that lines are made fainter and coloured.
-        min_opacity: of the faintest lines.
+        min_opacity: the opacity of the faintest lines.
         shade: strength of the linear light-to-dark shading of the fill.
         shade_probability: how often the fill is shaded.
     """

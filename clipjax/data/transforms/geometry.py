@@ -73,9 +73,9 @@ class RandomResizedCrop:
 
     Args:
         image_size: side of the result, in pixels.
-        scale: of the part's area in the image's. (0.9, 1.0) is CLIP's; (0.4, 1.0) is common
+        scale: range of the part's area in the image's. (0.9, 1.0) is CLIP's; (0.4, 1.0) is common
             for small data.
-        ratio: of width to height, drawn log-uniformly.
+        ratio: the range of the ratio of width to height, drawn log-uniformly.
         interpolation: `bicubic` or `bilinear`.
         decode: `reference`, or `fast` as for ResizeAndCrop; the part is the same for both.
 
@@ -186,7 +186,7 @@ class Warp:
     Args:
         image_size: side of the result, in pixels.
         rotate: largest angle either way, in degrees.
-        scale: of the picture within the frame.
+        scale: the range of the picture's size within the frame.
         aspect: largest log of the ratio of the sides, either way.
         shear: largest shear, either way.
         shift: largest shift, as a part of the frame.
