@@ -12,7 +12,7 @@ class ImageFormat(NamedTuple):
 
     Attributes:
         name: Pillow's.
-        extensions: how its files end, in small letters without a dot; what is written has the first.
+        extensions: how its files end, small letters without a dot; what is written has the first.
         begins: each an offset and the bytes that stand there.
         plugin: the module of Pillow that reads it.
         feature: the library that Pillow may have been built without; None if it needs none.
