@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "SECURITY.md"]
-LANGUAGES = ("bash", "python", "json", "text")
+DOCUMENTS = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *(ROOT / name for name in ("SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+]
+LANGUAGES = ("bash", "python", "json", "diff", "text")
 
 _FENCE = re.compile(r"^(\s*)```(.*)$")
 _FILE = re.compile(r"# (\S+\.py)\n")

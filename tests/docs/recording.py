@@ -52,7 +52,7 @@ def clipjax_commands(block: Block, folder: Path) -> list[list[str]]:
             assert script.is_file(), f"{block.where}: there is no {words[at]}"
             if script.name == "local.sh":
                 flags = flags[1:]
-            if flags and not flags[0].startswith("-"):
+            if script.name == "local.sh" and flags and not flags[0].startswith("-"):
                 commands.append(flags)  # the verb is given
             elif "--config" in flags:
                 commands.append(["train", *flags])

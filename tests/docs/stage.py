@@ -81,6 +81,7 @@ class Stage:
             # Tests are listed, one file for each mark, and not run; a mark that selects none fails.
             "PYTEST_ADDOPTS": f"--collect-only -q {' '.join(a_file_of_each_mark())}",
             "CLIPJAX_TEST_WORKERS": "0",
+            "CLIPJAX_VENV": str(root / ".venv"),
         }
         self._checkout()
         self._programs()
