@@ -33,6 +33,7 @@ class Program:
         mesh: the devices.
         rules: the sharding rules in force.
         abstract_state: shapes and shardings of the train state.
+        state_axes: logical axes of each of its leaves.
         create_state: makes the state of step 0 from a seed, sharded.
         optimizer_summary: what the optimizer does to each parameter, as text.
     """
@@ -41,6 +42,7 @@ class Program:
     mesh: Mesh
     rules: partitioning.ShardingRules
     abstract_state: TrainState
+    state_axes: TrainState
     create_state: Callable[[int], TrainState]
     optimizer_summary: str
 
@@ -112,7 +114,7 @@ def build_program(resolved: Resolved, devices: Sequence[jax.Device] | None = Non
 
     abstract = jax.eval_shape(create, key)
     mesh = partitioning.make_mesh(dataclasses.asdict(settings.mesh), devices)
-    axes = partitioning.logical_axes(boxed["params"])
+    axes = partitioning.state_axes(abstract, nn.get_partition_spec(boxed["params"]), tx)
     shardings = partitioning.state_shardings(abstract, axes, mesh, resolved.rules)
     with named("config.loss"):
         loss_fn = make_loss(
@@ -153,6 +155,7 @@ def build_program(resolved: Resolved, devices: Sequence[jax.Device] | None = Non
             abstract,
             shardings,
         ),
+        state_axes=axes,
         create_state=lambda seed: jax.jit(create, out_shardings=shardings)(jax.random.key(seed)),
         optimizer_summary=summary,
     )

@@ -26,7 +26,7 @@ from clipjax.partitioning.rules import (
     rules_of,
     spec_of,
 )
-from clipjax.partitioning.state import logical_axes, state_shardings, unsharded_state
+from clipjax.partitioning.state import state_axes, state_shardings, unsharded_state
 
 __all__ = [
     "BATCH_AXES",
@@ -37,7 +37,6 @@ __all__ = [
     "ShardingRules",
     "batch_sharding",
     "global_batch",
-    "logical_axes",
     "make_mesh",
     "mesh_shape",
     "num_batch_shards",
@@ -45,6 +44,7 @@ __all__ = [
     "replicated",
     "rules_of",
     "spec_of",
+    "state_axes",
     "state_shardings",
     "unsharded_state",
 ]

@@ -1,17 +1,17 @@
 """The sharding of a train state, by the rules; and what they leave whole."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import optax
 from absl import logging
-from flax import linen as nn
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from clipjax.partitioning.mesh import BATCH_AXES, MESH_AXES, num_batch_shards
 from clipjax.partitioning.rules import Rule, ShardingRules, spec_of
-from clipjax.trees import flatten_with_names, map_with_names, path_name
+from clipjax.trees import flatten_with_names, map_with_names
 
 # A parameter above this many elements that stays whole on every device, under rules that are there
 # to shard parameters, is a mistake in the rules.
@@ -20,29 +20,58 @@ LARGE_PARAMETER = 2**20
 LARGE_STATE = 2**26
 
 
-def logical_axes(boxed_params: Any) -> dict[str, tuple[str | None, ...]]:
-    """Lists the logical axes of every parameter by name, from flax's metadata."""
-    leaves = jax.tree_util.tree_leaves_with_path(
-        nn.get_partition_spec(boxed_params), is_leaf=lambda x: isinstance(x, PartitionSpec)
+def state_axes(abstract_state: Any, param_axes: Any, tx: optax.GradientTransformation) -> Any:
+    """Lists the logical axes of every leaf of a train state.
+
+    What the optimizer keeps of a parameter in its shape has its axes, and so has an average. All
+    else has none: counts, or moments that are kept in another shape.
+
+    Args:
+        abstract_state: shapes of the state: `params`, `opt_state`, `ema_params` and others.
+        param_axes: tree of `PartitionSpec` over logical axes, from `nn.get_partition_spec`.
+        tx: the optimizer, which knows what of its state is kept of the parameters.
+
+    Returns:
+        The state's tree, of `PartitionSpec` over logical axes.
+    """
+
+    def axes_of(tree: Any) -> Any:
+        # Of each parameter there may be one leaf, several, or none where it is frozen.
+        return jax.tree.map(
+            lambda param, axes, kept: jax.tree.map(
+                lambda leaf: axes if leaf.shape == param.shape else PartitionSpec(), kept
+            ),
+            abstract_state.params,
+            param_axes,
+            tree,
+        )
+
+    def none(leaf: Any) -> PartitionSpec:
+        del leaf
+        return PartitionSpec()
+
+    return jax.tree.map(none, abstract_state).replace(
+        params=param_axes,
+        ema_params=None if abstract_state.ema_params is None else param_axes,
+        opt_state=optax.tree_map_params(
+            tx,
+            axes_of,
+            abstract_state.opt_state,
+            transform_non_params=none,
+            is_leaf=lambda _: True,  # whole trees that are like the parameters'
+        ),
     )
-    return {path_name(path): tuple(spec) for path, spec in leaves}
 
 
-def state_shardings(
-    abstract_state: Any,
-    axes: Mapping[str, Sequence[str | None]],
-    mesh: Mesh,
-    rules: ShardingRules,
-) -> Any:
+def state_shardings(abstract_state: Any, axes: Any, mesh: Mesh, rules: ShardingRules) -> Any:
     """Infers the sharding of every leaf of a train state.
 
-    A leaf of the optimizer's state (or of an average) belongs to the parameter whose name ends its
-    own and whose shape it has; what belongs to none is replicated. Optimizer state that the rules
-    are there to shard and every device yet holds whole is named in a warning.
+    Optimizer state that the rules are there to shard and every device yet holds whole is named in
+    a warning.
 
     Args:
         abstract_state: shapes of the state, with the parameters under `params`.
-        axes: logical axes of the parameters by name, from `logical_axes`.
+        axes: of `state_axes`.
         mesh: the mesh.
         rules: for parameters and for the rest.
 
@@ -54,18 +83,19 @@ def state_shardings(
     specs = _state_specs(abstract_state, axes, mesh, rules)
     shards_params = any(logical != "batch" for logical, _ in rules.params)
     if shards_params and mesh.shape["fsdp"] * mesh.shape["tensor"] > 1:
-        for name, leaf in flatten_with_names(abstract_state.params):
-            whole = specs[f"params/{name}"] == PartitionSpec()
-            if whole and math.prod(leaf.shape) > LARGE_PARAMETER:
+        leaves = flatten_with_names(abstract_state.params)
+        trees = [jax.tree.leaves(tree) for tree in (axes.params, specs.params)]
+        for (name, leaf), names, spec in zip(leaves, *trees, strict=True):
+            if spec == PartitionSpec() and math.prod(leaf.shape) > LARGE_PARAMETER:
                 raise ValueError(
-                    f"parameter {name!r} {leaf.shape} with logical axes {axes[name]} stays whole "
+                    f"parameter {name!r} {leaf.shape} with logical axes {tuple(names)} stays whole "
                     f"on all devices: no sharding rule fits the mesh {dict(mesh.shape)}; choose "
                     "sizes that divide one of its widths, or add a rule to config.logical_axes"
                 )
     note = unsharded_state(abstract_state, axes, mesh, rules)
     if note and jax.process_index() == 0:
         logging.warning("%s", note)
-    return map_with_names(lambda name, _: NamedSharding(mesh, specs[name]), abstract_state)
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
 
 
 def _check_tensor_axis(mesh: Mesh, rules: ShardingRules) -> None:
@@ -88,30 +118,19 @@ def _axes_used(rules: Sequence[Rule]) -> set[str]:
 
 
 def _state_specs(
-    abstract_state: Any,
-    axes: Mapping[str, Sequence[str | None]],
-    mesh: Mesh | AbstractMesh,
-    rules: ShardingRules,
-) -> dict[str, PartitionSpec]:
-    """The spec of every leaf by name."""
-    shapes = {name: leaf.shape for name, leaf in flatten_with_names(abstract_state.params)}
-    specs = {}
-    for name, leaf in flatten_with_names(abstract_state):
-        folder, _, rest = name.partition("/")
-        is_parameter = folder == "params"
-        owner = rest if is_parameter else _owner(rest, leaf.shape, shapes)
-        specs[name] = PartitionSpec()
-        if owner is not None:
-            wanted = rules.params if is_parameter else rules.optimizer
-            specs[name] = spec_of(axes[owner], leaf.shape, wanted, mesh)
-    return specs
+    abstract_state: Any, axes: Any, mesh: Mesh | AbstractMesh, rules: ShardingRules
+) -> Any:
+    """The tree of the specs of every leaf."""
+
+    def spec(name: str, leaf: Any, names: PartitionSpec) -> PartitionSpec:
+        wanted = rules.params if name.startswith("params/") else rules.optimizer
+        return spec_of(tuple(names), leaf.shape, wanted, mesh)
+
+    return map_with_names(spec, abstract_state, axes)
 
 
 def unsharded_state(
-    abstract_state: Any,
-    axes: Mapping[str, Sequence[str | None]],
-    mesh: Mesh | AbstractMesh,
-    rules: ShardingRules,
+    abstract_state: Any, axes: Any, mesh: Mesh | AbstractMesh, rules: ShardingRules
 ) -> str | None:
     """Says how much optimizer state a device holds beyond its share, and which mesh would mend it.
 
@@ -121,7 +140,7 @@ def unsharded_state(
 
     Args:
         abstract_state: as for `state_shardings`, and so the rest.
-        axes: of the parameters by name.
+        axes: of `state_axes`.
         mesh: the mesh.
         rules: for parameters and for the rest.
 
@@ -130,19 +149,18 @@ def unsharded_state(
     """
     if not set(BATCH_AXES) <= _axes_used(rules.optimizer):
         return None  # these rules are not there to share the state among all devices
-    leaves = flatten_with_names(abstract_state)
-    state = [(name, leaf) for name, leaf in leaves if not name.startswith("params/")]
+    leaves = jax.tree.leaves(abstract_state.replace(params=None))
 
     def held(data: int, fsdp: int) -> int:
         cut = AbstractMesh((data, fsdp, mesh.shape["tensor"]), MESH_AXES)
-        specs = _state_specs(abstract_state, axes, cut, rules)
+        specs = _state_specs(abstract_state, axes, cut, rules).replace(params=None)
         return sum(
-            math.prod(NamedSharding(cut, specs[name]).shard_shape(leaf.shape)) * leaf.dtype.itemsize
-            for name, leaf in state
+            math.prod(NamedSharding(cut, spec).shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            for leaf, spec in zip(leaves, jax.tree.leaves(specs), strict=True)
         )
 
     devices = num_batch_shards(mesh)
-    total = sum(leaf.size * leaf.dtype.itemsize for _, leaf in state)
+    total = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
     data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
     here = held(data, fsdp)
     if here - total / devices <= LARGE_STATE:
@@ -160,14 +178,3 @@ def unsharded_state(
         f"--config.mesh.data={devices // better} --config.mesh.fsdp={better} leaves "
         f"{cuts[better] / 1e6:,.1f} MB"
     )
-
-
-def _owner(
-    name: str, shape: tuple[int, ...], parameters: Mapping[str, tuple[int, ...]]
-) -> str | None:
-    parts = name.split("/")
-    for start in range(len(parts)):
-        candidate = "/".join(parts[start:])
-        if parameters.get(candidate) == shape:
-            return candidate
-    return None

@@ -29,7 +29,6 @@ from clipjax.plan.hlo import parse, walk
 from clipjax.plan.model_flops import ModelFlops, model_flops
 from clipjax.plan.roofline import Bounds, bounds
 from clipjax.plan.traffic import Traffic, count_traffic
-from clipjax.train_state import init_variables
 from clipjax.trees import count_parameters
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
@@ -252,11 +251,9 @@ def step_of(settings: Settings, program: Program, spec: Mapping[str, Any]) -> St
 
 def unsharded_state(program: Program) -> str | None:
     """Optimizer state that each device holds whole against the rules; None if there is none."""
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    batch = program.abstract_batch
-    boxed = jax.eval_shape(lambda key: init_variables(program.model.init, key, batch), key)
-    axes = partitioning.logical_axes(boxed["params"])
-    return partitioning.unsharded_state(program.abstract_state, axes, program.mesh, program.rules)
+    return partitioning.unsharded_state(
+        program.abstract_state, program.state_axes, program.mesh, program.rules
+    )
 
 
 def _advice(

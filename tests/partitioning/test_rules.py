@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import linen as nn
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
@@ -63,5 +64,6 @@ def test_models_name_only_axes_that_a_rule_may_name(name):
     }
     model = build_model(spec)
     boxed = jax.eval_shape(lambda key: init_variables(model.init, key, batch), jax.random.key(0))
-    named = {axis for axes in partitioning.logical_axes(boxed["params"]).values() for axis in axes}
+    specs = jax.tree.leaves(nn.get_partition_spec(boxed["params"]))
+    named = {axis for axes in specs for axis in axes}
     assert {"embed", "mlp"} <= named <= {*partitioning.LOGICAL_AXES, None}
