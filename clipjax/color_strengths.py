@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar
 
-from clipjax.ranges import STRENGTH, Rule, Span, check_fields
+from clipjax.ranges import STRENGTH, Ranged, Rule, Span
 
 
 @dataclasses.dataclass(frozen=True)
-class ColorStrengths:
+class ColorStrengths(Ranged):
     """Fields of a colour jitter: hue, saturation, gain and offset.
 
     Args:
@@ -37,5 +37,5 @@ class ColorStrengths:
     }
 
     def __post_init__(self) -> None:
-        check_fields(self, self.ranges)
+        super().__post_init__()
         object.__setattr__(self, "saturation", tuple(self.saturation))

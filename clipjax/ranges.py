@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 # Of a whole number, unless a rule says more: steps, sizes and counts are int32 on the device.
 LARGEST = 2**31 - 1
@@ -409,3 +409,16 @@ def check_fields(owner: Any, ranges: Mapping[str, Rule]) -> None:
             rule.check(getattr(owner, name), name)
         except ValueError as error:
             raise FieldError(str(error)) from error
+
+
+class Ranged:
+    """Base of a dataclass whose constructor checks its fields by `ranges`.
+
+    Raises:
+        FieldError: names the field, what was found and what is allowed.
+    """
+
+    ranges: ClassVar[Mapping[str, Rule]] = {}
+
+    def __post_init__(self) -> None:
+        check_fields(self, self.ranges)

@@ -1,7 +1,7 @@
 """Which step is taken: the newest whole one, and never another without a word.
 
 A run that resumes verifies every byte; what it finds wrong is renamed, never deleted. Whoever only
-reads a checkpoint takes the newest finished step, and hears of newer ones that cannot be used.
+reads a checkpoint takes the newest finished step, and is told of newer ones that cannot be used.
 """
 
 import dataclasses

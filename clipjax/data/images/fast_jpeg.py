@@ -5,7 +5,7 @@ fractions cost more than they save, because libjpeg-turbo has no vector code for
 is resized bilinearly to a whole multiple of the target and averaged, which is as close to Pillow's
 bicubic as OpenCV's INTER_AREA is, at a third of its time (benchmarks/input.py).
 
-The reference is `clipjax.data.images.preprocess`; this is its fast neighbour for training.
+The reference is `clipjax.data.images.preprocess`; this is the fast path of training.
 """
 
 import io

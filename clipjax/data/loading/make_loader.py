@@ -6,12 +6,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from clipjax.building import ANY_MODULE, build
+from clipjax.building import ANY_MODULE
 from clipjax.data.images.preprocess import Preprocess
 from clipjax.data.loading.loader import Loader
 from clipjax.data.source import DataSource
 from clipjax.data.sources import make_source
-from clipjax.data.transforms import TRANSFORMS, Transform
+from clipjax.data.transforms import Transform, make_transform
 
 
 def make_loader(
@@ -86,8 +86,8 @@ def make_loader(
     for number, given in enumerate(transforms):
         path = f"transforms[{number}]"
         if isinstance(given, Mapping):
-            size = {} if "image_size" in given else {"image_size": preprocess.size}
-            built.append(build(given, TRANSFORMS, path=path, plugins=ANY_MODULE, **size))
+            size = preprocess.size
+            built.append(make_transform(given, image_size=size, path=path, plugins=ANY_MODULE))
         elif callable(given):
             built.append(given)
         else:

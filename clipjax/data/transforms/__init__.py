@@ -69,13 +69,18 @@ def make_transforms(
             f"{path} = {specs!r}: expected a tuple or list of dicts, e.g. "
             '({"name": "random_flip"},), with its comma'
         )
-    transforms = []
-    for number, spec in enumerate(specs):
-        runtime = {} if "image_size" in spec else {"image_size": image_size}
-        transforms.append(
-            build(spec, TRANSFORMS, path=f"{path}[{number}]", plugins=plugins, **runtime)
-        )
-    return tuple(transforms)
+    return tuple(
+        make_transform(spec, image_size=image_size, path=f"{path}[{number}]", plugins=plugins)
+        for number, spec in enumerate(specs)
+    )
+
+
+def make_transform(
+    spec: Mapping[str, Any], *, image_size: int, path: str, plugins: Sequence[str] = ()
+) -> Transform:
+    """Builds one transform; the arguments are those of `make_transforms`, but for one spec."""
+    size = {} if "image_size" in spec else {"image_size": image_size}
+    return build(spec, TRANSFORMS, path=path, plugins=plugins, **size)
 
 
 __all__ = [
@@ -95,5 +100,6 @@ __all__ = [
     "Transform",
     "Warp",
     "choose_text",
+    "make_transform",
     "make_transforms",
 ]

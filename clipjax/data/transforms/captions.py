@@ -21,9 +21,9 @@ from clipjax.ranges import (
     Many,
     Number,
     Optional,
+    Ranged,
     Rule,
     Text,
-    check_fields,
     count,
     show,
 )
@@ -77,7 +77,7 @@ def _decoded(text: bytes) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class ChooseCaption:
+class ChooseCaption(Ranged):
     """Takes the first caption of an image or one of the others, or draws one by weights.
 
     Without this transform, all captions are drawn equally often, and all languages of a map.
@@ -112,7 +112,7 @@ class ChooseCaption:
     }
 
     def __post_init__(self):
-        check_fields(self, self.ranges)
+        super().__post_init__()
         if self.weights is not None and not self._are_weights():
             raise FieldError(
                 f"weights = {show(self.weights)}: expected finite numbers from 0, at least one of "
@@ -167,7 +167,7 @@ class ChooseCaption:
 
 
 @dataclasses.dataclass(frozen=True)
-class FilterCaption:
+class FilterCaption(Ranged):
     """Leaves out captions that are too short, too long, or match a pattern.
 
     An example that keeps no caption is replaced by another and counted: `filtered_short`,
@@ -199,7 +199,7 @@ class FilterCaption:
     }
 
     def __post_init__(self):
-        check_fields(self, self.ranges)
+        super().__post_init__()
         for unit in ("words", "chars"):
             low, high = getattr(self, f"min_{unit}"), getattr(self, f"max_{unit}")
             if high is not None and high < low:
@@ -240,7 +240,7 @@ class FilterCaption:
 
 
 @dataclasses.dataclass(frozen=True)
-class CaptionTemplate:
+class CaptionTemplate(Ranged):
     """Puts the caption into a sentence, e.g. `a photo of a {}`.
 
     Args:
@@ -260,7 +260,7 @@ class CaptionTemplate:
     }
 
     def __post_init__(self):
-        check_fields(self, self.ranges)
+        super().__post_init__()
         for number, template in enumerate(self.templates):
             if template.count("{}") != 1:
                 raise FieldError(
@@ -277,7 +277,7 @@ class CaptionTemplate:
 
 
 @dataclasses.dataclass(frozen=True)
-class DropWord:
+class DropWord(Ranged):
     """Leaves one word out of a caption that has several.
 
     Args:
@@ -287,9 +287,6 @@ class DropWord:
     probability: float = 0.25
 
     ranges: ClassVar[Mapping[str, Rule]] = {"probability": FRACTION}
-
-    def __post_init__(self):
-        check_fields(self, self.ranges)
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         """Replaces the text by all but one of its words, or leaves it."""

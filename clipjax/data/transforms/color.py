@@ -11,7 +11,7 @@ from PIL import ImageFilter
 from clipjax.color_strengths import ColorStrengths
 from clipjax.data.images.preprocess import as_array, as_pil, lay_on, to_rgb
 from clipjax.data.source import Example
-from clipjax.ranges import FRACTION, STRENGTH, Number, Rule, Span, check_fields
+from clipjax.ranges import FRACTION, STRENGTH, Number, Ranged, Rule, Span
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ def _turn_about_grey(angle: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 @dataclasses.dataclass(frozen=True)
-class RandomBlur:
+class RandomBlur(Ranged):
     """Blurs with a Gaussian of random width.
 
     Args:
@@ -55,9 +55,6 @@ class RandomBlur:
     radius: tuple[float, float] = (0.2, 0.8)
 
     ranges: ClassVar[Mapping[str, Rule]] = {"probability": FRACTION, "radius": Span()}
-
-    def __post_init__(self):
-        check_fields(self, self.ranges)
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         """Replaces the image by a blurred one, or leaves it."""
@@ -73,7 +70,7 @@ class RandomBlur:
 
 
 @dataclasses.dataclass(frozen=True)
-class Cutout:
+class Cutout(Ranged):
     """Fills one random rectangle with a random colour.
 
     Args:
@@ -88,9 +85,6 @@ class Cutout:
 
     ranges: ClassVar[Mapping[str, Rule]] = {"probability": FRACTION, "sides": Span(high=1)}
 
-    def __post_init__(self):
-        check_fields(self, self.ranges)
-
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         """Replaces the image by one with a rectangle in it, or leaves it."""
         if rng.random() >= self.probability:
@@ -104,7 +98,7 @@ class Cutout:
 
 
 @dataclasses.dataclass(frozen=True)
-class RandomBackground:
+class RandomBackground(Ranged):
     """Lays a picture that has transparency on a ground of random colour, else on white.
 
     Args:
@@ -117,9 +111,6 @@ class RandomBackground:
 
     ranges: ClassVar[Mapping[str, Rule]] = {"probability": FRACTION, "darkest": Number(0, 255)}
 
-    def __post_init__(self):
-        check_fields(self, self.ranges)
-
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         """Replaces the image by u8 `[height, width, 3]`."""
         colour = (255, 255, 255)
@@ -129,7 +120,7 @@ class RandomBackground:
 
 
 @dataclasses.dataclass(frozen=True)
-class ComposeLayers:
+class ComposeLayers(Ranged):
     """Lays the fill and the lines of a drawing on a ground, restyling each.
 
     The image is a sheet u8 `[2 * side, side, 4]`: the drawing without its lines above its lines
@@ -157,9 +148,6 @@ class ComposeLayers:
         "shade": STRENGTH,
         "shade_probability": FRACTION,
     }
-
-    def __post_init__(self):
-        check_fields(self, self.ranges)
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         """Replaces the sheet by u8 `[side, side, 3]`."""

@@ -15,9 +15,9 @@ from clipjax.ranges import (
     STRENGTH,
     Choice,
     FieldError,
+    Ranged,
     Rule,
     Span,
-    check_fields,
     count,
 )
 
@@ -26,7 +26,7 @@ _DECODE = Choice(("reference", "fast"))
 
 
 @dataclasses.dataclass(frozen=True)
-class ResizeAndCrop:
+class ResizeAndCrop(Ranged):
     """The evaluation's resize and centre crop, without any randomness.
 
     Args:
@@ -50,7 +50,7 @@ class ResizeAndCrop:
     }
 
     def __post_init__(self):
-        check_fields(self, self.ranges)
+        super().__post_init__()
         _import_decoder(self.decode)
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
@@ -68,7 +68,7 @@ class ResizeAndCrop:
 
 
 @dataclasses.dataclass(frozen=True)
-class RandomResizedCrop:
+class RandomResizedCrop(Ranged):
     """Cuts a random part and resizes it, antialiased.
 
     Args:
@@ -97,7 +97,7 @@ class RandomResizedCrop:
     }
 
     def __post_init__(self):
-        check_fields(self, self.ranges)
+        super().__post_init__()
         _import_decoder(self.decode)
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
@@ -156,7 +156,7 @@ def _centre(width: int, height: int, size: int) -> tuple[float, ...]:
 
 
 @dataclasses.dataclass(frozen=True)
-class RandomFlip:
+class RandomFlip(Ranged):
     """Mirrors left and right.
 
     Args:
@@ -167,9 +167,6 @@ class RandomFlip:
 
     ranges: ClassVar[Mapping[str, Rule]] = {"probability": FRACTION}
 
-    def __post_init__(self):
-        check_fields(self, self.ranges)
-
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         """Replaces the image by its mirror image, or leaves it."""
         if rng.random() >= self.probability:
@@ -178,7 +175,7 @@ class RandomFlip:
 
 
 @dataclasses.dataclass(frozen=True)
-class Warp:
+class Warp(Ranged):
     """One resampling that rotates, scales, shears, shifts and bends a square picture.
 
     What comes into view from outside takes the colour of the top left pixel.
@@ -215,7 +212,7 @@ class Warp:
     }
 
     def __post_init__(self):
-        check_fields(self, self.ranges)
+        super().__post_init__()
         if self.cells > self.image_size:
             raise FieldError(
                 f"cells = {self.cells}: expected at most image_size = {self.image_size}: a cell is "
