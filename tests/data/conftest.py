@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
-# The helpers are shared by the modules of this folder, which is no package.
-sys.path.insert(0, str(Path(__file__).parent))
+# The helpers are shared by the modules of these folders, which are no packages.
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE / "images")]
 
 
 @pytest.fixture

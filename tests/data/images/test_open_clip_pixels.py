@@ -84,7 +84,7 @@ def test_arrays_and_pillow_images_are_converted_alike():
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("kind", pictures())
 def test_the_oracle_is_torchvision(kind, monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "golden" / "models")
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "golden" / "models")
     import torchvision_operators  # noqa: F401  # isort: skip  before torchvision
     from torchvision import transforms
 

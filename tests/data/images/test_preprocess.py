@@ -9,7 +9,7 @@ from clipjax.data import ImageError, Preprocess, decode_image
 from clipjax.data.images import preprocess as module
 from clipjax.data.images.preprocess import to_rgb
 
-GOLDEN = np.load(Path(__file__).parents[1] / "golden/data/preprocess.npz")
+GOLDEN = np.load(Path(__file__).parents[2] / "golden/data/preprocess.npz")
 
 
 def picture(height, width):

@@ -17,7 +17,7 @@ from clipjax.data import Preprocess, SampleError, make_source
 from clipjax.data.source import pictures_of
 from clipjax.data.sources import tfds
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
+ROOT = pathlib.Path(__file__).parents[3]
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 

@@ -220,7 +220,8 @@ for _ in loader.iterate():
 
 def test_no_worker_outlives_a_parent_that_is_killed():
     here = Path(__file__).parent
-    code = CHILD.format(paths=[str(here), str(here.parent / "helpers")])
+    paths = [here, here.parent, here.parents[1] / "helpers"]
+    code = CHILD.format(paths=list(map(str, paths)))
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     with parent:
         try:

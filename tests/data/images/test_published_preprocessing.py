@@ -14,7 +14,7 @@ from clipjax.data.images import preprocess as module
 from clipjax.models.images import normalise_images
 from clipjax.models.zoo import MODELS
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden/data/pictures.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[2] / "golden/data/pictures.json").read_text())
 PICTURES = {f"{height}x{width}": (height, width) for height, width in odd.SHAPES}
 
 
