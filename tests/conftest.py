@@ -1,7 +1,10 @@
-"""Eight simulated CPU devices for every test; shapes in annotations are checked."""
+"""Eight simulated CPU devices for every test, quick compilations; annotated shapes are checked."""
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -9,9 +12,28 @@ _FLAG = "--xla_force_host_platform_device_count"
 if _FLAG not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}=8"
 
+# What one test compiled, the others load: those of the other worker and commands in processes of
+# their own, too. The folder is this session's, so that nothing comes from an older tree.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="clipjax-compiled-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
 # Helpers of several folders, which are no packages.
 sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 
-from jaxtyping import install_import_hook  # noqa: E402  after the flags, which jax reads once
+import jax  # noqa: E402  after the flags, which it reads once
+import pytest  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
 
 install_import_hook(["clipjax.layers", "clipjax.losses", "clipjax.metrics"], "beartype.beartype")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Compiling is most of the tests' time, and what it optimises runs a few times.
+
+    The passes over HLO run all the same; what a compiler for TPUs would leave out is not known.
+    """
+    jax.config.update("jax_disable_most_optimizations", item.get_closest_marker("tpu") is None)

@@ -70,6 +70,23 @@ def tiny_config(**changes):
     return config
 
 
+def small_config(**changes):
+    """A config without noise, of what compiles fastest."""
+    config = tiny_config(**changes)
+    config.model.image.dropout = config.model.text.dropout = 0.0
+    config.model.image.patch_dropout = 0.0
+    config.model.image.depth = config.model.text.depth = 1
+    config.scan_layers = False
+    return config
+
+
+def jittered_config(fields=None, **changes):
+    """Colour jitter on the device, and nothing else that draws."""
+    config = small_config(**changes)
+    config.data.device_color_jitter = {} if fields is None else fields
+    return config
+
+
 def make_batch(step=0, size=16):
     rng = np.random.default_rng(step)
     return {
@@ -83,21 +100,32 @@ def build(config, num_devices=1):
         return build_program(resolve(config), jax.devices()[:num_devices])
 
 
-def run(program, steps, batches=make_batch):
+def run(program, steps, batches=make_batch, step_fn=None):
     losses = []
     with program.scope(), jax.default_matmul_precision("highest"):
         state = program.create_state(0)
         for step in range(steps):
             batch = partitioning.global_batch(batches(step), program.mesh)
-            state, metrics = program.step(state, batch)
+            state, metrics = (step_fn or program.step)(state, batch)
             losses.append(float(metrics["loss"]))
     return state, losses
 
 
-def compiled_text(program):
-    with program.scope():
-        lowered = program.step.lower(program.abstract_state, program.abstract_batch)
-        return lowered.compile().as_text()
+def compiled_step(program):
+    with program.scope(), jax.default_matmul_precision("highest"):
+        return program.step.lower(program.abstract_state, program.abstract_batch).compile()
+
+
+def rolled(step):
+    """The same pairs in other rows of the batch, so that they have other ids."""
+    return {name: np.roll(rows, 3, 0) for name, rows in make_batch(step).items()}
+
+
+def assert_same_gradients(states, rtol):
+    """The first moments after one step are the gradients, times 0.1: no sign of Adam's hides any"""
+    moments = (jax.device_get(optax.tree.get(s.opt_state, "mu")) for s in states)
+    for a, b in zip(*map(jax.tree.leaves, moments), strict=True):
+        assert np.abs(a - b).max() <= rtol * max(np.abs(a).max(), 1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -123,9 +151,10 @@ def test_every_sharding_trains_the_same_curve(single, name):
     sharding, mesh = LAYOUTS[name]
     config = tiny_config(sharding=sharding, **{f"mesh.{axis}": n for axis, n in mesh.items()})
     program = build(config, 8)
-    state, losses = run(program, STEPS)
+    compiled = compiled_step(program)
+    state, losses = run(program, STEPS, step_fn=compiled)
     np.testing.assert_allclose(losses, single[1], rtol=1e-5)
-    text = compiled_text(program)
+    text = compiled.as_text()
     assert "all-reduce" in text or "reduce-scatter" in text, "gradients are summed over devices"
     kernel = state.params["image_encoder"]["transformer"]["blocks"]["mlp"]["fc"]["kernel"]
     moment = jax.tree.leaves(
@@ -139,13 +168,20 @@ def test_every_sharding_trains_the_same_curve(single, name):
         assert "all-gather" in text, "sharded values are gathered before use"
 
 
+def test_the_curve_sees_other_draws(single_program, single):
+    """Negative control: in other rows, the same pairs draw another dropout, and so another loss."""
+    _, (loss,) = run(single_program, 1, rolled)
+    assert not np.allclose(loss, single[1][0], rtol=1e-4)
+
+
+@pytest.mark.slow
 def test_the_curve_sees_another_seed(single):
-    """Negative control: another seed's dropout draws give another curve."""
     _, losses = run(build(tiny_config(seed=1)), 3)
     assert not np.allclose(losses, single[1][:3], rtol=1e-4)
 
 
-@pytest.mark.parametrize("loss", ["clip", pytest.param("siglip", marks=pytest.mark.slow)])
+@pytest.mark.slow  # the next one cuts the batch over devices, too
+@pytest.mark.parametrize("loss", ["clip", "siglip"])
 def test_micro_batches_are_exact_with_dropout_and_patch_drop(loss):
     changes = {"loss.name": loss, "schedule.warmup_steps": 1}
     config = tiny_config(**changes)
@@ -168,14 +204,12 @@ def test_micro_batches_are_exact_with_dropout_and_patch_drop(loss):
     ],
 )
 def test_micro_batches_over_a_mesh_are_the_batch_on_one_device(single_program, sharding, mesh):
+    """With dropout and patch dropout."""
     whole, (expected,) = run(single_program, 1)
     changes = {f"mesh.{axis}": size for axis, size in mesh.items()}
     micro, (loss,) = run(build(tiny_config(sharding=sharding, micro_batch_size=4, **changes), 4), 1)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
-    # After one step the first moment is the gradient, times 0.1: no sign of Adam's hides an error.
-    moments = (jax.device_get(optax.tree.get(s.opt_state, "mu")) for s in (whole, micro))
-    for a, b in zip(*map(jax.tree.leaves, moments), strict=True):
-        assert np.abs(a - b).max() <= 1e-5 * max(np.abs(a).max(), 1e-6)
+    assert_same_gradients((whole, micro), 1e-5)
 
 
 def planned(batch_size, **changes):
@@ -213,7 +247,8 @@ def test_a_step_recomputes_what_its_remat_policy_says(one_micro_batch):
 def test_gradients_of_micro_batches_equal_those_of_the_batch():
     from clipjax.grad_cache import value_and_grad
 
-    config = tiny_config()
+    config = small_config()
+    config.model.image.patch_dropout, config.model.text.dropout = 0.25, 0.1
     config.model.logit_bias = -3.0
     program = build(config)
     loss_fn = make_loss("siglip", layout="dense")
@@ -250,35 +285,14 @@ def test_gradients_of_micro_batches_equal_those_of_the_batch():
         return encode(p, {**micro, "example_ids": ids})
 
     with jax.default_matmul_precision("highest"):
-        _, g_wrong = value_and_grad(by_place, head, params, batch, num_micro=8)
+        _, g_wrong = grad(by_place, head, params, batch, num_micro=8)
     kernel = "image_projection"
     assert not np.allclose(g_wrong[kernel]["kernel"], g_one[kernel]["kernel"], rtol=1e-3, atol=1e-6)
 
 
-def jittered_config(fields=None, **changes):
-    """Colour jitter on the device, and nothing else that draws."""
-    config = tiny_config(**changes)
-    config.data.device_color_jitter = {} if fields is None else fields
-    config.model.image.dropout = config.model.text.dropout = 0.0
-    config.model.image.patch_dropout = 0.0
-    config.model.image.depth = config.model.text.depth = 1
-    config.scan_layers = False  # what compiles fastest
-    return config
-
-
-@pytest.fixture
-def quick_compilation():
-    """Compiling is most of these tests' time, and what it optimises runs once or twice."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def plain_program():
-    config = jittered_config()
-    config.data.device_color_jitter = None
-    return build(config)
+    return build(small_config())
 
 
 @pytest.fixture(scope="module")
@@ -286,12 +300,6 @@ def jittered_program():
     return build(jittered_config())
 
 
-def rolled(step):
-    """The same pairs in other rows of the batch, so that they have other ids."""
-    return {name: np.roll(rows, 3, 0) for name, rows in make_batch(step).items()}
-
-
-@pytest.mark.usefixtures("quick_compilation")
 def test_colour_jitter_draws_by_example_and_step(plain_program, jittered_program):
     _, plain = run(plain_program, 2)
     _, jittered = run(jittered_program, 2)
@@ -303,7 +311,6 @@ def test_colour_jitter_draws_by_example_and_step(plain_program, jittered_program
     assert abs(jittered_rolled[0] - jittered[0]) > 1e-4
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_colour_jitter_of_no_strength_is_none(plain_program):
     nothing = {"hue": 0, "saturation": (1, 1), "gain": 0, "channel_gain": 0, "offset": 0}
     plain_state, plain = run(plain_program, 2)
@@ -313,7 +320,6 @@ def test_colour_jitter_of_no_strength_is_none(plain_program):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize(
     ("num_devices", "changes"),
     [(1, {"micro_batch_size": 2}), (8, {"mesh.data": 8})],
@@ -323,12 +329,9 @@ def test_colour_jitter_does_not_know_where_an_example_lands(jittered_program, nu
     whole, expected = run(jittered_program, 2)
     parts, losses = run(build(jittered_config(**changes), num_devices), 2)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
-    moments = (jax.device_get(optax.tree.get(s.opt_state, "mu")) for s in (whole, parts))
-    for a, b in zip(*map(jax.tree.leaves, moments), strict=True):
-        assert np.abs(a - b).max() <= 1e-4 * max(np.abs(a).max(), 1e-6)
+    assert_same_gradients((whole, parts), 1e-4)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_evaluations_do_not_jitter(plain_program, jittered_program):
     images, params = make_batch()["image"], plain_program.create_state(0).params
     found = []
@@ -373,8 +376,15 @@ def test_colour_jitter_of_patches_is_refused():
         build(config)
 
 
-def test_a_step_that_is_not_finite_is_skipped_and_counted():
-    program = build(tiny_config(**{"optimizer.ema_decay": 0.9}))
+@pytest.fixture(scope="module")
+def hot_program():
+    """One step of it would leave the range of the temperature."""
+    changes = {"optimizer.ema_decay": 0.9, "optimizer.learning_rate": 50.0}
+    return build(small_config(**changes, **{"schedule.warmup_steps": 0}))
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(hot_program):
+    program = hot_program
     with program.scope():
         state = program.create_state(0)
         bad_params = dict(state.params, logit_scale=jnp.asarray(jnp.nan))
@@ -393,25 +403,24 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted():
         assert int(state.step) == 2
 
 
-def test_the_temperature_is_clamped_after_the_step():
-    config = tiny_config(**{"optimizer.learning_rate": 50.0, "schedule.warmup_steps": 0})
-    state, losses = run(build(config), 4)
+def test_the_temperature_is_clamped_after_the_step(hot_program):
+    state, losses = run(hot_program, 4)
     assert np.isfinite(losses).all()
     assert 0.0 <= float(state.params["logit_scale"]) <= np.log(100.0) + 1e-6
 
 
-def test_bfloat16_keeps_float32_parameters_and_loss():
-    program = build(tiny_config(dtype="bfloat16", remat="dots"))
+def test_bfloat16_keeps_float32_parameters_and_loss(plain_program):
+    program = build(small_config(dtype="bfloat16", remat="dots"))
     state, losses = run(program, 2)
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(state.params)} == {"float32"}
     assert np.isfinite(losses).all()
-    _, exact = run(build(tiny_config()), 2)
+    _, exact = run(plain_program, 2)
     np.testing.assert_allclose(losses, exact, rtol=2e-2)
 
 
 @pytest.mark.parametrize("projection", ["linear", "none"])
 def test_a_locked_image_tower_with_and_without_a_projection(projection):
-    config = tiny_config()
+    config = small_config()
     config.model.image_projection = projection
     config.init.checkpoint, config.init.lock_image = "runs/any", True
     report = build(config).report

@@ -13,7 +13,6 @@ import jax
 import numpy as np
 import pytest
 from counting import wait_until
-from jax.experimental.compilation_cache import compilation_cache
 
 from clipjax.data.loading.rows import RowMaker
 from clipjax.device_clock import DeviceClock
@@ -23,6 +22,7 @@ from clipjax.metric_writers import ProgressBar
 from clipjax.train import train
 
 ROOT = Path(__file__).parent.parent.parent
+# What one run compiled, the next one loads; either is counted.
 COMPILED = "/jax/core/compile/backend_compile_duration"
 SLOW_S = 0.1  # what an example takes
 
@@ -52,25 +52,6 @@ def run(config, workdir):
         patch.setattr("clipjax.experiment.run.build_program", one)
         experiment = build_experiment(resolve(config), workdir)
     return train(experiment)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """What one run compiled, the next one loads; either is counted."""
-    flags = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-        "jax_disable_most_optimizations": True,
-    }
-    before = {name: jax.config.values[name] for name in flags}
-    for name, value in flags.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @contextlib.contextmanager
@@ -121,7 +102,7 @@ def read_losses(workdir):
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory, cache):
+def reference(tmp_path_factory):
     """A run that nothing disturbed: workdir, last state, seconds of compilations, log."""
     workdir = tmp_path_factory.mktemp("reference")
     log = io.StringIO()
@@ -189,7 +170,7 @@ def test_a_run_killed_in_any_stage_ends_the_same_to_the_bit(
 
 
 @pytest.fixture(scope="module")
-def later(tmp_path_factory, cache):
+def later(tmp_path_factory):
     """A run whose first stage ends a step later, on data that are slow to come."""
     workdir = tmp_path_factory.mktemp("later")
     config = smoke_config()

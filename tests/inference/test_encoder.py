@@ -111,14 +111,15 @@ def test_a_checkpoint_is_all_it_takes(encoder, variables):
     model = build_model(SPEC)
     mean, std = SPEC["preprocess"]["mean"], SPEC["preprocess"]["std"]
     pixels = normalise_images(np.stack(pictures(3)), mean, std, "float32")
-    wanted = model.apply(variables, pixels, method="encode_image")
+    encode = jax.jit(lambda x: model.apply(variables, x, method="encode_image"))
+    wanted = encode(pixels)
     np.testing.assert_allclose(found, wanted, atol=1e-6)
     tokens = make_tokenizer(SPEC["tokenizer"], context_length=16)(["a cat", "two dogs"])
-    wanted = model.apply(variables, tokens, method="encode_text")
+    wanted = jax.jit(lambda x: model.apply(variables, x, method="encode_text"))(tokens)
     np.testing.assert_allclose(encoder.encode_text(["a cat", "two dogs"]), wanted, atol=1e-6)
     assert found.dtype == np.float32
     # The control: pixels that are not normalised embed elsewhere.
-    plain = model.apply(variables, np.stack(pictures(3)) / 255.0, method="encode_image")
+    plain = encode(np.stack(pictures(3)) / np.float32(255))
     assert np.abs(found - plain).max() > 1e-3
 
 

@@ -1,4 +1,4 @@
-"""Runs of the real command in processes of their own, on one shared compilation cache."""
+"""Runs of the real command in processes of their own, on the session's compilation cache."""
 
 import json
 import os
@@ -14,14 +14,12 @@ ROOT = Path(__file__).parent.parent.parent
 class Command:
     """Starts `clipjax` as a person would, on one CPU device unless told otherwise."""
 
-    def __init__(self, cache: Path) -> None:
+    def __init__(self) -> None:
         self.env = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": "",
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
             # Compiling is most of the time of these runs, and what it optimises is small.
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "PYTHONPATH": str(ROOT),
@@ -47,8 +45,8 @@ class Command:
 
 
 @pytest.fixture(scope="session")
-def clipjax(tmp_path_factory):
-    return Command(tmp_path_factory.mktemp("compiled"))
+def clipjax():
+    return Command()
 
 
 def read_losses(workdir):

@@ -3,7 +3,6 @@ import warnings
 import zipfile
 from pathlib import Path
 
-import jax
 import pytest
 
 # The helpers are shared by the modules of these folders, which are no packages.
@@ -11,14 +10,6 @@ HERE = Path(__file__).parent
 TESTS = HERE.parent
 FOLDERS = (HERE, TESTS / "models", TESTS / "golden" / "models", TESTS / "golden" / "interop")
 sys.path[:0] = map(str, FOLDERS)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Compiling is most of these tests' time, and what it optimises runs once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture

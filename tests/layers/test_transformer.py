@@ -72,7 +72,7 @@ def softmax_dtypes(function, *inputs):
 def test_softmax_runs_in_float32_when_the_tower_computes_in_bfloat16():
     attention = Attention(blocks(init_name="openai_text", dtype=jnp.bfloat16))
     x = X.astype(jnp.bfloat16)
-    params = nn.unbox(attention.init(jax.random.key(0), x, None))
+    params = nn.unbox(jax.jit(attention.init)(jax.random.key(0), x, None))
     for mask in (None, CAUSAL):
         dtypes = softmax_dtypes(lambda p, m=mask: attention.apply(p, x, m), params)
         assert dtypes == {"exp": {"float32"}, "reduce_sum": {"float32"}}
@@ -139,7 +139,7 @@ def test_stacking_is_undone_by_unstacking(params):
 
 def test_attention_is_the_formula_with_one_fused_kernel():
     module = Attention(blocks())
-    params = nn.unbox(module.init(jax.random.key(0), X, None))["params"]
+    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), X, None))["params"]
     assert params["qkv_kernel"].shape == (WIDTH, 3, HEADS, WIDTH // HEADS)
     params = jax.tree.map(lambda p: p + 0.1, params)
     q, k, v = (

@@ -81,7 +81,7 @@ def test_training_step(problem):
 def test_a_fresh_bottleneck_is_its_shortcut():
     fields = {"image_size": 32, "layers": (1, 1, 1, 1), "width": 8, "num_heads": 4}
     model = ModifiedResNet(**fields, output_dim=8)
-    params = nn.unbox(model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3))))["params"]
+    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3))))["params"]
     scales = {n: x for n, x in flatten_with_names(params) if re.search(r"/bn\d/scale$", n)}
     assert len(scales) == 3 * 4  # the stem's are not in a block
     for name, scale in scales.items():
