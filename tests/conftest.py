@@ -37,3 +37,12 @@ def pytest_runtest_setup(item):
     The passes over HLO run all the same; what a compiler for TPUs would leave out is not known.
     """
     jax.config.update("jax_disable_most_optimizations", item.get_closest_marker("tpu") is None)
+
+
+@pytest.fixture
+def command():
+    """Runs `clipjax VERB ...` in this process; returns exit code, output and errors."""
+    from commands import in_this_process
+
+    with in_this_process() as run:
+        yield run

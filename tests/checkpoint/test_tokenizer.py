@@ -1,12 +1,11 @@
 """A checkpoint carries its tokenizer's file: nothing else is needed to use it."""
 
-import io
 import shutil
 import sys
 import types
 
 import pytest
-import sentencepiece
+from vocabularies import OTHER_WORDS, WORDS, sentencepiece_model
 
 from clipjax.checkpoint import (
     CheckpointManager,
@@ -23,31 +22,12 @@ from clipjax.checkpoint import (
 from clipjax.models.zoo import MODELS
 from clipjax.tokenizers import make_tokenizer
 
-WORDS = ["a red circle", "a blue square", "two green dogs", "the cat and the hat"]
-
-
-def train(words):
-    buffer = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(words * 20),
-        model_writer=buffer,
-        vocab_size=40,
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
-    return buffer.getvalue()
-
-
-@pytest.fixture(scope="module")
-def vocabulary():
-    return train(WORDS)
-
 
 @pytest.fixture
-def source(tmp_path, vocabulary):
+def source(tmp_path):
     path = tmp_path / "elsewhere" / "words.model"
     path.parent.mkdir()
-    path.write_bytes(vocabulary)
+    path.write_bytes(sentencepiece_model())
     return path
 
 
@@ -71,13 +51,13 @@ def step_dir(tmp_path, kit, source):
     return directory / "3"
 
 
-def test_the_file_travels_with_the_step(tmp_path, step_dir, source, vocabulary):
+def test_the_file_travels_with_the_step(tmp_path, step_dir, source):
     before = make_tokenizer({"name": "sentencepiece", "model": str(source)}, context_length=64)
     expected = before(WORDS)
     shutil.rmtree(source.parent)
     moved = shutil.move(step_dir.parent, tmp_path / "moved") / "3"
     manifest = read_manifest(moved)
-    assert (moved / "tokenizer" / "words.model").read_bytes() == vocabulary
+    assert (moved / "tokenizer" / "words.model").read_bytes() == sentencepiece_model()
     assert "tokenizer/words.model" in {file.path for file in manifest.files}
     assert manifest.contract["model"]["tokenizer"]["model"] == "tokenizer/words.model"
     assert (load_tokenizer(moved)(WORDS) == expected).all()
@@ -99,7 +79,7 @@ def test_the_file_may_move_but_not_change(step_dir, source, kit, tmp_path):
     check_resume(manifest, metadata_of(kit, moved))
     check_contract(manifest.contract, contract_of(moved))
     other = tmp_path / "other.model"
-    other.write_bytes(train(["seven pink pigs", "very fast jumps"]))
+    other.write_bytes(sentencepiece_model(OTHER_WORDS))
     with pytest.raises(ValueError, match=r"contract\.tokenizer\.sha256"):
         check_resume(manifest, metadata_of(kit, other))
     shutil.copyfile(other, step_dir / "tokenizer" / "words.model")

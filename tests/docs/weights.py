@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import sentencepiece
 
 TESTS = Path(__file__).parent.parent
 for folder in ("helpers", "interop", "models", "golden/models", "golden/interop"):
@@ -23,6 +22,7 @@ import seeded  # noqa: E402  the helpers read the zoo
 from hugging_face_case import make_directory, save_tower  # noqa: E402
 from library_folder import write_openai  # noqa: E402
 from naming_case import save, save_torch  # noqa: E402
+from vocabularies import sentencepiece_model  # noqa: E402
 
 from clipjax.config import to_plain  # noqa: E402
 from clipjax.interop import Weights, big_vision, expected_shapes, export  # noqa: E402
@@ -31,8 +31,6 @@ from clipjax.interop.formats import FORMATS  # noqa: E402
 from clipjax.interop.open_clip import leaves  # noqa: E402
 from clipjax.interop.tensors import of_array  # noqa: E402
 from clipjax.models import MODELS  # noqa: E402
-
-CAPTIONS = ["a red circle", "a blue square", "two green dogs", "the cat and the hat"]
 
 
 def seeded_leaves(spec):
@@ -55,18 +53,8 @@ def write_big_vision(path):
 
 def write_vocabulary(path):
     """SigLIP's ids: 1 ends a text and pads it."""
-    with open(path, "wb") as file:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(CAPTIONS * 20),
-            model_writer=file,
-            vocab_size=40,
-            hard_vocab_limit=False,
-            pad_id=0,
-            eos_id=1,
-            unk_id=2,
-            bos_id=-1,
-            minloglevel=2,
-        )
+    ids = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    Path(path).write_bytes(sentencepiece_model(**ids))
 
 
 def open_clip_tensors(name):

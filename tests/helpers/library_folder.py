@@ -14,30 +14,25 @@ from PIL import Image
 TESTS = Path(__file__).parent.parent
 sys.path.append(str(TESTS / "interop"))
 
-from naming_case import noise, save_torch  # noqa: E402
+from naming_case import save_torch  # noqa: E402
+from small_weights import noise, small  # noqa: E402
 
-from clipjax.config import merge, to_plain  # noqa: E402
-from clipjax.interop import Weights, expected_shapes, export  # noqa: E402
+from clipjax.interop import Weights, export  # noqa: E402
 from clipjax.interop.formats import FORMATS  # noqa: E402
 from clipjax.interop.open_clip import names  # noqa: E402
 from clipjax.interop.tensors import of_array  # noqa: E402
-from clipjax.models import MODELS  # noqa: E402
 
 # ViT-B-32's interface, and hardly any tower.
-SPEC = merge(
-    to_plain(MODELS["ViT-B-32-quickgelu"]),
-    {
-        "name": "custom",
-        "source": "",
-        "image": {"width": 64, "depth": 1, "num_heads": 1, "mlp_dim": 64},
-        "text": {"width": 64, "depth": 1, "num_heads": 1, "mlp_dim": 64},
-    },
+SPEC = small(
+    "ViT-B-32-quickgelu",
+    image={"width": 64, "depth": 1, "num_heads": 1, "mlp_dim": 64},
+    text={"width": 64, "depth": 1, "num_heads": 1, "mlp_dim": 64},
 )
 
 
 def weights(spec=SPEC, seed=0):
     """Weights drawn from a seed, small enough that embeddings differ."""
-    leaves = {name: 0.1 * x for name, x in noise(expected_shapes(spec), seed).items()}
+    leaves = {name: 0.1 * x for name, x in noise(spec, seed).items()}
     leaves["logit_scale"] = np.array(np.log(100), np.float32)
     return Weights(spec, {name: of_array(x) for name, x in leaves.items()}, source="noise")
 

@@ -4,10 +4,10 @@ import jax
 import numpy as np
 import pytest
 from absl import logging
-from flax import linen as nn
+from checkpoints import write_checkpoint
 from PIL import Image
+from tiny import filled, inputs, tiny_spec
 
-from clipjax.checkpoint import CheckpointManager, make_contract
 from clipjax.encoding.batches import RowLayout
 from clipjax.encoding.prompts import prompts_of_run
 from clipjax.inference import Model
@@ -16,83 +16,25 @@ from clipjax.models.images import normalise_images
 from clipjax.models.layers_layout import stack_layers, unstack_layers
 from clipjax.partitioning import make_mesh
 from clipjax.tokenizers import ClipBPE, make_tokenizer
-from clipjax.train_state import TrainState
 
-SPEC = {
-    "name": "tiny",
-    "embed_dim": 8,
-    "image_size": 16,
-    "image": {
-        "name": "vit",
-        "patch_size": 8,
-        "width": 16,
-        "depth": 2,
-        "num_heads": 2,
-        "mlp_dim": 32,
-        "activation": "gelu",
-        "layer_norm_eps": 1e-5,
-        "pooling": "cls",
-    },
-    "text": {
-        "name": "causal_transformer",
-        "vocab_size": 49408,
-        "context_length": 16,
-        "width": 16,
-        "depth": 2,
-        "num_heads": 2,
-        "mlp_dim": 32,
-        "activation": "gelu",
-        "layer_norm_eps": 1e-5,
-        "pooling": "eot",
-    },
-    "tokenizer": {"name": "clip_bpe"},
-    "preprocess": {
-        "resize": "shortest",
-        "interpolation": "bicubic",
-        "mean": [0.5, 0.4, 0.3],
-        "std": [0.2, 0.3, 0.4],
-    },
-    "logit_scale": {"init": 14.2857, "max": 100.0},
-    "logit_bias": None,
-    "source": "",
-}
-
-
-def init_variables(**options):
-    model = build_model(SPEC, **options)
-    images, tokens = np.zeros((1, 16, 16, 3), np.float32), np.zeros((1, 16), np.int32)
-    return nn.unbox(jax.jit(model.init)(jax.random.key(0), images, tokens))
+SPEC = tiny_spec(
+    image={"patch_size": 8},
+    text={"vocab_size": 49408, "context_length": 16},
+    preprocess={"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]},
+)
+SCALE = SPEC["logit_scale"]["init"]
 
 
 @pytest.fixture(scope="module")
 def variables():
-    return init_variables()
+    params = filled(build_model(SPEC), *inputs(SPEC, 1))["params"]
+    return {"params": {**params, "logit_scale": np.float32(np.log(SCALE))}}
 
 
 @pytest.fixture(scope="module")
 def workdir(variables, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
-    tokenizer = make_tokenizer(SPEC["tokenizer"], context_length=16)
-    metadata = {
-        "config": {},
-        "contract": make_contract(SPEC, tokenizer.contract()),
-        "dataset_fingerprint": "",
-        "global_batch_size": 8,
-        "seed": 0,
-    }
-    zero = np.zeros((), np.int32)
-    state = TrainState(
-        step=zero + 3,
-        params=variables["params"],
-        opt_state={},
-        model_state={},
-        ema_params=None,
-        skipped=zero,
-        skipped_in_a_row=zero,
-    )
-    manager = CheckpointManager(workdir / "checkpoints", metadata=metadata)
-    manager.save(3, jax.device_put(state), block=True)
-    manager.close()
+    write_checkpoint(workdir, SPEC, variables["params"], step=3)
     return workdir
 
 
@@ -232,7 +174,7 @@ def test_labels_are_ranked_with_probabilities(encoder):
         probabilities = [p for _, p in answers]
         assert sum(probabilities) == pytest.approx(1)
         assert probabilities == sorted(probabilities, reverse=True)
-        logits = 14.2857 * encoder.zero_shot([n for n, _ in answers], "openai_7").weights @ row
+        logits = SCALE * encoder.zero_shot([n for n, _ in answers], "openai_7").weights @ row
         np.testing.assert_allclose(np.diff(np.log(probabilities)), np.diff(logits), atol=1e-4)
 
 
@@ -242,7 +184,7 @@ def test_a_model_with_a_bias_asks_one_question_a_label(variables):
     encoder = Model(spec, {"params": params})
     answers = dict(encoder.classify(pictures(1), ["cat", "dog"])[0])
     cosine = encoder.encode_image(pictures(1)) @ encoder.zero_shot(["cat"]).weights.T
-    wanted = 1 / (1 + np.exp(-(14.2857 * cosine[0, 0] - 10)))
+    wanted = 1 / (1 + np.exp(-(SCALE * cosine[0, 0] - 10)))
     assert answers["cat"] == pytest.approx(wanted, rel=1e-3)
 
 

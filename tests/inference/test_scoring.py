@@ -1,24 +1,16 @@
 import collections
 import io
 
-import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from absl import flags
-from absl.testing import flagsaver
-from flax import linen as nn
+from checkpoints import write_checkpoint
 from PIL import Image
+from tiny import tiny_spec
 
-from clipjax.checkpoint import CheckpointManager, make_contract
-from clipjax.cli import data as data_cli
 from clipjax.data.sources import make_source
 from clipjax.inference import Model, scoring
 from clipjax.inference.scoring import score_pairs, write_scores
-from clipjax.models import build_model, resolve_spec
-from clipjax.tokenizers import make_tokenizer
-from clipjax.train_state import TrainState
-from configs.smoke import get_config
 
 
 class ByBrightness:
@@ -129,41 +121,17 @@ def test_a_job_that_fails_leaves_no_file(tmp_path):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A checkpoint of the smoke run's model as it was initialised."""
-    spec = resolve_spec(get_config().model.to_dict())
-    tokenizer = make_tokenizer(spec["tokenizer"], context_length=spec["text"]["context_length"])
-    images, tokens = np.zeros((1, 32, 32, 3), np.float32), np.zeros((1, 16), np.int32)
-    params = nn.unbox(jax.jit(build_model(spec).init)(jax.random.key(0), images, tokens))["params"]
-    metadata = {
-        "config": {},
-        "contract": make_contract(spec, tokenizer.contract()),
-        "dataset_fingerprint": "",
-        "global_batch_size": 8,
-        "seed": 0,
-    }
-    zero = np.zeros((), np.int32)
-    state = TrainState(
-        step=zero + 1,
-        params=params,
-        opt_state={},
-        model_state={},
-        ema_params=None,
-        skipped=zero,
-        skipped_in_a_row=zero,
-    )
     workdir = tmp_path_factory.mktemp("run")
-    manager = CheckpointManager(workdir / "checkpoints", metadata=metadata)
-    manager.save(1, jax.device_put(state), block=True)
-    manager.close()
+    write_checkpoint(workdir, tiny_spec(text={"vocab_size": 49408}))
     return workdir
 
 
-def test_the_command_scores_by_a_checkpoint(checkpoint, tmp_path, capsys):
+def test_the_command_scores_by_a_checkpoint(checkpoint, tmp_path, command):
     source, out = make_source("synthetic:20?side=32"), tmp_path / "scores.parquet"
-    command = ["clipjax data", "score", "synthetic:20?side=32", "--checkpoint", str(checkpoint)]
-    with flagsaver.flagsaver():
-        assert data_cli.main(flags.FLAGS([*command, "--out", str(out)])) == 0
-    assert f"{out}: 20 scores" in capsys.readouterr().out
+    arguments = ("synthetic:20?side=32", "--checkpoint", checkpoint, "--out", out)
+    done = command("data", "score", *arguments)
+    assert done.code == 0, done.err
+    assert f"{out}: 20 scores" in done.out
     found = pq.read_table(out)
     assert found["key"].to_pylist() == [source[i]["key"] for i in range(20)]
     encoder = Model.from_checkpoint(checkpoint)

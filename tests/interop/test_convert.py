@@ -1,17 +1,15 @@
 """`clipjax convert`: there and back bit for bit, or one error and nothing written."""
 
 import dataclasses
-import io
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-import sentencepiece
+from small_weights import assert_same, noise, read_checkpoint, small
+from vocabularies import WORDS, sentencepiece_model
 
 from clipjax.checkpoint import (
     CheckpointManager,
@@ -25,7 +23,7 @@ from clipjax.checkpoint import (
     resolve_checkpoint,
     verify_files,
 )
-from clipjax.config import merge, to_plain
+from clipjax.config import merge
 from clipjax.evaluate import evaluate_checkpoint
 from clipjax.inference import Model
 from clipjax.interop import (
@@ -42,22 +40,17 @@ from clipjax.interop.formats import FORMATS
 from clipjax.interop.open_clip import leaves as open_clip_leaves
 from clipjax.interop.tensors import LazyTensor, of_array
 from clipjax.models.layers_layout import stack_layers
-from clipjax.models.zoo import MODELS
 from clipjax.tokenizers import make_tokenizer
 from clipjax.train_state import TrainState
 from clipjax.trees import flatten_with_names, unflatten_names
 
 ROOT = Path(__file__).parent.parent.parent
-CLIP = merge(
-    to_plain(MODELS["ViT-B-32-quickgelu"]),
-    {
-        "name": "custom",
-        "source": "",
-        "embed_dim": 24,
-        "image_size": 32,
-        "image": {"patch_size": 16, "width": 16, "depth": 3, "num_heads": 2, "mlp_dim": 64},
-        "text": {"width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 40, "context_length": 9},
-    },
+CLIP = small(
+    "ViT-B-32-quickgelu",
+    embed_dim=24,
+    image_size=32,
+    image={"patch_size": 16, "depth": 3, "num_heads": 2, "mlp_dim": 64},
+    text={"depth": 2, "num_heads": 2, "mlp_dim": 40, "context_length": 9},
 )
 RESNET = {
     **merge(CLIP, {"image_projection": "none"}),
@@ -69,41 +62,20 @@ RESNET = {
         "output_dim": 24,
     },
 }
-SIGLIP = merge(
-    to_plain(MODELS["siglip-b-16-224"]),
-    {
-        "name": "custom",
-        "source": "",
-        "embed_dim": 16,
-        "image_size": 32,
-        "image": {"width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 32},
-        "text": {"width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 32, "vocab_size": 64},
-    },
+SIGLIP = small(
+    "siglip-b-16-224",
+    embed_dim=16,
+    image_size=32,
+    image={"depth": 2, "num_heads": 2, "mlp_dim": 32},
+    text={"depth": 2, "num_heads": 2, "mlp_dim": 32, "vocab_size": 64},
 )
-WORDS = ["a red circle", "a blue square", "two green dogs", "the cat and the hat"]
 
 
 @pytest.fixture(scope="module")
 def vocabulary(tmp_path_factory):
-    buffer = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(WORDS * 20),
-        model_writer=buffer,
-        vocab_size=40,
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
     path = tmp_path_factory.mktemp("vocabulary") / "spiece.model"
-    path.write_bytes(buffer.getvalue())
+    path.write_bytes(sentencepiece_model())
     return path
-
-
-def noise(spec, seed=0):
-    random = np.random.default_rng(seed)
-    return {
-        name: random.standard_normal(shape).astype(np.float32)
-        for name, shape in expected_shapes(spec).items()
-    }
 
 
 def weights_of(spec, vocabulary=None, **changes):
@@ -118,19 +90,6 @@ def weights_of(spec, vocabulary=None, **changes):
 def write(tmp_path, weights, name="start"):
     FORMATS["clipjax"].write(tmp_path / name, weights)
     return tmp_path / name
-
-
-def read(path):
-    """Spec and leaves of one of our checkpoints."""
-    found = FORMATS["clipjax"].read(path, Hints())
-    return found.spec, {name: tensor.read() for name, tensor in found.leaves.items()}
-
-
-def assert_equal(found, wanted):
-    assert found.keys() == wanted.keys()
-    for name, x in wanted.items():
-        assert found[name].shape == x.shape and found[name].dtype == np.float32, name
-        assert found[name].tobytes() == x.tobytes(), name
 
 
 def numbers(spec):
@@ -159,9 +118,12 @@ def test_there_and_back_is_bit_identical(tmp_path, vocabulary, spec, through):
     convert_weights(start, tmp_path / "there", through)
     done = convert_weights(tmp_path / "there", tmp_path / "back", "clipjax")
     assert done.source_format == through
-    (spec_before, before), (spec_after, after) = read(start), read(tmp_path / "back")
-    assert_equal(after, before)
-    assert_equal(before, noise(spec))
+    (spec_before, before), (spec_after, after) = (
+        read_checkpoint(start),
+        read_checkpoint(tmp_path / "back"),
+    )
+    assert_same(after, before)
+    assert_same(before, noise(spec))
     assert done.parameters + done.statistics == sum(x.size for x in before.values())
     assert bool(done.statistics) == (spec is RESNET)
     towers = ("image", "text")
@@ -231,12 +193,12 @@ def test_a_training_converts_as_it_is_evaluated(tmp_path, spec, ema):
     for target in ("open_clip", "clipjax"):
         done = convert_weights(tmp_path / "run", tmp_path / target, target)
         assert done.source_format == "clipjax"
-    assert_equal(read(tmp_path / "clipjax")[1], leaves)
+    assert_same(read_checkpoint(tmp_path / "clipjax")[1], leaves)
     convert_weights(tmp_path / "open_clip", tmp_path / "back", "clipjax")
-    assert_equal(read(tmp_path / "back")[1], leaves)
+    assert_same(read_checkpoint(tmp_path / "back")[1], leaves)
     before = dict(flatten_with_names(load_variables(resolve_checkpoint(tmp_path / "run"))))
     after = dict(flatten_with_names(load_variables(resolve_checkpoint(tmp_path / "clipjax"))))
-    assert_equal(jax.tree.map(np.asarray, after), jax.tree.map(np.asarray, before))
+    assert_same(jax.tree.map(np.asarray, after), jax.tree.map(np.asarray, before))
 
 
 def test_the_checkpoint_is_whole_and_says_what_it_is(tmp_path, vocabulary):
@@ -349,7 +311,7 @@ def test_every_difference_is_in_one_error():
     spec = CLIP
     table = open_clip_leaves(spec)
     tensors = export(table, {name: of_array(x) for name, x in noise(spec).items()})
-    assert_equal({name: x.read() for name, x in convert(table, tensors, spec).items()}, noise(spec))
+    assert_same({name: x.read() for name, x in convert(table, tensors, spec).items()}, noise(spec))
     bent = dict(tensors)
     del bent["visual.proj"]
     bent["visual.extra"] = of_array(np.zeros(3, np.float32))
@@ -528,27 +490,17 @@ def test_tensors_of_another_model_are_one_error(tmp_path):
 # The verb
 
 
-def test_the_verb(tmp_path):
+def test_the_verb(tmp_path, command):
     start = write(tmp_path, weights_of(CLIP))
 
-    def run(*flags):
-        return subprocess.run(
-            [sys.executable, "-m", "clipjax", "convert", *map(str, flags)],
-            cwd=ROOT,
-            env={**os.environ, "JAX_PLATFORMS": "cpu"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    done = run("--from", start, "--to", tmp_path / "out", "--format", "open_clip")
-    assert done.returncode == 0, done.stderr
-    assert "format: clipjax\nmodel: custom\n" in done.stdout
-    assert f"parameters: {sum(x.size for x in noise(CLIP).values()):,}\n" in done.stdout
-    assert "SHA-256 of manifest.json: " in done.stdout
-    assert f"written as open_clip: {tmp_path / 'out'} (" in done.stdout
-    done = run("--from", start, "--to", tmp_path / "out", "--format", "open_clip")
-    assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.strip() == (
+    done = command("convert", "--from", start, "--to", tmp_path / "out", "--format", "open_clip")
+    assert done.code == 0, done.err
+    assert "format: clipjax\nmodel: custom\n" in done.out
+    assert f"parameters: {sum(x.size for x in noise(CLIP).values()):,}\n" in done.out
+    assert "SHA-256 of manifest.json: " in done.out
+    assert f"written as open_clip: {tmp_path / 'out'} (" in done.out
+    done = command("convert", "--from", start, "--to", tmp_path / "out", "--format", "open_clip")
+    assert done.code == 1 and done.out == ""
+    assert done.err.strip() == (
         f"clipjax convert: {tmp_path / 'out'} exists; nothing is overwritten: give another path"
     )

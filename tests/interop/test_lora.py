@@ -7,7 +7,8 @@ import shutil
 import numpy as np
 import pytest
 from hugging_face_case import make_directory, save_tensors
-from naming_case import assert_same, leaves_of, run_all
+from naming_case import run_all
+from small_weights import assert_same, leaves_of
 
 QUERY, VALUE, MLP, PATCH, WORDS = (
     "text_model.encoder.layers.0.self_attn.q_proj",

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from hugging_face_case import make_directory
-from naming_case import assert_same, leaves_of
+from small_weights import assert_same, leaves_of
 
 from clipjax.interop import Hints
 from clipjax.interop.converting import convert_weights

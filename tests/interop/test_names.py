@@ -4,7 +4,8 @@ import shutil
 
 import numpy as np
 import pytest
-from naming_case import assert_same, leaves_of, open_clip_tensors, run_all, save, save_torch
+from naming_case import open_clip_tensors, run_all, save, save_torch
+from small_weights import assert_same, leaves_of
 
 from clipjax.inference import Model
 from clipjax.interop.converting import convert_weights

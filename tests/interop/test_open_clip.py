@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import seeded
+from small_weights import small
 
 from clipjax.config import merge, to_plain
 from clipjax.interop import Hints, WeightFileError, Weights, convert, expected_shapes, export
@@ -26,16 +27,12 @@ ROWS = (
     *("siglip-so400m-16-256-i18n", "siglip2-b-16-224", "ViT-L-14-CLIPA"),
     "xlm-roberta-base-ViT-B-32",
 )
-TINY_VIT = merge(
-    to_plain(MODELS["ViT-B-32-quickgelu"]),
-    {
-        "name": "custom",
-        "source": "",
-        "embed_dim": 64,
-        "image_size": 64,
-        "image": {"width": 16, "depth": 2, "num_heads": 1, "mlp_dim": 64},
-        "text": {"width": 16, "depth": 1, "num_heads": 1, "mlp_dim": 40, "context_length": 9},
-    },
+TINY_VIT = small(
+    "ViT-B-32-quickgelu",
+    embed_dim=64,
+    image_size=64,
+    image={"depth": 2, "num_heads": 1, "mlp_dim": 64},
+    text={"depth": 1, "num_heads": 1, "mlp_dim": 40, "context_length": 9},
 )
 TINY_RESNET = merge(
     TINY_VIT,

@@ -6,7 +6,8 @@ import shutil
 import numpy as np
 import pytest
 from hugging_face_case import edit, make_directory, read
-from naming_case import CLIP, noise, open_clip_tensors, save
+from naming_case import open_clip_tensors, save
+from small_weights import CLIP, arrays_of
 
 from clipjax.config import merge
 from clipjax.interop import WeightFileError, expected_shapes
@@ -39,7 +40,7 @@ def refused(source, tmp_path, message):
 @pytest.mark.parametrize("size", [[128, 288], [288, 128]])
 def test_open_clip_config(tmp_path, size):
     """8 x 18 patches are as many as 12 x 12: the tensors alone do not tell."""
-    tensors = {**open_clip_tensors(), **noise({TABLE: (145, 16)})}
+    tensors = {**open_clip_tensors(), **arrays_of({TABLE: (145, 16)})}
     vision = {"image_size": size, "patch_size": 16, "width": 16, "layers": 2, "head_width": 16}
     config = {"model_cfg": {"embed_dim": 24, "vision_cfg": vision, "text_cfg": {"width": 16}}}
     folder = open_clip_folder(tmp_path / "in", config, tensors)
@@ -60,7 +61,7 @@ def test_open_clip_tensors(tmp_path):
             strict=True,
         )
     ):
-        file = save(tmp_path / f"{i}.safetensors", {**open_clip_tensors(), **noise(change)})
+        file = save(tmp_path / f"{i}.safetensors", {**open_clip_tensors(), **arrays_of(change)})
         refused(file, tmp_path, message)
 
 
@@ -117,10 +118,10 @@ def test_big_vision(tmp_path):
     shapes = {
         name.replace("txt/Transformer/", "txt/Encoder_0/"): shape for name, shape in shapes.items()
     }
-    np.savez(tmp_path / "a.npz", **noise(shapes))
+    np.savez(tmp_path / "a.npz", **arrays_of(shapes))
     refused(tmp_path / "a.npz", tmp_path, "24 positions, which are no square; only square images")
     shapes |= {"img/pos_embedding": (1, 25, 16), "img/embedding/kernel": (16, 8, 3, 16)}
-    np.savez(tmp_path / "b.npz", **noise(shapes))
+    np.savez(tmp_path / "b.npz", **arrays_of(shapes))
     refused(tmp_path / "b.npz", tmp_path, "16 x 8 pixels; only square ones")
 
 

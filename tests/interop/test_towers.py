@@ -3,16 +3,15 @@
 import numpy as np
 import pytest
 from hugging_face_case import make_directory, save_tensors, save_tower
-from naming_case import CLIP, assert_same, leaves_of, noise
+from small_weights import CLIP, SIGLIP, assert_same, leaves_of, noise
 
 from clipjax.config import merge, to_plain
-from clipjax.interop import Hints, expected_shapes, export
+from clipjax.interop import Hints, export
 from clipjax.interop.converting import convert_weights
 from clipjax.interop.files import open_tensors
 from clipjax.interop.formats import FORMATS
 from clipjax.interop.hugging_face import clip, siglip
 from clipjax.interop.tensors import of_array
-from clipjax.models.zoo import MODELS
 
 VISION, TEXT = "vision_model.", "text_model."
 
@@ -60,25 +59,12 @@ def test_a_file_beside_its_config_is_the_directory(wholes, tmp_path, family):
     assert_same(leaves_of(tmp_path / "out"), leaves)
 
 
-SIGLIP = merge(
-    to_plain(MODELS["siglip-b-16-224"]),
-    {
-        "name": "custom",
-        "source": "",
-        "embed_dim": 16,
-        "image_size": 32,
-        "image": {"width": 16, "depth": 2, "num_heads": 1, "mlp_dim": 32},
-        "text": {"width": 16, "depth": 1, "num_heads": 1, "mlp_dim": 32},
-    },
-)
-
-
 GELU = {"activation": "gelu"}
 
 
 def bare(path, spec, family, prefix=""):
     """Writes the file of a model that has one head a tower, as it is taken to have at width 16."""
-    arrays = noise(expected_shapes(spec))
+    arrays = noise(spec)
     tensors = export(family.leaves(spec), {name: of_array(x) for name, x in arrays.items()})
     save_tensors(path, {prefix + name: x.read() for name, x in tensors.items()})
     return arrays

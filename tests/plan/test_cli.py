@@ -18,12 +18,12 @@ def run_plan(*arguments):
     )
 
 
-def test_an_unknown_topology_is_one_line_with_the_known_ones():
-    done = run_plan("--config", "configs/smoke.py", "--topology", "v9:4x4")
-    assert done.returncode == 1
-    assert done.stderr.strip().startswith("clipjax plan: --topology='v9:4x4' is unknown")
-    assert "v5e:16x16 (up to 256 chips)" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_an_unknown_topology_is_one_line_with_the_known_ones(command):
+    done = command("plan", "--config", "configs/smoke.py", "--topology", "v9:4x4")
+    assert done.code == 1
+    assert done.err.strip().startswith("clipjax plan: --topology='v9:4x4' is unknown")
+    assert "v5e:16x16 (up to 256 chips)" in done.err
+    assert "Traceback" not in done.err
 
 
 @pytest.mark.parametrize(
@@ -33,11 +33,11 @@ def test_an_unknown_topology_is_one_line_with_the_known_ones():
         ("--json=/dev/null/plan.json", "/dev/null/plan.json cannot be written"),
     ],
 )
-def test_a_wrong_flag_is_said_before_anything_is_compiled(flag, message):
-    done = run_plan("--config", "configs/smoke.py", "--topology", "v5e:2x2", flag)
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_wrong_flag_is_said_before_anything_is_compiled(command, flag, message):
+    done = command("plan", "--config", "configs/smoke.py", "--topology", "v5e:2x2", flag)
+    assert done.code == 1
+    assert message in done.err
+    assert "Traceback" not in done.err
 
 
 @pytest.mark.tpu

@@ -1,21 +1,12 @@
 """`clipjax tokenizer`: captions of a dataset become a vocabulary, which is tried on a text."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 from PIL import Image
 
 
-def run(*arguments):
-    # In a process of its own: every verb has flags of its own, some of the same name.
-    command = [sys.executable, "-m", "clipjax", "tokenizer", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    return done.returncode, done.stdout.splitlines(), done.stderr
-
-
-def test_train_and_encode(tmp_path):
+def test_train_and_encode(tmp_path, command):
     Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save(tmp_path / "a.png")
     rows = [
         {"image": "a.png", "text": {"en": f"word{i} half of a cat {i}", "de": ["Katze \ud83d", ""]}}
@@ -24,13 +15,13 @@ def test_train_and_encode(tmp_path):
     rows += [{"image": "a.png", "text": ""}, {"image": "../a.png", "text": "x"}]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     out = f"{tmp_path}/own.model"
-    code, lines, error = run(
-        "train", "--input", f"jsonl:{tmp_path}/a.jsonl", "--vocab_size", "300", "--out", out
-    )
-    assert code == 0, error
+    flags = ("--input", f"jsonl:{tmp_path}/a.jsonl", "--vocab_size", "300", "--out", out)
+    done = command("tokenizer", "train", *flags)
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
     assert lines[:2] == ["de: 40 captions", "en: 40 captions"]
     assert lines[2] == "left out, missing_text: 1 examples"
     assert lines[3] == "left out, path_refused: 1 examples"
     assert lines[4].startswith(f"{out}: 300 pieces, SHA-256 ")
-    code, lines, error = run("encode", "--tokenizer", out, "A cat 3")
-    assert code == 0 and lines[0].endswith("299] -> 'a cat 3'"), error
+    done = command("tokenizer", "encode", "--tokenizer", out, "A cat 3")
+    assert done.code == 0 and done.out.splitlines()[0].endswith("299] -> 'a cat 3'"), done.err

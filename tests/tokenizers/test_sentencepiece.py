@@ -1,27 +1,18 @@
-import io
 import json
 
 import numpy as np
 import pytest
-import sentencepiece
+from vocabularies import sentencepiece_model
 
 from clipjax.tokenizers import make_tokenizer
 
-TEXTS = ["a photo of a cat", "a photo of a dog", "two birds on a wire", "The Cat, and the dog!"]
+TEXTS = ("a photo of a cat", "a photo of a dog", "two birds on a wire", "The Cat, and the dog!")
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    out = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXTS * 20),
-        model_writer=out,
-        vocab_size=60,
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
     path = tmp_path_factory.mktemp("sp") / "x.model"
-    path.write_bytes(out.getvalue())
+    path.write_bytes(sentencepiece_model(TEXTS, 60))
     return str(path)
 
 

@@ -1,34 +1,19 @@
 """A checkpoint names no file outside itself: its vocabulary is inside, or a person gives it."""
 
 import hashlib
-import io
 import shutil
 from pathlib import Path
 
 import pytest
-import sentencepiece
+from vocabularies import OTHER_WORDS, sentencepiece_model
 
 from clipjax.checkpoint import attach_tokenizer, make_contract
-
-WORDS = ["a red circle", "a blue square", "two green dogs", "the cat and the hat"]
-
-
-def vocabulary(words):
-    buffer = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(words * 20),
-        model_writer=buffer,
-        vocab_size=40,
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
-    return buffer.getvalue()
 
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     path = tmp_path_factory.mktemp("vocabulary") / "words.model"
-    path.write_bytes(vocabulary(WORDS))
+    path.write_bytes(sentencepiece_model())
     return path
 
 
@@ -111,7 +96,7 @@ def test_a_checkpoint_of_before_opens_with_the_file(
     assert done.code == 0, done.err
     assert done.out == command(*kit.verbs(with_file, picture, tmp_path)["classify"]).out
     other = tmp_path / "other.model"
-    other.write_bytes(vocabulary(["seven pink pigs", "very fast jumps"]))
+    other.write_bytes(sentencepiece_model(OTHER_WORDS))
     digest = hashlib.sha256(other.read_bytes()).hexdigest()
     for verb in ("classify", "eval", "score", "convert"):
         done = command(*arguments[verb], "--tokenizer", other)

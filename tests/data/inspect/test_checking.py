@@ -1,8 +1,6 @@
 import io
 import json
 import re
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -430,21 +428,17 @@ def test_a_bucket(monkeypatch, tmp_path):
         assert where == "memory://b/a.tar" and "00050.png" in what
 
 
-def test_command_line(tmp_path):
+def test_command_line(tmp_path, command):
     for number in range(2):
         tar(tmp_path / f"{number}.tar", pairs(100))
 
-    def run(*arguments):
-        command = [sys.executable, "-m", "clipjax", "data", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60)
-
-    done = run("index", f"tar:{tmp_path}/*.tar")
-    assert done.returncode == 0 and "indexed 2 shards" in done.stdout, done.stderr
+    done = command("data", "index", f"tar:{tmp_path}/*.tar")
+    assert done.code == 0 and "indexed 2 shards" in done.out, done.err
     cut(tmp_path / "1.tar")
-    done = run("check", f"tar:{tmp_path}/*.tar", "--workers=2")
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert f"{tmp_path}/1.tar: is cut short at byte" in done.stdout
-    assert "checked 2 parts with 100 examples; damaged: 1" in done.stdout
+    done = command("data", "check", f"tar:{tmp_path}/*.tar", "--workers=2")
+    assert done.code == 1 and "Traceback" not in done.err
+    assert f"{tmp_path}/1.tar: is cut short at byte" in done.out
+    assert "checked 2 parts with 100 examples; damaged: 1" in done.out
 
 
 def test_wrong_commands():

@@ -1,15 +1,14 @@
 """Fuzzed captions: no crash, ids in range, the same ones every time."""
 
 import collections
-import io
 import unicodedata
 
 import numpy as np
 import pytest
-import sentencepiece
 from absl import logging
 from counting import counted_calls
 from strange_captions import huge_captions, strange_caption
+from vocabularies import sentencepiece_model
 
 from clipjax.data import Loader, Preprocess, SampleError, make_transforms
 from clipjax.data.transforms.captions import MAX_CHARS, clean_caption
@@ -27,22 +26,10 @@ SPECS = (
 @pytest.fixture(scope="module")
 def makers(tmp_path_factory):
     path = tmp_path_factory.mktemp("vocabulary") / "tiny.model"
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(
-            ["a photo of a cat", "ein Hund im Garten", "caf\u00e9 au lait"] * 20
-        ),
-        model_writer=model,
-        vocab_size=300,
-        model_type="bpe",
-        byte_fallback=True,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        minloglevel=2,
-    )
-    path.write_bytes(model.getvalue())
+    texts = ("a photo of a cat", "ein Hund im Garten", "caf\u00e9 au lait")
+    ids = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    model = sentencepiece_model(texts, 300, model_type="bpe", byte_fallback=True, **ids)
+    path.write_bytes(model)
     return {
         "clip_bpe": lambda: ClipBPE(context_length=20),
         "sentencepiece": lambda: SentencePiece(model=str(path), context_length=20),

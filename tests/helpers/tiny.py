@@ -40,8 +40,8 @@ SPEC = {
     "preprocess": {
         "resize": "shortest",
         "interpolation": "bicubic",
-        "mean": (0.5, 0.5, 0.5),
-        "std": (0.5, 0.5, 0.5),
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.5, 0.5, 0.5],
     },
     "logit_scale": {"init": 1 / 0.07, "max": 100.0},
     "logit_bias": None,
