@@ -29,13 +29,14 @@ from jaxtyping import install_import_hook  # noqa: E402
 
 install_import_hook(["clipjax.layers", "clipjax.losses", "clipjax.metrics"], "beartype.beartype")
 
+# Compiling is most of the tests' time, and what it optimises runs a few times. The passes over HLO
+# run all the same.
+jax.config.update("jax_disable_most_optimizations", True)
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    """Compiling is most of the tests' time, and what it optimises runs a few times.
-
-    The passes over HLO run all the same; what a compiler for TPUs would leave out is not known.
-    """
+    """What a compiler for TPUs would leave out is not known."""
     jax.config.update("jax_disable_most_optimizations", item.get_closest_marker("tpu") is None)
 
 

@@ -89,3 +89,15 @@ def evaluated(clipjax, reference, tmp_path_factory):
     found = tmp_path_factory.mktemp("evaluated") / "found.json"
     clipjax("eval", "--checkpoint", reference, *flags, f"--json={found}")
     return flags, json.loads(found.read_text())
+
+
+@pytest.fixture
+def train_here(command):
+    """`clipjax train` of the smoke config in this process, for what ends before the first step."""
+
+    def train(workdir, *flags):
+        done = command("train", "--config=configs/smoke.py", f"--workdir={workdir}", *flags)
+        assert done.code == 1 and "Traceback" not in done.err, done.err
+        return done.err
+
+    return train

@@ -54,6 +54,7 @@ def test_locked_image_tower(clipjax, reference, digests_of, tmp_path):
     assert "frozen" in done.stderr
 
 
+@pytest.mark.slow  # resizing: tests/checkpoint/test_pretrained.py
 def test_another_resolution(clipjax, reference, tmp_path):
     """On two devices, and with the layers in the other layout than the checkpoint's."""
     devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}

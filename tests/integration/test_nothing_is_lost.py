@@ -39,27 +39,24 @@ def test_training_pictures_that_do_not_decode_stop_the_run_by_name(clipjax, tmp_
     assert "Traceback" not in done.stderr
 
 
-def test_a_workdir_that_is_a_file(clipjax, tmp_path):
+def test_a_workdir_that_is_a_file(train_here, tmp_path):
     (tmp_path / "file").write_text("")
-    done = clipjax.train(tmp_path / "file", check=1)
-    assert "Traceback" not in done.stderr and "file" in done.stderr
+    assert "file" in train_here(tmp_path / "file")
 
 
-def test_fewer_steps_than_done_is_an_error(clipjax, reference, tmp_path):
-    done = clipjax.train(
-        reference, "--config.total_steps=16", "--config.allow_config_change=true", check=1
-    )
-    assert "step 24" in done.stderr and "total_steps" in done.stderr
+def test_fewer_steps_than_done_is_an_error(train_here, reference):
+    flags = ("--config.total_steps=16", "--config.allow_config_change=true")
+    told = train_here(reference, *flags)
+    assert "step 24" in told and "total_steps" in told
 
 
-def test_eval_with_the_config_of_another_model_is_refused(clipjax, reference):
-    done = clipjax.train(
-        reference, "--eval=zero_shot", "--config.model.image.activation=gelu_tanh", check=1
-    )
-    assert "model.image.activation" in done.stderr and "gelu_tanh" in done.stderr
+def test_eval_with_the_config_of_another_model_is_refused(train_here, reference):
+    flags = ("--eval=zero_shot", "--config.model.image.activation=gelu_tanh")
+    told = train_here(reference, *flags)
+    assert "model.image.activation" in told and "gelu_tanh" in told
 
 
-def test_the_shipped_quickstart_runs_and_is_only_shown_the_second_time(clipjax, tmp_path):
+def test_the_shipped_quickstart_runs(clipjax, tmp_path):
     """Two steps of the real config on the real drawings, through the real entry point."""
     flags = ("--config", "configs/quickstart.py:steps=2", "--workdir", tmp_path)
     flags = ("train", *flags, "--config.batch_size=8", "--config.log_every=1")
@@ -68,6 +65,3 @@ def test_the_shipped_quickstart_runs_and_is_only_shown_the_second_time(clipjax, 
     assert results["step"] == 2
     assert results["zero_shot/openmoji_unseen/num_examples"] == 392
     assert "report.html" in done.stdout
-    again = clipjax(*flags)
-    assert again.stdout == done.stdout
-    assert "step 2 of 2" in again.stderr

@@ -36,6 +36,7 @@ def test_two_processes_evaluate_a_checkpoint_as_one(two, reference, evaluated, t
     assert json.loads((tmp_path / "two.json").read_text()) == one
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_a_run_as_one(two, reference):
     one = json.loads((reference / "results.json").read_text())
     (reference / "results.json").unlink()

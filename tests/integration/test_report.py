@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 SMOKE = Path(__file__).parents[2] / "configs" / "smoke.py"
 WITH_RETRIEVAL = """
 
@@ -16,6 +18,7 @@ def get_config(arg=None):
 """
 
 
+@pytest.mark.slow  # the page: tests/evals/test_report.py
 def test_a_run_with_a_retrieval_leaves_pictures_of_both_kinds(clipjax, tmp_path):
     config = tmp_path / "config.py"
     config.write_text(SMOKE.read_text(encoding="utf-8") + WITH_RETRIEVAL, encoding="utf-8")

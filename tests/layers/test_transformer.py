@@ -11,8 +11,8 @@ from clipjax.plan.flops import count_flops
 from clipjax.plan.hlo import parse, walk
 
 WIDTH, HEADS, DEPTH = 8, 2, 2
-X = jax.random.normal(jax.random.key(1), (2, 5, WIDTH))
-CAUSAL = jnp.tril(jnp.ones((5, 5), bool))[None, None]
+X = jnp.asarray(np.random.default_rng(1).standard_normal((2, 5, WIDTH), np.float32))
+CAUSAL = jnp.asarray(np.tril(np.ones((5, 5), bool))[None, None])
 
 
 def blocks(**options):
