@@ -195,31 +195,51 @@ def test_a_fault_of_the_machine_is_no_damaged_group(tmp_path, monkeypatch):
         with pytest.raises(type(error)):
             make_source(f"parquet:{tmp_path}/a.parquet")
         monkeypatch.setattr(file_reader, "read", plain)
-        assert source[3]["image"] == png(3) and not source._groups._loading
-        source._groups._reset()
+        assert source[3]["image"] == png(3)
+        source = pickle.loads(pickle.dumps(source))  # which has read nothing
 
 
-def test_memory_is_bounded_and_groups_are_read_once_in_order(tmp_path, monkeypatch):
+@pytest.fixture
+def loads(monkeypatch):
+    """The numbers of the row groups that are read from a file, as they are read."""
+    found, plain = [], pq.ParquetFile.iter_batches
+
+    def counted(self, *arguments, row_groups, **options):
+        found.extend(row_groups)
+        time.sleep(0.001)  # another thread's turn
+        return plain(self, *arguments, row_groups=row_groups, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
+    return found
+
+
+def large_groups(tmp_path, cache_mb):
+    """Ten row groups of 40 kB, in rows of 10."""
     big = {"image": [bytes([i]) * 10_000 for i in range(N)], "text": ["x"] * N}
     path = write(tmp_path / "a.parquet", big, rows=4)
-    source = make_source(f"parquet:{path}?cache_mb=0.2")
-    groups, loads, plain = source._groups, [], source._groups._load
-    monkeypatch.setattr(groups, "_load", lambda *a: loads.append(a[0]) or plain(*a))
+    return make_source(f"parquet:{path}?cache_mb={cache_mb}")
+
+
+def test_memory_is_bounded_and_groups_are_read_once_in_order(tmp_path, loads):
+    source = large_groups(tmp_path, 0.2)
+    before = pa.total_allocated_bytes()
     for i in range(N):
         assert source[i]["image"][0] == i
-        assert groups._held <= 200_000 and len(groups._tables) <= 5
-        assert groups._held == sum(table.nbytes for table in groups._tables.values())
+        assert pa.total_allocated_bytes() - before <= 200_000
+    assert pa.total_allocated_bytes() - before > 150_000
     assert loads == list(range(10))
-    source[0]
-    assert loads[-1] == 0  # it had to go
-    small = make_source(f"parquet:{path}?cache_mb=0")
-    assert small[3]["image"][0] == 3 and len(small._groups._tables) == 1
+    for group in (9, 8, 7, 6, 0):  # four are held, and the fifth had to go
+        source[4 * group]
+    assert loads[10:] == [0]
+    small = large_groups(tmp_path, 0)  # holds one
+    for index in (3, 2, 4, 3):
+        assert small[index]["image"][0] == index
+    assert loads[11:] == [0, 1, 0]
 
 
-def test_threads_share_row_groups(tmp_path, monkeypatch):
+def test_threads_share_row_groups(tmp_path, loads):
     source = make_source(f"parquet:{write(tmp_path / 'a.parquet', columns())}")
-    loads, plain, wrong = [], source._groups._load, []
-    monkeypatch.setattr(source._groups, "_load", lambda *a: loads.append(a[0]) or plain(*a))
+    wrong = []
 
     def read_all():
         for i in range(N):
@@ -234,38 +254,10 @@ def test_threads_share_row_groups(tmp_path, monkeypatch):
     assert not wrong and sorted(loads) == list(range(5))
 
 
-def test_what_threads_hold_is_counted_once(tmp_path, monkeypatch):
-    """One that waits for a lock which is gone by then loads what another is loading."""
-    big = {"image": [bytes([i]) * 10_000 for i in range(N)], "text": ["x"] * N}
-    path = write(tmp_path / "a.parquet", big, rows=4)
-    groups = make_source(f"parquet:{path}?cache_mb=0.2")._groups
-    both, plain = threading.Barrier(2), groups._load
-
-    def together(*arguments):
-        both.wait(10)
-        return plain(*arguments)
-
-    # A waiter on a lock that is no longer in the table, and a newcomer.
-    waiter = threading.Thread(target=groups.read, args=(0, "k"))
-    monkeypatch.setattr(groups, "_load", together)
-    waiter.start()
-    while 0 not in groups._loading:
-        time.sleep(0.001)
-    del groups._loading[0]
-    newcomer = threading.Thread(target=groups.read, args=(0, "k"))
-    newcomer.start()
-    for thread in (waiter, newcomer):
-        thread.join(20)
-    assert len(groups._tables) == 1 and not groups._loading
-    assert groups._held == sum(table.nbytes for table in groups._tables.values())
-
-
-def test_threads_in_random_order_leave_the_memory_full(tmp_path, monkeypatch):
-    big = {"image": [bytes([i]) * 10_000 for i in range(N)], "text": ["x"] * N}
-    path = write(tmp_path / "a.parquet", big, rows=4)
-    source = make_source(f"parquet:{path}?cache_mb=0.1")
-    groups, plain = source._groups, source._groups._load
-    monkeypatch.setattr(groups, "_load", lambda *a: time.sleep(0.001) or plain(*a))
+@pytest.mark.parametrize("held", [1, 2])
+def test_threads_in_random_order_leave_room_for_as_many_groups(tmp_path, loads, held):
+    """What two of them loaded at once counts once, and what has gone not at all."""
+    source = large_groups(tmp_path, 0.05 * held)
 
     def read(seed):
         for index in np.random.default_rng(seed).integers(0, N, 60).tolist():
@@ -273,8 +265,15 @@ def test_threads_in_random_order_leave_the_memory_full(tmp_path, monkeypatch):
 
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         list(pool.map(read, range(8)))
-    assert groups._held == sum(table.nbytes for table in groups._tables.values())
-    assert len(groups._tables) == 2 and not groups._loading
+    for group in range(held):
+        source[4 * group]
+    loads.clear()
+    for group in range(held):
+        source[4 * group]
+    assert loads == []
+    for group in (held, 0):
+        source[4 * group]
+    assert loads == [held, 0]
 
 
 def test_damage(tmp_path):
