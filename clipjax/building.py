@@ -12,16 +12,15 @@ import inspect
 import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any, get_args
 
 from clipjax.files import sha256_of_file
-from clipjax.ranges import Number, hint, is_list, named, show
+from clipjax.ranges import FieldError, Number, hint, is_list, named, show, within
 
 ANY_MODULE = ("*",)
 
 
-class UnknownFieldError(ValueError):
+class UnknownFieldError(FieldError):
     """A spec has a field that what it names does not take."""
 
 
@@ -54,7 +53,7 @@ def build(
     spec: Mapping[str, Any],
     table: Mapping[str, Any],
     *,
-    path: str = "config",
+    path: str = "",
     plugins: Sequence[str] = (),
     **runtime: Any,
 ) -> Any:
@@ -65,7 +64,7 @@ def build(
     Args:
         spec: a mapping with the key `name`; its other keys are keyword arguments.
         table: name -> callable.
-        path: where the spec stands in the config, for messages.
+        path: where the spec stands, for messages.
         plugins: modules that may be imported, see `resolve`.
         **runtime: arguments that come from the caller and not from the config.
 
@@ -78,7 +77,7 @@ def build(
     if not _takes_any(parameters):
         # A runtime argument that this constructor does not take is not for it.
         runtime = {k: v for k, v in runtime.items() if k in parameters}
-    with named(path) if path.startswith("config") else nullcontext():
+    with named(path):
         return constructor(**arguments, **runtime)
 
 
@@ -86,7 +85,7 @@ def check_spec(
     spec: Mapping[str, Any],
     table: Mapping[str, Any],
     *,
-    path: str = "config",
+    path: str = "",
     plugins: Sequence[str] = (),
     runtime: Iterable[str] = (),
     beside: Sequence[str] = (),
@@ -116,7 +115,7 @@ def check_spec(
             if key not in accepted:
                 accepted = [*beside, *accepted]
                 raise UnknownFieldError(
-                    f"{path}.{key} is not a field of {spec['name']!r}; "
+                    f"{within(path, key)} is not a field of {spec['name']!r}; "
                     f"its fields are {', '.join(accepted) or 'none'}{hint(key, accepted)}"
                 )
         missing = [
@@ -128,13 +127,14 @@ def check_spec(
             and k not in runtime
         ]
         if missing:
-            raise ValueError(
-                f"{path} ({spec['name']!r}) lacks {', '.join(missing)}; add it to the config"
+            raise FieldError(
+                f"{within(path, missing[0])} is missing: {spec['name']!r} needs "
+                f"{', '.join(missing)}; add it to the config"
             )
     ranges = getattr(constructor, "ranges", {})
     for key, value in given.items():
         if key in ranges:
-            ranges[key].check(value, f"{path}.{key}")
+            ranges[key].check(value, within(path, key))
     check_values(constructor, given, path)
     return constructor
 
@@ -177,7 +177,7 @@ def check_values(
         if not any(_fits(value, kind) for kind in kinds):
             allowed = " or ".join(text for kind in kinds if (text := _VALUES[kind]))
             more = note if str in kinds else ""
-            raise ValueError(f"{path}.{name} = {show(value)}: expected {allowed}{more}")
+            raise FieldError(f"{within(path, name)} = {show(value)}: expected {allowed}{more}")
 
 
 def _is_plain(kind: Any) -> bool:
@@ -211,14 +211,16 @@ def resolve(name: Any, table: Mapping[str, Any], *, path: str, plugins: Sequence
         ValueError: no such name, a module that may not be imported, or one that cannot be.
     """
     if not isinstance(name, str) or not name:
-        raise ValueError(f"{path}.name is missing; allowed are {', '.join(sorted(table))}")
+        raise FieldError(
+            f"{within(path, 'name')} is missing; allowed are {', '.join(sorted(table))}"
+        )
     if ":" in name:
         check_name(name, plugins, path=path)
         return _import(name, path, plugins)
     if name not in table:
-        raise ValueError(
-            f"{path}.name = {name!r} is unknown; allowed are {', '.join(sorted(table))}, "
-            f"or module:Name of your own{hint(name, table)}"
+        raise FieldError(
+            f"{within(path, 'name')} = {name!r} is unknown; allowed are "
+            f"{', '.join(sorted(table))}, or module:Name of your own{hint(name, table)}"
         )
     return table[name]
 
@@ -231,10 +233,10 @@ def check_name(name: str, plugins: Sequence[str], *, path: str) -> None:
     """
     module = name.partition(":")[0]
     if not (plugins == ANY_MODULE or name in plugins or _is_named(module, plugins)):
-        raise ValueError(
-            f"{path}.name = {name!r:.200} is code from outside clipjax, and what a file names is "
-            f"never imported by itself; if it is yours, allow it by --plugin {module!r:.100} "
-            "(in Python, plugins=)"
+        raise FieldError(
+            f"{within(path, 'name')} = {name!r:.200} is code from outside clipjax, and what a file "
+            "names is never imported by itself; if it is yours, allow it by --plugin "
+            f"{module!r:.100} (in Python, plugins=)"
         )
 
 
@@ -287,16 +289,19 @@ def _import(name: str, path: str, plugins: Sequence[str]) -> Any:
     try:
         found = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path}.name = {name!r} cannot be imported: {error}") from error
+        raise FieldError(
+            f"{within(path, 'name')} = {name!r} cannot be imported: {error}"
+        ) from error
     if not callable(found):
-        raise ValueError(f"{path}.name = {name!r} is a {type(found).__name__}, nothing to build")
+        kind = type(found).__name__
+        raise FieldError(f"{within(path, 'name')} = {name!r} is a {kind}, nothing to build")
     # A module's own imports are in it as well: `my_lab.towers:run`, where it has `from subprocess
     # import run`, is not what allowing my_lab.towers means.
     home = _home(found)
     if not (plugins == ANY_MODULE or name in plugins or _is_named(home, plugins)):
-        raise ValueError(
-            f"{path}.name = {name!r} is defined in {home or 'no module'}, which --plugin does not "
-            "name"
+        raise FieldError(
+            f"{within(path, 'name')} = {name!r} is defined in {home or 'no module'}, which "
+            "--plugin does not name"
         )
     return found
 

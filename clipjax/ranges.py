@@ -23,11 +23,15 @@ class Rule(Protocol):
     """What a field may hold."""
 
     def check(self, value: Any, path: str) -> None:
-        """Raises ValueError, with the path, the value and what is allowed."""
+        """Raises FieldError, with the path, the value and what is allowed."""
 
 
 class FieldError(ValueError):
-    """A part's field is outside its range; the message begins with the field's name."""
+    """A field holds what is not allowed; the message begins with its dotted name.
+
+    The name is as whoever raises it knows the field. `named` puts in front where the thing that has
+    the field stands.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,9 +71,9 @@ class Number:
         return above and (high is None or (value < high if self.open_high else value <= high))
 
     def check(self, value: Any, path: str) -> None:
-        """Raises ValueError unless the value is such a number."""
+        """Raises FieldError unless the value is such a number."""
         if not self.accepts(value):
-            raise ValueError(f"{path} = {show(value)}: expected {self}")
+            raise FieldError(f"{path} = {show(value)}: expected {self}")
 
     def __str__(self) -> str:
         kind = "a whole number" if self.whole else "a finite number"
@@ -98,9 +102,9 @@ class Only:
     why: str
 
     def check(self, value: Any, path: str) -> None:
-        """Raises ValueError unless the value is that number."""
+        """Raises FieldError unless the value is that number."""
         if isinstance(value, bool) or not isinstance(value, int | float) or value != self.value:
-            raise ValueError(f"{path} = {show(value)}: expected {self}")
+            raise FieldError(f"{path} = {show(value)}: expected {self}")
 
     def __str__(self) -> str:
         return f"{self.value:g}: {self.why}"
@@ -111,9 +115,9 @@ class Flag:
     """True or False."""
 
     def check(self, value: Any, path: str) -> None:
-        """Raises ValueError unless the value is True or False."""
+        """Raises FieldError unless the value is True or False."""
         if not isinstance(value, bool):
-            raise ValueError(f"{path} = {show(value)}: expected {self}")
+            raise FieldError(f"{path} = {show(value)}: expected {self}")
 
     def __str__(self) -> str:
         return "True or False"
@@ -127,9 +131,9 @@ class Text:
     may_be_empty: bool = True
 
     def check(self, value: Any, path: str) -> None:
-        """Raises ValueError unless the value is a text."""
+        """Raises FieldError unless the value is a text."""
         if not isinstance(value, str) or not (value or self.may_be_empty):
-            raise ValueError(f"{path} = {show(value)}: expected {self}")
+            raise FieldError(f"{path} = {show(value)}: expected {self}")
 
     def __str__(self) -> str:
         return f"a text{', ' if self.about else ''}{self.about}"
@@ -142,9 +146,9 @@ class Choice:
     names: tuple[str, ...]
 
     def check(self, value: Any, path: str) -> None:
-        """Raises ValueError unless the value is one of the names."""
+        """Raises FieldError unless the value is one of the names."""
         if not isinstance(value, str) or value not in self.names:
-            raise ValueError(f"{path} = {show(value)}: allowed are {', '.join(self.names)}")
+            raise FieldError(f"{path} = {show(value)}: allowed are {', '.join(self.names)}")
 
     def __str__(self) -> str:
         return ", ".join(f"`{name}`" for name in self.names)
@@ -155,13 +159,13 @@ class Pattern:
     """A regular expression."""
 
     def check(self, value: Any, path: str) -> None:
-        """Raises ValueError unless the value is a text that compiles."""
+        """Raises FieldError unless the value is a text that compiles."""
         if not isinstance(value, str):
-            raise ValueError(f"{path} = {show(value)}: expected {self}")
+            raise FieldError(f"{path} = {show(value)}: expected {self}")
         try:
             re.compile(value)
         except (re.error, OverflowError, RecursionError) as error:
-            raise ValueError(f"{path} = {show(value)} is no regular expression: {error}") from error
+            raise FieldError(f"{path} = {show(value)} is no regular expression: {error}") from error
 
     def __str__(self) -> str:
         return "a regular expression"
@@ -175,9 +179,9 @@ class Pair:
     second: Rule
 
     def check(self, value: Any, path: str) -> None:
-        """Raises ValueError unless the value is a tuple or list of two such values."""
+        """Raises FieldError unless the value is a tuple or list of two such values."""
         if not is_list(value) or len(value) != 2:
-            raise ValueError(f"{path} = {show(value)}: expected {self}")
+            raise FieldError(f"{path} = {show(value)}: expected {self}")
         self.first.check(value[0], f"{path}[0]")
         self.second.check(value[1], f"{path}[1]")
 
@@ -220,10 +224,10 @@ class Many:
     exactly: int | None = None
 
     def check(self, value: Any, path: str) -> None:
-        """Raises ValueError unless the value is such a tuple or list; a single text is none."""
+        """Raises FieldError unless the value is such a tuple or list; a single text is none."""
         wrong = not is_list(value) or len(value) < self.at_least
         if wrong or len(value) != (len(value) if self.exactly is None else self.exactly):
-            raise ValueError(
+            raise FieldError(
                 f"{path} = {show(value)}: expected {self}; one alone is written with its comma, "
                 "(a,)"
             )
@@ -242,13 +246,13 @@ class Optional:
     none: str = "off"
 
     def check(self, value: Any, path: str) -> None:
-        """Raises ValueError unless the value is None or keeps to the rule."""
+        """Raises FieldError unless the value is None or keeps to the rule."""
         if value is None:
             return
         try:
             self.rule.check(value, path)
         except ValueError as error:
-            raise ValueError(f"{error}, or None ({self.none})") from error
+            raise FieldError(f"{error}, or None ({self.none})") from error
 
     def __str__(self) -> str:
         return f"{self.rule}, or None ({self.none})"
@@ -261,13 +265,13 @@ class AnyOf:
     rules: tuple[Rule, ...]
 
     def check(self, value: Any, path: str) -> None:
-        """Raises ValueError unless the value keeps to one of the rules."""
+        """Raises FieldError unless the value keeps to one of the rules."""
         for rule in self.rules:
             try:
                 return rule.check(value, path)
             except ValueError:
                 continue
-        raise ValueError(f"{path} = {show(value)}: expected {self}")
+        raise FieldError(f"{path} = {show(value)}: expected {self}")
 
     def __str__(self) -> str:
         return ", or ".join(map(str, self.rules))
@@ -293,9 +297,9 @@ class Group:
     about: str
 
     def check(self, value: Any, path: str) -> None:
-        """Raises ValueError unless the value is a dict."""
+        """Raises FieldError unless the value is a dict."""
         if not isinstance(value, Mapping):
-            raise ValueError(f"{path} = {show(value)}: expected {self}")
+            raise FieldError(f"{path} = {show(value)}: expected {self}")
 
     def __str__(self) -> str:
         return f"a dict, {self.about}"
@@ -354,11 +358,11 @@ def check_known(
     """
     for name, value in fields.items():
         if name not in ranges:
-            raise ValueError(unknown_key(f"{path}.{name}", ranges))
+            raise FieldError(unknown_key(f"{path}.{name}", ranges))
         ranges[name].check(value, f"{path}.{name}")
     for name in required:
         if name not in fields:
-            raise ValueError(f"{path}.{name} is missing: give {ranges[name]}")
+            raise FieldError(f"{path}.{name} is missing: give {ranges[name]}")
 
 
 def unknown_key(path: str, accepted: Iterable[str]) -> str:
@@ -383,15 +387,27 @@ def nearest(name: str, known: Iterable[str], number: int = 5) -> str:
 
 @contextmanager
 def named(path: str) -> Iterator[None]:
-    """Puts a config path in front of a ValueError from inside that does not name it."""
+    """Puts in front of a ValueError from inside where it is from, unless it says so itself.
+
+    Args:
+        path: dotted, as the caller knows it: `image` in a library, `config.model` where a config is
+            read. Messages that are not of a field are left alone but by a config.
+    """
     try:
         yield
     except FieldError as error:
-        raise ValueError(f"{path}.{error}") from error
+        if re.match(rf"(config\.|-|{re.escape(path)}(?!\w))", str(error)):
+            raise
+        raise type(error)(f"{path}.{error}") from error
     except ValueError as error:
-        if type(error) is not ValueError or path in str(error):
+        if type(error) is not ValueError or not path.startswith("config") or path in str(error):
             raise
         raise ValueError(f"{path}: {error}") from error
+
+
+def within(path: str, name: str) -> str:
+    """The dotted name of a field of what stands at a path; an empty path is the caller's own."""
+    return f"{path}.{name}" if path else name
 
 
 def check_fields(owner: Any, ranges: Mapping[str, Rule]) -> None:
@@ -405,10 +421,7 @@ def check_fields(owner: Any, ranges: Mapping[str, Rule]) -> None:
         FieldError: names the field, what was found and what is allowed.
     """
     for name, rule in ranges.items():
-        try:
-            rule.check(getattr(owner, name), name)
-        except ValueError as error:
-            raise FieldError(str(error)) from error
+        rule.check(getattr(owner, name), name)
 
 
 class Ranged:

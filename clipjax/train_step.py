@@ -160,7 +160,7 @@ def make_train_step(
                 state.params
             )
         else:
-            _check_stateless(state.model_state, num_micro_batches)
+            check_stateless(state.model_state, num_micro_batches)
             model_state = state.model_state
             (loss, metrics), grads = value_and_grad(
                 encode, head, state.params, examples, num_micro=num_micro_batches
@@ -184,12 +184,24 @@ def make_train_step(
     return step
 
 
-def _check_stateless(model_state: Any, num_micro_batches: int) -> None:
-    if model_state:
+def check_stateless(
+    model_state: Any, num_micro_batches: int, *, name: str = "num_micro_batches"
+) -> None:
+    """Refuses gradient caching for a model that keeps statistics of its batches.
+
+    Args:
+        model_state: collections of the model's variables beside the parameters, by name.
+        num_micro_batches: 1 is no gradient caching.
+        name: of what asks for it, for the message.
+
+    Raises:
+        ValueError: names the collections.
+    """
+    if model_state and num_micro_batches > 1:
         raise ValueError(
-            f"config.micro_batch_size cuts the batch into {num_micro_batches}, but the model "
-            f"keeps {', '.join(model_state)}: batch normalisation over a micro-batch is not that "
-            "over the batch; leave config.micro_batch_size out, or choose a ViT"
+            f"{name} cuts the batch into {num_micro_batches}, but the model keeps "
+            f"{', '.join(model_state)}: batch normalisation over a micro-batch is not that over "
+            f"the batch; leave {name} out, or choose a ViT"
         )
 
 

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
+from clipjax.ranges import FieldError
+
 T = TypeVar("T")
 
 
@@ -90,13 +92,13 @@ def rename_leaves(
         for name, value in before.items():
             new_name = _substituted(pattern, replacement, name, where)
             if new_name in renamed:
-                raise ValueError(
+                raise FieldError(
                     f"{where}: {pair[0]!r} gives two leaves the name {new_name!r}; make it match "
                     "one of them"
                 )
             renamed[new_name] = value
         if renamed.keys() == before.keys():
-            raise ValueError(
+            raise FieldError(
                 f"{where}: {pair[0]!r} changes no name of the checkpoint; "
                 f"names look like {next(iter(before), 'nothing')!r}"
             )
@@ -123,7 +125,7 @@ def matching_leaves(
         search = _compiled(pattern, where).search
         matches = {name for name in names if search(name)}
         if not matches:
-            raise ValueError(
+            raise FieldError(
                 f"{where}: {pattern!r} matches no {kind}; names look like "
                 f"{next(iter(names), 'nothing')!r}"
             )
@@ -133,7 +135,7 @@ def matching_leaves(
 
 def _pair(pair: tuple[str, str], where: str) -> tuple[re.Pattern[str], str]:
     if isinstance(pair, str) or len(pair) != 2 or not isinstance(pair[1], str):
-        raise ValueError(f"{where}: {pair!r} is no pair (regular expression, replacement)")
+        raise FieldError(f"{where}: {pair!r} is no pair (regular expression, replacement)")
     return _compiled(pair[0], where), pair[1]
 
 
@@ -141,7 +143,7 @@ def _substituted(pattern: re.Pattern[str], replacement: str, name: str, where: s
     try:
         return pattern.sub(replacement, name)
     except (re.error, IndexError) as error:  # a group that the pattern does not have
-        raise ValueError(
+        raise FieldError(
             f"{where}: {replacement!r} cannot replace {pattern.pattern!r}: {error}"
         ) from error
 
@@ -155,4 +157,4 @@ def _compiled(pattern: str, where: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except (re.error, TypeError, RecursionError, OverflowError) as error:
-        raise ValueError(f"{where}: {pattern!r} is no regular expression: {error}") from error
+        raise FieldError(f"{where}: {pattern!r} is no regular expression: {error}") from error

@@ -56,6 +56,8 @@ SIBLINGS |= {
     ("config", "config_fields"),
     ("config", "ranges"),
     ("config_fields", "ranges"),
+    ("partitioning", "ranges"),
+    ("trees", "ranges"),
     ("partitioning", "trees"),
     ("metric_writers", "distributed"),
     ("metric_writers", "files"),
@@ -233,3 +235,34 @@ def test_a_field_that_is_read_is_seen():
     assert config_reads(source) == {"optimizer"}
     assert config_reads("x = _CONFIG.value.resume, layer.config.dtype") == {"resume"}
     assert config_reads("from ml_collections import ConfigDict") == {"ml_collections"}
+
+
+# What a library's user calls: its messages name its arguments, and whoever reads a config adds
+# where in it they are. A flag that a person may copy, `--config.mesh.fsdp=4`, is no such name.
+WITHOUT_CONFIG = ("layers", "losses", "optim", "partitioning", "models", "tokenizers", "interop")
+WITHOUT_CONFIG += ("building", "ranges", "train_state", "train_step", "grad_cache", "trees")
+
+
+def config_names(source: str) -> set[str]:
+    """Fields of a config that the texts of code name, docstrings left out."""
+    nodes = parsed(source)
+    docstrings = {
+        ast.get_docstring(node, clean=False)
+        for node in nodes
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+    }
+    texts = [n.value for n in nodes if isinstance(n, ast.Constant)]
+    texts = [text for text in texts if isinstance(text, str) and text not in docstrings]
+    pattern = rf"(?<!--)\bconfig\.(?:{'|'.join(default_config())})\b"
+    return {found for text in texts for found in re.findall(pattern, text)}
+
+
+def test_messages_of_the_library_do_not_know_the_config():
+    for path, source in SOURCES.items():
+        if path.parts[0].removesuffix(".py") in WITHOUT_CONFIG:
+            assert config_names(source) == set(), path
+
+
+def test_a_message_that_knows_the_config_is_seen():
+    assert config_names('raise ValueError(f"set config.model.{x}")') == {"config.model"}
+    assert config_names('"""As config.model."""\nx = "--config.mesh.data=4, config.json"') == set()

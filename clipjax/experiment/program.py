@@ -20,7 +20,7 @@ from clipjax.models.clip import CLIP
 from clipjax.optim import make_optimizer, make_schedule, matcher, optimizer_report
 from clipjax.ranges import named
 from clipjax.train_state import TrainState, create_train_state, init_variables
-from clipjax.train_step import StepFn, make_train_step
+from clipjax.train_step import StepFn, check_stateless, make_train_step
 from clipjax.trees import flatten_with_names
 
 
@@ -97,15 +97,20 @@ def build_program(resolved: Resolved, devices: Sequence[jax.Device] | None = Non
     check_same_parameters(resolved.stages)
     batch = own.batch_shapes()
     key = jax.eval_shape(lambda: jax.random.key(0))  # a shape: no device is touched up to the mesh
-    boxed = jax.eval_shape(lambda key: init_variables(own.model.init, key, batch), key)
+    with named("config.model"):
+        boxed = jax.eval_shape(lambda key: init_variables(own.model.init, key, batch), key)
     params = nn.unbox(boxed)["params"]
-    schedule = make_schedule(
-        learning_rate=settings.optimizer.learning_rate,
-        total_steps=settings.total_steps,
-        plugins=ANY_MODULE,
-        **dataclasses.asdict(settings.schedule),
-    )
-    tx, summary = _optimizer(settings.optimizer, resolved.frozen, params, schedule)
+    with named("config.schedule"):
+        schedule = make_schedule(
+            learning_rate=settings.optimizer.learning_rate,
+            total_steps=settings.total_steps,
+            plugins=ANY_MODULE,
+            **dataclasses.asdict(settings.schedule),
+        )
+    with named("config.optimizer"):
+        tx, summary = _optimizer(settings.optimizer, resolved.frozen, params, schedule)
+        names = [name for name, _ in flatten_with_names(params)]
+        frozen = matcher(resolved.frozen, names, path="freeze")
 
     def create(key: jax.Array) -> TrainState:
         with_ema = settings.optimizer.ema_decay is not None
@@ -113,9 +118,10 @@ def build_program(resolved: Resolved, devices: Sequence[jax.Device] | None = Non
         return create_train_state(variables, tx, with_ema=with_ema)
 
     abstract = jax.eval_shape(create, key)
-    mesh = partitioning.make_mesh(dataclasses.asdict(settings.mesh), devices)
     axes = partitioning.state_axes(abstract, nn.get_partition_spec(boxed["params"]), tx)
-    shardings = partitioning.state_shardings(abstract, axes, mesh, resolved.rules)
+    with named("config"):
+        mesh = partitioning.make_mesh(dataclasses.asdict(settings.mesh), devices)
+        shardings = partitioning.state_shardings(abstract, axes, mesh, resolved.rules)
     with named("config.loss"):
         loss_fn = make_loss(
             settings.loss.name,
@@ -125,9 +131,8 @@ def build_program(resolved: Resolved, devices: Sequence[jax.Device] | None = Non
             tile_size=settings.loss.tile_size,
             plugins=ANY_MODULE,
         )
-    names = [name for name, _ in flatten_with_names(params)]
-    frozen = matcher(resolved.frozen, names, path="config.optimizer.freeze")
     num_micro_batches = _num_micro_batches(settings, mesh)
+    check_stateless(abstract.model_state, num_micro_batches, name="config.micro_batch_size")
 
     def step_of(stage: Stage) -> StepFn:
         return make_train_step(

@@ -114,7 +114,8 @@ def resolve(config: ConfigDict, *, to_run: bool = True) -> Resolved:
 def _resolve(
     settings: Settings, spec: Mapping[str, Any], plugins: tuple[str, ...], init: Choice | None
 ) -> Resolved:
-    rules = partitioning.rules_of(settings.sharding, settings.logical_axes)
+    with named("config"):
+        rules = partitioning.rules_of(settings.sharding, settings.logical_axes)
     stages = make_stages(settings, spec, plugins=plugins)
     _check_model_parts(settings, stages, plugins)
     building.resolve(settings.loss.name, LOSSES, path="config.loss", plugins=ANY_MODULE)
@@ -148,7 +149,8 @@ def _spec(settings: Settings, init: Choice | None, plugins: tuple[str, ...]) -> 
     """The whole spec of config.model: a row with changes, or a checkpoint's."""
     model = dict(settings.model)
     if model.get("name") != CHECKPOINT_MODEL:
-        return resolve_spec(model)
+        with named("config"):
+            return resolve_spec(model)
     if init is None:
         raise ValueError(
             f"config.model.name = {CHECKPOINT_MODEL!r} needs config.init.checkpoint: the folder of "
@@ -158,7 +160,8 @@ def _spec(settings: Settings, init: Choice | None, plugins: tuple[str, ...]) -> 
     file = (model.get("tokenizer") or {}).get("model")
     found = spec_in(init.step_dir, init.manifest.contract, plugins=plugins, tokenizer=file)
     check_model(init.step_dir, init.manifest, found, plugins=plugins)
-    return resolve_spec(model, base=found)
+    with named("config"):
+        return resolve_spec(model, base=found)
 
 
 def _check_model_parts(

@@ -18,7 +18,7 @@ from clipjax.config_fields import Settings
 from clipjax.data.loading.rows import DataStage
 from clipjax.models import build_model
 from clipjax.models.clip import CLIP
-from clipjax.ranges import IMAGE_SIZE, RATE, Group, Rule, check_known, whole
+from clipjax.ranges import IMAGE_SIZE, RATE, Group, Rule, check_known, named, whole
 from clipjax.train_state import init_variables
 from clipjax.trees import flatten_with_names
 
@@ -156,14 +156,15 @@ def _model(
 ) -> CLIP:
     """The module of a spec, over the parameters of the model's own size."""
     try:
-        return build_model(
-            spec,
-            dtype=settings.dtype,
-            scan_layers=settings.scan_layers,
-            remat=settings.remat,
-            tables_of=own,
-            plugins=plugins,
-        )
+        with named("config.model"):
+            return build_model(
+                spec,
+                dtype=settings.dtype,
+                scan_layers=settings.scan_layers,
+                remat=settings.remat,
+                tables_of=own,
+                plugins=plugins,
+            )
     except ValueError as error:
         if spec == own:
             raise  # it is the model that is wrong
@@ -184,7 +185,8 @@ def check_same_parameters(stages: Sequence[Stage]) -> None:
 
 def _parameter_shapes(stage: Stage) -> dict[str, tuple[int, ...]]:
     key, batch = jax.eval_shape(lambda: jax.random.key(0)), stage.batch_shapes()
-    variables = jax.eval_shape(lambda key: init_variables(stage.model.init, key, batch), key)
+    with named("config.model"):
+        variables = jax.eval_shape(lambda key: init_variables(stage.model.init, key, batch), key)
     return {name: x.shape for name, x in flatten_with_names(nn.unbox(variables)["params"])}
 
 

@@ -20,7 +20,7 @@ from clipjax.models.spec_ranges import MODEL, OPTIONAL_FIELDS, check_patches, ch
 from clipjax.models.text_transformer import BidirectionalTransformer, TextTransformer
 from clipjax.models.vit import VisionTransformer
 from clipjax.models.zoo import MODELS
-from clipjax.ranges import nearest, unknown_key
+from clipjax.ranges import FieldError, nearest, unknown_key
 from clipjax.trees import count_parameters, flatten_with_names
 
 IMAGE_ENCODERS: dict[str, Any] = {
@@ -57,7 +57,6 @@ def resolve_spec(
     model: Mapping[str, Any],
     *,
     base: Mapping[str, Any] | None = None,
-    path: str = "config.model",
 ) -> dict[str, Any]:
     """Turns a config's `model` into a whole spec: the zoo's row with the config's changes.
 
@@ -66,7 +65,6 @@ def resolve_spec(
             in the zoo, all fields. None means "as in the row", but for `logit_bias` and
             `logit_scale.max`, where it means that there is none.
         base: the spec to change, in place of the row of that name.
-        path: where it stands, for messages.
 
     Raises:
         ValueError: an unknown name with fields missing, an unknown field, or a value out of range.
@@ -81,19 +79,19 @@ def resolve_spec(
         spec["logit_scale"]["max"] = scale["max"]
     for field in spec:
         if field not in MODEL:
-            raise ValueError(unknown_key(f"{path}.{field}", MODEL))
+            raise FieldError(unknown_key(f"model.{field}", MODEL))
     spec.setdefault("logit_bias", None)
     spec.setdefault("source", "")
     missing = [key for key in SPEC_FIELDS if key not in spec or spec[key] == {}]
     missing += [key for key in ("embed_dim", "image_size") if spec.get(key) is None]
     if missing:
-        raise ValueError(
-            f"{path}.name = {name!r} is no row of the zoo, and {path} lacks "
+        raise FieldError(
+            f"model.name = {name!r} is no row of the zoo, and the model lacks "
             f"{', '.join(sorted(set(missing)))}: name a row, the nearest are "
             f"{nearest(str(name), MODELS)} (`clipjax models` lists all), or give every field"
         )
-    check_spec(spec, path)
-    check_patches(spec, (row,) if row else MODELS.values(), path)
+    check_spec(spec, "model")
+    check_patches(spec, (row,) if row else MODELS.values(), "model")
     return spec
 
 
@@ -125,7 +123,7 @@ def build_model(
     image_encoder = build(
         spec["image"],
         IMAGE_ENCODERS,
-        path="config.model.image",
+        path="image",
         plugins=plugins,
         image_size=spec["image_size"],
         table_image_size=tables["image_size"],
@@ -134,7 +132,7 @@ def build_model(
     text_encoder = build(
         spec["text"],
         TEXT_ENCODERS,
-        path="config.model.text",
+        path="text",
         plugins=plugins,
         table_length=tables["text"]["context_length"],
         **runtime,

@@ -94,7 +94,7 @@ class Bert(nn.Module):
         if tokens.shape[1] != self.context_length:
             raise ValueError(
                 f"texts are {tokens.shape[1]} tokens, the model takes {self.context_length}; "
-                "set config.model.text.context_length"
+                "set context_length"
             )
         words = self._embedding("token_embedding", "vocab", self.vocab_size)
         # All rows of the published table are kept, so that weights go in and out unchanged.

@@ -11,6 +11,7 @@ from clipjax.layers.activations import gelu
 from clipjax.layers.initializers import parameter
 from clipjax.layers.normalization import l2_normalise
 from clipjax.models.features import ImageFeatures, TextFeatures
+from clipjax.ranges import FieldError
 
 PROJECTIONS = ("linear", "linear_bias", "mlp", "none")
 
@@ -106,9 +107,8 @@ class CLIP(nn.Module):
 
     def _projection(self, tower: str, kind: str) -> nn.Module | None:
         if kind not in PROJECTIONS:
-            raise ValueError(
-                f"config.model.{tower}_projection = {kind!r} is unknown; allowed are "
-                f"{', '.join(PROJECTIONS)}"
+            raise FieldError(
+                f"{tower}_projection = {kind!r} is unknown; allowed are {', '.join(PROJECTIONS)}"
             )
         if kind == "none":
             return None
@@ -121,9 +121,9 @@ class CLIP(nn.Module):
         if projection is not None:
             pooled = projection(pooled)
         elif pooled.shape[-1] != self.embed_dim:
-            raise ValueError(
-                f"config.model.{tower}_projection = 'none' passes on {pooled.shape[-1]} features, "
-                f"config.model.embed_dim = {self.embed_dim}; make them equal or project"
+            raise FieldError(
+                f"{tower}_projection = 'none' passes on {pooled.shape[-1]} features, "
+                f"embed_dim = {self.embed_dim}; make them equal or project"
             )
         return nn.with_logical_constraint(l2_normalise(pooled), ("batch", None))
 

@@ -98,7 +98,7 @@ class EfficientNet(nn.Module):
         if images.shape[1:] != (self.image_size, self.image_size, 3):
             raise ValueError(
                 f"images are {images.shape[1:]}, the model takes "
-                f"({self.image_size}, {self.image_size}, 3); set config.model.image_size"
+                f"({self.image_size}, {self.image_size}, 3); set image_size"
             )
         channels = round_channels(STEM_CHANNELS, self.width_factor)
         x = convolution(channels, 3, self.dtype, "stem_conv", stride=2)(images.astype(self.dtype))

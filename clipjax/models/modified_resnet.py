@@ -59,10 +59,7 @@ class ModifiedResNet(nn.Module):
         super().__post_init__()
         check_fields(self, self.ranges)
         if self.image_size % 32:
-            raise ValueError(
-                f"image_size = {self.image_size}: a ResNet takes a multiple of 32; "
-                "set config.model.image_size"
-            )
+            raise ValueError(f"image_size = {self.image_size}: a ResNet takes a multiple of 32")
         if self.width % 2:
             raise FieldError(f"width = {self.width}: the stem halves it; take an even number")
         if 32 * self.width % self.num_heads:
@@ -85,7 +82,7 @@ class ModifiedResNet(nn.Module):
         if images.shape[1:] != (self.image_size, self.image_size, 3):
             raise ValueError(
                 f"images are {images.shape[1:]}, the model takes "
-                f"({self.image_size}, {self.image_size}, 3); set config.model.image_size"
+                f"({self.image_size}, {self.image_size}, 3); set image_size"
             )
         x = images.astype(self.dtype)
         for i, channels in enumerate((self.width // 2, self.width // 2, self.width), 1):

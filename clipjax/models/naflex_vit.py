@@ -100,7 +100,7 @@ class NaFlexVisionTransformer(nn.Module):
         if height % size or width % size:
             raise ValueError(
                 f"images are {height} x {width}, which patches of {size} do not fill; "
-                "set config.model.image_size to a multiple"
+                "set image_size to a multiple"
             )
         rows, columns = height // size, width // size
         pixels = images.reshape(batch, rows, size, columns, size, 3).swapaxes(2, 3)
@@ -112,7 +112,7 @@ class NaFlexVisionTransformer(nn.Module):
         if pixels.shape[-1] != size * size * 3:
             raise ValueError(
                 f"patches have {pixels.shape[-1]} numbers, those of {size} x {size} pixels have "
-                f"{size * size * 3}; set config.model.image.patch_size"
+                f"{size * size * 3}; set patch_size"
             )
         init, zeros = nn.initializers.lecun_normal(), nn.initializers.zeros
         axes, shape = ("patch", None, None, "embed"), (size, size, 3, self.width)

@@ -7,6 +7,7 @@ from clipjax.models.clip import PROJECTIONS
 from clipjax.ranges import (
     IMAGE_SIZE,
     Choice,
+    FieldError,
     Group,
     Many,
     Number,
@@ -62,7 +63,7 @@ def check_spec(spec: Mapping[str, Any], path: str) -> None:
     check_known(spec["logit_scale"], LOGIT_SCALE, f"{path}.logit_scale", LOGIT_SCALE)
     init, most = spec["logit_scale"]["init"], spec["logit_scale"]["max"]
     if most is not None and init > most:
-        raise ValueError(
+        raise FieldError(
             f"{path}.logit_scale.init = {init:g} is above {path}.logit_scale.max = {most:g}, and "
             "would be cut to it after the first step: lower the one, or raise the other"
         )
@@ -84,7 +85,7 @@ def check_patches(
     if patch is None or size % patch == 0 or sizes in map(_sizes, published):
         return
     below, above = size // patch * patch, (size // patch + 1) * patch
-    raise ValueError(
+    raise FieldError(
         f"{path}.image_size = {size} is no multiple of {path}.image.patch_size = {patch}: the last "
         f"{size % patch} pixels of a side would be cut off; take {f'{below} or ' if below else ''}"
         f"{above}"

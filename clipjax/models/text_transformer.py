@@ -93,7 +93,7 @@ class TextTransformer(nn.Module):
         if tokens.shape[1] != self.context_length:
             raise ValueError(
                 f"texts are {tokens.shape[1]} tokens, the model takes {self.context_length}; "
-                "set config.model.text.context_length"
+                "set context_length"
             )
         inits = [
             nn.initializers.normal(deviation)

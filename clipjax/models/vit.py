@@ -88,7 +88,7 @@ class VisionTransformer(nn.Module):
         if self.patch_size > self.image_size:
             raise FieldError(
                 f"patch_size = {self.patch_size}: a patch is not larger than the image, "
-                f"{self.image_size} pixels (config.model.image_size)"
+                f"{self.image_size} pixels (image_size)"
             )
         if self.positions == "sincos2d" and (self.width % 4 or self.width < 8):
             raise FieldError(
@@ -133,7 +133,7 @@ class VisionTransformer(nn.Module):
         if images.shape[1:] != (self.image_size, self.image_size, 3):
             raise ValueError(
                 f"images are {images.shape[1:]}, the model takes "
-                f"({self.image_size}, {self.image_size}, 3); set config.model.image_size"
+                f"({self.image_size}, {self.image_size}, 3); set image_size"
             )
         init = uniform((3 * size * size) ** -0.5)
         if self.init_name == "xavier":

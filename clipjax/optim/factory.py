@@ -85,7 +85,6 @@ def make_optimizer(
         build(
             {"name": name},
             OPTIMIZERS,
-            path="config.optimizer",
             plugins=plugins,
             b1=b1,
             b2=b2,
@@ -112,7 +111,7 @@ def make_optimizer(
     tx = optax.with_extra_args_support(optax.chain(*chain))
     if not freeze:
         return tx
-    frozen = matcher(freeze, names, path="config.optimizer.freeze")
+    frozen = matcher(freeze, names, path="freeze")
     return optax.partition(
         {"trained": tx, "frozen": optax.set_to_zero()},
         map_with_names(lambda n, _: "frozen" if frozen(n) else "trained", params),
@@ -122,8 +121,7 @@ def make_optimizer(
 def lr_factors(lr_scale: Sequence[tuple[str, float]], names: Sequence[str]) -> Any:
     """Makes the function from a parameter's name to its learning-rate factor."""
     matchers = [
-        (matcher([pattern], names, path="config.optimizer.lr_scale"), float(factor))
-        for pattern, factor in lr_scale
+        (matcher([pattern], names, path="lr_scale"), float(factor)) for pattern, factor in lr_scale
     ]
 
     def factor(name: str) -> float:

@@ -7,6 +7,7 @@ layer normalisation has two, a fused qkv bias has three.
 import re
 from collections.abc import Callable, Sequence
 
+from clipjax.ranges import FieldError
 from clipjax.trees import matching_leaves
 
 _GAIN_OR_BIAS = re.compile(r"(^|/)(scale|logit_scale|logit_bias|\w*bias)$")
@@ -59,10 +60,7 @@ def decay_mask(name: str) -> NamePredicate:
         ValueError: an unknown name.
     """
     if name not in DECAY_MASKS:
-        raise ValueError(
-            f"config.optimizer.decay_mask = {name!r} is unknown; "
-            f"allowed are {', '.join(DECAY_MASKS)}"
-        )
+        raise FieldError(f"mask = {name!r} is unknown; allowed are {', '.join(DECAY_MASKS)}")
     return DECAY_MASKS[name]
 
 

@@ -30,7 +30,7 @@ def optimizer_report(
     leaves = flatten_with_names(params)
     names = [name for name, _ in leaves]
     decays = decay_mask(mask)
-    frozen = matcher(freeze, names, path="config.optimizer.freeze")
+    frozen = matcher(freeze, names, path="freeze")
     factor = lr_factors(lr_scale, names)
     rows, totals = [], {"decayed": 0, "not decayed": 0, "frozen": 0}
     for name, leaf in leaves:

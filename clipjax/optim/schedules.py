@@ -44,7 +44,6 @@ def make_schedule(
     main = build(
         {"name": name},
         SCHEDULES,
-        path="config.schedule",
         plugins=plugins,
         learning_rate=learning_rate,
         steps=total_steps - warmup_steps,

@@ -8,6 +8,8 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from clipjax.ranges import FieldError
+
 MESH_AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
@@ -20,15 +22,15 @@ def mesh_shape(axis_sizes: Mapping[str, int], num_devices: int) -> dict[str, int
     """
     unknown = set(axis_sizes) - set(MESH_AXES)
     if unknown:
-        raise ValueError(f"config.mesh.{sorted(unknown)[0]}: axes are {', '.join(MESH_AXES)}")
+        raise FieldError(f"mesh.{sorted(unknown)[0]}: axes are {', '.join(MESH_AXES)}")
     sizes = {axis: int(axis_sizes.get(axis, 1)) for axis in MESH_AXES}
     known = math.prod(size for size in sizes.values() if size != -1)
     free = [axis for axis, size in sizes.items() if size == -1]
     if len(free) == 1 and num_devices % known == 0:
         sizes[free[0]] = num_devices // known
     if len(free) > 1 or math.prod(sizes.values()) != num_devices:
-        raise ValueError(
-            f"config.mesh = {dict(axis_sizes)} does not fit {num_devices} devices; "
+        raise FieldError(
+            f"mesh = {dict(axis_sizes)} does not fit {num_devices} devices; "
             "the product of the axes must be their number (one axis may be -1)"
         )
     return sizes

@@ -8,6 +8,7 @@ from typing import Any
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from clipjax.partitioning.mesh import BATCH_AXES, MESH_AXES
+from clipjax.ranges import FieldError
 
 # What layers call their dimensions, and a rule may name.
 LOGICAL_AXES = (
@@ -63,8 +64,8 @@ def rules_of(name: str, overrides: Sequence[Rule] = ()) -> ShardingRules:
         ValueError: an unknown name, or a rule that is none.
     """
     if name not in LOGICAL_AXIS_RULES:
-        raise ValueError(
-            f"config.sharding = {name!r} is unknown; allowed are {', '.join(LOGICAL_AXIS_RULES)}"
+        raise FieldError(
+            f"sharding = {name!r} is unknown; allowed are {', '.join(LOGICAL_AXIS_RULES)}"
         )
     table = LOGICAL_AXIS_RULES[name]
     own = tuple(_checked(rule, place) for place, rule in enumerate(overrides))
@@ -77,8 +78,8 @@ def _checked(rule: Any, place: int) -> Rule:
         wanted = (target,) if isinstance(target, str) else target
         if target is None or (isinstance(wanted, tuple) and wanted and set(wanted) <= {*MESH_AXES}):
             return axis, target
-    raise ValueError(
-        f"config.logical_axes[{place}] = {rule!r}: a rule is a pair of a logical axis "
+    raise FieldError(
+        f"logical_axes[{place}] = {rule!r}: a rule is a pair of a logical axis "
         f"({', '.join(LOGICAL_AXES)}) and a mesh axis ({', '.join(MESH_AXES)}), several mesh axes, "
         "or None to keep the axis whole"
     )

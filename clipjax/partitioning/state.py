@@ -11,6 +11,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from clipjax.partitioning.mesh import BATCH_AXES, MESH_AXES, num_batch_shards
 from clipjax.partitioning.rules import Rule, ShardingRules, spec_of
+from clipjax.ranges import FieldError
 from clipjax.trees import flatten_with_names, map_with_names
 
 # A parameter above this many elements that stays whole on every device, under rules that are there
@@ -90,7 +91,7 @@ def state_shardings(abstract_state: Any, axes: Any, mesh: Mesh, rules: ShardingR
                 raise ValueError(
                     f"parameter {name!r} {leaf.shape} with logical axes {tuple(names)} stays whole "
                     f"on all devices: no sharding rule fits the mesh {dict(mesh.shape)}; choose "
-                    "sizes that divide one of its widths, or add a rule to config.logical_axes"
+                    "sizes that divide one of its widths, or add a rule to logical_axes"
                 )
     note = unsharded_state(abstract_state, axes, mesh, rules)
     if note and jax.process_index() == 0:
@@ -101,11 +102,10 @@ def state_shardings(abstract_state: Any, axes: Any, mesh: Mesh, rules: ShardingR
 def _check_tensor_axis(mesh: Mesh, rules: ShardingRules) -> None:
     """The axes data and fsdp carry the batch; without a rule, `tensor` carries nothing."""
     if mesh.shape["tensor"] > 1 and "tensor" not in _axes_used(rules.params):
-        raise ValueError(
-            f"config.mesh.tensor = {mesh.shape['tensor']}, but no rule of config.sharding sends "
-            "anything there: its devices would repeat each other's work; set config.mesh.tensor=1, "
-            "or config.sharding='tensor', or add rules such as ('mlp', 'tensor') to "
-            "config.logical_axes"
+        raise FieldError(
+            f"mesh.tensor = {mesh.shape['tensor']}, but no rule of the sharding sends anything "
+            "there: its devices would repeat each other's work; set mesh.tensor=1, or "
+            "sharding='tensor', or add rules such as ('mlp', 'tensor') to logical_axes"
         )
 
 
@@ -170,7 +170,7 @@ def unsharded_state(
     note = (
         f"each device holds {here / 1e6:,.0f} MB of the optimizer's state, not its share of "
         f"{total / devices / 1e6:,.1f} MB: not every width of the model divides by "
-        f"config.mesh data={data} x fsdp={fsdp}; "
+        f"the mesh's data={data} x fsdp={fsdp}; "
     )
     if here - cuts[better] <= LARGE_STATE:
         return note + "nor by another cut of these devices: take another number of them"

@@ -11,6 +11,7 @@ import tokenizers
 from etils import epath
 
 from clipjax.files import sha256
+from clipjax.ranges import FieldError
 from clipjax.tokenizers.cleaning import Cleaner
 
 # How the padding token is spelled, where a file does not say which one it is.
@@ -167,17 +168,15 @@ def read_tokenizer_file(path: str | None, kind: str) -> bytes:
         ValueError: if no path is given, there is no such file, or it is too large to be one.
     """
     if path is None:
-        raise ValueError(
-            f"the tokenizer's {kind} is not shipped with clipjax: set config.model.tokenizer.model "
-            "to the path of your copy of it"
+        raise FieldError(
+            f"model is missing: the tokenizer's {kind} is not shipped with clipjax; give the path "
+            "of your copy of it"
         )
     try:
         with epath.Path(path).open("rb") as file:  # some say another size than they have
             data = file.read(MAX_BYTES + 1)
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise ValueError(
-            f"there is no {kind} at {path}: set config.model.tokenizer.model to the path of one"
-        ) from error
+        raise FieldError(f"model: there is no {kind} at {path}; give the path of one") from error
     if len(data) > MAX_BYTES:
         raise ValueError(f"{path} has more bytes than a {kind}, which has at most {MAX_BYTES}")
     return data
@@ -207,8 +206,8 @@ def _pad_id(backend: tokenizers.Tokenizer, where: str) -> int:
     ids = [backend.token_to_id(token) for token in PAD_TOKENS]
     found = [number for number in ids if number is not None]
     if not found:
-        raise ValueError(
-            f"{where} names no padding token and has none of {', '.join(PAD_TOKENS)}: set "
-            "config.model.tokenizer.pad_id"
+        raise FieldError(
+            f"pad_id is missing: {where} names no padding token and has none of "
+            f"{', '.join(PAD_TOKENS)}"
         )
     return found[0]

@@ -18,7 +18,7 @@ def test_mesh_resolves_one_free_axis_and_checks_the_product():
         ({"data": 3}, "8 devices"),
         ({"data": -1, "fsdp": -1}, "8 devices"),
         ({"data": -1, "fsdp": 3}, "8 devices"),
-        ({"model": 8}, "config.mesh.model"),
+        ({"model": 8}, "mesh.model"),
     ):
         with pytest.raises(ValueError, match=words):
             partitioning.mesh_shape(sizes, 8)

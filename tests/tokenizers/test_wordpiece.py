@@ -67,7 +67,7 @@ def test_bad_input(tmp_path, monkeypatch):
         make(context_length=2)
     with pytest.raises(ValueError, match=r"cleaning is \('upper',\).*'fix_text'"):
         make(cleaning=("upper",))
-    with pytest.raises(ValueError, match=r"no vocab.txt at .*config.model.tokenizer.model"):
+    with pytest.raises(ValueError, match=r"model: there is no vocab.txt at .*none.txt"):
         make(model=str(tmp_path / "none.txt"))
     for text, message in (
         ("a\nb\n", r"without \[PAD\]"),
