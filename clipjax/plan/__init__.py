@@ -3,17 +3,21 @@
 `make_plan` (planner.py) compiles the step with libtpu for a topology that is not there
 (compiling.py, chips.py), reads the compiled program (hlo.py: what runs how often; flops.py,
 traffic.py, collectives.py: what that costs) and sets it against the model's needs (model_flops.py,
-formulas.py) and the chip's peaks (roofline.py). run.py adds the stages and the cost of the whole
-run; advice.py and search.py look for settings that fit; report.py and search_report.py write the
-page. docs/plan.md explains the page.
+formulas.py) and the chip's peaks (roofline.py, which adds the cost of the whole run). advice.py and
+search.py look for settings that fit; report.py writes the page, which docs/plan.md explains.
 """
 
 from clipjax.plan.chips import CHIPS, Topology, make_topology
 from clipjax.plan.planner import Plan, make_plan
 from clipjax.plan.report import to_json, to_text
-from clipjax.plan.run import Assumptions
-from clipjax.plan.search import largest_batch, search_settings
-from clipjax.plan.search_report import largest_batch_to_text, search_to_json, settings_to_text
+from clipjax.plan.roofline import Assumptions
+from clipjax.plan.search import (
+    largest_batch,
+    largest_batch_to_text,
+    search_settings,
+    search_to_json,
+    settings_to_text,
+)
 
 __all__ = [
     "CHIPS",

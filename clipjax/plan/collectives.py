@@ -1,10 +1,12 @@
 """The traffic between chips: which collectives a step runs, over which axes, how many bytes."""
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from clipjax.plan.device_groups import Crossing, crossing, group_text, groups_of
+import numpy as np
+
 from clipjax.plan.hlo import Computation, Instruction, Module, Visit
 
 KINDS = (
@@ -15,6 +17,25 @@ KINDS = (
     "collective-permute",
     "collective-broadcast",
 )
+_NOTATIONS = (
+    r"(\{\{.*?\}\}|\{\}"  # {{0,1},{2,3}}, or {}: everyone
+    r"|mesh\[[^\]]*\](?:, device_ids=\(.*?\))? *\{[^}]*\}"  # mesh['a'=2,'b'=2] {'b'}
+    r"|\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?)"  # [2,2]<=[4]
+)
+
+
+class Crossing(NamedTuple):
+    """What a collective crosses.
+
+    Attributes:
+        label: mesh axes such as `data` or `data,fsdp`; `data:16` is 16 of the devices of an axis.
+        size: devices in a group.
+        torus_axes: physical axes of the interconnect that a group spans.
+    """
+
+    label: str
+    size: int
+    torus_axes: int
 
 
 class Collective(NamedTuple):
@@ -130,3 +151,117 @@ def bytes_received(
     if kind in ("reduce-scatter", "all-to-all"):
         return operand * share
     return operand
+
+
+def group_text(instruction: Instruction) -> str | None:
+    """The groups of a collective as they are written; None if none are.
+
+    Raises:
+        ValueError: a notation that is not known.
+    """
+    rest = instruction.rest
+    pairs = instruction.attribute("source_target_pairs")
+    if pairs is not None:
+        return pairs
+    found = re.search(r"replica_groups=" + _NOTATIONS, rest)
+    if found is None and "replica_groups=" in rest:
+        start = rest.index("replica_groups=")
+        raise ValueError(f"device groups in an unknown notation: {rest[start : start + 120]}")
+    return found[1] if found else None
+
+
+def groups_of(instruction: Instruction, num_devices: int) -> np.ndarray:
+    """The groups of a collective, as indices into the mesh's devices.
+
+    Returns:
+        [groups, size]; for a permutation the (source, target) pairs.
+
+    Raises:
+        ValueError: a notation that is not known.
+    """
+    text = group_text(instruction)
+    if "source_target_pairs=" in instruction.rest:
+        return _listed(text)
+    everyone = np.arange(num_devices)[None]
+    if text in (None, "{}", "{{}}"):
+        return everyone
+    if text.startswith("{"):
+        groups = _listed(text)
+    elif text.startswith("mesh"):
+        groups = _of_mesh_axes(text)
+    else:
+        groups = _of_iota(text)
+    # Without global ids, an operation with a channel names replicas, of which jit has one: its
+    # group is then that replica's every partition.
+    if "channel_id=" in instruction.rest and "use_global_device_ids=true" not in instruction.rest:
+        return everyone
+    return groups
+
+
+def _listed(text: str) -> np.ndarray:
+    rows = re.findall(r"\{([\d,\s]+)\}", text)
+    return np.array([[int(n) for n in row.split(",")] for row in rows])
+
+
+def _of_iota(text: str) -> np.ndarray:
+    """`[2,4]<=[4,2]T(1,0)`: count up, reshape, transpose, reshape."""
+    shape, source, order = re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text).groups()
+    source_dims = [int(d) for d in source.split(",")]
+    ids = np.arange(np.prod(source_dims)).reshape(source_dims)
+    if order:
+        ids = ids.transpose([int(d) for d in order.split(",")])
+    dims = [int(d) for d in shape.split(",")]
+    return ids.reshape(dims[0], -1)
+
+
+def _of_mesh_axes(text: str) -> np.ndarray:
+    """`mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}`; without device_ids, in order."""
+    inside, chosen = re.match(r"mesh\[([^\]]*)\][^{]*\{([^}]*)\}", text).groups()
+    axes = [(name, int(size)) for name, size in re.findall(r"'([^']+)'=(\d+)", inside)]
+    names = [name for name, _ in axes]
+    ids = np.arange(np.prod([size for _, size in axes])).reshape([size for _, size in axes])
+    order = re.search(r"device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\)", text)
+    if order:
+        dims = [int(d) for d in order[1].split(",")]
+        permutation = [int(d) for d in (order[2] or "").split(",") if d] or list(range(len(dims)))
+        ids = np.arange(np.prod(dims)).reshape(dims).transpose(permutation).reshape(ids.shape)
+    elif "device_ids" in text:
+        raise ValueError(f"device groups in an unknown notation: {text[:120]}")
+    inner = []
+    for part in re.findall(r"'([^']+)'(:\([^)]*\)\d+)?", chosen):
+        if part[1]:
+            raise ValueError(f"device groups over part of an axis are not read: {text[:120]}")
+        inner.append(names.index(part[0]))
+    outer = [axis for axis in range(len(axes)) if axis not in inner]
+    size = int(np.prod([axes[axis][1] for axis in inner]))
+    return ids.transpose(outer + inner).reshape(-1, size)
+
+
+def crossing(
+    groups: np.ndarray,
+    mesh_shape: dict[str, int],
+    coords: Sequence[Sequence[int]] | None = None,
+    *,
+    is_permutation: bool = False,
+) -> Crossing:
+    """Names the mesh axes along which the devices of a group differ.
+
+    Args:
+        groups: [groups, size], from `groups_of`.
+        mesh_shape: sizes of the mesh axes, in the order of the mesh.
+        coords: the place of each device in the torus, in the order of the mesh.
+        is_permutation: whether the rows are (source, target) pairs.
+    """
+    names, sizes = list(mesh_shape), tuple(mesh_shape.values())
+    places = np.stack(np.unravel_index(groups, sizes), axis=-1)  # [groups, size, axes]
+    varies = (places != places[:, :1]).any(axis=(0, 1))
+    size = groups.shape[1]
+    whole = int(np.prod([s for s, v in zip(sizes, varies, strict=True) if v]))
+    label = ",".join(name for name, v in zip(names, varies, strict=True) if v) or "self"
+    if not is_permutation and size != whole:
+        label += f":{size}"
+    torus_axes = 1
+    if coords is not None and size > 1:
+        spots = np.asarray(coords)[groups]
+        torus_axes = max(1, int((spots != spots[:, :1]).any(axis=(0, 1)).sum()))
+    return Crossing(label, size, torus_axes)

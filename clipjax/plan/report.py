@@ -9,7 +9,7 @@ from typing import Any
 from clipjax.plan.advice import Setting
 from clipjax.plan.collectives import Collective
 from clipjax.plan.planner import Plan
-from clipjax.plan.run import Assumptions, run_cost
+from clipjax.plan.roofline import Assumptions, run_cost
 
 GIB = 2**30
 

@@ -142,7 +142,7 @@ def test_a_row_with_changes():
         ),
         (
             {"name": "ViT-B-32", "embed": 3},
-            "config.model.embed is unknown; accepted here are .*mean 'embed_dim'",
+            "model.embed is unknown; accepted here are .*mean 'embed_dim'",
         ),
     ],
 )

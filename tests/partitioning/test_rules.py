@@ -45,12 +45,12 @@ def test_own_rules_stand_in_front():
     [["mlp"], "mlp", ["width", "fsdp"], ["mlp", "model"], ["mlp", ["data", "x"]], ["mlp", 4]],
 )
 def test_a_rule_that_is_none_is_an_error(rule):
-    with pytest.raises(ValueError, match=r"config\.logical_axes\[1\] = .* is a pair"):
+    with pytest.raises(ValueError, match=r"^logical_axes\[1\] = .* is a pair"):
         partitioning.rules_of("zero1", [["embed", "data"], rule])
 
 
 def test_an_unknown_table_is_an_error():
-    with pytest.raises(ValueError, match=r"config\.sharding = 'zero9'.*replicated, zero1, fsdp"):
+    with pytest.raises(ValueError, match=r"^sharding = 'zero9'.*replicated, zero1, fsdp"):
         partitioning.rules_of("zero9")
 
 

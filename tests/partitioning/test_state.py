@@ -68,7 +68,7 @@ def test_state_shardings_follow_the_parameters():
 
 def test_a_large_parameter_that_no_rule_fits_is_an_error():
     params = {"odd": {"kernel": jax.ShapeDtypeStruct((2049, 2049), np.float32)}}
-    with pytest.raises(ValueError, match=r"odd/kernel.*config\.logical_axes"):
+    with pytest.raises(ValueError, match=r"odd/kernel.* to logical_axes"):
         shardings(params, {"odd": {"kernel": P("length", "position")}}, "fsdp")
     with pytest.raises(ValueError, match="odd/kernel"):  # 2049 does not divide by 2
         shardings(params, {"odd": {"kernel": P("embed", "mlp")}}, "fsdp")
@@ -78,7 +78,7 @@ def test_a_tensor_axis_that_no_rule_uses_is_an_error():
     params = {"mlp": {"kernel": np.zeros((8, 32), np.float32)}}
     axes, mesh = {"mlp": {"kernel": P("embed", "mlp")}}, {"data": 2, "fsdp": 2, "tensor": 2}
     for table in ("replicated", "zero1", "fsdp"):
-        with pytest.raises(ValueError, match=r"config\.mesh\.tensor = 2.*repeat each other's work"):
+        with pytest.raises(ValueError, match=r"^mesh\.tensor = 2.*repeat each other's work"):
             shardings(params, axes, table, mesh)
     both = shardings(params, axes, "fsdp", mesh, [["mlp", "tensor"]])
     assert both.params["mlp"]["kernel"].spec == P("fsdp", "tensor")

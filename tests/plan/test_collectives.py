@@ -9,8 +9,7 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
-from clipjax.plan.collectives import find_collectives
-from clipjax.plan.device_groups import crossing, groups_of
+from clipjax.plan.collectives import crossing, find_collectives, groups_of
 from clipjax.plan.hlo import Instruction, parse, walk
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "plan"

@@ -15,9 +15,15 @@ from clipjax.plan.chips import CHIPS, GIB, Topology
 from clipjax.plan.compiling import Compiled, Memory, needed_bytes
 from clipjax.plan.planner import fsdp_sizes
 from clipjax.plan.report import digits
-from clipjax.plan.run import run_cost
-from clipjax.plan.search import largest_batch, search_settings, with_setting
-from clipjax.plan.search_report import largest_batch_to_text, search_to_json, settings_to_text
+from clipjax.plan.roofline import run_cost
+from clipjax.plan.search import (
+    largest_batch,
+    largest_batch_to_text,
+    search_settings,
+    search_to_json,
+    settings_to_text,
+    with_setting,
+)
 from configs.smoke import get_config
 
 

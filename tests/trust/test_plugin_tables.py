@@ -65,9 +65,9 @@ def test_a_loss():
     assert metrics
     with pytest.raises(ValueError, match='runs with layout "dense" only'):
         make_loss("my_lab:loss", layout="ring", plugins=ANY_MODULE)
-    with pytest.raises(ValueError, match=r"loss\.name = 'my_lab:loss'.*--plugin"):
+    with pytest.raises(ValueError, match=r"^loss\.name = 'my_lab:loss'.*--plugin"):
         make_loss("my_lab:loss")
-    with pytest.raises(ValueError, match=r"loss\.name = 'clop'.*clip, siglip"):
+    with pytest.raises(ValueError, match=r"^loss\.name = 'clop'.*clip, siglip"):
         make_loss("clop")
 
 
@@ -80,9 +80,9 @@ def test_an_optimizer():
     first, state = tx.update(params, state, params, step=0)
     second, _ = tx.update(params, state, params, step=1)
     np.testing.assert_allclose([first["kernel"][0, 0], second["kernel"][0, 0]], [-1, -1.5])
-    with pytest.raises(ValueError, match=r"config\.optimizer\.name = 'my_lab:momentum'.*--plugin"):
+    with pytest.raises(ValueError, match=r"^name = 'my_lab:momentum'.*--plugin"):
         make_optimizer(params, name="my_lab:momentum", **how)
-    with pytest.raises(ValueError, match=r"config\.optimizer\.name = 'adam'.*adamw, lion"):
+    with pytest.raises(ValueError, match=r"^name = 'adam'.*adamw, lion"):
         make_optimizer(params, name="adam", **how)
 
 
@@ -90,9 +90,9 @@ def test_a_schedule():
     how = {"learning_rate": 8.0, "total_steps": 20}
     made = make_schedule("my_lab:halved", warmup_steps=10, plugins=ANY_MODULE, **how)
     np.testing.assert_allclose([made(0), made(5), made(10), made(20)], [0, 4, 8, 4], rtol=1e-6)
-    with pytest.raises(ValueError, match=r"config\.schedule\.name = 'my_lab:halved'.*--plugin"):
+    with pytest.raises(ValueError, match=r"^name = 'my_lab:halved'.*--plugin"):
         make_schedule("my_lab:halved", **how)
-    with pytest.raises(ValueError, match=r"config\.schedule\.name = 'cosin'.*cosine"):
+    with pytest.raises(ValueError, match=r"^name = 'cosin'.*cosine"):
         make_schedule("cosin", **how)
 
 
