@@ -15,7 +15,7 @@ from clipjax.config_fields import Settings
 from clipjax.data.images.naflex import make_preprocess
 from clipjax.data.images.preprocess import Preprocess
 from clipjax.data.loading.loader import Loader
-from clipjax.data.loading.rows import DataStage
+from clipjax.data.loading.rows import Finishing
 from clipjax.data.source import DataSource
 from clipjax.data.sources import make_source
 from clipjax.data.transforms import make_transforms
@@ -70,15 +70,15 @@ def build_experiment(resolved: Resolved, workdir: str | Path) -> Experiment:
         for key, fields in settings.evals.items()
     }
     program = build_program(_with_data(resolved, tokenizer))
-    *earlier, own = (stage.data for stage in program.stages)
+    *earlier, own = program.stages
     loader = Loader(
         source,
-        own.transforms,
+        own.data.transforms,
         tokenizer,
         batch_size=settings.batch_size,
         seed=settings.seed,
-        preprocess=own.preprocess,
-        stages=earlier,
+        preprocess=own.data.preprocess,
+        stages=[(stage.until_step, stage.data) for stage in earlier],
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         num_workers=settings.data.num_workers,
@@ -125,7 +125,7 @@ def _with_data(resolved: Resolved, tokenizer: Tokenizer) -> Resolved:
             preprocess = Preprocess.from_spec(spec)
         except ValueError as error:
             raise ValueError(f"config.model.{error}") from error
-        data = DataStage(stage.until_step, transforms, tokenizers[length], preprocess)
+        data = Finishing(transforms, tokenizers[length], preprocess)
         stages.append(dataclasses.replace(stage, data=data))
     return dataclasses.replace(resolved, stages=tuple(stages))
 

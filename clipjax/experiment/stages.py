@@ -15,7 +15,7 @@ from flax import linen as nn
 
 from clipjax.config import merge
 from clipjax.config_fields import Settings
-from clipjax.data.loading.rows import DataStage
+from clipjax.data.loading.rows import Finishing
 from clipjax.models import build_model
 from clipjax.models.clip import CLIP
 from clipjax.ranges import IMAGE_SIZE, RATE, Group, Rule, check_known, named, whole
@@ -56,7 +56,7 @@ class Stage:
     model: CLIP
     path: str
     step: Any = None
-    data: DataStage | None = None
+    data: Finishing | None = None
 
     @property
     def num_steps(self) -> int:

@@ -6,7 +6,6 @@ import concurrent.futures
 import contextlib
 import itertools
 import json
-import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -17,7 +16,7 @@ from clipjax.data import permutation
 from clipjax.data.images.preprocess import Preprocess
 from clipjax.data.loading.bad_examples import BadCount, BadExample, share_of
 from clipjax.data.loading.caption_faults import tell_of_batch
-from clipjax.data.loading.rows import DataStage, Part, RowMaker
+from clipjax.data.loading.rows import Finishing, Part, RowMaker
 from clipjax.data.loading.workers import Caller, Pending, Threads, Workers
 from clipjax.data.loading.workers_processes import Processes
 from clipjax.data.source import DataSource
@@ -48,8 +47,9 @@ class Loader:
         batch_size: examples of a step over all processes.
         seed: the seed of order, augmentation and choice of captions.
         preprocess: the evaluation's, `Preprocess.from_spec(spec)`.
-        stages: how the examples of the first steps are finished, where not as said above; which
-            examples a step holds and what is drawn for them do not depend on it.
+        stages: how the examples of the first steps are finished, where not as said above: pairs of
+            the first step that is not of a stage, and how. Which examples a step holds and what is
+            drawn for them do not depend on it.
         process_index, process_count: which part of every batch is made here.
         num_workers: how many workers decode and augment; 0 does it in the caller's thread.
         workers: `threads`, or `processes` for a source or transforms that hold the interpreter's
@@ -76,7 +76,7 @@ class Loader:
         batch_size: int,
         seed: int,
         preprocess: Preprocess,
-        stages: Sequence[DataStage] = (),
+        stages: Sequence[tuple[int, Finishing]] = (),
         process_index: int = 0,
         process_count: int = 1,
         num_workers: int = 2,
@@ -116,10 +116,13 @@ class Loader:
             raise ValueError(
                 f"bad_window is {bad_window} and timeout_s {timeout_s}: both have to be above 0"
             )
-        ends = [stage.until_step for stage in stages]
+        ends = [until_step for until_step, _ in stages]
         if any(low >= high for low, high in itertools.pairwise([0, *ends])):
             raise ValueError(f"stages end at steps {ends}: expected ascending numbers above 0")
-        own = DataStage(sys.maxsize, tuple(transforms), tokenizer, preprocess)
+        finishings = [
+            *(how for _, how in stages),
+            Finishing(tuple(transforms), tokenizer, preprocess),
+        ]
         self.source, self._stage_ends = source, ends
         self.batch_size, self.seed = batch_size, seed
         self.local_batch_size = batch_size // process_count
@@ -129,7 +132,7 @@ class Loader:
         self._bad = BadCount(max_bad_fraction, bad_window)
         # Threads share what they keep, processes do not.
         share = token_cache_bytes // (max(1, num_workers) if workers == "processes" else 1)
-        maker = RowMaker(source, (*stages, own), seed, token_cache_bytes=share)
+        maker = RowMaker(source, finishings, seed, token_cache_bytes=share)
         make_workers = WORKERS[workers] if num_workers else Caller
         self._workers: Workers = make_workers(maker, num_workers, timeout_s)
         self._closed = self._hangs = self._told = False

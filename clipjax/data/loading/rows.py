@@ -50,17 +50,15 @@ class Part(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class DataStage:
-    """How the examples of a range of steps become rows of a batch.
+class Finishing:
+    """How examples become rows of a batch.
 
     Attributes:
-        until_step: the first step that is not of this stage.
         transforms: applied in order; what they leave is brought to size by `preprocess`.
         tokenizer: captions `[batch]` -> ids `[batch, length]`.
         preprocess: the evaluation's, to the size of the images.
     """
 
-    until_step: int
     transforms: Sequence[Transform]
     tokenizer: Callable[[list[str]], np.ndarray]
     preprocess: Preprocess
@@ -79,7 +77,7 @@ class RowMaker:
     def __init__(
         self,
         source: DataSource,
-        stages: Sequence[DataStage],
+        stages: Sequence[Finishing],
         seed: int,
         *,
         token_cache_bytes: int = 0,
@@ -123,7 +121,7 @@ class RowMaker:
 
     def _make(
         self,
-        stage: DataStage,
+        stage: Finishing,
         position: int,
         index: int,
         bad: list[BadExample],
@@ -170,7 +168,7 @@ def _no_substitute(bad: Sequence[BadExample]) -> str:
     )
 
 
-def _finish(stage: DataStage, example: Example, rng: np.random.Generator) -> tuple[np.ndarray, str]:
+def _finish(stage: Finishing, example: Example, rng: np.random.Generator) -> tuple[np.ndarray, str]:
     key = example["key"]
     try:
         for transform in stage.transforms:

@@ -17,8 +17,7 @@ from clipjax.config import default_config
 from clipjax.data import Loader, SampleError, TooManyBadExamples, make_source, make_transforms
 from clipjax.data.images.preprocess import Preprocess
 from clipjax.data.loading.bad_examples import BadCount, BadExample, add_states, share_of
-from clipjax.data.loading.loader import DataStage
-from clipjax.data.loading.rows import Part, RowMaker
+from clipjax.data.loading.rows import Finishing, Part, RowMaker
 from clipjax.data.source import draw
 from clipjax.data.transforms.captions import clean_caption
 
@@ -269,8 +268,11 @@ def tokens_of_three(texts):
 def staged(**options):
     """12 pixels and three tokens up to step 2, then 8 pixels, then 16 from step 3 on."""
     stages = [
-        DataStage(
-            until, make_transforms(SPECS, image_size=size), tokenizer, Preprocess(size, "shortest")
+        (
+            until,
+            Finishing(
+                make_transforms(SPECS, image_size=size), tokenizer, Preprocess(size, "shortest")
+            ),
         )
         for until, size, tokenizer in ((2, 12, tokens_of_three), (3, 8, tokens_of))
     ]
@@ -498,7 +500,7 @@ def test_fingerprint_is_the_data_s():
         ({"process_count": 0}, "processes, 0"),
         ({"bad_window": 0}, "bad_window is 0"),
         ({"timeout_s": -1.0}, "timeout_s -1"),
-        ({"stages": [DataStage(3, (), tokens_of, Preprocess(2))] * 2}, r"\[3, 3\].*ascending"),
+        ({"stages": [(3, Finishing((), tokens_of, Preprocess(2)))] * 2}, r"\[3, 3\].*ascending"),
     ],
 )
 def test_bad_options(options, message):

@@ -9,7 +9,7 @@ from worker_sources import tokens_of
 
 from clipjax.data import Loader, make_source, make_transforms
 from clipjax.data.images.preprocess import Preprocess
-from clipjax.data.loading.rows import DataStage
+from clipjax.data.loading.rows import Finishing
 from clipjax.data.loading.token_cache import TokenCache
 from clipjax.tokenizers import ClipBPE, WordPiece
 
@@ -114,7 +114,7 @@ def test_batches_are_those_without_it(workers, num_workers):
     transforms = make_transforms(specs, image_size=4)
 
     def make(**options):
-        small = DataStage(2, transforms, ClipBPE(context_length=6), Preprocess(4))
+        small = Finishing(transforms, ClipBPE(context_length=6), Preprocess(4))
         return Loader(
             make_source("synthetic:40?side=4"),
             transforms,
@@ -122,7 +122,7 @@ def test_batches_are_those_without_it(workers, num_workers):
             batch_size=16,
             seed=0,
             preprocess=Preprocess(4),
-            stages=[small],
+            stages=[(2, small)],
             **options,
         )
 

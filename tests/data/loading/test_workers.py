@@ -17,7 +17,7 @@ from worker_sources import Numbers, Talkative, Unreadable, numbers_in, tokens_of
 
 from clipjax.data import Loader, TooManyBadExamples, make_source, make_transforms
 from clipjax.data.images.preprocess import Preprocess
-from clipjax.data.loading.rows import DataStage
+from clipjax.data.loading.rows import Finishing
 from clipjax.data.loading.workers_processes import WorkerError
 
 SPECS = (
@@ -37,15 +37,15 @@ def make(source, batch_size, *, transforms=(), image_size=2, **options):
 
 def staged(**options):
     """12 pixels and three tokens up to step 2, then 16."""
-    small = DataStage(
-        2, make_transforms(SPECS, image_size=12), tokens_of_three, Preprocess(12, "shortest")
+    small = Finishing(
+        make_transforms(SPECS, image_size=12), tokens_of_three, Preprocess(12, "shortest")
     )
     return make(
         make_source("synthetic:100"),
         24,
         transforms=make_transforms(SPECS, image_size=16),
         image_size=16,
-        stages=[small],
+        stages=[(2, small)],
         **options,
     )
 
