@@ -4,7 +4,7 @@ from clipjax.checkpoint.choice import (
     Choice,
     choose_step,
     naming_older_steps,
-    resolve_checkpoint,
+    open_checkpoint,
 )
 from clipjax.checkpoint.contract import (
     check_contract,
@@ -60,8 +60,8 @@ __all__ = [
     "make_contract",
     "manifest_digest",
     "needs_file",
+    "open_checkpoint",
     "read_manifest",
-    "resolve_checkpoint",
     "spec_in",
     "spec_of_contract",
     "verify_files",

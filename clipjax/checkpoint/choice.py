@@ -55,14 +55,14 @@ class Choice:
         )
 
 
-def resolve_checkpoint(path: str | os.PathLike[str]) -> Path:
+def open_checkpoint(path: str | os.PathLike[str]) -> Choice:
     """Finds the step folder that a path means, and warns of newer steps that cannot be used.
 
     Args:
         path: a workdir, its `checkpoints` folder, or one step's folder.
 
     Returns:
-        The step's folder; of several steps the newest that is committed.
+        The step's folder, of several steps the newest that is committed, with its manifest.
 
     Raises:
         ValueError: there is no checkpoint.
@@ -72,11 +72,11 @@ def resolve_checkpoint(path: str | os.PathLike[str]) -> Path:
     if choice.passed_over and is_lead():
         logging.warning("%s", choice.warning())
     _ = choice.manifest  # it has to be whole
-    return choice.step_dir
+    return choice
 
 
 def choose_step(path: str | os.PathLike[str]) -> Choice:
-    """As `resolve_checkpoint`, for those that do not speak: it returns what there is to say."""
+    """As `open_checkpoint`, for those that do not speak: it returns what there is to say."""
     path = local_path(path, way="mount the bucket, or copy the checkpoint here").absolute()
     if not path.is_dir():
         raise ValueError(

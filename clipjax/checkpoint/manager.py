@@ -225,8 +225,8 @@ class CheckpointManager:
             DamagedCheckpointError: it is not what was written.
             ValueError: no checkpoint is there, or it is of another config, tree, shape or dtype.
         """
-        step_dir = choice.resolve_checkpoint(path)
-        manifest = manifests.read_manifest(step_dir)
+        found = choice.open_checkpoint(path)
+        step_dir, manifest = found.step_dir, found.manifest
         manifests.verify_files(step_dir, manifest.files)
         check_resume(manifest, self._metadata, where=str(step_dir))
         self.restored = manifest

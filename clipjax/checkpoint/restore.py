@@ -143,7 +143,7 @@ def load_params(
     """Loads the parameters of a checkpoint, and nothing else of it.
 
     Args:
-        step_dir: as `clipjax.checkpoint.resolve_checkpoint` returns it.
+        step_dir: of `clipjax.checkpoint.open_checkpoint`.
         shardings: None (this process's first device), one sharding for all leaves, or a nested
             dict of them like the parameters.
         ema: take the averaged parameters, where the checkpoint has them.

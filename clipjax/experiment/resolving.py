@@ -238,7 +238,8 @@ def _color_jitter(settings: Settings, spec: Mapping[str, Any]) -> ColorJitter | 
             "images of one size; set it to None and use the transform 'color_jitter' of "
             "config.data.transforms, which works on the host"
         )
-    jitter = {"name": "color_jitter", **fields}
+    tuples = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
+    jitter = {"name": "color_jitter", **tuples}
     return building.build(jitter, {"color_jitter": ColorJitter}, path=path)
 
 

@@ -20,8 +20,7 @@ from clipjax.checkpoint import (
     check_model,
     load_tokenizer,
     load_variables,
-    read_manifest,
-    resolve_checkpoint,
+    open_checkpoint,
     spec_in,
 )
 from clipjax.data.images.naflex import make_preprocess
@@ -147,9 +146,9 @@ class Model:
                 the checkpoint was trained with.
             DamagedCheckpointError: the checkpoint is not what was written.
         """
-        step_dir = resolve_checkpoint(path)
+        found = open_checkpoint(path)
+        step_dir, manifest = found.step_dir, found.manifest
         plugins = check_plugins(plugins, path="plugins")
-        manifest = read_manifest(step_dir)
         trusted: dict[str, Any] = {"plugins": plugins, "tokenizer": tokenizer}
         spec = spec_in(step_dir, manifest.contract, **trusted)
         check_model(step_dir, manifest, spec, plugins=plugins)

@@ -15,7 +15,6 @@ from clipjax.checkpoint import (
     load_tokenizer,
     make_contract,
     naming_older_steps,
-    read_manifest,
     spec_in,
     verify_files,
     without_tokenizer,
@@ -52,7 +51,7 @@ def read(path: Path, hints: Hints) -> Weights:
         choice = choose_step(path)
         step_dir = choice.step_dir
         with naming_older_steps(step_dir):
-            manifest = read_manifest(step_dir)
+            manifest = choice.manifest
             verify_files(step_dir, manifest.files)
         trusted: dict[str, Any] = {"plugins": hints.plugins, "tokenizer": hints.tokenizer}
         spec = spec_in(step_dir, manifest.contract, **trusted)

@@ -14,7 +14,7 @@ import numpy as np
 from absl import logging
 
 import clipjax
-from clipjax.checkpoint import Manifest, choose_step, read_manifest
+from clipjax.checkpoint import Manifest, choose_step
 from clipjax.evals.retrieval import Retrieval
 from clipjax.evals.retrieval_answers import Found, find_pictures
 from clipjax.evals.running import (
@@ -184,10 +184,10 @@ def package_commit() -> str | None:
 
 def _read_manifest(workdir: Path) -> Manifest | None:
     try:
-        step_dir = choose_step(workdir).step_dir
+        choice = choose_step(workdir)
     except ValueError:
         return None
-    return read_manifest(step_dir)
+    return choice.manifest
 
 
 def _count_parameters(manifest: Manifest | None) -> dict[str, int]:

@@ -14,7 +14,7 @@ from clipjax.checkpoint import (
     load_model_state,
     load_params,
     load_pretrained,
-    resolve_checkpoint,
+    open_checkpoint,
 )
 
 # Where a path leads
@@ -22,24 +22,24 @@ from clipjax.checkpoint import (
 
 def test_workdir_folder_and_step_mean_a_checkpoint(saved):
     directory, _ = saved
-    assert resolve_checkpoint(directory.parent) == directory / "4"
-    assert resolve_checkpoint(str(directory)) == directory / "4"
-    assert resolve_checkpoint(directory / "2") == directory / "2"
+    assert open_checkpoint(directory.parent).step_dir == directory / "4"
+    assert open_checkpoint(str(directory)).step_dir == directory / "4"
+    assert open_checkpoint(directory / "2").step_dir == directory / "2"
     (directory / "4" / "manifest.json").unlink()
-    assert resolve_checkpoint(directory) == directory / "3"
+    assert open_checkpoint(directory).step_dir == directory / "3"
 
 
 def test_newer_steps_that_cannot_be_used_are_said(saved, caplog):
     directory, _ = saved
     with caplog.at_level("WARNING"):
-        assert resolve_checkpoint(directory.parent) == directory / "4"
+        assert open_checkpoint(directory.parent).step_dir == directory / "4"
         assert not caplog.messages  # a whole newest step is no news
         (directory / "3.damaged").mkdir()  # older than what is used
         (directory / "9.deleting").mkdir()  # nobody's loss
-        assert resolve_checkpoint(directory) == directory / "4" and not caplog.messages
+        assert open_checkpoint(directory).step_dir == directory / "4" and not caplog.messages
         for name in ("12.damaged.1", "11.unfinished", "13", "14.orbax-checkpoint-tmp-7"):
             (directory / name).mkdir()
-        assert resolve_checkpoint(directory.parent) == directory / "4"
+        assert open_checkpoint(directory.parent).step_dir == directory / "4"
     assert caplog.messages == [
         f"step 4 of {directory} is used, and newer ones are not: "
         "11.unfinished: its save was cut off; 12.damaged.1: it was found damaged; "
@@ -56,25 +56,25 @@ def test_damage_names_the_file_and_the_older_step(saved):
     for text in (whole[:-50], whole.replace('"seed"', '"sead"', 1)):
         manifest.write_text(text)
         with pytest.raises(DamagedCheckpointError, match="manifest") as error:
-            resolve_checkpoint(directory)
+            open_checkpoint(directory)
         assert str(error.value).endswith(f"step 3 is there as well: give {directory / '3'}")
     manifest.write_text(whole)
     shutil.rmtree(directory / "4")
     shutil.copytree(directory / "3", directory / "4")
     with pytest.raises(DamagedCheckpointError, match=rf"{directory}/4 holds step 3; step 3 is"):
-        resolve_checkpoint(directory)
+        open_checkpoint(directory)
     shutil.rmtree(directory / "4")
     for file in (directory / "3" / "state").rglob("*"):
         if file.is_file():
             file.write_bytes(bytes(byte ^ 1 for byte in file.read_bytes()))
     with pytest.raises(DamagedCheckpointError, match="step 2 is there as well") as error:
-        load_params(resolve_checkpoint(directory))
+        load_params(open_checkpoint(directory).step_dir)
     assert str(directory / "3") in str(error.value)
 
 
 def test_a_bucket_is_no_checkpoint_folder():
     with pytest.raises(ValueError, match=r"gs://b/run is in a bucket.* mount the bucket"):
-        resolve_checkpoint("gs://b/run")
+        open_checkpoint("gs://b/run")
 
 
 @pytest.mark.parametrize("kind", ["missing", "file", "empty"])
@@ -83,7 +83,7 @@ def test_no_checkpoint_is_one_sentence(tmp_path, kind):
     (tmp_path / "f").touch()
     (tmp_path / "e" / "checkpoints" / "7").mkdir(parents=True)
     with pytest.raises(ValueError, match=f"^no checkpoint at {path}: ") as error:
-        resolve_checkpoint(path)
+        open_checkpoint(path)
     assert "\n" not in str(error.value)
 
 

@@ -19,8 +19,8 @@ from clipjax.checkpoint import (
     load_tokenizer,
     load_variables,
     make_contract,
+    open_checkpoint,
     read_manifest,
-    resolve_checkpoint,
     verify_files,
 )
 from clipjax.config import merge
@@ -131,7 +131,9 @@ def test_there_and_back_is_bit_identical(tmp_path, vocabulary, spec, through):
     for tower in towers:  # a field at its default may be said or not
         assert found.pop(tower).items() >= wanted.pop(tower).items()
     assert found == wanted
-    first, second = (load_tokenizer(resolve_checkpoint(p)) for p in (start, tmp_path / "back"))
+    first, second = (
+        load_tokenizer(open_checkpoint(p).step_dir) for p in (start, tmp_path / "back")
+    )
     assert first.contract() == second.contract()
     assert (first(WORDS) == second(WORDS)).all()
 
@@ -196,13 +198,13 @@ def test_a_training_converts_as_it_is_evaluated(tmp_path, spec, ema):
     assert_same(read_checkpoint(tmp_path / "clipjax")[1], leaves)
     convert_weights(tmp_path / "open_clip", tmp_path / "back", "clipjax")
     assert_same(read_checkpoint(tmp_path / "back")[1], leaves)
-    before = dict(flatten_with_names(load_variables(resolve_checkpoint(tmp_path / "run"))))
-    after = dict(flatten_with_names(load_variables(resolve_checkpoint(tmp_path / "clipjax"))))
+    before = dict(flatten_with_names(load_variables(open_checkpoint(tmp_path / "run").step_dir)))
+    after = dict(flatten_with_names(load_variables(open_checkpoint(tmp_path / "clipjax").step_dir)))
     assert_same(jax.tree.map(np.asarray, after), jax.tree.map(np.asarray, before))
 
 
 def test_the_checkpoint_is_whole_and_says_what_it_is(tmp_path, vocabulary):
-    step_dir = resolve_checkpoint(write(tmp_path, weights_of(SIGLIP, vocabulary)))
+    step_dir = open_checkpoint(write(tmp_path, weights_of(SIGLIP, vocabulary))).step_dir
     assert step_dir == tmp_path / "start" / "checkpoints" / "0"
     manifest = read_manifest(step_dir)
     verify_files(step_dir, manifest.files)
@@ -264,8 +266,8 @@ def test_a_run_starts_from_it(tmp_path, spec, patterns):
     tokenizer = make_tokenizer(spec["tokenizer"], context_length=9)
     load_init = make_load_init(resolved, make_contract(resolved.spec, tokenizer.contract()))
     loaded = {
-        "params": load_params(resolve_checkpoint(path)),
-        "model_state": load_model_state(resolve_checkpoint(path)),
+        "params": load_params(open_checkpoint(path).step_dir),
+        "model_state": load_model_state(open_checkpoint(path).step_dir),
     }
     zeros = jax.tree.map(jax.numpy.zeros_like, loaded)
     zero = jax.numpy.zeros((), jax.numpy.int32)
@@ -282,7 +284,7 @@ def test_a_run_starts_from_it(tmp_path, spec, patterns):
 
 def test_weights_without_their_vocabulary_take_images_only(tmp_path, vocabulary):
     start = write(tmp_path, weights_of(SIGLIP))
-    tokenizer = load_tokenizer(resolve_checkpoint(start))
+    tokenizer = load_tokenizer(open_checkpoint(start).step_dir)
     assert isinstance(tokenizer, MissingTokenizer)
     picture = np.zeros((32, 32, 3), np.uint8)
     encoder = Model.from_checkpoint(start)
@@ -291,7 +293,7 @@ def test_weights_without_their_vocabulary_take_images_only(tmp_path, vocabulary)
         encoder.encode_text(["a dog"])
     done = convert_weights(start, tmp_path / "with", "clipjax", tokenizer=vocabulary)
     assert not done.lacks_tokenizer
-    assert load_tokenizer(resolve_checkpoint(tmp_path / "with"))(WORDS).shape[0] == 4
+    assert load_tokenizer(open_checkpoint(tmp_path / "with").step_dir)(WORDS).shape[0] == 4
     assert convert_weights(start, tmp_path / "without", "clipjax").lacks_tokenizer
     small = write(tmp_path, weights_of(merge(SIGLIP, {"text": {"vocab_size": 8}})), "small")
     with pytest.raises(ValueError, match="has 8: it is not its vocabulary"):
@@ -444,7 +446,7 @@ def test_a_checkpoint_that_names_code_is_refused(tmp_path):
     from clipjax.checkpoint import manifest as manifests
 
     start = write(tmp_path, weights_of(CLIP))
-    step_dir = resolve_checkpoint(start)
+    step_dir = open_checkpoint(start).step_dir
     manifest = read_manifest(step_dir)
     contract = json.loads(json.dumps(manifest.contract))
     contract["model"]["image"] = {"name": "os:mkdir", "path": str(tmp_path / "canary")}

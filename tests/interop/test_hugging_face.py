@@ -23,7 +23,7 @@ from hugging_face_case import (
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
-from clipjax.checkpoint import load_tokenizer, resolve_checkpoint
+from clipjax.checkpoint import load_tokenizer, open_checkpoint
 from clipjax.config import to_plain
 from clipjax.data.images.preprocess import Preprocess
 from clipjax.interop import WeightFileError, hugging_face
@@ -413,13 +413,13 @@ def test_a_directory_without_vocabulary_takes_it_from_the_flag(without_vocabular
     bare = convert_weights(path, tmp_path / "images", "clipjax")
     assert bare.lacks_tokenizer
     with pytest.raises(ValueError, match="--tokenizer FILE"):
-        load_tokenizer(resolve_checkpoint(tmp_path / "images"))(TEXTS)
+        load_tokenizer(open_checkpoint(tmp_path / "images").step_dir)(TEXTS)
     whole = convert_weights(path, tmp_path / "texts", "clipjax", tokenizer=file)
     assert not whole.lacks_tokenizer
     shutil.copy(file, path / "spiece.model")  # the control: the file in the directory says as much
     convert_weights(path, tmp_path / "wanted", "clipjax")
     found, wanted = (
-        load_tokenizer(resolve_checkpoint(tmp_path / name)) for name in ("texts", "wanted")
+        load_tokenizer(open_checkpoint(tmp_path / name).step_dir) for name in ("texts", "wanted")
     )
     np.testing.assert_array_equal(found(["a photo of"]), wanted(["a photo of"]))
     with pytest.raises(ValueError, match="is here already; leave the flag out"):
@@ -434,7 +434,7 @@ def test_the_flag_takes_the_other_form_of_a_vocabulary(without_vocabulary, tmp_p
     backend.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     backend.save(str(tmp_path / "tokenizer.json"))
     convert_weights(path, tmp_path / "out", "clipjax", tokenizer=tmp_path / "tokenizer.json")
-    ids = load_tokenizer(resolve_checkpoint(tmp_path / "out"))(["W7, a DOG"])[0]
+    ids = load_tokenizer(open_checkpoint(tmp_path / "out").step_dir)(["W7, a DOG"])[0]
     assert ids[:5].tolist() == [7, 0, 50, 1, 1]  # lower-cased, without the comma, as SigLIP's
 
 
