@@ -49,8 +49,8 @@ def evaluate(experiment: Experiment, names: Sequence[str]) -> dict[str, float]:
             known = ", ".join(e.key for e in experiment.evals) or "none"
             raise ValueError(f"--eval={name}: config.evals has {known}; name one of them")
         chosen += [e for e in found if e not in chosen]
-    found = open_checkpoint(experiment.workdir)
-    step_dir, manifest = found.step_dir, found.manifest
+    checkpoint = open_checkpoint(experiment.workdir)
+    step_dir, manifest = checkpoint.step_dir, checkpoint.manifest
     check_contract(manifest.contract, experiment.metadata["contract"])
     to_layout = stack_layers if experiment.settings.scan_layers else unstack_layers
     variables = load_variables(step_dir, to_layout)
@@ -101,8 +101,8 @@ def evaluate_checkpoint(
     asked = [("zero_shot", where, naming) for where in zero_shot]
     asked += [("retrieval", where, {}) for where in retrieval]
     _refuse_twins([f"--{kind} {where}" for kind, where, _ in asked])
-    found = open_checkpoint(path)  # once: a run that is still going may save a newer one
-    step_dir, manifest = found.step_dir, found.manifest
+    checkpoint = open_checkpoint(path)  # once: a run that is still going may save a newer one
+    step_dir, manifest = checkpoint.step_dir, checkpoint.manifest
     sources = {where: make_source(where, path=f"--{kind}") for kind, where, _ in asked}
     run_prompts = None
     if templates is None and any(getattr(sources[s], "templates", None) is None for s in zero_shot):

@@ -15,7 +15,6 @@ from flax import linen as nn
 
 from clipjax.config import merge
 from clipjax.config_fields import Settings
-from clipjax.data.loading.rows import Finishing
 from clipjax.models import build_model
 from clipjax.models.clip import CLIP
 from clipjax.ranges import IMAGE_SIZE, RATE, Group, Rule, check_known, named, whole
@@ -46,7 +45,7 @@ class Stage:
         path: where it stands in the config, for messages.
         step: jitted (state, batch) -> (state, metrics); the state is donated. Stages of one spec
             share it.
-        data: how its examples become rows of a batch.
+        data: how its examples become rows of a batch, a `Finishing`.
     """
 
     from_step: int
@@ -56,7 +55,7 @@ class Stage:
     model: CLIP
     path: str
     step: Any = None
-    data: Finishing | None = None
+    data: Any = None
 
     @property
     def num_steps(self) -> int:
