@@ -123,7 +123,7 @@ def evaluate_checkpoint(
     }
     evals = build_evals(
         specs,
-        {key: sources[spec["source"]] for key, spec in specs.items()},
+        {f"--{kind} {where}": sources[where] for kind, where, _ in asked},
         path="",
         encode_image_fn=model.encode_fns.image,
         encode_text_fn=model.encode_fns.text,

@@ -47,7 +47,11 @@ def make_load_init(
         found = {**found, "tokenizer": contract["tokenizer"]}
     check_contract(found, contract, free=FREE_IN_FINE_TUNING, override=init.override)
     to_layout = stack_layers if settings.scan_layers else unstack_layers
-    patterns = {"rename": init.rename, "drop": init.drop, "initialise": init.initialise}
+    patterns: dict[str, Any] = {
+        "rename": init.rename,
+        "drop": init.drop,
+        "initialise": init.initialise,
+    }
 
     def load_init(state: Any) -> tuple[Any, LoadReport]:
         logging.info("starting from the parameters of %s", step_dir)

@@ -12,6 +12,7 @@ from clipjax.building import resolve
 from clipjax.losses.clip import SoftmaxPairs, clip_loss
 from clipjax.losses.layouts import LAYOUTS, grid_shape
 from clipjax.losses.metrics import pair_metrics
+from clipjax.losses.pair_rule import PairRule
 from clipjax.losses.placement import as_scalar, make_placement
 from clipjax.losses.sharded import pair_loss
 from clipjax.losses.siglip import SigmoidPairs, siglip_loss
@@ -19,7 +20,7 @@ from clipjax.losses.siglip import SigmoidPairs, siglip_loss
 LOSSES: dict[str, Callable] = {"clip": clip_loss, "siglip": siglip_loss}
 """Dense references: free functions of arrays."""
 
-PAIR_RULES = {"clip": SoftmaxPairs(), "siglip": SigmoidPairs()}
+PAIR_RULES: dict[str, PairRule] = {"clip": SoftmaxPairs(), "siglip": SigmoidPairs()}
 """The tile-by-tile forms of losses; a loss without a row here runs dense only."""
 
 LossFn = Callable[..., tuple[Array, dict[str, Array]]]
