@@ -176,10 +176,8 @@ def _check_model_parts(
         plugins=plugins,
         runtime=("context_length",),
     )
-    try:
+    with named("config.model"):
         make_preprocess(spec)
-    except ValueError as error:
-        raise ValueError(f"config.model.{error}") from error
     for stage in stages:
         make_transforms(
             settings.data.transforms,

@@ -121,10 +121,8 @@ def _with_data(resolved: Resolved, tokenizer: Tokenizer) -> Resolved:
             path="config.data.transforms",
             plugins=ANY_MODULE,
         )
-        try:
+        with named("config.model"):
             preprocess = Preprocess.from_spec(spec)
-        except ValueError as error:
-            raise ValueError(f"config.model.{error}") from error
         data = Finishing(transforms, tokenizers[length], preprocess)
         stages.append(dataclasses.replace(stage, data=data))
     return dataclasses.replace(resolved, stages=tuple(stages))

@@ -11,6 +11,7 @@ from PIL import Image
 
 from clipjax.array_types import Patches
 from clipjax.data.images.preprocess import INTERPOLATIONS, Preprocess, as_pil, to_rgb
+from clipjax.ranges import FieldError
 
 # The published rule searches the scale in this interval, to this width.
 _SCALES = (1e-6, 100.0)
@@ -72,9 +73,9 @@ class PatchPreprocess:
         for field in ("patch_size", "max_patches"):
             value = getattr(self, field)
             if not isinstance(value, int | np.integer) or value < 1:
-                raise ValueError(f"preprocess.{field} is {value!r}, at least 1 (whole) is allowed")
+                raise FieldError(f"preprocess.{field} is {value!r}, at least 1 (whole) is allowed")
         if self.interpolation not in tuple(INTERPOLATIONS):  # also what has no hash
-            raise ValueError(
+            raise FieldError(
                 f"preprocess.interpolation is {self.interpolation!r}; allowed are "
                 f"{', '.join(sorted(INTERPOLATIONS))}"
             )
@@ -93,12 +94,12 @@ class PatchPreprocess:
         known = {"resize", "interpolation", "max_patches", "mean", "std"}
         fields = spec["preprocess"]
         for name in fields.keys() ^ known:
-            raise ValueError(
+            raise FieldError(
                 f"preprocess.{name} is {'not known' if name in fields else 'missing'}; with resize "
                 f"'patches' it has the fields {', '.join(sorted(known))}"
             )
         if spec["image"]["name"] != "naflex_vit":
-            raise ValueError(
+            raise FieldError(
                 f"preprocess.resize is 'patches', the image tower {spec['image']['name']!r} takes "
                 "images of one size; set 'shortest' or 'squash'"
             )

@@ -20,6 +20,7 @@ from clipjax.data.images.limits import (
     pixel_limit,
 )
 from clipjax.data.images.parts import check_parts
+from clipjax.ranges import FieldError
 
 # Of an image that is resized before it is cropped: sides of 1 : 300 at 224 pixels.
 MAX_RESIZED_PIXELS = 1 << 24
@@ -202,21 +203,21 @@ class Preprocess:
 
     def __post_init__(self):
         if not isinstance(self.size, int | np.integer) or self.size < 1:
-            raise ValueError(
+            raise FieldError(
                 f"preprocess.size is {self.size!r}, expected a whole number of at least 1 pixel"
             )
         if self.resize not in ("shortest", "squash"):
-            raise ValueError(
+            raise FieldError(
                 f"preprocess.resize is {self.resize!r}; allowed are 'shortest', 'squash' (and "
                 "'patches' in a Model: here images have one size)"
             )
         if self.interpolation not in tuple(INTERPOLATIONS):  # also what has no hash
-            raise ValueError(
+            raise FieldError(
                 f"preprocess.interpolation is {self.interpolation!r}; allowed are "
                 f"{', '.join(sorted(INTERPOLATIONS))}"
             )
         if not isinstance(self.crop_fraction, int | float) or not 0 < self.crop_fraction <= 1:
-            raise ValueError(
+            raise FieldError(
                 f"preprocess.crop_fraction is {self.crop_fraction!r}; allowed is what is above 0 "
                 "and at most 1"
             )
@@ -243,11 +244,11 @@ class Preprocess:
         fields = {k: v for k, v in spec["preprocess"].items() if k not in others}
         known = {field.name for field in dataclasses.fields(cls)} - {"size", "pixels"}
         for name in fields.keys() - known:
-            raise ValueError(
+            raise FieldError(
                 f"preprocess.{name} is not known; allowed are mean, std, {', '.join(sorted(known))}"
             )
         for name in {"resize", "interpolation"} - fields.keys():
-            raise ValueError(f"preprocess has no {name}; it is part of a model's spec")
+            raise FieldError(f"preprocess has no {name}; it is part of a model's spec")
         return cls(spec["image_size"], pixels=pixels, **fields)
 
     def blank(self) -> np.ndarray:
