@@ -109,7 +109,7 @@ def make_train_step(
         images = batch["image"]
         if color_jitter is not None:
             images = color_jitter(images, key, batch["example_ids"])
-        if image_mean is not None:
+        if image_mean is not None and image_std is not None:
             return normalise_images(images, image_mean, image_std, dtype)
         if any(jnp.issubdtype(x.dtype, jnp.integer) for x in jax.tree.leaves(images)):
             raise ValueError(

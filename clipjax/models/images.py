@@ -4,12 +4,13 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from clipjax.array_types import Patches
 
 
 def normalise_images(
-    images: jax.Array | Patches, mean: Sequence[float], std: Sequence[float], dtype: jnp.dtype
+    images: jax.Array | Patches, mean: Sequence[float], std: Sequence[float], dtype: DTypeLike
 ) -> jax.Array | Patches:
     """`(images / 255 - mean) / std`, computed in float32.
 
