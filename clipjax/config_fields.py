@@ -234,6 +234,12 @@ class Settings:
         "rules that precede the table's",
     )
     loss: LossSettings = dataclasses.field(default_factory=LossSettings)
+    objective: Mapping[str, Any] = _field(
+        {"name": "pair"},
+        Group("with a `name`"),
+        "what is minimised: `pair`, the loss of `loss`; or an objective of your own, `module:Name` "
+        "and its options; see docs/losses.md",
+    )
     optimizer: OptimizerSettings = dataclasses.field(default_factory=OptimizerSettings)
     schedule: ScheduleSettings = dataclasses.field(default_factory=ScheduleSettings)
     max_skipped_in_a_row: int = _field(

@@ -45,6 +45,7 @@ from clipjax.evals.running import (
     write_results,
 )
 from clipjax.experiment import Experiment, Program
+from clipjax.losses.objectives import split_variables
 from clipjax.metric_writers import ProgressBar, make_writer
 from clipjax.partitioning import global_batch
 from clipjax.report.writing import REPORT, collect_found, collect_predictions, write_report
@@ -334,4 +335,4 @@ class _Loop:
 def eval_variables(state: TrainState) -> Any:
     """What is evaluated: the averaged parameters where there are any, with running statistics."""
     params = state.params if state.ema_params is None else state.ema_params
-    return {"params": params, **state.model_state}
+    return split_variables({"params": params, **state.model_state})[0]

@@ -9,6 +9,11 @@ import jax.numpy as jnp
 import optax
 from flax.core import meta
 
+from clipjax.losses.objectives import init_objective, join_variables
+
+# Draws by example take the others: no example has this id.
+OBJECTIVE_STREAM = 2**32 - 1
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -20,7 +25,8 @@ class TrainState:
         step: [] int32, steps done; the data position is a function of it.
         params: the parameters, float32.
         opt_state: of the optimizer.
-        model_state: running statistics of the model, by flax collection; {} for most.
+        model_state: what is kept and not optimised, by flax collection: running statistics of the
+            model, and under `objective` the objective's own; {} for most.
         ema_params: exponential moving average of the parameters, or None.
         skipped: [] int32, steps whose update was left out for a non-finite gradient.
         skipped_in_a_row: [] int32, of them, those since the last update.
@@ -46,6 +52,37 @@ def init_variables(init_fn: Callable[..., Any], key: jax.Array, batch: Any) -> A
     images = jnp.zeros((1, *batch["image"].shape[1:]), jnp.float32)
     tokens = jnp.zeros((1, *batch["text"].shape[1:]), jnp.int32)
     return init_fn(key, images, tokens)
+
+
+def init_with_objective(
+    variables: Mapping[str, Any], apply_fn: Callable[..., Any], objective: Any, key: Any, batch: Any
+) -> dict[str, Any]:
+    """Adds the variables of an objective to those of a model; the call of the model is traced only.
+
+    Args:
+        variables: of `init_variables`.
+        apply_fn: of the model, see `make_train_step`.
+        objective: see clipjax/losses/objectives.py.
+        key: typed PRNG key.
+        batch: as for `init_variables`.
+    """
+    if not hasattr(objective, "init"):
+        return dict(variables)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), dict(batch))
+    zeros["image"] = zeros["image"].astype(jnp.float32)
+    zeros["example_ids"] = jnp.arange(zeros["text"].shape[0])
+    outputs = jax.eval_shape(
+        lambda tree: apply_fn(tree, zeros["image"], zeros["text"], **with_tokens(objective)),
+        meta.unbox(dict(variables)),
+    )
+    outputs = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), outputs)
+    own = init_objective(objective, jax.random.fold_in(key, OBJECTIVE_STREAM), outputs, zeros)
+    return join_variables(variables, own)
+
+
+def with_tokens(objective: Any) -> dict[str, Any]:
+    """What `apply_fn` is asked for by an objective, besides the embeddings."""
+    return {"with_tokens": objective.needs} if objective.needs else {}
 
 
 def create_train_state(

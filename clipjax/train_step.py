@@ -10,9 +10,16 @@ import optax
 
 from clipjax.grad_cache import value_and_grad
 from clipjax.layers.color_jitter import ColorJitter
+from clipjax.losses.objectives import (
+    PairObjective,
+    apply_objective,
+    as_objective,
+    join_variables,
+    split_variables,
+)
 from clipjax.models.clip import CLIPOutput
 from clipjax.models.images import normalise_images
-from clipjax.train_state import TrainState
+from clipjax.train_state import OBJECTIVE_STREAM, TrainState, with_tokens
 from clipjax.trees import map_with_names
 
 # apply_fn(variables, images, tokens, *, train, example_ids, rngs[, mutable]) -> CLIPOutput
@@ -49,7 +56,8 @@ def make_train_step(
             other collections; if there are any, it also takes `mutable` and gives (output, changed
             collections). `rngs` is {"dropout": key}, `example_ids` `[b]` int32 key the draws.
         loss_fn: of `make_loss`: (image_embeds, text_embeds, logit_scale, logit_bias) ->
-            (loss, metrics).
+            (loss, metrics). Or an objective: an object with `needs`, a tuple of `image_tokens` and
+            `text_tokens` or (), that is called with (outputs, batch, rng); see docs/losses.md.
         tx: an optimizer of optax.
         seed: of the draws; the key of step i is `fold_in(key(seed), i)`.
         image_mean: channel means in [0, 1] of images of 0..255; None for images that are
@@ -72,9 +80,10 @@ def make_train_step(
         `skipped` and `skipped_in_a_row` (steps), and with a schedule `learning_rate`.
 
     Raises:
-        ValueError: one of image_mean and image_std without the other; and when traced, uint8 images
-            without them, gradient caching for a model that keeps statistics of its batches, or
-            parameters without the "logit_scale" that is to be clamped.
+        ValueError: one of image_mean and image_std without the other; gradient caching for an
+            objective that is no loss of pairs; and when traced, integer images without a mean,
+            gradient caching for a model that keeps statistics of its batches, or parameters
+            without the "logit_scale" that is to be clamped.
 
     Example:
         ```python
@@ -103,6 +112,12 @@ def make_train_step(
             "that are normalised already"
         )
     tx = optax.with_extra_args_support(tx)
+    objective = as_objective(loss_fn)
+    if num_micro_batches > 1 and not isinstance(objective, PairObjective):
+        raise ValueError(
+            f"num_micro_batches = {num_micro_batches}: gradient caching is exact for losses of "
+            f"pairs only, and {type(objective).__name__} is none: use the whole batch at once"
+        )
 
     def model_images(batch: Any, key: jax.Array) -> Any:
         """What the model takes of a batch."""
@@ -121,39 +136,50 @@ def make_train_step(
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         examples = {**batch, "example_ids": jnp.arange(batch["text"].shape[0])}
-        collections = {"mutable": list(state.model_state)} if state.model_state else {}
+        kept, kept_by_objective = split_variables(state.model_state)
+        options = {"mutable": list(kept)} if kept else {}
+        options |= with_tokens(objective)
 
         def trained(params: Any) -> Any:
             return map_with_names(
                 lambda name, p: jax.lax.stop_gradient(p) if frozen(name) else p, params
             )
 
-        def apply(params: Any, micro: Any) -> tuple[CLIPOutput, Any]:
+        def apply(params: Any, images: Any, micro: Any) -> tuple[CLIPOutput, Any]:
             """The output and the model's state after it."""
             result = apply_fn(
-                {"params": trained(params), **state.model_state},
-                model_images(micro, key),
+                {"params": params, **kept},
+                images,
                 micro["text"],
                 train=True,
                 example_ids=micro["example_ids"],
                 rngs={"dropout": key},
-                **collections,
+                **options,
             )
-            output, model_state = result if collections else (result, state.model_state)
+            output, model_state = result if kept else (result, {})
             return CLIPOutput(*output), model_state
 
         def encode(params: Any, micro: Any) -> tuple[jax.Array, jax.Array]:
-            output, _ = apply(params, micro)
+            output, _ = apply(trained(params), model_images(micro, key), micro)
             return output.image_embeds, output.text_embeds
 
         def head(params: Any, images: jax.Array, texts: jax.Array) -> tuple[jax.Array, Any]:
             params = trained(params)
-            return loss_fn(images, texts, params["logit_scale"], params.get("logit_bias"))
+            scale, bias = params["logit_scale"], params.get("logit_bias")
+            return objective(CLIPOutput(images, texts, scale, bias), None, None)
 
         def whole(params: Any) -> tuple[jax.Array, Any]:
-            output, model_state = apply(params, examples)
-            loss, metrics = loss_fn(*output)
-            return loss, (metrics, model_state)
+            of_model, own = split_variables({"params": trained(params)})
+            images = model_images(examples, key)
+            output, model_state = apply(of_model["params"], images, examples)
+            (loss, metrics), own_state = apply_objective(
+                objective,
+                {**own, **kept_by_objective},
+                output,
+                {**examples, "image": images},
+                jax.random.fold_in(key, OBJECTIVE_STREAM),
+            )
+            return loss, (metrics, join_variables(model_state, own_state))
 
         if num_micro_batches == 1:
             (loss, (metrics, model_state)), grads = jax.value_and_grad(whole, has_aux=True)(

@@ -22,6 +22,7 @@ from clipjax.building import (
 from clipjax.checkpoint.contract import spec_of_contract, warn_of_sources
 from clipjax.checkpoint.manifest import DamagedCheckpointError, Manifest
 from clipjax.checkpoint.manifest_fields import newer
+from clipjax.losses.objectives import is_of_objective
 from clipjax.models import leaf_shapes
 from clipjax.models.spec_ranges import (
     LOGIT_SCALE,
@@ -165,6 +166,8 @@ def check_model(
     found = {}
     for record in manifest.leaves:
         top, _, name = record.name.partition("/")
+        if is_of_objective(record.name):
+            continue  # what it was trained by is no part of the model
         if top == root:
             found[f"params/{name}"] = record.shape
         elif top == "model_state":

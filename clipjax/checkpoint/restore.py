@@ -18,6 +18,7 @@ from clipjax.checkpoint.choice import naming_older_steps
 from clipjax.checkpoint.manifest import DamagedCheckpointError, LeafRecord, Manifest
 from clipjax.checkpoint.snapshot import host_value
 from clipjax.distributed import all_succeeded
+from clipjax.losses.objectives import is_of_objective
 from clipjax.trees import flatten_with_names, unflatten_names
 
 STATE = "state"
@@ -138,15 +139,20 @@ def check_leaves(records: Iterable[LeafRecord], abstract_state: Any, *, where: s
 
 
 def load_params(
-    step_dir: str | os.PathLike[str], shardings: Any = None, *, ema: bool = True
+    step_dir: str | os.PathLike[str],
+    shardings: Any = None,
+    *,
+    ema: bool = True,
+    objective: bool = False,
 ) -> dict[str, Any]:
-    """Loads the parameters of a checkpoint, and nothing else of it.
+    """Loads the parameters of a checkpoint's model, and nothing else of it.
 
     Args:
         step_dir: of `clipjax.checkpoint.open_checkpoint`.
         shardings: None (this process's first device), one sharding for all leaves, or a nested
             dict of them like the parameters.
         ema: take the averaged parameters, where the checkpoint has them.
+        objective: with those of the objective that it was trained by, under `objective`.
 
     Returns:
         The parameters as a nested dict of jax.Arrays.
@@ -162,7 +168,7 @@ def load_params(
     if root not in roots:
         raise ValueError(f"{step_dir} holds no {root}; it holds {', '.join(sorted(roots))}")
     with naming_older_steps(step_dir):
-        return _load_root(step_dir, manifest, root, shardings)
+        return _load_root(step_dir, manifest, root, shardings, objective=objective)
 
 
 def load_model_state(step_dir: str | os.PathLike[str], shardings: Any = None) -> dict[str, Any]:
@@ -177,7 +183,8 @@ def load_model_state(step_dir: str | os.PathLike[str], shardings: Any = None) ->
     """
     step_dir = Path(step_dir)
     manifest = manifests.read_manifest(step_dir)
-    if not any(record.name.startswith("model_state/") for record in manifest.leaves):
+    names = [record.name for record in manifest.leaves if not is_of_objective(record.name)]
+    if not any(name.startswith("model_state/") for name in names):
         return {}
     with naming_older_steps(step_dir):
         return _load_root(step_dir, manifest, "model_state", shardings)
@@ -198,8 +205,14 @@ def load_variables(
     return {"params": to_layout(load_params(step_dir)), **load_model_state(step_dir)}
 
 
-def _load_root(step_dir: Path, manifest: Manifest, root: str, shardings: Any) -> dict[str, Any]:
-    records = [r for r in manifest.leaves if r.name.startswith(f"{root}/")]
+def _load_root(
+    step_dir: Path, manifest: Manifest, root: str, shardings: Any, *, objective: bool = False
+) -> dict[str, Any]:
+    records = [
+        r
+        for r in manifest.leaves
+        if r.name.startswith(f"{root}/") and (objective or not is_of_objective(r.name))
+    ]
     if any(r.sha256 is None for r in records):
         manifests.verify_files(step_dir, manifest.files)  # nothing else vouches for these leaves
     abstract = _abstract_tree(records, root, shardings)

@@ -13,13 +13,13 @@ from jax.sharding import Mesh
 from clipjax import partitioning
 from clipjax.building import ANY_MODULE
 from clipjax.config_fields import OptimizerSettings, Settings
-from clipjax.experiment.resolving import Resolved
+from clipjax.experiment.resolving import Resolved, make_objective_of
 from clipjax.experiment.stages import Stage, check_same_parameters
-from clipjax.losses import make_loss
+from clipjax.losses.objectives import join_variables, load_collections, split_variables
 from clipjax.models.clip import CLIP
 from clipjax.optim import make_optimizer, make_schedule, matcher, optimizer_report
 from clipjax.ranges import named
-from clipjax.train_state import TrainState, create_train_state, init_variables
+from clipjax.train_state import TrainState, create_train_state
 from clipjax.train_step import StepFn, check_stateless, make_train_step
 from clipjax.trees import flatten_with_names
 
@@ -95,11 +95,9 @@ def build_program(resolved: Resolved, devices: Sequence[jax.Device] | None = Non
     """
     settings, own = resolved.settings, resolved.stages[-1]
     check_same_parameters(resolved.stages)
-    batch = own.batch_shapes()
     key = jax.eval_shape(lambda: jax.random.key(0))  # a shape: no device is touched up to the mesh
-    with named("config.model"):
-        boxed = jax.eval_shape(lambda key: init_variables(own.model.init, key, batch), key)
-    params = nn.unbox(boxed)["params"]
+    boxed = own.abstract_variables
+    params = nn.unbox(boxed["params"])
     with named("config.schedule"):
         schedule = make_schedule(
             learning_rate=settings.optimizer.learning_rate,
@@ -114,30 +112,33 @@ def build_program(resolved: Resolved, devices: Sequence[jax.Device] | None = Non
 
     def create(key: jax.Array) -> TrainState:
         with_ema = settings.optimizer.ema_decay is not None
-        variables = init_variables(own.model.init, key, batch)
-        return create_train_state(variables, tx, with_ema=with_ema)
+        return create_train_state(own.init_variables(key), tx, with_ema=with_ema)
 
     abstract = jax.eval_shape(create, key)
-    axes = partitioning.state_axes(abstract, nn.get_partition_spec(boxed["params"]), tx)
+    axes = partitioning.state_axes(abstract, nn.get_partition_spec(boxed), tx)
     with named("config"):
         mesh = partitioning.make_mesh(dataclasses.asdict(settings.mesh), devices)
         shardings = partitioning.state_shardings(abstract, axes, mesh, resolved.rules)
-    with named("config.loss"):
-        loss_fn = make_loss(
-            settings.loss.name,
-            mesh=mesh,
-            layout=settings.loss.layout,
-            batch_axes=partitioning.BATCH_AXES,
-            tile_size=settings.loss.tile_size,
-            plugins=ANY_MODULE,
-        )
+    laid_out = jax.tree.map(
+        lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
+        abstract,
+        shardings,
+    )
+
+    def create_state(seed: int) -> TrainState:
+        loaded = load_collections(own.objective, split_variables(laid_out.model_state)[1])
+        state = jax.jit(create, out_shardings=shardings)(jax.random.key(seed))
+        kept, of_objective = split_variables(state.model_state)
+        return state.replace(model_state=join_variables(kept, {**of_objective, **loaded}))
+
+    objective = make_objective_of(settings, own.spec, mesh)
     num_micro_batches = _num_micro_batches(settings, mesh)
     check_stateless(abstract.model_state, num_micro_batches, name="config.micro_batch_size")
 
     def step_of(stage: Stage) -> StepFn:
         return make_train_step(
             stage.model.apply,
-            loss_fn,
+            objective,
             tx,
             seed=settings.seed,
             image_mean=stage.spec["preprocess"]["mean"],
@@ -155,13 +156,9 @@ def build_program(resolved: Resolved, devices: Sequence[jax.Device] | None = Non
         stages=_with_steps(resolved.stages, step_of, shardings, mesh),
         mesh=mesh,
         rules=resolved.rules,
-        abstract_state=jax.tree.map(
-            lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
-            abstract,
-            shardings,
-        ),
+        abstract_state=laid_out,
         state_axes=axes,
-        create_state=lambda seed: jax.jit(create, out_shardings=shardings)(jax.random.key(seed)),
+        create_state=create_state,
         optimizer_summary=summary,
     )
 

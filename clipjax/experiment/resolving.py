@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from clipjax import building, partitioning
@@ -18,7 +20,8 @@ from clipjax.encoding.prompts import stored_templates
 from clipjax.evals import EVALS, load_templates
 from clipjax.experiment.stages import Stage, make_stages
 from clipjax.layers.color_jitter import ColorJitter
-from clipjax.losses import LOSSES, PAIR_RULES
+from clipjax.losses import LOSSES, PAIR_RULES, make_loss
+from clipjax.losses.objectives import PairObjective, check_objective, make_objective
 from clipjax.models import resolve_spec
 from clipjax.models.clip import CLIP
 from clipjax.ranges import named
@@ -116,9 +119,11 @@ def _resolve(
 ) -> Resolved:
     with named("config"):
         rules = partitioning.rules_of(settings.sharding, settings.logical_axes)
-    stages = make_stages(settings, spec, plugins=plugins)
-    _check_model_parts(settings, stages, plugins)
     building.resolve(settings.loss.name, LOSSES, path="config.loss", plugins=ANY_MODULE)
+    _check_objective(settings)
+    objective = make_objective_of(settings, spec)
+    stages = make_stages(settings, spec, objective, plugins=plugins)
+    _check_model_parts(settings, stages, plugins)
     _check_evals(settings)
     _check_bias(settings, spec)
     config = redact_tree({**stored(settings), "evals": _stored_evals(settings.evals)})
@@ -184,6 +189,46 @@ def _check_model_parts(
             image_size=stage.spec["image_size"],
             path="config.data.transforms",
             plugins=ANY_MODULE,
+        )
+
+
+def make_objective_of(settings: Settings, spec: Mapping[str, Any], mesh: Mesh | None = None) -> Any:
+    """Builds config.objective over config.loss.
+
+    Args:
+        settings: the config, typed.
+        spec: of the model.
+        mesh: of the devices; None is that of the context where a step is traced.
+    """
+    with named("config.loss"):
+        pair_loss = make_loss(
+            settings.loss.name,
+            mesh=mesh,
+            layout=settings.loss.layout,
+            batch_axes=partitioning.BATCH_AXES,
+            tile_size=settings.loss.tile_size,
+            plugins=ANY_MODULE,
+        )
+    return make_objective(
+        settings.objective,
+        path="config.objective",
+        plugins=ANY_MODULE,
+        pair_loss=pair_loss,
+        vocab_size=spec["text"]["vocab_size"],
+        dtype=jnp.dtype(settings.dtype),
+    )
+
+
+def _check_objective(settings: Settings) -> None:
+    """Refuses an objective that gradient caching would not be exact for."""
+    path = "config.objective"
+    constructor = check_objective(settings.objective, path=path, plugins=ANY_MODULE)
+    micro = settings.micro_batch_size
+    if constructor is not PairObjective and micro not in (None, settings.batch_size):
+        raise ValueError(
+            f"config.micro_batch_size = {micro} and {path}.name = {settings.objective['name']!r}: "
+            "gradient caching is exact for losses of pairs only; set config.micro_batch_size to "
+            f"None, or {path} to {{'name': 'pair'}}"
         )
 
 

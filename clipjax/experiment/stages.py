@@ -6,6 +6,7 @@ So state, checkpoints and evaluations know nothing of stages.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,10 +16,11 @@ from flax import linen as nn
 
 from clipjax.config import merge
 from clipjax.config_fields import Settings
+from clipjax.losses.objectives import OBJECTIVE
 from clipjax.models import build_model
 from clipjax.models.clip import CLIP
 from clipjax.ranges import IMAGE_SIZE, RATE, Group, Rule, check_known, named, whole
-from clipjax.train_state import init_variables
+from clipjax.train_state import init_variables, init_with_objective
 from clipjax.trees import flatten_with_names
 
 FIELDS: dict[str, Rule] = {
@@ -42,6 +44,7 @@ class Stage:
         batch_size: examples a step, over all devices.
         spec: the model spec with the stage's sizes.
         model: the module of the spec, over the parameters of the last stage's.
+        objective: what its steps minimise; of its variables, the same in all stages.
         path: where it stands in the config, for messages.
         step: jitted (state, batch) -> (state, metrics); the state is donated. Stages of one spec
             share it.
@@ -53,6 +56,7 @@ class Stage:
     batch_size: int
     spec: dict[str, Any]
     model: CLIP
+    objective: Any
     path: str
     step: Any = None
     data: Any = None
@@ -80,9 +84,23 @@ class Stage:
             "text": jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=sharding),
         }
 
+    def init_variables(self, key: jax.Array) -> dict[str, Any]:
+        """Draws the variables of model and objective, with flax's boxes."""
+        batch = self.batch_shapes()
+        with named("config.model"):
+            variables = init_variables(self.model.init, key, batch)
+        with named("config.objective"):
+            return init_with_objective(variables, self.model.apply, self.objective, key, batch)
+
+    @functools.cached_property
+    def abstract_variables(self) -> dict[str, Any]:
+        """The shapes of `init_variables`; no device is touched."""
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        return jax.eval_shape(self.init_variables, key)
+
 
 def make_stages(
-    settings: Settings, spec: Mapping[str, Any], *, plugins: Sequence[str] = ()
+    settings: Settings, spec: Mapping[str, Any], objective: Any, *, plugins: Sequence[str] = ()
 ) -> tuple[Stage, ...]:
     """Resolves config.stages; the last one is the model's own size, up to the run's end.
 
@@ -90,6 +108,7 @@ def make_stages(
         settings: their stages are dicts with `until_step` and some of image_size, context_length
             and patch_dropout; what is left out is as the model has it.
         spec: the model's.
+        objective: what is minimised.
         plugins: modules that the towers' names may import.
 
     Raises:
@@ -119,6 +138,7 @@ def make_stages(
                 batch_size=settings.batch_size,
                 spec=staged,
                 model=_model(settings, staged, spec, path, plugins),
+                objective=objective,
                 path=path,
             )
         )
@@ -183,10 +203,8 @@ def check_same_parameters(stages: Sequence[Stage]) -> None:
 
 
 def _parameter_shapes(stage: Stage) -> dict[str, tuple[int, ...]]:
-    key, batch = jax.eval_shape(lambda: jax.random.key(0)), stage.batch_shapes()
-    with named("config.model"):
-        variables = jax.eval_shape(lambda key: init_variables(stage.model.init, key, batch), key)
-    return {name: x.shape for name, x in flatten_with_names(nn.unbox(variables)["params"])}
+    params = nn.unbox(stage.abstract_variables["params"])
+    return {name: x.shape for name, x in flatten_with_names(params)}
 
 
 def _check_same_parameters(
@@ -195,6 +213,12 @@ def _check_same_parameters(
     for name in (*found, *wanted):
         if found.get(name) == wanted.get(name):
             continue
+        if name.startswith(f"{OBJECTIVE}/"):
+            raise ValueError(
+                f"{stage.path}: parameters of config.objective depend on its sizes: {name} is "
+                f"{wanted.get(name, 'absent')} and would be {found.get(name, 'absent')}; make "
+                "them of the model's own size in all stages"
+            )
         is_text = name.startswith("text")
         tower, field = ("text", "context_length") if is_text else ("image", "image_size")
         raise ValueError(

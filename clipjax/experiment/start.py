@@ -15,6 +15,7 @@ from clipjax.checkpoint import (
     load_pretrained,
 )
 from clipjax.experiment.resolving import Resolved
+from clipjax.losses.objectives import OBJECTIVE, join_variables, split_variables
 from clipjax.models.layers_layout import stack_layers, unstack_layers
 from clipjax.ranges import named
 from clipjax.trees import flatten_with_names
@@ -56,12 +57,15 @@ def make_load_init(
     def load_init(state: Any) -> tuple[Any, LoadReport]:
         logging.info("starting from the parameters of %s", step_dir)
         # On the host: what was read lies on one device, and the mesh may hold others.
-        loaded = to_layout(jax.device_get(load_params(step_dir)))
+        with_objective = OBJECTIVE in state.params
+        loaded = to_layout(jax.device_get(load_params(step_dir, objective=with_objective)))
         params, report = load_pretrained(state.params, loaded, **patterns)
         state = state.replace(params=params)
         statistics = load_model_state(step_dir)
-        if state.model_state and statistics:
-            model_state, more = _load_statistics(state.model_state, statistics, patterns)
+        own, of_objective = split_variables(state.model_state)
+        if own and statistics:
+            own, more = _load_statistics(own, statistics, patterns)
+            model_state = join_variables(own, of_objective)
             state, report = state.replace(model_state=model_state), report.joined(more)
         return state, report
 

@@ -25,6 +25,7 @@ from clipjax.interop.files.orbax_state import StateReader
 from clipjax.interop.shapes import STACK, check_spec, stacked_shapes
 from clipjax.interop.tensors import LazyTensor, WeightFileError
 from clipjax.interop.weights import NO_HINTS, Hints, Weights
+from clipjax.losses.objectives import is_of_objective
 
 STEP = 0
 _STATISTICS = "batch_stats/"
@@ -158,7 +159,7 @@ def _read_leaves(step_dir: Path, manifest: Manifest) -> dict[str, LazyTensor]:
     leaves: dict[str, LazyTensor] = {}
     for record in manifest.leaves:
         top, _, plain = record.name.partition("/")
-        if top not in (root, "model_state"):
+        if top not in (root, "model_state") or is_of_objective(record.name):
             continue
         stack, shape = STACK.match(plain), record.shape
         if stack is None:

@@ -1,6 +1,7 @@
 """The two towers, their projections and the learned temperature (arXiv:2103.00020)."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,12 +25,16 @@ class CLIPOutput(NamedTuple):
         text_embeds: [batch, embed] float32, of length 1.
         logit_scale: [] float32, the parameter: the logarithm of the scale.
         logit_bias: [] float32, or None.
+        image_tokens: [batch, positions, width], before pooling; None unless asked for.
+        text_tokens: [batch, length, width], before pooling; None unless asked for.
     """
 
     image_embeds: jax.Array
     text_embeds: jax.Array
     logit_scale: jax.Array
     logit_bias: jax.Array | None
+    image_tokens: jax.Array | None = None
+    text_tokens: jax.Array | None = None
 
 
 class CLIP(nn.Module):
@@ -75,6 +80,7 @@ class CLIP(nn.Module):
         *,
         train: bool = False,
         example_ids: jax.Array | None = None,
+        with_tokens: Sequence[str] = (),
     ) -> CLIPOutput:
         """Encodes a batch of pairs.
 
@@ -83,12 +89,18 @@ class CLIP(nn.Module):
             tokens: [batch, length] int32.
             train: whether dropouts draw and statistics are updated.
             example_ids: [batch] int32 that key each example's draws; None means 0, 1, 2, ...
+            with_tokens: `image_tokens`, `text_tokens`: what the output holds besides.
         """
+        image = self.image_encoder(images, train=train, example_ids=example_ids)
+        image_embeds = self._embed("image", self.image_projection, image.pooled)
+        text = self.text_encoder(tokens, train=train, example_ids=example_ids)
         return CLIPOutput(
-            self.encode_image(images, train=train, example_ids=example_ids),
-            self.encode_text(tokens, train=train, example_ids=example_ids),
+            image_embeds,
+            self._embed("text", self.text_projection, text.pooled),
             self.logit_scale,
             self.logit_bias if self.logit_bias_init is not None else None,
+            image.tokens if "image_tokens" in with_tokens else None,
+            text.tokens if "text_tokens" in with_tokens else None,
         )
 
     def encode_image(

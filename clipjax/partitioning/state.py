@@ -21,7 +21,7 @@ LARGE_PARAMETER = 2**20
 LARGE_STATE = 2**26
 
 
-def state_axes(abstract_state: Any, param_axes: Any, tx: optax.GradientTransformation) -> Any:
+def state_axes(abstract_state: Any, axes: Any, tx: optax.GradientTransformation) -> Any:
     """Lists the logical axes of every leaf of a train state.
 
     What the optimizer keeps of a parameter in its shape has its axes, and so has an average. All
@@ -29,12 +29,16 @@ def state_axes(abstract_state: Any, param_axes: Any, tx: optax.GradientTransform
 
     Args:
         abstract_state: shapes of the state: `params`, `opt_state`, `ema_params` and others.
-        param_axes: tree of `PartitionSpec` over logical axes, from `nn.get_partition_spec`.
+        axes: of the variables, by collection: trees of `PartitionSpec` over logical axes, from
+            `nn.get_partition_spec`.
         tx: the optimizer, which knows what of its state is kept of the parameters.
 
     Returns:
         The state's tree, of `PartitionSpec` over logical axes.
     """
+
+    kept_axes = dict(axes)
+    param_axes = kept_axes.pop("params")
 
     def axes_of(tree: Any) -> Any:
         # Of each parameter there may be one leaf, several, or none where it is frozen.
@@ -53,6 +57,7 @@ def state_axes(abstract_state: Any, param_axes: Any, tx: optax.GradientTransform
 
     return jax.tree.map(none, abstract_state).replace(
         params=param_axes,
+        model_state=kept_axes,
         ema_params=None if abstract_state.ema_params is None else param_axes,
         opt_state=optax.tree_map_params(
             tx,
@@ -123,7 +128,8 @@ def _state_specs(
     """The tree of the specs of every leaf."""
 
     def spec(name: str, leaf: Any, names: PartitionSpec) -> PartitionSpec:
-        wanted = rules.params if name.startswith("params/") else rules.optimizer
+        is_own = name.startswith(("params/", "model_state/"))
+        wanted = rules.params if is_own else rules.optimizer
         return spec_of(tuple(names), leaf.shape, wanted, mesh)
 
     return map_with_names(spec, abstract_state, axes)

@@ -21,7 +21,7 @@ def state(params, axes, tx=None):
     """Shapes of a train state, and the logical axes of its leaves."""
     tx = tx or optax.scale_by_adam()
     found = jax.eval_shape(lambda p: create_train_state({"params": p}, tx, with_ema=True), params)
-    return found, partitioning.state_axes(found, axes, tx)
+    return found, partitioning.state_axes(found, {"params": axes}, tx)
 
 
 def shardings(params, axes, table, mesh_shape=None, overrides=()):
