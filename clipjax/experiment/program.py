@@ -126,7 +126,8 @@ def build_program(resolved: Resolved, devices: Sequence[jax.Device] | None = Non
     )
 
     def create_state(seed: int) -> TrainState:
-        loaded = load_collections(own.objective, split_variables(laid_out.model_state)[1])
+        with named("config.objective"):
+            loaded = load_collections(own.objective, split_variables(laid_out.model_state)[1])
         state = jax.jit(create, out_shardings=shardings)(jax.random.key(seed))
         kept, of_objective = split_variables(state.model_state)
         return state.replace(model_state=join_variables(kept, {**of_objective, **loaded}))

@@ -1,4 +1,4 @@
-"""What a step minimises: a loss over pairs, or an objective that sees more (config.objective).
+"""What a step minimises: a loss over pairs, or an objective that sees more.
 
 An objective is an object with
 
@@ -32,7 +32,7 @@ Variables = Mapping[str, Mapping[str, Any]]
 
 
 class PairObjective:
-    """The loss over all pairs of a batch: config.loss."""
+    """The loss over all pairs of a batch."""
 
     needs: tuple[str, ...] = ()
 
@@ -73,7 +73,7 @@ def check_objective(
         raise ValueError(
             f"{path}.name = {spec['name']!r} is no objective: a class with `needs`, a tuple of "
             f"{', '.join(NEEDS)} or (), that is called with (outputs, batch, rng); a loss of pairs "
-            "of one's own is config.loss.name"
+            "of one's own is named as the loss, not as the objective"
         )
     for need in needs:
         if need not in NEEDS:
@@ -93,7 +93,7 @@ def make_objective(
         spec: of `check_objective`, and so `path` and `plugins`.
         path: likewise.
         plugins: likewise.
-        **runtime: `pair_loss`, of config.loss; `vocab_size`, of the texts; `dtype`, of the
+        **runtime: `pair_loss`, of `make_loss`; `vocab_size`, of the texts; `dtype`, of the
             computation. A constructor gets those that it names.
     """
     check_objective(spec, path=path, plugins=plugins)
@@ -189,7 +189,7 @@ def load_collections(objective: Any, abstract: Variables) -> Variables:
         shapes = [list(x[name].shape) if name in x else "absent" for x in (found, wanted)]
         if shapes[0] != shapes[1]:
             raise ValueError(
-                f"config.objective: load_collections gives {name} as {shapes[0]}, and the module "
+                f"load_collections gives {name} as {shapes[0]}, and the module "
                 f"declares it as {shapes[1]}"
             )
     return map_with_names(

@@ -17,7 +17,7 @@ import pytest
 from flax import linen as nn
 from jax.experimental.compilation_cache import compilation_cache
 
-from clipjax.checkpoint import load_model_state, load_params, resolve_checkpoint
+from clipjax.checkpoint import choose_step, load_model_state, load_params
 from clipjax.experiment import build_experiment, build_program, resolve
 from clipjax.faults import InjectedFault
 from clipjax.inference import Model
@@ -202,7 +202,7 @@ def test_a_checkpoint_opens_without_its_objective(trained, monkeypatch):
     for name in ("my_lab", "my_lab.parts", "my_lab.objectives"):
         monkeypatch.delitem(sys.modules, name)
     workdir, state = trained
-    step_dir = resolve_checkpoint(workdir)
+    step_dir = choose_step(workdir).step_dir
     model = Model.from_checkpoint(workdir)
     towers = {name for name in state.params if name != "objective"}
     assert set(model.variables) == {"params"} and set(model.variables["params"]) == towers
