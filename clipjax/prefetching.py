@@ -1,7 +1,7 @@
 """Batches that are made while others are used."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
@@ -21,7 +21,7 @@ Work = TypeVar("Work", bound=Cancellable)
 
 def begun_ahead(
     begin: Callable[[Item], Work], items: Iterable[Item], *, ahead: int
-) -> Iterator[Work]:
+) -> Generator[Work, None, None]:
     """Begins with the work on each item before it is asked for; gives it in the items' order.
 
     Args:

@@ -27,6 +27,10 @@ _OPTIONS = re.compile(r"\?([a-z_]+=.*)$")
 FACTS = ("captions", "first_label", "matched", "numbered_from", "task", "templates")
 
 
+# Captions: one, alternatives, or a map of such by language or by kind.
+Texts = str | tuple[str, ...] | Mapping[str, "Texts"]
+
+
 class Example(TypedDict):
     """One image-text pair.
 
@@ -36,7 +40,7 @@ class Example(TypedDict):
     """
 
     image: bytes | np.ndarray | Image.Image
-    text: str | tuple[str, ...] | Mapping[str, str | tuple[str, ...]]
+    text: Texts
     key: str
     label: NotRequired[int]
 

@@ -176,7 +176,7 @@ def choose_names(
     """
     names = own if given is None else given
     names = None if names is None else tuple(names)
-    if given is None or own is None:
+    if given is None or names is None or own is None:
         return names, None, None if given is None else "number"
     places, by = match_classes(own, given, where, first_label=first_label)
     return names, None if places == list(range(len(names))) else tuple(places), by
@@ -192,7 +192,9 @@ def labels_that_occur(source: DataSource) -> list[int]:
     found = set()
     for index in range(len(source)):
         try:
-            found.add(source[index].get("label"))
+            label = source[index].get("label")
         except SampleError:  # the evaluation counts it
             continue
-    return sorted(found - {None})
+        if label is not None:
+            found.add(label)
+    return sorted(found)

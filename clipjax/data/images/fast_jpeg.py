@@ -15,7 +15,7 @@ import threading
 import numpy as np
 from PIL import ExifTags, Image
 
-from clipjax.data.images.limits import MAX_JPEG_PIXELS, check_pixels, check_scans
+from clipjax.data.images.limits import MAX_JPEG_PIXELS, Box, check_pixels, check_scans
 
 try:
     import cv2
@@ -34,7 +34,6 @@ _SCRATCH = threading.local()
 _COLORSPACES = ("YCbCr", "Gray", "RGB")  # CMYK and YCCK go by the reference path
 # Padding, and markers that no length follows: TEM, RST, SOI, EOI.
 _BARE_MARKERS = bytes((0x01, *range(0xD0, 0xDA), 0xFF))
-Box = tuple[float, float, float, float]
 
 
 class FastJpeg:

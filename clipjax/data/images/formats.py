@@ -2,7 +2,7 @@
 
 import functools
 import importlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image, features
 
@@ -75,7 +75,7 @@ def other_format_of(data: bytes) -> str | None:
 def is_readable(form: ImageFormat) -> bool:
     """Whether this Pillow reads a format, once its plugin is loaded."""
     try:
-        plugin = importlib.import_module(f"PIL.{form.plugin}ImagePlugin")
+        plugin: Any = importlib.import_module(f"PIL.{form.plugin}ImagePlugin")
     except ImportError:  # a Pillow of before that format
         return False
     if form.name == "AVIF":  # the loader's workers are the parallelism

@@ -1,8 +1,9 @@
 """What a picture may cost: its pixels and scans are counted before any of it is decoded."""
 
 import re
+from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageFile
 
 from clipjax.data.source import SampleError
 
@@ -41,7 +42,10 @@ class ImageError(SampleError):
     """
 
 
-def pixel_limit(image: Image.Image) -> int:
+Box = tuple[float, float, float, float]  # left, top, right, bottom of a part, in pixels
+
+
+def pixel_limit(image: ImageFile.ImageFile) -> int:
     """The largest width x height that is decoded of an opened picture's format."""
     if image.format in ("JPEG", "MPO"):
         return MAX_PIXELS if image.mode == "CMYK" else MAX_JPEG_PIXELS
@@ -124,7 +128,8 @@ def check_opened(image: Image.Image) -> None:
             f"the pixels of the {image.format} are numbers with a sign, of 32 bits or with a "
             "fraction: nothing says which is white. Bring them to 8 or 16 bits",
         )
-    if image.format == "TIFF" and image.mode == "I;16" and image.tag_v2.get(262) == 0:
+    tiff: Any = image
+    if image.format == "TIFF" and image.mode == "I;16" and tiff.tag_v2.get(262) == 0:
         raise ImageError(
             "image_format", "the TIFF has 16 bits of which 0 is white: Pillow takes it for black"
         )

@@ -69,7 +69,7 @@ class PatchPreprocess:
     max_patches: int
     interpolation: str = "bilinear"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in ("patch_size", "max_patches"):
             value = getattr(self, field)
             if not isinstance(value, int | np.integer) or value < 1:

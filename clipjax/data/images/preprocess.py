@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import PIL
-from PIL import Image
+from PIL import Image, ImageFile
 
 from clipjax.data.images.formats import FORMATS, format_of, is_readable, other_format_of
 from clipjax.data.images.limits import (
@@ -68,8 +68,10 @@ def decode_image(
     name = _readable_format(data)
     try:
         check_parts(name, data)
-        image = Image.open(io.BytesIO(data), formats=(name,))
-        check_pixels(*image.size, pixel_limit(image) if max_pixels is None else max_pixels)
+        # An ImageFile, then what is made of it: of large pictures, at most two copies are held.
+        image: Any = Image.open(io.BytesIO(data), formats=(name,))
+        limit = pixel_limit(image) if max_pixels is None else max_pixels
+        check_pixels(image.width, image.height, limit)
         check_opened(image)
         if name == "JPEG":
             check_scans(data, image.width * image.height)
@@ -81,7 +83,7 @@ def decode_image(
         _bring_key_to_8_bits(image)
         image.load()
         turn = _turn(image)
-        image = _to_rgb_or_rgba(image)  # of large pictures, no more than two copies are held
+        image = _to_rgb_or_rgba(image)
         return image if turn is None else image.transpose(turn)
     except ImageError:
         raise
@@ -201,7 +203,7 @@ class Preprocess:
     crop_fraction: float = 1.0
     pixels: str = "clipjax"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.size, int | np.integer) or self.size < 1:
             raise FieldError(
                 f"preprocess.size is {self.size!r}, expected a whole number of at least 1 pixel"
@@ -322,7 +324,7 @@ def _to_rgb_or_rgba(image: Image.Image) -> Image.Image:
     return image.convert("RGBA" if transparent else "RGB")
 
 
-def _bring_key_to_8_bits(image: Image.Image) -> None:
+def _bring_key_to_8_bits(image: ImageFile.ImageFile) -> None:
     """Brings the colour key of a PNG that is not loaded yet to where its pixels will be.
 
     Of 16-bit RGB only high bytes are decoded, so each colour that has the key's is transparent.
@@ -330,7 +332,7 @@ def _bring_key_to_8_bits(image: Image.Image) -> None:
     key = image.info.get("transparency")
     if image.format != "PNG" or image.mode not in ("L", "RGB") or key is None:
         return
-    bits = _KEY_BITS.get(image.tile[0].args, 8)
+    bits = _KEY_BITS.get(str(image.tile[0].args), 8)
 
     def scaled(value: int) -> int:
         return value >> 8 if bits == 16 else (value % 2**bits) * (255 // (2**bits - 1))

@@ -133,8 +133,8 @@ def _tasks_of_files(
     for file in files:
         beside = packed.get(file.path.parent)
         yield functools.partial(one_check, file, decode=decode, packed=beside)
-    for folder in filter(None, packed.values()):
-        for lost in folder.lost():
+    for found in filter(None, packed.values()):
+        for lost in found.lost():
             yield functools.partial(Checked, 0, [Finding(*lost)])
 
 

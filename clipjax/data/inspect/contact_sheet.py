@@ -17,6 +17,7 @@ _THUMBNAIL, _GAP, _LINE = 160, 12, 15  # pixels
 _COLUMNS, _LINES = 8, 6  # pairs a row, lines of a caption
 # The first of them that the machine has; Pillow's own font knows Latin letters only.
 _FONTS = ("NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "DejaVuSans.ttf")
+_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 _STYLE = (
     "body{font:14px system-ui,sans-serif;margin:2em}"
     "main{display:grid;grid-template-columns:repeat(auto-fill,minmax(180px,1fr));gap:1em}"
@@ -102,7 +103,7 @@ def _picture(pairs: Iterator[tuple[Image.Image | None, list[str], str]], title: 
     return file.getvalue()
 
 
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def _font() -> _Font:
     for name in _FONTS:
         try:
             return ImageFont.truetype(name, 12)
@@ -111,9 +112,9 @@ def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(12)
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, most: int) -> list[str]:
+def _wrap(text: str, font: _Font, width: int, most: int) -> list[str]:
     """Breaks a text into lines of a width in pixels: at blanks, or inside a word that is longer."""
-    rest, lines = " ".join(text.split()), []
+    rest, lines = " ".join(text.split()), list[str]()
     while rest and len(lines) < most:
         end = next((n for n in range(1, len(rest)) if font.getlength(rest[: n + 1]) > width), None)
         if end is None:

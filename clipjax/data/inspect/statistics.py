@@ -119,7 +119,7 @@ def summarise(found: Iterator[list[Measured | SampleError]]) -> dict[str, Any]:
 class _Groups:
     """Which pictures are the same: of each its first key, of the others their number, too."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._first: dict[Hashable, str] = {}
         self._keys: dict[Hashable, list[str]] = {}
         self._sizes: collections.Counter[Hashable] = collections.Counter()

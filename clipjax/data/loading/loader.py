@@ -26,7 +26,7 @@ from clipjax.prefetching import begun_ahead
 
 Batch = dict[str, np.ndarray]
 # Who makes the rows of a batch; without workers it is the caller.
-WORKERS = {"threads": Threads, "processes": Processes}
+WORKERS: dict[str, Callable[..., Workers]] = {"threads": Threads, "processes": Processes}
 
 
 class Loader:
@@ -133,8 +133,8 @@ class Loader:
         # Threads share what they keep, processes do not.
         share = token_cache_bytes // (max(1, num_workers) if workers == "processes" else 1)
         maker = RowMaker(source, finishings, seed, token_cache_bytes=share)
-        make_workers = WORKERS[workers] if num_workers else Caller
-        self._workers: Workers = make_workers(maker, num_workers, timeout_s)
+        make_workers: Callable[..., Workers] = WORKERS[workers] if num_workers else Caller
+        self._workers = make_workers(maker, num_workers, timeout_s)
         self._closed = self._hangs = self._told = False
         # A loader that is dropped leaves no process behind.
         weakref.finalize(self, self._workers.close, wait=False)
@@ -201,7 +201,7 @@ class Loader:
     def __enter__(self) -> "Loader":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _submit(self, step: int) -> Pending:

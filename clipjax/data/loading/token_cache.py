@@ -3,6 +3,7 @@
 import sys
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,7 @@ class TokenCache:
         self._rows: dict[str, bytes] = {}
         self._lock = threading.Lock()
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return TokenCache, (self.budget,)  # a worker process begins with an empty one
 
     def __len__(self) -> int:
@@ -46,7 +47,7 @@ class TokenCache:
         if not self.budget or length is None or vocab_size is None or stage < self._stage:
             return tokenizer(texts)
         rows = self._of_stage(stage)
-        found = [rows.get(text) for text in texts]
+        found: list[Any] = [rows.get(text) for text in texts]
         dtype = np.uint16 if vocab_size <= 1 << 16 else np.int32
         missing = [slot for slot, row in enumerate(found) if row is None]
         if missing:

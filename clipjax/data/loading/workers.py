@@ -61,7 +61,8 @@ def empty_images(maker: RowMaker, stage: int, count: int) -> np.ndarray:
 class Caller:
     """No workers: a batch is whole when `submit` returns."""
 
-    ahead, wait_s = False, None
+    ahead = False
+    wait_s: float | None = None
 
     def __init__(self, maker: RowMaker, number: int = 0, timeout_s: float = 0.0):
         self._maker = maker
@@ -87,7 +88,8 @@ class Threads:
     ahead = True
 
     def __init__(self, maker: RowMaker, number: int, timeout_s: float):
-        self._maker, self._number, self.wait_s = maker, number, timeout_s
+        self._maker, self._number = maker, number
+        self.wait_s: float | None = timeout_s
         self._pool = concurrent.futures.ThreadPoolExecutor(number, "clipjax-loader")
 
     def submit(self, step: int, stage: int, start: int, count: int) -> Pending:

@@ -8,6 +8,7 @@ import pickle
 import signal
 import socket
 import traceback
+from typing import Any
 
 from clipjax.data.loading import workers_messages as messages
 from clipjax.printable import LogFormatter, guard_tracebacks
@@ -54,7 +55,7 @@ def main(connection_file: int, maker_file: int, parent: int) -> None:
             return
 
 
-def _carry_out(maker, order: messages.Order, file: int) -> tuple[bytes, object]:
+def _carry_out(maker: Any, order: messages.Order, file: int) -> tuple[bytes, object]:
     try:
         images, at_work = messages.batch_memory(file, order)
         rows, place = images[order.low : order.high], at_work[order.part : order.part + 1]

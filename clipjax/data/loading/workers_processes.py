@@ -23,7 +23,9 @@ import sys
 import threading
 import time
 from multiprocessing.connection import wait
+from typing import Any
 
+import numpy as np
 from absl import logging
 
 from clipjax.data.loading import workers_messages as messages
@@ -54,7 +56,7 @@ class _Memory:
 
     file: int
 
-    def __del__(self):
+    def __del__(self) -> None:
         os.close(self.file)
 
 
@@ -65,7 +67,7 @@ class _Task:
     step: int
     order: messages.Order
     memory: _Memory
-    at_work: "object"
+    at_work: np.ndarray
     future: concurrent.futures.Future
     losses: list[str] = dataclasses.field(default_factory=list)
 
@@ -82,7 +84,8 @@ class Processes:
         ValueError: if the system has no files in memory, or `maker` cannot be pickled.
     """
 
-    ahead, wait_s = True, None
+    ahead = True
+    wait_s: float | None = None
 
     def __init__(self, maker: RowMaker, number: int, timeout_s: float):
         if not hasattr(os, "memfd_create"):
@@ -152,7 +155,9 @@ class Processes:
             while not self._closing:
                 self._hand_out()
                 sockets = {worker.socket: worker for worker in self._workers}
-                for ready in wait([self._wake_receiver, *sockets], self._pause_s()):
+                waiting: list[Any] = [self._wake_receiver, *sockets]
+                ready: Any
+                for ready in wait(waiting, self._pause_s()):
                     if ready is self._wake_receiver:
                         self._wake_receiver.recv(4096)
                     else:

@@ -68,7 +68,7 @@ def _read_json(path: DataPath, remedy: str) -> Any:
 
 def _check(path: DataPath, found: Any, fields: Mapping[str, type], remedy: str) -> None:
     for name, kind in fields.items():
-        value = found.get(name) if isinstance(found, dict) else None
+        value: Any = found.get(name) if isinstance(found, dict) else None
         good = isinstance(value, kind) and not isinstance(value, bool)
         if good and kind is int:
             good = value >= 0

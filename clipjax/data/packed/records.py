@@ -40,7 +40,8 @@ def pack_record(
     meta: Mapping[str, Any] | None = None,
 ) -> bytes:
     """Serialises one image-text pair; `blobs` holds the encoded image under `image`."""
-    header = {"key": key, "text": list(text), "blobs": {k: len(v) for k, v in blobs.items()}}
+    sizes = {name: len(blob) for name, blob in blobs.items()}
+    header: dict[str, Any] = {"key": key, "text": list(text), "blobs": sizes}
     if label is not None:
         header["label"] = label
     if meta:
@@ -150,7 +151,7 @@ class RecordFile:
             raise IndexError(f"record {index} of {len(self)} in {self.path}")
         return unpack_record(self._reader.read([index])[0])
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         # For worker processes: the reader itself stays where it was made, and a bucket is not
         # asked again for what stands on the disk.
         return _reopen, (self._file, self.manifest)

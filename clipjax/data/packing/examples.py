@@ -41,7 +41,7 @@ class Packing:
     quality: int = 95
     max_bad_fraction: float = 0.01
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.format not in FORMATS:
             raise ValueError(f"format {self.format!r}: allowed are {', '.join(FORMATS)}")
         largest = MAX_TAR_EXAMPLES if self.format == "tar" else 10**9
@@ -63,8 +63,10 @@ def encode(image: bytes | np.ndarray | Image.Image, how: Packing) -> tuple[str, 
         SampleError: if it is of an unknown format, or does not decode.
     """
     if isinstance(image, bytes):
-        picture = None if how.resize is None else decode_image(image)
-        if picture is None or min(picture.size) <= how.resize:
+        if how.resize is None:
+            return _extension_of(image), image
+        picture = decode_image(image)
+        if min(picture.size) <= how.resize:
             return _extension_of(image), image
     else:
         picture = as_pil(image)
@@ -73,8 +75,8 @@ def encode(image: bytes | np.ndarray | Image.Image, how: Packing) -> tuple[str, 
         picture.save(file, "PNG", compress_level=6)  # pixels stay what they are
         return "png", file.getvalue()
     factor = how.resize / min(picture.size)
-    size = tuple(max(how.resize, round(side * factor)) for side in picture.size)
-    small = to_rgb(picture).resize(size, Image.Resampling.BICUBIC)
+    width, height = (max(how.resize, round(side * factor)) for side in picture.size)
+    small = to_rgb(picture).resize((width, height), Image.Resampling.BICUBIC)
     small.save(file, "JPEG", quality=how.quality, subsampling="4:2:0")
     return "jpg", file.getvalue()
 

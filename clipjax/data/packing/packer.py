@@ -235,6 +235,7 @@ def _usable(
                 # Two of its sources may use the same key.
                 example = {**example, "key": f"{example['key']}#{index}"}
             extension, image = encode(example["image"], how)
+            packed: Any
             if how.format == "tar":
                 packed = members_of(index, example, extension, image)
             else:

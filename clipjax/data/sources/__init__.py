@@ -59,8 +59,8 @@ def make_source(
         if len(source) == 0:
             raise ValueError(f"{path} = {spec['name']!r} is empty: it holds no image-text pair")
         return source
-    options = dict(spec) if isinstance(spec, Mapping) else {"spec": spec}
-    text = options.pop("spec", None)
+    options: dict[str, Any] = dict(spec) if isinstance(spec, Mapping) else {"spec": spec}
+    text: Any = options.pop("spec", None)
     if isinstance(text, str) and text.startswith("mix:"):
         if options:
             raise ValueError(f"{path}: {', '.join(options)} belong to the sources of the mix")
@@ -81,7 +81,7 @@ def make_source(
     elif isinstance(options.get("class_names"), list | tuple):
         names = enumerate(options["class_names"])
         warn_of_twins({f"{path}.class_names[{place}]": name for place, name in names})
-    place = {"where": where}
+    place: dict[str, Any] = {"where": where}
     if "split" in inspect.signature(SOURCES[kind]).parameters:
         place["split"] = split
     elif split is not None:

@@ -60,7 +60,7 @@ def extension_beside(file: StoredFile, key: str | None, root: DataPath | None) -
                 return extension
         except FileNotFoundError:
             continue
-    name = path_of(file.path.url, key or "KEY", _ENCODINGS[0])
+    name = str(path_of(file.path.url, key or "KEY", _ENCODINGS[0]))
     raise ValueError(
         f"{file.path} has no column with pictures ({', '.join(IMAGE_FIELDS)}), and there is no "
         f"file {folder / name} (or .{', .'.join(_ENCODINGS[1:])}) of its column {KEY!r}: give "

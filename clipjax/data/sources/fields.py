@@ -121,8 +121,8 @@ def _usable(value: Any, faults: list[UnicodeDecodeError], depth: int = _MAX_DEPT
         return {name: text for name, text in texts.items() if text}
     if isinstance(value, list | tuple):
         found = (_usable(part, faults) for part in value if isinstance(part, str | bytes))
-        texts = tuple(text for text in found if text)
-        return texts[0] if len(texts) == 1 else texts
+        captions = tuple(text for text in found if text)
+        return captions[0] if len(captions) == 1 else captions
     if isinstance(value, bytes):
         try:
             value = value.decode("utf-8")

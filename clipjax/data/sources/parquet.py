@@ -138,7 +138,9 @@ class Parquet:
     def matched(self) -> str | None:
         """How the cells find the class names that are given, reading their column; None where
         none are."""
-        return self._classes and self._classes.matched_by(self._groups.column(self._label))
+        if self._classes is None or self._label is None:
+            return None
+        return self._classes.matched_by(self._groups.column(self._label))
 
     def keys(self) -> Iterator[str]:
         """Gives the keys of all examples in order."""
@@ -169,8 +171,8 @@ class Parquet:
         A footer holds the schema, and place, size and statistics of every column chunk; contents
         are not hashed.
         """
-        identity = ["parquet/3", self._groups.footers, self._image, self._texts, self._label]
-        identity += [self._language, self.class_names]
+        identity: list[Any] = ["parquet/3", self._groups.footers, self._image, self._texts]
+        identity += [self._label, self._language, self.class_names]
         identity.append(root_identity(self._root, self._folder))
         identity += [self.captions] if self.captions == "lines" else []
         identity += [self.numbered_from] if self.numbered_from else []
@@ -183,7 +185,8 @@ class Parquet:
 
     def _find_extension(self, files: Sequence[StoredFile], root: str | None) -> str:
         """Finds how the pictures beside the files are called, by the first that was downloaded."""
-        keys, done = self._groups.column(downloads.KEY), itertools.repeat(downloads.DONE)
+        keys = self._groups.column(downloads.KEY)
+        done: Iterator[Any] = itertools.repeat(downloads.DONE)
         if downloads.STATUS in self._groups.schema.names:
             done = self._groups.column(downloads.STATUS)
         rows = itertools.chain.from_iterable(

@@ -176,7 +176,8 @@ class RowGroups:
 
     def _reset(self) -> None:
         self._tables: collections.OrderedDict[int, pa.Table] = collections.OrderedDict()
-        self._held, self._lock, self._loading = 0, threading.Lock(), {}
+        self._held, self._lock = 0, threading.Lock()
+        self._loading: dict[int, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         # For worker processes: what was read stays where it was read.

@@ -62,9 +62,9 @@ class ScoreFilter(Subset):
         where, kind, limit = found[1], found[2], _number(found[3], rule)
         if kind == "top" and not 0 < limit <= 1:
             raise ValueError(f"the filter {rule!r} takes the best {limit}: expected a part of 1")
-        found = read_scores(where)
-        _check_same_data(source, found.fingerprint, where)
-        scores = _scores_of(source, found, where)
+        told = read_scores(where)
+        _check_same_data(source, told.fingerprint, where)
+        scores = _scores_of(source, told, where)
         scored = np.flatnonzero(~np.isnan(scores))
         if kind == "min":
             kept = scored[scores[scored] >= limit]

@@ -1,5 +1,7 @@
 """Drawn on demand: coloured shapes with captions, for smoke runs and tests."""
 
+from typing import Any
+
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -71,7 +73,7 @@ class Synthetic:
         return sha256(identity)
 
 
-def _draw(draw: ImageDraw.ImageDraw, shape: str, colour, x: float, y: float, r: float) -> None:
+def _draw(draw: ImageDraw.ImageDraw, shape: str, colour: Any, x: float, y: float, r: float) -> None:
     box = (x - r, y - r, x + r, y + r)
     if shape == "circle":
         draw.ellipse(box, fill=colour)

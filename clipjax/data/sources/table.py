@@ -3,7 +3,7 @@
 import functools
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 from clipjax.data.captions import check_how
 from clipjax.data.classes.numbers import labels_of_numbers
@@ -94,7 +94,8 @@ class Table:
         ]
         self._uids = [row.get("uid") for row in rows] if "uid" in first else None
         self._language, self.captions, self.numbered_from = language, captions, first_label
-        self._classes = self._labels = None
+        self._classes: LabelColumn | None = None
+        self._labels: list[Any] = []
         if label_field is not None:
             label_field = field_of(first, label_field, (), "label_field", where)
             self._labels = [row.get(label_field) for row in rows]
@@ -104,8 +105,9 @@ class Table:
             self._classes = LabelColumn(class_names, own, first_label)
         else:
             refuse_without_label(where, class_names=class_names, first_label=first_label)
-        self.class_names = self._classes and self._classes.names
-        identity = ["table/3", image_field, text_field, label_field, language, self.class_names]
+        self.class_names = None if self._classes is None else self._classes.names
+        identity: list[Any] = ["table/3", image_field, text_field, label_field, language]
+        identity.append(self.class_names)
         identity.append(root_identity(self._root, path.parent))
         identity += [captions] if captions == "lines" else []
         identity += [first_label] if first_label else []
@@ -122,7 +124,7 @@ class Table:
             raise SampleError(error.reason, message, error.key) from error
 
     def _read(self, index: int) -> Example:
-        image, text = self._images[index], self._texts[index]
+        image, text = self._images[index], cast(Any, self._texts[index])
         key = f"{self._name}:{index}"
         if index in self._ragged:
             count = self._ragged[index]
@@ -143,7 +145,7 @@ class Table:
     @property
     def matched(self) -> str | None:
         """How the cells find the class names that are given; None where none are."""
-        return self._classes and self._classes.matched_by(self._labels)
+        return None if self._classes is None else self._classes.matched_by(self._labels)
 
     def keys(self) -> Iterator[str]:
         """Gives the keys of all examples in order."""

@@ -54,8 +54,10 @@ def read_rows(text: str, suffix: str, separator: str | None, where: str) -> Rows
             f"{where} ends in {suffix!r}; a table is .csv, .tsv or .jsonl, or says its separator: "
             f"?separator={'|'.join(SEPARATORS)}"
         )
-    character = {".csv": ",", ".tsv": "\t"}.get(suffix) if separator is None else None
-    character = character or SEPARATORS.get(separator, separator)
+    if separator is None:
+        character = {".csv": ",", ".tsv": "\t"}.get(suffix, "")
+    else:
+        character = SEPARATORS.get(separator, separator)
     if character not in SEPARATORS.values():
         raise ValueError(
             f"separator={separator!r} of {where}: allowed are {', '.join(SEPARATORS)}, or the "
@@ -82,19 +84,22 @@ def _read_json_lines(text: str, where: str) -> Rows:
 
 def _read_cells(text: str, separator: str, where: str) -> Rows:
     # A quote that is not closed would take the rest of the file for one cell.
-    how, mend = {"strict": True}, _QUOTED
+    how: dict[str, Any] = {"strict": True}
+    mend = _QUOTED
     if separator in "\t|":  # quotes are text there
         how = {"quoting": csv.QUOTE_NONE}
         mend = f"a caption holds no {'tab' if separator == chr(9) else separator}"
     # Flickr30k's own file, which is written so, has blanks beside it, and one row without it.
     loose = separator == "|"
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, **how)
-    header, rows, lines, line = None, [], array.array("Q"), 1
+    header: list[str] = []
+    rows: list[dict[str, str]] = []
+    lines, line = array.array("Q"), 1
     ragged: dict[int, int] = {}
     try:
         for cells in reader:
             cells = [cell.strip() for cell in cells] if loose else cells
-            if cells and header is None:
+            if cells and not header:
                 header = cells
                 _check_separator(header, where)
                 counts = collections.Counter(filter(None, header))  # several may have none

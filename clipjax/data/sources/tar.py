@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from absl import logging
@@ -128,7 +128,8 @@ class TarShards:
         key = f"{self._names[shard]}/{record.key}"
         files = self._read(shard, self._members.wanted(record, key), key)
         found = self._members.finish(self._members.text_and_label(files, key), key)
-        return {"image": files["image"], "key": key, **found}
+        example: Any = {"image": files["image"], "key": key, **found}
+        return example
 
     def keys(self) -> Iterator[str]:
         """Gives the keys of all examples in order, from the indexes alone."""
@@ -168,7 +169,9 @@ class TarShards:
         raise SampleError("damaged", f"its checksum is wrong: {', '.join(wrong)}", key)
 
 
-def _read_parts(read_range, parts: dict[str, Part]) -> dict[str, bytes]:
+def _read_parts(
+    read_range: Callable[[int, int], bytes], parts: dict[str, Part]
+) -> dict[str, bytes]:
     """Reads files that stand near one another by one request."""
     start = min(part.offset for part in parts.values())
     end = max(part.offset + part.size for part in parts.values())

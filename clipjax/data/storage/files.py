@@ -37,7 +37,7 @@ class StoredFile:
     version: str
 
 
-def filesystem(scheme: str) -> fsspec.AbstractFileSystem:
+def filesystem(scheme: str | None) -> fsspec.AbstractFileSystem:
     """The fsspec file system of a scheme; fsspec keeps one a process.
 
     Raises:

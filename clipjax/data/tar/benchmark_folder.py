@@ -90,14 +90,11 @@ def read_beside(shards: Sequence[StoredFile]) -> BenchmarkFolder | None:
         raise ValueError(
             f"{root / KIND} says {kind!r:.40}; what can be read is {' and '.join(KINDS)}"
         )
-    lists = [
-        _strings(root / name, what, comments) if name in there else None
-        for name, what, comments in (
-            (CLASS_NAMES, "class names", False),
-            (TEMPLATES, "templates", True),
-        )
-    ]
-    return BenchmarkFolder(*lists, kind)
+    return BenchmarkFolder(
+        _strings(root / CLASS_NAMES, "class names", False) if CLASS_NAMES in there else None,
+        _strings(root / TEMPLATES, "templates", True) if TEMPLATES in there else None,
+        kind,
+    )
 
 
 def _refuse_root(path: DataPath) -> None:

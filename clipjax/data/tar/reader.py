@@ -51,7 +51,8 @@ def read_members(file: Reader, where: str) -> Iterator[Member]:
         ValueError: if the archive is damaged or cut short, or holds links, devices, or names
             that point outside it, are not UTF-8, or are too long.
     """
-    archive, count, long_name = _Archive(file, where), 0, None
+    archive, count = _Archive(file, where), 0
+    long_name: bytes | None = None
     while (header := archive.header()) is not None:
         size, kind, start = archive.size_of(header), header[156:157], archive.position
         if size > MAX_MEMBER_BYTES:
@@ -63,7 +64,8 @@ def read_members(file: Reader, where: str) -> Iterator[Member]:
             content = archive.content(size)
             long_name = _long_name(kind, content, where) or long_name
             continue
-        raw, long_name = long_name or _name(header), None
+        raw = long_name or _name(header)
+        long_name = None
         crc, content = archive.crc_of(size)
         if kind == _DIRECTORY or (kind == b"\0" and raw.endswith(b"/")):
             continue

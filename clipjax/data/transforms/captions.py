@@ -5,11 +5,11 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from clipjax.data.source import Example, SampleError
+from clipjax.data.source import Example, SampleError, Texts
 from clipjax.data.storage.text_files import not_utf8
 from clipjax.ranges import (
     FRACTION,
@@ -31,7 +31,6 @@ from clipjax.ranges import (
 # Of a caption; no context has room for what follows. Tokenizers need seconds for a megabyte.
 MAX_CHARS = 1 << 16
 
-Texts = str | tuple[str, ...] | Mapping[str, "Texts"]
 
 _UNNAMED = (
     ", and its label has no words: give the names of the classes, ?class_names=FILE in the SPEC, a "
@@ -39,7 +38,7 @@ _UNNAMED = (
 )
 
 
-def choose_text(text: Texts, rng: np.random.Generator) -> str:
+def choose_text(text: Texts | bytes, rng: np.random.Generator) -> str:
     """Draws one of several captions, each as often as another.
 
     Of a map, a name is drawn first: languages come equally often, whatever the number of
@@ -111,7 +110,7 @@ class ChooseCaption(Ranged):
         "temperature": POSITIVE,
     }
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.weights is not None and not self._are_weights():
             raise FieldError(
@@ -135,17 +134,19 @@ class ChooseCaption(Ranged):
         return {**example, "text": choose_text(others, rng)}
 
     def _are_weights(self) -> bool:
-        named = isinstance(self.weights, Mapping)
-        values = list(self.weights.values() if named else self.weights)
-        if named and not all(isinstance(name, str) for name in self.weights):
+        weights: Any = self.weights
+        named = isinstance(weights, Mapping)
+        values = list(weights.values() if named else weights)
+        if named and not all(isinstance(name, str) for name in weights):
             return False
         return all(map(Number(0).accepts, values)) and any(values)
 
     def _pairs(self) -> Iterable[tuple[str | int, float]]:
-        named = isinstance(self.weights, Mapping)
-        return sorted(self.weights.items()) if named else enumerate(self.weights)
+        if isinstance(self.weights, Mapping):
+            return sorted(self.weights.items())
+        return enumerate(self.weights or ())
 
-    def _by_weight(self, text: Texts, rng: np.random.Generator) -> str:
+    def _by_weight(self, text: Any, rng: np.random.Generator) -> str:
         named = isinstance(self.weights, Mapping)
         if isinstance(text, str | bytes):  # there is nothing to choose
             return choose_text(text, rng)
@@ -198,7 +199,7 @@ class FilterCaption(Ranged):
         "patterns": PATTERNS,
     }
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         for unit in ("words", "chars"):
             low, high = getattr(self, f"min_{unit}"), getattr(self, f"max_{unit}")
@@ -259,7 +260,7 @@ class CaptionTemplate(Ranged):
         "probability": FRACTION,
     }
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         for number, template in enumerate(self.templates):
             if template.count("{}") != 1:

@@ -115,7 +115,8 @@ class RandomBackground(Ranged):
         """Replaces the image by u8 `[height, width, 3]`."""
         colour = (255, 255, 255)
         if rng.random() < self.probability:
-            colour = tuple(int(c) for c in rng.uniform(self.darkest, 256, 3))
+            red, green, blue = (int(c) for c in rng.uniform(self.darkest, 256, 3))
+            colour = (red, green, blue)
         return {**example, "image": np.asarray(lay_on(as_pil(example["image"]), colour))}
 
 

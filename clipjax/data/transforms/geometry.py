@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
+from clipjax.data.images.limits import Box
 from clipjax.data.images.preprocess import INTERPOLATIONS, Preprocess, as_array, as_pil, to_rgb
 from clipjax.data.source import Example
 from clipjax.ranges import (
@@ -49,7 +50,7 @@ class ResizeAndCrop(Ranged):
         "decode": _DECODE,
     }
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         _import_decoder(self.decode)
 
@@ -57,7 +58,7 @@ class ResizeAndCrop(Ranged):
         """Replaces the image by u8 `[image_size, image_size, 3]`."""
         jpeg = _fast_jpeg(self, example)
         if jpeg is not None:
-            box = 0, 0, jpeg.width, jpeg.height
+            box: Box = (0, 0, jpeg.width, jpeg.height)
             if self.resize == "shortest":
                 box = _centre(jpeg.width, jpeg.height, self.image_size)
             pixels = jpeg.crop(box, self.image_size)
@@ -96,7 +97,7 @@ class RandomResizedCrop(Ranged):
         "decode": _DECODE,
     }
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         _import_decoder(self.decode)
 
@@ -116,7 +117,7 @@ class RandomResizedCrop(Ranged):
             "image": np.asarray(image.resize((self.image_size,) * 2, kernel, box=box)),
         }
 
-    def _box(self, width: int, height: int, rng: np.random.Generator) -> tuple[int, ...]:
+    def _box(self, width: int, height: int, rng: np.random.Generator) -> Box:
         for _ in range(10):
             area = width * height * rng.uniform(*self.scale)
             ratio = np.exp(rng.uniform(*np.log(self.ratio)))
@@ -146,7 +147,7 @@ def _fast_jpeg(transform: ResizeAndCrop | RandomResizedCrop, example: Example) -
     return FastJpeg.open(example["image"])
 
 
-def _centre(width: int, height: int, size: int) -> tuple[float, ...]:
+def _centre(width: int, height: int, size: int) -> Box:
     """The part that `resize_and_crop` keeps, which is not in the middle to a pixel."""
     short, long = min(width, height), max(width, height)
     scaled = int(size * long / short)
@@ -211,7 +212,7 @@ class Warp(Ranged):
         "cells": count(),
     }
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.cells > self.image_size:
             raise FieldError(
