@@ -117,7 +117,7 @@ def evaluate_checkpoint(
         tokenizer=tokenizer,
     )
     common = {"batch_size": batch_size, "max_bad": max_bad}
-    specs = {
+    specs: dict[str, dict[str, Any]] = {
         f"--{kind} {where}": {"name": kind, "source": where, **common, **fields}
         for kind, where, fields in asked
     }

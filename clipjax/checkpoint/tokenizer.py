@@ -115,7 +115,7 @@ class MissingTokenizer:
 
     pad_id = 0
 
-    def __init__(self, step_dir: Path, name: str, context_length: int) -> None:
+    def __init__(self, step_dir: str | Path, name: str, context_length: int) -> None:
         self.context_length = context_length
         self._message = (
             f"{step_dir} came without the vocabulary of its tokenizer ({name}), so it takes images "

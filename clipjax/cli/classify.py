@@ -7,6 +7,7 @@ best given whole, by --templates plain. One that holds a comma is given by --lab
 from absl import flags
 
 from clipjax.cli import opening
+from clipjax.cli.main import given
 from clipjax.cli.output import show
 from clipjax.printable import printable
 
@@ -27,15 +28,13 @@ def main(argv: list[str]) -> int:
     """Prints a ranked table for each image."""
     images = argv[1:]
     labels = [label.strip() for label in (*_LABELS.value, *_LABEL.value) if label.strip()]
-    for flag, given in (("--checkpoint DIR", _CHECKPOINT.value), ("--labels 'a, b'", labels)):
-        if not given:
-            raise ValueError(f"{flag} is missing")
+    checkpoint, _ = given(_CHECKPOINT.value, "--checkpoint DIR"), given(labels, "--labels 'a, b'")
     if not images:
         raise ValueError("name one or more image files behind the flags")
     from clipjax.inference import Model
 
     model = Model.from_checkpoint(
-        _CHECKPOINT.value,
+        checkpoint,
         preprocess=_PREPROCESS.value,
         plugins=opening.plugins(),
         tokenizer=opening.tokenizer(),

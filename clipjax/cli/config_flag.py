@@ -140,5 +140,5 @@ def _where(error: Exception, path: str) -> str:
     text = str(error.args[0] if error.args else error)
     if not frames:
         return text
-    line = linecache.getline(frames[-1].filename, frames[-1].lineno).strip()
+    line = linecache.getline(frames[-1].filename, frames[-1].lineno or 0).strip()
     return f"{file}, line {frames[-1].lineno}, `{line}`: there is no {text}"

@@ -7,7 +7,7 @@ files, directories of Hugging Face's transformers, big_vision's .npz, and checkp
 from absl import flags
 
 from clipjax.cli import opening
-from clipjax.cli.main import no_positional
+from clipjax.cli.main import given, no_positional
 from clipjax.cli.output import show
 
 _FROM = flags.DEFINE_string("from", None, "A file or directory of weights.")
@@ -50,15 +50,13 @@ _LOGIT_SCALE = flags.DEFINE_float(
 def main(argv: list[str]) -> int:
     """Converts and prints what was found."""
     no_positional(argv)
-    for flag, value in (("--from PATH", _FROM.value), ("--to PATH", _TO.value)):
-        if not value:
-            raise ValueError(f"{flag} is missing")
+    source, target = given(_FROM.value, "--from PATH"), given(_TO.value, "--to PATH")
     from clipjax.interop import Hints
     from clipjax.interop.converting import convert_weights
 
     done = convert_weights(
-        _FROM.value,
-        _TO.value,
+        source,
+        target,
         _FORMAT.value,
         hints=Hints(
             _MODEL.value,

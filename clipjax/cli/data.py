@@ -21,6 +21,7 @@ from absl import flags
 from tqdm import tqdm
 
 from clipjax.cli import opening
+from clipjax.cli.main import given
 from clipjax.cli.output import show
 
 _WORKERS = flags.DEFINE_integer("workers", None, "Files read at the same time; by default, cores.")
@@ -63,7 +64,8 @@ def check(spec: str) -> int:
     from clipjax.data.inspect.checking import check as check_dataset
 
     examples = parts = 0
-    damaged, left_out = set(), Counter()
+    damaged: set[str] = set()
+    left_out: Counter[str] = Counter()
     results = check_dataset(spec, decode=_DECODE.value, workers=_WORKERS.value)
     with tqdm(unit="part", disable=None) as bar:
         for checked, bar.total in results:
@@ -183,19 +185,17 @@ def score(spec: str) -> int:
     from clipjax.inference import Model
     from clipjax.inference.scoring import new_file, score_pairs, write_scores
 
-    for flag, value in (("--checkpoint PATH", _CHECKPOINT.value), ("--out FILE", _OUT.value)):
-        if not value:
-            raise ValueError(f"{flag} is missing")
+    checkpoint, out = given(_CHECKPOINT.value, "--checkpoint PATH"), given(_OUT.value, "--out FILE")
     if spec.startswith("mix:"):
         raise ValueError(f"{spec}: score the sources of a mix one by one, each has its own filter")
     options = split_options(spec)[1]
     if "filter" in options:
         raise ValueError(f"{spec} has a filter already, and takes one: score all of the data")
-    new_file(_OUT.value)  # before the model is loaded
-    check_writable(data_path(_OUT.value))
+    new_file(out)  # before the model is loaded
+    check_writable(data_path(out))
     source = make_source(spec)
     model = Model.from_checkpoint(
-        _CHECKPOINT.value,
+        checkpoint,
         preprocess=_PREPROCESS.value,
         plugins=opening.plugins(),
         tokenizer=opening.tokenizer(),
@@ -210,11 +210,11 @@ def score(spec: str) -> int:
 
         about = {"source": spec, "fingerprint": source.fingerprint(), "model": model.spec["name"]}
         about["pixels"] = _PREPROCESS.value
-        count = write_scores(_OUT.value, counted(), **about)
+        count = write_scores(out, counted(), **about)
     for reason, number in sorted(unusable.items()):
         show(f"without a score, {reason}: {number:,}")
-    best = f"{spec}{'&' if options else '?'}filter={_OUT.value}:top=0.3"
-    show(f"{_OUT.value}: {count:,} scores; use {shlex.quote(best)}")
+    best = f"{spec}{'&' if options else '?'}filter={out}:top=0.3"
+    show(f"{out}: {count:,} scores; use {shlex.quote(best)}")
     return 0
 
 

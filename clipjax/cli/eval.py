@@ -11,7 +11,7 @@ from absl import flags
 
 from clipjax import distributed
 from clipjax.cli import opening
-from clipjax.cli.main import no_positional, print_results
+from clipjax.cli.main import given, no_positional, print_results
 from clipjax.cli.specs import split_specs
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A workdir, or one step's folder.")
@@ -50,8 +50,7 @@ flags.adopt_module_key_flags(opening)
 def main(argv: list[str]) -> int:
     """Evaluates and prints a table."""
     no_positional(argv)
-    if not _CHECKPOINT.value:
-        raise ValueError("--checkpoint is missing: a workdir, or one step's folder")
+    checkpoint = given(_CHECKPOINT.value, "--checkpoint", ": a workdir, or one step's folder")
     zero_shot, retrieval = split_specs(_ZERO_SHOT.value), split_specs(_RETRIEVAL.value)
     if not (zero_shot or retrieval):
         raise ValueError("nothing to evaluate: give --zero_shot SPEC or --retrieval SPEC")
@@ -63,7 +62,7 @@ def main(argv: list[str]) -> int:
     table = data_path(_JSON.value) if _JSON.value else None
     _check_table(table)
     results = evaluate_checkpoint(
-        _CHECKPOINT.value,
+        checkpoint,
         zero_shot=zero_shot,
         retrieval=retrieval,
         templates=_TEMPLATES.value or None,  # an empty flag gives none

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from absl import app
 from absl.flags import FLAGS
@@ -17,6 +17,8 @@ from clipjax import __version__, importing
 from clipjax.cli import logs
 from clipjax.cli.output import complain, show, show_page
 from clipjax.printable import guard_tracebacks, printable
+
+T = TypeVar("T")
 
 VERBS = {
     "train": "train a config into a workdir, or evaluate its newest checkpoint with --eval",
@@ -118,6 +120,17 @@ def no_positional(argv: list[str]) -> None:
     """
     if len(argv) > 1:
         raise ValueError(f"unexpected arguments {argv[1:]}; flags are written --name=value")
+
+
+def given(value: T | None, flag: str, how: str = "") -> T:
+    """The value of a flag that a verb cannot do without.
+
+    Raises:
+        ValueError: it is missing.
+    """
+    if not value:
+        raise ValueError(f"{flag} is missing{how}")
+    return value
 
 
 def print_results(results: Mapping[str, Any]) -> None:

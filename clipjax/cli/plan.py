@@ -6,7 +6,7 @@ import math
 from absl import flags
 
 from clipjax.cli import config_flag, opening
-from clipjax.cli.main import no_positional
+from clipjax.cli.main import given, no_positional
 from clipjax.cli.output import show_page
 
 _CONFIG = config_flag.define()
@@ -25,11 +25,8 @@ def main(argv: list[str]) -> int:
     What is known is printed before the next compilations, which take minutes.
     """
     no_positional(argv)
-    for flag in (_CONFIG, _TOPOLOGY):
-        if not flag.value:
-            raise ValueError(
-                f"--{flag.name} is missing: clipjax plan --config configs/x.py --topology v5e:16x16"
-            )
+    how = ": clipjax plan --config configs/x.py --topology v5e:16x16"
+    config, name = given(_CONFIG.value, "--config", how), given(_TOPOLOGY.value, "--topology", how)
     if not 0 < _MFU.value <= 1:
         raise ValueError(f"--mfu={_MFU.value}: a share of the peak, in (0, 1]")
     if _PRICE.value is not None and not 0 <= _PRICE.value < math.inf:
@@ -45,9 +42,9 @@ def main(argv: list[str]) -> int:
     table = data_path(_JSON.value) if _JSON.value else None
     if table:
         check_writable(table)  # before the work
-    topology = planning.make_topology(_TOPOLOGY.value)
-    opening.put_into(_CONFIG.value)
-    resolved = resolve(_CONFIG.value, to_run=False)
+    topology = planning.make_topology(name)
+    opening.put_into(config)
+    resolved = resolve(config, to_run=False)
     assumptions = planning.Assumptions(mfu=_MFU.value, price=_PRICE.value)
     plan = planning.make_plan(resolved, topology)
     show_page(planning.to_text(plan, assumptions))

@@ -8,10 +8,12 @@ config.model.tokenizer = {"name": "sentencepiece", "model": FILE}.
 """
 
 from collections import Counter
+from typing import Any
 
 from absl import flags
 from tqdm import tqdm
 
+from clipjax.cli.main import given
 from clipjax.cli.output import show
 
 _INPUT = flags.DEFINE_string("input", None, "train: datasets, separated by spaces.")
@@ -41,20 +43,18 @@ def train(rest: list[str]) -> int:
     from clipjax.data.storage.files import local_path
     from clipjax.tokenizers.training import check_training, train_sentencepiece
 
-    for flag, value in (("--input SPEC", _INPUT.value), ("--out FILE", _OUT.value)):
-        if not value:
-            raise ValueError(f"{flag} is missing")
+    specs, file = given(_INPUT.value, "--input SPEC"), given(_OUT.value, "--out FILE")
     if rest:
         raise ValueError(f"unexpected arguments {rest}; --input takes several SPECs in quotes")
-    how = {
+    how: dict[str, Any] = {
         "vocab_size": _VOCAB_SIZE.value,
         "model_type": _MODEL_TYPE.value,
         "temperature": _TEMPERATURE.value,
     }
-    out = check_training(local_path(_OUT.value), **how)  # before captions are read
+    out = check_training(local_path(file), **how)  # before captions are read
     captions: dict[str, list[str]] = {}
     unusable: Counter[str] = Counter()
-    for spec in _INPUT.value.split():
+    for spec in specs.split():
         found = captions_by_language(make_source(spec, path="--input"), unusable)
         for language, text in tqdm(found, desc="captions", unit="caption", disable=None):
             captions.setdefault(language, []).append(text)

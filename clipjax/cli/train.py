@@ -6,7 +6,7 @@ from absl import flags, logging
 
 from clipjax import distributed, faults
 from clipjax.cli import config_flag, opening
-from clipjax.cli.main import no_positional, print_results
+from clipjax.cli.main import given, no_positional, print_results
 from clipjax.cli.output import show
 
 _CONFIG = config_flag.define()
@@ -21,16 +21,15 @@ flags.adopt_module_key_flags(opening)
 def main(argv: list[str]) -> int:
     """Trains, or evaluates; returns the exit code."""
     no_positional(argv)
-    for flag in (_CONFIG, _WORKDIR):
-        if not flag.value:
-            raise ValueError(f"--{flag.name} is missing: --config configs/x.py --workdir DIR")
-    opening.put_into(_CONFIG.value)
+    how = ": --config configs/x.py --workdir DIR"
+    config, folder = given(_CONFIG.value, "--config", how), given(_WORKDIR.value, "--workdir", how)
+    opening.put_into(config)
     from clipjax.data.storage.files import local_path  # these imports take a while: not for --help
     from clipjax.experiment import build_experiment, resolve
 
-    resolved = resolve(_CONFIG.value)  # a typo is found before a pod is joined
+    resolved = resolve(config)  # a typo is found before a pod is joined
     mount = "mount the bucket, and give the folder that it is mounted at"
-    workdir = local_path(_WORKDIR.value, way=f"{mount} as --workdir")
+    workdir = local_path(folder, way=f"{mount} as --workdir")
     distributed.initialize(_DISTRIBUTED.value)  # nothing before it has touched a device
     from clipjax.checkpoint import (
         CheckpointSaveError,

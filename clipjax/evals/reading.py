@@ -32,7 +32,7 @@ class ImageBatch(NamedTuple):
 
     images: np.ndarray | Patches
     mask: np.ndarray
-    examples: list[dict[str, Any] | None]
+    examples: list[Any]
 
 
 class ImageReader:
@@ -73,7 +73,7 @@ class ImageReader:
     def __exit__(self, *exc_info: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def read(self, indices: Sequence[int]) -> ImageBatch:
+    def read(self, indices: Sequence[int] | np.ndarray) -> ImageBatch:
         """Reads the examples at `indices`; those past the end are padding.
 
         Raises:
@@ -82,7 +82,7 @@ class ImageReader:
         """
         images = [self._preprocess.blank()] * len(indices)
         mask = np.zeros(len(indices), bool)
-        examples: list[dict[str, Any] | None] = [None] * len(indices)
+        examples: list[Any] = [None] * len(indices)
         rows = [row for row, index in enumerate(indices) if index < len(self._source)]
         found = self._pool.map(self.read_one, [int(indices[row]) for row in rows])
         for row, (example, pixels) in zip(rows, found, strict=True):
@@ -105,7 +105,7 @@ class ImageReader:
 
         return make
 
-    def read_one(self, index: int) -> tuple[dict[str, Any] | None, np.ndarray | Patches | None]:
+    def read_one(self, index: int) -> tuple[Any, Any]:
         """Reads (example, pixels); what fails is None, logged and noted in `bad`.
 
         A label without a class is noted, too, but no number of bad images allows for it: what

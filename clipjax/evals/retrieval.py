@@ -14,7 +14,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from clipjax.array_types import PyTree
 from clipjax.data.captions import as_lines, has_lines
+from clipjax.data.images.naflex import PatchPreprocess
+from clipjax.data.images.preprocess import Preprocess
 from clipjax.data.loading.caption_faults import NOTABLE, has_words, tell_wordless
+from clipjax.data.source import Example
 from clipjax.distributed import is_lead
 from clipjax.encoding.batches import (
     EncodeFn,
@@ -63,7 +66,7 @@ class Retrieval:
     source: Any
     encode_image_fn: EncodeFn
     encode_text_fn: EncodeFn
-    preprocess: Callable[[Any], np.ndarray]
+    preprocess: Preprocess | PatchPreprocess
     tokenizer: Callable[[list[str]], np.ndarray]
     mesh: Mesh
     ks: Sequence[int] = (1, 5, 10)
@@ -132,7 +135,7 @@ class Retrieval:
         images, num_captions = self._encode_images(params, captions)
         return images, self._encode_texts(params, captions, num_captions), num_captions
 
-    def over(self, pictures: Sequence[int]) -> "Retrieval":
+    def over(self, pictures: Sequence[int] | np.ndarray) -> "Retrieval":
         """The same evaluation on some of its pictures; it says nothing of its captions again."""
         part = _Chosen(self.pictures, pictures, getattr(self.source, "captions", None))
         result = dataclasses.replace(self, source=part, max_bad=len(part))
@@ -195,7 +198,7 @@ class Retrieval:
                     reader.check(0)
         return found
 
-    def captions_of(self, example: dict[str, Any]) -> tuple[str, ...]:
+    def captions_of(self, example: Mapping[str, Any]) -> tuple[str, ...]:
         """The captions of an example of `pictures`, as they are asked for."""
         text = example.get("text")
         if isinstance(text, Mapping):
@@ -211,7 +214,7 @@ class Retrieval:
             )
         return texts
 
-    def _num_split(self, example: dict[str, Any]) -> int:
+    def _num_split(self, example: Mapping[str, Any]) -> int:
         """Number of texts of an example that became several captions."""
         return sum(map(has_lines, _several(example["text"]))) if self._by_lines else 0
 
@@ -286,13 +289,15 @@ class Retrieval:
 class _Chosen:
     """Some pictures, as a source."""
 
-    def __init__(self, pictures: Pictures, indices: Sequence[int], captions: str | None):
+    def __init__(
+        self, pictures: Pictures, indices: Sequence[int] | np.ndarray, captions: str | None
+    ):
         self._pictures, self._indices, self.captions = pictures, indices, captions
 
     def __len__(self) -> int:
         return len(self._indices)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Example:
         return self._pictures[int(self._indices[index])]
 
 

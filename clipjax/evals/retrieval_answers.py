@@ -107,6 +107,6 @@ def _spaced(number: int, most: int) -> np.ndarray:
 
 def _rows(chunks: list[Chunk], part: Retrieval) -> tuple[np.ndarray, np.ndarray]:
     """Gives every process all embeddings of a side and their owners, without padding."""
-    embeds, owners = zip(*jax.device_get(gather_rows(chunks, mesh=part.mesh)), strict=True)
-    embeds, owners = np.concatenate(embeds), np.concatenate(owners)
+    gathered = jax.device_get(gather_rows(chunks, mesh=part.mesh))
+    embeds, owners = (np.concatenate(side) for side in zip(*gathered, strict=True))
     return embeds[owners >= 0], owners[owners >= 0]

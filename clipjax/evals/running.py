@@ -58,7 +58,7 @@ class ScheduledEval:
     def about(self) -> dict[str, Any]:
         """What the numbers depend on, as plain JSON; found once."""
         about = self.eval.about() if hasattr(self.eval, "about") else {}
-        source = getattr(self.eval, "source", None)
+        source: Any = getattr(self.eval, "source", None)
         if hasattr(source, "fingerprint"):
             about = {"data_fingerprint": source.fingerprint(), **about}
         return about

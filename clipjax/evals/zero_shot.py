@@ -16,7 +16,8 @@ from clipjax.array_types import PyTree
 from clipjax.data.classes.matching import choose_names, labels_that_occur
 from clipjax.data.classes.named_lists import load_class_names
 from clipjax.data.classes.numbers import LabelError, refuse_shifted
-from clipjax.data.images.naflex import to_image
+from clipjax.data.images.naflex import PatchPreprocess, to_image
+from clipjax.data.images.preprocess import Preprocess
 from clipjax.data.loading.caption_faults import has_words, tell_wordless
 from clipjax.distributed import is_lead
 from clipjax.encoding.batches import (
@@ -63,7 +64,17 @@ class Prediction(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
-def _score(counts, classifier, embeds, labels, mask, scale, bias, *, mesh):
+def _score(
+    counts: dict[str, jax.Array],
+    classifier: jax.Array,
+    embeds: jax.Array,
+    labels: jax.Array,
+    mask: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    *,
+    mesh: Mesh,
+) -> tuple[dict[str, jax.Array], tuple[jax.Array, jax.Array]]:
     """Adds one batch to the counts; returns them and (scores, classes) of the best names."""
     num_classes = classifier.shape[0]
     cosines = jnp.matmul(embeds, classifier.T, precision=jax.lax.Precision.HIGHEST)
@@ -121,7 +132,7 @@ class ZeroShot:
     source: Any
     encode_image_fn: EncodeFn
     encode_text_fn: EncodeFn
-    preprocess: Callable[[Any], np.ndarray]
+    preprocess: Preprocess | PatchPreprocess
     tokenizer: Callable[[list[str]], np.ndarray]
     mesh: Mesh
     templates: str | Sequence[str] | Mapping[str, Sequence[str]] | None = None
@@ -133,6 +144,11 @@ class ZeroShot:
     batch_size: int = 256
     max_bad: int = 0
     name: str = "zero_shot"
+    _names: tuple[str, ...] = dataclasses.field(init=False, repr=False)
+    _prompts: Prompts = dataclasses.field(init=False, repr=False)
+    _rows: tuple[int, ...] = dataclasses.field(init=False, repr=False)
+    _names_from: str = dataclasses.field(init=False, repr=False)
+    _matched: str | None = dataclasses.field(init=False, repr=False)
 
     ranges: ClassVar[Mapping[str, Rule]] = {
         "templates": Optional(
@@ -169,6 +185,7 @@ class ZeroShot:
         prompts = choose_prompts(self.templates, self.source, self.run_prompts)
         for field, value in (
             ("class_names", tuple(names)),
+            ("_names", tuple(names)),
             ("templates", prompts.templates),
             ("_rows", tuple(rows)),  # of the classifier, for each label of the source
             ("_prompts", prompts),
@@ -176,11 +193,11 @@ class ZeroShot:
             ("_matched", matched),
         ):
             object.__setattr__(self, field, value)
-        fill_templates(self.templates, self.class_names)  # has prompts for each, before the work
-        warn_of_articles(self.class_names, prompts)
+        fill_templates(prompts.templates, self._names)  # has prompts for each, before the work
+        warn_of_articles(self._names, prompts)
         if is_lead():
-            wordless = sum(not has_words(name) for name in self.class_names)
-            tell_wordless(wordless, len(self.class_names), f"class names of {self.name}")
+            wordless = sum(not has_words(name) for name in self._names)
+            tell_wordless(wordless, len(self._names), f"class names of {self.name}")
 
     def _match(
         self, given: Sequence[str] | None, own: Sequence[str] | None
@@ -200,10 +217,10 @@ class ZeroShot:
 
     def about(self) -> dict[str, Any]:
         """What the numbers depend on, as plain JSON."""
-        text = json.dumps(self.class_names, ensure_ascii=False)
+        text = json.dumps(self._names, ensure_ascii=False)
         names = {
             "from": self._names_from,
-            "count": len(self.class_names),
+            "count": len(self._names),
             "sha256": sha256(text),
             "classes": self.classes,
             "matched": self._matched,  # one of matching.MATCHED; None: the source's own
@@ -254,8 +271,8 @@ class ZeroShot:
         params = put_on_mesh(params, self.mesh)
         classifier = average_prompts(
             params,
-            self.class_names,
-            self.templates,
+            self._names,
+            self._prompts.templates,
             encode_text_fn=self.encode_text_fn,
             tokenizer=self.tokenizer,
             mesh=self.mesh,
@@ -265,7 +282,7 @@ class ZeroShot:
             None if of_params is None else jax.jit(of_params)(params)
             for of_params in (self.logit_scale_fn, self.logit_bias_fn)
         )
-        counts = put_on_mesh(_zero_counts(len(self.class_names)), self.mesh)
+        counts = put_on_mesh(_zero_counts(len(self._names)), self.mesh)
         embed = embed_fn(self.encode_image_fn, self.mesh)
         reader = ImageReader(
             self.source,
@@ -325,7 +342,7 @@ class ZeroShot:
             "top5": float(counts["top5"] / examples),
             "mean_per_class_recall": float(recall),
             "num_examples": float(examples),
-            "num_classes": float(len(self.class_names)),
+            "num_classes": float(len(self._names)),
         }
 
     def _predictions(
@@ -343,8 +360,8 @@ class ZeroShot:
                 Prediction(
                     key=example["key"],
                     image=to_image(pixels),
-                    label=self.class_names[row],
-                    names=tuple(self.class_names[c] for c in places[index]),
+                    label=self._names[row],
+                    names=tuple(self._names[c] for c in places[index]),
                     scores=tuple(float(score) for score in scores[index]),
                     correct=bool(places[index][0] == row),
                 )

@@ -63,7 +63,7 @@ class ZeroShotHead:
     class_names: tuple[str, ...]
     weights: np.ndarray
     prompts: Prompts
-    encode_image: Callable[[Iterable[Any]], np.ndarray]
+    encode_image: Callable[[Iterable[Any]], Any]
     scale: float
     bias: float | None
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from absl import logging
 from jax.sharding import Mesh
@@ -104,7 +105,7 @@ def load(
         logit_scale=logit_scale,
         tokenizer=tokenizer,
     )
-    options = {"batch_size": batch_size, "dtype": dtype, "preprocess": preprocess}
+    options: dict[str, Any] = {"batch_size": batch_size, "dtype": dtype, "preprocess": preprocess}
     path = _find(source)
     with _flags_as_arguments():
         if recognise(path, hints) == "clipjax":
@@ -134,7 +135,7 @@ def _find(source: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _in_memory(weights: Weights, mesh: Mesh, source: str, **options) -> Model:
+def _in_memory(weights: Weights, mesh: Mesh, source: str, **options: Any) -> Model:
     spec, made = weights.tokenizer()
     if made is None:
         made = MissingTokenizer(source, spec["name"], weights.spec["text"]["context_length"])

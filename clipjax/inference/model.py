@@ -431,7 +431,9 @@ class Model:
         for part in filter(None, (items[:cut], items[cut:])):
             layout = RowLayout(self.mesh, len(part), self._batch_size)
 
-            def make(number: int, part=part, layout=layout) -> tuple[PyTree, int]:
+            def make(
+                number: int, part: Any = part, layout: RowLayout = layout
+            ) -> tuple[PyTree, int]:
                 start = number * layout.batch_size
                 chunk = part[start : start + layout.batch_size]
                 # Padding repeats a real row, so that it is finite in any model.

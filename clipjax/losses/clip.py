@@ -1,6 +1,7 @@
 """The softmax contrastive loss of CLIP: the dense reference, and what it does inside one tile."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +59,7 @@ class SoftmaxPairs:
         total = stats.total * jnp.exp(stats.max - largest) + jnp.sum(shifted, axis=axis)
         return Stats(largest, total)
 
-    def merge(self, stats: Stats, group) -> Stats:
+    def merge(self, stats: Stats, group: Any) -> Stats:
         """Merge the partial statistics of a device group; each device keeps its own slice."""
         largest = group.pmax(stats.max)
         total = group.psum_scatter(stats.total * jnp.exp(stats.max - largest))

@@ -138,7 +138,10 @@ class Layout:
 
     def tile(self, rows: Side, columns: Side) -> tuple[int, int]:
         """Tile shape for one block."""
-        return tuple(tile_length(side.ids.shape[0], self.tile_size) for side in (rows, columns))
+        return (
+            tile_length(rows.ids.shape[0], self.tile_size),
+            tile_length(columns.ids.shape[0], self.tile_size),
+        )
 
     def block_stats(self, rows: Side, columns: Side, affine: Affine) -> tuple[Stats, Stats]:
         """Statistics of one block on its own."""
@@ -155,7 +158,7 @@ class Layout:
     ) -> Gradients:
         """Gradients of one block on its own; those of the columns too if `both`."""
 
-        def zeros(side):
+        def zeros(side: Side) -> Array:
             return jnp.zeros(side.embeds.shape, jnp.float32)
 
         start = Gradients(
@@ -252,7 +255,7 @@ class Ring(Layout):
         )
         tile = self.tile(rows, rows)
 
-        def hop(_, carry):
+        def hop(_: Array, carry: Any) -> Any:
             columns, (row_stats, column_stats) = carry
             # The transfer starts before the tiles, so that it overlaps with them.
             next_columns = devices.ring_shift(columns)
@@ -278,7 +281,7 @@ class Ring(Layout):
         zeros = devices.varying(jnp.zeros(image.shape, jnp.float32))
         bias = devices.varying(jnp.float32(0.0)) if affine.bias is not None else None
 
-        def hop(_, carry):
+        def hop(_: Array, carry: Any) -> Any:
             (columns, column_norm), d_rows, d_columns, d_bias = carry
             # Both transfers start before the tiles: the next block, and the gradient that the
             # previous holder finished for the block which is here now.
@@ -296,4 +299,5 @@ class Ring(Layout):
         return Gradients(d_rows, devices.ring_shift(d_columns), d_bias)
 
 
-LAYOUTS = {"gather": Gather, "grid": Grid, "ring": Ring}
+AnyLayout = Gather | Grid | Ring
+LAYOUTS: dict[str, type[AnyLayout]] = {"gather": Gather, "grid": Grid, "ring": Ring}

@@ -1,6 +1,7 @@
 """Build a loss over global arrays from its name, a mesh and a layout."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -134,7 +135,7 @@ def make_loss(
         choice = choose_layout(batch_size, embed_dim, num_devices)
         return "grid" if choice == "dense" and tile_size is not None else choice
 
-    def dense_with_metrics(*inputs: Array | None) -> tuple[Array, dict[str, Array]]:
+    def dense_with_metrics(*inputs: Any) -> tuple[Array, dict[str, Array]]:
         return dense(*inputs), pair_metrics(*inputs[:3])
 
     def loss_fn(
@@ -156,15 +157,15 @@ def make_loss(
                 *(name, choice, num_devices, batch_size, tile_size or DEFAULT_TILE_SIZE),
             )
         inputs = image_embeds, text_embeds, logit_scale, bias
-        if choice == "dense":
+        if rule is None or choice == "dense":
             return placement.run_dense(dense_with_metrics, inputs)
         # A softmax does not see a constant shift: without the bias its gradient is exactly zero.
         inputs = (*inputs[:3], bias if rule.uses_bias else None)
-        image, text, *scalars = placement.shard(inputs)
+        image, text, scale, bias = placement.shard(inputs)
         dtype = jnp.promote_types(image.dtype, text.dtype)
         plan = LAYOUTS[choice](rule, placement.devices, tile_size or DEFAULT_TILE_SIZE)
         loss, metrics = pair_loss(
-            plan, placement.mesh, image.astype(dtype), text.astype(dtype), *scalars
+            plan, placement.mesh, image.astype(dtype), text.astype(dtype), scale, bias
         )
         return loss, jax.lax.stop_gradient(metrics)
 

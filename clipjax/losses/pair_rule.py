@@ -16,17 +16,20 @@ class Stats(NamedTuple):
     """Running statistics of the negative logits of each row (or column)."""
 
     max: Array
-    total: Array | None
+    total: Any  # Array, or None where the rule keeps none
 
 
 @runtime_checkable
 class PairRule(Protocol):
     """A loss over all pairs, tile by tile. Frozen and hashable; axis 1 = rows, 0 = columns."""
 
-    directions: int
-    """The loss is a mean over `directions * batch` terms."""
-    uses_bias: bool
-    """Whether a constant added to every logit changes the loss."""
+    @property
+    def directions(self) -> int:
+        """The loss is a mean over `directions * batch` terms."""
+
+    @property
+    def uses_bias(self) -> bool:
+        """Whether a constant added to every logit changes the loss."""
 
     def init(self, num: int, *, axis: int) -> Stats:
         """Statistics before the first tile."""

@@ -38,23 +38,23 @@ class GlobalArrays:
 
     def shard(self, inputs: Inputs) -> Inputs:
         """Lays the batch over its axes where the mesh leaves that to us: its Explicit axes."""
-        explicit = _explicit_axes(self.mesh)
+        mesh, explicit = self.mesh, _explicit_axes(self.mesh)
         axes = tuple(axis for axis in self.devices.axes if axis in explicit)
-        if not explicit:
+        if mesh is None or not explicit:
             return inputs
 
         def lay(x: Array, spec: PartitionSpec) -> Array:
-            return jax.sharding.reshard(x, NamedSharding(self.mesh, spec))
+            return jax.sharding.reshard(x, NamedSharding(mesh, spec))
 
-        image, text, *scalars = inputs
-        rows = PartitionSpec(axes) if axes else PartitionSpec()
-        scalars = [None if x is None else lay(x, PartitionSpec()) for x in scalars]
-        return lay(image, rows), lay(text, rows), *scalars
+        image, text, scale, bias = inputs
+        rows, whole = PartitionSpec(axes) if axes else PartitionSpec(), PartitionSpec()
+        bias = None if bias is None else lay(bias, whole)
+        return lay(image, rows), lay(text, rows), lay(scale, whole), bias
 
     def run_dense(self, function: Callable[..., Any], inputs: Inputs) -> Any:
         """Runs a function of the whole batch; its results are scalars."""
         explicit = _explicit_axes(self.mesh)
-        if explicit:
+        if self.mesh is not None and explicit:
             # What is written for one device names no shardings, and XLA's partitioner chooses.
             replicated = NamedSharding(self.mesh, PartitionSpec())
             function = jax.sharding.auto_axes(function, axes=explicit, out_sharding=replicated)
@@ -74,11 +74,12 @@ class LocalSlices:
 
     def shard(self, inputs: Inputs) -> Inputs:
         """Makes the inputs vary over the same axes."""
-        image, text, *scalars = inputs
+        image, text, scale, bias = inputs
         everywhere = self.devices.varying_axes
         others = tuple(axis for axis in everywhere if axis not in self.devices.axes)
-        scalars = [None if x is None else self._same(x, others) for x in scalars]
-        return _varying(image, everywhere), _varying(text, everywhere), *scalars
+        image, text = _varying(image, everywhere), _varying(text, everywhere)
+        bias = None if bias is None else self._same(bias, others)
+        return image, text, self._same(scale, others), bias
 
     def run_dense(self, function: Callable[..., Any], inputs: Inputs) -> Any:
         """Runs a function of the whole batch, on every device; its results are scalars."""

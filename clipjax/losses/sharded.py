@@ -7,6 +7,7 @@ Saved between the passes: one or two numbers an example, and the blocks that wer
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,13 +16,13 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from clipjax.array_types import Array
-from clipjax.losses.layouts import Layout
+from clipjax.losses.layouts import AnyLayout
 from clipjax.losses.tiles import Affine
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def pair_loss(
-    layout: Layout,
+    layout: AnyLayout,
     mesh: Mesh | AbstractMesh | None,
     image_embeds: Array,
     text_embeds: Array,
@@ -43,10 +44,9 @@ def pair_loss(
     return outputs
 
 
-def _forward(layout, mesh, image_embeds, text_embeds, logit_scale, logit_bias):
+def _forward(layout: AnyLayout, mesh: Mesh | AbstractMesh | None, *inputs: Any) -> Any:
     spec = _batch_spec(layout)
-    inputs = image_embeds, text_embeds, logit_scale, logit_bias
-    run = functools.partial(_local_forward, layout)
+    run: Callable[..., Any] = functools.partial(_local_forward, layout)
     if mesh is not None:
         in_specs = (spec, spec, PartitionSpec(), PartitionSpec())
         out_specs = (PartitionSpec(), (spec, spec))
@@ -55,10 +55,12 @@ def _forward(layout, mesh, image_embeds, text_embeds, logit_scale, logit_bias):
     return outputs, (inputs, residuals, kept)
 
 
-def _backward(layout, mesh, saved, cotangents):
+def _backward(
+    layout: AnyLayout, mesh: Mesh | AbstractMesh | None, saved: Any, cotangents: Any
+) -> Any:
     inputs, residuals, kept = saved
     spec, everywhere = _batch_spec(layout), PartitionSpec()
-    run = functools.partial(_local_backward, layout)
+    run: Callable[..., Any] = functools.partial(_local_backward, layout)
     if mesh is not None:
         in_specs = ((spec, spec, everywhere, everywhere), spec, spec, everywhere)
         out_specs = (spec, spec, everywhere, everywhere)
@@ -69,18 +71,22 @@ def _backward(layout, mesh, saved, cotangents):
 pair_loss.defvjp(_forward, _backward)
 
 
-def _shard_map(run, mesh, in_specs, out_specs):
+def _shard_map(
+    run: Callable[..., Any], mesh: Mesh | AbstractMesh, in_specs: Any, out_specs: Any
+) -> Callable[..., Any]:
     # A mesh of the context that has been given by name of its axes alone has no devices to say.
     in_context = mesh == jax.sharding.get_abstract_mesh()
-    mesh = None if in_context else mesh
-    return jax.shard_map(run, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
+    given: Any = None if in_context else mesh
+    return jax.shard_map(run, mesh=given, in_specs=in_specs, out_specs=out_specs)
 
 
-def _batch_spec(layout: Layout) -> PartitionSpec:
+def _batch_spec(layout: AnyLayout) -> PartitionSpec:
     return PartitionSpec(layout.devices.axes) if layout.devices.axes else PartitionSpec()
 
 
-def _local_forward(layout: Layout, image, text, logit_scale, logit_bias):
+def _local_forward(
+    layout: AnyLayout, image: Array, text: Array, logit_scale: Array, logit_bias: Array | None
+) -> Any:
     batch = image.shape[0] * layout.devices.num_devices
     affine = _affine(logit_scale, logit_bias)
     cosine, positives = _positives(image, text, affine)
@@ -107,7 +113,9 @@ def _local_forward(layout: Layout, image, text, logit_scale, logit_bias):
     return (sums["loss"] / batch, metrics), (residuals, kept)
 
 
-def _local_backward(layout: Layout, inputs: Any, residuals: Any, kept: Any, cotangent):
+def _local_backward(
+    layout: AnyLayout, inputs: Any, residuals: Any, kept: Any, cotangent: Array
+) -> Any:
     image, text, logit_scale, logit_bias = inputs
     batch = image.shape[0] * layout.devices.num_devices
     affine = _affine(logit_scale, logit_bias)
@@ -120,7 +128,7 @@ def _local_backward(layout: Layout, inputs: Any, residuals: Any, kept: Any, cota
     d_image = factor * affine.scale * (gradients.rows + diagonal[:, None] * text)
     d_text = factor * affine.scale * (gradients.columns + diagonal[:, None] * image)
     sums = {"scale": jnp.sum(image * d_image)}
-    if logit_bias is not None:
+    if gradients.bias is not None:
         sums["bias"] = factor * (gradients.bias + jnp.sum(diagonal))
     sums = _sum_together(layout, sums)
     d_bias = None if logit_bias is None else sums["bias"].astype(logit_bias.dtype)
@@ -144,7 +152,7 @@ def _positives(image: Array, text: Array, affine: Affine) -> tuple[Array, Array]
     return cosine, logits if affine.bias is None else logits + affine.bias
 
 
-def _sum_together(layout: Layout, sums: dict[str, Array]) -> dict[str, Array]:
+def _sum_together(layout: AnyLayout, sums: dict[str, Array]) -> dict[str, Array]:
     """Sum over devices in one collective instead of one for each number."""
     flat, unravel = jax.flatten_util.ravel_pytree(sums)
     return unravel(layout.devices.psum(flat))

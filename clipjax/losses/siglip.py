@@ -1,6 +1,7 @@
 """The pairwise sigmoid loss of SigLIP: the dense reference, and what it does inside one tile."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +63,7 @@ class SigmoidPairs:
         softplus = jnp.maximum(logits, 0.0) + jnp.log1p(jnp.exp(-jnp.abs(logits)))
         return Stats(largest, stats.total + jnp.sum(softplus, axis=axis))
 
-    def merge(self, stats: Stats, group) -> Stats:
+    def merge(self, stats: Stats, group: Any) -> Stats:
         """Merge the partial statistics of a device group; each device keeps its own slice."""
         total = None if stats.total is None else group.psum_scatter(stats.total)
         return Stats(group.own_slice(group.pmax(stats.max)), total)

@@ -55,11 +55,11 @@ def forward_tiles(
     columns, column_stats = _cut(columns, tile[1], -2), _cut(stats[1], tile[1], 0)
     padded = any(length % size for length, size in zip(lengths, tile, strict=True))
 
-    def column_step(j, carry):
+    def column_step(j: Array, carry: Any) -> Any:
         row_stats, column_stats = carry
         column = _take(columns, j)
 
-        def row_step(i, carry):
+        def row_step(i: Array, carry: Any) -> Any:
             row_stats, of_column = carry
             logits = _negative_logits(_take(rows, i), column, affine, padded)
             of_row = rule.update(_take(row_stats, i), logits, axis=1)
@@ -80,7 +80,7 @@ class Gradients(NamedTuple):
     """Accumulators, float32: `weights @ columns`, `weights.T @ rows` and the sum of the weights."""
 
     rows: Array
-    columns: Array | None
+    columns: Any  # Array, or None where they are not asked for
     bias: Array | None
 
 
@@ -101,11 +101,11 @@ def backward_tiles(
     padded = any(length % size for length, size in zip(lengths, tile, strict=True))
     dtype = rows.embeds.dtype
 
-    def column_step(j, carry):
+    def column_step(j: Array, carry: Any) -> Any:
         d_rows, d_columns, d_bias = carry
         column, of_column = _take(columns, j), _take(column_norm, j)
 
-        def row_step(i, carry):
+        def row_step(i: Array, carry: Any) -> Any:
             d_rows, d_column, d_bias = carry
             row = _take(rows, i)
             logits = _negative_logits(row, column, affine, padded)
@@ -151,7 +151,7 @@ def _cut(tree: Any, size: int | tuple[int, ...], id_fill: int) -> Any:
     if isinstance(size, tuple):
         return tuple(_cut(t, s, id_fill) for t, s in zip(tree, size, strict=True))
 
-    def cut(x):
+    def cut(x: Array) -> Array:
         short = -x.shape[0] % size
         if short:
             fill = id_fill if jnp.issubdtype(x.dtype, jnp.integer) else 0

@@ -196,7 +196,7 @@ def prefer(
         for remat in ("dots", "full")
         for count in (*_micro_batches(step), current.micro_batches)
     } | {current: None}
-    refused = []
+    refused: list[Any] = []
     for setting in sorted(options, key=lambda s: recomputation_order(step.spec, s)):
         predicted = scale * predicted_bytes(step, setting)
         if fits if setting == current else predicted < 0.95 * capacity:
@@ -234,7 +234,7 @@ def what_fits(
         [(setting, predicted bytes, extra FLOPs as a share of the model's)].
     """
     scale = max(1.0, needed_bytes / predicted_bytes(step, current))
-    answers = []
+    answers: list[tuple[Setting, float, float]] = []
     for setting in settings(step, current, fsdp_sizes):
         predicted = scale * predicted_bytes(step, setting)
         price = extra_flops(step.spec, setting)

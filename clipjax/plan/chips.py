@@ -104,7 +104,7 @@ def parse_topology(name: str) -> tuple[str, Chip, tuple[int, ...]]:
     """
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name.strip().lower())
     kind = ALIASES.get(match[1], match[1]) if match else ""
-    if kind not in CHIPS:
+    if match is None or kind not in CHIPS:
         raise ValueError(f"--topology={name!r} is unknown; write chip:shape, {_known()}")
     chip, shape = CHIPS[kind], tuple(int(size) for size in match[2].split("x"))
     if len(shape) != chip.torus_axes or 0 in shape:
@@ -143,7 +143,7 @@ def make_topology(name: str) -> Topology:
     import jax
     from jax.experimental import topologies
 
-    if jax.config.jax_platforms is None:
+    if getattr(jax.config, "jax_platforms", None) is None:
         jax.config.update("jax_platforms", "cpu")
     try:
         options = {"chip_config_name": chip.chip_config} if chip.chip_config else {}
@@ -151,6 +151,6 @@ def make_topology(name: str) -> Topology:
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).split(":", 1)[-1].strip()
         raise ValueError(f"--topology={name!r}: libtpu refuses it: {reason}; {_known()}") from error
-    devices = tuple(description.devices)
+    devices: tuple[Any, ...] = tuple(description.devices)
     hosts = len({device.process_index for device in devices})
     return Topology(name, chip, math.prod(shape), devices, hosts)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from clipjax.plan.hlo import Computation, Instruction, Module, Visit
+from clipjax.plan.hlo import Computation, Instruction, Module, Visit, matched
 
 KINDS = (
     "all-gather",
@@ -153,21 +153,21 @@ def bytes_received(
     return operand
 
 
-def group_text(instruction: Instruction) -> str | None:
-    """The groups of a collective as they are written; None if none are.
+def group_text(instruction: Instruction) -> str:
+    """The groups of a collective as they are written; empty if none are.
 
     Raises:
         ValueError: a notation that is not known.
     """
     rest = instruction.rest
     pairs = instruction.attribute("source_target_pairs")
-    if pairs is not None:
+    if pairs:
         return pairs
     found = re.search(r"replica_groups=" + _NOTATIONS, rest)
     if found is None and "replica_groups=" in rest:
         start = rest.index("replica_groups=")
         raise ValueError(f"device groups in an unknown notation: {rest[start : start + 120]}")
-    return found[1] if found else None
+    return found[1] if found else ""
 
 
 def groups_of(instruction: Instruction, num_devices: int) -> np.ndarray:
@@ -183,7 +183,7 @@ def groups_of(instruction: Instruction, num_devices: int) -> np.ndarray:
     if "source_target_pairs=" in instruction.rest:
         return _listed(text)
     everyone = np.arange(num_devices)[None]
-    if text in (None, "{}", "{{}}"):
+    if text in ("", "{}", "{{}}"):
         return everyone
     if text.startswith("{"):
         groups = _listed(text)
@@ -205,7 +205,8 @@ def _listed(text: str) -> np.ndarray:
 
 def _of_iota(text: str) -> np.ndarray:
     """`[2,4]<=[4,2]T(1,0)`: count up, reshape, transpose, reshape."""
-    shape, source, order = re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text).groups()
+    found = matched(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+    shape, source, order = found.groups()
     source_dims = [int(d) for d in source.split(",")]
     ids = np.arange(np.prod(source_dims)).reshape(source_dims)
     if order:
@@ -216,7 +217,7 @@ def _of_iota(text: str) -> np.ndarray:
 
 def _of_mesh_axes(text: str) -> np.ndarray:
     """`mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}`; without device_ids, in order."""
-    inside, chosen = re.match(r"mesh\[([^\]]*)\][^{]*\{([^}]*)\}", text).groups()
+    inside, chosen = matched(r"mesh\[([^\]]*)\][^{]*\{([^}]*)\}", text).groups()
     axes = [(name, int(size)) for name, size in re.findall(r"'([^']+)'=(\d+)", inside)]
     names = [name for name, _ in axes]
     ids = np.arange(np.prod([size for _, size in axes])).reshape([size for _, size in axes])

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from clipjax.plan.hlo import Computation, Instruction, Visit
+from clipjax.plan.hlo import Computation, Instruction, Visit, matched
 
 # Where a FLOP comes from, told by the JAX name of the operation; the first that fits.
 PARTS = (
@@ -60,7 +60,7 @@ def _convolution_flops(
     A batch dimension becomes a spatial one whose window meets one valid place, so products with
     padding are counted as they are: not at all.
     """
-    labels = re.match(r"(\w+)_(\w+)->(\w+)", instruction.attribute("dim_labels"))
+    labels = matched(r"(\w+)_(\w+)->(\w+)", instruction.attribute("dim_labels"))
     left_labels, right_labels, out_labels = labels.groups()
     out = instruction.shapes[0].dims
     batch_groups = int(instruction.attribute("batch_group_count") or 1)

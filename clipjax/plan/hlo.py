@@ -77,10 +77,10 @@ class Instruction:
         match = re.search(r'op_name="([^"]*)"', self.rest)
         return match[1] if match else ""
 
-    def attribute(self, name: str) -> str | None:
-        """The value of `name=...` in the attributes, a word or a balanced bracket."""
+    def attribute(self, name: str) -> str:
+        """The value of `name=...` in the attributes, a word or a balanced bracket; else ""."""
         match = re.search(rf"(?:^|[ ,{{]){name}=", self.rest)
-        return _leading_value(self.rest[match.end() :]) if match else None
+        return _leading_value(self.rest[match.end() :]) if match else ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -178,11 +178,23 @@ def _shapes(text: str) -> tuple[Shape, ...]:
     )
 
 
+def matched(pattern: str | re.Pattern[str], text: str) -> re.Match[str]:
+    """Finds a pattern that a program's text has to hold.
+
+    Raises:
+        ValueError: it does not; the compiler writes another notation.
+    """
+    found = re.search(pattern, text)
+    if found is None:
+        raise ValueError(f"the compiled program has an unknown notation: {text:.120}")
+    return found
+
+
 def _leading_value(text: str) -> str:
     """The word or balanced bracket that a text starts with."""
     pairs = {"{": "}", "(": ")", "[": "]"}
     if text[:1] not in pairs:
-        return re.match(r"[^,\s}]*", text)[0]
+        return matched(r"[^,\s}]*", text)[0]
     opening, closing = text[0], pairs[text[0]]
     depth = 0
     for match in re.finditer(rf"[{re.escape(opening + closing)}]", text):
@@ -264,7 +276,7 @@ def _counter(module: Module, condition: Computation) -> tuple[int | None, int | 
     arguments = [condition.instructions[name] for name in root.operands]
     compare = root
     if root.opcode == "fusion":
-        inner = module.computations[_CALLED.search(root.rest)[1]]
+        inner = module.computations[matched(_CALLED, root.rest)[1]]
         compare = inner.root
         by_parameter = dict(zip(inner.parameters(), arguments, strict=True))
         arguments = [
@@ -340,7 +352,7 @@ def _increment(module: Module, body: Computation, index: int) -> int | None:
     update = _source(body, body.root.operands[index])
     inner, outer = body, {}
     if update is not None and update.opcode == "fusion":
-        inner = module.computations[_CALLED.search(update.rest)[1]]
+        inner = module.computations[matched(_CALLED, update.rest)[1]]
         outer = dict(zip((p.name for p in inner.parameters()), update.operands, strict=True))
         update = inner.root
     if update is None or update.opcode != "add":

@@ -102,6 +102,11 @@ class Plan:
     compile_seconds: float
 
     @property
+    def bound_s(self) -> float:
+        """Least seconds of a step; infinite where the compiler gave up."""
+        return math.inf if self.bounds is None else self.bounds.step_s
+
+    @property
     def total_steps(self) -> int:
         """Of the run."""
         return sum(stage.num_steps for stage in self.stages)
@@ -200,7 +205,7 @@ def _count(
     visits = list(walk(module))
     flops, traffic = count_flops(visits), count_traffic(module, visits)
     # The devices of a CPU have no place in a torus.
-    places = [getattr(device, "coords", None) for device in program.mesh.devices.flat]
+    places: list[Any] = [getattr(device, "coords", None) for device in program.mesh.devices.flat]
     coords = None if None in places else places
     collectives = find_collectives(module, visits, dict(program.mesh.shape), coords)
     return {

@@ -193,9 +193,9 @@ def _links(plan: Plan) -> Iterator[str]:
 
 
 def _bounds(plan: Plan) -> Iterator[str]:
-    if plan.bounds is None:
+    bounds, traffic = plan.bounds, plan.traffic
+    if bounds is None or traffic is None:
         return
-    bounds = plan.bounds
     images = bounds.samples_per_s_chip * plan.topology.num_chips / plan.topology.num_hosts
     yield ""
     yield "Bounds, from published peaks: no run can be faster; not a forecast"
@@ -205,7 +205,7 @@ def _bounds(plan: Plan) -> Iterator[str]:
     )
     yield (
         f"    compute {digits(bounds.compute_s * 1e3)} ms, HBM {digits(bounds.hbm_s * 1e3)} ms "
-        f"({digits(plan.traffic.hbm / 1e9, 0)} GB), links {digits(bounds.links_s * 1e3)} ms"
+        f"({digits(traffic.hbm / 1e9, 0)} GB), links {digits(bounds.links_s * 1e3)} ms"
     )
     yield f"  samples/s a chip {bounds.samples_per_s_chip:8.0f} at most"
     yield f"  MFU              {bounds.mfu:8.0%} at most"

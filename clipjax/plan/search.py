@@ -1,6 +1,7 @@
 """Search by compiling: settings that fit, fastest bound first, the largest batch, their page."""
 
 import dataclasses
+import math
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -116,7 +117,7 @@ def _order(candidate: Candidate) -> tuple[int, float]:
         return 1, candidate.extra_flops
     if not candidate.plan.fits:
         return 2, candidate.extra_flops
-    return 0, candidate.plan.bounds.step_s
+    return 0, candidate.plan.bound_s
 
 
 def largest_batch(
@@ -202,11 +203,7 @@ def settings_to_text(candidates: Sequence[Candidate], plan: Plan) -> str:
             note = f"   refused: {textwrap.shorten(candidate.refused, 60, placeholder=' ...')}"
         if compiled is not None:
             size = compiled.needed_bytes / GIB
-            note = (
-                f"{digits(compiled.bounds.step_s * 1e3):>11}"
-                if compiled.fits
-                else "   does not fit"
-            )
+            note = f"{digits(compiled.bound_s * 1e3):>11}" if compiled.fits else "   does not fit"
         lines.append(
             f"  {setting.remat:<6} {setting.micro_batches:>13} {setting.sharding:<11} "
             f"{setting.fsdp:>5} {size:7.2f} {candidate.extra_flops:7.0%} {note}"
@@ -237,7 +234,7 @@ def largest_batch_to_text(batch: tuple[int, dict[int, bool]], plan: Plan) -> str
 
 
 def _bound(candidate: Candidate) -> float:
-    return candidate.plan.bounds.step_s
+    return math.inf if candidate.plan is None else candidate.plan.bound_s
 
 
 def search_to_json(

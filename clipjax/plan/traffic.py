@@ -5,11 +5,10 @@ of fusions. Buffers that the compiler keeps in VMEM (memory space 1) cost nothin
 place cost their slice, not the whole array. Padding of tiled layouts is left out.
 """
 
-import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from clipjax.plan.hlo import Computation, Instruction, Module, Visit
+from clipjax.plan.hlo import Computation, Instruction, Module, Visit, matched
 
 HBM, VMEM = 0, 1
 _FREE = {
@@ -98,7 +97,7 @@ def _of_fusion(module: Module, fusion: Instruction, operands: list[Instruction])
 
 
 def _body(module: Module, fusion: Instruction) -> Computation:
-    return module.computations[re.search(r"calls=%?([\w.-]+)", fusion.rest)[1]]
+    return module.computations[matched(r"calls=%?([\w.-]+)", fusion.rest)[1]]
 
 
 def _demand(module: Module, body: Computation, wanted: int) -> dict[str, int]:

@@ -71,7 +71,7 @@ class LabelColumn:
             One of MATCHED, the least sure of those that some cell needs; None where no names are
             given.
         """
-        if not self._are_given:
+        if not self._are_given or self.names is None:
             return None
         plain = {plain_name(name) for name in self.names}
         cells = {value for value in values if _is_class(value)}

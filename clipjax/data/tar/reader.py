@@ -66,7 +66,7 @@ def read_members(file: Reader, where: str) -> Iterator[Member]:
             continue
         raw = long_name or _name(header)
         long_name = None
-        crc, content = archive.crc_of(size)
+        crc, held = archive.crc_of(size)
         if kind == _DIRECTORY or (kind == b"\0" and raw.endswith(b"/")):
             continue
         name = _checked_name(raw, where, start)
@@ -75,7 +75,7 @@ def read_members(file: Reader, where: str) -> Iterator[Member]:
         count += 1
         if count > MAX_MEMBERS:
             raise ValueError(f"{where} holds more than {MAX_MEMBERS} files: split it")
-        yield Member(name, start, size, crc, content)
+        yield Member(name, start, size, crc, held)
     if long_name is not None:
         raise ValueError(f"{where} is damaged: its last long name belongs to no file")
     archive.check_end()
