@@ -19,6 +19,7 @@ from clipjax.data.classes.numbers import LabelError, refuse_shifted
 from clipjax.data.images.naflex import PatchPreprocess, to_image
 from clipjax.data.images.preprocess import Preprocess
 from clipjax.data.loading.caption_faults import has_words, tell_wordless
+from clipjax.data.sources.subset import Subset
 from clipjax.distributed import is_lead
 from clipjax.encoding.batches import (
     EncodeFn,
@@ -255,11 +256,9 @@ class ZeroShot:
             Predictions in the source's order; images that do not decode are not among them.
         """
         num = min(num_predictions, len(self.source))
-        chosen = _Chosen(
-            self.source, np.unique(np.linspace(0, len(self.source) - 1, num).astype(int))
-        )
+        spaced = np.unique(np.linspace(0, len(self.source) - 1, num).astype(int))
         asked = copy.copy(self)  # names and prompts stay as they were chosen
-        object.__setattr__(asked, "source", chosen)
+        object.__setattr__(asked, "source", Subset(self.source, spaced, "predictions"))
         object.__setattr__(asked, "max_bad", num)
         return asked._evaluate(params, keep=True)[1]
 
@@ -367,17 +366,3 @@ class ZeroShot:
                 )
             )
         return tuple(predictions)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Chosen:
-    """Some examples of a source."""
-
-    source: Any
-    indices: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.source[int(self.indices[index])]

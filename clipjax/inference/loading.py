@@ -15,7 +15,7 @@ from clipjax.building import check_plugins
 from clipjax.checkpoint import MissingTokenizer
 from clipjax.data.storage.files import local_path
 from clipjax.encoding.prompts import prompts_of_run
-from clipjax.inference.model import Model, one_device
+from clipjax.inference.model import Model, own_mesh
 from clipjax.interop import hub
 from clipjax.interop.clipjax_checkpoint import check_hints
 from clipjax.interop.reading import read_weights, recognise
@@ -73,7 +73,7 @@ def load(
         logit_scale: factor of the cosines, where two towers come without it.
         plugins: modules of yours that a checkpoint may name; nothing else that a file names is
             imported.
-        mesh: devices that share a batch; this process's first device by default.
+        mesh: devices that share a batch, of any axes; this process's first device by default.
         batch_size: most rows that are encoded at once.
         dtype: of the computation: `float32` or `bfloat16`.
         preprocess: whose pixels: `clipjax`, or `open_clip` to compare numbers with it.
@@ -119,7 +119,7 @@ def load(
             weights = dataclasses.replace(weights, spec=spec)
         for note in weights.notes:
             logging.info("%s: %s", source, note)
-        return _in_memory(weights, one_device() if mesh is None else mesh, str(source), **options)
+        return _in_memory(weights, own_mesh(mesh), str(source), **options)
 
 
 def _find(source: str | os.PathLike[str]) -> Path:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jax.sharding import Mesh
+from jax.sharding import AxisType, Mesh
 from PIL import Image
 
 from clipjax.array_types import Patches, PyTree
@@ -43,7 +43,7 @@ from clipjax.inference.tokens import (
 )
 from clipjax.models import build_model
 from clipjax.models.layers_layout import stack_layers
-from clipjax.partitioning import batch_sharding, make_mesh, num_batch_shards
+from clipjax.partitioning import MESH_AXES, batch_sharding, make_mesh, num_batch_shards
 from clipjax.tokenizers import Tokenizer, make_tokenizer
 
 # A path, encoded bytes, a Pillow image, or a uint8 array [height, width, 3 or 4].
@@ -61,7 +61,7 @@ class Model:
         spec: a whole model spec, as a row of `clipjax.models.zoo.MODELS`.
         variables: `{"params": ...}`, and `"batch_stats"` of a model that has some; layers stacked.
         tokenizer: the model's tokenizer; made from the spec if None.
-        mesh: devices that share a batch; this process's first device if None.
+        mesh: devices that share a batch, of any axes; this process's first device if None.
         batch_size: most rows that are encoded at once.
         dtype: of the computation.
         preprocess: whose pixels, `clipjax` or `open_clip`, see `make_preprocess`.
@@ -110,7 +110,7 @@ class Model:
                 '{"params": ...}, and "batch_stats" for a model that has some'
             )
         self.spec = dict(spec)
-        self.mesh = one_device() if mesh is None else mesh
+        self.mesh = own_mesh(mesh)
         self.variables = put_on_mesh(variables, self.mesh)
         self.tokenizer = tokenizer or make_tokenizer(
             spec["tokenizer"], context_length=spec["text"]["context_length"], plugins=plugins
@@ -457,6 +457,10 @@ class Model:
             raise ValueError(f"{name} cannot be used: {error}") from error
 
 
-def one_device() -> Mesh:
-    """The mesh of this process's first device."""
-    return make_mesh({"data": 1}, jax.local_devices()[:1])
+def own_mesh(mesh: Mesh | None) -> Mesh:
+    """The mesh that rows lie over: that of one device if None; all of one of other axes share."""
+    if mesh is None:
+        return make_mesh({"data": 1}, jax.local_devices()[:1])
+    if mesh.axis_names == MESH_AXES and set(mesh.axis_types) == {AxisType.Auto}:
+        return mesh
+    return make_mesh({"data": -1}, list(mesh.devices.flat))

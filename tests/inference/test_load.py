@@ -1,5 +1,6 @@
 """`clipjax.load`: each kind of file gives the model that a conversion of it gives."""
 
+import jax
 import numpy as np
 import pytest
 from library_folder import SPEC, picture, weights, write_openai
@@ -58,6 +59,9 @@ def test_a_model_in_memory_computes_what_its_conversion_does(files, tmp_path):
     on_device = model.encode_text(texts, as_jax=True)
     np.testing.assert_array_equal(on_device, model.encode_text(texts))
     assert on_device.sharding.device_set == set(model.mesh.devices.flat)
+    spread = clipjax.load(files / "openai.pt", mesh=jax.make_mesh((4, 2), ("dp", "x")))
+    np.testing.assert_allclose(spread.encode_text(texts), model.encode_text(texts), atol=1e-6)
+    assert spread.encode_text(texts, as_jax=True).sharding.num_devices == 8
     # The parts are what the method is made of.
     tokens = model.tokenizer(texts)
     pixels = np.zeros((2, 224, 224, 3), np.float32)
