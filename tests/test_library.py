@@ -10,6 +10,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from library_folder import standing_in, write_folder
@@ -26,6 +27,14 @@ METHODS = [
 ]
 WITHOUT_EXAMPLE = {"classify", "prompts"}  # zero_shot's in one call; what it takes
 NO_ARRAYS = {"classify", "list_models", "prompts"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation():
+    """Compiling is most of these tests' time, and what it optimises runs once."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

@@ -108,18 +108,18 @@ class MissingTokenizer:
     """The tokenizer of a converted file that came without its vocabulary: images only.
 
     Args:
-        step_dir: of the checkpoint.
+        where: the checkpoint or file that lacks it.
         name: of the tokenizer.
         context_length: tokens in a row.
     """
 
     pad_id = 0
 
-    def __init__(self, step_dir: str | Path, name: str, context_length: int) -> None:
+    def __init__(self, where: Path | str, name: str, context_length: int) -> None:
         self.context_length = context_length
         self._message = (
-            f"{step_dir} came without the vocabulary of its tokenizer ({name}), so it takes images "
-            "but no texts; give it by --tokenizer FILE"
+            f"{where} came without the vocabulary of its tokenizer ({name}), so it takes images "
+            "but no texts; give it by --tokenizer FILE (in Python, tokenizer=)"
         )
 
     @property

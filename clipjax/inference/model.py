@@ -5,7 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -149,10 +149,9 @@ class Model:
         found = open_checkpoint(path)
         step_dir, manifest = found.step_dir, found.manifest
         plugins = check_plugins(plugins, path="plugins")
-        trusted: dict[str, Any] = {"plugins": plugins, "tokenizer": tokenizer}
-        spec = spec_in(step_dir, manifest.contract, **trusted)
+        spec = spec_in(step_dir, manifest.contract, plugins=plugins, tokenizer=tokenizer)
         check_model(step_dir, manifest, spec, plugins=plugins)
-        made = load_tokenizer(step_dir, **trusted)
+        made = load_tokenizer(step_dir, plugins=plugins, tokenizer=tokenizer)
         # Stacked is how the model is built here, however it was trained.
         variables = load_variables(step_dir, stack_layers)
         run_prompts = functools.partial(prompts_of_run, manifest.config, step_dir)
@@ -178,9 +177,13 @@ class Model:
         """What is added to the scaled cosines, float32 `[]`; None for a model without it."""
         return self.variables["params"].get("logit_bias")
 
-    def encode_image(
-        self, images: Iterable[ImageLike], *, as_jax: bool = False
-    ) -> np.ndarray | jax.Array:
+    @overload
+    def encode_image(self, images: Iterable[ImageLike]) -> np.ndarray: ...
+
+    @overload
+    def encode_image(self, images: Iterable[ImageLike], *, as_jax: Literal[True]) -> jax.Array: ...
+
+    def encode_image(self, images: Iterable[ImageLike], *, as_jax: bool = False) -> Any:
         """Embeds images.
 
         Args:
@@ -201,7 +204,13 @@ class Model:
         run = embed_fn(self.encode_fns.image, self.mesh)
         return self._run_images(run, images, "encode_image", as_jax=as_jax)
 
-    def encode_text(self, texts: Sequence[str], *, as_jax: bool = False) -> np.ndarray | jax.Array:
+    @overload
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray: ...
+
+    @overload
+    def encode_text(self, texts: Sequence[str], *, as_jax: Literal[True]) -> jax.Array: ...
+
+    def encode_text(self, texts: Sequence[str], *, as_jax: bool = False) -> Any:
         """Embeds texts.
 
         Args:
@@ -419,7 +428,7 @@ class Model:
         tower: str,
         *,
         as_jax: bool,
-    ) -> np.ndarray | jax.Array:
+    ) -> Any:
         shards = num_batch_shards(self.mesh)
         if not items:
             rows = jax.tree.map(lambda x: np.zeros((shards, *x.shape), x.dtype), self._blank(tower))
@@ -432,7 +441,7 @@ class Model:
             layout = RowLayout(self.mesh, len(part), self._batch_size)
 
             def make(
-                number: int, part: Any = part, layout: RowLayout = layout
+                number: int, part: list[Any] = part, layout: RowLayout = layout
             ) -> tuple[PyTree, int]:
                 start = number * layout.batch_size
                 chunk = part[start : start + layout.batch_size]
