@@ -8,7 +8,6 @@ environment.
 import faulthandler
 import os
 import signal
-import sys
 import threading
 import time
 from types import FrameType
@@ -24,6 +23,8 @@ FAILED = 1
 PREEMPTED = 80  # SIGTERM or SIGUSR1 came; the current step is saved
 NUMERIC = 81  # too many non-finite steps, or a state that is not finite
 HUNG = 82  # the watchdog saw no finished step in time
+
+_STDERR = 2  # the descriptor: whoever hangs may hold the lock of the stream
 
 FAULT = "CLIPJAX_FAULT"
 ACTIONS = ("kill", "raise", "hang", "term")
@@ -178,17 +179,12 @@ class Watchdog:
         while not self._closed.wait(pause_s):
             # This thread needs the interpreter's lock; a hang that holds the lock is ended by
             # faulthandler's own thread, which does not (its exit code is FAILED).
-            faulthandler.dump_traceback_later(
-                2 * timeout_s + 30, exit=True, file=sys.__stderr__ or sys.stderr
-            )
+            faulthandler.dump_traceback_later(2 * timeout_s + 30, exit=True, file=_STDERR)
             if time.monotonic() - self._last > timeout_s:
                 self._give_up()
 
     def _give_up(self) -> None:
-        stderr = sys.__stderr__ or sys.stderr
-        stderr.write(
-            f"clipjax: no progress for {self.timeout_s:g} s; stacks follow, then exit {HUNG}\n"
-        )
-        faulthandler.dump_traceback(file=stderr, all_threads=True)
-        stderr.flush()
+        text = f"clipjax: no progress for {self.timeout_s:g} s; stacks follow, then exit {HUNG}\n"
+        os.write(_STDERR, text.encode())
+        faulthandler.dump_traceback(file=_STDERR, all_threads=True)
         os._exit(HUNG)
