@@ -15,7 +15,6 @@ from clipjax.config import check_together, stored, validate
 from clipjax.config_fields import EVAL_FIELDS, Settings
 from clipjax.data.images.naflex import make_preprocess
 from clipjax.data.storage.files import local_path
-from clipjax.data.transforms import make_transforms
 from clipjax.encoding.prompts import stored_templates
 from clipjax.evals import EVALS, load_templates
 from clipjax.experiment.stages import Stage, make_stages
@@ -32,17 +31,9 @@ CHECKPOINT_MODEL = "checkpoint"
 IMAGE_TOWER = ("^image_(encoder|projection)/",)  # one pattern: SigLIP has no image projection
 # What an evaluation is given besides its fields in the config.
 EVAL_RUNTIME = (
-    "name",
-    "source",
-    "encode_image_fn",
-    "encode_text_fn",
-    "logit_scale_fn",
-    "logit_bias_fn",
-    "run_prompts",
-    "preprocess",
-    "tokenizer",
-    "mesh",
-)
+    "name", "source", "encode_image_fn", "encode_text_fn", "logit_scale_fn", "logit_bias_fn",
+    "run_prompts", "preprocess", "tokenizer", "mesh",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,7 +114,7 @@ def _resolve(
     _check_objective(settings)
     objective = make_objective_of(settings, spec)
     stages = make_stages(settings, spec, objective, plugins=plugins)
-    _check_model_parts(settings, stages, plugins)
+    _check_model_parts(spec, plugins)
     _check_evals(settings)
     _check_bias(settings, spec)
     config = redact_tree({**stored(settings), "evals": _stored_evals(settings.evals)})
@@ -169,11 +160,8 @@ def _spec(settings: Settings, init: Choice | None, plugins: tuple[str, ...]) -> 
         return resolve_spec(model, base=found)
 
 
-def _check_model_parts(
-    settings: Settings, stages: tuple[Stage, ...], plugins: tuple[str, ...]
-) -> None:
-    """Checks tokenizer, preprocessing and transforms, up to what their files and data say."""
-    spec = stages[-1].spec
+def _check_model_parts(spec: Mapping[str, Any], plugins: tuple[str, ...]) -> None:
+    """Checks tokenizer and preprocessing, up to what their files say."""
     check_spec(
         spec["tokenizer"],
         TOKENIZERS,
@@ -183,13 +171,6 @@ def _check_model_parts(
     )
     with named("config.model"):
         make_preprocess(spec)
-    for stage in stages:
-        make_transforms(
-            settings.data.transforms,
-            image_size=stage.spec["image_size"],
-            path="config.data.transforms",
-            plugins=ANY_MODULE,
-        )
 
 
 def make_objective_of(settings: Settings, spec: Mapping[str, Any], mesh: Mesh | None = None) -> Any:

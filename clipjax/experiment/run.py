@@ -18,7 +18,6 @@ from clipjax.data.loading.loader import Loader
 from clipjax.data.loading.rows import Finishing
 from clipjax.data.source import DataSource
 from clipjax.data.sources import make_source
-from clipjax.data.transforms import make_transforms
 from clipjax.distributed import is_lead
 from clipjax.evals.running import ScheduledEval
 from clipjax.experiment.program import Program, build_program
@@ -115,15 +114,9 @@ def _with_data(resolved: Resolved, tokenizer: Tokenizer) -> Resolved:
                 tokenizers[length] = _make_tokenizer(spec, resolved.plugins)
             except ValueError as error:
                 raise ValueError(f"{stage.path}.context_length = {length}: {error}") from error
-        transforms = make_transforms(
-            resolved.settings.data.transforms,
-            image_size=spec["image_size"],
-            path="config.data.transforms",
-            plugins=ANY_MODULE,
-        )
         with named("config.model"):
             preprocess = Preprocess.from_spec(spec)
-        data = Finishing(transforms, tokenizers[length], preprocess)
+        data = Finishing(stage.transforms, tokenizers[length], preprocess)
         stages.append(dataclasses.replace(stage, data=data))
     return dataclasses.replace(resolved, stages=tuple(stages))
 

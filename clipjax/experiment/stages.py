@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from clipjax.building import ANY_MODULE
 from clipjax.config import merge
 from clipjax.config_fields import Settings
+from clipjax.data.transforms import Transform, make_transforms
 from clipjax.losses.objectives import OBJECTIVE
 from clipjax.models import build_model
 from clipjax.models.clip import CLIP
@@ -46,6 +48,7 @@ class Stage:
         model: the module of the spec, over the parameters of the last stage's.
         objective: what its steps minimise; of its variables, the same in all stages.
         path: where it stands in the config, for messages.
+        transforms: of its examples.
         step: jitted (state, batch) -> (state, metrics); the state is donated. Stages of one spec
             share it.
         data: how its examples become rows of a batch, a `Finishing`.
@@ -58,6 +61,7 @@ class Stage:
     model: CLIP
     objective: Any
     path: str
+    transforms: tuple[Transform, ...]
     step: Any = None
     data: Any = None
 
@@ -140,6 +144,12 @@ def make_stages(
                 model=_model(settings, staged, spec, path, plugins),
                 objective=objective,
                 path=path,
+                transforms=make_transforms(
+                    settings.data.transforms,
+                    image_size=staged["image_size"],
+                    path="config.data.transforms",
+                    plugins=ANY_MODULE,
+                ),
             )
         )
     return tuple(stages)

@@ -192,7 +192,9 @@ def describe(
         preference=prefer(step, setting, needed_bytes=needed, capacity=capacity, fits=fits)
         if known
         else None,
-        unsharded_state=unsharded_state(program),
+        unsharded_state=partitioning.unsharded_state(
+            program.abstract_state, program.state_axes, program.mesh, program.rules
+        ),
         compile_seconds=compiled.seconds,
         **counted,
     )
@@ -251,13 +253,6 @@ def step_of(settings: Settings, program: Program, spec: Mapping[str, Any]) -> St
         num_devices=program.mesh.size,
         item_bytes=DTYPE_BYTES[settings.dtype],
         zero_share=held / optimizer_bytes if settings.sharding in ("zero1", "tensor") else None,
-    )
-
-
-def unsharded_state(program: Program) -> str | None:
-    """Optimizer state that each device holds whole against the rules; None if there is none."""
-    return partitioning.unsharded_state(
-        program.abstract_state, program.state_axes, program.mesh, program.rules
     )
 
 
