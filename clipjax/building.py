@@ -127,10 +127,9 @@ def check_spec(
             and k not in runtime
         ]
         if missing:
-            raise FieldError(
-                f"{within(path, missing[0])} is missing: {spec['name']!r} needs "
-                f"{', '.join(missing)}; add it to the config"
-            )
+            where = f"{path} ({spec['name']!r})" if path else repr(spec["name"])
+            kind = FieldError if path else ValueError
+            raise kind(f"{where} lacks {', '.join(missing)}; add it to the config")
     ranges = getattr(constructor, "ranges", {})
     for key, value in given.items():
         if key in ranges:
