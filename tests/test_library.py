@@ -130,7 +130,13 @@ def test_the_page_has_each_task_twice():
 OURS = [text for text, is_ours in programs() if is_ours]
 
 
-@pytest.mark.parametrize("number", range(len(OURS)))
+# The train step takes the time of all others; its docstring's example runs it here, too.
+SLOW = [pytest.mark.slow if "make_train_step" in text else () for text in OURS]
+
+
+@pytest.mark.parametrize(
+    "number", [pytest.param(number, marks=marks) for number, marks in enumerate(SLOW)]
+)
 def test_the_programs_of_the_page_run(folder, number, capsys):
     with standing_in(folder):
         exec(compile(OURS[number], f"{PAGE.name}, program {number}", "exec"), {})
