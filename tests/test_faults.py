@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from counting import wait_until
+from counting import HANGS_S, wait_until
 
 from clipjax import faults
 
@@ -99,7 +99,7 @@ def test_a_process_that_hangs_is_ended_with_its_stacks():
         env={**os.environ, "PYTHONPATH": str(ROOT), faults.FAULT: "hang@step"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANGS_S,
     )
     assert result.returncode == faults.HUNG
     assert "no progress for 0.5 s" in result.stderr and "in stuck_step" in result.stderr

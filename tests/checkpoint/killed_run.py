@@ -106,7 +106,7 @@ def main(workdir, strike=None):
             address,
             2,
             int(os.environ["RANK"]),
-            initialization_timeout=60,
+            initialization_timeout=600,
             heartbeat_timeout_seconds=10,
         )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from counting import HANGS_S
 
 from clipjax import faults
 
@@ -44,7 +45,7 @@ def run(workdir, *arguments, **changes):
         env=environment(**changes),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANGS_S,
     )
 
 
@@ -62,9 +63,12 @@ def undisturbed(tmp_path_factory, killed_run):
     return outcome(workdir, state)
 
 
-def test_killed_inside_five_saves_and_the_same_run(tmp_path, killed_run, undisturbed):
+@pytest.mark.parametrize(
+    "points", [POINTS[1:4:2], pytest.param(POINTS, marks=pytest.mark.slow)], ids=len
+)
+def test_killed_inside_saves_and_the_same_run(tmp_path, killed_run, undisturbed, points):
     checkpoints = tmp_path / "checkpoints"
-    for point in POINTS:
+    for point in points:
         result = run(tmp_path, CLIPJAX_FAULT=point)
         assert result.returncode == -9, result.stderr
         step = int(point.rpartition("=")[2])
@@ -113,7 +117,7 @@ def run_two(workdir, *, arguments=((), ()), changes=({}, {})):
         for rank in (0, 1)
     ]
     try:
-        output = [p.communicate(timeout=120)[0] for p in processes]
+        output = [p.communicate(timeout=HANGS_S)[0] for p in processes]
     finally:
         for process in processes:
             process.kill()

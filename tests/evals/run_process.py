@@ -9,7 +9,7 @@ import jax
 if __name__ == "__main__":
     faulthandler.dump_traceback_later(90, exit=True)  # says where it hangs, if it does
     port, process = sys.argv[1:]
-    jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(process), initialization_timeout=60)
+    jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(process), initialization_timeout=600)
 
     import test_retrieval
     import test_zero_shot

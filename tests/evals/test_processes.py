@@ -10,6 +10,7 @@ import jax
 import pytest
 import test_retrieval
 import test_zero_shot
+from counting import HANGS_S
 from stand_ins import make_params
 
 from clipjax.evals.retrieval_answers import find_pictures
@@ -36,7 +37,7 @@ def test_two_processes_agree_with_one():
         ]
         for process in processes:
             stack.callback(process.kill)
-        outputs = [process.communicate(timeout=120) for process in processes]
+        outputs = [process.communicate(timeout=HANGS_S) for process in processes]
     assert [p.returncode for p in processes] == [0, 0], outputs
     found = [json.loads(out.splitlines()[-1]) for out, _ in outputs]
     errors = [f.pop("error") for f in found]

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from counting import HANGS_S
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -25,7 +26,7 @@ class Command:
             "PYTHONPATH": str(ROOT),
         }
 
-    def __call__(self, *args, env=None, check=0, command=None, timeout=240):
+    def __call__(self, *args, env=None, check=0, command=None, timeout=HANGS_S):
         command = command or [sys.executable, "-m", "clipjax"]
         done = subprocess.run(
             [*command, *map(str, args)],

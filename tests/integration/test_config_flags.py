@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from counting import HANGS_S
 
 FILE = """
 from clipjax.config import default_config
@@ -126,7 +127,7 @@ def told(clipjax, tmp_path_factory):
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=HANGS_S,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return dict(zip(commands, json.loads(done.stdout), strict=True))

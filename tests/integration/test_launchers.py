@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from counting import HANGS_S
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
@@ -31,7 +32,7 @@ def run(tmp_path):
             env=environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=HANGS_S,
             cwd=tmp_path,
         )
         return done, log.read_text().splitlines()

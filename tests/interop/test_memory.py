@@ -100,9 +100,9 @@ def check(folder, spec, formats):
 
 
 def test_one_tensor_at_a_time(tmp_path):
-    """300 MB in tensors of 50 MB at most."""
-    text = {"width": 256, "mlp_dim": 1024, "num_heads": 4, "depth": 2}
-    spec = merge(MODELS["ViT-B-32"], {"image": {"depth": 8}, "text": text})
+    """150 MB in tensors of 25 MB at most."""
+    text = {"width": 128, "mlp_dim": 512, "num_heads": 2, "depth": 2}
+    spec = merge(MODELS["ViT-B-32"], {"image": {"depth": 4}, "text": text})
     check(tmp_path, spec, ["clipjax", "open_clip", "clipjax"])
 
 

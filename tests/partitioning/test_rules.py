@@ -54,9 +54,17 @@ def test_an_unknown_table_is_an_error():
         partitioning.rules_of("zero9")
 
 
-@pytest.mark.parametrize("name", ["ViT-B-32", "RN50", "siglip-b-16-224", "align-base"])
-def test_models_name_only_axes_that_a_rule_may_name(name):
-    spec = resolve_spec({"name": name})
+@pytest.mark.parametrize(
+    ("name", "image"),
+    [
+        ("ViT-B-32", {}),
+        ("RN50", {"layers": [1, 1, 1, 1]}),
+        ("siglip-b-16-224", {}),
+        ("align-base", {"depth_factor": 0.1}),
+    ],
+)
+def test_models_name_only_axes_that_a_rule_may_name(name, image):
+    spec = resolve_spec({"name": name, "image": image, "text": {"depth": 1}})
     size, length = spec["image_size"], spec["text"]["context_length"]
     batch = {
         "image": jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8),

@@ -134,7 +134,7 @@ def check_megabytes(strange, makers):
 
 
 def test_a_megabyte_of_spaces_or_bytes(makers):
-    check_megabytes(huge_captions()[::4], makers)
+    check_megabytes(huge_captions()[::6], makers)
 
 
 @pytest.mark.nightly

@@ -174,7 +174,9 @@ def disturb(number, loss, timeout_s):
             wait_until(lambda: victim not in loader._workers.pids())  # noqa: B023  called at once
             assert not is_alive(victim)
         batches.close()
-        assert loader.counts() == {"worker_restarts": number}
+        restarts = loader.counts()["worker_restarts"]
+        # On a busy machine another one may give no sign for as long as a stopped one.
+        assert restarts == number or (loss == signal.SIGSTOP and restarts > number)
         pids = loader._workers.pids()
     assert not any(map(is_alive, pids))
 

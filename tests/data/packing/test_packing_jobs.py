@@ -9,6 +9,7 @@ import sys
 import threading
 
 import pytest
+from counting import HANGS_S
 
 from clipjax.data.inspect.checking import check
 from clipjax.data.packing.packer import Packing, pack
@@ -60,7 +61,7 @@ list(pack(Killed("40", side=8), sys.argv[1], Packing(shard_size=4, format=sys.ar
 @pytest.mark.parametrize("format", SUFFIXES)
 def test_a_killed_job_goes_on_to_the_same_bytes(tmp_path, format):
     command = [sys.executable, "-c", KILLED, str(tmp_path / "a"), format]
-    done = subprocess.run(command, capture_output=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, timeout=HANGS_S)
     assert done.returncode == -signal.SIGKILL, done.stderr
     left = hashes(tmp_path / "a")
     assert "manifest.json" not in left and any(name.endswith(".tmp") for name in left)
@@ -77,12 +78,12 @@ def test_two_jobs_do_not_share_a_directory(tmp_path):
         def __getitem__(self, index):
             if index == 6:
                 began.set()
-                assert go_on.wait(60)
+                assert go_on.wait(HANGS_S)
             return super().__getitem__(index)
 
     slow = threading.Thread(target=run, args=(tmp_path,), kwargs={"source": Slow("40", side=8)})
     slow.start()
-    assert began.wait(60)
+    assert began.wait(HANGS_S)
     with pytest.raises(ValueError, match="is in use: another process packs into it"):
         run(tmp_path)
     go_on.set()

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from counting import HANGS_S
 from PIL import Image
 
 from clipjax.data import Preprocess, make_source
@@ -153,9 +154,9 @@ def test_two_first_runs_at_once(cache):
     processes = [context.Process(target=open_in_process, args=(results,)) for _ in range(2)]
     for process in processes:
         process.start()
-    found = [results.get(timeout=60) for _ in processes]
+    found = [results.get(timeout=HANGS_S) for _ in processes]
     for process in processes:
-        process.join(timeout=30)
+        process.join(timeout=HANGS_S)
     assert found[0] == found[1] and found[0][1] == LIMIT
     assert len([p for p in cache.iterdir() if p.is_dir()]) == 1
 

@@ -11,6 +11,7 @@ import tempfile
 
 import numpy as np
 import pytest
+from counting import HANGS_S
 from PIL import Image
 
 from clipjax.data import Preprocess, SampleError, make_source
@@ -219,7 +220,7 @@ assert "tensorflow_datasets" in sys.modules and "tensorflow" not in sys.modules
 
 def test_reading_needs_no_tensorflow(data_dir):
     command = [sys.executable, "-c", _READING, data_dir]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS_S)
     assert done.returncode == 0, done.stderr
 
 
@@ -240,7 +241,7 @@ def test_nothing_is_imported_because_a_prepared_folder_names_it(copy, tmp_path):
             env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=HANGS_S,
         )
         assert done.returncode == code, done.stderr
         assert not (tmp_path / "ran").exists()

@@ -9,6 +9,7 @@ import time
 import pytest
 from archives import pairs, tar_bytes
 from buckets import bucket
+from counting import HANGS_S
 
 from clipjax.data import make_source
 from clipjax.data.packed.records import RecordFile, pack_record, write_records
@@ -187,7 +188,7 @@ def test_processes_share_one_cache(tmp_path):
     command = [sys.executable, "-c", _PROCESS, str(tmp_path), *names]
     running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
     for process in running:
-        assert process.wait(60) == 0, process.stderr.read()
+        assert process.wait(HANGS_S) == 0, process.stderr.read()
         process.stderr.close()
     assert len(cached(tmp_path)) == 2
 
