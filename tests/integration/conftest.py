@@ -1,7 +1,9 @@
 """Runs of the real command in processes of their own, on the session's compilation cache."""
 
+import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -77,10 +79,16 @@ def digests_of():
 
 @pytest.fixture(scope="session")
 def reference(clipjax, tmp_path_factory):
-    """One run that nothing disturbed."""
-    workdir = tmp_path_factory.mktemp("reference")
-    clipjax.train(workdir)
-    return workdir
+    """One run that nothing disturbed; of several workers one makes it, and each has a copy."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent  # of all workers
+    with open(shared / "reference.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / "reference").exists():
+            clipjax.train(shared / "making_reference")
+            (shared / "making_reference").rename(shared / "reference")
+    return Path(shutil.copytree(shared / "reference", tmp_path_factory.mktemp("mine") / "run"))
 
 
 @pytest.fixture(scope="session")

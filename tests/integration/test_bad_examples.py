@@ -49,6 +49,7 @@ def whole(clipjax, flags, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow  # tests/data/loading/test_loader.py adds up what two of them counted
 def test_counts_go_on_over_a_restart(clipjax, flags, whole, tmp_path):
     # Killed behind the save of step 4, and started again.
     clipjax.train(tmp_path, *flags, env={"CLIPJAX_FAULT": "kill@loop.step:step=6"}, check=-9)

@@ -135,7 +135,9 @@ def check_ledger(folder, count, bad):
         assert example.key == f"{number // SHARD:05d}.tar/{number:06d}"
 
 
-@pytest.mark.parametrize("bad", [0, 1, 100, 200])
+@pytest.mark.parametrize(
+    "bad", [1, 100, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, 200))]
+)
 def test_ledger(tmp_path, bad):
     check_ledger(tmp_path, 2000, bad)
 
