@@ -312,7 +312,8 @@ def test_colour_jitter_draws_by_example_and_step(plain_program, jittered_program
 
 
 def test_colour_jitter_of_no_strength_is_none(plain_program):
-    nothing = {"hue": 0, "saturation": (1, 1), "gain": 0, "channel_gain": 0, "offset": 0}
+    nothing = dict.fromkeys(("hue", "gain", "channel_gain", "offset"), 0.0)
+    nothing["saturation"] = (1.0, 1.0)
     plain_state, plain = run(plain_program, 2)
     state, losses = run(build(jittered_config(nothing)), 2)
     np.testing.assert_allclose(losses, plain, rtol=1e-6)
@@ -346,8 +347,8 @@ def test_evaluations_do_not_jitter(plain_program, jittered_program):
     [
         ({"hew": 3}, ["device_color_jitter.hew", "hue, saturation", "Did you mean 'hue'"]),
         ({"name": "color_jitter"}, ["device_color_jitter.name", "hue, saturation"]),
-        ({"hue": -1}, ["config.data.device_color_jitter.hue = -1", "[0, 1e+06]"]),
-        ({"saturation": (2, 1)}, ["device_color_jitter", "saturation", "a <= b"]),
+        ({"hue": -1.0}, ["config.data.device_color_jitter.hue = -1", "[0, 1e+06]"]),
+        ({"saturation": (2.0, 1.0)}, ["device_color_jitter", "saturation", "a <= b"]),
         (12.0, ["device_color_jitter = 12.0", "a dict", "`color_jitter`", "None (off)"]),
     ],
 )
