@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The tests with the lowest versions that setup.py allows, in an environment beside `.venv`; pytest
-# arguments are passed on.
-#   bash launch/test_lowest.sh tests/losses tests/checkpoint
+# arguments are passed on. Types are not checked: older libraries have fewer of them.
+#   bash launch/test_lowest.sh tests/losses      the python3 that comes first is 3.11, the lowest, too
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 export CLIPJAX_VENV="${CLIPJAX_VENV:-$ROOT/.venv-lowest}" PIP_CONSTRAINT
@@ -20,4 +20,6 @@ for node in ast.parse(open(sys.argv[1], encoding="utf-8").read()).body:
                 name, lowest = re.match(r"([\w-]+)(?:\[.*\])?>=([\w.]+)", item.value).groups()
                 print(f"{name}=={lowest}")
 PYTHON
-bash "$ROOT/launch/test.sh" "$@"
+EXTRA=test
+source "$ROOT/launch/environment.sh"
+python -m pytest -n "${CLIPJAX_TEST_WORKERS:-2}" --dist worksteal "$@"
