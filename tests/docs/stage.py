@@ -210,7 +210,7 @@ def make_data(root: Path, count: int = 16) -> None:
     for i in range(4):
         (flowers / f"{i}.jpg").write_bytes(jpeg("rose", i))
         (flowers / f"{i}.txt").write_text(f"a rose, number {i}\n")
-    for folder in ("data", "data/cc3m", "mnt/bucket", "bucket/cc3m"):
+    for folder in ("data", "data/cc3m", "mnt/bucket", "bucket/cc3m", "shards"):
         (root / folder).mkdir(parents=True, exist_ok=True)
         for shard in range(2):
             members = {}
