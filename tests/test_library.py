@@ -71,6 +71,8 @@ def test_names_are_where_they_say():
     }
     assert set(OBJECTS) <= typed  # what a type checker sees
     assert (Path(clipjax.__file__).parent / "py.typed").is_file()
+    listed = re.search(r"members: \[(.*)\]", (PAGE.parent / "reference.md").read_text())[1]
+    assert set(listed.split(", ")) == set(OBJECTS)
 
 
 def lacks(thing, name):
