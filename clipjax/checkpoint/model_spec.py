@@ -6,7 +6,6 @@ allocated.
 """
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from clipjax.checkpoint.manifest import DamagedCheckpointError, Manifest
 from clipjax.checkpoint.manifest_fields import newer
 from clipjax.losses.objectives import is_of_objective
 from clipjax.models import leaf_shapes
+from clipjax.models.layers_layout import unstacked_shapes
 from clipjax.models.spec_ranges import (
     LOGIT_SCALE,
     MODEL,
@@ -38,7 +38,6 @@ FILE_OPTION = "model"  # of every tokenizer that reads a file
 # Fixed tables, which no leaf vouches for, are made while a model is traced.
 _MAX_PATCHES, _MAX_CONTEXT = 2**18, 2**16
 _GROUPS = {"preprocess": PREPROCESS, "logit_scale": LOGIT_SCALE}
-_STACK = re.compile(r"^(.*/)blocks/(.*)$")
 
 
 def needs_file(tokenizer: Mapping[str, Any]) -> bool:
@@ -173,7 +172,7 @@ def check_model(
         elif top == "model_state":
             found[name] = record.shape
     if any("/block_0/" in name for name in found):
-        wanted = _unstacked(wanted)
+        wanted = unstacked_shapes(wanted)
     odd = sorted(n for n in found.keys() | wanted.keys() if found.get(n) != wanted.get(n))
     if odd:
         there, said = (table.get(odd[0], "absent") for table in (found, wanted))
@@ -181,15 +180,3 @@ def check_model(
             f"{step_dir} does not hold the model that its contract describes: {len(odd)} leaves "
             f"differ, the first is {odd[0]}, {there} in the checkpoint and {said} by the contract"
         )
-
-
-def _unstacked(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    result = {}
-    for name, shape in shapes.items():
-        match = _STACK.match(name)
-        if match is None:
-            result[name] = shape
-            continue
-        for i in range(shape[0]):
-            result[f"{match[1]}block_{i}/{match[2]}"] = shape[1:]
-    return result

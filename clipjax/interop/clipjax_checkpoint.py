@@ -22,10 +22,11 @@ from clipjax.checkpoint import (
 )
 from clipjax.config import to_plain
 from clipjax.interop.files.orbax_state import StateReader
-from clipjax.interop.shapes import STACK, check_spec, stacked_shapes
+from clipjax.interop.shapes import check_spec, stacked_shapes
 from clipjax.interop.tensors import LazyTensor, WeightFileError
 from clipjax.interop.weights import NO_HINTS, Hints, Weights
 from clipjax.losses.objectives import is_of_objective
+from clipjax.models.layers_layout import block_names
 
 STEP = 0
 _STATISTICS = "batch_stats/"
@@ -136,17 +137,14 @@ def _streamed(name: str, shape: tuple[int, ...], weights: Weights) -> StreamedLe
     """A leaf as training lays it out; a stack is written a block of the transformer at a time."""
     plain = name.removeprefix("params/")
     in_state = f"model_state/{name}" if plain.startswith(_STATISTICS) else name
-    match = STACK.match(plain)
-    names = [plain]
-    if match is not None:
-        names = [f"{match[1]}block_{i}/{match[2]}" for i in range(shape[0])]
+    blocks = block_names(plain, shape)
 
     def read_blocks() -> Iterator[np.ndarray]:
-        for each in names:
+        for each in blocks or [plain]:
             value = weights.leaves[each].read()
-            yield value[None] if match is not None else value
+            yield value[None] if blocks else value
 
-    return StreamedLeaf(in_state, shape, len(names), read_blocks)
+    return StreamedLeaf(in_state, shape, len(blocks) or 1, read_blocks)
 
 
 def _roots(manifest: Manifest) -> set[str]:
@@ -161,11 +159,8 @@ def _read_leaves(step_dir: Path, manifest: Manifest) -> dict[str, LazyTensor]:
         top, _, plain = record.name.partition("/")
         if top not in (root, "model_state") or is_of_objective(record.name):
             continue
-        stack, shape = STACK.match(plain), record.shape
-        if stack is None:
-            leaves[plain] = reader.tensor(record.name, shape)
-            continue
-        whole = reader.tensor(record.name, shape)
-        for i in range(shape[0]):
-            leaves[f"{stack[1]}block_{i}/{stack[2]}"] = whole.row(i)
+        whole, blocks = reader.tensor(record.name, record.shape), block_names(plain, record.shape)
+        leaves |= (
+            {name: whole.row(i) for i, name in enumerate(blocks)} if blocks else {plain: whole}
+        )
     return leaves

@@ -1,15 +1,14 @@
 """Shapes of a model's leaves by our names, from its spec alone."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clipjax.building import check_name
 from clipjax.interop.tensors import WeightFileError
 from clipjax.models import IMAGE_ENCODERS, SPEC_FIELDS, TEXT_ENCODERS, leaf_shapes
+from clipjax.models.layers_layout import unstacked_shapes
 from clipjax.tokenizers import TOKENIZERS
 
-STACK = re.compile(r"^(.*/)blocks/(.*)$")
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -49,13 +48,5 @@ def stacked_shapes(spec: Mapping[str, Any], plugins: Sequence[str] = ()) -> Shap
 
 def expected_shapes(spec: Mapping[str, Any], plugins: Sequence[str] = ()) -> Shapes:
     """Shapes of all leaves by our unrolled names without root; nothing is allocated."""
-    shapes: Shapes = {}
-    for name, shape in stacked_shapes(spec, plugins).items():
-        name = name.removeprefix("params/")
-        match = STACK.match(name)
-        if match is None:
-            shapes[name] = shape
-            continue
-        for i in range(shape[0]):
-            shapes[f"{match[1]}block_{i}/{match[2]}"] = shape[1:]
-    return shapes
+    shapes = unstacked_shapes(stacked_shapes(spec, plugins))
+    return {name.removeprefix("params/"): shape for name, shape in shapes.items()}

@@ -10,8 +10,9 @@ import numpy as np
 
 from clipjax.checkpoint import needs_file
 from clipjax.interop.leaves import Leaf, Rows, by_name, names_of_theirs, their_shapes
-from clipjax.interop.shapes import STACK, expected_shapes
+from clipjax.interop.shapes import expected_shapes
 from clipjax.interop.tensors import LazyTensor, WeightFileError
+from clipjax.models.layers_layout import block_names
 from clipjax.tokenizers import Tokenizer, make_tokenizer
 
 MAX_LISTED = 8
@@ -118,12 +119,8 @@ class Weights:
         found = {}
         for name, shape in shapes.items():
             short = name.removeprefix("params/")
-            match = STACK.match(short)
-            if match is None:
-                found[name] = self.leaves[short]
-                continue
-            blocks = [self.leaves[f"{match[1]}block_{i}/{match[2]}"] for i in range(shape[0])]
-            found[name] = _stack(blocks, shape)
+            blocks = [self.leaves[apart] for apart in block_names(short, shape)]
+            found[name] = _stack(blocks, shape) if blocks else self.leaves[short]
         return found
 
 

@@ -12,7 +12,7 @@ from clipjax.layers.initializers import parameter
 from clipjax.layers.normalization import LayerNorm
 from clipjax.layers.transformer import BlockConfig, Transformer
 from clipjax.models.features import TextFeatures
-from clipjax.models.tower_ranges import TEXT, TRANSFORMER, check_heads
+from clipjax.models.tower_ranges import TEXT, TRANSFORMER, check_heads, check_texts
 from clipjax.ranges import Choice, FieldError, Rule, check_fields, whole
 
 
@@ -91,11 +91,7 @@ class Bert(nn.Module):
         keep_hidden: bool | int = False,
     ) -> TextFeatures:
         """Encodes token ids [batch, context_length] of int32."""
-        if tokens.shape[1] != self.context_length:
-            raise ValueError(
-                f"texts are {tokens.shape[1]} tokens, the model takes {self.context_length}; "
-                "set context_length"
-            )
+        check_texts(tokens, self.context_length)
         words = self._embedding("token_embedding", "vocab", self.vocab_size)
         # All rows of the published table are kept, so that weights go in and out unchanged.
         positions = self._embedding("position_embedding", "position", self.num_positions)

@@ -5,7 +5,7 @@ Stacked `.../blocks/attention/qkv_kernel` [depth, ...] equals `.../block_0/atten
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,17 +17,32 @@ _BLOCK = re.compile(r"^(.*/)block_(\d+)/(.*)$")
 _STACK = re.compile(r"^(.*/)blocks/(.*)$")
 
 
+def block_names(name: str, shape: Sequence[int]) -> list[str]:
+    """Names of the parts of a stacked leaf, its blocks' own; none of any other leaf.
+
+    Args:
+        name: of the leaf.
+        shape: its whole shape, `[depth, ...]` of a stack.
+    """
+    match = _STACK.match(name)
+    return [f"{match[1]}block_{i}/{match[2]}" for i in range(shape[0])] if match else []
+
+
+def unstacked_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Shapes of leaves by name, with every stack's blocks apart."""
+    result: dict[str, tuple[int, ...]] = {}
+    for name, shape in shapes.items():
+        names = block_names(name, shape)
+        result |= dict.fromkeys(names, shape[1:]) if names else {name: shape}
+    return result
+
+
 def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
     """Turns every stacked transformer of a tree to one subtree a block."""
-    leaves = {}
+    leaves: dict[str, Any] = {}
     for name, leaf in flatten_with_names(params):
-        match = _STACK.match(name)
-        if match is None:
-            leaves[name] = leaf
-            continue
-        prefix, rest = match.groups()
-        for i in range(leaf.shape[0]):
-            leaves[f"{prefix}block_{i}/{rest}"] = leaf[i]
+        names = block_names(name, leaf.shape)
+        leaves |= {apart: leaf[i] for i, apart in enumerate(names)} if names else {name: leaf}
     return unflatten_names(leaves)
 
 

@@ -11,7 +11,7 @@ from clipjax.layers.initializers import parameter
 from clipjax.layers.normalization import LayerNorm
 from clipjax.layers.transformer import BlockConfig, Transformer
 from clipjax.models.features import TextFeatures
-from clipjax.models.tower_ranges import TEXT, TRANSFORMER, check_heads
+from clipjax.models.tower_ranges import TEXT, TRANSFORMER, check_heads, check_texts
 from clipjax.ranges import Choice, FieldError, Optional, Rule, check_fields, whole
 
 
@@ -90,11 +90,7 @@ class TextTransformer(nn.Module):
         keep_hidden: bool | int = False,
     ) -> TextFeatures:
         """Encodes token ids [batch, context_length] of int32."""
-        if tokens.shape[1] != self.context_length:
-            raise ValueError(
-                f"texts are {tokens.shape[1]} tokens, the model takes {self.context_length}; "
-                "set context_length"
-            )
+        check_texts(tokens, self.context_length)
         inits = [
             nn.initializers.normal(deviation)
             for deviation in _embedding_deviations(self.init_name, self.width)

@@ -1,5 +1,7 @@
 """Ranges that the towers share; each tower's own are beside its fields."""
 
+import jax
+
 from clipjax.layers.activations import ACTIVATIONS
 from clipjax.layers.initializers import BLOCK_INITS
 from clipjax.ranges import RATE, Choice, FieldError, Number, Only, Rule, whole
@@ -22,6 +24,15 @@ TEXT: dict[str, Rule] = {"vocab_size": _SIZE, "context_length": _SIZE}
 
 # Of towers without patches, or whose images differ in their number of patches.
 NO_PATCHES_OUT = Only(0, "no patches are left out of this tower's images")
+
+
+def check_texts(tokens: jax.Array, context_length: int) -> None:
+    """Raises ValueError unless token ids `[batch, length]` have the model's length."""
+    if tokens.shape[1] != context_length:
+        raise ValueError(
+            f"texts are {tokens.shape[1]} tokens, the model takes {context_length}; "
+            "set context_length"
+        )
 
 
 def check_heads(width: int, num_heads: int) -> None:
