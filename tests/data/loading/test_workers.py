@@ -214,7 +214,7 @@ sys.path[:0] = {paths!r}
 import test_workers
 loader = test_workers.make(test_workers.Numbers(100, delay_s=0.01), 20)
 loader.batch(0)
-print(*loader._workers.pids(), flush=True)
+print(*test_workers.wait_until_ready(loader), flush=True)
 for _ in loader.iterate():
     time.sleep(0.01)
 """
