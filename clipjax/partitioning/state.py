@@ -35,8 +35,10 @@ def state_axes(abstract_state: Any, axes: Any, tx: optax.GradientTransformation)
 
     Returns:
         The state's tree, of `PartitionSpec` over logical axes.
-    """
 
+    Raises:
+        ValueError: the optimizer's `init` takes no stand-in for the parameters.
+    """
     kept_axes = dict(axes)
     param_axes = kept_axes.pop("params")
 
@@ -55,17 +57,25 @@ def state_axes(abstract_state: Any, axes: Any, tx: optax.GradientTransformation)
         del leaf
         return PartitionSpec()
 
-    return jax.tree.map(none, abstract_state).replace(
-        params=param_axes,
-        model_state=kept_axes,
-        ema_params=None if abstract_state.ema_params is None else param_axes,
-        opt_state=optax.tree_map_params(
+    try:
+        opt_state = optax.tree_map_params(
             tx,
             axes_of,
             abstract_state.opt_state,
             transform_non_params=none,
             is_leaf=lambda _: True,  # whole trees that are like the parameters'
-        ),
+        )
+    except Exception as error:  # whatever a part of somebody else's raises
+        raise ValueError(
+            "the optimizer does not say what it keeps of which parameter: its init has to make its "
+            "state by jax.tree.map over the parameters alone, as optax.tree_map_params asks "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    return jax.tree.map(none, abstract_state).replace(
+        params=param_axes,
+        model_state=kept_axes,
+        ema_params=None if abstract_state.ema_params is None else param_axes,
+        opt_state=opt_state,
     )
 
 

@@ -52,7 +52,7 @@ def test_full(clipjax, reference, digests_of, tmp_path):
         assert before[f"params/{name}"] != after[f"params/{name}"]
 
 
-@pytest.mark.slow  # resizing: tests/checkpoint/test_pretrained.py
+@pytest.mark.slow  # resizing: tests/checkpoint/test_start.py
 def test_another_resolution(clipjax, reference, tmp_path):
     """On two devices, and with the layers in the other layout than the checkpoint's."""
     devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}

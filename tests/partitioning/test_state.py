@@ -52,6 +52,10 @@ def test_the_optimizer_says_what_it_keeps_of_which_parameter():
         "b/kernel/momentum": ("mlp", "embed"),
     }
 
+    tx = tx._replace(init=lambda params: {"momentum": params["a"]})
+    with pytest.raises(ValueError, match=r"its init has to make its state by jax\.tree\.map"):
+        kept_of(tx)
+
 
 def test_state_shardings_follow_the_parameters():
     params = {"mlp": {"kernel": np.zeros((8, 32), np.float32)}}
