@@ -132,8 +132,9 @@ def test_the_page_has_each_task_twice():
 OURS = [text for text, is_ours in programs() if is_ours]
 
 
-# The train step takes the time of all others; its docstring's example runs it here, too.
-SLOW = [pytest.mark.slow if "make_train_step" in text else () for text in OURS]
+# What the examples of the docstrings compile, too.
+COMPILING = re.compile(r"encode_|zero_shot|make_train_step")
+SLOW = [pytest.mark.slow if COMPILING.search(text) else () for text in OURS]
 
 
 @pytest.mark.parametrize(

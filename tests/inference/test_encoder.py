@@ -168,6 +168,12 @@ def test_labels_are_ranked_with_probabilities(encoder):
     labels = ["cat", "dog", "house"]
     ranked = encoder.classify(pictures(2), labels, templates="openai_7")
     assert len(ranked) == 2
+    scores = encoder.zero_shot(labels, "openai_7")(pictures(2))
+    assert scores.logits.shape == scores.probabilities.shape == (2, 3)
+    assert scores.top() == scores.top(9) == ranked
+    assert scores.top(2) == [answers[:2] for answers in ranked]
+    with pytest.raises(ValueError, match="k is 0"):
+        scores.top(0)
     embeds = encoder.encode_image(pictures(2))
     for row, answers in zip(embeds, ranked, strict=True):
         assert {label for label, _ in answers} == set(labels)

@@ -3,10 +3,13 @@
 import jax
 import numpy as np
 import pytest
-from library_folder import SPEC, picture, weights, write_openai
+from library_folder import SPEC, weights, write_openai
 
 import clipjax
+from clipjax.config import merge, to_plain
+from clipjax.interop import big_vision, export
 from clipjax.interop.formats import FORMATS
+from clipjax.models import MODELS
 from clipjax.trees import flatten_with_names
 
 
@@ -49,6 +52,18 @@ def test_every_kind_is_the_same_model(files, ours, name):
     assert sorted(files.rglob("*")) == before  # nothing is written
 
 
+def test_a_file_without_its_vocabulary_takes_images_only(tmp_path):
+    tower = {"width": 64, "depth": 1, "num_heads": 1, "mlp_dim": 64}
+    changes = {"image_size": 32, "image": tower, "text": tower | {"vocab_size": 50}}
+    spec = merge(to_plain(MODELS["siglip-b-16-224"]), {**changes, "embed_dim": 64})
+    tensors = export(big_vision.leaves(spec), weights(spec).leaves)
+    np.savez(tmp_path / "webli.npz", **{f"params/{name}": x.read() for name, x in tensors.items()})
+    model = clipjax.load(tmp_path / "webli.npz", model="siglip-b-16-224")
+    assert model.spec["image_size"] == 32 and model.logit_bias is not None
+    with pytest.raises(ValueError, match=r"webli.npz came without .*in Python, tokenizer="):
+        model.encode_text(["a cat"])
+
+
 def test_embeddings_are_numpys_or_the_device_s_and_the_parts_give_the_same(files, ours):
     texts = ["a cat", "a dog"]
     wanted = ours.encode_text(texts)
@@ -64,17 +79,6 @@ def test_embeddings_are_numpys_or_the_device_s_and_the_parts_give_the_same(files
     np.testing.assert_allclose(output.text_embeds, wanted, atol=1e-6)
     assert float(ours.logit_scale) == pytest.approx(np.log(100)) and ours.logit_bias is None
     assert ours.logit_scale == output.logit_scale
-
-
-def test_a_head_ranks_as_classify_does(ours):
-    head = ours.zero_shot(["cat", "dog", "house"], templates="openai_7")
-    scores = head([picture(0), picture(1)])
-    assert scores.logits.shape == scores.probabilities.shape == (2, 3)
-    assert scores.top() == ours.classify([picture(0), picture(1)], head.class_names, "openai_7")
-    assert scores.top(2) == [row[:2] for row in scores.top(9)]
-    np.testing.assert_allclose(scores.probabilities.sum(1), 1, rtol=1e-5)
-    with pytest.raises(ValueError, match="k is 0"):
-        scores.top(0)
 
 
 def test_errors_name_arguments(files, tmp_path):
