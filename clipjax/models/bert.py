@@ -25,11 +25,7 @@ class Bert(nn.Module):
         vocab_size: rows of the word embedding.
         context_length: tokens of a text, padding included.
         width: of the tokens.
-        depth: blocks.
-        num_heads: attention heads.
-        mlp_dim: hidden width of the MLPs.
-        activation: a name of ACTIVATIONS.
-        layer_norm_eps: of every layer normalisation.
+        depth, num_heads, mlp_dim, activation, layer_norm_eps: of the blocks, see `BlockConfig`.
         pad_id: id of padding.
         num_positions: rows of the position embedding, of which `context_length` are used.
         position_offset: row of the first token: 0 in BERT, pad_id + 1 in RoBERTa.

@@ -28,11 +28,7 @@ class NaFlexVisionTransformer(nn.Module):
         patch_size: pixels of a patch's side.
         position_side: patches of a side of the learned position table.
         width: of the tokens.
-        depth: blocks.
-        num_heads: attention heads.
-        mlp_dim: hidden width of the MLPs.
-        activation: a name of ACTIVATIONS.
-        layer_norm_eps: of every layer normalisation.
+        depth, num_heads, mlp_dim, activation, layer_norm_eps: of the blocks, see `BlockConfig`.
         init_name: of the blocks, a name of BLOCK_INITS.
         patch_dropout: 0; here images have different numbers of patches.
         dropout: rate of the residual branches, when training.

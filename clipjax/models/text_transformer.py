@@ -27,11 +27,7 @@ class TextTransformer(nn.Module):
         vocab_size: rows of the token embedding.
         context_length: tokens of a text, padding included.
         width: of the tokens.
-        depth: blocks.
-        num_heads: attention heads.
-        mlp_dim: hidden width of the MLPs.
-        activation: a name of ACTIVATIONS.
-        layer_norm_eps: of every layer normalisation.
+        depth, num_heads, mlp_dim, activation, layer_norm_eps: of the blocks, see `BlockConfig`.
         pooling: `eot` (the row of the largest token id, which is the end-of-text token's), `last`
             (the last position, often padding) or `mean` (over the tokens up to the end of text).
         eot_id: id of the end-of-text token, where ids above it were added to the vocabulary; the

@@ -28,11 +28,7 @@ class VisionTransformer(nn.Module):
         image_size: pixels of a side; patches beyond the last whole one are cut off.
         patch_size: pixels of a patch's side.
         width: of the tokens.
-        depth: blocks.
-        num_heads: attention heads.
-        mlp_dim: hidden width of the MLPs.
-        activation: a name of ACTIVATIONS.
-        layer_norm_eps: of every layer normalisation.
+        depth, num_heads, mlp_dim, activation, layer_norm_eps: of the blocks, see `BlockConfig`.
         pooling: `cls` (class token, then the final norm), `mean` (no class token; mean of the
             patches, then the final norm), `patch_mean` (a class token that is not pooled; mean of
             the patches, then the final norm: CLIPA) or `map` (no class token; the final norm, then
