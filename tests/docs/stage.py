@@ -19,7 +19,10 @@ from counting import HANGS_S
 from PIL import Image
 
 HERE = Path(__file__).parent
-COPIED = ("configs", "launch", "benchmarks", "setup.py", "pyproject.toml", "README.md")
+COPIED = (
+    *("configs", "launch", "benchmarks", "setup.py", "pyproject.toml"),
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"),
+)
 LINKED = ("clipjax", "tests", "docs")
 COLORS = {"cat": (250, 140, 40), "dog": (120, 80, 40)}
 # What a document names and this machine has smaller, or elsewhere.
