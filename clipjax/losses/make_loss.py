@@ -56,7 +56,7 @@ def choose_layout(batch_size: int, embed_dim: int, num_devices: int) -> str:
 
 
 def make_loss(
-    name: str,
+    name: str | Callable[..., Array],
     *,
     mesh: Mesh | AbstractMesh | None = None,
     batch_axes: str | Sequence[str] | None = None,
@@ -77,8 +77,8 @@ def make_loss(
 
     Args:
         name: "clip" (softmax, arXiv:2103.00020), "siglip" (sigmoid, arXiv:2303.15343), or
-            `module:name` of a dense function of one's own: it takes what `loss_fn` takes and
-            returns the loss alone.
+            a dense function of your own, or its `module:name`: it takes what `loss_fn` takes, of
+            the whole batch, and returns the loss alone.
         mesh: the mesh that the embeddings are sharded over. None: that of the context
             (`jax.set_mesh`) or of the arrays; one device where there is neither.
         batch_axes: the mesh axes that shard the batch, in the order of the arrays' sharding. None:
@@ -121,10 +121,11 @@ def make_loss(
         )
         ```
     """
-    dense = resolve(name, LOSSES, path="loss", plugins=plugins)
-    _check_options(name, layout, tile_size)
+    dense = name if callable(name) else resolve(name, LOSSES, path="loss", plugins=plugins)
+    rule = PAIR_RULES.get(name) if isinstance(name, str) else None
+    label = name if isinstance(name, str) else getattr(name, "__name__", repr(name))
+    _check_options(label, rule, layout, tile_size)
     placement_of = make_placement(mesh, batch_axes, axis_name)
-    rule = PAIR_RULES.get(name)
     logged: set[str] = set()
 
     def chosen(batch_size: int, embed_dim: int, num_devices: int) -> str:
@@ -154,7 +155,7 @@ def make_loss(
             logged.add(choice)
             logging.info(
                 "Loss %s: layout %s, %d device(s), batch %d, tiles up to %d.",
-                *(name, choice, num_devices, batch_size, tile_size or DEFAULT_TILE_SIZE),
+                *(label, choice, num_devices, batch_size, tile_size or DEFAULT_TILE_SIZE),
             )
         inputs = image_embeds, text_embeds, logit_scale, bias
         if rule is None or choice == "dense":
@@ -172,21 +173,21 @@ def make_loss(
     return loss_fn
 
 
-def _check_options(name: str, layout: str, tile_size: int | None) -> None:
+def _check_options(name: str, rule: PairRule | None, layout: str, tile_size: int | None) -> None:
     allowed = ("auto", "dense", *LAYOUTS)
     if layout not in allowed:
         raise ValueError(f"layout = {layout!r} is unknown; allowed are {', '.join(allowed)}")
-    if name not in PAIR_RULES and layout not in ("auto", "dense"):
+    if rule is None and layout not in ("auto", "dense"):
         raise ValueError(
             f"layout = {layout!r}, but the loss {name!r} has no row in PAIR_RULES: it runs "
             'with layout "dense" only'
         )
     if tile_size is not None and tile_size < 1:
         raise ValueError(f"tile_size = {tile_size}; it must be at least 1, or None")
-    if tile_size is not None and layout == "dense":
+    if tile_size is not None and (layout == "dense" or rule is None):
         raise ValueError(
             f"tile_size = {tile_size} but the layout is dense, which has no tiles: set tile_size "
-            "to None or take another layout"
+            "to None" + (" or take another layout" if rule is not None else "")
         )
 
 
@@ -197,3 +198,6 @@ def _check_shapes(image_embeds: Array, text_embeds: Array) -> None:
             f"image_embeds are {shapes[0]} and text_embeds {shapes[1]}; both must be "
             "[batch, embed], of at least one example"
         )
+    for name, x in (("image_embeds", image_embeds), ("text_embeds", text_embeds)):
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"{name} are {x.dtype}; they must be float32 or bfloat16")

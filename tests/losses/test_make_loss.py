@@ -33,22 +33,29 @@ MESHES = (
 # replicated axis, a prime number of devices, tiles that divide and tiles that do not.
 QUICK = [
     ("gather", (4, 2), 5),
+    ("grid", (8,), 4),
+    ("ring", (8,), None),
+    ("dense", (4, 2), None),
     ("grid", None, 7),
     ("grid", (3,), 16),
     ("grid", (4,), None),
-    ("grid", (8,), 4),
     ("gather", (2,), None),
     ("grid", (4, 2), None),
     ("grid", (2, 1, 2), 5),
     ("grid", (2, 2, 2), 12),
-    ("ring", (8,), None),
     ("ring", (1, 4), 5),
-    ("dense", (4, 2), None),
 ]
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("layout", "shape", "tile_size"), QUICK)
+@pytest.mark.parametrize(
+    ("layout", "shape", "tile_size", "name"),
+    [
+        # The tiles know the loss, the layouts hardly: of most cases one loss is enough by default.
+        pytest.param(*case, name, marks=() if i < 4 or i % 2 == j else pytest.mark.slow)
+        for i, case in enumerate(QUICK)
+        for j, name in enumerate(NAMES)
+    ],
+)
 def test_equals_the_dense_loss(oracle, name, layout, shape, tile_size):
     mesh = None if shape is None else oracle.mesh(*shape)
     problem = oracle.problem()
@@ -232,6 +239,9 @@ def test_errors_say_what_is_allowed(oracle):
 def test_a_loss_without_a_tile_rule_runs_dense(oracle, monkeypatch):
     image, text, scale, _ = oracle.problem(8, 4)
     monkeypatch.setitem(LOSSES, "mine", lambda image, text, scale, bias=None: jnp.mean(image))
+    with pytest.raises(ValueError, match=r"dense, which has no tiles: set tile_size to None$"):
+        make_loss("mine", tile_size=8)
+    assert make_loss(LOSSES["mine"])(image, text, scale)[0] == jnp.mean(image)  # as a function
     loss, metrics = make_loss("mine")(image, text, scale)
     np.testing.assert_allclose(loss, jnp.mean(image))
     assert "logit_scale" in metrics
