@@ -12,7 +12,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from clipjax.building import check_plugins
-from clipjax.checkpoint import MissingTokenizer
+from clipjax.checkpoint import DamagedCheckpointError, MissingTokenizer
 from clipjax.data.storage.files import local_path
 from clipjax.encoding.prompts import prompts_of_run
 from clipjax.inference.model import Model, own_mesh
@@ -20,6 +20,7 @@ from clipjax.interop import hub
 from clipjax.interop.clipjax_checkpoint import check_hints
 from clipjax.interop.reading import read_weights, recognise
 from clipjax.interop.shapes import stacked_shapes
+from clipjax.interop.tensors import WeightFileError
 from clipjax.interop.weights import Hints, Weights
 from clipjax.models.zoo import MODELS
 from clipjax.partitioning import place, replicated
@@ -110,7 +111,10 @@ def load(
     with _flags_as_arguments():
         if recognise(path, hints) == "clipjax":
             options |= {"mesh": mesh, "plugins": hints.plugins, "tokenizer": tokenizer}
-            made = Model.from_checkpoint(path, **options)
+            try:
+                made = Model.from_checkpoint(path, **options)
+            except DamagedCheckpointError as error:
+                raise WeightFileError(f"{path} is a damaged checkpoint: {error}") from error
             check_hints(hints, path, made.spec["name"])
             return made
         _, weights = read_weights(path, hints)

@@ -1,5 +1,7 @@
 """`clipjax.load`: each kind of file gives the same model, and its parts."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -92,6 +94,10 @@ def test_errors_name_arguments(files, tmp_path):
         clipjax.load(files / "ours", which="ema")
     with pytest.raises(ValueError, match=r"tokenizer=.*is here already"):
         clipjax.load(files / "openai.pt", tokenizer=bare)
+    damaged = shutil.copytree(files / "ours", tmp_path / "damaged")
+    (damaged / "checkpoints" / "0" / "manifest.json").write_text("{}")
+    with pytest.raises(ValueError, match="is a damaged checkpoint"):
+        clipjax.load(damaged)
     with pytest.raises(ValueError, match="no such file or directory"):
         clipjax.load(tmp_path / "none.pt")
     with pytest.raises(ValueError, match=r'name of the zoo.*model="ViT-B-32"'):
