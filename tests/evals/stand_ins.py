@@ -3,10 +3,12 @@
 import io
 import re
 
+import jax
 import numpy as np
 from PIL import Image
 
 from clipjax.data.images.preprocess import Preprocess
+from clipjax.partitioning import make_mesh
 
 WIDTH = 8
 PREPROCESS = Preprocess(4)
@@ -54,6 +56,25 @@ class Source:
 
     def __getitem__(self, index):
         return {"key": f"picture {index}", **self.examples[index]}
+
+
+def mesh_of(num_devices, **sizes):
+    sizes = {"data": -1, "fsdp": 1, "tensor": 1} | sizes
+    return make_mesh(sizes, jax.devices()[:num_devices])
+
+
+def evaluation(kind, source, mesh, **changes):
+    """An evaluation of the stand-in model."""
+    arguments = {
+        "source": source,
+        "encode_image_fn": encode_image,
+        "encode_text_fn": encode_text,
+        "preprocess": PREPROCESS,
+        "tokenizer": tokenize,
+        "mesh": mesh,
+        "batch_size": 8,
+    }
+    return kind(**(arguments | changes))
 
 
 def unit(x: np.ndarray) -> np.ndarray:

@@ -1,37 +1,13 @@
 import jax
 import numpy as np
 import pytest
-from stand_ins import (
-    PREPROCESS,
-    Source,
-    encode_image,
-    encode_text,
-    make_params,
-    picture,
-    tokenize,
-    unit,
-)
+from stand_ins import Source, evaluation, make_params, mesh_of, picture, unit
 
 from clipjax.evals import EVALS, Retrieval, reading
-from clipjax.partitioning import make_mesh
-
-
-def mesh_of(num_devices, **sizes):
-    sizes = {"data": -1, "fsdp": 1, "tensor": 1} | sizes
-    return make_mesh(sizes, jax.devices()[:num_devices])
 
 
 def make_eval(source, mesh, **changes):
-    arguments = {
-        "source": source,
-        "encode_image_fn": encode_image,
-        "encode_text_fn": encode_text,
-        "preprocess": PREPROCESS,
-        "tokenizer": tokenize,
-        "mesh": mesh,
-        "batch_size": 8,
-    }
-    return Retrieval(**(arguments | changes))
+    return evaluation(Retrieval, source, mesh, **changes)
 
 
 def make_source(num, seed=0):

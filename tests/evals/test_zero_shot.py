@@ -2,11 +2,11 @@ import jax
 import numpy as np
 import pytest
 from stand_ins import (
-    PREPROCESS,
     Source,
-    encode_image,
     encode_text,
+    evaluation,
     make_params,
+    mesh_of,
     picture,
     png,
     tokenize,
@@ -16,29 +16,13 @@ from stand_ins import (
 from clipjax.encoding.batches import RowLayout, put_on_mesh
 from clipjax.encoding.zero_shot_head import average_prompts
 from clipjax.evals import ZeroShot
-from clipjax.partitioning import make_mesh
 
 NAMES = tuple(f"{c} thing" for c in range(11))
 TEMPLATES = ("{}", "1{} shiny")  # "4 thing" is id 4 in one and id 14 in the other
 
 
-def mesh_of(num_devices, **sizes):
-    sizes = {"data": -1, "fsdp": 1, "tensor": 1} | sizes
-    return make_mesh(sizes, jax.devices()[:num_devices])
-
-
 def make_eval(source, mesh, **changes):
-    arguments = {
-        "source": source,
-        "encode_image_fn": encode_image,
-        "encode_text_fn": encode_text,
-        "preprocess": PREPROCESS,
-        "tokenizer": tokenize,
-        "mesh": mesh,
-        "templates": TEMPLATES,
-        "batch_size": 8,
-    }
-    return ZeroShot(**(arguments | changes))
+    return evaluation(ZeroShot, source, mesh, **{"templates": TEMPLATES} | changes)
 
 
 def make_source(num, seed=0):

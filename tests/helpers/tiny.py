@@ -6,7 +6,7 @@ import numpy as np
 from flax import linen as nn
 
 from clipjax.config import merge
-from clipjax.models import build_model
+from clipjax.models import MODELS, build_model
 from clipjax.trees import map_with_names
 
 SPEC = {
@@ -47,6 +47,20 @@ SPEC = {
     "logit_bias": None,
     "source": "",
 }
+
+
+_TOWER = {"width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 32}
+# A model of images of any aspect.
+NAFLEX = merge(
+    MODELS["siglip2-b-16-naflex"],
+    {
+        "embed_dim": 16,
+        "image_size": 16,
+        "image": _TOWER | {"patch_size": 4, "position_side": 4},
+        "text": _TOWER | {"vocab_size": 20, "context_length": 6},
+        "preprocess": {"max_patches": 12},
+    },
+)
 
 
 def tiny_spec(**changes):

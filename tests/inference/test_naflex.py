@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from tiny import NAFLEX as SPEC
 from tiny import filled, inputs
 
 from clipjax.array_types import Patches
@@ -11,19 +12,9 @@ from clipjax.data.images.naflex import PatchPreprocess
 from clipjax.data.images.preprocess import Preprocess
 from clipjax.evals.reading import ImageReader
 from clipjax.inference import Model
-from clipjax.models import MODELS, build_model
+from clipjax.models import build_model
 from clipjax.models.images import normalise_images
 from clipjax.partitioning import make_mesh
-
-TOWER = {"width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 32}
-CHANGES = {
-    "embed_dim": 16,
-    "image_size": 16,
-    "image": TOWER | {"patch_size": 4, "position_side": 4},
-    "text": TOWER | {"vocab_size": 20, "context_length": 6},
-    "preprocess": {"max_patches": 12},
-}
-SPEC = merge(MODELS["siglip2-b-16-naflex"], CHANGES)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from counting import HANGS_S
 from jax import export as jax_export
-from tiny import filled, inputs, tiny_spec
+from tiny import NAFLEX, filled, inputs, tiny_spec
 
 from clipjax.array_types import Patches
 from clipjax.config import merge
@@ -154,11 +154,7 @@ def test_running_statistics_go_along():
 
 
 def test_images_of_any_aspect():
-    tower = {"width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 32}
-    changes = {"embed_dim": 16, "image_size": 16}
-    changes["image"] = tower | {"patch_size": 4, "position_side": 4}
-    changes["text"] = tower | {"vocab_size": 20, "context_length": 6}
-    spec = merge(MODELS["siglip2-b-16-naflex"], changes)
+    spec = NAFLEX
     variables = filled(build_model(spec), *inputs(spec, 1))
     parameters = dict(flatten_with_names(variables))
     parameters = {name: parameters[name] for name in tower_shapes(spec, "image")}
