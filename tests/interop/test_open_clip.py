@@ -341,9 +341,9 @@ def test_a_config_that_does_not_fit(section, change, message, tmp_path):
     config = config_of_spec(TINY_VIT)
     (config if section in config else config["model_cfg"])[section] |= change
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
-    draft = draft_of(plain_names(their_tensors(TINY_VIT)))
+    write_file(tmp_path / "model.safetensors", TINY_VIT)
     with pytest.raises(ValueError, match=message):
-        open_clip._spec_of_folder(draft, tmp_path, open_clip._config_of(tmp_path), Hints())
+        open_clip.read(tmp_path, Hints())
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"model_cfg": 3}', "[" * 100_000])
