@@ -306,8 +306,8 @@ class Model:
 
         Example:
             >>> head = model.zero_shot(["cat", "dog"], templates="openai_7")
-            >>> head.weights.shape, [len(answers) for answers in head(["a.jpg"]).top(2)]
-            ((2, 512), [2])
+            >>> head.weights.shape, [len(answers) for answers in head(["a.jpg", "b.jpg"]).top(2)]
+            ((2, 512), [2, 2])
 
         Reference: arXiv:2103.00020, section 3.1.
         """
