@@ -172,6 +172,12 @@ def make_train_step(
             of_model, own = split_variables({"params": trained(params)})
             images = model_images(examples, key)
             output, model_state = apply(of_model["params"], images, examples)
+            for need in objective.needs:
+                if getattr(output, need) is None:
+                    raise ValueError(
+                        f"{type(objective).__name__} needs {need!r}, and apply_fn, which was asked "
+                        f"for it by with_tokens={objective.needs!r}, gave none"
+                    )
             (loss, metrics), own_state = apply_objective(
                 objective,
                 {**own, **kept_by_objective},

@@ -494,3 +494,28 @@ def test_what_a_step_cannot_do_is_said():
         jax.eval_shape(step, create_train_state({"params": params}, tx), batch)
     with pytest.raises(ValueError, match="variables holds image"):
         create_train_state(variables["params"], tx)
+
+
+class Even:
+    """An objective without parameters: the loss of pairs of the even examples."""
+
+    needs: tuple = ()
+
+    def __call__(self, outputs, batch, rng):
+        rows = [x[::2] for x in (outputs.image_embeds, outputs.text_embeds)]
+        loss, metrics = make_loss("clip")(*rows, outputs.logit_scale)
+        return loss, {**metrics, "draw": jax.random.uniform(rng), "rows": batch["text"].shape[0]}
+
+
+def test_an_objective_in_place_of_the_loss():
+    variables, batch = linear_problem()
+    tx, objective = optax.sgd(0.1), Even()
+    step = make_train_step(linear_apply, objective, tx)
+    state, metrics = step(create_train_state(variables, tx), batch)
+    outputs = linear_apply(variables, batch["image"], batch["text"])
+    expected, _ = make_loss("clip")(outputs[0][::2], outputs[1][::2], outputs[2])
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-6)
+    assert metrics["rows"] == 8 and step(state, batch)[1]["draw"] != metrics["draw"]
+    objective.needs = ("text_tokens",)
+    with pytest.raises(ValueError, match=r"Even needs 'text_tokens', and apply_fn.*gave none"):
+        jax.eval_shape(make_train_step(linear_apply, objective, tx), state, batch)
