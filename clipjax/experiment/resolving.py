@@ -23,7 +23,7 @@ from clipjax.losses import LOSSES, PAIR_RULES, make_loss
 from clipjax.losses.objectives import PairObjective, check_objective, make_objective
 from clipjax.models import resolve_spec
 from clipjax.models.clip import CLIP
-from clipjax.ranges import named
+from clipjax.ranges import named, unknown_key
 from clipjax.redaction import redact_tree
 from clipjax.tokenizers import TOKENIZERS
 
@@ -111,6 +111,7 @@ def _resolve(
     with named("config"):
         rules = partitioning.rules_of(settings.sharding, settings.logical_axes)
     building.resolve(settings.loss.name, LOSSES, path="config.loss", plugins=ANY_MODULE)
+    color_jitter = _color_jitter(settings, spec)
     _check_objective(settings)
     objective = make_objective_of(settings, spec)
     stages = make_stages(settings, spec, objective, plugins=plugins)
@@ -125,7 +126,7 @@ def _resolve(
         plugins=plugins,
         init=init,
         frozen=(*settings.optimizer.freeze, *(IMAGE_TOWER if settings.init.lock_image else ())),
-        color_jitter=_color_jitter(settings, spec),
+        color_jitter=color_jitter,
         config=config,
         config_sha256=digest(config),
     )
@@ -262,6 +263,8 @@ def _color_jitter(settings: Settings, spec: Mapping[str, Any]) -> ColorJitter | 
             "images of one size; set it to None and use the transform 'color_jitter' of "
             "config.data.transforms, which works on the host"
         )
+    if "name" in fields:  # the jitter has one form, and so no name
+        raise ValueError(unknown_key(f"{path}.name", ColorJitter.ranges))
     tuples = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
     jitter = {"name": "color_jitter", **tuples}
     return building.build(jitter, {"color_jitter": ColorJitter}, path=path)
