@@ -196,7 +196,14 @@ def _fits(value: Any, kind: Any) -> bool:
     return isinstance(value, kind)
 
 
-def resolve(name: Any, table: Mapping[str, Any], *, path: str, plugins: Sequence[str] = ()) -> Any:
+def resolve(
+    name: Any,
+    table: Mapping[str, Any],
+    *,
+    path: str,
+    plugins: Sequence[str] = (),
+    key: str = "name",
+) -> Any:
     """Gives what a name stands for: a row of a table, or an object of a module.
 
     Args:
@@ -205,20 +212,19 @@ def resolve(name: Any, table: Mapping[str, Any], *, path: str, plugins: Sequence
         path: where the name's spec stands, for messages.
         plugins: what may be imported: modules (a package with all that is in it), single objects
             as `module:Name`, or `ANY_MODULE`.
+        key: what the name is called at that place.
 
     Raises:
         ValueError: no such name, a module that may not be imported, or one that cannot be.
     """
     if not isinstance(name, str) or not name:
-        raise FieldError(
-            f"{within(path, 'name')} is missing; allowed are {', '.join(sorted(table))}"
-        )
+        raise FieldError(f"{within(path, key)} is missing; allowed are {', '.join(sorted(table))}")
     if ":" in name:
         check_name(name, plugins, path=path)
-        return _import(name, path, plugins)
+        return _import(name, within(path, key), plugins)
     if name not in table:
         raise FieldError(
-            f"{within(path, 'name')} = {name!r} is unknown; allowed are "
+            f"{within(path, key)} = {name!r} is unknown; allowed are "
             f"{', '.join(sorted(table))}, or module:Name of your own{hint(name, table)}"
         )
     return table[name]
@@ -283,24 +289,21 @@ def _is_named(module: str, plugins: Sequence[str]) -> bool:
     return any(module == plugin or module.startswith(f"{plugin}.") for plugin in plugins)
 
 
-def _import(name: str, path: str, plugins: Sequence[str]) -> Any:
+def _import(name: str, place: str, plugins: Sequence[str]) -> Any:
     module_name, _, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise FieldError(
-            f"{within(path, 'name')} = {name!r} cannot be imported: {error}"
-        ) from error
+        raise FieldError(f"{place} = {name!r} cannot be imported: {error}") from error
     if not callable(found):
         kind = type(found).__name__
-        raise FieldError(f"{within(path, 'name')} = {name!r} is a {kind}, nothing to build")
+        raise FieldError(f"{place} = {name!r} is a {kind}, nothing to build")
     # A module's own imports are in it as well: `my_lab.towers:run`, where it has `from subprocess
     # import run`, is not what allowing my_lab.towers means.
     home = _home(found)
     if not (plugins == ANY_MODULE or name in plugins or _is_named(home, plugins)):
         raise FieldError(
-            f"{within(path, 'name')} = {name!r} is defined in {home or 'no module'}, which "
-            "--plugin does not name"
+            f"{place} = {name!r} is defined in {home or 'no module'}, which --plugin does not name"
         )
     return found
 

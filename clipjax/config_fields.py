@@ -225,7 +225,7 @@ class Settings:
     mesh: MeshSettings = dataclasses.field(default_factory=MeshSettings)
     sharding: str = _field(
         "zero1",
-        Choice(("replicated", "zero1", "fsdp", "tensor")),
+        Choice(("replicated", "zero1", "fsdp", "tensor"), own=True),
         "which table; see docs/sharding.md",
     )
     logical_axes: tuple[Any, ...] = _field(

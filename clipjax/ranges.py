@@ -141,17 +141,21 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """One of several texts."""
+    """One of several texts, or where it is said `module:Name` of one's own."""
 
     names: tuple[str, ...]
+    own: bool = False
 
     def check(self, value: Any, path: str) -> None:
         """Raises FieldError unless the value is one of the names."""
-        if not isinstance(value, str) or value not in self.names:
-            raise FieldError(f"{path} = {show(value)}: allowed are {', '.join(self.names)}")
+        if isinstance(value, str) and (value in self.names or (self.own and ":" in value)):
+            return
+        own = " or module:Name of your own" if self.own else ""
+        raise FieldError(f"{path} = {show(value)}: allowed are {', '.join(self.names)}{own}")
 
     def __str__(self) -> str:
-        return ", ".join(f"`{name}`" for name in self.names)
+        names = (*self.names, "module:Name") if self.own else self.names
+        return ", ".join(f"`{name}`" for name in names)
 
 
 @dataclasses.dataclass(frozen=True)

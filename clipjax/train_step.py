@@ -60,9 +60,9 @@ def make_train_step(
             `text_tokens` or (), that is called with (outputs, batch, rng); see docs/losses.md.
         tx: an optimizer of optax.
         seed: of the draws; the key of step i is `fold_in(key(seed), i)`.
-        image_mean: channel means in [0, 1] of images of 0..255; None for images that are
-            normalised already.
-        image_std: channel deviations.
+        image_mean: channel means, of pixels in [0, 1], for images of 0..255, uint8 or floats; None
+            for images that are normalised already.
+        image_std: channel deviations, likewise.
         dtype: that the images enter the model in.
         max_logit_scale: the scale exp(params["logit_scale"]) is clamped to [1, this] after the
             update; None leaves it as it is.
@@ -80,10 +80,11 @@ def make_train_step(
         `skipped` and `skipped_in_a_row` (steps), and with a schedule `learning_rate`.
 
     Raises:
-        ValueError: one of image_mean and image_std without the other; gradient caching for an
-            objective that is no loss of pairs; and when traced, integer images without a mean,
-            gradient caching for a model that keeps statistics of its batches, or parameters
-            without the "logit_scale" that is to be clamped.
+        ValueError: one of image_mean and image_std without the other, or a number out of range;
+            gradient caching for an objective that is no loss of pairs; and when traced, a batch
+            that is not as above or does not divide into the micro-batches, integer images without
+            a mean, gradient caching for a model that keeps statistics of its batches, or
+            parameters without the "logit_scale" that is to be clamped.
 
     Example:
         ```python
@@ -106,11 +107,7 @@ def make_train_step(
             state, metrics = step(state, batch)
         ```
     """
-    if (image_mean is None) != (image_std is None):
-        raise ValueError(
-            f"image_mean = {image_mean}, image_std = {image_std}: give both, or neither for images "
-            "that are normalised already"
-        )
+    _check_numbers(image_mean, image_std, max_logit_scale, num_micro_batches)
     tx = optax.with_extra_args_support(tx)
     objective = as_objective(loss_fn)
     if num_micro_batches > 1 and not isinstance(objective, PairObjective):
@@ -125,6 +122,8 @@ def make_train_step(
         if color_jitter is not None:
             images = color_jitter(images, key, batch["example_ids"])
         if image_mean is not None and image_std is not None:
+            if isinstance(images, jax.Array) and images.shape[3:] != (len(image_mean),):
+                raise ValueError(f'batch["image"] is {images.shape}, expected [b, H, W, 3]')
             return normalise_images(images, image_mean, image_std, dtype)
         if any(jnp.issubdtype(x.dtype, jnp.integer) for x in jax.tree.leaves(images)):
             raise ValueError(
@@ -134,6 +133,7 @@ def make_train_step(
         return jax.tree.map(lambda x: x.astype(dtype), images)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        _check_batch(batch, num_micro_batches)
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         examples = {**batch, "example_ids": jnp.arange(batch["text"].shape[0])}
         kept, kept_by_objective = split_variables(state.model_state)
@@ -214,6 +214,51 @@ def make_train_step(
         return new_state, {k: jnp.asarray(v, jnp.float32) for k, v in metrics.items()}
 
     return step
+
+
+def _check_numbers(
+    image_mean: Sequence[float] | None,
+    image_std: Sequence[float] | None,
+    max_logit_scale: float | None,
+    num_micro_batches: int,
+) -> None:
+    if (image_mean is None) != (image_std is None):
+        raise ValueError(
+            f"image_mean = {image_mean}, image_std = {image_std}: give both, or neither for images "
+            "that are normalised already"
+        )
+    # A mean may lie outside of [0, 1] where a model shifts its pixels; above 10 it is of 0..255.
+    if image_mean is not None and not all(-10 <= mean <= 10 for mean in image_mean):
+        raise ValueError(
+            f"image_mean = {image_mean}: means are of pixels in [0, 1]; divide those of 0..255 by "
+            "255, and so image_std"
+        )
+    if image_std is not None and not all(0 < std <= 10 for std in image_std):
+        raise ValueError(
+            f"image_std = {image_std}: deviations are of pixels in [0, 1] and above 0; divide "
+            "those of 0..255 by 255"
+        )
+    if max_logit_scale is not None and not max_logit_scale >= 1:
+        raise ValueError(f"max_logit_scale = {max_logit_scale}: it is at least 1, or None")
+    if num_micro_batches < 1:
+        raise ValueError(f"num_micro_batches = {num_micro_batches}: it is at least 1")
+
+
+def _check_batch(batch: Any, num_micro_batches: int) -> None:
+    """Checks what is known of a batch when a step is traced: keys, shapes and dtypes."""
+    if not isinstance(batch, Mapping) or not {"image", "text"} <= set(batch):
+        found = ", ".join(map(str, batch)) if isinstance(batch, Mapping) else type(batch).__name__
+        raise ValueError(f'the batch is {{"image": ..., "text": ...}}, found {found or "no keys"}')
+    size = batch["text"].shape[0]
+    if not jnp.issubdtype(batch["text"].dtype, jnp.integer):
+        raise ValueError(f'batch["text"] is {batch["text"].dtype}: token ids are int32')
+    for leaf in jax.tree.leaves(batch["image"]):
+        if leaf.shape[0] != size:
+            raise ValueError(f'batch["image"] has {leaf.shape[0]} rows, batch["text"] {size}')
+    if size % num_micro_batches:
+        raise ValueError(
+            f"the batch of {size} does not divide into num_micro_batches = {num_micro_batches}"
+        )
 
 
 def check_stateless(

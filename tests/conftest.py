@@ -29,15 +29,18 @@ from jaxtyping import install_import_hook  # noqa: E402
 
 install_import_hook(["clipjax.layers", "clipjax.losses", "clipjax.metrics"], "beartype.beartype")
 
-# Compiling is most of the tests' time, and what it optimises runs a few times. The passes over HLO
-# run all the same.
-jax.config.update("jax_disable_most_optimizations", True)
+# Lanes that compile what users run.
+OPTIMISED = ("slow", "nightly", "tpu")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item):
-    """What a compiler for TPUs would leave out is not known."""
-    jax.config.update("jax_disable_most_optimizations", item.get_closest_marker("tpu") is None)
+def pytest_configure(config):
+    """Elsewhere compiling is most of the time, and what it optimises runs a few times.
+
+    Commands in processes of their own inherit it: runs that are compared are compiled alike.
+    """
+    quick = config.getoption("markexpr") not in OPTIMISED
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quick))
+    jax.config.update("jax_disable_most_optimizations", quick)
 
 
 @pytest.fixture

@@ -117,7 +117,7 @@ def test_a_text_is_no_tuple(path):
         ("init.drop", (3,), ["config.init.drop[0] = 3", "regular expression"]),
         ("init.zzz", 1, ["config.init.zzz is unknown", "drop, initialise, lock_image"]),
         ("init.renam", (), ["config.init.renam is unknown", "Did you mean 'rename'"]),
-        ("sharding", "zero", ["config.sharding = 'zero'", "zero1"]),
+        ("sharding", "zero", ["config.sharding = 'zero'", "zero1", "module:Name"]),
         ("target", {"top1": math.nan}, ["config.target.top1 = nan", "finite"]),
         ("target", {"top1": "high"}, ["config.target.top1 = 'high'"]),
         ("evals", {"a": 3}, ["config.evals.a = 3"]),

@@ -474,6 +474,41 @@ def test_a_step_of_a_function_is_one_of_plain_jax(num_micro_batches):
     assert not np.allclose(state.params["image"], params["image"], atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            {"image_mean": (123.0, 116.0, 103.0), "image_std": (0.2,) * 3},
+            "pixels in .0, 1.; divide",
+        ),
+        ({"image_mean": (0.5,) * 3, "image_std": (0.0, 0.2, 0.2)}, "above 0"),
+        ({"max_logit_scale": 0.0}, "at least 1, or None"),
+        ({"num_micro_batches": 0}, "at least 1"),
+    ],
+)
+def test_numbers_of_a_step_are_checked(options, words):
+    with pytest.raises(ValueError, match=words):
+        make_train_step(linear_apply, make_loss("clip"), optax.sgd(0.1), **options)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"image": None}, "found text"),
+        ({"text": jnp.zeros((8, 3))}, "float32: token ids are int32"),
+        ({"text": jnp.zeros((4, 3), jnp.int32)}, "has 8 rows, .* 4"),
+        ({"image": jnp.zeros((8, 3, 2, 2), jnp.uint8)}, r"\(8, 3, 2, 2\), expected \[b, H, W, 3\]"),
+    ],
+)
+def test_batches_of_a_step_are_checked(changes, words):
+    variables, batch = linear_problem()
+    tx, pixels = optax.sgd(0.1), {"image_mean": (0.5,) * 3, "image_std": (0.2,) * 3}
+    step = make_train_step(linear_apply, make_loss("clip"), tx, **pixels)
+    batch = {key: x for key, x in {**batch, **changes}.items() if x is not None}
+    with pytest.raises(ValueError, match=words):
+        jax.eval_shape(step, create_train_state(variables, tx), batch)
+
+
 def test_what_a_step_cannot_do_is_said():
     variables, batch = linear_problem()
     tx, loss_fn = optax.sgd(0.1), make_loss("clip")
@@ -482,6 +517,9 @@ def test_what_a_step_cannot_do_is_said():
     state, step = create_train_state(variables, tx), make_train_step(linear_apply, loss_fn, tx)
     with pytest.raises(ValueError, match="holds integers: give image_mean and image_std"):
         jax.eval_shape(step, state, {**batch, "image": batch["image"].astype(jnp.uint8)})
+    cut = make_train_step(linear_apply, loss_fn, tx, num_micro_batches=3)
+    with pytest.raises(ValueError, match="batch of 8 does not divide into num_micro_batches = 3"):
+        jax.eval_shape(cut, state, batch)
     params = {**variables["params"], "scale": jnp.float32(2.0)}
     del params["logit_scale"]
     step = make_train_step(

@@ -13,7 +13,12 @@ from clipjax.cli.output import show
 _FROM = flags.DEFINE_string("from", None, "A file or directory of weights.")
 _TO = flags.DEFINE_string("to", None, "What to write; must not exist.")
 _FORMAT = flags.DEFINE_string(
-    "format", "clipjax", "Format to write: clipjax, hf, open_clip or stablehlo."
+    "format",
+    "clipjax",
+    "Format to write: clipjax, hf, open_clip, stablehlo, or module:Name of your own.",
+)
+_FROM_FORMAT = flags.DEFINE_string(
+    "from_format", None, "Format of --from, where the files do not say: module:Name of your own."
 )
 _MODEL = flags.DEFINE_string(
     "model", None, "Name of the zoo (`clipjax models`), where the file alone cannot say."
@@ -70,6 +75,7 @@ def main(argv: list[str]) -> int:
             text_from=_FROM_TEXT.value,
             logit_scale=_LOGIT_SCALE.value,
             plugins=opening.plugins(),
+            format=_FROM_FORMAT.value,
         ),
         tokenizer=opening.tokenizer(),
     )

@@ -108,8 +108,7 @@ def resolve(config: ConfigDict, *, to_run: bool = True) -> Resolved:
 def _resolve(
     settings: Settings, spec: Mapping[str, Any], plugins: tuple[str, ...], init: Choice | None
 ) -> Resolved:
-    with named("config"):
-        rules = partitioning.rules_of(settings.sharding, settings.logical_axes)
+    rules = _rules(settings)
     building.resolve(settings.loss.name, LOSSES, path="config.loss", plugins=ANY_MODULE)
     color_jitter = _color_jitter(settings, spec)
     _check_objective(settings)
@@ -130,6 +129,22 @@ def _resolve(
         config=config,
         config_sha256=digest(config),
     )
+
+
+def _rules(settings: Settings) -> partitioning.ShardingRules:
+    """The table that config.sharding names, behind config.logical_axes."""
+    table: str | partitioning.ShardingRules = settings.sharding
+    if ":" in settings.sharding:
+        table = building.resolve(
+            settings.sharding, {}, path="config", key="sharding", plugins=ANY_MODULE
+        )()
+        if not isinstance(table, partitioning.ShardingRules):
+            raise ValueError(
+                f"config.sharding = {settings.sharding!r} gives a {type(table).__name__}, expected "
+                "a function without arguments that gives clipjax.partitioning.ShardingRules"
+            )
+    with named("config"):
+        return partitioning.rules_of(table, settings.logical_axes)
 
 
 def _plugins(settings: Settings) -> tuple[str, ...]:
@@ -187,7 +202,6 @@ def make_objective_of(settings: Settings, spec: Mapping[str, Any], mesh: Mesh | 
             settings.loss.name,
             mesh=mesh,
             layout=settings.loss.layout,
-            batch_axes=partitioning.BATCH_AXES,
             tile_size=settings.loss.tile_size,
             plugins=ANY_MODULE,
         )

@@ -3,6 +3,4 @@
 from clipjax.inference.head import ZeroShotHead, ZeroShotScores
 from clipjax.inference.model import ImageLike, Model
 
-Encoder = Model  # its name before `clipjax.load`
-
-__all__ = ["Encoder", "ImageLike", "Model", "ZeroShotHead", "ZeroShotScores"]
+__all__ = ["ImageLike", "Model", "ZeroShotHead", "ZeroShotScores"]

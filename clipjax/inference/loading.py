@@ -28,7 +28,7 @@ from clipjax.trees import unflatten_names
 
 # The messages of `clipjax convert` name its flags; here they are arguments.
 _FLAG = re.compile(r"--([a-z]\w*)(?: (FILE|NAME|KEY|NUMBER)\b)?")
-_ARGUMENTS = {"plugin": "plugins", "from_text": "text_from"}
+_ARGUMENTS = {"plugin": "plugins", "from_format": "format", "from_text": "text_from"}
 _IN_PYTHON = re.compile(r" \((?:in Python, )?[a-z_]+=(?: in Python)?\)")
 
 
@@ -46,6 +46,7 @@ def load(
     lora_alpha: float | None = None,
     text_from: str | os.PathLike[str] | None = None,
     logit_scale: float | None = None,
+    format: str | None = None,
     plugins: Sequence[str] = (),
     mesh: Mesh | None = None,
     batch_size: int = 256,
@@ -72,6 +73,7 @@ def load(
         lora_alpha: alpha of LoRA, where no adapter_config.json says it.
         text_from: a directory of transformers whose text tower completes that of source.
         logit_scale: factor of the cosines, where two towers come without it.
+        format: that of the files, where they do not say: `module:Name` of your own.
         plugins: modules of yours that a checkpoint may name; nothing else that a file names is
             imported.
         mesh: devices that share a batch, of any axes; this process's first device by default.
@@ -105,6 +107,7 @@ def load(
         text_from=text_from,
         logit_scale=logit_scale,
         tokenizer=tokenizer,
+        format=format,
     )
     options: dict[str, Any] = {"batch_size": batch_size, "dtype": dtype, "preprocess": preprocess}
     path = _find(source)

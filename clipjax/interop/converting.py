@@ -11,7 +11,7 @@ from clipjax.data.storage.files import local_path
 from clipjax.files import sha256_of_file
 from clipjax.interop.files import file_kind
 from clipjax.interop.files.atomic import check_new, new_path
-from clipjax.interop.formats import FORMATS, WRITTEN
+from clipjax.interop.formats import FORMATS, WRITTEN, named_format
 from clipjax.interop.reading import read_weights
 from clipjax.interop.weights import Hints, Weights
 
@@ -60,7 +60,7 @@ def convert_weights(
     Args:
         source: a file or directory of any of FORMATS.
         target: a path that does not exist.
-        target_format: one of WRITTEN.
+        target_format: one of WRITTEN, or `module:Name` of one's own.
         hints: what the files cannot say.
         tokenizer: file of the tokenizer's vocabulary, where the source comes without it.
 
@@ -70,7 +70,10 @@ def convert_weights(
         OSError: reading or writing failed.
     """
     target = local_path(target)
-    if target_format not in WRITTEN:
+    write = named_format(target_format).write if ":" in target_format else None
+    if write is None and target_format in WRITTEN:
+        write = FORMATS[target_format].write
+    if write is None:
         raise ValueError(f"--format {target_format!r}: formats to write are {', '.join(WRITTEN)}")
     check_new(target)
     hints = dataclasses.replace(hints or Hints(), tokenizer=tokenizer)
@@ -84,8 +87,6 @@ def convert_weights(
         digests |= {f"{name} of --from_text": digest for name, digest in other.items()}
     summary = ", ".join(f"{name} (SHA-256 {digest})" for name, digest in digests.items())
     weights = dataclasses.replace(weights, source=f"{found}: {summary}")
-    write = FORMATS[target_format].write
-    assert write is not None
     with new_path(target) as temporary:
         write(temporary, weights)
     sizes = {name: math.prod(tensor.shape) for name, tensor in weights.leaves.items()}

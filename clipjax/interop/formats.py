@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from clipjax.building import ANY_MODULE, resolve
 from clipjax.interop import big_vision, clipjax_checkpoint, hugging_face, stablehlo
 from clipjax.interop.open_clip import format as open_clip
 from clipjax.interop.weights import Hints, Weights
@@ -59,4 +60,23 @@ FORMATS: dict[str, Format] = {
     ),
     "stablehlo": Format(stablehlo.recognises, stablehlo.read, stablehlo.write),
 }
+
+
+def named_format(name: str) -> Format:
+    """The format that a person names: of FORMATS, or what `module:Name` of their own gives.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if ":" not in name and name in FORMATS:
+        return FORMATS[name]
+    made = resolve(name, FORMATS, path="", key="format", plugins=ANY_MODULE)()
+    if not isinstance(made, Format):
+        raise ValueError(
+            f"format = {name!r} gives a {type(made).__name__}, expected a function without "
+            "arguments that gives a clipjax.interop.formats.Format"
+        )
+    return made
+
+
 WRITTEN = tuple(name for name, entry in FORMATS.items() if entry.write is not None)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from clipjax.checkpoint import needs_file
 from clipjax.data.storage.files import local_path
-from clipjax.interop.formats import FORMATS
+from clipjax.interop.formats import FORMATS, named_format
 from clipjax.interop.shapes import expected_shapes
 from clipjax.interop.source import read_source
 from clipjax.interop.tensors import WeightFileError
@@ -36,7 +36,7 @@ def read_weights(source: str | os.PathLike[str], hints: Hints) -> tuple[str, Wei
     """
     path = local_path(source, way="copy it here, or mount the bucket")
     found = recognise(path, hints)
-    weights = FORMATS[found].read(path, hints)
+    weights = named_format(found).read(path, hints)
     if found != "clipjax":  # which knows the SHA-256 of the file that it wants
         weights = _with_tokenizer(weights, hints.tokenizer)
     _check_leaves(weights)
@@ -53,6 +53,9 @@ def recognise(source: Path, hints: Hints = NO_HINTS) -> str:
     if not (source.is_file() or source.is_dir()):  # a pipe would be waited for
         what = "neither a file nor a directory" if source.exists() else "no such file or directory"
         raise WeightFileError(f"{source}: {what}")
+    if hints.format is not None:
+        named_format(hints.format)
+        return hints.format
     for name, entry in FORMATS.items():
         if entry.recognises(source, hints):
             _check_towers(name, source, hints)

@@ -35,6 +35,8 @@ class Hints:
         text_from: `--from_text`: a directory of transformers whose text tower is taken.
         logit_scale: `--logit_scale`: the scale of the logits, where two towers come without it.
         tokenizer: `--tokenizer`: file of the tokenizer's vocabulary.
+        format: `--from_format`: that of the files, a name of FORMATS or `module:Name` of one's
+            own; None finds it by the files.
     """
 
     model: str | None = None
@@ -49,6 +51,7 @@ class Hints:
     text_from: str | os.PathLike[str] | None = None
     logit_scale: float | None = None
     tokenizer: str | os.PathLike[str] | None = None
+    format: str | None = None
 
     def of_names(self) -> list[str]:
         """The flags given that are about the names and the sets of a file of other packages."""

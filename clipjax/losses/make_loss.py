@@ -182,8 +182,8 @@ def _check_options(name: str, rule: PairRule | None, layout: str, tile_size: int
             f"layout = {layout!r}, but the loss {name!r} has no row in PAIR_RULES: it runs "
             'with layout "dense" only'
         )
-    if tile_size is not None and tile_size < 1:
-        raise ValueError(f"tile_size = {tile_size}; it must be at least 1, or None")
+    if tile_size is not None and (not isinstance(tile_size, int) or tile_size < 1):
+        raise ValueError(f"tile_size = {tile_size}; it must be a whole number from 1, or None")
     if tile_size is not None and (layout == "dense" or rule is None):
         raise ValueError(
             f"tile_size = {tile_size} but the layout is dense, which has no tiles: set tile_size "
@@ -192,6 +192,9 @@ def _check_options(name: str, rule: PairRule | None, layout: str, tile_size: int
 
 
 def _check_shapes(image_embeds: Array, text_embeds: Array) -> None:
+    for name, x in (("image_embeds", image_embeds), ("text_embeds", text_embeds)):
+        if not hasattr(x, "shape"):
+            raise ValueError(f"{name} are a {type(x).__name__}; they must be arrays")
     shapes = image_embeds.shape, text_embeds.shape
     if len(shapes[0]) != 2 or shapes[0] != shapes[1] or not shapes[0][0]:
         raise ValueError(

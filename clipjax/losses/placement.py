@@ -125,6 +125,8 @@ def make_placement(
     if batch_axes is not None:
         batch_axes = _axis_names(batch_axes, "batch_axes")
     if mesh is not None:
+        if not isinstance(mesh, Mesh | AbstractMesh):
+            raise ValueError(f"mesh is a {type(mesh).__name__}, expected a jax.sharding.Mesh")
         devices = _batch_devices(mesh, batch_axes)
 
     def global_arrays(image: Array, text: Array) -> GlobalArrays:
@@ -135,6 +137,11 @@ def make_placement(
             return GlobalArrays(mesh, devices)
         found = jax.typeof(image).sharding.mesh if context.empty else context
         if found.empty:
+            if batch_axes is not None:
+                raise ValueError(
+                    f"batch_axes = {batch_axes!r}, and there is no mesh: give mesh=, call the loss "
+                    "under jax.set_mesh(mesh), or leave batch_axes out on one device"
+                )
             return GlobalArrays(None, BatchDevices((), 1, ()))
         return GlobalArrays(found, _batch_devices(found, batch_axes))
 

@@ -57,29 +57,39 @@ LOGICAL_AXIS_RULES: dict[str, ShardingRules] = {
 }
 
 
-def rules_of(name: str, overrides: Sequence[Rule] = ()) -> ShardingRules:
-    """Looks a table of rules up and puts a config's own rules in front.
+def rules_of(table: str | ShardingRules, overrides: Sequence[Rule] = ()) -> ShardingRules:
+    """Puts a config's own rules in front of a table's.
+
+    Args:
+        table: a name of LOGICAL_AXIS_RULES, or a table of one's own.
+        overrides: rules that precede it.
 
     Raises:
         ValueError: an unknown name, or a rule that is none.
     """
-    if name not in LOGICAL_AXIS_RULES:
+    if isinstance(table, ShardingRules):
+        parts = (("params", table.params), ("optimizer", table.optimizer))
+        for part, rules in parts:
+            for place, rule in enumerate(rules):
+                _checked(rule, f"sharding.{part}[{place}]")
+    elif table in LOGICAL_AXIS_RULES:
+        table = LOGICAL_AXIS_RULES[table]
+    else:
         raise FieldError(
-            f"sharding = {name!r} is unknown; allowed are {', '.join(LOGICAL_AXIS_RULES)}"
+            f"sharding = {table!r} is unknown; allowed are {', '.join(LOGICAL_AXIS_RULES)}"
         )
-    table = LOGICAL_AXIS_RULES[name]
-    own = tuple(_checked(rule, place) for place, rule in enumerate(overrides))
+    own = tuple(_checked(rule, f"logical_axes[{place}]") for place, rule in enumerate(overrides))
     return ShardingRules(own + table.params, own + table.optimizer)
 
 
-def _checked(rule: Any, place: int) -> Rule:
+def _checked(rule: Any, path: str) -> Rule:
     if isinstance(rule, list | tuple) and len(rule) == 2 and rule[0] in LOGICAL_AXES:
         axis, target = rule[0], tuple(rule[1]) if isinstance(rule[1], list) else rule[1]
         wanted = (target,) if isinstance(target, str) else target
         if target is None or (isinstance(wanted, tuple) and wanted and set(wanted) <= {*MESH_AXES}):
             return axis, target
     raise FieldError(
-        f"logical_axes[{place}] = {rule!r}: a rule is a pair of a logical axis "
+        f"{path} = {rule!r}: a rule is a pair of a logical axis "
         f"({', '.join(LOGICAL_AXES)}) and a mesh axis ({', '.join(MESH_AXES)}), several mesh axes, "
         "or None to keep the axis whole"
     )

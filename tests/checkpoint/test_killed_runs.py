@@ -27,9 +27,7 @@ POINTS = (
 
 def environment(**changes):
     path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    # As this process compiles: another level of optimisation rounds otherwise.
-    quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    return {**os.environ, **quick, "PYTHONPATH": path, **changes}
+    return {**os.environ, "PYTHONPATH": path, **changes}
 
 
 def command(workdir, *arguments):

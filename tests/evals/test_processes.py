@@ -24,7 +24,6 @@ def test_two_processes_agree_with_one():
     here = Path(__file__).parent
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # as in this process
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
         "PYTHONPATH": f"{here.parents[1]}:{here}",
     }

@@ -23,8 +23,6 @@ class Command:
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": "",
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            # Compiling is most of the time of these runs, and what it optimises is small.
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "PYTHONPATH": str(ROOT),
         }
 

@@ -1,5 +1,6 @@
 """Every table that a config names rows of takes `module:Name` as well, by one resolver."""
 
+import dataclasses
 import importlib.util
 import os
 import subprocess
@@ -11,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from checkpoints import write_checkpoint
+from small_weights import CLIP, assert_same, leaves_of
 
 import clipjax
 from clipjax import importing
@@ -19,8 +22,11 @@ from clipjax.config import default_config, to_plain, validate
 from clipjax.data import Loader, make_source
 from clipjax.data.images.preprocess import Preprocess
 from clipjax.evals.naming import name_evals
+from clipjax.experiment import resolve as resolve_config
+from clipjax.interop.formats import FORMATS, Format
 from clipjax.losses import clip_loss, make_loss
 from clipjax.optim import make_optimizer, make_schedule
+from clipjax.partitioning.rules import LOGICAL_AXIS_RULES
 from clipjax.tokenizers import ClipBPE
 
 
@@ -49,10 +55,30 @@ class Squares:
         return {"key": str(index), "image": np.zeros((4, 4, 3), np.uint8), "text": "a square"}
 
 
+def whole():
+    """A table of rules that cuts nothing but the batch."""
+    return LOGICAL_AXIS_RULES["replicated"]
+
+
+def no_axis():
+    return dataclasses.replace(whole(), optimizer=(("widht", "fsdp"),))
+
+
+def boxed():
+    """A format of weights: a checkpoint of ours inside of a folder, which no other recognises."""
+    ours = FORMATS["clipjax"]
+
+    def write(path, weights):
+        path.mkdir()
+        ours.write(path / "box", weights)
+
+    return Format(lambda *_: False, lambda path, hints: ours.read(path / "box", hints), write)
+
+
 @pytest.fixture(autouse=True)
 def lab(monkeypatch):
     module = types.ModuleType("my_lab")
-    for each in (loss, momentum, halved, Squares):
+    for each in (loss, momentum, halved, Squares, whole, no_axis, boxed):
         setattr(module, each.__name__, each)
     monkeypatch.setitem(sys.modules, "my_lab", module)
 
@@ -94,6 +120,42 @@ def test_a_schedule():
         make_schedule("my_lab:halved", **how)
     with pytest.raises(ValueError, match=r"^name = 'cosin'.*cosine"):
         make_schedule("cosin", **how)
+
+
+def test_a_table_of_sharding_rules():
+    config = default_config()
+    config.data.source, config.model.name, config.sharding = (
+        "synthetic:64",
+        "ViT-B-32",
+        "my_lab:whole",
+    )
+    assert resolve_config(config).rules == LOGICAL_AXIS_RULES["replicated"]
+    for name, words in (
+        ("no_axis", r"^config\.sharding\.optimizer\[0\] = \('widht', 'fsdp'\): a rule is a pair"),
+        ("boxed", r"^config\.sharding = 'my_lab:boxed' gives a Format"),
+        ("absent", r"^config\.sharding = 'my_lab:absent' cannot be imported"),
+    ):
+        config.sharding = f"my_lab:{name}"
+        with pytest.raises(ValueError, match=words):
+            resolve_config(config)
+
+
+def test_a_format_of_weights(tmp_path, command):
+    ours, box, again = write_checkpoint(tmp_path / "run", CLIP), tmp_path / "box", tmp_path / "new"
+    own = "my_lab:boxed"
+    done = command("convert", f"--from={ours}", f"--to={box}", f"--format={own}")
+    assert done.code == 0, done.err
+    done = command("convert", f"--from={box}", f"--to={again}")
+    assert done.code == 1 and "a directory of none of the formats" in done.err
+    done = command("convert", f"--from={box}", f"--to={again}", f"--from_format={own}")
+    assert done.code == 0, done.err
+    assert_same(leaves_of(again), leaves_of(ours))
+    texts = ["a cat"]
+    np.testing.assert_array_equal(
+        clipjax.load(box, format=own).encode_text(texts), clipjax.load(ours).encode_text(texts)
+    )
+    with pytest.raises(ValueError, match=r"^format = 'my_lab:whole' gives a ShardingRules"):
+        clipjax.load(box, format="my_lab:whole")
 
 
 def test_a_source():
