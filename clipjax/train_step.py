@@ -17,7 +17,7 @@ from clipjax.losses.objectives import (
     join_variables,
     split_variables,
 )
-from clipjax.models.clip import CLIPOutput
+from clipjax.models.clip import CLIPOutput, CLIPOutputWithTokens, as_output
 from clipjax.models.images import normalise_images
 from clipjax.train_state import OBJECTIVE_STREAM, TrainState, with_tokens
 from clipjax.trees import map_with_names
@@ -25,6 +25,7 @@ from clipjax.trees import map_with_names
 # apply_fn(variables, images, tokens, *, train, example_ids, rngs[, mutable]) -> CLIPOutput
 ApplyFn = Callable[..., Any]
 LossFn = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+Output = CLIPOutput | CLIPOutputWithTokens
 StepFn = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
 
 
@@ -145,7 +146,7 @@ def make_train_step(
                 lambda name, p: jax.lax.stop_gradient(p) if frozen(name) else p, params
             )
 
-        def apply(params: Any, images: Any, micro: Any) -> tuple[CLIPOutput, Any]:
+        def apply(params: Any, images: Any, micro: Any) -> tuple[Output, Any]:
             """The output and the model's state after it."""
             result = apply_fn(
                 {"params": params, **kept},
@@ -157,7 +158,7 @@ def make_train_step(
                 **options,
             )
             output, model_state = result if kept else (result, {})
-            return CLIPOutput(*output), model_state
+            return as_output(output), model_state
 
         def encode(params: Any, micro: Any) -> tuple[jax.Array, jax.Array]:
             output, _ = apply(trained(params), model_images(micro, key), micro)
@@ -173,7 +174,7 @@ def make_train_step(
             images = model_images(examples, key)
             output, model_state = apply(of_model["params"], images, examples)
             for need in objective.needs:
-                if getattr(output, need) is None:
+                if getattr(output, need, None) is None:
                     raise ValueError(
                         f"{type(objective).__name__} needs {need!r}, and apply_fn, which was asked "
                         f"for it by with_tokens={objective.needs!r}, gave none"

@@ -138,11 +138,11 @@ def single(single_program):
     return run(single_program, STEPS)
 
 
-# Of fsdp and tensor, which cut the parameters, the others' cuts are parts.
+# fsdp cuts the parameters and the optimizer's state; what each table moves, test_collectives says.
 @pytest.mark.parametrize(
     "name",
     [
-        name if name in ("fsdp", "tensor") else pytest.param(name, marks=pytest.mark.slow)
+        name if name == "fsdp" else pytest.param(name, marks=pytest.mark.slow)
         for name in LAYOUTS
         if name != "one device"
     ],
@@ -244,6 +244,7 @@ def test_a_step_recomputes_what_its_remat_policy_says(one_micro_batch):
     assert memory == sorted(memory, reverse=True)
 
 
+@pytest.mark.slow
 def test_gradients_of_micro_batches_equal_those_of_the_batch():
     from clipjax.grad_cache import value_and_grad
 
@@ -321,6 +322,7 @@ def test_colour_jitter_of_no_strength_is_none(plain_program):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_devices", "changes"),
     [(1, {"micro_batch_size": 2}), (8, {"mesh.data": 8})],

@@ -25,6 +25,22 @@ class CLIPOutput(NamedTuple):
         text_embeds: [batch, embed] float32, of length 1.
         logit_scale: [] float32, the parameter: the logarithm of the scale.
         logit_bias: [] float32, or None.
+    """
+
+    image_embeds: jax.Array
+    text_embeds: jax.Array
+    logit_scale: jax.Array
+    logit_bias: jax.Array | None
+
+
+class CLIPOutputWithTokens(NamedTuple):
+    """What an objective takes that asks for tokens.
+
+    Attributes:
+        image_embeds: as of CLIPOutput, and so the next three.
+        text_embeds: likewise.
+        logit_scale: likewise.
+        logit_bias: likewise.
         image_tokens: [batch, positions, width], before pooling; None unless asked for.
         text_tokens: [batch, length, width], before pooling; None unless asked for.
     """
@@ -35,6 +51,11 @@ class CLIPOutput(NamedTuple):
     logit_bias: jax.Array | None
     image_tokens: jax.Array | None = None
     text_tokens: jax.Array | None = None
+
+
+def as_output(output: Sequence[Any]) -> CLIPOutput | CLIPOutputWithTokens:
+    """Names the fields of what an `apply_fn` gives as a tuple: of four, or up to six."""
+    return CLIPOutput(*output) if len(output) == 4 else CLIPOutputWithTokens(*output)
 
 
 class CLIP(nn.Module):
@@ -81,7 +102,7 @@ class CLIP(nn.Module):
         train: bool = False,
         example_ids: jax.Array | None = None,
         with_tokens: Sequence[str] = (),
-    ) -> CLIPOutput:
+    ) -> CLIPOutput | CLIPOutputWithTokens:
         """Encodes a batch of pairs.
 
         Args:
@@ -94,11 +115,16 @@ class CLIP(nn.Module):
         image = self.image_encoder(images, train=train, example_ids=example_ids)
         image_embeds = self._embed("image", self.image_projection, image.pooled)
         text = self.text_encoder(tokens, train=train, example_ids=example_ids)
-        return CLIPOutput(
+        output = CLIPOutput(
             image_embeds,
             self._embed("text", self.text_projection, text.pooled),
             self.logit_scale,
             self.logit_bias if self.logit_bias_init is not None else None,
+        )
+        if not with_tokens:
+            return output
+        return CLIPOutputWithTokens(
+            *output,
             image.tokens if "image_tokens" in with_tokens else None,
             text.tokens if "text_tokens" in with_tokens else None,
         )

@@ -28,6 +28,7 @@ def pictures():
     return [random.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
 
 
+@pytest.mark.slow
 def test_images_of_any_aspect_on_two_devices(variables):
     mesh = make_mesh({"data": 2, "fsdp": 1, "tensor": 1}, jax.devices()[:2])
     encoder = Model(SPEC, variables, tokenizer=list, mesh=mesh, batch_size=4)

@@ -55,6 +55,7 @@ def test_two_processes_fine_tune_as_one(clipjax, two, reference, losses_of, tmp_
     np.testing.assert_allclose([both[s] for s in one], list(one.values()), rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_stopped_process_stops_both_at_one_step(clipjax, losses_of, tmp_path):
     """SIGTERM comes to one process; both save the same step and exit with the code for it."""
     script = (

@@ -189,7 +189,11 @@ def save_training(directory, spec, *, ema=True):
     return leaves
 
 
-@pytest.mark.parametrize(("spec", "ema"), [(CLIP, True), (RESNET, False)], ids=["vit", "resnet"])
+@pytest.mark.parametrize(
+    ("spec", "ema"),
+    [(CLIP, True), pytest.param(RESNET, False, marks=pytest.mark.slow)],
+    ids=["vit", "resnet"],
+)
 def test_a_training_converts_as_it_is_evaluated(tmp_path, spec, ema):
     leaves = save_training(tmp_path / "run", spec, ema=ema)
     for target in ("open_clip", "clipjax"):

@@ -99,6 +99,7 @@ def check(folder, spec, formats):
         source = target
 
 
+@pytest.mark.slow
 def test_one_tensor_at_a_time(tmp_path):
     """150 MB in tensors of 25 MB at most."""
     text = {"width": 128, "mlp_dim": 512, "num_heads": 2, "depth": 2}

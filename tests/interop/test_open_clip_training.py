@@ -21,6 +21,7 @@ def tensors(golden):
     return {name: case.weight(name, tuple(shape)) for name, shape in shapes.items()}
 
 
+@pytest.mark.slow
 def test_losses_of_training(golden):
     losses, logit_scales = case.losses(tensors(golden))
     assert np.abs(losses - golden["losses"]).max() <= TOLERANCE

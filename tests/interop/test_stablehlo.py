@@ -87,6 +87,7 @@ def exported(tmp_path_factory):
     return spec, variables, folder / "tiny"
 
 
+@pytest.mark.slow
 def test_the_readme_runs_without_this_package(exported, tmp_path):
     spec, variables, folder = exported
     random = np.random.default_rng(0)

@@ -115,6 +115,7 @@ def test_layouts_and_rematerialisation_change_no_value(params, plain, options):
     assert_close(run(params, **options), plain, 2e-5)
 
 
+@pytest.mark.slow
 def test_remat_draws_the_same_noise(params, plain):
     wanted = run(params, train=True, dropout=0.5)
     assert np.abs(wanted[0] - plain[0]).max() > 0.1

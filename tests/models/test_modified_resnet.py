@@ -54,6 +54,7 @@ def test_evaluation_uses_the_running_statistics(problem):
     assert np.abs(out.image_embeds - golden["train_image_embeds"]).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_training_step(problem):
     golden, want, spec, variables, images, tokens = problem
     model = build_model(spec)
@@ -78,6 +79,7 @@ def test_training_step(problem):
     jax.tree.map(lambda f, w: np.testing.assert_allclose(f, w, atol=1e-5), statistics, after)
 
 
+@pytest.mark.slow
 def test_a_fresh_bottleneck_is_its_shortcut():
     fields = {"image_size": 32, "layers": (1, 1, 1, 1), "width": 8, "num_heads": 4}
     model = ModifiedResNet(**fields, output_dim=8)
