@@ -12,7 +12,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
+
+from clipjax.partitioning.boxes import hint_axes
 
 # encode(params, batch) -> (image_embeds [b, D], text_embeds [b, D])
 EncodeFn = Callable[[Any, Any], tuple[jax.Array, jax.Array]]
@@ -28,7 +29,7 @@ def split(batch: Any, num_micro: int) -> Any:
 
     def cut(x: jax.Array) -> jax.Array:
         x = jnp.swapaxes(x.reshape(x.shape[0] // num_micro, num_micro, *x.shape[1:]), 0, 1)
-        return nn.with_logical_constraint(x, (None, "batch", *[None] * (x.ndim - 2)))
+        return hint_axes(x, (None, "batch", *[None] * (x.ndim - 2)))
 
     return jax.tree.map(cut, batch)
 
@@ -36,7 +37,7 @@ def split(batch: Any, num_micro: int) -> Any:
 def join(x: jax.Array) -> jax.Array:
     """The inverse of `split` for one array."""
     x = jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
-    return nn.with_logical_constraint(x, ("batch", *[None] * (x.ndim - 1)))
+    return hint_axes(x, ("batch", *[None] * (x.ndim - 1)))
 
 
 def value_and_grad(

@@ -7,12 +7,19 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from flax.core import meta
 
-from clipjax.losses.objectives import init_objective, join_variables
+from clipjax.losses.objectives import (
+    init_objective,
+    join_variables,
+    load_collections,
+    split_variables,
+)
+from clipjax.models.clip import CLIPOutput, CLIPOutputWithTokens, as_output
+from clipjax.partitioning.boxes import unbox
 
 # Draws by example take the others: no example has this id.
 OBJECTIVE_STREAM = 2**32 - 1
+Output = CLIPOutput | CLIPOutputWithTokens
 
 
 @flax.struct.dataclass
@@ -71,22 +78,67 @@ def init_with_objective(
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), dict(batch))
     zeros["image"] = zeros["image"].astype(jnp.float32)
     zeros["example_ids"] = jnp.arange(zeros["text"].shape[0])
-    outputs = jax.eval_shape(
-        lambda tree: apply_fn(tree, zeros["image"], zeros["text"], **with_tokens(objective)),
-        meta.unbox(dict(variables)),
+    outputs, _ = jax.eval_shape(
+        lambda tree: apply_model(apply_fn, objective, tree, zeros["image"], zeros, key),
+        unbox(dict(variables)),
     )
     outputs = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), outputs)
     own = init_objective(objective, jax.random.fold_in(key, OBJECTIVE_STREAM), outputs, zeros)
     return join_variables(variables, own)
 
 
-def with_tokens(objective: Any) -> dict[str, Any]:
-    """What `apply_fn` is asked for by an objective, besides the embeddings."""
-    return {"with_tokens": objective.needs} if objective.needs else {}
+def apply_model(
+    apply_fn: Callable[..., Any], objective: Any, variables: Any, images: Any, batch: Any, key: Any
+) -> tuple[Output, Any]:
+    """Calls a model as a training step does.
+
+    Args:
+        apply_fn: of the model, see `make_train_step`.
+        objective: whose `needs` the model is asked for.
+        variables: of the model.
+        images: as they enter the model.
+        batch: {"text": [b, L], "example_ids": [b]}.
+        key: of the dropout.
+
+    Returns:
+        (the output, the model's collections but the parameters, after the call).
+
+    Raises:
+        ValueError: the model does not give what the objective needs.
+    """
+    kept = [name for name in variables if name != "params"]
+    options: dict[str, Any] = {"mutable": kept} if kept else {}
+    if objective.needs:
+        options["with_tokens"] = objective.needs
+    result = apply_fn(
+        variables,
+        images,
+        batch["text"],
+        train=True,
+        example_ids=batch["example_ids"],
+        rngs={"dropout": key},
+        **options,
+    )
+    given, model_state = result if kept else (result, {})
+    output = as_output(given)
+    for need in objective.needs:
+        if getattr(output, need, None) is None:
+            raise ValueError(
+                f"{type(objective).__name__} needs {need!r}, and apply_fn, which was asked "
+                f"for it by with_tokens={objective.needs!r}, gave none"
+            )
+    return output, model_state
 
 
 def create_train_state(
-    variables: Mapping[str, Any], tx: optax.GradientTransformation, *, with_ema: bool = False
+    variables: Mapping[str, Any],
+    tx: optax.GradientTransformation,
+    *,
+    with_ema: bool = False,
+    objective: Any = None,
+    apply_fn: Callable[..., Any] | None = None,
+    batch: Any = None,
+    seed: int = 0,
 ) -> TrainState:
     """Makes the state of step 0. Pure: jit it with `out_shardings` to make it sharded.
 
@@ -98,12 +150,17 @@ def create_train_state(
             for a model with running statistics, their collections.
         tx: the optimizer, of optax.
         with_ema: whether an average of the parameters is kept.
+        objective: what the step minimises, if it is a flax module (docs/losses.md): its variables
+            are drawn, or loaded where it has files, and kept beside the model's.
+        apply_fn: the model, as for `make_train_step`: an objective's sizes follow from its outputs.
+        batch: {"image": f32 `[b, H, W, 3]`, "text": i32 `[b, L]`}, arrays or shapes, likewise.
+        seed: of the objective's variables.
 
     Returns:
         The parameters, the optimizer's state and counts `[]` int32 of steps, done and skipped.
 
     Raises:
-        ValueError: there are no "params".
+        ValueError: there are no "params", or an objective without apply_fn and batch.
 
     Example:
         ```python
@@ -114,12 +171,14 @@ def create_train_state(
         assert state.step == 0 and state.params["kernel"].shape == (4, 2)
         ```
     """
-    model_state = dict(meta.unbox(variables))
-    if "params" not in model_state:
+    if "params" not in variables:
         raise ValueError(
             f"variables holds {', '.join(map(str, variables)) or 'nothing'}: give the parameters "
             "as {'params': ...}"
         )
+    if objective is not None:
+        variables = _beside_objective(variables, objective, apply_fn, batch, seed)
+    model_state = dict(unbox(variables))
     params = model_state.pop("params")
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -131,3 +190,24 @@ def create_train_state(
         skipped=jnp.zeros((), jnp.int32),
         skipped_in_a_row=jnp.zeros((), jnp.int32),
     )
+
+
+def _beside_objective(
+    variables: Mapping[str, Any],
+    objective: Any,
+    apply_fn: Callable[..., Any] | None,
+    batch: Any,
+    seed: int,
+) -> Mapping[str, Any]:
+    """The variables of a model and of its objective; those that are there already stay."""
+    if not hasattr(objective, "init") or split_variables(variables)[1]:
+        return variables
+    if apply_fn is None or batch is None:
+        raise ValueError(
+            f"{type(objective).__name__} is a flax module, whose variables are drawn for the "
+            "model's outputs: give create_train_state apply_fn=, the model's, and batch=, one of "
+            "the step's"
+        )
+    drawn = init_with_objective(variables, apply_fn, objective, jax.random.key(seed), batch)
+    model, own = split_variables(unbox(drawn))
+    return join_variables(model, {**own, **load_collections(objective, own)})

@@ -14,18 +14,18 @@ from clipjax.losses.objectives import (
     PairObjective,
     apply_objective,
     as_objective,
+    check_no_variables,
     join_variables,
     split_variables,
 )
-from clipjax.models.clip import CLIPOutput, CLIPOutputWithTokens, as_output
+from clipjax.models.clip import CLIPOutput
 from clipjax.models.images import normalise_images
-from clipjax.train_state import OBJECTIVE_STREAM, TrainState, with_tokens
+from clipjax.train_state import OBJECTIVE_STREAM, Output, TrainState, apply_model
 from clipjax.trees import map_with_names
 
 # apply_fn(variables, images, tokens, *, train, example_ids, rngs[, mutable]) -> CLIPOutput
 ApplyFn = Callable[..., Any]
 LossFn = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
-Output = CLIPOutput | CLIPOutputWithTokens
 StepFn = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
 
 
@@ -55,7 +55,10 @@ def make_train_step(
             or a tuple of the same: unit embeddings `[b, embed]` of the images and of the texts, the
             LOG of the scale, and the bias or None. `variables` is {"params": ...} and the state's
             other collections; if there are any, it also takes `mutable` and gives (output, changed
-            collections). `rngs` is {"dropout": key}, `example_ids` `[b]` int32 key the draws.
+            collections). `rngs` is {"dropout": key}, `example_ids` `[b]` int32 key the draws. An
+            objective that needs tokens has it called with `with_tokens=` its `needs`, too: image
+            tokens `[b, positions, width]` and text tokens `[b, L, width]` then follow the bias,
+            None for those that are not needed.
         loss_fn: of `make_loss`: (image_embeds, text_embeds, logit_scale, logit_bias) ->
             (loss, metrics). Or an objective: an object with `needs`, a tuple of `image_tokens` and
             `text_tokens` or (), that is called with (outputs, batch, rng); see docs/losses.md.
@@ -138,8 +141,6 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         examples = {**batch, "example_ids": jnp.arange(batch["text"].shape[0])}
         kept, kept_by_objective = split_variables(state.model_state)
-        options = {"mutable": list(kept)} if kept else {}
-        options |= with_tokens(objective)
 
         def trained(params: Any) -> Any:
             return map_with_names(
@@ -148,17 +149,7 @@ def make_train_step(
 
         def apply(params: Any, images: Any, micro: Any) -> tuple[Output, Any]:
             """The output and the model's state after it."""
-            result = apply_fn(
-                {"params": params, **kept},
-                images,
-                micro["text"],
-                train=True,
-                example_ids=micro["example_ids"],
-                rngs={"dropout": key},
-                **options,
-            )
-            output, model_state = result if kept else (result, {})
-            return as_output(output), model_state
+            return apply_model(apply_fn, objective, {"params": params, **kept}, images, micro, key)
 
         def encode(params: Any, micro: Any) -> tuple[jax.Array, jax.Array]:
             output, _ = apply(trained(params), model_images(micro, key), micro)
@@ -173,19 +164,11 @@ def make_train_step(
             of_model, own = split_variables({"params": trained(params)})
             images = model_images(examples, key)
             output, model_state = apply(of_model["params"], images, examples)
-            for need in objective.needs:
-                if getattr(output, need, None) is None:
-                    raise ValueError(
-                        f"{type(objective).__name__} needs {need!r}, and apply_fn, which was asked "
-                        f"for it by with_tokens={objective.needs!r}, gave none"
-                    )
-            (loss, metrics), own_state = apply_objective(
-                objective,
-                {**own, **kept_by_objective},
-                output,
-                {**examples, "image": images},
-                jax.random.fold_in(key, OBJECTIVE_STREAM),
-            )
+            own, seen = {**own, **kept_by_objective}, {**examples, "image": images}
+            rng = jax.random.fold_in(key, OBJECTIVE_STREAM)
+            if not own:
+                check_no_variables(objective, rng, output, seen)
+            (loss, metrics), own_state = apply_objective(objective, own, output, seen, rng)
             return loss, (metrics, join_variables(model_state, own_state))
 
         if num_micro_batches == 1:

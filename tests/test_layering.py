@@ -83,8 +83,8 @@ def parsed(source: str) -> list[ast.AST]:
     return list(ast.walk(ast.parse(source)))
 
 
-def imported_modules(source: str) -> set[str]:
-    """Names after `clipjax.` of all that a file imports, inside functions too."""
+def imported_names(source: str) -> set[str]:
+    """All that a file imports, inside functions too."""
     names = set()
     for node in parsed(source):
         if isinstance(node, ast.Import):
@@ -93,6 +93,12 @@ def imported_modules(source: str) -> set[str]:
             assert node.level == 0, "imports are absolute"
             # A name that is imported from a package may be a module of it.
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def imported_modules(source: str) -> set[str]:
+    """Of these, the names after `clipjax.`."""
+    names = imported_names(source)
     return {name.removeprefix("clipjax.") for name in names if name.startswith("clipjax.")}
 
 
@@ -164,6 +170,24 @@ def test_a_violation_is_seen():
     upward = "def f():\n    from clipjax.data.sources import make_source"
     assert violations("tar", upward, DATA_LAYERS, "data.") != []
     assert violations("packing", upward, DATA_LAYERS, "data.") == []
+
+
+def imports_linen(source: str) -> bool:
+    return any(f"{name}.".startswith("flax.linen.") for name in imported_names(source))
+
+
+def test_flax_modules_are_made_in_layers_and_models_alone():
+    """And what all others need of their boxes and axes is in one file."""
+    found = {path for path, source in SOURCES.items() if imports_linen(source)}
+    others = {path for path in found if path.parts[0] not in ("layers", "models")}
+    assert others == {Path("partitioning", "boxes.py")}
+    for line in (
+        "from flax import linen as nn",
+        "import flax.linen",
+        "from flax.linen import x",
+    ):
+        assert imports_linen(f"def f():\n    {line}")
+    assert not imports_linen("import flax.struct\nfrom flax.core import meta")
 
 
 def test_no_modules_import_one_another():

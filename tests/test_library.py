@@ -10,31 +10,36 @@ import sys
 import textwrap
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from library_folder import standing_in, write_folder
 
 import clipjax
+from clipjax.data.loading.loader import Loader
+from clipjax.inference.head import ZeroShotHead, ZeroShotScores
 
 PAGE = Path(__file__).parent.parent / "docs" / "library.md"
 OBJECTS = [name for name in clipjax.__all__ if name != "__version__"]
 # Of Model, what an example shows.
 METHODS = [
     name
-    for name, value in inspect.getmembers(clipjax.Model, inspect.isfunction)
-    if not name.startswith("_")
+    for name in dir(clipjax.Model)
+    if not name.startswith("_") and inspect.isroutine(getattr(clipjax.Model, name))
 ]
-WITHOUT_EXAMPLE = {"classify", "prompts"}  # zero_shot's in one call; what it takes
-NO_ARRAYS = {"classify", "list_models", "prompts"}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Compiling is most of these tests' time, and what it optimises runs once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+# What others return or take: no names of the face, so without examples.
+RETURNED = [
+    ZeroShotHead,
+    ZeroShotHead.__call__,
+    ZeroShotScores,
+    ZeroShotScores.top,
+    Loader.batch,
+    Loader.iterate,
+]
+# In one call what zero_shot does; what that takes; what load does.
+WITHOUT_EXAMPLE = {"classify", "from_checkpoint", "prompts"}
+NO_ARRAYS = {"classify", "from_checkpoint", "list_models", "prompts"}
+SHAPE = re.compile(r"`\[[\w,. ]*\]`")
+DTYPE = re.compile(r"\b(float|float32|f32|int32|i32|uint8|u8)\b")
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +84,7 @@ def lacks(thing, name):
     """What a docstring does not say."""
     doc = inspect.getdoc(thing) or ""
     missing = [] if re.search(r"^Raises:", doc, re.M) or name in NO_ARRAYS else ["Raises"]
-    if name not in NO_ARRAYS and not re.search(r"`\[[\w,. ]+\]`", doc):
+    if name not in NO_ARRAYS and not SHAPE.search(doc):
         missing.append("shapes")
     if name not in WITHOUT_EXAMPLE and not (">>> " in doc or "```python" in doc):
         missing.append("Example")
@@ -99,6 +104,23 @@ def test_docstrings_say_shapes_errors_and_an_example():
         """Does something."""
 
     assert lacks(plain, "plain") == ["Raises", "shapes", "Example", "images"]
+
+
+def without_arrays(things):
+    """Those whose docstrings lack a shape or a dtype."""
+    docs = {name: inspect.getdoc(thing) or "" for name, thing in things.items()}
+    return [name for name, doc in docs.items() if not (SHAPE.search(doc) and DTYPE.search(doc))]
+
+
+def test_properties_and_what_is_returned_say_shapes_and_dtypes():
+    found = {k: v for k, v in vars(clipjax.Model).items() if isinstance(v, property)}
+    assert set(found) == {"apply", "logit_bias", "logit_scale"}
+    assert without_arrays(found | {thing.__qualname__: thing for thing in RETURNED}) == []
+    found = property(lambda self: 0, doc="The scale, `[]`.")
+    assert without_arrays({"shape only": found, "none": property(lambda self: 0)}) == [
+        "shape only",
+        "none",
+    ]
 
 
 def test_the_examples_of_the_docstrings_run(folder, model):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 from ml_collections import ConfigDict
 
 from clipjax import partitioning
@@ -560,3 +561,83 @@ def test_an_objective_in_place_of_the_loss():
     objective.needs = ("text_tokens",)
     with pytest.raises(ValueError, match=r"Even needs 'text_tokens', and apply_fn.*gave none"):
         jax.eval_shape(make_train_step(linear_apply, objective, tx), state, batch)
+
+
+def tokens_apply(variables, images, tokens, *, with_tokens=(), **_):
+    """`linear_apply` as a model that has tokens to give."""
+    output = linear_apply(variables, images, tokens)
+    if "text_tokens" not in with_tokens:
+        return output
+    return *output, None, variables["params"]["text"][tokens]
+
+
+TEACHER = np.arange(12, dtype=np.float32).reshape(4, 3) / 10
+
+
+class Student(nn.Module):
+    """A flax module as an objective: parameters, a frozen teacher of a file, a count."""
+
+    needs = ("text_tokens",)
+
+    @nn.compact
+    def __call__(self, outputs, batch, rng):
+        calls = self.variable("counts", "calls", lambda: jnp.zeros((), jnp.int32))
+        teacher = self.variable("teacher", "kernel", jnp.zeros, TEACHER.shape)
+        calls.value += 0 if self.is_initializing() else 1
+        student = nn.Dense(3, name="student")(outputs.text_tokens.mean(axis=1))
+        distance = jnp.mean((student - outputs.text_embeds @ teacher.value) ** 2)
+        return make_loss("clip")(*outputs[:3])[0] + distance, {"distance": distance}
+
+    def load_collections(self):
+        return {"teacher": {"kernel": TEACHER}}
+
+
+def test_a_module_as_objective_is_a_loop_of_plain_jax():
+    variables, batch = linear_problem()
+    tx, objective = optax.adamw(1e-2), Student()
+    with_it = {"objective": objective, "apply_fn": tokens_apply, "batch": batch}
+    state = create_train_state(variables, tx, **with_it)
+    step = jax.jit(make_train_step(tokens_apply, objective, tx))
+
+    @jax.jit
+    def update(params, opt_state):
+        def loss_of(params):
+            image, text, scale, _ = linear_apply({"params": params}, batch["image"], batch["text"])
+            dense = params["objective"]["student"]
+            student = params["text"][batch["text"]].mean(axis=1) @ dense["kernel"] + dense["bias"]
+            distance = jnp.mean((student - text @ TEACHER) ** 2)
+            return make_loss("clip")(image, text, scale)[0] + distance
+
+        loss, grads = jax.value_and_grad(loss_of)(params)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, loss
+
+    start = params = state.params
+    opt_state = tx.init(params)
+    for _ in range(3):
+        state, metrics = step(state, batch)
+        params, opt_state, loss = update(params, opt_state)
+        np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.params, params)
+    assert state.model_state["counts"]["objective"]["calls"] == 3
+    np.testing.assert_array_equal(state.model_state["teacher"]["objective"]["kernel"], TEACHER)
+    kernels = [tree["objective"]["student"]["kernel"] for tree in (start, params)]
+    assert kernels[0].shape == (4, 3) and not np.allclose(*kernels, atol=1e-6)
+    # Traced, and from shapes, it is of the same shapes; variables that are there already stay.
+    shapes = with_it | {"batch": jax.eval_shape(lambda: batch)}
+    traced = jax.eval_shape(lambda v: create_train_state(v, tx, **shapes), variables)
+    assert jax.tree.map(jnp.shape, traced) == jax.tree.map(jnp.shape, state)
+    again = create_train_state({"params": start}, tx, objective=objective)
+    assert again.params["objective"]["student"]["kernel"] is kernels[0]
+
+
+def test_an_objective_without_its_variables_is_told_how_to_get_them():
+    variables, batch = linear_problem()
+    tx, objective = optax.sgd(0.1), Student()
+    with pytest.raises(ValueError, match=r"Student is a flax module.* apply_fn=.*and batch="):
+        create_train_state(variables, tx, objective=objective)
+    with pytest.raises(ValueError, match=r"Student needs 'text_tokens', and apply_fn.*gave none"):
+        create_train_state(variables, tx, objective=objective, apply_fn=linear_apply, batch=batch)
+    state = create_train_state(variables, tx, objective=Even())  # which has none
+    with pytest.raises(ValueError, match=r"Student has variables \(.*create_train_state\(variab"):
+        jax.eval_shape(make_train_step(tokens_apply, objective, tx), state, batch)

@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import jax
-from flax import linen as nn
 from jax.sharding import Mesh
 
 from clipjax import partitioning
@@ -18,6 +17,7 @@ from clipjax.experiment.stages import Stage, check_same_parameters
 from clipjax.losses.objectives import join_variables, load_collections, split_variables
 from clipjax.models.clip import CLIP
 from clipjax.optim import make_optimizer, make_schedule, matcher, optimizer_report
+from clipjax.partitioning.boxes import boxed_axes, unbox, under_rules
 from clipjax.ranges import named
 from clipjax.train_state import TrainState, create_train_state
 from clipjax.train_step import StepFn, check_stateless, make_train_step
@@ -79,7 +79,7 @@ class Program:
         """The mesh and the rules that the program is traced under."""
         with ExitStack() as stack:
             stack.enter_context(jax.set_mesh(self.mesh))
-            stack.enter_context(nn.logical_axis_rules(self.rules.params))
+            stack.enter_context(under_rules(self.rules.params))
             yield
 
 
@@ -97,7 +97,7 @@ def build_program(resolved: Resolved, devices: Sequence[jax.Device] | None = Non
     check_same_parameters(resolved.stages)
     key = jax.eval_shape(lambda: jax.random.key(0))  # a shape: no device is touched up to the mesh
     boxed = own.abstract_variables
-    params = nn.unbox(boxed["params"])
+    params = unbox(boxed["params"])
     with named("config.schedule"):
         schedule = make_schedule(
             learning_rate=settings.optimizer.learning_rate,
@@ -115,7 +115,7 @@ def build_program(resolved: Resolved, devices: Sequence[jax.Device] | None = Non
         return create_train_state(own.init_variables(key), tx, with_ema=with_ema)
 
     abstract = jax.eval_shape(create, key)
-    axes = partitioning.state_axes(abstract, nn.get_partition_spec(boxed), tx)
+    axes = partitioning.state_axes(abstract, boxed_axes(boxed), tx)
     with named("config"):
         mesh = partitioning.make_mesh(dataclasses.asdict(settings.mesh), devices)
         shardings = partitioning.state_shardings(abstract, axes, mesh, resolved.rules)

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 from clipjax.building import ANY_MODULE
 from clipjax.config import merge
@@ -21,6 +20,7 @@ from clipjax.data.transforms import Transform, make_transforms
 from clipjax.losses.objectives import OBJECTIVE
 from clipjax.models import build_model
 from clipjax.models.clip import CLIP
+from clipjax.partitioning.boxes import unbox
 from clipjax.ranges import IMAGE_SIZE, RATE, Group, Rule, check_known, named, whole
 from clipjax.train_state import init_variables, init_with_objective
 from clipjax.trees import flatten_with_names
@@ -46,7 +46,8 @@ class Stage:
         batch_size: examples a step, over all devices.
         spec: the model spec with the stage's sizes.
         model: the module of the spec, over the parameters of the last stage's.
-        objective: what its steps minimise; of its variables, the same in all stages.
+        objective: as built before there is a mesh: it draws the objective's variables and loads
+            its collections, the same in all stages; the steps call `build_program`'s own.
         path: where it stands in the config, for messages.
         transforms: of its examples.
         step: jitted (state, batch) -> (state, metrics); the state is donated. Stages of one spec
@@ -112,7 +113,7 @@ def make_stages(
         settings: their stages are dicts with `until_step` and some of image_size, context_length
             and patch_dropout; what is left out is as the model has it.
         spec: the model's.
-        objective: what is minimised.
+        objective: see `Stage`.
         plugins: modules that the towers' names may import.
 
     Raises:
@@ -213,7 +214,7 @@ def check_same_parameters(stages: Sequence[Stage]) -> None:
 
 
 def _parameter_shapes(stage: Stage) -> dict[str, tuple[int, ...]]:
-    params = nn.unbox(stage.abstract_variables["params"])
+    params = unbox(stage.abstract_variables["params"])
     return {name: x.shape for name, x in flatten_with_names(params)}
 
 

@@ -33,7 +33,8 @@ class ZeroShotScores:
             k: names for each image; all of them by default, and where there are fewer.
 
         Returns:
-            For each image (name, probability), the most probable first; ties in the names' order.
+            For each row of `probabilities`, float32 `[n, C]`: (name, probability), the most
+            probable first; ties in the names' order.
 
         Raises:
             ValueError: a k below 1.
@@ -72,6 +73,9 @@ class ZeroShotHead:
 
         Args:
             images: n, as `Model.encode_image` takes them.
+
+        Returns:
+            logits and probabilities, float32 `[n, C]`, by class.
 
         Raises:
             ValueError: an image that cannot be used.

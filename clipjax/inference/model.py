@@ -133,7 +133,9 @@ class Model:
         tokenizer: str | os.PathLike[str] | None = None,
         **options: Any,
     ) -> "Model":
-        """Builds the model that a checkpoint of clipjax describes; `clipjax.load` reads others too.
+        """Builds the model that a checkpoint of clipjax describes.
+
+        `clipjax.load` takes these paths and those of others, and has an example.
 
         Args:
             path: a workdir, its `checkpoints` folder, or one step's folder.

@@ -10,10 +10,13 @@ or a flax module of that call. The module's variables live beside the model's, u
 collection (a frozen teacher, running statistics) is kept in the train state and not optimised.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from clipjax.array_types import Array
@@ -87,7 +90,7 @@ def check_objective(
 def make_objective(
     spec: Mapping[str, Any], *, path: str, plugins: Sequence[str] = (), **runtime: Any
 ) -> Any:
-    """Builds an objective of its spec.
+    """Builds an objective of a spec that `check_objective` has passed.
 
     Args:
         spec: of `check_objective`, and so `path` and `plugins`.
@@ -96,7 +99,6 @@ def make_objective(
         **runtime: `pair_loss`, of `make_loss`; `vocab_size`, of the texts; `dtype`, of the
             computation. A constructor gets those that it names.
     """
-    check_objective(spec, path=path, plugins=plugins)
     return build(spec, OBJECTIVES, path=path, plugins=plugins, **runtime)
 
 
@@ -108,6 +110,29 @@ def as_objective(loss: Any) -> Any:
 def init_objective(objective: Any, key: Array, outputs: Any, batch: Any) -> dict[str, Any]:
     """Draws the variables of an objective that is a flax module, with flax's boxes."""
     return dict(objective.init({"params": key, "dropout": key}, outputs, batch, key))
+
+
+def check_no_variables(objective: Any, key: Array, outputs: Any, batch: Any) -> None:
+    """Checks that an objective has no variables, where a train state holds none of it.
+
+    Args:
+        objective: a flax module, or an object without variables.
+        key: typed PRNG key.
+        outputs: of the model, as a step traces them, and so the batch.
+        batch: likewise.
+
+    Raises:
+        ValueError: it has some.
+    """
+    if not hasattr(objective, "init"):
+        return
+    drawn = jax.eval_shape(functools.partial(init_objective, objective), key, outputs, batch)
+    if drawn:
+        raise ValueError(
+            f"{type(objective).__name__} has variables ({', '.join(drawn)}), and the train state "
+            "holds none of them: make it by create_train_state(variables, tx, "
+            "objective=objective, apply_fn=apply_fn, batch=batch)"
+        )
 
 
 def apply_objective(
@@ -192,6 +217,12 @@ def load_collections(objective: Any, abstract: Variables) -> Variables:
                 f"load_collections gives {name} as {shapes[0]}, and the module "
                 f"declares it as {shapes[1]}"
             )
-    return map_with_names(
-        lambda name, leaf: place(np.asarray(found[name], leaf.dtype), leaf.sharding), declared
-    )
+
+    def put(name: str, leaf: Any) -> Any:
+        value = np.asarray(found[name], leaf.dtype)
+        # Where a user's jit traces it, the sharding is the jit's to say.
+        return (
+            jnp.asarray(value) if isinstance(leaf, jax.core.Tracer) else place(value, leaf.sharding)
+        )
+
+    return map_with_names(put, declared)

@@ -30,7 +30,7 @@ def state_axes(abstract_state: Any, axes: Any, tx: optax.GradientTransformation)
     Args:
         abstract_state: shapes of the state: `params`, `opt_state`, `ema_params` and others.
         axes: of the variables, by collection: trees of `PartitionSpec` over logical axes, from
-            `nn.get_partition_spec`.
+            `boxed_axes`.
         tx: the optimizer, which knows what of its state is kept of the parameters.
 
     Returns:

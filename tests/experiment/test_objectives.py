@@ -3,7 +3,6 @@
 import functools
 import importlib.util
 import json
-import re
 import sys
 import types
 from pathlib import Path
@@ -14,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from extending_page import CAPTIONER
 from flax import linen as nn
-from jax.experimental.compilation_cache import compilation_cache
 
 from clipjax.checkpoint import choose_step, load_model_state, load_params
 from clipjax.experiment import build_experiment, build_program, resolve
@@ -33,11 +32,9 @@ KERNEL = np.arange(32 * 4, dtype=np.float32).reshape(32, 4) / 100
 
 def captioner():
     """The objective of docs/extending.md, as it stands there."""
-    page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
-    source = re.search(r"```python\n(# my_lab/objectives\.py\n.*?)```", page, re.S)[1]
     module = types.ModuleType("my_lab.objectives")
     sys.modules["my_lab.objectives"] = module  # dataclasses look their module up
-    exec(source, vars(module))
+    exec(CAPTIONER, vars(module))
     return module.Captioner
 
 
@@ -94,25 +91,6 @@ def lab():
         captioner()
         yield
     del sys.modules["my_lab.objectives"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation(tmp_path_factory):
-    """What one run compiled, the next one loads."""
-    flags = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-        "jax_disable_most_optimizations": True,
-    }
-    before = {name: jax.config.values[name] for name in flags}
-    for name, value in flags.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 def small_config(objective="my_lab.parts:Distiller", **changes):

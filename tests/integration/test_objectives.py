@@ -2,15 +2,13 @@
 
 import json
 import os
-import re
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from extending_page import CAPTIONER
 
 pytestmark = pytest.mark.slow  # seven commands; in one process: tests/experiment/test_objectives.py
-ROOT = Path(__file__).parent.parent.parent
 STEPS = 6
 CONFIG = """
 from configs.smoke import get_config as smoke
@@ -27,25 +25,23 @@ def get_config(arg=None):
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory):
-    """A folder of one's own: the module of the document, and a config that names it."""
-    folder = tmp_path_factory.mktemp("desk")
-    page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
-    source = re.search(r"```python\n(# my_lab/objectives\.py\n.*?)```", page, re.S)[1]
+def plugin_folder(tmp_path_factory):
+    """A user's folder: the module of docs/extending.md, and a config that names it."""
+    folder = tmp_path_factory.mktemp("plugin")
     (folder / "my_lab").mkdir()
-    (folder / "my_lab" / "objectives.py").write_text(source, encoding="utf-8")
+    (folder / "my_lab" / "objectives.py").write_text(CAPTIONER, encoding="utf-8")
     (folder / "config.py").write_text(CONFIG)
     return folder
 
 
 @pytest.fixture(scope="module")
-def two(clipjax, desk):
+def two(clipjax, plugin_folder):
     """Trains in two processes."""
     environment = {"CLIPJAX_COMMAND": f"{sys.executable} -m clipjax", "PATH": os.environ["PATH"]}
 
     def train(workdir, **more):
         env = {**environment, **more.pop("env", {})}
-        flags = ("--config", desk / "config.py", "--workdir", workdir)
+        flags = ("--config", plugin_folder / "config.py", "--workdir", workdir)
         return clipjax("2", *flags, command=["bash", "launch/local.sh"], env=env, **more)
 
     return train
@@ -59,8 +55,8 @@ def whole(two, tmp_path_factory):
     return workdir
 
 
-def test_two_processes_get_the_losses_of_one(clipjax, desk, whole, losses_of, tmp_path):
-    clipjax("train", "--config", desk / "config.py", "--workdir", tmp_path)
+def test_two_processes_get_the_losses_of_one(clipjax, plugin_folder, whole, losses_of, tmp_path):
+    clipjax("train", "--config", plugin_folder / "config.py", "--workdir", tmp_path)
     one, both = losses_of(tmp_path), losses_of(whole)
     np.testing.assert_allclose([both[s] for s in one], list(one.values()), rtol=2e-5)
     rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]

@@ -22,7 +22,7 @@ MESHES = {
     "auto batch, explicit rest": ((AUTO, EXPLICIT), {"dp": 4, "tp": 2}, ("dp",)),
     "mixed batch": ((EXPLICIT, AUTO), {"a": 2, "b": 4}, ("a", "b")),
 }
-QUICK = [("explicit", "dense"), ("explicit", "ring"), ("mixed batch", "grid")]
+QUICK = [("auto", "grid"), ("explicit", "ring"), ("mixed batch", "grid")]
 QUICK_SLICES = [("auto", "ring"), ("explicit batch, auto rest", "dense")]
 
 
@@ -32,14 +32,6 @@ def marked(quick):
         pytest.param(*case, marks=() if case in quick else pytest.mark.slow)
         for case in itertools.product(MESHES, LAYOUTS)
     ]
-
-
-@pytest.fixture(autouse=True)
-def quick_compilation():
-    """What is compiled runs once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def make_mesh(name):

@@ -157,7 +157,18 @@ class Loader:
         return self._collect(self._submit(step))
 
     def iterate(self, start_step: int = 0) -> Iterator[tuple[int, Batch]]:
-        """Gives `(step, batch)` from a step on, without end, making `prefetch` batches ahead."""
+        """Gives `(step, batch)` from a step on, without end, making `prefetch` batches ahead.
+
+        Args:
+            start_step: the first step.
+
+        Returns:
+            Steps with their `image` u8 `[local_batch, size, size, 3]` and `text` i32
+            `[local_batch, length]`.
+
+        Raises:
+            TooManyBadExamples, TimeoutError, WorkerError: as `batch`.
+        """
         ahead = self._prefetch if self._workers.ahead else 0
         batches = begun_ahead(self._submit, itertools.count(start_step), ahead=ahead)
         with contextlib.closing(batches):
