@@ -34,9 +34,11 @@ def check_plugins(plugins: Sequence[str], *, path: str = "--plugin") -> tuple[st
     Raises:
         ValueError: one is no name of a module, or one of Python's own library.
     """
-    if isinstance(plugins, str) or not all(isinstance(name, str) for name in plugins):
+    is_list = isinstance(plugins, Iterable) and not isinstance(plugins, str)
+    names = tuple(plugins) if is_list else ()
+    if not is_list or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{path} = {plugins!r}: expected names of modules, ('my_lab.towers',)")
-    for name in plugins:
+    for name in names:
         if not all(part.isidentifier() for part in name.split(".")):
             raise ValueError(
                 f"{path}: {name!r} is no name of a module; write it as `import` does, my_lab.towers"
@@ -46,7 +48,7 @@ def check_plugins(plugins: Sequence[str], *, path: str = "--plugin") -> tuple[st
                 f"{path}: {name!r} belongs to Python itself and holds no part of a model; name a "
                 "module of your own"
             )
-    return tuple(plugins)
+    return names
 
 
 def build(

@@ -1,6 +1,7 @@
 """Which prompts an evaluation takes: those asked for, the dataset's, the run's, or `simple`."""
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from clipjax.files import sha256
 
 __all__ = [
     "DEFAULT",
+    "Given",
     "Prompts",
     "choose_prompts",
     "prompts_of_run",
@@ -20,7 +22,7 @@ __all__ = [
     "warn_of_articles",
 ]
 
-Given = str | Sequence[str] | Mapping[str, Any]
+Given = str | os.PathLike[str] | Sequence[str] | Mapping[str, Any]
 
 # Of a model that no run of ours trained, on a dataset without templates of its own.
 DEFAULT = "simple"
@@ -63,7 +65,7 @@ def choose_prompts(given: Given | None, source: Any = None, run: Prompts | None 
         ValueError: as `load_templates`.
     """
     if given is not None:
-        name = f"{given!r}" if isinstance(given, str) else "a list"
+        name = repr(os.fspath(given)) if isinstance(given, str | os.PathLike) else "a list"
         return Prompts(load_templates(given), f"given: {name}")
     own = getattr(source, "templates", None)
     if own is not None:

@@ -1,5 +1,6 @@
 """Prompt templates: the sentences that turn a class name into texts to encode."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,9 @@ TEMPLATES: dict[str, tuple[str, ...] | str] = {
 }
 
 
-def load_templates(given: str | Sequence[str] | Mapping[str, Any]) -> Templates:
+def load_templates(
+    given: str | os.PathLike[str] | Sequence[str] | Mapping[str, Any],
+) -> Templates:
     """Loads prompt templates by name or from a file.
 
     Args:
@@ -40,11 +43,13 @@ def load_templates(given: str | Sequence[str] | Mapping[str, Any]) -> Templates:
 
     Reference: arXiv:2103.00020, section 3.1.4; arXiv:2209.03320 for class-specific prompts.
     """
-    if isinstance(given, str):
-        where = given
+    if isinstance(given, str | os.PathLike):
+        given = where = os.fspath(given)
         found = None if given in TEMPLATES else load_json(given, "templates")
         if not isinstance(found, Mapping):
-            return _common(load_strings(given, TEMPLATES, "templates"))
+            is_template = "{" in given
+            hint = f"; a template itself goes into a list, [{given!r}]" if is_template else ""
+            return _common(load_strings(given, TEMPLATES, "templates", hint=hint))
         given = found
     else:
         where = "templates"

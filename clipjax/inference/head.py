@@ -11,7 +11,7 @@ from clipjax.encoding.prompts import Prompts
 __all__ = ["ZeroShotHead", "ZeroShotScores"]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # arrays have no one answer to ==
 class ZeroShotScores:
     """What a head says of n images.
 
@@ -37,10 +37,10 @@ class ZeroShotScores:
             probable first; ties in the names' order.
 
         Raises:
-            ValueError: a k below 1.
+            ValueError: a k that is no whole number, or below 1.
         """
-        if k is not None and k < 1:
-            raise ValueError(f"k is {k}: ask for one name or more")
+        if k is not None and (not isinstance(k, int | np.integer) or k < 1):
+            raise ValueError(f"k is {k!r}: ask for a whole number of names, one or more")
         order = np.argsort(-self.logits, axis=1, kind="stable")[:, :k]
         return [
             [(self.class_names[c], float(row[c])) for c in ranks]
@@ -48,7 +48,7 @@ class ZeroShotScores:
         ]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ZeroShotHead:
     """Says which of its class names fits an image best; `Model.zero_shot` makes it.
 

@@ -1,6 +1,7 @@
 """`clipjax.load`: a published or trained model, read into memory; nothing is written to disk."""
 
 import dataclasses
+import difflib
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -11,13 +12,15 @@ from typing import Any
 from absl import logging
 from jax.sharding import Mesh
 
+from clipjax import ranges
 from clipjax.building import check_plugins
 from clipjax.checkpoint import DamagedCheckpointError, MissingTokenizer
 from clipjax.data.storage.files import local_path
 from clipjax.encoding.prompts import prompts_of_run
-from clipjax.inference.model import Model, own_mesh
+from clipjax.inference.model import OPTIONS, Model, check_arguments, own_mesh
 from clipjax.interop import hub
 from clipjax.interop.clipjax_checkpoint import check_hints
+from clipjax.interop.open_clip.rows import ACTIVATIONS
 from clipjax.interop.reading import read_weights, recognise
 from clipjax.interop.shapes import stacked_shapes
 from clipjax.interop.tensors import WeightFileError
@@ -26,9 +29,34 @@ from clipjax.models.zoo import MODELS
 from clipjax.partitioning import place, replicated
 from clipjax.trees import unflatten_names
 
+
+class _Path:
+    def check(self, value: Any, path: str) -> None:
+        if not isinstance(value, str | os.PathLike):
+            raise ranges.FieldError(f"{path} = {ranges.show(value)}: expected {self}")
+
+    def __str__(self) -> str:
+        return "a path"
+
+
+_TEXT = ranges.Optional(ranges.Text(), "unsaid")
+_PAIR = ranges.Pair(ranges.Pattern(), ranges.Text())
+_RULES: dict[str, ranges.Rule] = {
+    **dict.fromkeys(("model", "activation", "which", "strip_prefix", "format"), _TEXT),
+    **dict.fromkeys(("tokenizer", "lora", "text_from"), ranges.Optional(_Path(), "unsaid")),
+    **dict.fromkeys(("lora_alpha", "logit_scale"), ranges.Optional(ranges.POSITIVE, "unsaid")),
+    "rename": ranges.Many(_PAIR, "pairs (regular expression, replacement)"),
+    "ignore": ranges.PATTERNS,
+    **OPTIONS,
+}
 # The messages of `clipjax convert` name its flags; here they are arguments.
-_FLAG = re.compile(r"--([a-z]\w*)(?: (FILE|NAME|KEY|NUMBER)\b)?")
-_ARGUMENTS = {"plugin": "plugins", "from_format": "format", "from_text": "text_from"}
+_ARGUMENTS = {
+    "from": "source",
+    "from_format": "format",
+    "from_text": "text_from",
+    "plugin": "plugins",
+}
+_PHRASES = {"leave the flag out": "leave it out", "`clipjax models`": "`clipjax.list_models()`"}
 _IN_PYTHON = re.compile(r" \((?:in Python, )?[a-z_]+=(?: in Python)?\)")
 
 
@@ -94,6 +122,8 @@ def load(
         >>> model.encode_text(["a cat", "a dog"]).shape
         (2, 512)
     """
+    options: dict[str, Any] = {"batch_size": batch_size, "dtype": dtype, "preprocess": preprocess}
+    check_arguments(_RULES, rename=rename, ignore=ignore, **options)
     hints = Hints(
         model,
         activation,
@@ -109,9 +139,9 @@ def load(
         tokenizer=tokenizer,
         format=format,
     )
-    options: dict[str, Any] = {"batch_size": batch_size, "dtype": dtype, "preprocess": preprocess}
+    check_arguments(_RULES, **{k: value for k, value in vars(hints).items() if k in _RULES})
     path = _find(source)
-    with _flags_as_arguments():
+    with _flags_as_arguments(hints):
         if recognise(path, hints) == "clipjax":
             options |= {"mesh": mesh, "plugins": hints.plugins, "tokenizer": tokenizer}
             try:
@@ -121,7 +151,8 @@ def load(
             check_hints(hints, path, made.spec["name"])
             return made
         _, weights = read_weights(path, hints)
-        if path != Path(source) and weights.spec["name"] == path.name:  # it is that of a commit
+        # It is called after its folder, which is a commit.
+        if str(source).startswith(hub.PREFIX) and weights.spec["name"] == path.name:
             spec = {**weights.spec, "name": hub.repository(str(source))}
             weights = dataclasses.replace(weights, spec=spec)
         for note in weights.notes:
@@ -132,11 +163,19 @@ def load(
 def _find(source: str | os.PathLike[str]) -> Path:
     if str(source).startswith(hub.PREFIX):
         return hub.fetch(str(source))
-    path = local_path(source, way="copy it here, or mount the bucket")
-    if not path.exists() and str(source) in MODELS:
+    path = local_path(source, way="download it, or mount the bucket")
+    if path.exists():
+        return path
+    missing = f"{source}: no such file or directory"
+    if hub.is_address(f"{hub.PREFIX}{source}") and not path.parent.exists():
         raise ValueError(
-            f"{source} is a name of the zoo, which holds no weights: give their file and what they "
-            f'are, clipjax.load(FILE, model="{source}"), or the Hugging Face Hub\'s, '
+            f'{missing}; a model of the Hugging Face Hub is written "{hub.PREFIX}{source}"'
+        )
+    if near := difflib.get_close_matches(str(source), MODELS, n=1, cutoff=0.75):
+        found = f"{source} is" if near[0] == source else f"{missing}; near is {near[0]},"
+        raise ValueError(
+            f"{found} a name of the zoo, which holds no weights: give their file and what they "
+            f'are, clipjax.load(FILE, model="{near[0]}"), or the Hugging Face Hub\'s, '
             '"hf:owner/name"'
         )
     return path
@@ -161,14 +200,29 @@ def _in_memory(weights: Weights, mesh: Mesh, source: str, **options: Any) -> Mod
 
 
 @contextmanager
-def _flags_as_arguments() -> Iterator[None]:
+def _flags_as_arguments(hints: Hints) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        text = _FLAG.sub(_argument, _IN_PYTHON.sub("", str(error)))
-        error.args = (text, *error.args[1:])
+        error.args = (_in_python(str(error), hints), *error.args[1:])
         raise
 
 
-def _argument(flag: re.Match[str]) -> str:
-    return f"{_ARGUMENTS.get(flag[1], flag[1])}={flag[2] or ''}"
+def _in_python(text: str, hints: Hints) -> str:
+    """A message with `--model ViT-B-32` as `model="ViT-B-32"`, which can be pasted."""
+    numbers = {str(value) for value in vars(hints).values() if isinstance(value, int | float)}
+    told = {str(value) for value in vars(hints).values() if isinstance(value, str | os.PathLike)}
+    texts = {*told, *MODELS, *ACTIVATIONS} - {""}
+    words = "|".join(map(re.escape, sorted(texts | numbers, key=len, reverse=True)))
+    word = rf"(?:{words})(?![\w/-])"
+
+    def argument(flag: re.Match[str]) -> str:
+        values = (flag[2] or "").split(" | ")
+        quoted = " | ".join(f'"{value}"' if value in texts else value for value in values)
+        return f"{_ARGUMENTS.get(flag[1], flag[1])}={quoted}"
+
+    for phrase, other in _PHRASES.items():
+        text = text.replace(phrase, other)
+    value = rf"{word}(?: \| {word})*|'[^']*'|[A-Z]{{3,}}\b"
+    text = _IN_PYTHON.sub("", text)
+    return re.sub(rf"(?<![\w/-])--([a-z]\w*)(?: ({value}))?", argument, text)

@@ -23,7 +23,9 @@ from clipjax.checkpoint import (
     open_checkpoint,
     spec_in,
 )
+from clipjax.config_fields import DTYPES
 from clipjax.data.images.naflex import make_preprocess
+from clipjax.data.images.preprocess import PIXELS
 from clipjax.data.storage.files import local_path
 from clipjax.encoding.batches import (
     RowLayout,
@@ -32,7 +34,13 @@ from clipjax.encoding.batches import (
     put_on_mesh,
     run_batches,
 )
-from clipjax.encoding.prompts import Prompts, choose_prompts, prompts_of_run, warn_of_articles
+from clipjax.encoding.prompts import (
+    Given,
+    Prompts,
+    choose_prompts,
+    prompts_of_run,
+    warn_of_articles,
+)
 from clipjax.encoding.zero_shot_head import average_prompts
 from clipjax.inference.head import ZeroShotHead
 from clipjax.inference.tokens import (
@@ -44,12 +52,18 @@ from clipjax.inference.tokens import (
 from clipjax.models import build_model
 from clipjax.models.layers_layout import stack_layers
 from clipjax.partitioning import MESH_AXES, batch_sharding, make_mesh, num_batch_shards
+from clipjax.ranges import Choice, Rule, whole
 from clipjax.tokenizers import Tokenizer, make_tokenizer
 
 # A path, encoded bytes, a Pillow image, or a uint8 array [height, width, 3 or 4].
 ImageLike = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 # (variables, rows on the mesh) -> one result a row
 RunFn = Callable[[PyTree, PyTree], jax.Array]
+OPTIONS: dict[str, Rule] = {
+    "batch_size": whole(1),
+    "dtype": DTYPES,
+    "preprocess": Choice(tuple(PIXELS)),
+}
 
 
 class Model:
@@ -63,7 +77,7 @@ class Model:
         tokenizer: the model's tokenizer; made from the spec if None.
         mesh: devices that share a batch, of any axes; this process's first device if None.
         batch_size: most rows that are encoded at once.
-        dtype: of the computation.
+        dtype: of the computation: `float32` or `bfloat16`.
         preprocess: whose pixels, `clipjax` or `open_clip`, see `make_preprocess`.
         run_prompts: those that the run evaluated with, or what finds them; see `classify`.
         plugins: modules of yours that the spec may name, `("my_lab.towers",)`.
@@ -78,7 +92,7 @@ class Model:
         mesh: the devices.
 
     Raises:
-        ValueError: variables without `params`, a batch_size below 1, or a spec that is none.
+        ValueError: variables without `params`, an option out of range, or a spec that is none.
 
     Example:
         >>> model = clipjax.load("ViT-B-32.pt")
@@ -102,8 +116,7 @@ class Model:
         run_prompts: Callable[[], Prompts | None] = lambda: None,
         plugins: Sequence[str] = (),
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; it has to be at least 1")
+        check_arguments(OPTIONS, batch_size=batch_size, dtype=dtype, preprocess=preprocess)
         if "params" not in variables:
             raise ValueError(
                 f"variables holds {', '.join(list(variables)[:4])}, expected collections: "
@@ -123,6 +136,10 @@ class Model:
         self.encode_fns = make_encode_fns(self.module, spec["preprocess"], dtype=dtype)
         self._batch_size = batch_size
         self._tokens_fns: dict[tuple[Any, ...], RunFn] = {}
+
+    def __repr__(self) -> str:
+        size = self.spec["image_size"]
+        return f"Model({self.spec['name']!r}, image_size={size}, dtype={self._dtype!r})"
 
     @classmethod
     def from_checkpoint(
@@ -197,7 +214,8 @@ class Model:
             `[n, embed]`, float32, rows of length 1.
 
         Raises:
-            ValueError: a file is missing or an image does not decode; the message names it.
+            ValueError: no list of images, a file is missing, or an image does not decode; the
+                message names it.
 
         Example:
             >>> model.encode_image(["a.jpg", np.zeros((30, 40, 3), np.uint8)]).shape
@@ -207,12 +225,12 @@ class Model:
         return self._run_images(run, images, "encode_image", as_jax=as_jax)
 
     @overload
-    def encode_text(self, texts: Sequence[str]) -> np.ndarray: ...
+    def encode_text(self, texts: Iterable[str]) -> np.ndarray: ...
 
     @overload
-    def encode_text(self, texts: Sequence[str], *, as_jax: Literal[True]) -> jax.Array: ...
+    def encode_text(self, texts: Iterable[str], *, as_jax: Literal[True]) -> jax.Array: ...
 
-    def encode_text(self, texts: Sequence[str], *, as_jax: bool = False) -> Any:
+    def encode_text(self, texts: Iterable[str], *, as_jax: bool = False) -> Any:
         """Embeds texts.
 
         Args:
@@ -264,7 +282,7 @@ class Model:
         return self._run_images(run, images, "image_tokens")
 
     def text_tokens(
-        self, texts: Sequence[str], layer: int | None = None, *, final_norm: bool = False
+        self, texts: Iterable[str], layer: int | None = None, *, final_norm: bool = False
     ) -> np.ndarray:
         """Gives the text tower's tokens, padding included, as diffusion models take them.
 
@@ -287,15 +305,11 @@ class Model:
         """
         return self._run_texts(self._tokens_fn("text", layer, final_norm), texts, "text_tokens")
 
-    def zero_shot(
-        self,
-        class_names: Sequence[str],
-        templates: str | Sequence[str] | Mapping[str, Sequence[str]] | None = None,
-    ) -> ZeroShotHead:
+    def zero_shot(self, class_names: Iterable[str], templates: Given | None = None) -> ZeroShotHead:
         """Makes a classifier of names: one text embedding a class, averaged over templates.
 
         Args:
-            class_names: C different, non-empty names.
+            class_names: C names, non-empty and different, spaces around them aside.
             templates: a name (`openai_80`), a file, a list of templates, or a map from class name
                 to prompts. By default those that the run evaluated with, which trained the model;
                 `simple` where there was none.
@@ -313,9 +327,10 @@ class Model:
 
         Reference: arXiv:2103.00020, section 3.1.
         """
-        names = [class_names] if isinstance(class_names, str) else list(class_names)
-        counts = Counter(names)
-        odd = [name for name in names if not name.strip() or counts[name] > 1]
+        one = isinstance(class_names, str)
+        names = strings([class_names] if one else class_names, "zero_shot")
+        counts = Counter(map(str.strip, names))
+        odd = [name for name in names if not name.strip() or counts[name.strip()] > 1]
         if odd or not names:
             raise ValueError(
                 f"the labels {names} are not usable ({odd or 'none'}); "
@@ -346,8 +361,8 @@ class Model:
     def classify(
         self,
         images: Iterable[ImageLike],
-        labels: Sequence[str],
-        templates: str | Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+        labels: Iterable[str],
+        templates: Given | None = None,
     ) -> list[list[tuple[str, float]]]:
         """Ranks labels for each image: `zero_shot(labels, templates)(images).top()`.
 
@@ -364,9 +379,7 @@ class Model:
         """
         return self.zero_shot(labels, templates)(images).top()
 
-    def prompts(
-        self, templates: str | Sequence[str] | Mapping[str, Sequence[str]] | None = None
-    ) -> Prompts:
+    def prompts(self, templates: Given | None = None) -> Prompts:
         """Chooses the templates that class names are put into, and says where they are from.
 
         Args:
@@ -405,22 +418,19 @@ class Model:
     def _run_images(
         self, run: RunFn, images: Iterable[ImageLike], caller: str, *, as_jax: bool = False
     ) -> Any:
-        if isinstance(images, (str, bytes, os.PathLike, Image.Image)):
-            raise ValueError(f"{caller} takes a list of images; put the one image in a list")
+        listed = list(enumerate(entries(images, caller, "image")))
         with ThreadPoolExecutor(max_workers=4) as pool:
 
             def read(chunk: Sequence[tuple[int, ImageLike]]) -> np.ndarray | Patches:
                 rows = list(pool.map(self._read, *zip(*chunk, strict=True)))
                 return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
 
-            return self._run(run, list(enumerate(images)), read, "image", as_jax=as_jax)
+            return self._run(run, listed, read, "image", as_jax=as_jax)
 
     def _run_texts(
-        self, run: RunFn, texts: Sequence[str], caller: str, *, as_jax: bool = False
+        self, run: RunFn, texts: Iterable[str], caller: str, *, as_jax: bool = False
     ) -> Any:
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"{caller} takes a list of strings, not {texts!r:.80}")
-        return self._run(run, list(texts), self.tokenizer, "text", as_jax=as_jax)
+        return self._run(run, strings(texts, caller), self.tokenizer, "text", as_jax=as_jax)
 
     def _run(
         self,
@@ -466,6 +476,33 @@ class Model:
             raise ValueError(f"{name} cannot be used: there is no such file") from error
         except (ValueError, OSError) as error:
             raise ValueError(f"{name} cannot be used: {error}") from error
+
+
+def check_arguments(rules: Mapping[str, Rule], **values: Any) -> None:
+    """Checks arguments by their rules; a scalar of NumPy counts as the number that it holds."""
+    for name, value in values.items():
+        rules[name].check(value.item() if isinstance(value, np.generic) else value, name)
+
+
+def entries(given: Any, caller: str, what: str) -> list[Any]:
+    """The entries of a list, an array or a generator; ValueError for one entry alone."""
+    shape = getattr(given, "shape", (1,))  # pixels of one image have 2 or 3 axes
+    alone = isinstance(given, str | bytes | os.PathLike | Image.Image) or len(shape) not in (1, 4)
+    if alone or not isinstance(given, Iterable):
+        found = f"an array of shape {shape}" if len(shape) > 1 else f"{given!r:.80}"
+        raise ValueError(
+            f"{caller} takes a list of {what}s, not {found}; put the one {what} in a list"
+        )
+    return list(given)
+
+
+def strings(given: Any, caller: str) -> list[str]:
+    """The entries of a list of strings; ValueError names one that is none."""
+    found = entries(given, caller, "string")
+    for number, text in enumerate(found):
+        if not isinstance(text, str):
+            raise ValueError(f"{caller} takes a list of strings; entry {number} is {text!r:.80}")
+    return found
 
 
 def own_mesh(mesh: Mesh | None) -> Mesh:

@@ -43,10 +43,11 @@ def layer_number(layer: int, num_layers: int, tower: str) -> int:
     Raises:
         ValueError: there is no such layer.
     """
-    number = layer + 1 + num_layers if layer < 0 else layer
-    if not 1 <= number <= num_layers:
+    is_whole = isinstance(layer, int | np.integer)
+    number = layer + 1 + num_layers if is_whole and layer < 0 else layer
+    if not is_whole or not 1 <= number <= num_layers:
         raise ValueError(
-            f"layer = {layer}: this {tower} tower has the layers 1 to {num_layers} "
+            f"layer = {layer!r}: this {tower} tower has the layers 1 to {num_layers} "
             f"(or -{num_layers} to -1, counted from the last)"
         )
     return number

@@ -19,6 +19,11 @@ SMALL = ("*.json", "*.txt", "*.model")
 _ADDRESS = re.compile(r"hf:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 
 
+def is_address(text: str) -> bool:
+    """Whether a text is of the form `hf:owner/name[@revision]`."""
+    return _ADDRESS.fullmatch(text) is not None
+
+
 def repository(address: str) -> str:
     """The `owner/name` of `hf:owner/name[@revision]`."""
     return _parse(address)[0]

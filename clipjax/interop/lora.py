@@ -110,11 +110,14 @@ def _adapter(path: Path) -> tuple[Path, Tensors]:
     if path.is_dir():
         files = [path / name for name in FILES if (path / name).is_file()]
         if not files:
-            raise WeightFileError(f"--lora {path}: it holds none of {', '.join(FILES)}")
+            raise ValueError(f"--lora {path}: it holds none of {', '.join(FILES)}")
         file = files[0]
-    tensors, _ = without_wrappers(open_tensors(file).tensors)
+    try:
+        tensors, _ = without_wrappers(open_tensors(file).tensors)
+    except WeightFileError as error:  # not of the weights, whose name is put before others
+        raise ValueError(f"--lora {path}: {str(error).removeprefix(f'{path}: ')}") from error
     if not any(_FACTOR.fullmatch(name) for name in tensors):
-        raise WeightFileError(f"--lora {path}: it holds no lora_A and lora_B")
+        raise ValueError(f"--lora {path}: it holds no lora_A and lora_B")
     return file.parent, tensors
 
 

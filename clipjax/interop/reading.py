@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from clipjax.checkpoint import needs_file
+from clipjax.checkpoint import choose_step, needs_file
 from clipjax.data.storage.files import local_path
 from clipjax.interop.formats import FORMATS, named_format
 from clipjax.interop.shapes import expected_shapes
@@ -34,7 +34,7 @@ def read_weights(source: str | os.PathLike[str], hints: Hints) -> tuple[str, Wei
         WeightFileError: the source is no weights, is damaged, or is not what it says.
         ValueError: a hint is needed or wrong.
     """
-    path = local_path(source, way="copy it here, or mount the bucket")
+    path = local_path(source, way="download it, or mount the bucket")
     found = recognise(path, hints)
     weights = named_format(found).read(path, hints)
     if found != "clipjax":  # which knows the SHA-256 of the file that it wants
@@ -62,6 +62,8 @@ def recognise(source: Path, hints: Hints = NO_HINTS) -> str:
             return name
     formats = ", ".join(FORMATS)
     if source.is_dir():
+        if "checkpoints" in (source.name, *(path.name for path in source.iterdir())):
+            choose_step(source)  # says that no checkpoint has been saved yet
         inside = ", ".join(sorted(path.name for path in source.iterdir())[:8]) or "nothing"
         raise WeightFileError(
             f"{source}: a directory of none of the formats {formats}; it holds {inside}"
@@ -77,7 +79,7 @@ def recognise(source: Path, hints: Hints = NO_HINTS) -> str:
         )
     raise WeightFileError(
         f"{source}: {len(tensors)} tensors with names of none of the formats {formats}; the first "
-        f"are {names}"
+        f"are {names} (--strip_prefix and --rename give other names)"
     )
 
 

@@ -225,3 +225,51 @@ def test_bad_input_is_named(encoder, tmp_path):
             encoder.classify(pictures(1), labels)
     with pytest.raises(ValueError, match="no checkpoint"):
         Model.from_checkpoint(tmp_path)
+    with pytest.raises(ValueError, match="a path is None"):
+        Model.from_checkpoint(None)
+
+
+BAD = {
+    "encode_image takes a list of images, not None": lambda m: m.encode_image(None),
+    r"an array of shape \(9, 8, 3\); put the one": lambda m: m.encode_image(np.ones((9, 8, 3))),
+    "image 0 cannot be used: the image is empty: 0": lambda m: m.encode_image(
+        [np.zeros((0, 3, 3), np.uint8)]
+    ),
+    "encode_text takes a list of strings, not None": lambda m: m.encode_text(None),
+    "list of strings; entry 1 is 2": lambda m: m.encode_text(iter(["cat", 2])),
+    "zero_shot takes a list of strings; entry 0 is 1": lambda m: m.zero_shot([1, 2]),
+    "zero_shot takes a list of strings; entry 0 is b'cat'": lambda m: m.zero_shot([b"cat"]),
+    "zero_shot takes a list of strings, not None": lambda m: m.zero_shot(None),
+    r"not usable \(\['cat', 'cat '\]\)": lambda m: m.zero_shot(["cat", "cat "]),
+    "k is 1.5": lambda m: m.zero_shot(["cat"])([]).top(1.5),
+    "k is '2'": lambda m: m.zero_shot(["cat"])([]).top("2"),
+    r"a list, \['a photo of \{\}'\]": lambda m: m.zero_shot(["cat"], "a photo of {}"),
+    "layer = 1.5": lambda m: m.image_tokens([], layer=1.5),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_what_is_no_list_of_them_is_named(encoder, message):
+    with pytest.raises(ValueError, match=message):
+        BAD[message](encoder)
+
+
+def test_texts_may_come_from_a_generator(encoder):
+    texts = ["a cat", "two dogs"]
+    wanted = encoder.encode_text(texts)
+    assert wanted.shape == (2, 8)
+    for found in (encoder.encode_text(map(str, texts)), encoder.encode_text(np.array(texts))):
+        np.testing.assert_array_equal(found, wanted)
+    assert encoder.text_tokens(x for x in texts).shape[0] == 2
+    head = encoder.zero_shot(name for name in ("cat", "dog"))
+    assert head.class_names == ("cat", "dog")
+
+
+def test_heads_and_scores_are_equal_to_themselves(encoder, tmp_path):
+    (tmp_path / "t.txt").write_text("a photo of {}\n")
+    head = encoder.zero_shot(["cat", "dog"], tmp_path / "t.txt")
+    assert head.prompts.templates == ("a photo of {}",)
+    scores = head([])
+    assert head == head and scores == scores and len({head, scores}) == 2
+    assert head != encoder.zero_shot(["cat", "dog"]) and scores != head([])
+    assert repr(encoder) == "Model('tiny', image_size=16, dtype='float32')"

@@ -44,7 +44,8 @@ KINDS = {
 @pytest.mark.parametrize("name", KINDS)
 def test_every_kind_is_the_same_model(files, ours, name):
     before = sorted(files.rglob("*"))
-    model = clipjax.load(files / name, **KINDS[name])
+    where = files / name
+    model = clipjax.load(where.as_uri() if name == "hf" else where, **KINDS[name])
     wanted = dict(flatten_with_names(ours.variables))
     found = dict(flatten_with_names(model.variables))
     assert found.keys() == wanted.keys()
@@ -106,3 +107,52 @@ def test_errors_name_arguments(files, tmp_path):
         clipjax.load("gs://bucket/ViT-B-32.pt")
     with pytest.raises(ValueError, match=r'variables holds image_encoder.*"params"'):
         clipjax.Model(SPEC, clipjax.load(files / "ours").variables["params"])
+    for made, missing in ((tmp_path / "run", "checkpoints"), (tmp_path / "run/checkpoints", "")):
+        (made / missing).mkdir(parents=True, exist_ok=True)
+        with pytest.raises(ValueError, match="let the run save one first"):
+            clipjax.load(made)
+
+
+BAD = {
+    "a path is None": {"source": None},
+    "a path is b'x'": {"source": b"x"},
+    "batch_size = '8': expected a whole number": {"batch_size": "8"},
+    "batch_size = 2.5: expected a whole number": {"batch_size": 2.5},
+    "dtype = 'bf16': allowed are float32, bfloat16": {"dtype": "bf16"},
+    "dtype = 'float16': allowed are float32, bfloat16": {"dtype": "float16"},
+    "preprocess = 5: allowed are": {"preprocess": 5},
+    "model = 5: expected a text": {"model": 5},
+    "tokenizer = 5: expected a path": {"tokenizer": 5},
+    "ignore = 'visual': expected a tuple": {"ignore": "visual"},
+    "rename = 'a': expected a tuple of pairs": {"rename": "a"},
+    "lora_alpha = '8': expected a finite number": {"lora_alpha": "8"},
+    r'^lora="nope": no such file; give a file of weights$': {"lora": "nope"},
+    r'a model of the Hugging Face Hub is written "hf:openai/clip"': {"source": "openai/clip"},
+    r'no such file.*near is ViT-B-32, .*load\(FILE, model="ViT-B-32"\)': {"source": "ViT-B-33"},
+    "https://x/a.pt is an address of the web.* download it": {"source": "https://x/a.pt"},
+    r"'ViT-B-33' is no row of the zoo .`clipjax.list_models\(\)` lists all": {"model": "ViT-B-33"},
+    r'^model="RN50": .*; it has the sizes of no row of the zoo$': {"model": "RN50"},
+    r'activation="\w+" \| "\w+"': {},
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_a_bad_argument_is_named_before_anything_is_read(files, message):
+    told = {"source": files / "bare.safetensors", **BAD[message]}
+    with pytest.raises(ValueError, match=message):
+        clipjax.load(**told)
+
+
+def test_messages_can_be_pasted(files, tmp_path):
+    np.savez(tmp_path / "a.npz", strange=np.zeros(2, np.float32))
+    with pytest.raises(ValueError, match=r"strip_prefix= and rename= give other names"):
+        clipjax.load(tmp_path / "a.npz")
+    (tmp_path / "models--openai--clip").mkdir()
+    with pytest.raises(ValueError, match=r"/models--openai--clip: a directory of none"):
+        clipjax.load(tmp_path / "models--openai--clip")
+    with pytest.raises(ValueError, match=r'which="ema": .*; leave it out$'):
+        clipjax.load(files / "bare.safetensors", which="ema")
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "config.json").write_text('{"model_type": "clip_text_model"}')
+    with pytest.raises(ValueError, match="as text_from=, and as source= the directory"):
+        clipjax.load(tmp_path)

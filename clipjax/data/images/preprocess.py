@@ -132,7 +132,7 @@ def decode_as_open_clip(image: bytes | np.ndarray | Image.Image) -> Image.Image:
     """
     if isinstance(image, bytes):
         return decode_image(image, converted=True)
-    return (as_pil(image) if isinstance(image, np.ndarray) else image).convert("RGB")
+    return (image if isinstance(image, Image.Image) else as_pil(image)).convert("RGB")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -172,6 +172,15 @@ def as_array(image: bytes | np.ndarray | Image.Image) -> np.ndarray:
 
 # Whose decoding -> (bytes | array | image) -> RGB.
 PIXELS = {"clipjax": lambda image: to_rgb(as_pil(image)), "open_clip": decode_as_open_clip}
+
+
+def to_pixels(image: bytes | np.ndarray | Image.Image, pixels: str = "clipjax") -> Image.Image:
+    """Brings an image to RGB, by the decoding that is named in PIXELS."""
+    found = PIXELS[pixels](image)
+    if 0 in found.size:
+        width, height = found.size
+        raise ImageError("image_shape", f"the image is empty: {height} rows of {width} pixels")
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,7 +268,7 @@ class Preprocess:
 
     def __call__(self, image: bytes | np.ndarray | Image.Image) -> np.ndarray:
         """Brings an image to u8 `[size, size, 3]`."""
-        image = PIXELS[self.pixels](image)
+        image = to_pixels(image, self.pixels)
         kernel = INTERPOLATIONS[self.interpolation]
         resized = round(self.size / self.crop_fraction)
         if self.resize == "squash":

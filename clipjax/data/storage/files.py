@@ -329,12 +329,17 @@ def local_path(
 
     Args:
         where: the path.
-        way: what to do where it is in a bucket, for the message.
+        way: what to do where it is in a bucket or on the web, for the message.
 
     Raises:
-        ValueError: if it is in a bucket.
+        ValueError: if it is in a bucket or on the web, or is no path.
     """
-    path = data_path(os.fspath(where))
+    if not isinstance(where, str | os.PathLike):
+        raise ValueError(f"a path is {where!r:.80}, expected a text or a pathlib.Path")
+    where = os.fspath(where)
+    if where.startswith(("http://", "https://")):
+        raise ValueError(f"{where} is an address of the web, which is not opened: {way}")
+    path = data_path(where)
     if not path.is_local:
         raise ValueError(
             f"{where} is in a bucket, which cannot be used piece by piece as a folder can: {way}"

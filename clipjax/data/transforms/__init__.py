@@ -64,6 +64,7 @@ def make_transforms(
     Raises:
         ValueError: for an unknown name or field, a value out of range, or what is no list.
     """
+    specs = specs if isinstance(specs, str | Mapping) else tuple(specs)  # a generator gives once
     if isinstance(specs, str | Mapping) or not all(isinstance(s, Mapping) for s in specs):
         raise ValueError(
             f"{path} = {specs!r}: expected a tuple or list of dicts, e.g. "

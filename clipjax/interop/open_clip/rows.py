@@ -193,8 +193,7 @@ def _with_activation(found: list[Spec], activation: str) -> list[Spec]:
 
 
 def _names(specs: Iterable[Spec]) -> str:
-    specs = list(specs)
-    return ", ".join(spec["name"] for spec in specs) if specs else "no row"
+    return ", ".join(x["name"] for x in specs if x["name"] != CUSTOM) or "no row of the zoo"
 
 
 def _question(found: list[Spec], where: str, config: str) -> str:
