@@ -219,15 +219,15 @@ def resolve(
     Raises:
         ValueError: no such name, a module that may not be imported, or one that cannot be.
     """
+    allowed = ", ".join(sorted(table)) + (", or " if table else "") + "module:Name of your own"
     if not isinstance(name, str) or not name:
-        raise FieldError(f"{within(path, key)} is missing; allowed are {', '.join(sorted(table))}")
+        raise FieldError(f"{within(path, key)} is missing; allowed are {allowed}")
     if ":" in name:
         check_name(name, plugins, path=path)
         return _import(name, within(path, key), plugins)
     if name not in table:
         raise FieldError(
-            f"{within(path, key)} = {name!r} is unknown; allowed are "
-            f"{', '.join(sorted(table))}, or module:Name of your own{hint(name, table)}"
+            f"{within(path, key)} = {name!r} is unknown; allowed are {allowed}{hint(name, table)}"
         )
     return table[name]
 

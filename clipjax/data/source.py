@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from clipjax.data import permutation
+from clipjax.ranges import FieldError
 from clipjax.redaction import redact
 
 _READERS = 8  # threads that read for identities
@@ -59,7 +60,9 @@ class DataSource(Protocol):
     `pictures_of`; an order of its own, see `draw`; `alternatives(index)`; and the `FACTS`.
     """
 
-    class_names: tuple[str, ...] | None
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names of the labels."""
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -69,6 +72,17 @@ class DataSource(Protocol):
 
     def fingerprint(self) -> str:
         """SHA-256 of what the source holds."""
+
+
+def check_source(source: Any, path: str) -> None:
+    """Refuses what is no data source; ValueError names what it lacks."""
+    needed = {"__len__": type(source), "__getitem__": type(source), "fingerprint": source}
+    lacks = [name for name, owner in needed.items() if not callable(getattr(owner, name, None))]
+    if lacks:
+        raise FieldError(
+            f"{path} is {type(source).__name__}, which has no {', '.join(lacks)}: expected a "
+            f"SPEC, `kind:where[:split]`, a dict of one, or an object with {', '.join(needed)}"
+        )
 
 
 def keys_of(source: DataSource) -> Iterator[str]:

@@ -22,8 +22,13 @@ TOKENIZERS = {
 class Tokenizer(Protocol):
     """What every tokenizer offers."""
 
-    context_length: int
-    pad_id: int
+    @property
+    def context_length(self) -> int:
+        """Ids of a row."""
+
+    @property
+    def pad_id(self) -> int:
+        """What fills a row up."""
 
     @property
     def vocab_size(self) -> int:

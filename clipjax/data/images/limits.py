@@ -28,6 +28,7 @@ TIFF_COMPRESSIONS = (
     *("raw", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "jpeg"),
     *("tiff_ccitt", "group3", "group4"),
 )
+_DEEP = ("JPEG2000", "PNG", "PPM")  # of which Pillow's mode I has 16 bits
 # But for padding, stuffed bytes, and what no length follows: TEM, RST, SOI.
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 _END, _SCAN = 0xD9, 0xDA
@@ -116,23 +117,33 @@ def _byte(data: bytes, position: int) -> int:
     return data[position] if position < len(data) else 0
 
 
-def check_opened(image: Image.Image) -> None:
-    """Refuses an opened picture, none of whose pixels is decoded, for what its pixels are.
+def check_white(image: Image.Image) -> None:
+    """Refuses a picture, decoded or not, whose mode does not say which number is white.
 
     Raises:
         ImageError: `image_format`.
     """
-    if image.mode == "F" or (image.format == "TIFF" and image.mode == "I"):
+    if image.mode == "F" or (image.mode == "I" and image.format not in _DEEP):
         raise ImageError(
             "image_format",
-            f"the pixels of the {image.format} are numbers with a sign, of 32 bits or with a "
-            "fraction: nothing says which is white. Bring them to 8 or 16 bits",
+            f"the pixels of the {image.format or 'Pillow image'} are numbers with a sign, of 32 "
+            "bits or with a fraction: nothing says which is white. Bring them to 8 or 16 bits "
+            "(Pillow's modes L, RGB or I;16)",
         )
     tiff: Any = image
     if image.format == "TIFF" and image.mode == "I;16" and tiff.tag_v2.get(262) == 0:
         raise ImageError(
             "image_format", "the TIFF has 16 bits of which 0 is white: Pillow takes it for black"
         )
+
+
+def check_opened(image: Image.Image) -> None:
+    """Refuses an opened picture, none of whose pixels is decoded, for what its pixels are.
+
+    Raises:
+        ImageError: `image_format`.
+    """
+    check_white(image)
     if image.format == "TIFF" and image.info["compression"] not in TIFF_COMPRESSIONS:
         raise ImageError(
             "image_format",

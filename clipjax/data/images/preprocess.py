@@ -17,6 +17,7 @@ from clipjax.data.images.limits import (
     check_opened,
     check_pixels,
     check_scans,
+    check_white,
     pixel_limit,
 )
 from clipjax.data.images.parts import check_parts
@@ -38,6 +39,8 @@ _ORIENTATIONS = {
     8: Image.Transpose.ROTATE_90,
 }
 _EXIF_ORIENTATION = 0x0112
+# Where Pillow's `info` holds it.
+_ORIENTED = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
 # Bits a channel of PNGs whose pixels Pillow brings to 8 bits, and whose colour key it leaves.
 _KEY_BITS = {"L;2": 2, "L;4": 4, "RGB;16B": 16}
 
@@ -81,10 +84,7 @@ def decode_image(
                 del image.info["transparency"]  # of a palette: Pillow drops it with a warning
             return image.convert("RGB")
         _bring_key_to_8_bits(image)
-        image.load()
-        turn = _turn(image)
-        image = _to_rgb_or_rgba(image)
-        return image if turn is None else image.transpose(turn)
+        return _upright(image)
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -132,7 +132,7 @@ def decode_as_open_clip(image: bytes | np.ndarray | Image.Image) -> Image.Image:
     """
     if isinstance(image, bytes):
         return decode_image(image, converted=True)
-    return (image if isinstance(image, Image.Image) else as_pil(image)).convert("RGB")
+    return _given(image).convert("RGB")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -150,19 +150,39 @@ def lay_on(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
 
 
 def as_pil(image: bytes | np.ndarray | Image.Image) -> Image.Image:
-    """Gives encoded bytes, a u8 array `[height, width, 3 or 4]` or an image as RGB or RGBA."""
+    """Gives encoded bytes, a u8 array `[height, width, 3 or 4]` or an image as RGB or RGBA.
+
+    A Pillow image is turned as `decode_image` turns its file.
+    """
     if isinstance(image, bytes):
         return decode_image(image)
+    given = _given(image)
+    if given is image:
+        check_white(given)
+        return _upright(given)
+    return given
+
+
+def _given(image: np.ndarray | Image.Image) -> Image.Image:
+    """Gives an array as a Pillow image, which itself is left as it is; refuses what is neither."""
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (3, 4):
+        channels = image.shape[2] if image.ndim == 3 else 1
+        if image.dtype != np.uint8 or channels not in (3, 4) or not image.size:
             raise ImageError(
                 "image_shape",
-                f"the image is {image.dtype}{list(image.shape)}, expected uint8 [h, w, 3 or 4]",
+                f"the image is {image.dtype}{list(image.shape)}, expected uint8 [h, w, 3 or 4]: of "
+                "x in 0..1 give (255 * x).astype(np.uint8), of grey [h, w] np.stack([x] * 3, -1), "
+                "of channels that come first x.transpose(1, 2, 0)",
             )
         return Image.fromarray(image)
-    if isinstance(image, Image.Image):
-        return _to_rgb_or_rgba(image)
-    raise ValueError(f"an image is {type(image).__name__}, expected bytes, array or PIL image")
+    if not isinstance(image, Image.Image):
+        raise ValueError(
+            f"an image is {type(image).__name__}, expected bytes, a uint8 NumPy array (of another "
+            "library's array np.asarray(x)) or a Pillow image"
+        )
+    if 0 in image.size:
+        raise ImageError("image_shape", f"the image has {image.width} x {image.height} pixels")
+    return image
 
 
 def as_array(image: bytes | np.ndarray | Image.Image) -> np.ndarray:
@@ -319,6 +339,19 @@ def _middle_of_strip(
         return image.resize((size, size), kernel)
     image = image.crop((0, first, short, last)).resize((size, last - first), kernel)
     return image.resize((size, size), kernel, box=(0, start, size, stop))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Brings a picture to RGB or RGBA, turned as its EXIF or XMP block says."""
+    image.load()
+    turn = _turn(image)
+    image = _to_rgb_or_rgba(image)
+    if turn is None:
+        return image
+    image = image.transpose(turn)
+    for name in _ORIENTED:
+        image.info.pop(name, None)  # lest it is turned again
+    return image
 
 
 def _to_rgb_or_rgba(image: Image.Image) -> Image.Image:

@@ -19,14 +19,16 @@ from clipjax.data.loading.caption_faults import tell_of_batch
 from clipjax.data.loading.rows import Finishing, Part, RowMaker
 from clipjax.data.loading.workers import Caller, Pending, Threads, Workers
 from clipjax.data.loading.workers_processes import Processes
-from clipjax.data.source import DataSource
+from clipjax.data.source import DataSource, check_source
 from clipjax.data.transforms import Transform
 from clipjax.files import sha256
 from clipjax.prefetching import begun_ahead
+from clipjax.ranges import FRACTION, POSITIVE, Choice, Rule, whole
 
 Batch = dict[str, np.ndarray]
 # Who makes the rows of a batch; without workers it is the caller.
 WORKERS: dict[str, Callable[..., Workers]] = {"threads": Threads, "processes": Processes}
+_INT64 = whole(0, 2**63 - 1)
 
 
 class Loader:
@@ -63,8 +65,8 @@ class Loader:
             process is then ended and its part made anew, once.
 
     Raises:
-        ValueError: if the source is empty or smaller than a batch, the batch is not divisible by
-            the processes, or a number is out of range.
+        ValueError: if the source is none, empty or smaller than a batch, the batch is not divisible
+            by the processes, or a number is out of range.
     """
 
     def __init__(
@@ -87,6 +89,21 @@ class Loader:
         bad_window: int = 100_000,
         timeout_s: float = 300.0,
     ):
+        checks: Sequence[tuple[str, Any, Rule]] = (
+            ("batch_size", batch_size, whole()),
+            ("seed", seed, _INT64),
+            ("process_count", process_count, whole()),
+            ("num_workers", num_workers, whole(0)),
+            ("workers", workers, Choice(tuple(WORKERS))),
+            ("token_cache_bytes", token_cache_bytes, _INT64),
+            ("prefetch", prefetch, whole(0)),
+            ("max_bad_fraction", max_bad_fraction, FRACTION),
+            ("bad_window", bad_window, whole()),
+            ("timeout_s", timeout_s, POSITIVE),
+        )
+        for name, value, rule in checks:
+            rule.check(_plain(value), name)
+        check_source(source, "source")
         if len(source) == 0:
             raise ValueError("the data source is empty: there is nothing to train on")
         if len(source) < batch_size:
@@ -95,27 +112,12 @@ class Loader:
                 f"batch_size is {batch_size}, the data source holds {len(source)} examples: a "
                 "batch would hold a pair twice. Make the batch smaller, or add data"
             )
-        if process_count < 1 or batch_size < 1 or batch_size % process_count:
+        if batch_size % process_count:
             raise ValueError(
                 f"batch_size is {batch_size}: it has to be a multiple of the number of "
                 f"processes, {process_count}"
             )
-        if not 0 <= process_index < process_count:
-            raise ValueError(f"process_index is {process_index} of {process_count} processes")
-        if num_workers < 0 or prefetch < 0:
-            raise ValueError(f"num_workers is {num_workers} and prefetch {prefetch}: none below 0")
-        if token_cache_bytes < 0:
-            raise ValueError(f"token_cache_bytes is {token_cache_bytes}, expected 0 or more")
-        if workers not in WORKERS:
-            raise ValueError(f"workers is {workers!r}; allowed are {', '.join(map(repr, WORKERS))}")
-        if not 0 <= max_bad_fraction <= 1:
-            raise ValueError(f"max_bad_fraction is {max_bad_fraction}, expected 0..1")
-        if not 0 <= seed < 2**63:
-            raise ValueError(f"seed is {seed}, expected 0..2^63 - 1")
-        if bad_window < 1 or not timeout_s > 0:
-            raise ValueError(
-                f"bad_window is {bad_window} and timeout_s {timeout_s}: both have to be above 0"
-            )
+        whole(0, process_count - 1).check(_plain(process_index), "process_index")
         ends = [until_step for until_step, _ in stages]
         if any(low >= high for low, high in itertools.pairwise([0, *ends])):
             raise ValueError(f"stages end at steps {ends}: expected ascending numbers above 0")
@@ -124,15 +126,15 @@ class Loader:
             Finishing(tuple(transforms), tokenizer, preprocess),
         ]
         self.source, self._stage_ends = source, ends
-        self.batch_size, self.seed = batch_size, seed
-        self.local_batch_size = batch_size // process_count
+        self.batch_size, self.seed = _plain(batch_size), _plain(seed)
+        self.local_batch_size = self.batch_size // process_count
         self._process = process_index, process_count
         self._offset = process_index * self.local_batch_size
         self._prefetch = prefetch
         self._bad = BadCount(max_bad_fraction, bad_window)
         # Threads share what they keep, processes do not.
         share = token_cache_bytes // (max(1, num_workers) if workers == "processes" else 1)
-        maker = RowMaker(source, finishings, seed, token_cache_bytes=share)
+        maker = RowMaker(source, finishings, self.seed, token_cache_bytes=share)
         make_workers: Callable[..., Workers] = WORKERS[workers] if num_workers else Caller
         self._workers = make_workers(maker, num_workers, timeout_s)
         self._closed = self._hangs = self._told = False
@@ -150,6 +152,8 @@ class Loader:
             and length are those of the step's stage.
 
         Raises:
+            ValueError: if the step is no whole number from 0, an example or what a transform gives
+                is no dict of image, text and key, or the tokenizer's ids are none.
             TooManyBadExamples: if more examples are unusable than `max_bad_fraction`.
             TimeoutError: if it takes longer than `timeout_s`.
             WorkerError: if two processes, one after the other, died or hung at the same part.
@@ -218,8 +222,8 @@ class Loader:
     def _submit(self, step: int) -> Pending:
         if self._closed:
             raise ValueError("the loader is closed")
-        if step < 0:
-            raise ValueError(f"step is {step}, expected 0 or more")
+        step = _plain(step)
+        _INT64.check(step, "step")
         stage = bisect.bisect_right(self._stage_ends, step)
         start = step * self.batch_size + self._offset
         return self._workers.submit(step, stage, start, self.local_batch_size)
@@ -239,9 +243,20 @@ class Loader:
                     "num_workers is too small"
                 ) from error
         self._bad.add(len(pending.images), [bad for part in parts for bad in part.bad])
+        lengths = sorted({part.tokens.shape[1] for part in parts})
+        if len(lengths) > 1:
+            raise ValueError(
+                f"the tokenizer gave rows of {lengths[0]} and of {lengths[-1]} ids in the batch of "
+                f"step {pending.step}, expected one length whatever the texts"
+            )
         tokens = np.concatenate([part.tokens for part in parts])
         if not self._told and self._process[0] == 0:
             self._told = True
             faults = sum((part.faults for part in parts), collections.Counter())
             tell_of_batch(tokens, faults, getattr(self.source, "captions", None))
         return {"image": pending.images, "text": tokens}
+
+
+def _plain(value: Any) -> Any:
+    """A number of NumPy or JAX as Python's own."""
+    return value.item() if getattr(value, "shape", None) == () else value

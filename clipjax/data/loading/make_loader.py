@@ -1,6 +1,6 @@
 """`clipjax.make_loader`: the batches of a training as a library has them, from a SPEC."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ from clipjax.data.loading.loader import Loader
 from clipjax.data.source import DataSource
 from clipjax.data.sources import make_source
 from clipjax.data.transforms import Transform, make_transform
+from clipjax.ranges import show
 
 
 def make_loader(
@@ -62,7 +63,7 @@ def make_loader(
 
     Raises:
         ValueError: data that is missing, damaged or smaller than a batch; a number out of range; a
-            preprocess of images of any aspect.
+            source, transform or tokenizer that is none; a preprocess of images of any aspect.
 
     Example:
         >>> model = clipjax.load("ViT-B-32.pt")
@@ -82,6 +83,13 @@ def make_loader(
     if isinstance(source, str | Mapping):
         # The caller's own code names what is imported, as a config does.
         source = make_source(source, path="source", plugins=ANY_MODULE)
+    if not callable(tokenizer):
+        raise ValueError(
+            f"tokenizer is {type(tokenizer).__name__}, expected model.tokenizer, or a function: "
+            "texts [n] -> int32 [n, length]"
+        )
+    if isinstance(transforms, str | Mapping) or not isinstance(transforms, Iterable):
+        raise ValueError(f"transforms is {show(transforms)}, expected a list, also of one")
     built = []
     for number, given in enumerate(transforms):
         path = f"transforms[{number}]"

@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -133,7 +133,7 @@ class RowMaker:
         while True:
             at_work[0] = index
             try:
-                example = self.source[index]
+                example = _checked(self.source[index], f"the data source, at {index},")
                 rng = self._rng(position, _AUGMENT)
                 return *_finish(stage, example, rng), example["text"]
             except SampleError as error:
@@ -168,14 +168,28 @@ def _no_substitute(bad: Sequence[BadExample]) -> str:
     )
 
 
+def _checked(example: Any, giver: str) -> Example:
+    """Refuses what is no example: a fault of one's own source or transform."""
+    needed = ("image", "text", "key")
+    lacks = [k for k in needed if not isinstance(example, Mapping) or k not in example]
+    if lacks:
+        raise ValueError(
+            f"{giver} gives {type(example).__name__} without {', '.join(lacks)}; an example is a "
+            f"dict that has {', '.join(needed)}"
+        )
+    return example
+
+
 def _finish(stage: Finishing, example: Example, rng: np.random.Generator) -> tuple[np.ndarray, str]:
     key = example["key"]
     try:
-        for transform in stage.transforms:
-            example = transform(example, rng)
+        for number, transform in enumerate(stage.transforms):
+            name = getattr(transform, "__name__", type(transform).__name__)
+            example = _checked(transform(example, rng), f"transforms[{number}] ({name})")
         text = clean_caption(choose_text(example["text"], rng))
         image, size = example["image"], stage.preprocess.size
-        if not isinstance(image, np.ndarray) or image.shape != (size, size, 3):
+        shape = (size, size, 3)
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape != shape:
             image = stage.preprocess(image)
     except SampleError as error:
         raise type(error)(error.reason, error.message, error.key or key) from error

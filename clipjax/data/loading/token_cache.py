@@ -45,14 +45,20 @@ class TokenCache:
         length = getattr(tokenizer, "context_length", None)
         vocab_size = getattr(tokenizer, "vocab_size", None)
         if not self.budget or length is None or vocab_size is None or stage < self._stage:
-            return tokenizer(texts)
+            return _ids(tokenizer, texts)
         rows = self._of_stage(stage)
         found: list[Any] = [rows.get(text) for text in texts]
         dtype = np.uint16 if vocab_size <= 1 << 16 else np.int32
         missing = [slot for slot, row in enumerate(found) if row is None]
         if missing:
-            made = tokenizer([texts[slot] for slot in missing]).astype(dtype)
-            for slot, row in zip(missing, made, strict=True):
+            made = _ids(tokenizer, [texts[slot] for slot in missing])
+            low, high = made.min(initial=0), made.max(initial=0)
+            if made.shape[1] != length or low < 0 or high >= vocab_size:
+                raise ValueError(
+                    f"the tokenizer gave ids {low}..{high} in rows of {made.shape[1]}; its "
+                    f"vocab_size is {vocab_size}, its context_length {length}"
+                )
+            for slot, row in zip(missing, made.astype(dtype), strict=True):
                 found[slot] = row.tobytes()
                 self._keep(rows, texts[slot], found[slot])
         ids = np.frombuffer(b"".join(found), dtype).astype(np.int32)
@@ -70,3 +76,20 @@ class TokenCache:
             if rows is self._rows and text not in rows and self.used + size <= self.budget:
                 rows[text] = row
                 self.used += size
+
+
+def _ids(tokenizer: Callable[[list[str]], np.ndarray], texts: list[str]) -> np.ndarray:
+    """Gives a tokenizer's ids as i32 `[batch, length]`; ValueError if they are no such numbers."""
+    made = tokenizer(texts)
+    try:
+        ids = np.asarray(made)
+    except ValueError:  # rows of several lengths
+        ids = np.empty(0, object)
+    if ids.dtype.kind in "iu" and ids.ndim == 2 and len(ids) == len(texts):
+        small = ids.astype(np.int32, copy=False)
+        if np.array_equal(small, ids):
+            return small
+    raise ValueError(
+        f"the tokenizer gave {type(made).__name__} {ids.dtype}{list(ids.shape)} of {len(texts)} "
+        f"texts, expected int32 [{len(texts)}, length], of one length whatever the texts"
+    )

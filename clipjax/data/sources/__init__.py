@@ -6,7 +6,7 @@ from typing import Any
 
 from clipjax.building import build, check_values
 from clipjax.data.classes.named_lists import load_class_names, warn_of_twins
-from clipjax.data.source import DataSource, parse_spec, split_options
+from clipjax.data.source import DataSource, check_source, parse_spec, split_options
 from clipjax.data.sources.arrayrecord import PackedRecords
 from clipjax.data.sources.coco import Coco
 from clipjax.data.sources.folder import Folder
@@ -55,7 +55,14 @@ def make_source(
         ValueError: for an unknown kind, option or split, or data that is missing or damaged.
     """
     if isinstance(spec, Mapping) and "name" in spec and "spec" not in spec:
+        if spec["name"] in [*SOURCES, "mix"]:
+            raise ValueError(
+                f"{path}.name = {spec['name']!r} is a kind: write "
+                f'{{"spec": "{spec["name"]}:where"}}, with options beside it; a name is '
+                "module:Name of a class of your own"
+            )
         source = build(spec, {}, path=path, plugins=plugins)
+        check_source(source, path)
         if len(source) == 0:
             raise ValueError(f"{path} = {spec['name']!r} is empty: it holds no image-text pair")
         return source

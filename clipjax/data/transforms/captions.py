@@ -48,11 +48,13 @@ def choose_text(text: Texts | bytes, rng: np.random.Generator) -> str:
         names = sorted(text)
         return choose_text(text[names[int(rng.integers(len(names)))]], rng) if names else ""
     if not isinstance(text, str | bytes):
+        if not hasattr(text, "__len__"):
+            return clean_caption(text)  # which refuses it
         text = text[int(rng.integers(len(text)))] if text else ""
     return _decoded(text) if isinstance(text, bytes) else text
 
 
-def clean_caption(text: str | bytes) -> str:
+def clean_caption(text: Any) -> str:
     """Brings a caption to Unicode NFC without NULs; SampleError if nothing is left of it.
 
     What follows its first `MAX_CHARS` characters is left out.

@@ -7,7 +7,7 @@ from PIL import Image
 
 from clipjax.data import ImageError, Preprocess, decode_image
 from clipjax.data.images import preprocess as module
-from clipjax.data.images.preprocess import to_rgb
+from clipjax.data.images.preprocess import as_pil, to_rgb
 
 GOLDEN = np.load(Path(__file__).parents[2] / "golden/data/preprocess.npz")
 
@@ -242,3 +242,38 @@ def test_bad_options():
             Preprocess(**options)
     with pytest.raises(ImageError, match="float64"):
         Preprocess(8)(np.zeros((4, 4, 3)))
+
+
+def test_a_pillow_image_is_what_its_file_is():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for kind in ("JPEG", "PNG", "TIFF"):
+        data = encode(Image.fromarray(picture(20, 30)), kind, exif=exif)
+        given = as_pil(Image.open(io.BytesIO(data)))
+        assert given.size == (20, 30)
+        np.testing.assert_array_equal(np.asarray(given), np.asarray(decode_image(data)))
+        assert as_pil(given).size == as_pil(decode_image(data)).size == (20, 30)  # turned once
+        as_stored = module.decode_as_open_clip(Image.open(io.BytesIO(data)))
+        assert kind == "TIFF" or as_stored.size == (30, 20)  # of TIFF, Pillow itself turns
+
+
+def test_numbers_without_a_range_are_refused():
+    deep = (np.arange(64).reshape(8, 8) * 1000).astype(np.uint16)
+    for kind in ("PNG", "PPM"):  # of PPM, Pillow's mode is I
+        opened = Image.open(io.BytesIO(encode(Image.fromarray(deep), kind)))
+        np.testing.assert_array_equal(np.asarray(as_pil(opened))[..., 0], deep >> 8)
+    for dtype in (np.int32, np.float32):
+        with pytest.raises(ImageError, match=r"Pillow image are numbers .* nothing says which"):
+            Preprocess(8)(Image.fromarray(picture(8, 8)[..., 0].astype(dtype)))
+
+
+@pytest.mark.parametrize("pixels", module.PIXELS)
+def test_what_is_no_picture_is_refused_with_its_cure(pixels):
+    image, fit = picture(8, 8), Preprocess(8, pixels=pixels)
+    for wrong in (image / 255, image[..., 0], image.transpose(2, 0, 1), image[:0]):
+        with pytest.raises(ImageError, match=r"expected uint8 \[h, w, 3 or 4\]: of x in 0..1 give"):
+            fit(wrong)
+    with pytest.raises(ImageError, match="has 0 x 5 pixels"):
+        fit(Image.new("RGB", (0, 5)))
+    with pytest.raises(ValueError, match=r"is list, expected .* \(of another library's array np"):
+        fit(image.tolist())

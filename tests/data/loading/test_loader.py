@@ -491,15 +491,18 @@ def test_fingerprint_is_the_data_s():
     "options, message",
     [
         ({"batch_size": 10, "process_count": 3}, "multiple"),
-        ({"batch_size": 0}, "batch_size is 0"),
-        ({"process_index": 2, "process_count": 2}, "process_index"),
+        ({"batch_size": 0}, "batch_size = 0"),
+        ({"process_index": 2, "process_count": 2}, r"process_index = 2.*\[0, 1\]"),
         ({"num_workers": -1}, "num_workers"),
         ({"max_bad_fraction": 2.0}, "max_bad_fraction"),
         ({"seed": -1}, "seed"),
         ({"seed": 2**63}, "seed"),
-        ({"process_count": 0}, "processes, 0"),
-        ({"bad_window": 0}, "bad_window is 0"),
-        ({"timeout_s": -1.0}, "timeout_s -1"),
+        ({"seed": 1.5}, "seed = 1.5: expected a whole number"),
+        ({"batch_size": "8"}, "batch_size = '8': expected a whole number"),
+        ({"batch_size": 8.0}, "batch_size = 8.0: expected a whole number"),
+        ({"process_count": 0}, "process_count = 0"),
+        ({"bad_window": 0}, "bad_window = 0"),
+        ({"timeout_s": -1.0}, "timeout_s = -1"),
         ({"stages": [(3, Finishing((), tokens_of, Preprocess(2)))] * 2}, r"\[3, 3\].*ascending"),
     ],
 )
@@ -513,8 +516,9 @@ def test_bad_data():
         make(Numbers(0), 4)
     with pytest.raises(ValueError, match="holds 7 examples"):
         make(Numbers(7), 8)
-    with pytest.raises(ValueError, match="step is -1"):
-        make(Numbers(4), 4).batch(-1)
+    for step in (-1, 1.5, "1"):
+        with pytest.raises(ValueError, match=f"step = {step!r}"):
+            make(Numbers(4), 4).batch(step)
 
 
 def test_captions_are_cleaned():

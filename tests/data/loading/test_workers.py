@@ -115,7 +115,7 @@ def test_errors_come_as_they_are_and_name_where():
 
 
 def test_what_cannot_be_sent_is_an_error():
-    with pytest.raises(ValueError, match=r"'fork'; allowed are 'threads', 'processes'"):
+    with pytest.raises(ValueError, match=r"'fork': allowed are threads, processes"):
         make(Numbers(10), 5, workers="fork")
     source = Numbers(10)
     source.tie = lambda: None

@@ -38,6 +38,8 @@ def test_spec_name():
         ({"spec": "synthetic:10", "sides": 3}, "sides"),
         ({"spec": "synthetic:10", "where": "x"}, "part of the spec"),
         ({"kind": "synthetic"}, "kind:where"),
+        ({"name": "synthetic"}, r'is a kind: write {"spec": "synthetic:where"}'),
+        ({"name": "nonsense"}, "'nonsense' is unknown; allowed are module:Name"),
         ("folder:/no/such/directory", "no directory"),
         ("csv:http://example.com/a.csv", "http://"),
         ("arrayrecord:/no/such/file", "no file"),
