@@ -183,7 +183,7 @@ def _check_options(name: str, rule: PairRule | None, layout: str, tile_size: int
             'with layout "dense" only'
         )
     if tile_size is not None and (not isinstance(tile_size, int) or tile_size < 1):
-        raise ValueError(f"tile_size = {tile_size}; it must be a whole number from 1, or None")
+        raise ValueError(f"tile_size = {tile_size}; it must be a whole number, at least 1, or None")
     if tile_size is not None and (layout == "dense" or rule is None):
         raise ValueError(
             f"tile_size = {tile_size} but the layout is dense, which has no tiles: set tile_size "

@@ -141,7 +141,7 @@ def test_the_step_compiles_once_a_stage_and_the_log_says_which(reference):
     ("steps", "compilations"),
     [
         # Stage 1 and 2; from step 4 stages 2 and 3.
-        ((5,), [2, 2]),
+        pytest.param((5,), [2, 2], marks=pytest.mark.slow),
         # Stage 1; from step 2 stages 1 and 2; from step 4 stages 2 and 3; from step 6 stage 3.
         pytest.param((3, 5, 7), [1, 2, 2, 1], marks=pytest.mark.slow),
     ],

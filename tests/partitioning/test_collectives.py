@@ -158,6 +158,7 @@ def large(collectives, kinds, num_params):
     return [c for c in collectives if c.kind in kinds and c.bytes_received > F32 * num_params / 100]
 
 
+@pytest.mark.slow
 def test_nothing_but_the_sum_of_the_gradients_is_large_when_replicated():
     step = simulated("replicated")
     others = ("all-gather", "reduce-scatter", "all-to-all", "collective-permute")

@@ -54,6 +54,9 @@ class Squares:
     def __getitem__(self, index):
         return {"key": str(index), "image": np.zeros((4, 4, 3), np.uint8), "text": "a square"}
 
+    def fingerprint(self):
+        return f"squares {self.size}"
+
 
 def whole():
     """A table of rules that cuts nothing but the batch."""
