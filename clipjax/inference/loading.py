@@ -123,26 +123,27 @@ def load(
         (2, 512)
     """
     options: dict[str, Any] = {"batch_size": batch_size, "dtype": dtype, "preprocess": preprocess}
-    check_arguments(_RULES, rename=rename, ignore=ignore, **options)
-    hints = Hints(
-        model,
-        activation,
-        plugins=check_plugins(plugins, path="plugins"),
-        which=which,
-        strip_prefix=strip_prefix,
-        rename=tuple(rename),
-        ignore=tuple(ignore),
-        lora=lora,
-        lora_alpha=lora_alpha,
-        text_from=text_from,
-        logit_scale=logit_scale,
-        tokenizer=tokenizer,
-        format=format,
-    )
-    check_arguments(_RULES, **{k: value for k, value in vars(hints).items() if k in _RULES})
+    said: dict[str, Any] = {
+        "model": model,
+        "activation": activation,
+        "which": which,
+        "strip_prefix": strip_prefix,
+        "rename": rename,
+        "ignore": ignore,
+        "lora": lora,
+        "lora_alpha": lora_alpha,
+        "text_from": text_from,
+        "logit_scale": logit_scale,
+        "tokenizer": tokenizer,
+        "format": format,
+    }
+    check_arguments(_RULES, **options, **said)
+    said |= {"rename": tuple(rename), "ignore": tuple(ignore)}
+    hints = Hints(plugins=check_plugins(plugins, path="plugins"), **said)
     path = _find(source)
     with _flags_as_arguments(hints):
-        if recognise(path, hints) == "clipjax":
+        found = recognise(path, hints)
+        if found == "clipjax":
             options |= {"mesh": mesh, "plugins": hints.plugins, "tokenizer": tokenizer}
             try:
                 made = Model.from_checkpoint(path, **options)
@@ -150,7 +151,7 @@ def load(
                 raise WeightFileError(f"{path} is a damaged checkpoint: {error}") from error
             check_hints(hints, path, made.spec["name"])
             return made
-        _, weights = read_weights(path, hints)
+        _, weights = read_weights(path, dataclasses.replace(hints, format=found))
         # It is called after its folder, which is a commit.
         if str(source).startswith(hub.PREFIX) and weights.spec["name"] == path.name:
             spec = {**weights.spec, "name": hub.repository(str(source))}

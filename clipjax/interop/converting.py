@@ -11,7 +11,7 @@ from clipjax.data.storage.files import local_path
 from clipjax.files import sha256_of_file
 from clipjax.interop.files import file_kind
 from clipjax.interop.files.atomic import check_new, new_path
-from clipjax.interop.formats import FORMATS, WRITTEN, named_format
+from clipjax.interop.formats import WRITTEN, named_format
 from clipjax.interop.reading import read_weights
 from clipjax.interop.weights import Hints, Weights
 
@@ -70,9 +70,8 @@ def convert_weights(
         OSError: reading or writing failed.
     """
     target = local_path(target)
-    write = named_format(target_format).write if ":" in target_format else None
-    if write is None and target_format in WRITTEN:
-        write = FORMATS[target_format].write
+    known = target_format in WRITTEN or ":" in target_format
+    write = named_format(target_format).write if known else None
     if write is None:
         raise ValueError(f"--format {target_format!r}: formats to write are {', '.join(WRITTEN)}")
     check_new(target)

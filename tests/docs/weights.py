@@ -14,11 +14,12 @@ TESTS = Path(__file__).parent.parent
 for folder in ("helpers", "interop", "models", "golden/models", "golden/interop"):
     sys.path.insert(0, str(TESTS / folder))
 
-from small_clipjax import shrink_all  # noqa: E402
+from small_clipjax import shrink_all  # noqa: E402  found by those paths
 
 shrink_all()
 
-import seeded  # noqa: E402  the helpers read the zoo
+# These read the zoo when they are imported, so they come after it has become small.
+import seeded  # noqa: E402
 from hugging_face_case import make_directory, save_tower  # noqa: E402
 from library_folder import write_openai  # noqa: E402
 from naming_case import save, save_torch  # noqa: E402

@@ -14,6 +14,7 @@ from PIL import Image
 TESTS = Path(__file__).parent.parent
 sys.path.append(str(TESTS / "interop"))
 
+# The next are found by that path, so they come after it.
 from naming_case import save_torch  # noqa: E402
 from small_weights import noise, small  # noqa: E402
 

@@ -9,6 +9,7 @@ from clipjax.config import merge
 from clipjax.models import MODELS, build_model
 from clipjax.trees import map_with_names
 
+_TOWER = {"width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 32}
 SPEC = {
     "name": "tiny",
     "embed_dim": 8,
@@ -16,10 +17,7 @@ SPEC = {
     "image": {
         "name": "vit",
         "patch_size": 4,
-        "width": 16,
-        "depth": 2,
-        "num_heads": 2,
-        "mlp_dim": 32,
+        **_TOWER,
         "activation": "gelu",
         "layer_norm_eps": 1e-5,
         "pooling": "cls",
@@ -28,10 +26,7 @@ SPEC = {
         "name": "causal_transformer",
         "vocab_size": 20,
         "context_length": 8,
-        "width": 16,
-        "depth": 2,
-        "num_heads": 2,
-        "mlp_dim": 32,
+        **_TOWER,
         "activation": "gelu",
         "layer_norm_eps": 1e-5,
         "pooling": "eot",
@@ -48,8 +43,6 @@ SPEC = {
     "source": "",
 }
 
-
-_TOWER = {"width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 32}
 # A model of images of any aspect.
 NAFLEX = merge(
     MODELS["siglip2-b-16-naflex"],
