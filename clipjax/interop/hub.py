@@ -107,14 +107,12 @@ def _offline(address: str, repo: str, revision: str | None, error: Exception) ->
     from huggingface_hub import constants
 
     files = " ".join(f"'{pattern}'" for pattern in SMALL)
-    weights = " or ".join(
-        dict.fromkeys(e.weight_files[0] for e in FORMATS.values() if e.weight_files)
-    )
+    weights = list(dict.fromkeys(e.weight_files[0] for e in FORMATS.values() if e.weight_files))
     at = f" --revision {revision}" if revision else ""
     why = " ".join(str(error.__cause__ or error).split())
     return (
         f"{address} is not whole in the cache {constants.HF_HUB_CACHE}, and {constants.ENDPOINT} "
         f"cannot be reached ({why:.150}). Where there is a network, run `hf download {repo}{at} "
-        f"--include {files} {weights.split(' or ')[0]} --local-dir FOLDER` (or its file of weights "
-        f"of another name: {weights}), bring FOLDER here and load it by its path"
+        f"--include {files} {weights[0]} --local-dir FOLDER` (or its file of weights "
+        f"of another name: {' or '.join(weights)}), bring FOLDER here and load it by its path"
     )

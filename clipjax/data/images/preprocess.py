@@ -196,11 +196,7 @@ PIXELS = {"clipjax": lambda image: to_rgb(as_pil(image)), "open_clip": decode_as
 
 def to_pixels(image: bytes | np.ndarray | Image.Image, pixels: str = "clipjax") -> Image.Image:
     """Brings an image to RGB, by the decoding that is named in PIXELS."""
-    found = PIXELS[pixels](image)
-    if 0 in found.size:
-        width, height = found.size
-        raise ImageError("image_shape", f"the image is empty: {height} rows of {width} pixels")
-    return found
+    return PIXELS[pixels](image)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,7 +248,6 @@ class Preprocess:
                 f"preprocess.crop_fraction is {self.crop_fraction!r}; allowed is what is above 0 "
                 "and at most 1"
             )
-
         if self.pixels not in PIXELS:
             raise ValueError(
                 f"the pixels are to be those of {self.pixels!r}; allowed are {', '.join(PIXELS)}"
