@@ -15,9 +15,6 @@ def split_specs(given: Iterable[str]) -> list[str]:
     `tar:a/{0000..0003}.tar,folder:x`; inside braces and brackets, or in an option, as in
     `?class_names=cat,dog`, it belongs to its SPEC.
 
-    Args:
-        given: the values of the flag.
-
     Raises:
         ValueError: a bracket that is not closed.
     """

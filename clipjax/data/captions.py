@@ -47,7 +47,6 @@ def captions_by_language(source: DataSource, counts: Counter[str]) -> Iterator[t
     """Gives every caption of every example as (language, text).
 
     Args:
-        source: whose examples have one text, several, or a map from language to either.
         counts: takes the examples that cannot be used, by reason.
     """
     for index in range(len(source)):
@@ -63,7 +62,6 @@ def flatten(text: Any, language: Any = ANY_LANGUAGE) -> Iterator[tuple[Any, str]
     """Gives the captions of one example as (language, text); empty ones are left out.
 
     Args:
-        text: one caption, several, or a map from language to either.
         language: the name of captions that come without one.
     """
     if isinstance(text, Mapping):

@@ -19,7 +19,6 @@ def permute(index: np.ndarray | int, n: int, key: int | tuple[int, ...]) -> np.n
 
     Args:
         index: `[...]` integers in `0..n-1`.
-        n: number of elements, up to 2^60.
         key: which permutation; integers, e.g. `(seed, epoch)`.
 
     Returns:
@@ -50,11 +49,6 @@ def example_index(position: np.ndarray | int, n: int, seed: int) -> tuple[np.nda
 
     Position `p` belongs to epoch `p // n`; every epoch visits each of the `n` examples once, in
     an order of its own.
-
-    Args:
-        position: `[...]` non-negative integers.
-        n: number of examples.
-        seed: the seed of the whole run.
 
     Returns:
         `(epoch, index)`, both `[...]` int64.

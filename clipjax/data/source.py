@@ -102,9 +102,6 @@ def pictures_of(source: DataSource) -> list[Hashable]:
 
     A source says so by a method `pictures`; of any other, each example has a picture of its own.
     A picture is known by its name where the source has one, and by its bytes where it has none.
-
-    Returns:
-        An identity of the picture of each example, in order.
     """
     if not hasattr(source, "pictures"):
         return list(range(len(source)))
@@ -133,11 +130,6 @@ def draw(source: DataSource, position: np.ndarray, seed: int) -> np.ndarray:
     A source that has an order of its own says so by a method `draw(position, seed)`; any other
     is permuted anew for every epoch.
 
-    Args:
-        source: whose examples.
-        position: `[...]` non-negative integers.
-        seed: the seed of the whole run.
-
     Returns:
         `[...]` int64, indices of the source.
     """
@@ -159,8 +151,6 @@ class SampleError(ValueError):
     Args:
         reason: short code, e.g. `text_empty`; the name under which it is counted. `filtered_...`
             is what a filter leaves out on purpose: counted, but not as damage.
-        message: what is wrong.
-        key: which example.
     """
 
     def __init__(self, reason: str, message: str, key: str = ""):
@@ -182,9 +172,6 @@ def parse_spec(spec: str) -> tuple[str, str, str | None]:
 
     The split follows the last colon, unless that colon belongs to a URL or stands in brackets:
     `tfds:cifar100:train[:10%]` has the split `train[:10%]`, `arrayrecord:gs://b/x` has none.
-
-    Returns:
-        `(kind, where, split or None)`.
 
     Raises:
         ValueError: if it is no text, or names no kind.

@@ -53,11 +53,6 @@ class EncodeFns(NamedTuple):
 def make_encode_fns(model: Any, preprocess: dict[str, Any], *, dtype: str = "float32") -> EncodeFns:
     """Makes the encode functions of a model; pass the same ones to all evals: they compile once.
 
-    Args:
-        model: a CLIP module.
-        preprocess: the spec's `preprocess`; its `mean` and `std` are applied on the device.
-        dtype: the dtype of the pixels that enter the model.
-
     Returns:
         Functions of the model's variables, `{"params": ...}` and what else it holds.
     """
@@ -97,7 +92,6 @@ class RowLayout:
     """Cuts `num_rows` items into padded batches and lays their rows over a mesh.
 
     Attributes:
-        mesh: the devices.
         num_rows: number of items over all processes.
         max_batch: upper bound of the global batch, up to rounding to the batch axes' size.
     """
@@ -190,11 +184,8 @@ def run_batches(
 
     Args:
         run: (variables, rows on the mesh) -> results, one a row.
-        variables: its first argument, on the mesh.
-        layout: the layout of the rows.
         make: number of a batch -> this process's rows of it, `[local rows, ...]`, and whatever
             belongs to them beside.
-        ahead: batches made ahead.
 
     Yields:
         The results of a batch, on the mesh, and what was made beside its rows.

@@ -57,9 +57,7 @@ def choose_prompts(given: Given | None, source: Any = None, run: Prompts | None 
     of others on it were made with them.
 
     Args:
-        given: as `load_templates` takes it; None if none is asked for.
         source: the dataset; `templates` are its own, if it has any.
-        run: those of the run that trained the model.
 
     Raises:
         ValueError: as `load_templates`.
@@ -75,10 +73,6 @@ def choose_prompts(given: Given | None, source: Any = None, run: Prompts | None 
 
 def prompts_of_run(config: Mapping[str, Any], where: str | Path) -> Prompts | None:
     """Gives the prompts that a run evaluated with, by the config that its checkpoint holds.
-
-    Args:
-        config: the config of the checkpoint's manifest.
-        where: the checkpoint, for messages.
 
     Returns:
         Those of the first evaluation that has some; None if none has.

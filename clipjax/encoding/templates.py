@@ -68,13 +68,6 @@ def fill_template(template: str, class_name: str) -> str:
 def fill_templates(templates: Templates, class_names: Sequence[str]) -> list[tuple[str, ...]]:
     """Gives the prompts of every class.
 
-    Args:
-        templates: as `load_templates` gives them.
-        class_names: C names.
-
-    Returns:
-        C tuples of one prompt or more.
-
     Raises:
         ValueError: a class has no prompts of its own.
     """

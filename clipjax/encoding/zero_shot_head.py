@@ -33,15 +33,6 @@ def average_prompts(
     The texts run through the encoder in sharded batches and are summed as they come, so that the
     embeddings of 1,000 classes times 80 templates never stand in memory together.
 
-    Args:
-        variables: the model's, on the mesh.
-        class_names: C names.
-        templates: T templates with one "{}" each, or for each class its own prompts.
-        encode_text_fn: (variables, tokens) -> `[batch, embed]`.
-        tokenizer: texts -> int32 `[batch, length]`.
-        mesh: the devices.
-        batch_size: texts a batch over all devices.
-
     Returns:
         `[classes, embed]`, float32, rows of length 1, replicated.
 

@@ -52,9 +52,6 @@ def name_evals(asked: Sequence[tuple[str, str | Mapping[str, Any]]]) -> tuple[Ev
     Args:
         asked: (kind, source) of each, the source as `make_source` takes it.
 
-    Returns:
-        The names, in order.
-
     Raises:
         ValueError: the same is asked twice.
     """

@@ -39,12 +39,9 @@ class ImageReader:
     """Reads and preprocesses examples by index, in threads.
 
     Args:
-        source: the dataset.
         preprocess: (bytes | image) -> uint8 `[size, size, 3]`, or Patches; with a method `blank`.
         max_bad: examples that are tolerated whose image does not decode, or which cannot be read.
-        where: name of the evaluation, for messages.
         check: of an example as the source gives it; raises LabelError.
-        num_threads: decoding threads.
     """
 
     def __init__(
@@ -127,11 +124,7 @@ class ImageReader:
             return example, None
 
     def refuse(self, message: str) -> None:
-        """Notes a fault of the dataset that `max_bad` does not allow for; `check` raises it.
-
-        Args:
-            message: what is wrong with which example.
-        """
+        """Notes a fault of the dataset that `max_bad` does not allow for; `check` raises it."""
         with self._lock:
             self._refused = self._refused or f"{self._where}: {message}"
 

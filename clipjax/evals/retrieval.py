@@ -123,9 +123,6 @@ class Retrieval:
     def encode(self, params: PyTree) -> tuple[list[Chunk], list[Chunk], np.ndarray]:
         """Encodes all pictures and captions; a collective.
 
-        Args:
-            params: as for `run`.
-
         Returns:
             (pictures, captions in the order of their pictures, captions of each picture
             `[pictures]`: 0 where it did not decode).

@@ -57,8 +57,6 @@ def find_pictures(
     A collective, as `Retrieval.run` is; every process gets the same answers.
 
     Args:
-        retrieval: the evaluation.
-        params: as for `Retrieval.run`.
         num_queries: captions to search for; of fewer pictures, all.
         num_pictures: pictures to search; of fewer, all. It bounds what this costs.
 

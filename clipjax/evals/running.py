@@ -85,8 +85,6 @@ def run_evals(
     """Runs evaluations of a model.
 
     Args:
-        evals: of an experiment.
-        variables: the model's, `{"params": ..., ...}`.
         beat: called between evaluations, for a watchdog.
 
     Returns:
@@ -112,9 +110,6 @@ def run_evals(
 
 def with_means(results: Iterable[EvalResult]) -> list[EvalResult]:
     """Adds the means over evaluations that differ in nothing but the language.
-
-    Args:
-        results: of evaluations; means among them are made anew.
 
     Returns:
         The results, then a mean for each dataset that comes in two languages or more, in which each
@@ -155,13 +150,7 @@ def flat_metrics(results: Iterable[EvalResult]) -> dict[str, float]:
 def model_facts(
     contract: Mapping[str, Any], *, preprocess: str = "clipjax", checkpoint: str | None = None
 ) -> dict[str, Any]:
-    """Says what all results of a model depend on, as plain JSON.
-
-    Args:
-        contract: of the model.
-        preprocess: whose pixels it was given.
-        checkpoint: SHA-256 of the checkpoint's manifest; None before it is saved.
-    """
+    """Says what all results of a model depend on, as plain JSON."""
     size = (contract.get("model") or {}).get("image_size")
     fields = {"pixels": preprocess, "image_size": size, **(contract.get("preprocess") or {})}
     return {
@@ -175,11 +164,6 @@ def results_document(
     step: int, results: Iterable[EvalResult], model: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Writes results as plain JSON: a flat map of metrics with `step`, and the structure beside.
-
-    Args:
-        step: of the checkpoint.
-        results: of evaluations.
-        model: what all of them depend on: checkpoint, preprocessing, tokenizer.
 
     Returns:
         `<kind>/<dataset>/<metric>` -> value; `step`; `evaluations`: `<kind>/<dataset>` -> its parts

@@ -248,10 +248,6 @@ class ZeroShot:
 
         A collective, as `run` is: every process of a run calls it and gets the same answers.
 
-        Args:
-            params: as for `run`.
-            num_predictions: how many examples; all if the source has fewer.
-
         Returns:
             Predictions in the source's order; images that do not decode are not among them.
         """

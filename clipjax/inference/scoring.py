@@ -27,8 +27,6 @@ def score_pairs(
     score = mean over captions t of <image, t>, a cosine in [-1, 1]
 
     Args:
-        model: the one that judges.
-        source: whose pairs; all captions of a picture count.
         counts: takes what cannot be used, by reason; such examples get no score.
 
     Yields:
@@ -77,12 +75,7 @@ def write_scores(
     """Writes a Parquet file of the columns `key` and `score`, whole or not at all.
 
     Args:
-        path: the file to write.
-        scored: as `score_pairs` gives them.
         **about: what the scores are of; kept in the file's metadata as text.
-
-    Returns:
-        How many scores there are.
 
     Raises:
         ValueError: if the file exists or is in a bucket, or a key comes twice.

@@ -17,13 +17,6 @@ _FINAL_NORMS = {"image": "ln_post", "text": "ln_final"}
 def count_layers(model: Any, tower: str, variables: PyTree, row: np.ndarray | Patches) -> int:
     """Counts the layers whose output a tower can give: blocks, or stages of a ResNet.
 
-    Args:
-        model: a CLIP module.
-        tower: image | text.
-        variables: of it, of which only shapes are read.
-        row: one row that the tower takes: uint8 `[height, width, 3]`, Patches, or int32
-            `[length]`.
-
     Raises:
         ValueError: the encoder keeps none.
     """
@@ -65,12 +58,8 @@ def make_tokens_fn(
     """Makes the function (variables, rows) -> tokens `[batch, positions, width]`, float32.
 
     Args:
-        model: a CLIP module.
-        tower: image | text.
         number: of the layer, from 1; None for the tower's last tokens.
         final_norm: apply the tower's final layer norm to the hidden layer.
-        preprocess: the spec's `preprocess`, for `mean` and `std`.
-        dtype: of the pixels that enter the model.
     """
     mean, std = tuple(preprocess["mean"]), tuple(preprocess["std"])
 

@@ -65,7 +65,6 @@ def chart(
     """Draws lines over training steps.
 
     Args:
-        title: above the chart.
         lines: name -> (step, value) in order; values that are not finite are left out.
         percent: values are shares, shown in percent on an axis that starts at 0.
         last_step: where the axis of steps ends, if the lines do not reach further.

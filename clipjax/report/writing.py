@@ -89,12 +89,6 @@ def write_report(
     parameter counts from the newest checkpoint's manifest. A part whose file is not there is left
     out of the page.
 
-    Args:
-        workdir: the workdir of the run.
-        predictions: `<kind>/<dataset>` -> answers; see `collect_predictions`.
-        found: `<kind>/<dataset>` -> pictures of captions; see `collect_found`.
-        commit: the commit of the package; found by itself where the package runs from a checkout.
-
     Returns:
         The path of the report.
 

@@ -46,8 +46,6 @@ def match_classes(
 
     Args:
         found: the source's own names of its classes, in the order of its labels.
-        given: class names.
-        where: the source, for messages.
         first_label: the number of the first name, of classes that are called by numbers.
 
     Raises:
@@ -126,9 +124,6 @@ def _refuse_order(found: list[str], given: list[str], where: str) -> None:
 def labels_of_names(names: Sequence[str]) -> dict[str, int]:
     """Says which label a cell of a table means, by the rules of `match_classes` for names and ids.
 
-    Args:
-        names: the names of the classes, in the order of the labels.
-
     Returns:
         Label by name, as it is written and as it is compared; and by WordNet id, of 1,000 names.
         A name that several classes have is none of theirs.
@@ -161,18 +156,12 @@ def choose_names(
     """Chooses between the names that are given for the labels of a source, and its own.
 
     Args:
-        given: class names; None takes the source's own.
         own: in the order of its labels; None if it has none, and then its labels are places in
             `given`.
-        where: the source, for messages.
-        first_label: as for `match_classes`.
 
     Returns:
         The names; for every label of the source its place among them, None where it is itself; and
         what told it, one of MATCHED, None where the names are the source's own, or there are none.
-
-    Raises:
-        ValueError: as `match_classes`.
     """
     names = own if given is None else given
     names = None if names is None else tuple(names)

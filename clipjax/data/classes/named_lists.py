@@ -33,10 +33,6 @@ def _read_packaged(file_name: str) -> tuple[str, ...]:
 def load_json(name: str, what: str) -> Any:
     """Reads a JSON file, or of one that is an object, as `FILE.json:ENTRY`, what it holds there.
 
-    Args:
-        name: the file, with the entry or without it.
-        what: it holds, in plural, for messages.
-
     Returns:
         The value; None if there is no JSON file of that name.
 
@@ -70,8 +66,6 @@ def strings_of_lines(text: str, where: str, *, comments: bool) -> dict[str, str]
     """Reads strings with the place of each: one a line.
 
     Args:
-        text: the text of the file.
-        where: it stands, for messages.
         comments: whether '#' opens a comment and blank lines are left out; else every line counts,
             as its number is a label.
 
@@ -121,8 +115,6 @@ def load_strings(
         name_or_path: a key of `table`, a text file, or a JSON file with a list of strings; where
             that holds a list under each of several names, `FILE.json:NAME`.
         table: name -> the strings themselves, or the name of a file in prompts/.
-        what: the strings are, in plural, for messages.
-        comments: whether '#' opens a comment in a text file, see `strings_of_lines`.
         hint: how else they may be given, which ends the message of a name that is not known.
 
     Returns:
@@ -164,11 +156,7 @@ def load_imagenet_ids() -> tuple[str, ...]:
 
 
 def warn_of_twins(names: Mapping[str, str]) -> None:
-    """Warns of classes of one name: no text tells them apart.
-
-    Args:
-        names: by the place where each stands.
-    """
+    """Warns of classes of one name: no text tells them apart."""
     places: dict[str, list[str]] = {}
     for place, name in names.items():
         places.setdefault(name, []).append(place)

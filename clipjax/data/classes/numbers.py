@@ -35,11 +35,8 @@ def labels_of_numbers(
     """Gives the labels of classes that are called by numbers, as places among the names.
 
     Args:
-        numbers: the numbers of the classes, each once.
-        count: how many names they are given.
         first_label: the number of the first name; None takes 0, and then each name has to have
             its class: numbers that count from 1 would otherwise get the names of their neighbours.
-        where: the classes stand, for messages.
 
     Returns:
         `number - first_label` of each.

@@ -76,7 +76,6 @@ class FastJpeg:
 
         Args:
             box: left, top, right, bottom in pixels of the whole image.
-            size: side of the result, in pixels.
 
         Returns:
             u8 `[size, size, 3]`.

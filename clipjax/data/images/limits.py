@@ -75,10 +75,6 @@ def check_pixels(width: int, height: int, max_pixels: int) -> None:
 def check_scans(data: bytes, pixels: int) -> None:
     """Refuses a JPEG of very many scans, which a decoder goes over all pixels for.
 
-    Args:
-        data: the encoded JPEG.
-        pixels: width x height, by its header.
-
     Raises:
         ImageError: `image_scans`.
     """

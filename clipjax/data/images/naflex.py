@@ -25,12 +25,6 @@ def patch_grid(height: int, width: int, patch_size: int, max_patches: int) -> tu
     The largest scale s for which ceil(s height / patch) * ceil(s width / patch) patches fit the
     budget, found by bisection: where grids lie close together, its width decides as published.
 
-    Args:
-        height: the height of the image, in pixels.
-        width: the width of the image, in pixels.
-        patch_size: pixels of a patch's side.
-        max_patches: the budget.
-
     Returns:
         (rows, columns), each at least 1.
 
@@ -57,7 +51,6 @@ class PatchPreprocess:
     Normalisation happens on the device.
 
     Args:
-        patch_size: pixels of a patch's side.
         max_patches: the budget, and the rows of a result.
         interpolation: `bicubic` or `bilinear`, both antialiased.
 
@@ -83,9 +76,6 @@ class PatchPreprocess:
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> "PatchPreprocess":
         """Builds the preprocessing of a model whose images may have any aspect.
-
-        Args:
-            spec: the spec of the model; `preprocess` holds the budget and the interpolation.
 
         Raises:
             ValueError: a field that is missing or not known, its value, or a tower that takes
@@ -140,7 +130,6 @@ def make_preprocess(
     """Builds the published evaluation path of a model.
 
     Args:
-        spec: whole model spec.
         pixels: whose decoding: `clipjax`, or `open_clip`, to compare numbers with it.
 
     Raises:

@@ -25,10 +25,6 @@ _TILE_WIDTH, _TILE_LENGTH, _TILES = 322, 323, 324
 def check_parts(name: str, data: bytes) -> None:
     """Refuses a picture whose parts cost more than its pixels.
 
-    Args:
-        name: the name of the format.
-        data: the encoded picture.
-
     Raises:
         ImageError: `image_parts` or `image_pixels`; of AVIF `image_undecodable`, too.
     """

@@ -58,12 +58,8 @@ def decode_image(
     and Pillow do.
 
     Args:
-        data: an encoded image, one of `FORMATS`.
         max_pixels: largest width x height; without it, the format's `pixel_limit`.
         converted: give what Pillow's `convert("RGB")` alone makes of it.
-
-    Returns:
-        A Pillow image of mode RGB or RGBA.
 
     Raises:
         ImageError: if it is unusable; `.reason` tells why.
@@ -260,7 +256,6 @@ class Preprocess:
         Args:
             spec: the model's spec: `image_size`, and `preprocess` with the fields of this class,
                 whose `mean` and `std` are for the device.
-            pixels: see the class.
 
         Raises:
             ValueError: for a field that is missing or not known, or its value.

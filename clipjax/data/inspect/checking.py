@@ -50,7 +50,6 @@ def check(
     is tried; what it would leave out is checked nevertheless.
 
     Args:
-        spec: the spec of the data source.
         decode: whether pictures are decoded, too.
         workers: threads; by default one a core.
 
@@ -181,15 +180,7 @@ def check_file(
     decode: bool = False,
     packed: PackedFolder | None = None,
 ) -> Checked:
-    """Reads every example of one file.
-
-    Args:
-        file: the file that is read.
-        kind: the kind of the source that reads it.
-        options: the options of the source.
-        decode: whether pictures are decoded, too.
-        packed: the folder that it was packed to.
-    """
+    """Reads every example of one file."""
     where = str(file.path)
     try:
         problems = list(packed.compare(file, read_manifest(file.path)["sha256"])) if packed else []

@@ -30,14 +30,7 @@ def check_tar(
     decode: bool = False,
     packed: PackedFolder | None = None,
 ) -> Checked:
-    """Reads a tar shard strictly and compares it with its index and manifest, if it has them.
-
-    Args:
-        shard: the file.
-        members: how the source reads a record.
-        decode: whether pictures are decoded, too.
-        packed: the folder that it was packed to.
-    """
+    """Reads a tar shard strictly and compares it with its index and manifest, if it has them."""
     where = str(shard.path)
     together = len(members.texts) > 1  # one of several texts may be missing
     faults: dict[tuple[str, str], SampleError] = {}

@@ -29,9 +29,6 @@ def contact_sheet(source: DataSource, title: str, indices: np.ndarray, suffix: s
     """Gives a sheet of pictures with their captions.
 
     Args:
-        source: the dataset.
-        title: heading of the sheet.
-        indices: the examples that are shown.
         suffix: `.html`, one file without scripts, or `.png`. There, long captions are cut, and
             letters that no font of the machine has are boxes.
     """

@@ -35,13 +35,7 @@ class Measured(NamedTuple):
 def measure(
     source: DataSource, indices: np.ndarray, *, workers: int | None = None
 ) -> Iterator[list[Measured | SampleError]]:
-    """Reads and decodes examples in threads, giving them in order, some at a time.
-
-    Args:
-        source: the dataset.
-        indices: the examples that are measured.
-        workers: threads; by default one a core.
-    """
+    """Reads and decodes examples in threads, giving them in order, some at a time."""
 
     def work(chunk: np.ndarray) -> list[Measured | SampleError]:
         return [_measure(source, int(index)) for index in chunk]

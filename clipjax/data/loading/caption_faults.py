@@ -35,13 +35,7 @@ def faults_of(text: Any) -> list[str]:
 
 
 def tell_of_batch(tokens: np.ndarray, faults: Mapping[str, int], captions: str | None) -> None:
-    """Says once what the first batch of a run shows.
-
-    Args:
-        tokens: i32 `[rows, length]`, as the model gets them.
-        faults: rows by what `faults_of` names.
-        captions: the source's own word about the lines of a text, None if it was not given.
-    """
+    """Says once what the first batch of a run shows."""
     rows = len(tokens)
     _, counts = np.unique(tokens, axis=0, return_counts=True)
     repeated = int(counts[counts > 1].sum())
@@ -67,13 +61,7 @@ def tell_of_batch(tokens: np.ndarray, faults: Mapping[str, int], captions: str |
 
 
 def tell_wordless(count: int, total: int, what: str) -> None:
-    """Warns if many captions are numbers or codes.
-
-    Args:
-        count: how many captions have no words.
-        total: how many captions there are.
-        what: they are, for the message.
-    """
+    """Warns if many captions are numbers or codes."""
     if count >= NOTABLE * total and count:
         logging.warning(
             "%d of %d %s have no words, as '007' or 'n01440764' have none (%.0f %%): a text "

@@ -65,14 +65,7 @@ class Finishing:
 
 
 class RowMaker:
-    """Makes rows of the stream by their positions, alike in any thread or process.
-
-    Args:
-        source: where image-text pairs come from.
-        stages: how they are finished, by number.
-        seed: the seed of order, augmentation, choice of captions and of substitutes.
-        token_cache_bytes: how many bytes of token ids are kept for later epochs.
-    """
+    """Makes rows of the stream by their positions, alike in any thread or process."""
 
     def __init__(
         self,
@@ -95,14 +88,8 @@ class RowMaker:
         """Fills `images`, u8 `[rows, size, size, 3]`, with the rows from position `start` on.
 
         Args:
-            stage: number of the stage.
-            start: position of the first row.
-            images: where the pictures go.
             at_work: i64 `[1]`, where the index of the example at work is written, -1 at the end:
                 should this process die, another one can tell at what.
-
-        Returns:
-            What they are besides their pixels.
 
         Raises:
             TooManyBadExamples: if no usable substitute is found.

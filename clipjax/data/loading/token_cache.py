@@ -20,9 +20,6 @@ class TokenCache:
     needed last.
 
     One stage of a run has one cache. A later stage begins a new one, an earlier one goes past it.
-
-    Args:
-        budget: bytes; 0 keeps nothing.
     """
 
     def __init__(self, budget: int):

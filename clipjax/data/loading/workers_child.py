@@ -17,13 +17,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(connection_file: int, maker_file: int, parent: int) -> None:
-    """Runs a worker.
-
-    Args:
-        connection_file: the descriptor of the socket to the parent.
-        maker_file: the descriptor of the file of the pickled RowMaker.
-        parent: the id of the process that started this one.
-    """
+    """Runs a worker."""
     _die_with(parent)
     faulthandler.enable()
     guard_tracebacks()

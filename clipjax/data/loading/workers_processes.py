@@ -77,8 +77,6 @@ class Processes:
 
     Args:
         maker: makes the rows; it has to be picklable, and so its source, transforms and tokenizers.
-        number: the number of processes.
-        timeout_s: seconds that a part may take.
 
     Raises:
         ValueError: if the system has no files in memory, or `maker` cannot be pickled.

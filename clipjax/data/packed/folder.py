@@ -96,7 +96,6 @@ class PackedFolder(NamedTuple):
     """A folder of packed shards.
 
     Attributes:
-        path: the path of the folder.
         names: the names of the files that are there.
         shards: name -> `count`, `bytes` and `sha256` of each shard.
     """

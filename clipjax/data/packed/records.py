@@ -78,11 +78,7 @@ def write_records(path: Path, records: Iterable[bytes], **about: Any) -> dict[st
 
     Args:
         path: the ArrayRecord file to write; the manifest goes to `path` + `.json`.
-        records: packed records.
         **about: more fields of the manifest, e.g. `class_names`.
-
-    Returns:
-        The manifest.
     """
     # One record a group: random access reads nothing but the record asked for.
     writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
@@ -107,10 +103,6 @@ class RecordFile:
     """Random access to a file of packed records that was checked against its manifest.
 
     A file in a bucket is fetched whole into the cache of shards: ArrayRecord reads local files.
-
-    Args:
-        path: the ArrayRecord file.
-        verify: whether the whole file is hashed; count and size are always checked.
 
     Raises:
         ValueError: if file or manifest is missing or damaged, or there is no room to fetch it.

@@ -53,8 +53,6 @@ def pack(
         source: what is packed; its fingerprint goes into the manifest.
         directory: local; new, or that of the same job, which then goes on. If that was finished,
             shards that are gone or of another size are made anew.
-        how: format and sizes.
-        workers: shards at a time; by default one a core.
 
     Yields:
         `(shards done, shards in all)` as each is finished.

@@ -65,7 +65,6 @@ class ImageCaptions(tfds.core.GeneratorBasedBuilder):
 
         Args:
             name: the name of the dataset, below `image_captions/`.
-            sources: split -> SPEC.
             **options: max_bad_fraction, beam.
 
         Raises:

@@ -48,8 +48,6 @@ def make_source(
             Where a kind takes `class_names`, they are a list, or what `load_class_names` takes.
             Or a mapping without `spec`, whose `name` is `module:Name` of a class of one's own and
             whose other keys are its arguments.
-        path: where the spec stands in the config, for messages.
-        plugins: modules that such a name may import, see `clipjax.building.resolve`.
 
     Raises:
         ValueError: for an unknown kind, option or split, or data that is missing or damaged.

@@ -26,7 +26,6 @@ class PackedRecords:
         verify: whether every file is hashed at opening; count and size always are checked.
         image_field: which of a record's images to use; by default `image`.
         captions: `lines` makes each line of a text a caption; `whole`, the default, does not.
-        blob: what `image_field` was called before.
 
     Raises:
         ValueError: if both names of an option are given, a file or its manifest is missing or

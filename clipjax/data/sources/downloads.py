@@ -45,7 +45,6 @@ def extension_beside(file: StoredFile, key: str | None, root: DataPath | None) -
     """Finds how the pictures beside a Parquet file are called.
 
     Args:
-        file: the Parquet file.
         key: the key of a row whose picture was downloaded.
         root: the folder of the pictures, where it does not stand beside the file.
 

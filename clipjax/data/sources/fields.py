@@ -90,7 +90,6 @@ def text_of(value: Any, key: str, language: str | None = None, captions: str | N
     Args:
         value: a caption, as text or bytes, a list of captions, or a map from language to one of
             these.
-        key: the key of the example, for messages.
         language: which entry of a map to take; None takes the map.
         captions: `lines` makes each line of a text a caption of its own.
 

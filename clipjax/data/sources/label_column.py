@@ -19,10 +19,6 @@ class LabelColumn:
     Args:
         given: names of the classes, in the order of the labels; None where none are given.
         own: gives the names that the column itself has, None where it holds numbers alone.
-        first_label: the number of the first class; 0 where it is None.
-
-    Attributes:
-        names: the names of the classes, in the order of the labels; None where nothing names them.
     """
 
     def __init__(
@@ -38,10 +34,6 @@ class LabelColumn:
 
     def read(self, value: Any, key: str) -> tuple[int, str]:
         """Gives the label that a cell means, that of the class of its name, else its number.
-
-        Args:
-            value: the content of the cell.
-            key: the key of the example, for messages.
 
         Returns:
             The label, and the name of the class; empty where nothing names it.
@@ -64,9 +56,6 @@ class LabelColumn:
     def matched_by(self, values: Iterable[Any]) -> str | None:
         """Says how cells find the names that are given, as `read` does.
 
-        Args:
-            values: all cells of the column.
-
         Returns:
             One of MATCHED, the least sure of those that some cell needs; None where no names are
             given.
@@ -84,11 +73,6 @@ class LabelColumn:
 def class_names_of(values: Iterable[Any], field: str, where: str) -> tuple[str, ...] | None:
     """Names the classes of a column, in alphabetical order; None where all are numbers, which an
     evaluation has to name.
-
-    Args:
-        values: the values of the column, each once or more.
-        field: the name of the column.
-        where: the file, for messages.
 
     Raises:
         ValueError: if there is none.

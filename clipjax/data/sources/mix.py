@@ -94,15 +94,7 @@ class Mix:
             yield from ((number, picture) for picture in pictures_of(source))
 
     def draw(self, position: np.ndarray, seed: int) -> np.ndarray:
-        """Finds which examples stand at positions of the training stream.
-
-        Args:
-            position: `[...]` non-negative integers.
-            seed: the seed of the whole run.
-
-        Returns:
-            `[...]` int64, indices of this mix.
-        """
+        """Finds which examples stand at positions of the training stream."""
         numbers, draws = split_positions(position, self.weights)
         index = np.empty_like(draws)
         for number, source in enumerate(self.sources):
@@ -153,10 +145,6 @@ def split_positions(
     position: np.ndarray | int, weights: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Gives every position to a source; the rule stands at `Mix`.
-
-    Args:
-        position: `[...]` non-negative integers.
-        weights: whole numbers above 0, whose sum is below `MAX_TOTAL`.
 
     Returns:
         `(source, draw)`, both `[...]` int64: which source, and which of its draws.

@@ -231,7 +231,6 @@ def split_lines(svg: str, box: tuple[float, float, float]) -> tuple[str, str, st
     """Gives a drawing as it is, without its outlines, and its outlines alone, seen through a box.
 
     Args:
-        svg: the drawing.
         box: (left, top, side) of the part to show, in units of the drawing.
 
     Raises:

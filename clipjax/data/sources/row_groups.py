@@ -37,10 +37,6 @@ _BLOCK = 64 << 10
 class RowGroups:
     """Row groups of many files of one schema.
 
-    Args:
-        files: Parquet files.
-        budget: bytes of row groups that are held in memory.
-
     Raises:
         ValueError: if a file is damaged, or has other columns than the first.
     """

@@ -37,7 +37,6 @@ class ScoreFilter(Subset):
     """Examples of a source whose score is among the best, or high enough, in the source's order.
 
     Args:
-        source: what is filtered.
         rule: `FILE.parquet:top=0.3` for the best 30 % of the examples that have a score (ties go
             to the one that comes first), or `FILE.parquet:min=0.28` for scores of 0.28 or more.
             The file has the columns `key` and `score`; an example without a score, or with NaN,
@@ -87,9 +86,6 @@ def read_scores(where: str) -> Scores:
     Args:
         where: a Parquet file with the columns `key` (text) and `score` (a number), and
             `fingerprint` in its metadata, as `clipjax.inference.scoring.write_scores` writes it.
-
-    Raises:
-        ValueError: if there is no such file, a column is missing, or a key comes twice.
     """
     import pyarrow as pa  # slow to import
     import pyarrow.parquet as pq

@@ -13,7 +13,6 @@ class Subset:
     """Examples that are kept of a source; base of the filters.
 
     Args:
-        source: the source that examples are kept of.
         kept: `[kept]` integers in ascending order, indices of the source.
         identity: what chose them; begins the fingerprint.
 

@@ -31,7 +31,6 @@ class Synthetic:
 
     Args:
         where: how many examples, as text: `synthetic:1000`.
-        side: pixels of a picture.
 
     Raises:
         ValueError: if `where` is not a positive whole number, or `side` is below 1.

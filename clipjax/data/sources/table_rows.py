@@ -34,12 +34,6 @@ class Rows(NamedTuple):
 def read_rows(text: str, suffix: str, separator: str | None, where: str) -> Rows:
     """Reads a table.
 
-    Args:
-        text: the text of the file.
-        suffix: how the file's name ends: `.csv`, `.tsv`, `.jsonl`; any where a separator is given.
-        separator: a name of SEPARATORS, or the character; by default that of the suffix.
-        where: the file, for messages.
-
     Raises:
         ValueError: if it is damaged, or the separator is another.
     """

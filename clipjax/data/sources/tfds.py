@@ -40,7 +40,6 @@ class Tfds:
     Args:
         where: name of the dataset, with config and version if needed.
         split: e.g. `train`, `test`, `train[:10%]`.
-        image_field: the feature that holds the image.
         text_field: the feature that holds the caption or captions; by default the text is
             the name of the label.
         label_field: the feature that holds the label; by default `label` if there is one. Where
@@ -49,9 +48,6 @@ class Tfds:
             says it, as `clipjax.data.packing.tfds_builder` writes them; by default all are.
         class_names: names of the labels. Those of TFDS serve only where they are words.
         captions: `lines` makes each line of a text a caption; `whole`, the default, does not.
-        data_dir: where TFDS keeps its data.
-        download: whether to download and prepare what is missing.
-        caption_field: what `text_field` was called before.
 
     Raises:
         ValueError: if split, field or class names are missing, the data is not prepared, or a file

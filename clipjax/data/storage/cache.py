@@ -26,15 +26,8 @@ def build_once(
     """Opens a cached directory, building it first where it is missing or damaged.
 
     It is built under another name, synced and renamed, so that a process killed at any point
-    leaves nothing that looks finished; a lock lets a second process wait for the first.
-
-    Args:
-        directory: where the finished cache stands.
-        build: fills the directory that it is given.
-        open_checked: opens a finished directory; a ValueError means that it is damaged.
-
-    Returns:
-        What `open_checked` returned.
+    leaves nothing that looks finished; a lock lets a second process wait for the first. A
+    ValueError of `open_checked` means that it is damaged.
 
     Raises:
         ValueError: if the directory does not open even after it was built anew.
@@ -57,13 +50,9 @@ def build_once(
 
 @contextlib.contextmanager
 def lock(path: Path, *, wait: bool) -> Iterator[bool]:
-    """Holds an exclusive lock between threads and processes.
+    """Holds an exclusive lock between threads and processes; False where another has it.
 
     The kernel gives it back if this process dies.
-
-    Args:
-        path: the path of the lock's file, which is made.
-        wait: whether to wait for another holder; if not, False is given.
     """
     with path.open("w") as file:  # every opening of the file is a holder of its own
         try:

@@ -328,7 +328,6 @@ def local_path(
     """Gives the path of what is written or read piece by piece, which a bucket does not allow.
 
     Args:
-        where: the path.
         way: what to do where it is in a bucket or on the web, for the message.
 
     Raises:

@@ -81,10 +81,6 @@ def retry(operation: Callable[[], T], what: str) -> T:
     The delay doubles every time and is cut by a random part of up to one half, so that the
     hosts of a run do not return all at once.
 
-    Args:
-        operation: what is run until it succeeds.
-        what: it does, with the path, for messages.
-
     Raises:
         StorageError: when the attempts are used up; any other error of the operation as it is.
     """

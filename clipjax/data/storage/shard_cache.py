@@ -43,12 +43,7 @@ def budget_bytes() -> int:
 
 
 class ShardCache:
-    """Whole shards in a directory.
-
-    Args:
-        directory: where they stand; by default below `$CLIPJAX_CACHE`.
-        budget: bytes that they take together at most.
-    """
+    """Whole shards in a directory."""
 
     def __init__(self, directory: Path | None = None, budget: int | None = None):
         self.directory = directory or cache_dir() / "shards"
@@ -80,11 +75,8 @@ class ShardCache:
         """Brings a shard to the disk, whole and checked, or not at all.
 
         Args:
-            shard: what to fetch.
-            sha256: the SHA-256 of the shard's content.
             asked: the time since when it is wanted; shards that were used later stay. None: any
                 other shard may go.
-            wait: whether to wait for another process that fetches one.
 
         Returns:
             Where it stands; None if there is no room, or another process is fetching.
@@ -147,13 +139,7 @@ class ShardCache:
 
 
 class HotShards:
-    """Reads ranges of shards, those in a bucket through a cache.
-
-    Args:
-        shards: what is read.
-        sha256s: the SHA-256 of each shard's content.
-        cache: keeps copies of the shards that are read often.
-    """
+    """Reads ranges of shards, those in a bucket through a cache."""
 
     def __init__(
         self, shards: Sequence[StoredFile], sha256s: Sequence[str], cache: ShardCache | None = None

@@ -15,10 +15,6 @@ _LOOKED_AT = 1 << 12
 def decode_text(content: bytes, where: object) -> str:
     """Decodes a file of text, with a mark of UTF-8 or without it.
 
-    Args:
-        content: the content of the file.
-        where: its path, for messages.
-
     Raises:
         ValueError: if it is not UTF-8; says what it is, and how to bring it to UTF-8.
     """

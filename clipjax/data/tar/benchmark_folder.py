@@ -41,9 +41,6 @@ class BenchmarkFolder(NamedTuple):
 def find_shards(where: str) -> list[StoredFile]:
     """Finds tar shards: those of a folder that says their number, else those of a pattern.
 
-    Args:
-        where: a split's folder with `nshards.txt`, or what `find_files` takes.
-
     Raises:
         ValueError: as `find_files`, or if the folder holds fewer or other shards than it says.
     """

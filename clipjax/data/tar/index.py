@@ -81,7 +81,6 @@ def make_index(
     """Reads a shard once, strictly, and gives the content of its index.
 
     Args:
-        file: the shard.
         look: is shown key, extension and bytes of every file of at most 1 MiB.
         key_ends: at the first or the last dot of a name, a key of `SUFFIXES`.
 

@@ -34,13 +34,6 @@ def open_indexes(shards: Sequence[StoredFile], key_ends: str = "first_dot") -> l
     ones are made in a random order, and each is looked for again before it is made: so processes
     that start together share the work, and one that comes twice is made twice, to equal bytes.
 
-    Args:
-        shards: as `storage.find_files` gives them.
-        key_ends: at which dot of a member's name, see `make_index`; each has its own index.
-
-    Returns:
-        The indexes, in the order of the shards.
-
     Raises:
         ValueError: if a shard is damaged, or changed since it was indexed.
     """
@@ -122,10 +115,8 @@ def find_index(
     """Opens the index of a shard where there is one.
 
     Args:
-        shard: whose.
         may_have_sidecar: False where it is known that none stands beside the shard.
         unchanged: whether the shard has to be the one that was indexed, by size and edges.
-        key_ends: at which dot of a member's name, see `make_index`.
 
     Raises:
         ValueError: if the index beside the shard is damaged, or the shard changed.

@@ -43,10 +43,6 @@ def read_members(file: Reader, where: str) -> Iterator[Member]:
     blocks of zeros, and nothing but zeros may follow: `tarfile` takes a damaged header for the
     end and says nothing.
 
-    Args:
-        file: stands at the start of the archive; it is never sought.
-        where: the archive's name, for messages.
-
     Raises:
         ValueError: if the archive is damaged or cut short, or holds links, devices, or names
             that point outside it, are not UTF-8, or are too long.

@@ -22,10 +22,6 @@ def uids_of(shard: StoredFile, index: TarIndex) -> list[Any]:
     """Gives the field `uid` of each record's `.json`, in order; None where there is none.
 
     They are kept in `$CLIPJAX_CACHE/tar_uids`, by the SHA-256 of the shard.
-
-    Args:
-        shard: the file.
-        index: the index of the shard.
     """
     name = f"{index.shard['sha256']}-{index.header.get('key_ends', 'first_dot')}"
     path = DataPath(str(cache_dir() / "tar_uids" / name))

@@ -58,8 +58,6 @@ def make_transforms(
     Args:
         specs: each with a `name` of `TRANSFORMS` (or `package.module:Class`) and its fields.
         image_size: pixels of a side, for the transforms that resize and are not given one.
-        path: where the specs stand in the config, for messages.
-        plugins: modules that the names may import, see `clipjax.building.resolve`.
 
     Raises:
         ValueError: for an unknown name or field, a value out of range, or what is no list.

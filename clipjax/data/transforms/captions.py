@@ -246,10 +246,6 @@ class FilterCaption(Ranged):
 class CaptionTemplate(Ranged):
     """Puts the caption into a sentence, e.g. `a photo of a {}`.
 
-    Args:
-        templates: sentences, each with one `{}`.
-        probability: how often.
-
     Raises:
         ValueError: if a template has no `{}`, or is no text.
     """
@@ -281,11 +277,7 @@ class CaptionTemplate(Ranged):
 
 @dataclasses.dataclass(frozen=True)
 class DropWord(Ranged):
-    """Leaves one word out of a caption that has several.
-
-    Args:
-        probability: how often.
-    """
+    """Leaves one word out of a caption that has several."""
 
     probability: float = 0.25
 

@@ -158,11 +158,7 @@ def _centre(width: int, height: int, size: int) -> Box:
 
 @dataclasses.dataclass(frozen=True)
 class RandomFlip(Ranged):
-    """Mirrors left and right.
-
-    Args:
-        probability: how often.
-    """
+    """Mirrors left and right."""
 
     probability: float = 0.5
 
