@@ -213,6 +213,12 @@ class Settings:
         "bfloat16", DTYPES, "of the computation; parameters and statistics are float32"
     )
     scan_layers: bool = _field(True, Flag(), "one compiled layer, scanned; False unrolls")
+    attention: str = _field(
+        "auto",
+        Choice(("auto", "xla", "cudnn", "pallas")),
+        "how it is computed: by XLA, by a kernel for GPUs or one for TPUs; `auto` as the devices "
+        "and the shapes allow",
+    )
     remat: str = _field(
         "dots", Choice(("none", "dots", "full")), "what the backward pass computes again"
     )

@@ -14,6 +14,7 @@ from clipjax.data.loading.loader import WORKERS
 from clipjax.data.transforms import TRANSFORMS, make_transforms
 from clipjax.evals import EVALS
 from clipjax.experiment.resolving import EVAL_RUNTIME
+from clipjax.layers.execution import ATTENTIONS
 from clipjax.layers.transformer import REMAT_POLICIES
 from clipjax.losses.layouts import LAYOUTS
 from clipjax.models import IMAGE_ENCODERS, MODELS, TEXT_ENCODERS, build_model, resolve_spec
@@ -152,6 +153,7 @@ def test_choices_are_those_of_the_tables_that_they_choose_from():
         "data.workers": tuple(WORKERS),
         "loss.layout": {"auto", "dense", *LAYOUTS},
         "optimizer.decay_mask": DECAY_MASKS,
+        "attention": ATTENTIONS,
         "remat": {"none", *REMAT_POLICIES},
         "sharding": LOGICAL_AXIS_RULES,
     }
@@ -163,7 +165,7 @@ def test_choices_are_those_of_the_tables_that_they_choose_from():
 
 TOWERS = {**IMAGE_ENCODERS, **TEXT_ENCODERS}
 # Filled in by the caller, not by a config.
-RUNTIME = {"parent", "name", "dtype", "scan_layers", "remat", *EVAL_RUNTIME}
+RUNTIME = {"parent", "name", "dtype", "execution", "remat", *EVAL_RUNTIME}
 DERIVED = {"table_image_size", "table_length"}  # of a stage, likewise
 ROWS = {  # of the zoo, one with each tower
     "vit": "ViT-B-32",

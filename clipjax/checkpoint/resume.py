@@ -17,6 +17,7 @@ from clipjax.redaction import redact_tree
 CHANGES = {
     "": "ask",
     "allow_config_change": "free",
+    "attention": "free",
     "batch_size": "fatal",
     "checkpoint": "free",
     "data.max_bad_fraction": "free",

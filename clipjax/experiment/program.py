@@ -12,8 +12,10 @@ from jax.sharding import Mesh
 from clipjax import partitioning
 from clipjax.building import ANY_MODULE
 from clipjax.config_fields import OptimizerSettings, Settings
+from clipjax.experiment.execution import choose_execution
 from clipjax.experiment.resolving import Resolved, make_objective_of
 from clipjax.experiment.stages import Stage, check_same_parameters
+from clipjax.layers.execution import Execution
 from clipjax.losses.objectives import join_variables, load_collections, split_variables
 from clipjax.models.clip import CLIP
 from clipjax.optim import make_optimizer, make_schedule, matcher, optimizer_report
@@ -34,6 +36,7 @@ class Program:
         rules: the sharding rules in force.
         abstract_state: shapes and shardings of the train state.
         state_axes: logical axes of each of its leaves.
+        execution: how the towers run.
         create_state: makes the state of step 0 from a seed, sharded.
         optimizer_summary: what the optimizer does to each parameter, as text.
     """
@@ -43,6 +46,7 @@ class Program:
     rules: partitioning.ShardingRules
     abstract_state: TrainState
     state_axes: TrainState
+    execution: Execution
     create_state: Callable[[int], TrainState]
     optimizer_summary: str
 
@@ -132,6 +136,12 @@ def build_program(resolved: Resolved, devices: Sequence[jax.Device] | None = Non
         kept, of_objective = split_variables(state.model_state)
         return state.replace(model_state=join_variables(kept, {**of_objective, **loaded}))
 
+    execution = choose_execution(settings, mesh)
+    stages = [stage.under(execution) for stage in resolved.stages]
+    if settings.attention not in ("auto", "xla"):  # the others may not be for these towers
+        with named("config"):
+            for stage in stages:
+                jax.eval_shape(stage.init_variables, key)
     objective = make_objective_of(settings, own.spec, mesh)
     num_micro_batches = _num_micro_batches(settings, mesh)
     check_stateless(abstract.model_state, num_micro_batches, name="config.micro_batch_size")
@@ -154,11 +164,12 @@ def build_program(resolved: Resolved, devices: Sequence[jax.Device] | None = Non
         )
 
     return Program(
-        stages=_with_steps(resolved.stages, step_of, shardings, mesh),
+        stages=_with_steps(stages, step_of, shardings, mesh),
         mesh=mesh,
         rules=resolved.rules,
         abstract_state=laid_out,
         state_axes=axes,
+        execution=execution,
         create_state=create_state,
         optimizer_summary=summary,
     )

@@ -17,6 +17,7 @@ from clipjax.building import ANY_MODULE
 from clipjax.config import merge
 from clipjax.config_fields import Settings
 from clipjax.data.transforms import Transform, make_transforms
+from clipjax.layers.execution import Execution
 from clipjax.losses.objectives import OBJECTIVE
 from clipjax.models import build_model
 from clipjax.models.clip import CLIP
@@ -88,6 +89,10 @@ class Stage:
             "image": jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8, sharding=sharding),
             "text": jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=sharding),
         }
+
+    def under(self, execution: Execution) -> "Stage":
+        """The same stage, its towers run in another way."""
+        return dataclasses.replace(self, model=self.model.under(execution))
 
     def init_variables(self, key: jax.Array) -> dict[str, Any]:
         """Draws the variables of model and objective, with flax's boxes."""
@@ -190,8 +195,7 @@ def _model(
             return build_model(
                 spec,
                 dtype=settings.dtype,
-                scan_layers=settings.scan_layers,
-                remat=settings.remat,
+                execution=Execution(scan=settings.scan_layers, remat=settings.remat),
                 tables_of=own,
                 plugins=plugins,
             )

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from clipjax.array_types import Array, Bool, Float
+from clipjax.array_types import Array, Float
+from clipjax.layers.attention import attend
 from clipjax.layers.initializers import Initializer, parameter
 from clipjax.layers.normalization import LayerNorm
-from clipjax.layers.transformer import BlockConfig, Mlp
+from clipjax.layers.transformer import BlockConfig, Mlp, Valid
 
 
 class CrossAttention(nn.Module):
@@ -35,9 +36,9 @@ class CrossAttention(nn.Module):
         self,
         queries: Float[Array, "batch queries width"],
         tokens: Float[Array, "batch length width"],
-        mask: Bool[Array, "batch length"] | None = None,
+        valid: Valid = None,
     ) -> Float[Array, "batch queries output"]:
-        """Attends to every token, or to those where `mask` is True."""
+        """Attends to every token or to the `valid` ones, see `clipjax.layers.attention.attend`."""
         width = tokens.shape[-1]
         heads, head_dim = self.num_heads, width // self.num_heads
         axes = ("heads", "head_dim")
@@ -47,13 +48,7 @@ class CrossAttention(nn.Module):
         kernel = self._weight("kv_kernel", ("embed", "kv", *axes), (width, 2, heads, head_dim))
         key_value = jnp.einsum("blw,wchd->blchd", tokens, kernel)
         key_value += self._weight("kv_bias", ("kv", *axes), (2, heads, head_dim))
-        if mask is not None:
-            mask = jnp.broadcast_to(
-                mask[:, None, None], (*mask.shape[:1], 1, *queries.shape[1:2], mask.shape[1])
-            )
-        mixed = jax.nn.dot_product_attention(
-            query, key_value[:, :, 0], key_value[:, :, 1], mask=mask
-        )
+        mixed = attend(key_value, valid, query=query)
         kernel = self._weight("out_kernel", (*axes, "embed"), (heads, head_dim, self.output_dim))
         out = jnp.einsum("bqhd,hdw->bqw", mixed, kernel)
         return out + self._weight("out_bias", ("embed",), (self.output_dim,))
@@ -78,9 +73,9 @@ class MapHead(nn.Module):
     def __call__(
         self,
         tokens: Float[Array, "batch length width"],
-        mask: Bool[Array, "batch length"] | None = None,
+        valid: Valid = None,
     ) -> Float[Array, "batch width"]:
-        """Pools the tokens, or those where `mask` is True."""
+        """Pools the tokens, or the `valid` ones: their number from the first, or True for each."""
         width = tokens.shape[-1]
         mlp = dataclasses.replace(self.config, init_name="xavier")
         init = nn.initializers.xavier_uniform()
@@ -93,7 +88,7 @@ class MapHead(nn.Module):
             bias_init=nn.initializers.zeros,
             dtype=self.config.dtype,
             name="attention",
-        )(probe, tokens, mask)
+        )(probe, tokens, valid)
         x = LayerNorm(self.config.layer_norm_eps, name="norm")(y)
         x = Mlp(mlp, name="mlp")(x)
         return (y + x)[:, 0]

@@ -9,7 +9,9 @@ from flax import linen as nn
 
 from clipjax.array_types import Array, Bool, Float, Int
 from clipjax.layers.activations import activation
+from clipjax.layers.attention import attend
 from clipjax.layers.dropout import Dropout
+from clipjax.layers.execution import PLAIN, Execution
 from clipjax.layers.initializers import BLOCK_INITS, BlockInit, parameter
 from clipjax.layers.normalization import LayerNorm
 
@@ -36,6 +38,8 @@ class BlockConfig:
         dropout: rate of both residual branches, when training.
         dtype: of the computation.
         norm_first: False for BERT's order, `norm(x + attention(x))`, then `norm(x + mlp(x))`.
+        causal: a token attends to those before it and to itself.
+        execution: how the blocks run.
     """
 
     depth: int
@@ -47,6 +51,8 @@ class BlockConfig:
     dropout: float = 0.0
     dtype: Any = jnp.float32
     norm_first: bool = True
+    causal: bool = False
+    execution: Execution = PLAIN
 
     @classmethod
     def of(cls, tower: nn.Module, **others: Any) -> "BlockConfig":
@@ -65,6 +71,9 @@ class BlockConfig:
         return BLOCK_INITS[self.init_name](width, self.mlp_dim, self.depth)
 
 
+Valid = Int[Array, " batch"] | Bool[Array, "batch length"] | None
+
+
 class Attention(nn.Module):
     """Multi-head self-attention; softmax in float32 (arXiv:1706.03762)."""
 
@@ -72,9 +81,9 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch length width"], mask: Bool[Array, "..."] | None
+        self, x: Float[Array, "batch length width"], valid: Valid = None
     ) -> Float[Array, "batch length width"]:
-        """Attends; `mask` broadcasts to [batch, heads, length, length], True where allowed."""
+        """Attends to all keys or to the `valid` ones, see `clipjax.layers.attention.attend`."""
         width, dtype = x.shape[-1], self.config.dtype
         inits, zeros = self.config.inits(width), nn.initializers.zeros
         heads, axes = (self.config.num_heads, width // self.config.num_heads), ("heads", "head_dim")
@@ -83,8 +92,7 @@ class Attention(nn.Module):
         )
         bias = parameter(self, "qkv_bias", zeros, ("qkv", *axes), (3, *heads))
         qkv = jnp.einsum("blw,wchd->blchd", x, kernel.astype(dtype)) + bias.astype(dtype)
-        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        mixed = jax.nn.dot_product_attention(query, key, value, mask=mask)
+        mixed = attend(qkv, valid, is_causal=self.config.causal, execution=self.config.execution)
         kernel = parameter(self, "out_kernel", inits.out, (*axes, "embed"), (*heads, width))
         bias = parameter(self, "out_bias", zeros, ("embed",), (width,))
         return jnp.einsum("blhd,hdw->blw", mixed, kernel.astype(dtype)) + bias.astype(dtype)
@@ -124,7 +132,7 @@ class Block(nn.Module):
     def __call__(
         self,
         x: Float[Array, "batch length width"],
-        mask: Bool[Array, "..."] | None,
+        valid: Valid,
         example_ids: Int[Array, " batch"] | None,
         train: bool,
     ) -> Float[Array, "batch length width"]:
@@ -134,7 +142,7 @@ class Block(nn.Module):
         attention, mlp = Attention(config, name="attention"), Mlp(config, name="mlp")
         ln_1 = LayerNorm(config.layer_norm_eps, name="ln_1")
         ln_2 = LayerNorm(config.layer_norm_eps, name="ln_2")
-        y = attention(ln_1(x) if norm_first else x, mask)
+        y = attention(ln_1(x) if norm_first else x, valid)
         x = x + Dropout(config.dropout)(y, example_ids, train)
         x = x if norm_first else ln_1(x)
         y = mlp(ln_2(x) if norm_first else x)
@@ -148,29 +156,27 @@ class Transformer(nn.Module):
 
     Attributes:
         config: of its blocks.
-        scan: True stacks the parameters on a leading axis and compiles one block
-            (`blocks/...` [depth, ...]); False unrolls (`block_0/...`, `block_1/...`).
+            Where it is scanned, the parameters are stacked on a leading axis (`blocks/...`
+            [depth, ...]), else they are apart (`block_0/...`, `block_1/...`).
             `clipjax.models.layers_layout` turns one tree into the other.
-        remat: none | dots | full, a key of REMAT_POLICIES or none.
     """
 
     config: BlockConfig
-    scan: bool = True
-    remat: str = "none"
 
     def __post_init__(self) -> None:
         """Checks the choices."""
         super().__post_init__()
-        if self.remat != "none" and self.remat not in REMAT_POLICIES:
+        remat = self.config.execution.remat
+        if remat != "none" and remat not in REMAT_POLICIES:
             raise ValueError(
-                f"remat {self.remat!r} is unknown; allowed are none, {', '.join(REMAT_POLICIES)}"
+                f"remat {remat!r} is unknown; allowed are none, {', '.join(REMAT_POLICIES)}"
             )
 
     @nn.compact
     def __call__(
         self,
         x: Float[Array, "batch length width"],
-        mask: Bool[Array, "..."] | None = None,
+        valid: Valid = None,
         *,
         example_ids: Int[Array, " batch"] | None = None,
         train: bool = False,
@@ -182,36 +188,36 @@ class Transformer(nn.Module):
         the depth for the output of that block, `[batch, length, width]`: a large tower's whole
         stack would not fit.
         """
-        depth = self.config.depth
+        depth, execution = self.config.depth, self.config.execution
         keeps_one = not isinstance(keep_hidden, bool)
         if keeps_one and not 1 <= keep_hidden <= depth:
             raise ValueError(f"keep_hidden = {keep_hidden}: the blocks are 1 to {depth}")
         block_class: Any = Block
-        if self.remat != "none":
+        if execution.remat != "none":
             # Common subexpressions inside a scan's body are not merged across iterations, so the
             # barrier that prevents it is only needed when unrolled.
             block_class = nn.remat(
                 Block,
-                policy=REMAT_POLICIES[self.remat],
-                prevent_cse=not self.scan,
+                policy=REMAT_POLICIES[execution.remat],
+                prevent_cse=not execution.scan,
                 static_argnums=(4,),
             )
-        if not self.scan:
+        if not execution.scan:
             hidden = []
             for i in range(depth):
-                x = block_class(self.config, name=f"block_{i}")(x, mask, example_ids, train)
+                x = block_class(self.config, name=f"block_{i}")(x, valid, example_ids, train)
                 hidden.append(x)
             if keeps_one:
                 return x, hidden[keep_hidden - 1]
             return x, jnp.stack(hidden) if keep_hidden else None
 
         def body(block: Any, carry: jax.Array, _: None) -> tuple[jax.Array, jax.Array | None]:
-            carry = block(carry, mask, example_ids, train)
+            carry = block(carry, valid, example_ids, train)
             return carry, carry if keep_hidden else None
 
         def body_keeping_one(block: Any, carry: tuple, number: jax.Array) -> tuple[tuple, None]:
             x, kept = carry
-            x = block(x, mask, example_ids, train)
+            x = block(x, valid, example_ids, train)
             return (x, jnp.where(number == keep_hidden, x, kept)), None
 
         def scanned(body: Any) -> Any:

@@ -11,6 +11,7 @@ from flax import linen as nn
 
 from clipjax.building import build
 from clipjax.config import merge, to_plain
+from clipjax.layers.execution import PLAIN, Execution, runtime_fields
 from clipjax.models.bert import Bert
 from clipjax.models.clip import CLIP, CLIPOutput
 from clipjax.models.efficientnet import EfficientNet
@@ -99,8 +100,7 @@ def build_model(
     spec: Mapping[str, Any],
     *,
     dtype: str = "float32",
-    scan_layers: bool = True,
-    remat: str = "none",
+    execution: Execution = PLAIN,
     tables_of: Mapping[str, Any] | None = None,
     plugins: Sequence[str] = (),
 ) -> CLIP:
@@ -109,8 +109,7 @@ def build_model(
     Args:
         spec: a whole spec, as of MODELS or `resolve_spec`.
         dtype: of the computation; parameters are float32.
-        scan_layers: one compiled block, scanned over stacked parameters; False unrolls.
-        remat: none | dots | full.
+        execution: how the towers run; a tower of one's own is given what it has a field for.
         tables_of: the spec whose position tables the parameters hold, where the model is one with
             smaller images or shorter texts: a stage of a run. None: `spec`.
         plugins: modules that the encoders' names may import, see `clipjax.building.resolve`.
@@ -118,7 +117,7 @@ def build_model(
     Raises:
         ValueError: an unknown encoder, or a field that the encoder does not have.
     """
-    runtime = {"dtype": jnp.dtype(dtype), "scan_layers": scan_layers, "remat": remat}
+    runtime = {"dtype": jnp.dtype(dtype), **runtime_fields(execution)}
     tables = spec if tables_of is None else tables_of
     image_encoder = build(
         spec["image"],

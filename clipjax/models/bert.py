@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from clipjax.layers.dropout import Dropout
+from clipjax.layers.execution import PLAIN, Execution
 from clipjax.layers.initializers import parameter
 from clipjax.layers.normalization import LayerNorm
 from clipjax.layers.transformer import BlockConfig, Transformer
@@ -49,8 +50,7 @@ class Bert(nn.Module):
     pooling: str = "cls"
     dropout: float = 0.0
     dtype: Any = jnp.float32
-    scan_layers: bool = True
-    remat: str = "none"
+    execution: Execution = PLAIN
 
     ranges: ClassVar[Mapping[str, Rule]] = {
         **{name: rule for name, rule in TRANSFORMER.items() if name != "init_name"},
@@ -97,15 +97,9 @@ class Bert(nn.Module):
         x = LayerNorm(self.layer_norm_eps, name="ln_embedding")(x).astype(self.dtype)
         x = Dropout(self.dropout)(x, example_ids, train)
         inside = tokens != self.pad_id
-        # Not len(tokens): the batch may be symbolic (jax.export).
-        shape = (tokens.shape[0], 1, tokens.shape[1], tokens.shape[1])
-        mask = jnp.broadcast_to(inside[:, None, None], shape)
         x, hidden = Transformer(
-            BlockConfig.of(self, init_name="bert", norm_first=False),
-            self.scan_layers,
-            self.remat,
-            name="transformer",
-        )(x, mask, example_ids=example_ids, train=train, keep_hidden=keep_hidden)
+            BlockConfig.of(self, init_name="bert", norm_first=False), name="transformer"
+        )(x, inside, example_ids=example_ids, train=train, keep_hidden=keep_hidden)
         pooled = x[:, 0]
         if self.pooling == "mean":
             weights = inside[:, :, None].astype(x.dtype)

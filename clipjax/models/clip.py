@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from clipjax.layers.activations import gelu
+from clipjax.layers.execution import Execution, under_execution
 from clipjax.layers.initializers import parameter
 from clipjax.layers.normalization import l2_normalise
 from clipjax.models.features import ImageFeatures, TextFeatures
@@ -80,6 +81,14 @@ class CLIP(nn.Module):
     image_projection_kind: str = "linear"
     text_projection_kind: str = "linear"
     dtype: Any = jnp.float32
+
+    def under(self, execution: Execution) -> "CLIP":
+        """The same model, its towers run in another way."""
+        towers = {
+            name: under_execution(getattr(self, name), execution)
+            for name in ("image_encoder", "text_encoder")
+        }
+        return self.clone(**towers)
 
     def setup(self) -> None:
         """Declares the projections and the temperature."""

@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from clipjax.array_types import Patches
 from clipjax.layers.attention_pool import MapHead
+from clipjax.layers.execution import PLAIN, Execution
 from clipjax.layers.initializers import parameter
 from clipjax.layers.normalization import LayerNorm
 from clipjax.layers.position_grid import positions_of_patches
@@ -46,8 +47,7 @@ class NaFlexVisionTransformer(nn.Module):
     patch_dropout: float = 0.0
     dropout: float = 0.0
     dtype: Any = jnp.float32
-    scan_layers: bool = True
-    remat: str = "none"
+    execution: Execution = PLAIN
 
     ranges: ClassVar[Mapping[str, Rule]] = {
         **TRANSFORMER,
@@ -73,22 +73,15 @@ class NaFlexVisionTransformer(nn.Module):
     ) -> ImageFeatures:
         """Encodes normalised Patches, or images [batch, height, width, 3] of one size."""
         pixels, grid = images if isinstance(images, Patches) else self._cut(images)
-        batch, num_patches, _ = pixels.shape
+        num_patches, lengths = pixels.shape[1], grid.prod(axis=1)
         x = self._embed(pixels)
         x = x + positions_of_patches(self._table(), grid, num_patches).astype(x.dtype)
-        inside = jnp.arange(num_patches) < grid.prod(axis=1, keepdims=True)
-        x, hidden = Transformer(
-            BlockConfig.of(self), self.scan_layers, self.remat, name="transformer"
-        )(
-            x,
-            jnp.broadcast_to(inside[:, None, None], (batch, 1, num_patches, num_patches)),
-            example_ids=example_ids,
-            train=train,
-            keep_hidden=keep_hidden,
+        x, hidden = Transformer(BlockConfig.of(self), name="transformer")(
+            x, lengths, example_ids=example_ids, train=train, keep_hidden=keep_hidden
         )
         x = LayerNorm(self.layer_norm_eps, name="ln_post")(x)
         head = MapHead(BlockConfig.of(self), name="map_head")
-        return ImageFeatures(head(x, inside), x, hidden)
+        return ImageFeatures(head(x, lengths), x, hidden)
 
     def _cut(self, images: jax.Array) -> Patches:
         batch, height, width, _ = images.shape

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from clipjax.layers.execution import PLAIN, Execution
 from clipjax.layers.initializers import parameter
 from clipjax.layers.normalization import LayerNorm
 from clipjax.layers.transformer import BlockConfig, Transformer
@@ -52,8 +53,7 @@ class TextTransformer(nn.Module):
     dropout: float = 0.0
     table_length: int | None = None
     dtype: Any = jnp.float32
-    scan_layers: bool = True
-    remat: str = "none"
+    execution: Execution = PLAIN
 
     causal: ClassVar[bool] = True
 
@@ -96,12 +96,9 @@ class TextTransformer(nn.Module):
         shape = (self.table_length or self.context_length, self.width)
         positions = parameter(self, "position_embedding", inits[1], ("position", "embed"), shape)
         x = (embedding[tokens] + positions[: self.context_length]).astype(self.dtype)
-        mask = None
-        if self.causal:
-            mask = jnp.tril(jnp.ones((self.context_length, self.context_length), bool))[None, None]
-        x, hidden = Transformer(
-            BlockConfig.of(self), self.scan_layers, self.remat, name="transformer"
-        )(x, mask, example_ids=example_ids, train=train, keep_hidden=keep_hidden)
+        x, hidden = Transformer(BlockConfig.of(self), name="transformer")(
+            x, example_ids=example_ids, train=train, keep_hidden=keep_hidden
+        )
         x = LayerNorm(self.layer_norm_eps, name="ln_final")(x)
         return TextFeatures(self._pool(x, tokens), x, hidden)
 

@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from clipjax.layers.attention_pool import MapHead
 from clipjax.layers.dropout import uniform_per_example
+from clipjax.layers.execution import PLAIN, Execution
 from clipjax.layers.initializers import parameter, uniform
 from clipjax.layers.normalization import LayerNorm
 from clipjax.layers.position_embeddings import resize_grid, sincos_2d
@@ -62,8 +63,7 @@ class VisionTransformer(nn.Module):
     dropout: float = 0.0
     table_image_size: int | None = None
     dtype: Any = jnp.float32
-    scan_layers: bool = True
-    remat: str = "none"
+    execution: Execution = PLAIN
 
     ranges: ClassVar[Mapping[str, Rule]] = {
         **TRANSFORMER,
@@ -110,9 +110,9 @@ class VisionTransformer(nn.Module):
             x = self._drop_patches(x, num_patches, example_ids)
         if self.pre_norm:
             x = LayerNorm(self.layer_norm_eps, name="ln_pre")(x)
-        x, hidden = Transformer(
-            BlockConfig.of(self), self.scan_layers, self.remat, name="transformer"
-        )(x, example_ids=example_ids, train=train, keep_hidden=keep_hidden)
+        x, hidden = Transformer(BlockConfig.of(self), name="transformer")(
+            x, example_ids=example_ids, train=train, keep_hidden=keep_hidden
+        )
         norm = LayerNorm(self.layer_norm_eps, name="ln_post")
         if self.pooling == "map":
             x = norm(x)

@@ -9,6 +9,7 @@ from tiny import filled, inputs, tiny_spec
 
 from clipjax.inference import Model
 from clipjax.inference import tokens as tokens_module
+from clipjax.layers.execution import Execution
 from clipjax.models import build_model
 from clipjax.models.layers_layout import unstack_layers
 from clipjax.partitioning import make_mesh
@@ -87,7 +88,7 @@ def test_last_tokens_of_siglip_are_normalised():
 
 def test_unrolled_blocks_keep_the_same_layer():
     spec, golden, params, _, _, tokens = load("vit_gelu")
-    model = build_model(spec, scan_layers=False)
+    model = build_model(spec, execution=Execution(scan=False))
     bind = {"params": unstack_layers(params)}
 
     def hidden(bind, number):

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.extend
 import jax.numpy as jnp
@@ -5,6 +7,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from clipjax.layers.execution import Execution
 from clipjax.layers.transformer import Attention, BlockConfig, Transformer
 from clipjax.models.layers_layout import stack_layers, unstack_layers
 from clipjax.plan.flops import count_flops
@@ -12,22 +15,22 @@ from clipjax.plan.hlo import parse, walk
 
 WIDTH, HEADS, DEPTH = 8, 2, 2
 X = jnp.asarray(np.random.default_rng(1).standard_normal((2, 5, WIDTH), np.float32))
-CAUSAL = jnp.asarray(np.tril(np.ones((5, 5), bool))[None, None])
+CAUSAL = np.tril(np.ones((5, 5), bool))
 
 
 def blocks(**options):
-    return BlockConfig(DEPTH, HEADS, 16, "gelu", 1e-5, **options)
+    ways = {field.name for field in dataclasses.fields(Execution)} & options.keys()
+    execution = Execution(**{way: options.pop(way) for way in ways})
+    return BlockConfig(DEPTH, HEADS, 16, "gelu", 1e-5, execution=execution, **options)
 
 
-def make(scan=True, remat="none", **options):
-    return Transformer(blocks(**options), scan, remat)
+def make(**options):
+    return Transformer(blocks(**{"causal": True, **options}))
 
 
 @pytest.fixture(scope="module")
 def params():
-    variables = jax.jit(lambda k: make(init_name="openai_text").init(k, X, CAUSAL))(
-        jax.random.key(0)
-    )
+    variables = jax.jit(lambda k: make(init_name="openai_text").init(k, X))(jax.random.key(0))
     return nn.unbox(variables)["params"]
 
 
@@ -39,7 +42,6 @@ def run(params, train=False, **options):
         out, hidden = make(**options).apply(
             {"params": params if scan else unstack_layers({"t": params})["t"]},
             X,
-            CAUSAL,
             keep_hidden=True,
             train=train,
             rngs={"dropout": jax.random.key(2)},
@@ -70,13 +72,14 @@ def softmax_dtypes(function, *inputs):
 
 
 def test_softmax_runs_in_float32_when_the_tower_computes_in_bfloat16():
-    attention = Attention(blocks(init_name="openai_text", dtype=jnp.bfloat16))
     x = X.astype(jnp.bfloat16)
-    params = nn.unbox(jax.jit(attention.init)(jax.random.key(0), x, None))
-    for mask in (None, CAUSAL):
-        dtypes = softmax_dtypes(lambda p, m=mask: attention.apply(p, x, m), params)
+    for causal in (False, True):
+        config = blocks(init_name="openai_text", dtype=jnp.bfloat16, causal=causal)
+        attention = Attention(config)
+        params = nn.unbox(jax.jit(attention.init)(jax.random.key(0), x))
+        dtypes = softmax_dtypes(lambda p, a=attention: a.apply(p, x), params)
         assert dtypes == {"exp": {"float32"}, "reduce_sum": {"float32"}}
-    assert attention.apply(params, x, None).dtype == jnp.bfloat16
+    assert attention.apply(params, x).dtype == jnp.bfloat16
 
     # Negative control: exponentials of bfloat16 are seen, also inside of a call.
     dtypes = softmax_dtypes(jax.jit(lambda x: jnp.exp(x) / jnp.exp(x).sum()), x)
@@ -91,7 +94,7 @@ def plain(params):
 def test_a_stack_recomputes_what_its_remat_policy_says(params):
     def recomputed(remat):
         def loss(params):
-            return (make(remat=remat).apply({"params": params}, X, CAUSAL)[0] ** 2).sum()
+            return (make(remat=remat).apply({"params": params}, X)[0] ** 2).sum()
 
         text = jax.jit(jax.grad(loss)).lower(params).compile().as_text()
         return count_flops(walk(parse(text))).by_part["recomputed"]
@@ -139,8 +142,8 @@ def test_stacking_is_undone_by_unstacking(params):
 
 
 def test_attention_is_the_formula_with_one_fused_kernel():
-    module = Attention(blocks())
-    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), X, None))["params"]
+    module = Attention(blocks(causal=True))
+    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), X))["params"]
     assert params["qkv_kernel"].shape == (WIDTH, 3, HEADS, WIDTH // HEADS)
     params = jax.tree.map(lambda p: p + 0.1, params)
     q, k, v = (
@@ -153,8 +156,8 @@ def test_attention_is_the_formula_with_one_fused_kernel():
     weights /= weights.sum(-1, keepdims=True)
     mixed = np.einsum("bhqk,bhkd->bqhd", weights, v)
     wanted = np.einsum("bqhd,hdw->bqw", mixed, params["out_kernel"]) + params["out_bias"]
-    np.testing.assert_allclose(module.apply({"params": params}, X, CAUSAL), wanted, atol=1e-5)
-    assert np.abs(module.apply({"params": params}, X, None) - wanted).max() > 1e-3
+    np.testing.assert_allclose(module.apply({"params": params}, X), wanted, atol=1e-5)
+    assert np.abs(Attention(blocks()).apply({"params": params}, X) - wanted).max() > 1e-3
 
 
 def test_unknown_remat():

@@ -16,6 +16,7 @@ from tiny import filled, inputs, tiny_spec
 
 from clipjax.config import default_config, to_plain
 from clipjax.layers.batch_norm import BatchNorm
+from clipjax.layers.execution import Execution
 from clipjax.losses import clip_loss, make_loss
 from clipjax.models import build_model, resolve_spec
 from clipjax.models.images import normalise_images
@@ -193,7 +194,7 @@ def test_rematerialisation_traces(image):
     images, tokens = inputs(spec, 2)
 
     def statistics(remat):
-        model = build_model(spec, remat=remat)
+        model = build_model(spec, execution=Execution(remat=remat))
         variables = filled(model, images, tokens)
 
         def loss(params):

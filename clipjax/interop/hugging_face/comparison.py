@@ -41,7 +41,7 @@ UNSAID: dict[str, Callable[[Any], bool]] = {
     "text.dropout": _is_rate,
 }
 # Filled in when a model is built, and so no part of a spec.
-_RUNTIME = ("parent", "name", "dtype", "scan_layers", "remat", "image_size")
+_RUNTIME = ("parent", "name", "dtype", "execution", "remat", "image_size")
 
 
 def complete(spec: Mapping[str, Any]) -> dict[str, Any]:
