@@ -22,17 +22,20 @@ import json
 import os
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-SIZES = {(500, 375): 95, (341, 256): 95, (1280, 854): 90}  # pixels: JPEG quality
+if not __package__:  # run as a file: the checkout in place of this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks.common import load_average, setting_lines
+from benchmarks.pictures import SIZES, waves, write_shards
+
 SCALE = (0.9, 1.0)
 TARGET, REPEATS, SEED = 224, 5, 0
 SHARDS, IMAGES_PER_SHARD, BATCH, WORKERS = 4, 512, 128, 2
@@ -47,11 +50,10 @@ def main() -> None:
         name, folder = options.worker
         print(json.dumps((LOADERS | WORKERS_OF)[name](folder)))
         return
-    print(f"- {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f} at the start")
     packages = ["numpy", "pillow", "simplejpeg", "opencv-python-headless", "jax"]
     if options.part in ("decode", "loader"):
         packages += ["torch", "torchvision", "open_clip_torch", "tensorflow_cpu", "webdataset"]
-    print("- " + ", ".join(f"{name} {version(name)}" for name in packages))
+    print("\n".join(setting_lines(*packages)))
     TABLES[options.part]()
 
 
@@ -121,7 +123,7 @@ def decode_tables() -> None:
             print(f"| {name} | {1 / value:.0f} | {ratios} | {mean} |")
     print(
         "\nThe mean absolute difference is that of 8-bit values to clipjax's reference, same crops."
-        f"\nLoad average {os.getloadavg()[0]:.1f} at the end."
+        f"\nLoad average {load_average()} at the end."
     )
 
 
@@ -214,32 +216,20 @@ def loader_table() -> None:
     for name, values in rates.items():
         everything = " ".join(f"{value:.0f}" for value in values)
         print(f"| {name} | {max(values):.0f} | {max(values) / peer:.2f}x | {everything} |")
-    print(f"\nLoad average {os.getloadavg()[0]:.1f} at the end.")
+    print(f"\nLoad average {load_average()} at the end.")
 
 
 def rates_of(loaders) -> dict[str, list[Any]]:
     """Runs each three times, in turns, in processes of their own."""
     rates: dict[str, list[Any]] = {name: [] for name in loaders}
     with tempfile.TemporaryDirectory() as folder:
-        write_shards(Path(folder))
+        write_shards(Path(folder), jpegs((500, 375)), shards=SHARDS, images=IMAGES_PER_SHARD)
         for _ in range(3):
             for name in loaders:
                 command = [sys.executable, __file__, "--part", "loader", "--worker", name, folder]
                 done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
                 rates[name].append(json.loads(done.stdout.splitlines()[-1]))
     return rates
-
-
-def write_shards(folder: Path) -> None:
-    data = jpegs((500, 375))
-    for shard in range(SHARDS):
-        with tarfile.open(folder / f"{shard:04d}.tar", "w") as archive:
-            for i in range(IMAGES_PER_SHARD):
-                key = f"{shard:04d}{i:06d}"
-                for suffix, content in (("jpg", data[i % 4]), ("txt", f"photo {i}".encode())):
-                    entry = tarfile.TarInfo(f"{key}.{suffix}")
-                    entry.size = len(content)
-                    archive.addfile(entry, io.BytesIO(content))
 
 
 def rate_of(batches) -> float:
@@ -353,23 +343,10 @@ def workers_table() -> None:
                 f"| {work}, {kind} | {best[1]:.0f} | {best[1] / best[0]:.2f}x | {cpu:.2f} | "
                 f"{everything} |"
             )
-    print(f"\nLoad average {os.getloadavg()[0]:.1f} at the end.")
+    print(f"\nLoad average {load_average()} at the end.")
 
 
 # --- copies, colour jitter ------------------------------------------------------------------------
-
-
-def waves(size: tuple[int, int]) -> bytes:
-    """A JPEG of a photograph's spectrum and number of bytes, where no photographs are at hand."""
-    width, height = size
-    fall = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width))
-    fall[0, 0] = 1
-    noise = np.fft.fft2(np.random.default_rng(SEED).normal(size=(3, height, width)))
-    pixels = np.moveaxis(np.real(np.fft.ifft2(noise / fall**1.35)), 0, -1)
-    pixels = np.clip(pixels / pixels.std() * 40 + 128, 0, 255).astype(np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", quality=SIZES[size])
-    return file.getvalue()
 
 
 def cpu_microseconds(runs: dict[str, Any], repeats: int) -> dict[str, float]:
@@ -410,7 +387,7 @@ def copy_table() -> None:
                 f"| {size[0]} x {size[1]}, {decode} | {spent['whole']:.0f} | {spent['copy']:.1f} | "
                 f"{spent['copy'] / spent['whole']:.1%} |"
             )
-    print(f"\nLoad average {os.getloadavg()[0]:.1f} at the end.")
+    print(f"\nLoad average {load_average()} at the end.")
 
 
 def jitter_table() -> None:
@@ -451,7 +428,7 @@ def jitter_table() -> None:
     print("\n| | us an image |\n|---|---|")
     for name, spent in cpu_microseconds(runs, 1).items():
         print(f"| {name} | {spent / BATCH:.0f} |")
-    print(f"\nLoad average {os.getloadavg()[0]:.1f} at the end.")
+    print(f"\nLoad average {load_average()} at the end.")
 
 
 TABLES = {

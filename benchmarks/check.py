@@ -1,0 +1,143 @@
+"""What moved since the last record: ratios that differ by more than the noise of both.
+
+    python benchmarks/check.py                    the newest record beside the one before
+    python benchmarks/check.py FILE               this record beside the newest other of its name
+    python benchmarks/check.py FILE --against FILE
+
+Exit code 0: nothing got worse; 1: something got worse beyond the noise, or is missing; 2: there is
+nothing to compare. A ratio is the peer's time over clipjax's: it got worse where it fell.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+if not __package__:  # run as a file: the checkout in place of this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks.common import RESULTS
+
+CLOCKS = ("wall", "cpu")
+
+
+class Move(NamedTuple):
+    """A ratio in two records.
+
+    Attributes:
+        what: case, peer and clock.
+        before: the ratio of the older record.
+        after: of the newer one; None where it has no such row.
+        noise: of both together.
+    """
+
+    what: str
+    before: float
+    after: float | None
+    noise: float
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether it fell beyond the noise, or is gone."""
+        return self.after is None or self.after < self.before - self.noise
+
+    @property
+    def is_better(self) -> bool:
+        """Whether it rose beyond the noise."""
+        return self.after is not None and self.after > self.before + self.noise
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("file", type=Path, nargs="?", help="the newer record")
+    parser.add_argument("--against", type=Path, help="the older record")
+    parser.add_argument("--folder", type=Path, default=RESULTS, help="of the records")
+    options = parser.parse_args()
+    try:
+        new, old = choose(options.file, options.against, options.folder)
+    except ValueError as error:
+        print(error)
+        return 2
+    found = moves(old, new)
+    print(f"{new['date']} (commit {new['commit']}) beside {old['date']} (commit {old['commit']})")
+    if old["machine"]["cpu"] != new["machine"]["cpu"]:
+        print(f"another CPU: {old['machine']['cpu']} before, {new['machine']['cpu']} now")
+    for move in found:
+        print(f"  {line(move)}")
+    worse = [move for move in found if move.is_worse]
+    print(f"{len(worse)} of {len(found)} ratios got worse beyond the noise")
+    return 1 if worse else 0
+
+
+def choose(
+    file: Path | None, against: Path | None, folder: Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The newer and the older record.
+
+    Raises:
+        ValueError: a file is no record, or there is none to compare with.
+    """
+    records = [found for path in sorted(folder.glob("*.json")) if (found := record(path))]
+    records.sort(key=lambda found: found["date"])
+    if file is not None:
+        new = record(file)
+        if new is None:
+            raise ValueError(f"{file} is no record of benchmarks/run.py")
+    elif records:
+        new = records[-1]
+    else:
+        raise ValueError(
+            f"{folder} holds no record; make one with python -m benchmarks.run --quick"
+        )
+    if against is not None:
+        old = record(against)
+        if old is None:
+            raise ValueError(f"{against} is no record of benchmarks/run.py")
+        return new, old
+    older = [r for r in records if r["name"] == new["name"] and r["date"] < new["date"]]
+    if not older:
+        raise ValueError(f"{folder} holds no record of the name {new['name']} before {new['date']}")
+    return new, older[-1]
+
+
+def record(path: Path) -> dict[str, Any] | None:
+    """A record of benchmarks/run.py; None for another file."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    keys = ("name", "date", "commit", "machine", "rows")
+    return found if isinstance(found, dict) and all(key in found for key in keys) else None
+
+
+def moves(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Move]:
+    """Every ratio of the older record beside that of the newer one."""
+    now = {(row["case"], row["peer"]): row for row in new["rows"] if row["status"] == "ok"}
+    found = []
+    for row in old["rows"]:
+        if row["status"] != "ok":
+            continue
+        match = now.get((row["case"], row["peer"]))
+        for clock in CLOCKS:
+            what = f"{row['case']}, {row['peer']}, {clock} time"
+            before, noise = row[f"{clock}_ratio"], row[f"{clock}_noise"]
+            after = match[f"{clock}_ratio"] if match else None
+            noise += match[f"{clock}_noise"] if match else 0.0
+            found.append(Move(what, before, after, noise))
+    return found
+
+
+def line(move: Move) -> str:
+    """A move for people."""
+    if move.after is None:
+        return f"MISSING  {move.what}: {move.before:.3f} before, no such row now"
+    word = "WORSE  " if move.is_worse else "better " if move.is_better else "       "
+    return f"{word} {move.what}: {move.before:.3f} -> {move.after:.3f} (noise {move.noise:.3f})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
