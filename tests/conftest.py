@@ -30,7 +30,7 @@ from jaxtyping import install_import_hook  # noqa: E402
 install_import_hook(["clipjax.layers", "clipjax.losses", "clipjax.metrics"], "beartype.beartype")
 
 # Lanes that compile what users run.
-OPTIMISED = ("slow", "nightly", "tpu")
+OPTIMISED = ("slow", "nightly", "tpu", "gpu")
 
 
 def pytest_configure(config):

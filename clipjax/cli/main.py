@@ -27,7 +27,7 @@ VERBS = {
     "convert": "convert weights: OpenAI, OpenCLIP, Hugging Face, big_vision, and back",
     "data": "check, index, pack, stats or score a dataset named by SPEC",
     "tokenizer": "train a SentencePiece vocabulary on the captions of datasets, or try one",
-    "plan": "compile the train step for a TPU topology, with no TPU: memory, FLOPs, traffic, cost",
+    "plan": "compile the train step for absent TPUs or GPUs: memory, FLOPs, traffic, bounds, cost",
     "models": "list the named models",
 }
 

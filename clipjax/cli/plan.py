@@ -1,4 +1,7 @@
-"""`clipjax plan --config configs/x.py[:args] --topology v5e:16x16 [--json FILE] [--search]`."""
+"""`clipjax plan --config configs/x.py[:args] --topology v5e:16x16 [--json FILE] [--search]`.
+
+Topologies of GPUs: `h100:8` is one host, `h100:32x8` hosts x GPUs of a host.
+"""
 
 import json
 import math
@@ -10,7 +13,9 @@ from clipjax.cli.main import given, no_positional
 from clipjax.cli.output import show_page
 
 _CONFIG = config_flag.define()
-_TOPOLOGY = flags.DEFINE_string("topology", None, "Chip and shape of the slice, e.g. v5e:16x16.")
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "Chip and shape: v5e:16x16; of GPUs, h100:8 or hosts x GPUs."
+)
 _JSON = flags.DEFINE_string("json", None, "File to write the plan to as JSON.")
 _MFU = flags.DEFINE_float("mfu", 0.40, "Assumed model FLOPs utilisation of the run, (0, 1].")
 _PRICE = flags.DEFINE_float("price", None, "USD for one chip and hour; prints the run's cost.")

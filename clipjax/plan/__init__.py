@@ -1,13 +1,14 @@
 """Before a pod is rented: compile the very train step for it, and say what that tells.
 
-`make_plan` (planner.py) compiles the step with libtpu for a topology that is not there
-(compiling.py, chips.py), reads the compiled program (hlo.py: what runs how often; flops.py,
-traffic.py, collectives.py: what that costs) and sets it against the model's needs (model_flops.py,
-formulas.py) and the chip's peaks (roofline.py, which adds the cost of the whole run). advice.py and
+`make_plan` (planner.py) compiles the step with libtpu or XLA's GPU compiler for a topology that is
+not there (compiling.py, topology.py, gpu.py; chips.py has the figures), reads the compiled program
+(hlo.py: what runs how often; flops.py, traffic.py, collectives.py: what that costs) and sets it
+against the model's needs (model_flops.py, formulas.py) and the chip's peaks (roofline.py, which
+adds the cost of the whole run). measured.py holds plans against runs on a device. advice.py and
 search.py look for settings that fit; report.py writes the page, which docs/plan.md explains.
 """
 
-from clipjax.plan.chips import CHIPS, Topology, make_topology
+from clipjax.plan.chips import CHIPS
 from clipjax.plan.planner import Plan, make_plan
 from clipjax.plan.report import to_json, to_text
 from clipjax.plan.roofline import Assumptions
@@ -18,6 +19,7 @@ from clipjax.plan.search import (
     search_to_json,
     settings_to_text,
 )
+from clipjax.plan.topology import Topology, make_topology
 
 __all__ = [
     "CHIPS",

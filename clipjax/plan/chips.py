@@ -1,103 +1,159 @@
-"""The chips a plan can be made for, and the topologies that libtpu compiles for without one."""
+"""The chips that a plan can be made for: published figures, and how a topology is written."""
 
 import dataclasses
-import importlib.util
 import math
-import os
 import re
-from typing import Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Torus:
+    """The interconnect of a TPU pod.
+
+    Attributes:
+        axes: dimensions; two links a chip and dimension.
+        link_bandwidth: bytes/s of one link in one direction.
+        chip_config: how libtpu is to show the chip, where its own choice is not what a TPU VM
+            shows: the two cores of a v4 are one device there, and JAX makes meshes of no others.
+    """
+
+    axes: int
+    link_bandwidth: float
+    chip_config: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Switches:
+    """The interconnect of a cluster of GPU hosts: a switch in each host, a network between them.
+
+    Attributes:
+        gpus_a_host: at most.
+        host_bandwidth: bytes/s of one GPU in one direction within its host (NVLink, or PCIe).
+        network_bandwidth: bytes/s of one GPU in one direction to other hosts, its part of the NICs.
+    """
+
+    gpus_a_host: int
+    host_bandwidth: float
+    network_bandwidth: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-    """Published figures of one TPU chip.
+    """Published figures of one chip.
 
     Attributes:
         name: in a topology, `name:AxBxC`.
-        flops: bfloat16 FLOP/s at peak.
-        hbm_bytes: memory that a program may use, as libtpu's compiler refuses beyond it.
+        flops: bfloat16 FLOP/s at peak, of dense matrices.
+        hbm_bytes: memory that a program may use.
         hbm_bandwidth: bytes/s.
-        link_bandwidth: bytes/s of one interconnect link in one direction.
-        torus_axes: dimensions of the interconnect; two links a chip and dimension.
-        max_chips: of one pod.
-        devices: JAX devices that libtpu's topology shows a chip as.
+        interconnect: a Torus for TPUs, Switches for GPUs.
+        max_chips: of one pod; of GPUs, the most that a plan was tried for.
         example: a topology of a common size.
-        chip_config: how libtpu is to show the chip, where its own choice is not what a TPU VM
-            shows: the two cores of a v4 are one device there, and JAX makes meshes of no others.
+        devices: JAX devices that the topology shows a chip as.
     """
 
     name: str
     flops: float
     hbm_bytes: float
     hbm_bandwidth: float
-    link_bandwidth: float
-    torus_axes: int
+    interconnect: Torus | Switches
     max_chips: int
-    devices: int
     example: str
-    chip_config: str | None = None
+    devices: int = 1
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether XLA's GPU compiler makes its programs, not libtpu."""
+        return isinstance(self.interconnect, Switches)
+
+    @property
+    def compiler(self) -> str:
+        """Who compiles for it."""
+        return "XLA's GPU compiler" if self.is_gpu else "libtpu"
 
 
 GIB = 2**30
+# Of a GPU's memory, what a program may use if XLA_PYTHON_CLIENT_MEM_FRACTION says so; the rest is
+# taken by CUDA's context and the workspaces of cuBLAS, cuDNN and NCCL. A step that used 0.896 of an
+# H100 ran (clipjax.plan.measured). JAX's own choice is the second figure.
+GPU_MEMORY_SHARE = 0.92
+GPU_DEFAULT_SHARE = 0.75
 # FLOP/s, bandwidths and shapes of v4 to v6e: "How to Scale Your Model" (jax-ml.github.io/
 # scaling-book/tpus), table of TPU specs; 7x: docs.cloud.google.com/tpu/docs/tpu7x. Memory: what
 # the compiler of libtpu 0.0.42.1 leaves to a program, read from its refusal of one too large.
-CHIPS: dict[str, Chip] = {
-    chip.name: chip
-    for chip in (
-        Chip(
-            name="v4", flops=2.75e14, hbm_bytes=30.75 * GIB, hbm_bandwidth=1.2e12,
-            link_bandwidth=4.5e10, torus_axes=3, max_chips=4096, devices=1, example="v4:4x4x4",
-            chip_config="megacore",
-        ),
-        Chip(
-            name="v5e", flops=1.97e14, hbm_bytes=15.75 * GIB, hbm_bandwidth=8.1e11,
-            link_bandwidth=4.5e10, torus_axes=2, max_chips=256, devices=1, example="v5e:16x16",
-        ),
-        Chip(
-            name="v5p", flops=4.59e14, hbm_bytes=95.74 * GIB, hbm_bandwidth=2.8e12,
-            link_bandwidth=9e10, torus_axes=3, max_chips=8960, devices=1, example="v5p:8x8x8",
-        ),
-        Chip(
-            name="v6e", flops=9.2e14, hbm_bytes=31.25 * GIB, hbm_bandwidth=1.6e12,
-            link_bandwidth=9e10, torus_axes=2, max_chips=256, devices=1, example="v6e:16x16",
-        ),
-        Chip(
-            name="tpu7x", flops=2.307e15, hbm_bytes=189.5 * GIB, hbm_bandwidth=7.38e12,
-            link_bandwidth=1e11, torus_axes=3, max_chips=9216, devices=2, example="tpu7x:4x4x4",
-        ),
-    )
-}  # fmt: skip
-_LIBTPU_ENVIRONMENT = {
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-}
-ALIASES = {"7x": "tpu7x", "v7x": "tpu7x"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Topology:
-    """A slice of a pod.
-
-    Attributes:
-        name: as libtpu takes it, "v5e:16x16".
-        chip: its chips.
-        num_chips: how many.
-        devices: JAX devices, compile-only.
-        num_hosts: processes that drive them.
-    """
-
-    name: str
-    chip: Chip
-    num_chips: int
-    devices: tuple[Any, ...]
-    num_hosts: int
+TPUS = (
+    Chip(
+        name="v4", flops=2.75e14, hbm_bytes=30.75 * GIB, hbm_bandwidth=1.2e12,
+        interconnect=Torus(axes=3, link_bandwidth=4.5e10, chip_config="megacore"),
+        max_chips=4096, example="v4:4x4x4",
+    ),
+    Chip(
+        name="v5e", flops=1.97e14, hbm_bytes=15.75 * GIB, hbm_bandwidth=8.1e11,
+        interconnect=Torus(axes=2, link_bandwidth=4.5e10), max_chips=256, example="v5e:16x16",
+    ),
+    Chip(
+        name="v5p", flops=4.59e14, hbm_bytes=95.74 * GIB, hbm_bandwidth=2.8e12,
+        interconnect=Torus(axes=3, link_bandwidth=9e10), max_chips=8960, example="v5p:8x8x8",
+    ),
+    Chip(
+        name="v6e", flops=9.2e14, hbm_bytes=31.25 * GIB, hbm_bandwidth=1.6e12,
+        interconnect=Torus(axes=2, link_bandwidth=9e10), max_chips=256, example="v6e:16x16",
+    ),
+    Chip(
+        name="tpu7x", flops=2.307e15, hbm_bytes=189.5 * GIB, hbm_bandwidth=7.38e12,
+        interconnect=Torus(axes=3, link_bandwidth=1e11), max_chips=9216, example="tpu7x:4x4x4",
+        devices=2,
+    ),
+)  # fmt: skip
+# FLOP/s (dense, half of the figure with sparsity), bandwidths and NVLink (half of the sum of both
+# directions) of the SXM modules: NVIDIA's data sheets of the A100 (2022), H100 and H200 (2024), L4
+# (2023; PCIe 4.0 x16). Network: a 400 Gb/s NIC for each GPU of a DGX H100 and H200, 200 Gb/s of a
+# DGX A100, after their user guides; for the L4, an eighth of the 100 Gb/s of a Google Cloud
+# g2-standard-96. Memory: CUDA's totalGlobalMem (clipjax.plan.gpu) times GPU_MEMORY_SHARE.
+GPUS = (
+    Chip(
+        name="h100", flops=9.89e14, hbm_bytes=GPU_MEMORY_SHARE * 84_942_979_072,
+        hbm_bandwidth=3.35e12,
+        interconnect=Switches(gpus_a_host=8, host_bandwidth=4.5e11, network_bandwidth=5e10),
+        max_chips=1024, example="h100:32x8",
+    ),
+    Chip(
+        name="h200", flops=9.89e14, hbm_bytes=GPU_MEMORY_SHARE * 151_397_597_184,
+        hbm_bandwidth=4.8e12,
+        interconnect=Switches(gpus_a_host=8, host_bandwidth=4.5e11, network_bandwidth=5e10),
+        max_chips=1024, example="h200:8",
+    ),
+    Chip(
+        name="a100", flops=3.12e14, hbm_bytes=GPU_MEMORY_SHARE * 85_100_068_864,
+        hbm_bandwidth=2.039e12,
+        interconnect=Switches(gpus_a_host=16, host_bandwidth=3e11, network_bandwidth=2.5e10),
+        max_chips=1024, example="a100:8",
+    ),
+    Chip(
+        name="a100_40", flops=3.12e14, hbm_bytes=GPU_MEMORY_SHARE * 42_331_013_120,
+        hbm_bandwidth=1.555e12,
+        interconnect=Switches(gpus_a_host=16, host_bandwidth=3e11, network_bandwidth=2.5e10),
+        max_chips=1024, example="a100_40:8",
+    ),
+    Chip(
+        name="l4", flops=1.21e14, hbm_bytes=GPU_MEMORY_SHARE * 23_612_293_120,
+        hbm_bandwidth=3e11,
+        interconnect=Switches(gpus_a_host=8, host_bandwidth=3.2e10, network_bandwidth=1.5625e9),
+        max_chips=1024, example="l4:1",
+    ),
+)  # fmt: skip
+CHIPS: dict[str, Chip] = {chip.name: chip for chip in (*TPUS, *GPUS)}
+ALIASES = {"7x": "tpu7x", "v7x": "tpu7x", "a100_80": "a100"}
 
 
 def parse_topology(name: str) -> tuple[str, Chip, tuple[int, ...]]:
     """Checks the name of a topology and returns it with its chip and shape.
+
+    Args:
+        name: `chip:shape`. The shape of a TPU slice has a size for each axis of its torus; that of
+            GPUs is `GPUs` of one host or `HOSTSxGPUs`.
+
+    Returns:
+        (the name as it is written, its chip, the shape; of GPUs always (hosts, GPUs a host)).
 
     Raises:
         ValueError: an unknown chip or a shape that it does not come in; the message lists them.
@@ -105,52 +161,31 @@ def parse_topology(name: str) -> tuple[str, Chip, tuple[int, ...]]:
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name.strip().lower())
     kind = ALIASES.get(match[1], match[1]) if match else ""
     if match is None or kind not in CHIPS:
-        raise ValueError(f"--topology={name!r} is unknown; write chip:shape, {_known()}")
+        raise ValueError(f"--topology={name!r} is unknown; write chip:shape, {known_topologies()}")
     chip, shape = CHIPS[kind], tuple(int(size) for size in match[2].split("x"))
-    if len(shape) != chip.torus_axes or 0 in shape:
+    interconnect = chip.interconnect
+    if isinstance(interconnect, Switches):
+        shape = (1, *shape) if len(shape) == 1 else shape
+        if len(shape) != 2 or 0 in shape or shape[1] > interconnect.gpus_a_host:
+            raise ValueError(
+                f"--topology={name!r}: write {chip.name}:GPUS for one host or "
+                f"{chip.name}:HOSTSxGPUS, at most {interconnect.gpus_a_host} GPUs a host, such as "
+                f"{chip.name}:1 or {chip.name}:4x8; {known_topologies()}"
+            )
+    elif len(shape) != interconnect.axes or 0 in shape:
         raise ValueError(
-            f"--topology={name!r}: {chip.name} is a torus of {chip.torus_axes} dimensions, "
-            f"such as {chip.example}; {_known()}"
+            f"--topology={name!r}: {chip.name} is a torus of {interconnect.axes} dimensions, "
+            f"such as {chip.example}; {known_topologies()}"
         )
     if math.prod(shape) > chip.max_chips:
+        what = "plans are made for" if chip.is_gpu else f"one pod of {chip.name} has"
         raise ValueError(
-            f"--topology={name!r} has {math.prod(shape)} chips; one pod of {chip.name} has at most "
-            f"{chip.max_chips}, and a plan is for one pod"
+            f"--topology={name!r} has {math.prod(shape)} chips; {what} at most {chip.max_chips}"
         )
     return f"{chip.name}:{match[2]}", chip, shape
 
 
-def _known() -> str:
-    rows = (f"{c.example} (up to {c.max_chips} chips)" for c in CHIPS.values())
-    return "for example " + ", ".join(rows)
-
-
-def make_topology(name: str) -> Topology:
-    """Asks libtpu for the compile-only devices of a topology; no TPU is needed or touched.
-
-    Raises:
-        ValueError: libtpu is missing, or does not know the topology.
-    """
-    name, chip, shape = parse_topology(name)
-    if importlib.util.find_spec("libtpu") is None:
-        raise ValueError(
-            "a plan compiles with libtpu, which is not installed: pip install 'clipjax[tpu]' "
-            "(it needs no TPU)"
-        )
-    # Nothing here opens a chip: neither look for one, nor wait for another process's lock on it.
-    for key, value in _LIBTPU_ENVIRONMENT.items():
-        os.environ.setdefault(key, value)
-    import jax
-    from jax.experimental import topologies
-
-    if getattr(jax.config, "jax_platforms", None) is None:
-        jax.config.update("jax_platforms", "cpu")
-    try:
-        options = {"chip_config_name": chip.chip_config} if chip.chip_config else {}
-        description = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
-    except jax.errors.JaxRuntimeError as error:
-        reason = str(error).split(":", 1)[-1].strip()
-        raise ValueError(f"--topology={name!r}: libtpu refuses it: {reason}; {_known()}") from error
-    devices: tuple[Any, ...] = tuple(description.devices)
-    hosts = len({device.process_index for device in devices})
-    return Topology(name, chip, math.prod(shape), devices, hosts)
+def known_topologies() -> str:
+    """Examples of all chips, for messages."""
+    rows = (f"{c.example} (up to {c.max_chips} chips)" for c in TPUS)
+    return f"for example {', '.join(rows)}; GPUs: {', '.join(c.example for c in GPUS)}"

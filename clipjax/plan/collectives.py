@@ -31,11 +31,13 @@ class Crossing(NamedTuple):
         label: mesh axes such as `data` or `data,fsdp`; `data:16` is 16 of the devices of an axis.
         size: devices in a group.
         torus_axes: physical axes of the interconnect that a group spans.
+        hosts: that the devices of a group stand in, at most.
     """
 
     label: str
     size: int
-    torus_axes: int
+    torus_axes: int = 1
+    hosts: int = 1
 
 
 class Collective(NamedTuple):
@@ -68,6 +70,7 @@ def find_collectives(
     visits: Iterable[Visit],
     mesh_shape: dict[str, int],
     coords: Sequence[Sequence[int]] | None = None,
+    hosts: Sequence[int] | None = None,
 ) -> list[Collective]:
     """Lists the collectives that cross more than one device.
 
@@ -76,6 +79,7 @@ def find_collectives(
         visits: of `walk(module)`.
         mesh_shape: sizes of the mesh axes, in the order of the mesh.
         coords: of the devices in the torus, in the order of the mesh.
+        hosts: of the devices, in the same order.
     """
     num_devices = math.prod(mesh_shape.values())
     found = []
@@ -89,7 +93,7 @@ def find_collectives(
         if key not in known:
             groups = groups_of(instruction, num_devices)
             is_permutation = kind == "collective-permute"
-            known[key] = crossing(groups, mesh_shape, coords, is_permutation=is_permutation)
+            known[key] = crossing(groups, mesh_shape, coords, hosts, is_permutation=is_permutation)
         where = known[key]
         if where.size == 1:
             continue
@@ -242,6 +246,7 @@ def crossing(
     groups: np.ndarray,
     mesh_shape: dict[str, int],
     coords: Sequence[Sequence[int]] | None = None,
+    hosts: Sequence[int] | None = None,
     *,
     is_permutation: bool = False,
 ) -> Crossing:
@@ -251,6 +256,7 @@ def crossing(
         groups: [groups, size], from `groups_of`.
         mesh_shape: sizes of the mesh axes, in the order of the mesh.
         coords: the place of each device in the torus, in the order of the mesh.
+        hosts: the host of each device, in the same order.
         is_permutation: whether the rows are (source, target) pairs.
     """
     names, sizes = list(mesh_shape), tuple(mesh_shape.values())
@@ -265,4 +271,7 @@ def crossing(
     if coords is not None and size > 1:
         spots = np.asarray(coords)[groups]
         torus_axes = max(1, int((spots != spots[:, :1]).any(axis=(0, 1)).sum()))
-    return Crossing(label, size, torus_axes)
+    num_hosts = 1
+    if hosts is not None:
+        num_hosts = max(len(set(row)) for row in np.asarray(hosts)[groups].tolist())
+    return Crossing(label, size, torus_axes, num_hosts)

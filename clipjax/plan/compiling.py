@@ -1,5 +1,6 @@
 """Compile the train step ahead of time, and read what the compiler says about memory."""
 
+import contextlib
 import re
 import time
 from typing import Any, NamedTuple
@@ -8,6 +9,8 @@ import jax
 from absl import logging
 
 from clipjax.experiment import Program, Stage
+from clipjax.plan import gpu
+from clipjax.plan.chips import Chip
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _NEEDED = (
@@ -56,14 +59,22 @@ class Compiled(NamedTuple):
     seconds: float
 
 
-def compile_step(program: Program, stage: Stage) -> Compiled:
-    """Compiles the very step that `train` runs in a stage, for the devices of its mesh."""
+def compile_step(program: Program, stage: Stage, chip: Chip | None = None) -> Compiled:
+    """Compiles the very step that `train` runs in a stage, for the devices of its mesh.
+
+    Args:
+        program: of the run.
+        stage: of its stages.
+        chip: what the devices of the mesh stand for; None for devices that are there.
+    """
     start = time.perf_counter()
+    absent_gpu = chip is not None and chip.is_gpu
     with program.scope():
-        lowered = stage.step.lower(program.abstract_state, program.batch_of(stage))
+        with gpu.answering_for(chip) if absent_gpu else contextlib.nullcontext():
+            lowered = stage.step.lower(program.abstract_state, program.batch_of(stage))
         logging.info("Traced in %.1f s; compiling ...", time.perf_counter() - start)
         try:
-            compiled = lowered.compile()
+            compiled = lowered.compile(gpu.COMPILER_OPTIONS if absent_gpu else None)
         except jax.errors.JaxRuntimeError as error:
             needed = needed_bytes(str(error))
             if needed is None:

@@ -4,13 +4,13 @@ Two per multiply-add. Elementwise work is left out: it does not run on the matri
 the bound divides by.
 """
 
-import functools
-import math
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from clipjax.plan.hlo import Computation, Instruction, Visit, matched
+from clipjax.plan.hlo import Visit
+from clipjax.plan.kernels import Work, call_work, is_uncounted, label
+from clipjax.plan.products import product_flops
 
 # Where a FLOP comes from, told by the JAX name of the operation; the first that fits.
 PARTS = (
@@ -27,107 +27,37 @@ class Flops(NamedTuple):
     Attributes:
         total: of all matrix products.
         by_part: forward, backward, recomputed in the backward pass, loss.
+        kernels: of the kernels that are called by name, runs a step and FLOPs by name. They are
+            part of the total.
+        uncounted: runs a step of kernels that do not say what they compute, by name.
     """
 
     total: float
     by_part: dict[str, float]
+    kernels: dict[str, tuple[int, float]]
+    uncounted: dict[str, int]
 
 
 def count_flops(visits: Iterable[Visit]) -> Flops:
     """Sums the matrix products over what a step runs."""
     by_part = {part: 0.0 for part, _ in PARTS}
+    kernels: dict[str, tuple[int, float]] = {}
+    uncounted: dict[str, int] = {}
     for visit in visits:
-        if visit.instruction.opcode in ("dot", "convolution"):
-            part = next(p for p, pattern in PARTS if pattern.search(visit.instruction.op_name))
-            by_part[part] += visit.times * product_flops(visit.instruction, visit.computation)
-    return Flops(sum(by_part.values()), by_part)
-
-
-def product_flops(instruction: Instruction, computation: Computation) -> float:
-    """FLOPs of one dot or convolution."""
-    left, right = (computation.instructions[name].shapes[0] for name in instruction.operands[:2])
-    if instruction.opcode == "dot":
-        contracted = re.findall(r"\d+", instruction.attribute("lhs_contracting_dims") or "")
-        return 2.0 * instruction.shapes[0].size * math.prod(left.dims[int(d)] for d in contracted)
-    return _convolution_flops(instruction, left.dims, right.dims)
-
-
-def _convolution_flops(
-    instruction: Instruction, left: tuple[int, ...], right: tuple[int, ...]
-) -> float:
-    """The TPU compiler writes every matrix product as a convolution.
-
-    A batch dimension becomes a spatial one whose window meets one valid place, so products with
-    padding are counted as they are: not at all.
-    """
-    labels = matched(r"(\w+)_(\w+)->(\w+)", instruction.attribute("dim_labels"))
-    left_labels, right_labels, out_labels = labels.groups()
-    out = instruction.shapes[0].dims
-    batch_groups = int(instruction.attribute("batch_group_count") or 1)
-    window = dict(re.findall(r"(\w+)=(\S+)", (instruction.attribute("window") or "{}")[1:-1]))
-    num_spatial = len(out) - 2
-    pairs = 1
-    for axis in range(num_spatial):
-        label = str(axis)
-        pairs *= valid_pairs(
-            left[left_labels.index(label)],
-            right[right_labels.index(label)],
-            out[out_labels.index(label)],
-            stride=_of_axis(window, "stride", axis, 1),
-            pad=_of_axis(window, "pad", axis, 0),
-            dilation=_of_axis(window, "lhs_dilate", axis, 1),
-            window_dilation=_of_axis(window, "rhs_dilate", axis, 1),
-        )
-    features_in = right[right_labels.index("i")]
-    features_out = right[right_labels.index("o")]
-
-    batch = left[left_labels.index("b")] // batch_groups
-    return 2.0 * batch * features_in * features_out * pairs
-
-
-def _of_axis(window: dict[str, str], key: str, axis: int, default: int) -> int:
-    return int(window[key].split("x")[axis].split("_")[0]) if key in window else default
-
-
-@functools.lru_cache(maxsize=4096)
-def valid_pairs(
-    size: int,
-    window: int,
-    outputs: int,
-    *,
-    stride: int,
-    pad: int,
-    dilation: int,
-    window_dilation: int,
-) -> int:
-    """Pairs of (output place, window place) that meet an element, not padding or a dilation's gap.
-
-    Args:
-        size: of the input along this dimension.
-        window: places of the kernel.
-        outputs: places of the result.
-        stride: of the window.
-        pad: zeros in front of the input.
-        dilation: distance between elements of the input, after dilation.
-        window_dilation: distance between places of the window.
-    """
-    extent = (size - 1) * dilation + 1
-    divisor = math.gcd(stride, dilation)
-    period = dilation // divisor
-    inverse = pow(stride // divisor, -1, period)
-    total = 0
-    for place in range(window):
-        offset = place * window_dilation - pad
-        # Output o meets element (o stride + offset) / dilation; 0 <= o stride + offset < extent.
-        first = max(0, -(offset // stride))
-        last = min(outputs - 1, (extent - 1 - offset) // stride)
-        if last < first:
-            continue
-        # The first such o of the range; from there, one in every period.
-        shift = first * stride + offset
-        if shift % divisor:
-            continue
-        start = first + (-shift // divisor) * inverse % period
-        if start <= last:
-            total += (last - start) // period + 1
-    return total
+        instruction, times = visit.instruction, visit.times
+        work = None
+        if instruction.opcode in ("dot", "convolution"):
+            work = Work(product_flops(instruction, visit.computation))
+        elif instruction.opcode == "custom-call":
+            work = call_work(instruction, visit.computation)
+            name = label(instruction)
+            if work is not None:
+                runs, flops = kernels.get(name, (0, 0.0))
+                kernels[name] = runs + times, flops + times * work.flops
+            elif is_uncounted(instruction, visit.computation):
+                uncounted[name] = uncounted.get(name, 0) + times
+        if work is not None:
+            part = next(p for p, pattern in PARTS if pattern.search(instruction.op_name))
+            by_part[part] += times * (work.flops - work.recomputed)
+            by_part["recomputed"] += times * work.recomputed
+    return Flops(sum(by_part.values()), by_part, kernels, uncounted)

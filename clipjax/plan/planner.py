@@ -20,7 +20,6 @@ from clipjax.plan.advice import (
     prefer,
     what_fits,
 )
-from clipjax.plan.chips import Topology
 from clipjax.plan.collectives import Collective, find_collectives
 from clipjax.plan.compiling import Compiled, Memory, compile_step
 from clipjax.plan.flops import Flops, count_flops
@@ -28,6 +27,7 @@ from clipjax.plan.formulas import collective_formulas
 from clipjax.plan.hlo import parse, walk
 from clipjax.plan.model_flops import ModelFlops, model_flops
 from clipjax.plan.roofline import Bounds, bounds
+from clipjax.plan.topology import Topology
 from clipjax.plan.traffic import Traffic, count_traffic
 from clipjax.trees import count_parameters
 
@@ -147,7 +147,7 @@ def make_plan(resolved: Resolved, topology: Topology) -> Plan:
         for stage in program.stages
     )
     planned = max(range(len(needs)), key=lambda i: needs[i].train)
-    compiled = compile_step(program, program.stages[planned])
+    compiled = compile_step(program, program.stages[planned], topology.chip)
     logging.info("Compiled in %.1f s.", compiled.seconds)
     return describe(resolved.settings, program, topology, compiled, needs, planned)
 
@@ -207,9 +207,11 @@ def _count(
     visits = list(walk(module))
     flops, traffic = count_flops(visits), count_traffic(module, visits)
     # The devices of a CPU have no place in a torus.
-    places: list[Any] = [getattr(device, "coords", None) for device in program.mesh.devices.flat]
+    devices = list(program.mesh.devices.flat)
+    places: list[Any] = [getattr(device, "coords", None) for device in devices]
     coords = None if None in places else places
-    collectives = find_collectives(module, visits, dict(program.mesh.shape), coords)
+    hosts = [device.process_index for device in devices]
+    collectives = find_collectives(module, visits, dict(program.mesh.shape), coords, hosts)
     return {
         "flops": flops,
         "traffic": traffic,

@@ -6,8 +6,11 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from clipjax.plan import measured
 from clipjax.plan.advice import Setting
+from clipjax.plan.chips import GPU_DEFAULT_SHARE, GPU_MEMORY_SHARE
 from clipjax.plan.collectives import Collective
+from clipjax.plan.gpu import COMPILER_OPTIONS, UNSETTLED
 from clipjax.plan.planner import Plan
 from clipjax.plan.roofline import Assumptions, run_cost
 
@@ -51,12 +54,18 @@ def _heading(plan: Plan) -> Iterator[str]:
     verdict = "FITS" if plan.fits else "DOES NOT FIT"
     yield f"{plan.config_name} at batch {plan.batch_size:,} on {topology.name}: {verdict}"
     yield (
-        f"{topology.num_chips:,} chips, {topology.num_hosts:,} "
+        f"{topology.num_chips:,} {'GPU' if topology.chip.is_gpu else 'chip'}"
+        f"{'' if topology.num_chips == 1 else 's'}, {topology.num_hosts:,} "
         + ("host; mesh " if topology.num_hosts == 1 else "hosts; mesh ")
         + " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
         + f"; {per_device}{micro}; sharding {setting.sharding}, remat {setting.remat}"
     )
-    yield f"Compiled ahead of time in {plan.compile_seconds:.0f} s with libtpu; nothing was run."
+    yield (
+        f"Compiled ahead of time in {plan.compile_seconds:.0f} s with {topology.chip.compiler}; "
+        "nothing was run."
+    )
+    if topology.chip.is_gpu:
+        yield from _wrapped(UNSETTLED)
     if topology.chip.devices > 1:
         yield (
             f"A {topology.chip.name} chip is {topology.chip.devices} devices here; memory, FLOPs "
@@ -90,6 +99,7 @@ def _memory(plan: Plan) -> Iterator[str]:
         for name, size, what in rows:
             yield f"  {name:<16} {size / GIB:8.2f}  {what}".rstrip()
         yield f"  {'total':<16} {memory.total / GIB:8.2f}  {memory.total / plan.capacity_bytes:.0%}"
+        yield from _gpu_memory(plan)
     if not plan.fits:
         yield "  What should fit, by a model of the memory; compile it to know:"
         for advice in plan.advice:
@@ -100,12 +110,29 @@ def _memory(plan: Plan) -> Iterator[str]:
         if not plan.advice:
             yield "    nothing at this batch: fewer examples a device, so more chips"
     if plan.unsharded_state:
-        yield from textwrap.wrap(
-            f"WARNING: {plan.unsharded_state}",
-            width=100,
-            initial_indent="  ",
-            subsequent_indent="    ",
-            break_on_hyphens=False,
+        yield from _wrapped(f"WARNING: {plan.unsharded_state}", "  ")
+
+
+def _wrapped(text: str, indent: str = "") -> list[str]:
+    return textwrap.wrap(
+        text,
+        width=100,
+        initial_indent=indent,
+        subsequent_indent=f"{indent}  ",
+        break_on_hyphens=False,
+    )
+
+
+def _gpu_memory(plan: Plan) -> Iterator[str]:
+    """JAX takes a part of a GPU when it starts, and a step has to do with that."""
+    chip = plan.topology.chip
+    if not chip.is_gpu or not plan.fits:
+        return
+    share = plan.needed_bytes / (chip.hbm_bytes / GPU_MEMORY_SHARE)
+    if share > GPU_DEFAULT_SHARE:
+        yield (
+            f"  JAX takes {GPU_DEFAULT_SHARE:.0%} of a GPU; this needs "
+            f"XLA_PYTHON_CLIENT_MEM_FRACTION={min(GPU_MEMORY_SHARE, share + 0.02):.2f}"
         )
 
 
@@ -169,6 +196,12 @@ def _flops(plan: Plan) -> Iterator[str]:
         for part, flops in plan.flops.by_part.items()
     )
     yield f"    {', '.join(parts)}"
+    for name, (times, flops) in sorted(plan.flops.kernels.items(), key=lambda item: -item[1][1]):
+        yield (
+            f"    of it {digits(flops / plan.batch_per_device / 1e9)} in {times:,} calls of {name}"
+        )
+    for name, times in plan.flops.uncounted.items():
+        yield f"    NOT COUNTED: {times:,} calls of {name}, which states no FLOPs"
     price = plan.expected_extra_flops
     if price > 0.02:
         names = [f"remat {plan.setting.remat}"] if plan.setting.remat != "none" else []
@@ -210,6 +243,22 @@ def _bounds(plan: Plan) -> Iterator[str]:
     yield f"  samples/s a chip {bounds.samples_per_s_chip:8.0f} at most"
     yield f"  MFU              {bounds.mfu:8.0%} at most"
     yield f"  images/s a host  {images:8.0f} to decode at that rate"
+    yield from _checked(plan)
+
+
+def _checked(plan: Plan) -> Iterator[str]:
+    """How far such plans were from a device."""
+    found = measured.of_chip(plan.topology.chip.name)
+    if not found:
+        yield "  No plan for this chip was checked against a run on it."
+        return
+    yield f"  Checked on {measured.DEVICE}, {measured.WHEN} ({measured.FILE}):"
+    for row in found:
+        yield (
+            f"    {row.setting}: memory {row.planned_bytes / 1e9:.1f} GB planned, "
+            f"{row.measured_bytes / 1e9:.1f} measured; a step took "
+            f"{digits(row.measured_s * 1e3, 0)} ms, {row.time_factor:.2f} x its bound"
+        )
 
 
 def _run(plan: Plan, assumptions: Assumptions) -> Iterator[str]:
@@ -291,6 +340,12 @@ def to_json(plan: Plan, assumptions: Assumptions) -> dict[str, Any]:
         ],
         "collective_formulas": plan.collective_formulas,
         "bounds": plan.bounds and plan.bounds._asdict(),
+        "checked": [
+            {**dataclasses.asdict(row), "time_factor": row.time_factor}
+            for row in measured.of_chip(topology.chip.name)
+        ],
+        "compiler": topology.chip.compiler,
+        "compiler_options": COMPILER_OPTIONS if topology.chip.is_gpu else {},
         "assumptions": dataclasses.asdict(assumptions),
         "run_at_assumed_mfu": _cost(plan, assumptions),
         "compile_seconds": plan.compile_seconds,

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from clipjax.experiment import Stage
-from clipjax.plan.chips import Chip, Topology
+from clipjax.plan.chips import Chip, Switches, Torus
 from clipjax.plan.collectives import Collective
 from clipjax.plan.model_flops import ModelFlops
+from clipjax.plan.topology import Topology
 
 
 class Bounds(NamedTuple):
@@ -76,14 +77,42 @@ def bounds(
 
 
 def link_seconds(chip: Chip, collective: Collective) -> float:
-    """Time of a collective on its links: two directions of every torus axis that it spans.
+    """Time of a collective on its links.
 
-    A permutation to the next device uses one direction of one axis.
+    On a torus: two directions of every axis that it spans; a permutation to the next device uses
+    one direction of one axis. Between GPUs: the slower of the switch within a host and the network
+    between hosts.
     """
+    interconnect = chip.interconnect
+    if isinstance(interconnect, Switches):
+        return max(
+            collective.total_bytes / interconnect.host_bandwidth,
+            network_bytes(collective) / interconnect.network_bandwidth,
+        )
+    return _torus_seconds(interconnect, collective)
+
+
+def _torus_seconds(torus: Torus, collective: Collective) -> float:
     axes = collective.crossing.torus_axes
     if collective.kind == "collective-permute":
-        return collective.total_bytes / chip.link_bandwidth
-    return collective.total_bytes / (2 * axes * chip.link_bandwidth)
+        return collective.total_bytes / torus.link_bandwidth
+    return collective.total_bytes / (2 * axes * torus.link_bandwidth)
+
+
+def network_bytes(collective: Collective) -> float:
+    """Bytes that a device's part of its host's network has to receive in a step.
+
+    What a group of N devices in H hosts sends around reaches each host once: (H-1)/H of it, over
+    the NICs of the N/H devices that the host has in the group, and is passed on within the host.
+    Of an all-to-all each device needs its own part, of a permutation its own message.
+    """
+    size, hosts = collective.crossing.size, collective.crossing.hosts
+    if hosts == 1:
+        return 0.0
+    if collective.kind in ("collective-permute", "collective-broadcast"):
+        return collective.total_bytes
+    foreign = collective.total_bytes * ((hosts - 1) / hosts) / ((size - 1) / size)
+    return foreign if collective.kind == "all-to-all" else foreign * hosts / size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

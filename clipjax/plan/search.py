@@ -10,9 +10,9 @@ from absl import logging
 
 from clipjax.experiment import Resolved
 from clipjax.plan.advice import Setting, extra_flops, predicted_bytes, recomputation_order, settings
-from clipjax.plan.chips import Topology
 from clipjax.plan.planner import Plan, fsdp_sizes, make_plan
 from clipjax.plan.report import digits
+from clipjax.plan.topology import Topology
 
 PlanFn = Callable[[Resolved, Topology], Plan]
 # A setting that the memory model puts this far above the capacity is not compiled.

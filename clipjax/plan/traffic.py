@@ -1,14 +1,16 @@
 """Bytes that a compiled step moves to and from HBM, loop trip counts multiplied in.
 
 Counted where the program names it: operands read and results written by each instruction outside
-of fusions. Buffers that the compiler keeps in VMEM (memory space 1) cost nothing here; updates in
-place cost their slice, not the whole array. Padding of tiled layouts is left out.
+of fusions, an operand that is named twice once. Buffers that a TPU's compiler keeps in VMEM (memory
+space 1) cost nothing here, nor does the workspace of a GPU library's call; updates in place cost
+their slice, not the whole array. Padding of tiled layouts is left out, and what caches save.
 """
 
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from clipjax.plan.hlo import Computation, Instruction, Module, Visit, matched
+from clipjax.plan.kernels import LIBRARIES, is_workspace, target
 
 HBM, VMEM = 0, 1
 _FREE = {
@@ -56,6 +58,10 @@ def _moved(module: Module, instruction: Instruction, computation: Computation) -
     operands = [computation.instructions[name] for name in instruction.operands]
     if opcode == "fusion":
         return _of_fusion(module, instruction, operands)
+    operands = list(dict.fromkeys(operands))  # q, k and v may be parts of one array
+    if opcode in ("all-gather-start", "reduce-scatter-start", "collective-permute-start"):
+        arrived = instruction.shapes[len(instruction.operands) :]  # (operands, results)
+        return sum(s.nbytes for s in arrived if s.space == HBM) + sum(map(_hbm_bytes, operands))
     if opcode in ("copy-start", "slice-start"):
         # (destination, source, ...) and ((source), destination, ...): what arrives was read.
         first, second = instruction.shapes[:2]
@@ -77,7 +83,11 @@ def _in_hbm(instruction: Instruction) -> bool:
 
 
 def _hbm_bytes(instruction: Instruction) -> int:
-    return sum(shape.nbytes for shape in instruction.shapes if shape.space == HBM)
+    return sum(
+        shape.nbytes
+        for place, shape in enumerate(instruction.shapes)
+        if shape.space == HBM and not is_workspace(instruction, place)
+    )
 
 
 def _of_fusion(module: Module, fusion: Instruction, operands: list[Instruction]) -> int:
@@ -131,7 +141,8 @@ def _asked(user: Instruction, place: int, size: int, wanted: int) -> int:
     """Elements of an operand, of `size`, for `wanted` elements of one instruction's result."""
     result = _size(user)
     if user.opcode == "custom-call":
-        return 0  # passed through, too
+        # A library's call within a fusion reads a slice; others are passed through, too.
+        return size if target(user).startswith(LIBRARIES) else 0
     if user.opcode == "dynamic-update-slice" and place == 0:
         return 0  # updated in place
     if user.opcode in ("dynamic-slice", "slice", "gather") and place == 0:
@@ -157,6 +168,8 @@ def _written(module: Module, body: Computation, result: Instruction) -> int:
         return (
             result.nbytes if inner.root.opcode == "tuple" else _written(module, inner, inner.root)
         )
-    if result.opcode in ("parameter", "custom-call"):
+    if result.opcode == "parameter":
         return 0
-    return result.nbytes
+    if result.opcode == "custom-call" and not target(result).startswith(LIBRARIES):
+        return 0
+    return _hbm_bytes(result)

@@ -10,8 +10,9 @@ import pytest
 from jax import lax
 
 from clipjax import plan
-from clipjax.plan.flops import count_flops, valid_pairs
+from clipjax.plan.flops import count_flops
 from clipjax.plan.hlo import parse, walk
+from clipjax.plan.products import valid_pairs
 
 
 def by_counting(size, window, outputs, stride, pad, dilation, window_dilation):

@@ -11,7 +11,7 @@ from clipjax.models import resolve_spec
 from clipjax.partitioning.mesh import mesh_shape
 from clipjax.plan import Assumptions, make_plan, to_json, to_text
 from clipjax.plan.advice import Setting, Step, predicted_bytes, prefer, what_fits
-from clipjax.plan.chips import CHIPS, GIB, Topology
+from clipjax.plan.chips import CHIPS, GIB
 from clipjax.plan.compiling import Compiled, Memory, needed_bytes
 from clipjax.plan.planner import fsdp_sizes
 from clipjax.plan.report import digits
@@ -24,6 +24,7 @@ from clipjax.plan.search import (
     settings_to_text,
     with_setting,
 )
+from clipjax.plan.topology import Topology
 from configs.smoke import get_config
 
 

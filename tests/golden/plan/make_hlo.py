@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from clipjax.plan.chips import make_topology
+from clipjax.plan import make_topology
 
 
 def main():
