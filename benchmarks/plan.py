@@ -3,12 +3,14 @@
     python benchmarks/plan.py                  needs the extra [tpu]; no TPU; minutes a row
     python benchmarks/plan.py --cases b16 l14
     python benchmarks/plan.py --cases scale16 scale4096      compile time against the chips
+    python benchmarks/plan.py --cases gpu                    needs [cuda] or [cuda12]; no GPU
 
 Each row is one `clipjax plan` in a process of its own. Compile-time facts and bounds from published
-peaks; nothing runs on a TPU, and no speed is claimed.
+peaks; nothing runs on a chip, and no speed is claimed.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -17,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 GIB = 2**30
@@ -34,19 +36,29 @@ CASES = {
         ("configs/clip_vit_b16.py:batch_size=262144", "--config.mesh.fsdp=16"),
         "v5p:16x16x16",
     ),
+    # One host: as many examples a GPU as 256 of them would have, so that rows can be compared.
+    "b16_h100x8": (("configs/clip_vit_b16.py:batch_size=1024",), "h100:8"),
+    "b16_h100x256": (("configs/clip_vit_b16.py",), "h100:32x8"),
+    "l14_h100x8": (("configs/clip_vit_l14.py:batch_size=1024",), "h100:8"),
+    "l14_h100x256": (("configs/clip_vit_l14.py",), "h100:32x8"),
+    "h14_h100x8": (("configs/clip_vit_h14.py:batch_size=1024", "--config.mesh.fsdp=8"), "h100:8"),
+    "h14_h100x256": (("configs/clip_vit_h14.py", "--config.mesh.fsdp=8"), "h100:32x8"),
+    "siglip_b16_h100x8": (("configs/siglip_vit_b16.py:batch_size=1024",), "h100:8"),
 }
 BARS = ("b16", "l14", "h14", "bigg14")
+GROUPS = {"gpu": tuple(case for case in CASES if "h100" in case)}
+COMPILERS = ("libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", nargs="+", default=list(BARS), choices=list(CASES))
+    parser.add_argument("--cases", nargs="+", default=list(BARS), choices=[*CASES, *GROUPS])
     parser.add_argument("--json", type=Path, help="folder to keep the plans in")
     options = parser.parse_args()
     print(
-        f"- compile-time, libtpu {version('libtpu')}, jax {version('jax')}, "
+        f"- compile-time, {compilers()}, jax {version('jax')}, "
         f"Python {platform.python_version()}, {os.cpu_count()}-core machine, load average "
-        f"{os.getloadavg()[0]:.1f} at the start; no TPU"
+        f"{os.getloadavg()[0]:.1f} at the start; no TPU and no GPU"
     )
     print(
         "- FLOPs: matrix products of the compiled step, loop trips multiplied in, over the model's"
@@ -54,12 +66,22 @@ def main() -> None:
     print("- bytes: collectives that a device receives in a step, over the formula (docs/plan.md)")
     print("- bounds follow from published peaks and are no forecast; CPU s is the whole process\n")
     print(
-        "| case | batch | topology | mesh | remat | fits | HBM GiB | FLOPs / model | step bytes "
-        "| loss bytes | step >= ms, by | MFU <= | wall s | CPU s |"
+        "| case | batch | topology | mesh | remat | fits | HBM GiB | FLOPs / model "
+        "| HBM traffic GB | step bytes | loss bytes | step >= ms, by | MFU <= | wall s | CPU s |"
     )
-    print("|---|---|---|---|---|---|---|---|---|---|---|---|---|---|")
-    for case in options.cases:
+    print(f"|{'---|' * 15}")
+    cases = [case for name in options.cases for case in GROUPS.get(name, (name,))]
+    for case in cases:
         print(row(case, *run(case, options.json)), flush=True)
+
+
+def compilers() -> str:
+    """Those that are installed, with their versions."""
+    found = []
+    for package in COMPILERS:
+        with contextlib.suppress(PackageNotFoundError):
+            found.append(f"{package} {version(package)}")
+    return ", ".join(found)
 
 
 def run(case: str, folder: Path | None) -> tuple[dict, float, float]:
@@ -91,15 +113,17 @@ def row(case: str, plan: dict, wall: float, cpu: float) -> str:
     cells += [plan["setting"]["remat"], "yes" if plan["fits"] else "NO", hbm]
     if plan["bounds"]:
         cells.append(f"{plan['flops']['compiled_over_model']:.3f}")
+        cells.append(f"{plan['hbm_traffic']['hbm'] / 1e9:,.0f}")
         for part in ("step", "loss"):
             formula = plan["collective_formulas"][part]
             total = sum(c["bytes"] for c in plan["collectives"] if c["part"] == part)
-            cells.append(f"{total / 1e6:.0f} MB, {total / formula:.2f}x")
+            share = f", {total / formula:.2f}x" if formula else ""
+            cells.append(f"{total / 1e6:.0f} MB{share}")
         bounds = plan["bounds"]
         cells.append(f"{bounds['step_s'] * 1e3:.0f}, {bounds['limited_by']}")
         cells.append(f"{bounds['mfu']:.0%}")
     else:
-        cells += [""] * 5
+        cells += [""] * 6
     return f"| {' | '.join([*cells, f'{wall:.0f}', f'{cpu:.0f}'])} |"
 
 

@@ -26,8 +26,10 @@ NOT_RUN = {
 # out: `-m tpu` (tests/plan/test_cli.py) and `-m interop` (tests/interop) run the same with it, and
 # test_blocks.py parses the flags in any case.
 NEEDS = {
-    ("docs/plan.md", "clipjax plan --config"): "libtpu",
-    ("README.md", "clipjax plan --config"): "libtpu",
+    ("docs/plan.md", "--topology v5e"): "libtpu",
+    ("README.md", "--topology v5e"): "libtpu",
+    ("docs/plan.md", "--topology h100"): "jax_plugins",
+    ("README.md", "--topology h100"): "jax_plugins",
     ("docs/interop.md", "local-dir:mine_open_clip"): "open_clip",
     ("docs/interop.md", "from transformers import"): "transformers",
     ("docs/interop.md", "parity.py --family"): "torch",

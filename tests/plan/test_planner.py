@@ -13,6 +13,7 @@ from clipjax.plan import Assumptions, make_plan, to_json, to_text
 from clipjax.plan.advice import Setting, Step, predicted_bytes, prefer, what_fits
 from clipjax.plan.chips import CHIPS, GIB
 from clipjax.plan.compiling import Compiled, Memory, needed_bytes
+from clipjax.plan.measured import CHECKS
 from clipjax.plan.planner import fsdp_sizes
 from clipjax.plan.report import digits
 from clipjax.plan.roofline import run_cost
@@ -194,6 +195,51 @@ def test_a_plan_that_does_not_fit_names_flags(plan):
     flags = answers[0][0].flags(128 * 256)
     assert "--config.remat=dots" in flags
     assert "--config.micro_batch_size=None" in flags
+
+
+def on_h100s(plan, **changes):
+    topology = Topology("h100:8", CHIPS["h100"], 8, plan.topology.devices, num_hosts=1)
+    capacity = CHIPS["h100"].hbm_bytes
+    return dataclasses.replace(plan, topology=topology, capacity_bytes=capacity, **changes)
+
+
+def test_the_page_of_a_gpu_says_what_is_not_settled_and_what_was_checked(plan):
+    page = to_text(on_h100s(plan), Assumptions())
+    assert "8 GPUs, 1 host; mesh" in page
+    assert "with XLA's GPU compiler; nothing was run." in page
+    assert "Not settled without a device: the choice of kernels (autotuning) and Triton" in page
+    assert page.count("a step took") == len(CHECKS) > 1
+    assert "MEM_FRACTION" not in page
+    found = to_json(on_h100s(plan), Assumptions())
+    assert found["compiler_options"]["xla_gpu_autotune_level"] == 0
+    assert [row["time_factor"] for row in found["checked"]] == [c.time_factor for c in CHECKS]
+    page = to_text(plan, Assumptions())
+    assert "Not settled" not in page and "a step took" not in page
+    assert "No plan for this chip was checked against a run on it." in page
+
+
+def test_a_step_that_needs_more_than_jax_takes_names_the_variable(plan):
+    whole = 84_942_979_072
+    large = on_h100s(plan, needed_bytes=int(0.8 * whole))
+    assert "JAX takes 75% of a GPU; this needs XLA_PYTHON_CLIENT_MEM_FRACTION=0.82" in to_text(
+        large, Assumptions()
+    )
+    most = on_h100s(plan, needed_bytes=int(0.915 * whole))
+    assert "XLA_PYTHON_CLIENT_MEM_FRACTION=0.92" in to_text(most, Assumptions())
+
+
+def test_kernels_are_on_the_page(plan):
+    flops = plan.flops._replace(kernels={"__cudnn$fmhaSoftmax": (24, 8e9)}, uncounted={"mine": 3})
+    page = to_text(dataclasses.replace(plan, flops=flops), Assumptions())
+    assert "of it 1.0 in 24 calls of __cudnn$fmhaSoftmax" in page
+    assert "NOT COUNTED: 3 calls of mine, which states no FLOPs" in page
+
+
+def test_plans_were_within_a_hundredth_of_the_memory_and_a_factor_of_the_time():
+    """The bar of docs/plan.md; the figures stand in benchmarks/results."""
+    for check in CHECKS:
+        assert abs(check.planned_bytes / check.measured_bytes - 1) < 0.01
+        assert 1 < check.time_factor < 1.6
 
 
 LARGE = Step(
