@@ -1,6 +1,5 @@
 """Compile the train step ahead of time, and read what the compiler says about memory."""
 
-import contextlib
 import re
 import time
 from typing import Any, NamedTuple
@@ -70,8 +69,7 @@ def compile_step(program: Program, stage: Stage, chip: Chip | None = None) -> Co
     start = time.perf_counter()
     absent_gpu = chip is not None and chip.is_gpu
     with program.scope():
-        with gpu.answering_for(chip) if absent_gpu else contextlib.nullcontext():
-            lowered = stage.step.lower(program.abstract_state, program.batch_of(stage))
+        lowered = stage.step.lower(program.abstract_state, program.batch_of(stage))
         logging.info("Traced in %.1f s; compiling ...", time.perf_counter() - start)
         try:
             compiled = lowered.compile(gpu.COMPILER_OPTIONS if absent_gpu else None)

@@ -11,6 +11,7 @@ from absl import logging
 from clipjax import partitioning
 from clipjax.config_fields import Settings
 from clipjax.experiment import Program, Resolved, Stage, build_program
+from clipjax.plan import gpu
 from clipjax.plan.advice import (
     Preference,
     Setting,
@@ -140,14 +141,15 @@ def make_plan(resolved: Resolved, topology: Topology) -> Plan:
     Raises:
         ValueError: the config does not fit the number of devices, or is wrong in itself.
     """
-    program = build_program(resolved, topology.devices)
-    lock_image = resolved.settings.init.lock_image
-    needs = tuple(
-        model_flops(stage.spec, stage.model, stage.batch_size, lock_image=lock_image)
-        for stage in program.stages
-    )
-    planned = max(range(len(needs)), key=lambda i: needs[i].train)
-    compiled = compile_step(program, program.stages[planned], topology.chip)
+    with gpu.answering_for(topology.chip):
+        program = build_program(resolved, topology.devices)
+        lock_image = resolved.settings.init.lock_image
+        needs = tuple(
+            model_flops(stage.spec, stage.model, stage.batch_size, lock_image=lock_image)
+            for stage in program.stages
+        )
+        planned = max(range(len(needs)), key=lambda i: needs[i].train)
+        compiled = compile_step(program, program.stages[planned], topology.chip)
     logging.info("Compiled in %.1f s.", compiled.seconds)
     return describe(resolved.settings, program, topology, compiled, needs, planned)
 
