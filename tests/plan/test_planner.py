@@ -133,7 +133,7 @@ def test_the_stage_that_computes_most_is_planned(topology, monkeypatch):
     config.stages = ({"until_step": 8, "patch_dropout": 0.0},)
     compiled = []
 
-    def compile_step(program, stage):
+    def compile_step(program, stage, chip):
         compiled.append(stage)
         return Compiled(memory=None, needed_bytes=2**40, text="", seconds=0.0)
 
@@ -208,7 +208,7 @@ def test_the_page_of_a_gpu_says_what_is_not_settled_and_what_was_checked(plan):
     assert "8 GPUs, 1 host; mesh" in page
     assert "with XLA's GPU compiler; nothing was run." in page
     assert "Not settled without a device: the choice of kernels (autotuning) and Triton" in page
-    assert page.count("a step took") == len(CHECKS) > 1
+    assert page.count("a step took") == len(CHECKS) > 0
     assert "MEM_FRACTION" not in page
     found = to_json(on_h100s(plan), Assumptions())
     assert found["compiler_options"]["xla_gpu_autotune_level"] == 0
