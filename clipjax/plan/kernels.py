@@ -84,7 +84,7 @@ def _config(instruction: Instruction, key: str) -> dict[str, Any]:
     return found.get(key) or {}
 
 
-def _operand(instruction: Instruction, computation: Computation, place: int) -> Sequence[int]:
+def _operand(instruction: Instruction, computation: Computation, place: int) -> tuple[int, ...]:
     return computation.instructions[instruction.operands[place]].shapes[0].dims
 
 
