@@ -48,7 +48,7 @@ from clipjax.experiment import Experiment, Program
 from clipjax.losses.objectives import split_variables
 from clipjax.metric_writers import ProgressBar, make_writer
 from clipjax.partitioning import global_batch
-from clipjax.report.writing import REPORT, collect_found, collect_predictions, write_report
+from clipjax.report.writing import REPORT, collect_answers, write_report
 from clipjax.train_state import TrainState
 from clipjax.trees import count_bytes, count_parameters
 
@@ -324,12 +324,10 @@ class _Loop:
         )
         if not self.settings.report or is_done:
             return
-        variables = eval_variables(state)
-        predictions = collect_predictions(self.experiment.evals, variables)
-        found = collect_found(self.experiment.evals, variables)
+        answers = collect_answers(self.experiment.evals, eval_variables(state))
         if distributed.is_lead():
             self.writer.close()  # the curves are read from its files
-            write_report(self.experiment.workdir, predictions=predictions, found=found)
+            write_report(self.experiment.workdir, answers)
 
 
 def eval_variables(state: TrainState) -> Any:

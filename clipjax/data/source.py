@@ -3,8 +3,8 @@
 import concurrent.futures
 import hashlib
 import re
-from collections.abc import Hashable, Iterator, Mapping
-from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any, NotRequired, Protocol, TypedDict, cast, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -83,6 +83,29 @@ def check_source(source: Any, path: str) -> None:
             f"{path} is {type(source).__name__}, which has no {', '.join(lacks)}: expected a "
             f"SPEC, `kind:where[:split]`, a dict of one, or an object with {', '.join(needed)}"
         )
+
+
+class ExampleError(ValueError):
+    """What one's own source or transform gives is no example."""
+
+
+_FIELDS = ("image", "text", "key")
+
+
+def check_example(example: Any, giver: str, needed: Sequence[str] = _FIELDS) -> Example:
+    """Refuses what is no example: a fault of one's own source or transform."""
+    lacks = [k for k in needed if not isinstance(example, Mapping) or k not in example]
+    if lacks:
+        raise ExampleError(
+            f"{giver} gives {type(example).__name__} without {', '.join(lacks)}; an example is a "
+            f"dict that has {', '.join(needed)}"
+        )
+    return cast(Example, example)
+
+
+def read_example(source: DataSource, index: int, needed: Sequence[str] = _FIELDS) -> Example:
+    """Reads an example and checks that it is one; ExampleError, or as the source raises."""
+    return check_example(source[index], f"the data source, at {index},", needed)
 
 
 def keys_of(source: DataSource) -> Iterator[str]:

@@ -20,15 +20,6 @@ from clipjax.models.images import normalise_images
 from clipjax.partitioning import batch_sharding, num_batch_shards, place, replicated
 from clipjax.prefetching import prefetched
 
-__all__ = [
-    "EncodeFns",
-    "RowLayout",
-    "embed_fn",
-    "make_encode_fns",
-    "put_on_mesh",
-    "run_batches",
-]
-
 # (variables, uint8 images [b, h, w, 3] or int32 tokens [b, l]) -> embeddings [b, d]
 EncodeFn = Callable[[PyTree, jax.Array], jax.Array]
 Beside = TypeVar("Beside")

@@ -12,16 +12,6 @@ from absl import logging
 from clipjax.encoding.templates import TEMPLATES, Templates, load_templates
 from clipjax.files import sha256
 
-__all__ = [
-    "DEFAULT",
-    "Given",
-    "Prompts",
-    "choose_prompts",
-    "prompts_of_run",
-    "stored_templates",
-    "warn_of_articles",
-]
-
 Given = str | os.PathLike[str] | Sequence[str] | Mapping[str, Any]
 
 # Of a model that no run of ours trained, on a dataset without templates of its own.

@@ -6,8 +6,6 @@ from typing import Any
 
 from clipjax.data.classes.named_lists import load_json, load_strings
 
-__all__ = ["TEMPLATES", "Templates", "fill_template", "fill_templates", "load_templates"]
-
 # Templates of all classes, or for each class its own prompts.
 Templates = tuple[str, ...] | dict[str, tuple[str, ...]]
 

@@ -13,8 +13,6 @@ from clipjax.encoding.templates import Templates, fill_templates
 from clipjax.layers.normalization import l2_normalise
 from clipjax.partitioning import place, replicated
 
-__all__ = ["average_prompts"]
-
 
 def average_prompts(
     variables: PyTree,

@@ -10,8 +10,6 @@ from clipjax.data.source import spec_name, split_options
 from clipjax.files import sha256
 from clipjax.redaction import redact, redact_tree
 
-__all__ = ["EvalName", "name_evals"]
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalName:

@@ -6,10 +6,8 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from clipjax.data.source import DataSource, Example, pictures_of
+from clipjax.data.source import DataSource, Example, pictures_of, read_example
 from clipjax.distributed import gather, is_lead
-
-__all__ = ["Pictures"]
 
 
 class Pictures:
@@ -23,7 +21,7 @@ class Pictures:
     """
 
     def __init__(self, source: DataSource, where: str):
-        self._source = source
+        self._source, self.captions = source, getattr(source, "captions", None)
         found: dict[str, Any] = {}
         if is_lead():
             try:
@@ -54,10 +52,10 @@ class Pictures:
     def __getitem__(self, index: int) -> Example:
         """Reads a picture, with the captions of all rows that show it, as the rows have them."""
         rows = self._rows[self._ends[index] : self._ends[index + 1]].tolist()
-        first = self._source[rows[0]]
+        examples = [read_example(self._source, row) for row in rows]
+        first, texts = examples[0], [example["text"] for example in examples]
         if len(rows) == 1:
             return first
-        texts = [first["text"], *(self._source[row]["text"] for row in rows[1:])]
         if found := next((text for text in texts if isinstance(text, Mapping)), None):
             return {**first, "text": found}  # which is refused
         lists = [(text,) if isinstance(text, str) else tuple(text or ()) for text in texts]

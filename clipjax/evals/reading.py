@@ -13,10 +13,9 @@ from clipjax.array_types import Patches
 from clipjax.data.classes.numbers import LabelError
 from clipjax.data.images.naflex import PatchPreprocess
 from clipjax.data.images.preprocess import Preprocess
+from clipjax.data.source import Example, ExampleError, read_example
 from clipjax.distributed import gather
 from clipjax.encoding.batches import RowLayout
-
-__all__ = ["ImageBatch", "ImageReader"]
 
 _NAMED = 5  # bad images that an error message names
 
@@ -51,15 +50,14 @@ class ImageReader:
         *,
         max_bad: int,
         where: str,
-        check: Callable[[dict[str, Any]], None] = lambda example: None,
-        num_threads: int = 4,
+        check: Callable[[Example], None] = lambda example: None,
     ) -> None:
         self._source = source
         self._preprocess = preprocess
         self._max_bad = max_bad
         self._where = where
         self._check = check
-        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="eval_images")
+        self._pool = ThreadPoolExecutor(4, thread_name_prefix="eval_images")
         self._lock = threading.Lock()
         self.bad: dict[int, str] = {}
         self._refused: str | None = None
@@ -108,13 +106,16 @@ class ImageReader:
         A label without a class is noted, too, but no number of bad images allows for it: what
         remained would be another set of classes, or each would have its neighbour's name.
         """
-        example = None
+        example: Example | None = None
         try:
-            example = self._source[index]
+            example = read_example(self._source, index, ("image", "key"))
             self._check(example)
             return example, self._preprocess(example["image"])
         except (ValueError, OSError) as error:  # a SampleError of the data package is a ValueError
-            if isinstance(error, LabelError) or getattr(error, "reason", None) == "label":
+            if (
+                isinstance(error, LabelError | ExampleError)
+                or getattr(error, "reason", None) == "label"
+            ):
                 self.refuse(str(error))
                 return example, None
             key = example["key"] if example else f"example {index}"

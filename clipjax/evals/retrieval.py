@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -14,33 +14,24 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from clipjax.array_types import PyTree
 from clipjax.data.captions import as_lines, has_lines
-from clipjax.data.images.naflex import PatchPreprocess
-from clipjax.data.images.preprocess import Preprocess
 from clipjax.data.loading.caption_faults import NOTABLE, has_words, tell_wordless
-from clipjax.data.source import Example
+from clipjax.data.sources.subset import Subset
 from clipjax.distributed import is_lead
-from clipjax.encoding.batches import (
-    EncodeFn,
-    RowLayout,
-    embed_fn,
-    put_on_mesh,
-    run_batches,
-)
+from clipjax.encoding.batches import RowLayout, embed_fn, put_on_mesh, run_batches
+from clipjax.evals.evaluation import Evaluation
 from clipjax.evals.pictures import Pictures
 from clipjax.evals.reading import ImageBatch, ImageReader
 from clipjax.metrics import empty_topk, merge_topk, retrieval_hits
 from clipjax.partitioning import batch_sharding, replicated
-from clipjax.ranges import Many, Rule, Text, check_fields, whole
-
-__all__ = ["Chunk", "Retrieval", "gather_rows"]
+from clipjax.ranges import Many, Rule, whole
 
 # A chunk of one side: embeddings [batch, embed] and the image that each row belongs to [batch],
 # -1 for padding. Both lie over the mesh's batch axes.
 Chunk = tuple[jax.Array, jax.Array]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Retrieval:
+@dataclasses.dataclass(kw_only=True)
+class Retrieval(Evaluation):
     """Recall@k from text to image and from image to text.
 
     A query is a hit if any of its positives is among the k best: an image's positives are its
@@ -48,44 +39,26 @@ class Retrieval:
     one image with the captions of all of them, see `Pictures`. Each line of a text is a caption,
     unless the source was told or knows otherwise (`?captions=whole`).
 
+    Scores are held for batch_size x batch_size pairs at a time. An image that fails leaves together
+    with its captions.
+
     Attributes:
-        source: dataset of examples with "image", "text" (a caption or several) and "key".
-        encode_image_fn: (params, uint8 images) -> `[batch, embed]`; see `make_encode_fns`.
-        encode_text_fn: (params, int32 tokens) -> `[batch, embed]`.
-        preprocess: (bytes | image) -> uint8 `[size, size, 3]`.
-        tokenizer: texts -> int32 `[batch, length]`.
-        mesh: the devices; the batch lies over its batch axes.
         ks: the k of recall@k.
-        batch_size: images, or texts, over all devices; rounded up to the batch axes' size. Scores
-            are held for batch_size x batch_size pairs at a time.
-        max_bad: images that may fail before the evaluation is an error, by their pixels or a row
-            that is unusable; such an image leaves together with its captions.
-        name: for messages and for the prefix of metrics.
     """
 
-    source: Any
-    encode_image_fn: EncodeFn
-    encode_text_fn: EncodeFn
-    preprocess: Preprocess | PatchPreprocess
-    tokenizer: Callable[[list[str]], np.ndarray]
-    mesh: Mesh
     ks: Sequence[int] = (1, 5, 10)
-    batch_size: int = 256
-    max_bad: int = 0
     name: str = "retrieval"
 
     ranges: ClassVar[Mapping[str, Rule]] = {
+        **Evaluation.ranges,
         "ks": Many(whole(), "whole numbers from 1", at_least=1),
-        "batch_size": whole(),
-        "max_bad": whole(0),
-        "name": Text(),
     }
 
     def __post_init__(self) -> None:
-        check_fields(self, self.ranges)
-        object.__setattr__(self, "ks", tuple(self.ks))
-        if len(self.source) < 1:
-            raise ValueError(f"{self.name}: the source is empty; there is nothing to evaluate")
+        super().__post_init__()
+        self.ks = tuple(self.ks)
+        self._by_lines = getattr(self.source, "captions", None) is None
+        self._told = False  # what is odd about the captions, as an evaluation runs many times
         if getattr(self.source, "task", None) == "zero_shot":
             raise ValueError(
                 f"{self.name}: the dataset is for classification, as dataset_type.txt or the lack "
@@ -134,24 +107,15 @@ class Retrieval:
 
     def over(self, pictures: Sequence[int] | np.ndarray) -> "Retrieval":
         """The same evaluation on some of its pictures; it says nothing of its captions again."""
-        part = _Chosen(self.pictures, pictures, getattr(self.source, "captions", None))
+        part = Subset(self.pictures, np.asarray(pictures), "pictures")
         result = dataclasses.replace(self, source=part, max_bad=len(part))
-        result._told.add("captions")
+        result._told = True
         return result
 
     @functools.cached_property
     def pictures(self) -> Pictures:
         """What is searched: pictures, where several rows may show one."""
         return Pictures(self.source, self.name)
-
-    @functools.cached_property
-    def _by_lines(self) -> bool:
-        return getattr(self.source, "captions", None) is None
-
-    @functools.cached_property
-    def _told(self) -> set[str]:
-        """What was said, as an evaluation runs many times."""
-        return set()
 
     def _encode_images(
         self, params: PyTree, captions: dict[int, tuple[str, ...]]
@@ -219,7 +183,7 @@ class Retrieval:
         """Says once what is odd about the captions: those of the lead stand for all."""
         if self._told or not is_lead():
             return
-        self._told.add("captions")
+        self._told = True
         if num_split:
             logging.info(
                 "%s: %d texts hold several lines, and each line is a caption, %d in all; "
@@ -281,21 +245,6 @@ class Retrieval:
                 "infinite parameters in the checkpoint"
             )
         return hits.sum(axis=0), int(totals.sum())
-
-
-class _Chosen:
-    """Some pictures, as a source."""
-
-    def __init__(
-        self, pictures: Pictures, indices: Sequence[int] | np.ndarray, captions: str | None
-    ):
-        self._pictures, self._indices, self.captions = pictures, indices, captions
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: int) -> Example:
-        return self._pictures[int(self._indices[index])]
 
 
 def _several(text: Any) -> tuple[Any, ...]:

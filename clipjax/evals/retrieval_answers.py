@@ -10,8 +10,6 @@ from clipjax.data.images.naflex import to_image
 from clipjax.evals.reading import ImageReader
 from clipjax.evals.retrieval import Chunk, Retrieval, gather_rows
 
-__all__ = ["Found", "Picture", "find_pictures"]
-
 _NUM_SHOWN = 3  # best pictures of a caption
 
 

@@ -15,22 +15,6 @@ from clipjax.evals.naming import EvalName
 from clipjax.files import write_file
 from clipjax.strict_json import parse_fields
 
-__all__ = [
-    "RESULTS",
-    "SAVED",
-    "EvalResult",
-    "ScheduledEval",
-    "flat_metrics",
-    "model_facts",
-    "read_document",
-    "read_results",
-    "results_document",
-    "results_in",
-    "run_evals",
-    "with_means",
-    "write_results",
-]
-
 RESULTS = "results.json"
 # Keys of a document of results beside the metrics, whose names hold a slash.
 _STEP, _EVALUATIONS = "step", "evaluations"

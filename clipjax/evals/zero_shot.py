@@ -16,28 +16,20 @@ from clipjax.array_types import PyTree
 from clipjax.data.classes.matching import choose_names, labels_that_occur
 from clipjax.data.classes.named_lists import load_class_names
 from clipjax.data.classes.numbers import LabelError, refuse_shifted
-from clipjax.data.images.naflex import PatchPreprocess, to_image
-from clipjax.data.images.preprocess import Preprocess
+from clipjax.data.images.naflex import to_image
 from clipjax.data.loading.caption_faults import has_words, tell_wordless
 from clipjax.data.sources.subset import Subset
 from clipjax.distributed import is_lead
-from clipjax.encoding.batches import (
-    EncodeFn,
-    RowLayout,
-    embed_fn,
-    put_on_mesh,
-    run_batches,
-)
+from clipjax.encoding.batches import RowLayout, embed_fn, put_on_mesh, run_batches
 from clipjax.encoding.prompts import Prompts, choose_prompts, warn_of_articles
 from clipjax.encoding.templates import fill_templates
 from clipjax.encoding.zero_shot_head import average_prompts
+from clipjax.evals.evaluation import Evaluation
 from clipjax.evals.reading import ImageBatch, ImageReader
 from clipjax.files import sha256
 from clipjax.metrics import count_per_class, mean_per_class_recall, topk_hits
 from clipjax.partitioning import replicated
-from clipjax.ranges import AnyOf, Choice, Group, Many, Optional, Rule, Text, check_fields, whole
-
-__all__ = ["Prediction", "ZeroShot"]
+from clipjax.ranges import AnyOf, Choice, Group, Many, Optional, Rule, Text
 
 CLASSES = ("all", "present")
 _NUM_NAMED = 3  # names that a Prediction lists
@@ -103,17 +95,11 @@ def _zero_counts(num_classes: int) -> dict[str, np.ndarray]:
     return totals | {name: np.zeros(num_classes, np.int32) for name in per_class}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ZeroShot:
+@dataclasses.dataclass(kw_only=True)
+class ZeroShot(Evaluation):
     """Zero-shot accuracy on a labelled dataset.
 
     Attributes:
-        source: dataset of examples with "image", "label" and "key".
-        encode_image_fn: (params, uint8 images) -> `[batch, embed]`; see `make_encode_fns`.
-        encode_text_fn: (params, int32 tokens) -> `[batch, embed]`.
-        preprocess: (bytes | image) -> uint8 `[size, size, 3]`.
-        tokenizer: texts -> int32 `[batch, length]`.
-        mesh: the devices; the batch lies over its batch axes.
         templates: a name, a file, templates, or prompts of each class, see `load_templates`; None
             takes the dataset's own, else those of the run, else `simple`.
         class_names: a name, a file or names, see `load_class_names` and `match_classes`; by default
@@ -125,33 +111,18 @@ class ZeroShot:
         logit_bias_fn: params -> what is added to them, or None: with a bias each name is a question
             of its own.
         run_prompts: those that the run evaluated with, which trained the model.
-        batch_size: images, or texts, over all devices; rounded up to the batch axes' size.
-        max_bad: images that may fail to decode before the evaluation is an error.
-        name: for messages and for the prefix of metrics.
     """
 
-    source: Any
-    encode_image_fn: EncodeFn
-    encode_text_fn: EncodeFn
-    preprocess: Preprocess | PatchPreprocess
-    tokenizer: Callable[[list[str]], np.ndarray]
-    mesh: Mesh
     templates: str | Sequence[str] | Mapping[str, Sequence[str]] | None = None
     class_names: str | Sequence[str] | None = None
     classes: str = "all"
     logit_scale_fn: Callable[[PyTree], jax.Array] | None = None
     logit_bias_fn: Callable[[PyTree], jax.Array | None] | None = None
     run_prompts: Prompts | None = None
-    batch_size: int = 256
-    max_bad: int = 0
     name: str = "zero_shot"
-    _names: tuple[str, ...] = dataclasses.field(init=False, repr=False)
-    _prompts: Prompts = dataclasses.field(init=False, repr=False)
-    _rows: tuple[int, ...] = dataclasses.field(init=False, repr=False)
-    _names_from: str = dataclasses.field(init=False, repr=False)
-    _matched: str | None = dataclasses.field(init=False, repr=False)
 
     ranges: ClassVar[Mapping[str, Rule]] = {
+        **Evaluation.ranges,
         "templates": Optional(
             AnyOf((Text("a name or a file"), Many(Text(), "texts"), Group("class -> its prompts"))),
             "the dataset's, else `simple`",
@@ -160,15 +131,10 @@ class ZeroShot:
             AnyOf((Text("a name or a file"), Many(Text(), "texts"))), "the source's"
         ),
         "classes": Choice(CLASSES),
-        "batch_size": whole(),
-        "max_bad": whole(0),
-        "name": Text(),
     }
 
     def __post_init__(self) -> None:
-        check_fields(self, self.ranges)
-        if len(self.source) < 1:
-            raise ValueError(f"{self.name}: the source is empty; there is nothing to evaluate")
+        super().__post_init__()
         if getattr(self.source, "task", None) == "retrieval":
             raise ValueError(
                 f"{self.name}: the dataset is for retrieval, as dataset_type.txt says, and holds "
@@ -183,19 +149,13 @@ class ZeroShot:
             present = sorted({rows[label] for label in labels_that_occur(self.source)})
             places = {row: place for place, row in enumerate(present)}
             names, rows = [names[row] for row in present], [places.get(row, -1) for row in rows]
-        prompts = choose_prompts(self.templates, self.source, self.run_prompts)
-        for field, value in (
-            ("class_names", tuple(names)),
-            ("_names", tuple(names)),
-            ("templates", prompts.templates),
-            ("_rows", tuple(rows)),  # of the classifier, for each label of the source
-            ("_prompts", prompts),
-            ("_names_from", origin),
-            ("_matched", matched),
-        ):
-            object.__setattr__(self, field, value)
-        fill_templates(prompts.templates, self._names)  # has prompts for each, before the work
-        warn_of_articles(self._names, prompts)
+        self._prompts = choose_prompts(self.templates, self.source, self.run_prompts)
+        self.templates = self._prompts.templates
+        self.class_names = self._names = tuple(names)
+        self._rows = tuple(rows)  # of the classifier, for each label of the source
+        self._names_from, self._matched = origin, matched
+        fill_templates(self.templates, self._names)  # has prompts for each, before the work
+        warn_of_articles(self._names, self._prompts)
         if is_lead():
             wordless = sum(not has_words(name) for name in self._names)
             tell_wordless(wordless, len(self._names), f"class names of {self.name}")
@@ -254,8 +214,7 @@ class ZeroShot:
         num = min(num_predictions, len(self.source))
         spaced = np.unique(np.linspace(0, len(self.source) - 1, num).astype(int))
         asked = copy.copy(self)  # names and prompts stay as they were chosen
-        object.__setattr__(asked, "source", Subset(self.source, spaced, "predictions"))
-        object.__setattr__(asked, "max_bad", num)
+        asked.source, asked.max_bad = Subset(self.source, spaced, "predictions"), num
         return asked._evaluate(params, keep=True)[1]
 
     def _evaluate(

@@ -16,7 +16,8 @@ from clipjax.config_fields import EVAL_FIELDS, Settings
 from clipjax.data.images.naflex import make_preprocess
 from clipjax.data.storage.files import local_path
 from clipjax.encoding.prompts import stored_templates
-from clipjax.evals import EVALS, load_templates
+from clipjax.encoding.templates import load_templates
+from clipjax.evals import EVALS
 from clipjax.experiment.stages import Stage, make_stages
 from clipjax.layers.color_jitter import ColorJitter
 from clipjax.losses import LOSSES, PAIR_RULES, make_loss

@@ -8,8 +8,6 @@ import numpy as np
 
 from clipjax.encoding.prompts import Prompts
 
-__all__ = ["ZeroShotHead", "ZeroShotScores"]
-
 
 @dataclasses.dataclass(frozen=True, eq=False)  # arrays have no one answer to ==
 class ZeroShotScores:

@@ -10,7 +10,7 @@ import numpy as np
 
 from clipjax.data.captions import flatten
 from clipjax.data.images.preprocess import PIXELS
-from clipjax.data.source import DataSource, SampleError
+from clipjax.data.source import DataSource, SampleError, read_example
 from clipjax.data.storage.files import local_path
 from clipjax.files import replacing
 from clipjax.inference.model import Model
@@ -38,7 +38,7 @@ def score_pairs(
         images, texts, owners = [], [], []
         for index in range(start, min(start + CHUNK, len(source))):
             try:
-                example = source[index]
+                example = read_example(source, index)
                 image = to_rgb(example["image"])
             except SampleError as error:
                 counts[error.reason] += 1

@@ -14,8 +14,6 @@ from clipjax.printable import html_text as escape
 from clipjax.printable import html_words
 from clipjax.report.page import Names, dataset_title
 
-__all__ = ["answers", "finds"]
-
 
 def answers(prefix: str, predictions: Sequence[Prediction], names: Names) -> str:
     """A grid of pictures with the names that the model gives them."""

@@ -6,8 +6,6 @@ from typing import NamedTuple
 
 from clipjax.printable import html_text
 
-__all__ = ["NUM_COLOURS", "chart", "format_number", "smooth"]
-
 Points = Sequence[tuple[float, float]]
 
 _WIDTH, _HEIGHT = 400, 210

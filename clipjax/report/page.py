@@ -11,8 +11,6 @@ from clipjax.printable import html_text as escape
 from clipjax.redaction import redact_tree
 from clipjax.report.curves import NUM_COLOURS, Points, chart
 
-__all__ = ["charts", "dataset_title", "details", "page", "results_tables", "tiles"]
-
 # `<kind>/<dataset>` -> what it is of; one that is not there is shown as it is written.
 Names = Mapping[str, EvalName]
 

@@ -1,5 +1,6 @@
 """report.html: what a run did, in one file that opens anywhere and needs nothing else."""
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -7,7 +8,7 @@ import subprocess
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -33,56 +34,40 @@ from clipjax.report import page as report_page
 from clipjax.report.curves import Points, format_number
 from clipjax.strict_json import parse_fields
 
-__all__ = ["REPORT", "collect_found", "collect_predictions", "package_commit", "write_report"]
-
 REPORT = "report.html"
 
 
-def collect_predictions(
-    evals: Sequence[ScheduledEval], params: Any, *, num_predictions: int = 48, least: int = 4
-) -> dict[str, tuple[Prediction, ...]]:
+class Answers(NamedTuple):
+    """What evaluations, `<kind>/<dataset>`, say of pictures, and which they find for captions."""
+
+    predictions: Mapping[str, Sequence[Prediction]] = {}
+    found: Mapping[str, Sequence[Found]] = {}
+
+
+def collect_answers(
+    evals: Sequence[ScheduledEval], params: Any, *, num_pictures: int = 48, num_queries: int = 12
+) -> Answers:
     """Asks for the answers that the report shows; a collective, so every process calls it.
 
     Args:
-        evals: the evaluations of a run; those that are not zero-shot are passed over.
+        evals: of a run; those that are neither zero-shot nor retrieval are passed over.
         params: the model's variables.
-        num_predictions: pictures of all evaluations together.
-        least: pictures of an evaluation, however many there are.
-
-    Returns:
-        `<kind>/<dataset>` -> predictions.
+        num_pictures: of all zero-shot evaluations together, but 4 of each at the least.
+        num_queries: captions of all retrievals together, but 4 of each at the least.
     """
-    asked = [scheduled for scheduled in evals if isinstance(scheduled.eval, ZeroShot)]
-    number = max(least, num_predictions // max(1, len(asked)))
-    return {s.name.prefix: s.eval.predict(params, number) for s in asked}
+    named, searched = (
+        {s.name.prefix: s.eval for s in evals if isinstance(s.eval, kind)}
+        for kind in (ZeroShot, Retrieval)
+    )
+    each = max(4, num_pictures // max(1, len(named)))
+    queries = max(4, num_queries // max(1, len(searched)))
+    return Answers(
+        {prefix: found.predict(params, each) for prefix, found in named.items()},
+        {p: find_pictures(found, params, num_queries=queries) for p, found in searched.items()},
+    )
 
 
-def collect_found(
-    evals: Sequence[ScheduledEval], params: Any, *, num_queries: int = 12, least: int = 4
-) -> dict[str, tuple[Found, ...]]:
-    """Asks retrievals for pictures that the report shows; a collective, as `collect_predictions`.
-
-    Args:
-        evals: the evaluations of a run; those that are no retrieval are passed over.
-        params: the model's variables.
-        num_queries: captions of all evaluations together.
-        least: captions of an evaluation, however many there are.
-
-    Returns:
-        `<kind>/<dataset>` -> what was found.
-    """
-    asked = [scheduled for scheduled in evals if isinstance(scheduled.eval, Retrieval)]
-    number = max(least, num_queries // max(1, len(asked)))
-    return {s.name.prefix: find_pictures(s.eval, params, num_queries=number) for s in asked}
-
-
-def write_report(
-    workdir: str | os.PathLike[str],
-    *,
-    predictions: Mapping[str, Sequence[Prediction]] | None = None,
-    found: Mapping[str, Sequence[Found]] | None = None,
-    commit: str | None = None,
-) -> Path:
+def write_report(workdir: str | os.PathLike[str], answers: Answers | None = None) -> Path:
     """Writes `<workdir>/report.html` from what the run left in its workdir; the lead calls it.
 
     Curves come from metrics.jsonl and evals.jsonl, the table from results.json, config and
@@ -95,40 +80,40 @@ def write_report(
     Raises:
         ValueError: the workdir holds nothing to report.
     """
-    workdir = Path(workdir)
+    workdir, answers = Path(workdir), answers or Answers()
     training, evals = read_curves(workdir / TRAIN_FILE), read_curves(workdir / EVALS_FILE)
     document = read_document(workdir)
     results = read_results(workdir)
     names = {result.name.prefix: result.name for result in results_in(document)}
-    manifest = _read_manifest(workdir)
-    if not (training or results or manifest or predictions or found):
+    manifest = None
+    with contextlib.suppress(ValueError):
+        manifest = choose_step(workdir).manifest
+    if not (training or results or manifest or any(answers)):
         raise ValueError(
             f"{workdir} holds no {TRAIN_FILE}, no {RESULTS} and no checkpoint: there is nothing "
             "to report; give the workdir of a run"
         )
     num_parameters = _count_parameters(manifest)
-    commit = commit or package_commit()
     text = report_page.page(
         title=_title(workdir, manifest),
         subtitle=_subtitle(training, results, num_parameters),
         sections=[
             report_page.tiles(results, names),
             report_page.charts(training, evals, names),
-            *(report_answers.answers(p, shown, names) for p, shown in (predictions or {}).items()),
-            *(report_answers.finds(p, shown, names) for p, shown in (found or {}).items()),
+            *(report_answers.answers(p, s, names) for p, s in answers.predictions.items()),
+            *(report_answers.finds(p, s, names) for p, s in answers.found.items()),
             report_page.results_tables(results, names),
             report_page.details(
                 num_parameters,
                 manifest.config if manifest else {},
-                _facts(manifest, commit, document),
+                _facts(manifest, document),
             ),
         ],
         footer=f"Written by clipjax {clipjax.__version__}. This file is complete in itself: "
         "no scripts, nothing is loaded from elsewhere.",
     )
-    path = workdir / REPORT
-    write_file(path, text)
-    return path
+    write_file(workdir / REPORT, text)
+    return workdir / REPORT
 
 
 def read_curves(path: Path) -> dict[str, Points]:
@@ -176,14 +161,6 @@ def package_commit() -> str | None:
     return json.loads(noted or "{}").get("vcs_info", {}).get("commit_id")
 
 
-def _read_manifest(workdir: Path) -> Manifest | None:
-    try:
-        choice = choose_step(workdir)
-    except ValueError:
-        return None
-    return choice.manifest
-
-
 def _count_parameters(manifest: Manifest | None) -> dict[str, int]:
     counts: dict[str, int] = defaultdict(int)
     for leaf in manifest.leaves if manifest else ():
@@ -215,10 +192,8 @@ def _subtitle(
     return " · ".join(part for part in parts if part)
 
 
-def _facts(
-    manifest: Manifest | None, commit: str | None, document: Mapping[str, Any]
-) -> dict[str, str]:
-    facts = {"clipjax": f"{clipjax.__version__}, commit {commit or 'not known'}"}
+def _facts(manifest: Manifest | None, document: Mapping[str, Any]) -> dict[str, str]:
+    facts = {"clipjax": f"{clipjax.__version__}, commit {package_commit() or 'not known'}"}
     if manifest is None:
         return facts
     saved = document.get(SAVED)

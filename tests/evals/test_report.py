@@ -15,8 +15,15 @@ from clipjax.evals.running import ScheduledEval
 from clipjax.evals.zero_shot import Prediction
 from clipjax.metric_writers import make_writer
 from clipjax.report import page as report_page
+from clipjax.report import writing
 from clipjax.report.curves import chart, format_number, smooth
-from clipjax.report.writing import collect_predictions, package_commit, read_curves, write_report
+from clipjax.report.writing import (
+    Answers,
+    collect_answers,
+    package_commit,
+    read_curves,
+    write_report,
+)
 
 HOSTILE = "<script>alert(\"x\")</script> & 'co'"
 RESULTS = {
@@ -83,13 +90,14 @@ def workdir(tmp_path):
     return tmp_path
 
 
-def test_the_page_is_whole_and_needs_nothing_else(workdir):
+def test_the_page_is_whole_and_needs_nothing_else(workdir, monkeypatch):
     predictions = [
         prediction(),
         prediction(False, "a dog"),
         prediction(False, HOSTILE, (HOSTILE[::-1], HOSTILE, "x"), key=f'"{HOSTILE}'),
     ]
-    path = write_report(workdir, predictions={f"zero_shot/{HOSTILE}": predictions}, commit="abc123")
+    monkeypatch.setattr(writing, "package_commit", lambda: "abc123")
+    path = write_report(workdir, Answers({f"zero_shot/{HOSTILE}": predictions}))
     assert path == workdir / "report.html"
     page = Page(path.read_text(encoding="utf-8"))
     tags = [tag for tag, _ in page.tags]
@@ -111,7 +119,7 @@ def test_the_page_is_whole_and_needs_nothing_else(workdir):
 
 def test_hostile_text_would_be_seen_if_it_were_not_escaped(workdir, monkeypatch):
     monkeypatch.setattr(report_page, "escape", lambda text: text)
-    path = write_report(workdir, predictions={"zero_shot/x": [prediction(label=HOSTILE)]})
+    path = write_report(workdir, Answers({"zero_shot/x": [prediction(label=HOSTILE)]}))
     assert "script" in [tag for tag, _ in Page(path.read_text(encoding="utf-8")).tags]
 
 
@@ -130,7 +138,8 @@ def test_answers_come_from_the_evaluations():
     names = name_evals([("zero_shot", "numbers"), ("retrieval", "x")])
     scheduled = ScheduledEval(key="a", name=names[0], every_steps=0, eval=zero_shot)
     other = ScheduledEval(key="b", name=names[1], every_steps=0, eval=object())
-    found = collect_predictions([scheduled, other], make_params(), num_predictions=4)
+    found, searched = collect_answers([scheduled, other], make_params(), num_pictures=4)
+    assert searched == {}
     assert [p.key for p in found.pop("zero_shot/numbers")] == [
         "picture 0",
         "picture 2",

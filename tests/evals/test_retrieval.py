@@ -195,3 +195,11 @@ def test_captions_that_cannot_tell_images_apart_are_told(texts, told, caplog):
 
 def test_the_table_holds_it():
     assert EVALS["retrieval"] is Retrieval
+
+
+@pytest.mark.parametrize("field", ["image", "text", "key"])
+def test_what_an_example_of_ones_own_lacks_is_named(field):
+    example = {"image": picture(0), "text": "0", "key": "a"}
+    del example[field]
+    with pytest.raises(ValueError, match=rf"the data source, at 0, gives dict without {field};"):
+        make_eval([example], mesh_of(1), max_bad=1).run(make_params())

@@ -8,16 +8,6 @@ from clipjax.data.classes.named_lists import load_imagenet_ids
 from clipjax.data.classes.numbers import labels_of_numbers, numbers_of
 from clipjax.data.source import DataSource, SampleError
 
-__all__ = [
-    "MATCHED",
-    "Match",
-    "choose_names",
-    "labels_of_names",
-    "labels_that_occur",
-    "match_classes",
-    "plain_name",
-]
-
 MATCHED = ("name", "wordnet", "number", "order")
 
 

@@ -12,15 +12,6 @@ from absl import logging
 from clipjax.data.storage.text_files import decode_text
 from clipjax.strict_json import parse_fields
 
-__all__ = [
-    "load_class_names",
-    "load_imagenet_ids",
-    "load_json",
-    "load_strings",
-    "strings_of_lines",
-    "warn_of_twins",
-]
-
 # A file in prompts/, whose README names its source.
 CLASS_NAMES: dict[str, str] = {"imagenet": "imagenet_classes.json"}
 

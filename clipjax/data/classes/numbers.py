@@ -3,8 +3,6 @@
 from collections import Counter
 from collections.abc import Sequence
 
-__all__ = ["LabelError", "labels_of_numbers", "numbers_of", "refuse_shifted"]
-
 
 class LabelError(ValueError):
     """The labels of a source do not fit the names of its classes: no fault of one example, so it

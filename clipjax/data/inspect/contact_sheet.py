@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from clipjax.data.captions import flatten
 from clipjax.data.images.preprocess import as_pil, to_rgb
-from clipjax.data.source import DataSource, SampleError
+from clipjax.data.source import DataSource, SampleError, read_example
 from clipjax.printable import html_words, line_text, printable
 
 SUFFIXES = (".html", ".png")
@@ -42,7 +42,7 @@ def _pairs(
     """Gives thumbnail, captions and key, all printable; of what is unusable the error."""
     for index in indices:
         try:
-            example = source[int(index)]
+            example = read_example(source, int(index))
             image = to_rgb(as_pil(example["image"]))
         except SampleError as error:
             yield None, [line_text(error)], ""

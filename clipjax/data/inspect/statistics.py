@@ -12,7 +12,7 @@ from PIL import Image
 
 from clipjax.data.captions import flatten
 from clipjax.data.images.preprocess import as_pil, to_rgb
-from clipjax.data.source import DataSource, SampleError
+from clipjax.data.source import DataSource, SampleError, read_example
 from clipjax.prefetching import prefetched
 
 PERCENTILES = (0, 5, 50, 95, 100)
@@ -47,7 +47,7 @@ def measure(
 
 def _measure(source: DataSource, index: int) -> Measured | SampleError:
     try:
-        example = source[index]
+        example = read_example(source, index)
         image = to_rgb(as_pil(example["image"]))
     except SampleError as error:
         return error

@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,8 +22,10 @@ from clipjax.data.source import (
     Example,
     SampleError,
     alternatives,
+    check_example,
     draw,
     is_filtered,
+    read_example,
 )
 from clipjax.data.transforms import Transform
 from clipjax.data.transforms.captions import choose_text, clean_caption
@@ -120,7 +122,7 @@ class RowMaker:
         while True:
             at_work[0] = index
             try:
-                example = _checked(self.source[index], f"the data source, at {index},")
+                example = read_example(self.source, index)
                 rng = self._rng(position, _AUGMENT)
                 return *_finish(stage, example, rng), example["text"]
             except SampleError as error:
@@ -155,24 +157,12 @@ def _no_substitute(bad: Sequence[BadExample]) -> str:
     )
 
 
-def _checked(example: Any, giver: str) -> Example:
-    """Refuses what is no example: a fault of one's own source or transform."""
-    needed = ("image", "text", "key")
-    lacks = [k for k in needed if not isinstance(example, Mapping) or k not in example]
-    if lacks:
-        raise ValueError(
-            f"{giver} gives {type(example).__name__} without {', '.join(lacks)}; an example is a "
-            f"dict that has {', '.join(needed)}"
-        )
-    return example
-
-
 def _finish(stage: Finishing, example: Example, rng: np.random.Generator) -> tuple[np.ndarray, str]:
     key = example["key"]
     try:
         for number, transform in enumerate(stage.transforms):
             name = getattr(transform, "__name__", type(transform).__name__)
-            example = _checked(transform(example, rng), f"transforms[{number}] ({name})")
+            example = check_example(transform(example, rng), f"transforms[{number}] ({name})")
         text = clean_caption(choose_text(example["text"], rng))
         image, size = example["image"], stage.preprocess.size
         shape = (size, size, 3)

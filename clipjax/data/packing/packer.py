@@ -29,7 +29,7 @@ from clipjax.data.packing.examples import (
     record_of,
     write_tar,
 )
-from clipjax.data.source import DataSource, SampleError, is_filtered
+from clipjax.data.source import DataSource, SampleError, is_filtered, read_example
 from clipjax.data.sources.mix import Mix
 from clipjax.data.storage.cache import lock
 from clipjax.data.storage.files import local_path, stat, write
@@ -228,7 +228,7 @@ def _usable(
     """Gives the packed form of every example that can be used; counts the rest."""
     for index in indices:
         try:
-            example = source[index]
+            example = read_example(source, index)
             if how.format == "arrayrecord" and isinstance(source, Mix):
                 # Two of its sources may use the same key.
                 example = {**example, "key": f"{example['key']}#{index}"}

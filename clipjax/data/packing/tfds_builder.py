@@ -26,7 +26,7 @@ from absl import logging
 
 from clipjax.data.captions import flatten
 from clipjax.data.packing.packer import Packing, encode
-from clipjax.data.source import SampleError
+from clipjax.data.source import SampleError, read_example
 from clipjax.data.sources import make_source
 
 _SOURCES = "sources.json"  # beside the prepared files: the fingerprint of what each split is
@@ -151,7 +151,7 @@ def _range(spec: str, start: int) -> Iterator[tuple[int, dict[str, Any]]]:
 def _rows(source: Any, index: int) -> Iterator[tuple[int, dict[str, Any]]]:
     """Gives the row of an example, or nothing, with the reason in the log."""
     try:
-        example = source[index]
+        example = read_example(source, index)
         _, image = encode(example["image"], Packing())
         captions = list(flatten(example["text"], ""))
         if not captions:

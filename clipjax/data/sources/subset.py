@@ -22,7 +22,7 @@ class Subset:
 
     def __init__(self, source: DataSource, kept: np.ndarray, identity: str):
         self._source, self._identity = source, identity
-        self.class_names = source.class_names
+        self.class_names = getattr(source, "class_names", None)
         for fact in FACTS:
             setattr(self, fact, getattr(source, fact, None))
         self._kept = kept.astype(np.uint32 if len(source) < 1 << 32 else np.uint64)

@@ -280,3 +280,15 @@ def test_what_is_left_out_on_purpose_is_no_damage(tmp_path):
 def test_options_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         Packing(**options)
+
+
+@pytest.mark.parametrize("format", ["tar", "arrayrecord"])
+def test_what_an_example_of_ones_own_lacks_is_named(tmp_path, format):
+    class Own(list):
+        class_names = None
+
+        def fingerprint(self):
+            return "0"
+
+    with pytest.raises(ValueError, match=r"the data source, at 0, gives dict without text, key;"):
+        list(pack(Own([{"image": encoded(8, 8, 0)}]), tmp_path / "to", Packing(format=format)))

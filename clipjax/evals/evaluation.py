@@ -1,0 +1,52 @@
+"""What the evaluations of this package have in common: what they are given, and its checks."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from jax.sharding import Mesh
+
+from clipjax.data.images.naflex import PatchPreprocess
+from clipjax.data.images.preprocess import Preprocess
+from clipjax.encoding.batches import EncodeFn
+from clipjax.ranges import Rule, Text, check_fields, whole
+
+
+@dataclasses.dataclass(kw_only=True)
+class Evaluation:
+    """An evaluation on the images and texts of a dataset.
+
+    Attributes:
+        source: the dataset.
+        encode_image_fn: (params, uint8 images) -> `[batch, embed]`; see `make_encode_fns`.
+        encode_text_fn: (params, int32 tokens) -> `[batch, embed]`.
+        preprocess: (bytes | image) -> uint8 `[size, size, 3]`.
+        tokenizer: texts -> int32 `[batch, length]`.
+        mesh: the devices; the batch lies over its batch axes.
+        batch_size: images, or texts, over all devices; rounded up to the batch axes' size.
+        max_bad: images that may fail before the evaluation is an error, by their pixels or a row
+            that is unusable.
+        name: for messages and for the prefix of metrics.
+    """
+
+    source: Any
+    encode_image_fn: EncodeFn
+    encode_text_fn: EncodeFn
+    preprocess: Preprocess | PatchPreprocess
+    tokenizer: Callable[[list[str]], np.ndarray]
+    mesh: Mesh
+    batch_size: int = 256
+    max_bad: int = 0
+    name: str = "evaluation"
+
+    ranges: ClassVar[Mapping[str, Rule]] = {
+        "batch_size": whole(),
+        "max_bad": whole(0),
+        "name": Text(),
+    }
+
+    def __post_init__(self) -> None:
+        check_fields(self, self.ranges)
+        if len(self.source) < 1:
+            raise ValueError(f"{self.name}: the source is empty; there is nothing to evaluate")
