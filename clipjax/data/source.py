@@ -1,5 +1,6 @@
 """What a data source is, how one is named, and how it says that an example is unusable."""
 
+import bisect
 import concurrent.futures
 import hashlib
 import re
@@ -106,6 +107,18 @@ def check_example(example: Any, giver: str, needed: Sequence[str] = _FIELDS) -> 
 def read_example(source: DataSource, index: int, needed: Sequence[str] = _FIELDS) -> Example:
     """Reads an example and checks that it is one; ExampleError, or as the source raises."""
     return check_example(source[index], f"the data source, at {index},", needed)
+
+
+def place_of(index: int, ends: Sequence[int]) -> tuple[int, int]:
+    """Finds in which of the parts that end at `ends` an example stands, and its place there.
+
+    Raises:
+        IndexError: there is no such example.
+    """
+    if not 0 <= index < ends[-1]:
+        raise IndexError(f"example {index} of {ends[-1]}")
+    part = bisect.bisect_right(ends, index)
+    return part, index - (ends[part - 1] if part else 0)
 
 
 def keys_of(source: DataSource) -> Iterator[str]:

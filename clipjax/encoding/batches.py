@@ -166,12 +166,10 @@ def run_batches(
     variables: PyTree,
     layout: RowLayout,
     make: Callable[[int], tuple[PyTree, Beside]],
-    *,
-    ahead: int = 2,
 ) -> Iterator[tuple[jax.Array, Beside]]:
     """Runs a compiled function over all batches of a layout, in order.
 
-    Batches are made in a thread, up to `ahead` of the one that the devices work on.
+    Batches are made in a thread, up to two ahead of the one that the devices work on.
 
     Args:
         run: (variables, rows on the mesh) -> results, one a row.
@@ -181,5 +179,5 @@ def run_batches(
     Yields:
         The results of a batch, on the mesh, and what was made beside its rows.
     """
-    for rows, beside in prefetched(make, range(layout.num_batches), ahead=ahead):
+    for rows, beside in prefetched(make, range(layout.num_batches)):
         yield run(variables, layout.to_device(rows)), beside

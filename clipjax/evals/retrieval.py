@@ -107,7 +107,8 @@ class Retrieval(Evaluation):
 
     def over(self, pictures: Sequence[int] | np.ndarray) -> "Retrieval":
         """The same evaluation on some of its pictures; it says nothing of its captions again."""
-        part = Subset(self.pictures, np.asarray(pictures), "pictures")
+        source: Any = self.pictures
+        part = Subset(source, np.asarray(pictures), "pictures")
         result = dataclasses.replace(self, source=part, max_bad=len(part))
         result._told = True
         return result

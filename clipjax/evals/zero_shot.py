@@ -89,12 +89,6 @@ def _score(
     return jax.lax.with_sharding_constraint(result, replicated(mesh))
 
 
-def _zero_counts(num_classes: int) -> dict[str, np.ndarray]:
-    totals = {name: np.zeros((), np.int32) for name in ("examples", "nonfinite", "top5")}
-    per_class = ("hits_per_class", "examples_per_class")
-    return totals | {name: np.zeros(num_classes, np.int32) for name in per_class}
-
-
 @dataclasses.dataclass(kw_only=True)
 class ZeroShot(Evaluation):
     """Zero-shot accuracy on a labelled dataset.
@@ -236,7 +230,10 @@ class ZeroShot(Evaluation):
             None if of_params is None else jax.jit(of_params)(params)
             for of_params in (self.logit_scale_fn, self.logit_bias_fn)
         )
-        counts = put_on_mesh(_zero_counts(len(self._names)), self.mesh)
+        totals, each = np.zeros((), np.int32), np.zeros(len(self._names), np.int32)
+        zeros = dict.fromkeys(("examples", "nonfinite", "top5"), totals)
+        zeros |= dict.fromkeys(("hits_per_class", "examples_per_class"), each)
+        counts = put_on_mesh(zeros, self.mesh)
         embed = embed_fn(self.encode_image_fn, self.mesh)
         reader = ImageReader(
             self.source,

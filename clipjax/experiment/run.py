@@ -19,6 +19,7 @@ from clipjax.data.loading.rows import Finishing
 from clipjax.data.source import DataSource
 from clipjax.data.sources import make_source
 from clipjax.distributed import is_lead
+from clipjax.encoding.batches import make_encode_fns
 from clipjax.evals.running import ScheduledEval
 from clipjax.experiment.program import Program, build_program
 from clipjax.experiment.resolving import Resolved
@@ -126,7 +127,7 @@ def _build_evals(
 ) -> tuple[ScheduledEval, ...]:
     """Builds config.evals on opened sources."""
     settings, spec = resolved.settings, resolved.spec
-    encode = evals.make_encode_fns(resolved.model, spec["preprocess"], dtype=settings.dtype)
+    encode = make_encode_fns(resolved.model, spec["preprocess"], dtype=settings.dtype)
     return evals.build_evals(
         settings.evals,
         sources,

@@ -55,10 +55,8 @@ def collect_answers(
         num_pictures: of all zero-shot evaluations together, but 4 of each at the least.
         num_queries: captions of all retrievals together, but 4 of each at the least.
     """
-    named, searched = (
-        {s.name.prefix: s.eval for s in evals if isinstance(s.eval, kind)}
-        for kind in (ZeroShot, Retrieval)
-    )
+    named = {s.name.prefix: s.eval for s in evals if isinstance(s.eval, ZeroShot)}
+    searched = {s.name.prefix: s.eval for s in evals if isinstance(s.eval, Retrieval)}
     each = max(4, num_pictures // max(1, len(named)))
     queries = max(4, num_queries // max(1, len(searched)))
     return Answers(

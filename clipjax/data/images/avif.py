@@ -52,15 +52,15 @@ def check_avif(data: bytes) -> None:
 
 def _codes(data: bytes) -> Iterator[bytes]:
     """Gives the codes of all items of AV1, and of the first sample of each track."""
-    for kind, start, end in _boxes(data, 0, len(data)):
+    for kind, start, end in boxes_of(data, 0, len(data)):
         if kind == b"meta":
             yield from _codes_of_items(data, start + 4, end)
         elif kind == b"moov":
             yield from _codes_of_tracks(data, start, end)
 
 
-def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Gives kind, and where its content starts and ends, of each box."""
+def boxes_of(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """Gives kind, and where its content starts and ends, of each box; struct.error if damaged."""
     while start + 8 <= end:
         size, kind = struct.unpack_from(">I4s", data, start)
         head = 8
@@ -74,7 +74,7 @@ def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]
 
 
 def _codes_of_items(data: bytes, start: int, end: int) -> Iterator[bytes]:
-    boxes = list(_boxes(data, start, end))
+    boxes = list(boxes_of(data, start, end))
     stored = [(begin, stop) for kind, begin, stop in boxes if kind == b"idat"]
     coded = {
         item
@@ -96,7 +96,7 @@ def _codes_of_items(data: bytes, start: int, end: int) -> Iterator[bytes]:
 def _coded_items(data: bytes, start: int, end: int) -> Iterator[int]:
     """Gives the numbers of the items whose type is `av01`."""
     start += 4 + (2 if data[start] == 0 else 4)
-    for kind, begin, _ in _boxes(data, start, end):
+    for kind, begin, _ in boxes_of(data, start, end):
         if kind == b"infe":
             form = ">H2x4s" if data[begin] == 2 else ">I2x4s"
             item, what = struct.unpack_from(form, data, begin + 4)
@@ -144,11 +144,11 @@ def _places(data: bytes, start: int) -> Iterator[tuple[int, int, list[tuple[int,
 def _codes_of_tracks(data: bytes, start: int, end: int) -> Iterator[bytes]:
     """Gives the first sample of each track: all that is decoded of an animation."""
     places, sizes = [], []
-    boxes = list(_boxes(data, start, end))
+    boxes = list(boxes_of(data, start, end))
     while boxes:
         kind, begin, stop = boxes.pop()
         if kind in _CONTAINERS:
-            boxes += _boxes(data, begin, stop)
+            boxes += boxes_of(data, begin, stop)
         elif kind in (b"stco", b"co64"):
             form = ">I" if kind == b"stco" else ">Q"
             places.append((begin, struct.unpack_from(form, data, begin + 8)[0]))

@@ -1,10 +1,11 @@
 """What TIFF and JPEG 2000 say of their parts: counted before a decoder takes memory for them."""
 
+import contextlib
 import math
 import struct
 from collections.abc import Iterator
 
-from clipjax.data.images.avif import check_avif
+from clipjax.data.images.avif import boxes_of, check_avif
 from clipjax.data.images.limits import MAX_PIXELS, ImageError
 
 # Strips or tiles of a TIFF, each of which costs Pillow a step in Python: rows of the tallest
@@ -16,7 +17,7 @@ MAX_TAGS = 512
 MAX_COMPONENTS, MAX_TILES, MAX_TILE_PARTS = 4, 1 << 12, 1 << 14
 MAX_PRECINCTS, MAX_PACKETS = 1 << 17, 1 << 20
 MIN_CODE_BLOCK = 256  # samples; 4,096 are usual
-_SOC, _SOT, _SOD, _SIZ, _COD, _COC = 0xFF4F, 0xFF90, 0xFF93, 0xFF51, 0xFF52, 0xFF53
+_SOT, _SOD, _SIZ, _COD, _COC = 0xFF90, 0xFF93, 0xFF51, 0xFF52, 0xFF53
 _TIFF_SIZES = {1: 1, 3: 2, 4: 4}  # bytes of a number, by its type
 _WIDTH, _LENGTH, _STRIPS, _ROWS = 256, 257, 273, 278
 _TILE_WIDTH, _TILE_LENGTH, _TILES = 322, 323, 324
@@ -83,37 +84,19 @@ def _tiff_tags(data: bytes, order: str) -> Iterator[tuple[int, tuple[int, int]]]
 
 def _check_jpeg_2000(data: bytes) -> None:
     """Counts tiles, precincts and packets; what is damaged is left to the decoder."""
-    try:
-        _check_codestream(data, _start_of_codestream(data))
-    except struct.error:
-        return
-
-
-def _start_of_codestream(data: bytes) -> int:
-    """Walks over the boxes of a JP2 file to its codestream."""
-    position = 0
-    while data[position : position + 2] != b"\xff\x4f":
-        length, kind = struct.unpack_from(">I4s", data, position)
-        head = 8
-        if length == 1:
-            length, head = struct.unpack_from(">Q", data, position + 8)[0], 16
-        if kind == b"jp2c":
-            return position + head
-        if length < head:  # 0: the last one
-            raise struct.error("no codestream")
-        position += length
-    return position
-
-
-def _check_codestream(data: bytes, position: int) -> None:
     size = None
-    for marker, start, segment in _segments(data, position):
-        if marker == _SIZ:
-            size = _Size(segment)
-        elif marker in (_COD, _COC):
-            if size is None or start < 0:
-                raise _refused("codes of its own in a part")
-            _check_codes(segment, marker, size)
+    with contextlib.suppress(struct.error):
+        position: int | None = 0
+        if not data.startswith(b"\xff\x4f"):  # a file of boxes
+            codes = (start for kind, start, _ in boxes_of(data, 0, len(data)) if kind == b"jp2c")
+            position = next(codes, None)
+        for marker, start, segment in () if position is None else _segments(data, position):
+            if marker == _SIZ:
+                size = _Size(segment)
+            elif marker in (_COD, _COC):
+                if size is None or start < 0:
+                    raise _refused("codes of its own in a part")
+                _check_codes(segment, marker, size)
 
 
 def _segments(data: bytes, position: int) -> Iterator[tuple[int, int, bytes]]:

@@ -177,8 +177,8 @@ def check_file(
     *,
     kind: str,
     options: Mapping[str, Any],
-    decode: bool = False,
-    packed: PackedFolder | None = None,
+    decode: bool,
+    packed: PackedFolder | None,
 ) -> Checked:
     """Reads every example of one file."""
     where = str(file.path)

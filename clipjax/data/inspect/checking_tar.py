@@ -20,15 +20,9 @@ from clipjax.data.tar.index import TarIndex, make_index
 from clipjax.data.tar.indexing import find_index
 from clipjax.data.tar.reader import PIECE
 
-DEFAULT = TarMembers()
-
 
 def check_tar(
-    shard: StoredFile,
-    *,
-    members: TarMembers = DEFAULT,
-    decode: bool = False,
-    packed: PackedFolder | None = None,
+    shard: StoredFile, *, members: TarMembers, decode: bool, packed: PackedFolder | None
 ) -> Checked:
     """Reads a tar shard strictly and compares it with its index and manifest, if it has them."""
     where = str(shard.path)

@@ -17,7 +17,7 @@ from clipjax.data.images.preprocess import Preprocess
 from clipjax.data.loading.bad_examples import BadCount, BadExample, share_of
 from clipjax.data.loading.caption_faults import tell_of_batch
 from clipjax.data.loading.rows import Finishing, Part, RowMaker
-from clipjax.data.loading.workers import Caller, Pending, Threads, Workers
+from clipjax.data.loading.workers import Pending, Threads, Workers
 from clipjax.data.loading.workers_processes import Processes
 from clipjax.data.source import DataSource, check_source
 from clipjax.data.transforms import Transform
@@ -135,7 +135,7 @@ class Loader:
         # Threads share what they keep, processes do not.
         share = token_cache_bytes // (max(1, num_workers) if workers == "processes" else 1)
         maker = RowMaker(source, finishings, self.seed, token_cache_bytes=share)
-        make_workers: Callable[..., Workers] = WORKERS[workers] if num_workers else Caller
+        make_workers = WORKERS[workers] if num_workers else Threads
         self._workers = make_workers(maker, num_workers, timeout_s)
         self._closed = self._hangs = self._told = False
         # A loader that is dropped leaves no process behind.

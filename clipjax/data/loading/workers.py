@@ -3,8 +3,8 @@
 import concurrent.futures
 import dataclasses
 import itertools
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +25,7 @@ class Pending:
             part.cancel()
 
 
-class Workers(Protocol):
+class Workers:
     """What makes batches.
 
     Attributes:
@@ -33,14 +33,16 @@ class Workers(Protocol):
         wait_s: how long to wait for a part, None where it always comes to an end by itself.
     """
 
-    ahead: bool
-    wait_s: float | None
+    ahead = True
+    wait_s: float | None = None
 
     def submit(self, step: int, stage: int, start: int, count: int) -> Pending:
         """Begins with the rows of a step: `count` positions of the stream from `start` on."""
+        raise NotImplementedError
 
     def counts(self) -> dict[str, int]:
         """What happened to the workers, by name; empty if nothing did."""
+        return {}
 
     def close(self, *, wait: bool) -> None:
         """Ends them; `wait` until they are gone, unless one is known to hang."""
@@ -52,58 +54,36 @@ def parts_of(count: int, number: int) -> Iterator[tuple[int, int]]:
     return itertools.pairwise(edges)
 
 
-def empty_images(maker: RowMaker, stage: int, count: int) -> np.ndarray:
-    """A new array for every batch: JAX may use its memory without copying it."""
-    size = maker.stages[stage].preprocess.size
-    return np.empty((count, size, size, 3), np.uint8)
+class _Caller(concurrent.futures.Executor):
+    def submit(self, function: Callable, /, *args: Any, **options: Any) -> Any:
+        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        future.set_result(function(*args, **options))
+        return future
 
 
-class Caller:
-    """No workers: a batch is whole when `submit` returns."""
+class Threads(Workers):
+    """Threads of this process, or none: a batch is whole, then, when `submit` returns.
 
-    ahead = False
-    wait_s: float | None = None
-
-    def __init__(self, maker: RowMaker, number: int = 0, timeout_s: float = 0.0):
-        self._maker = maker
-
-    def submit(self, step: int, stage: int, start: int, count: int) -> Pending:
-        """Makes the rows of a step."""
-        images = empty_images(self._maker, stage, count)
-        part: concurrent.futures.Future[Part] = concurrent.futures.Future()
-        part.set_result(self._maker.make(stage, start, images))
-        return Pending(step, images, [part])
-
-    def counts(self) -> dict[str, int]:
-        """Nothing."""
-        return {}
-
-    def close(self, *, wait: bool) -> None:
-        """Nothing is to be ended."""
-
-
-class Threads:
-    """Threads of this process. Decoding and resizing give the interpreter's lock away."""
-
-    ahead = True
+    Decoding and resizing give the interpreter's lock away.
+    """
 
     def __init__(self, maker: RowMaker, number: int, timeout_s: float):
         self._maker, self._number = maker, number
-        self.wait_s: float | None = timeout_s
-        self._pool = concurrent.futures.ThreadPoolExecutor(number, "clipjax-loader")
+        self.ahead, self.wait_s = number > 0, timeout_s
+        self._pool: concurrent.futures.Executor = _Caller()
+        if number:
+            self._pool = concurrent.futures.ThreadPoolExecutor(number, "clipjax-loader")
 
     def submit(self, step: int, stage: int, start: int, count: int) -> Pending:
         """Begins with the rows of a step."""
-        images = empty_images(self._maker, stage, count)
+        size = self._maker.stages[stage].preprocess.size
+        # New for every batch: JAX may use its memory without copying it.
+        images = np.empty((count, size, size, 3), np.uint8)
         parts = [
             self._pool.submit(self._maker.make, stage, start + low, images[low:high])
             for low, high in parts_of(count, self._number)
         ]
         return Pending(step, images, parts)
-
-    def counts(self) -> dict[str, int]:
-        """Nothing: a thread does not die alone."""
-        return {}
 
     def close(self, *, wait: bool) -> None:
         """Ends the threads; one that hangs is not waited for."""

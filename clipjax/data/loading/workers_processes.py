@@ -30,7 +30,7 @@ from absl import logging
 
 from clipjax.data.loading import workers_messages as messages
 from clipjax.data.loading.rows import RowMaker
-from clipjax.data.loading.workers import Pending, parts_of
+from clipjax.data.loading.workers import Pending, Workers, parts_of
 from clipjax.importing import importable_folders
 
 # Parts that a worker is given at a time: the next one waits for it, not it for the next one.
@@ -72,7 +72,7 @@ class _Task:
     losses: list[str] = dataclasses.field(default_factory=list)
 
 
-class Processes:
+class Processes(Workers):
     """Worker processes of a loader.
 
     Args:
@@ -81,9 +81,6 @@ class Processes:
     Raises:
         ValueError: if the system has no files in memory, or `maker` cannot be pickled.
     """
-
-    ahead = True
-    wait_s: float | None = None
 
     def __init__(self, maker: RowMaker, number: int, timeout_s: float):
         if not hasattr(os, "memfd_create"):

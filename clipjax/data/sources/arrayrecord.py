@@ -1,6 +1,5 @@
 """Packed records: our own format, one or many ArrayRecord files with their manifests."""
 
-import bisect
 import itertools
 import json
 import math
@@ -8,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from clipjax.data.captions import check_how
 from clipjax.data.packed.records import RecordFile, record_errors
-from clipjax.data.source import Example, SampleError, embedded_pictures
+from clipjax.data.source import Example, SampleError, embedded_pictures, place_of
 from clipjax.data.sources.fields import renamed, text_of
 from clipjax.data.storage.files import StoredFile, find_files
 from clipjax.data.storage.paths import short_names
@@ -59,15 +58,11 @@ class PackedRecords:
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> Example:
-        if not 0 <= index < len(self):
-            raise IndexError(f"example {index} of {len(self)}")
-        number = bisect.bisect_right(self._ends, index)
-        file = self._files[number]
-        index -= self._ends[number] - len(file)
-        key = f"{self._names[number]}:{index}"
+        number, place = place_of(index, self._ends)
+        key = f"{self._names[number]}:{place}"
         with record_errors(key):
             try:
-                record = file[index]
+                record = self._files[number][place]
             except ValueError as error:
                 raise SampleError("record_damaged", str(error), key) from error
         key = f"{self._names[number]}/{record['key']}"

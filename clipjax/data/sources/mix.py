@@ -1,6 +1,5 @@
 """Several sources in one stream, each with a weight."""
 
-import bisect
 import itertools
 import json
 import math
@@ -12,7 +11,7 @@ import numpy as np
 
 from clipjax.data import permutation
 from clipjax.data.classes.matching import MATCHED
-from clipjax.data.source import FACTS, DataSource, Example, pictures_of
+from clipjax.data.source import FACTS, DataSource, Example, pictures_of, place_of
 from clipjax.data.storage.files import read_all
 from clipjax.data.storage.paths import data_path
 from clipjax.files import sha256
@@ -79,10 +78,8 @@ class Mix:
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> Example:
-        if not 0 <= index < len(self):
-            raise IndexError(f"example {index} of {len(self)}")
-        number = bisect.bisect_right(self._ends, index)
-        example = self.sources[number][index - self._range(number).start]
+        number, place = place_of(index, self._ends)
+        example = self.sources[number][place]
         if self.class_names is None and "label" in example:
             example = example.copy()
             del example["label"]
@@ -109,7 +106,7 @@ class Mix:
 
     def alternatives(self, index: int) -> range:
         """The examples of the source that example `index` is of."""
-        return self._range(bisect.bisect_right(self._ends, index))
+        return self._range(place_of(index, self._ends)[0])
 
     def _range(self, number: int) -> range:
         """The examples of a source, as indices of this mix."""

@@ -105,8 +105,6 @@ class Parquet:
         return self._groups.ends[-1]
 
     def __getitem__(self, index: int) -> Example:
-        if not 0 <= index < len(self):
-            raise IndexError(f"example {index} of {len(self)}")
         file, number, row = self._groups.place(index)
         key = f"{self._names[file]}:{number}"
         table = self._groups.read(index, key)
@@ -120,11 +118,7 @@ class Parquet:
             raise SampleError(
                 "damaged", f"the row has a value that is none: {error}", key
             ) from error
-        example: Example = {
-            "image": self._picture(values, file, key),
-            "text": "",
-            "key": key,
-        }
+        example: Example = {"image": self._picture(values, file, key), "text": "", "key": key}
         if self._classes is not None:
             example["label"], example["text"] = self._classes.read(values[self._label], key)
         if not self._texts:

@@ -3,7 +3,6 @@
 Importing Arrow takes its time: only what reads Parquet imports this module.
 """
 
-import bisect
 import collections
 import concurrent.futures
 import itertools
@@ -16,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from absl import logging
 
-from clipjax.data.source import SampleError
+from clipjax.data.source import SampleError, place_of
 from clipjax.data.sources.fields import IMAGE_FIELDS, field_of
 from clipjax.data.sources.label_column import class_names_of
 from clipjax.data.storage.file_reader import FileReader
@@ -67,14 +66,13 @@ class RowGroups:
 
     def place(self, index: int) -> tuple[int, int, int]:
         """Gives an example's file, its row in the file, and its row in the row group."""
-        number = bisect.bisect_right(self.ends, index)
+        number, row = place_of(index, self.ends)
         file = self._groups[number][0]
-        start = self.ends[number - 1] if number else 0
-        return file, index - self._file_starts[file], index - start
+        return file, index - self._file_starts[file], row
 
     def read(self, index: int, key: str) -> pa.Table:
         """Gives the row group of an example; SampleError if it is damaged."""
-        number = bisect.bisect_right(self.ends, index)
+        number, _ = place_of(index, self.ends)
         with self._lock:
             loading = self._loading.setdefault(number, threading.Lock())
         try:

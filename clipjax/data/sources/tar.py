@@ -1,6 +1,5 @@
 """Tar shards in the layout of webdataset and img2dataset, read by offset."""
 
-import bisect
 import concurrent.futures
 import dataclasses
 import itertools
@@ -13,7 +12,7 @@ from absl import logging
 
 from clipjax.data.classes.matching import choose_names
 from clipjax.data.packed.folder import packed_class_names
-from clipjax.data.source import Example, SampleError
+from clipjax.data.source import Example, SampleError, place_of
 from clipjax.data.sources.tar_members import TarMembers
 from clipjax.data.storage.paths import short_names
 from clipjax.data.storage.shard_cache import HotShards
@@ -121,10 +120,8 @@ class TarShards:
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> Example:
-        if not 0 <= index < len(self):
-            raise IndexError(f"example {index} of {len(self)}")
-        shard = bisect.bisect_right(self._ends, index)
-        record = self._indexes[shard].record(index - self._ends[shard] + len(self._indexes[shard]))
+        shard, place = place_of(index, self._ends)
+        record = self._indexes[shard].record(place)
         key = f"{self._names[shard]}/{record.key}"
         files = self._read(shard, self._members.wanted(record, key), key)
         found = self._members.finish(self._members.text_and_label(files, key), key)

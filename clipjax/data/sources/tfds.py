@@ -1,6 +1,5 @@
 """Datasets prepared by TensorFlow Datasets as ArrayRecord, read without TensorFlow."""
 
-import bisect
 import concurrent.futures
 import contextlib
 import itertools
@@ -16,7 +15,7 @@ from array_record.python import array_record_module
 from clipjax.data.captions import check_how
 from clipjax.data.classes.matching import choose_names
 from clipjax.data.packed.records import READER_OPTIONS, record_errors
-from clipjax.data.source import Example, SampleError, embedded_pictures
+from clipjax.data.source import Example, SampleError, embedded_pictures, place_of
 from clipjax.data.sources.fields import renamed, text_of
 from clipjax.data.storage.files import read, stat
 from clipjax.data.storage.paths import DataPath
@@ -165,10 +164,9 @@ class Tfds:
 
     def _place(self, index: int) -> str:
         """Names the file and the number in it: a run of errors tells which file is damaged."""
-        number = bisect.bisect_right(self._ends, index)
+        number, place = place_of(index, self._ends)
         part = self._parts[number]
-        start = self._ends[number] - part.take
-        return f"{os.path.basename(part.filename)}:{part.skip + index - start}"
+        return f"{os.path.basename(part.filename)}:{part.skip + place}"
 
 
 @contextlib.contextmanager
