@@ -230,9 +230,9 @@ class ZeroShot(Evaluation):
             None if of_params is None else jax.jit(of_params)(params)
             for of_params in (self.logit_scale_fn, self.logit_bias_fn)
         )
-        totals, each = np.zeros((), np.int32), np.zeros(len(self._names), np.int32)
-        zeros = dict.fromkeys(("examples", "nonfinite", "top5"), totals)
-        zeros |= dict.fromkeys(("hits_per_class", "examples_per_class"), each)
+        per_class = dict.fromkeys(("hits_per_class", "examples_per_class"), len(self._names))
+        shapes = {"examples": (), "nonfinite": (), "top5": (), **per_class}
+        zeros = {name: np.zeros(shape, np.int32) for name, shape in shapes.items()}
         counts = put_on_mesh(zeros, self.mesh)
         embed = embed_fn(self.encode_image_fn, self.mesh)
         reader = ImageReader(
