@@ -113,21 +113,13 @@ def _fail(verb: str, error: Exception) -> NoReturn:
 
 
 def no_positional(argv: list[str]) -> None:
-    """Refuses arguments that no flag takes.
-
-    Raises:
-        ValueError: names them.
-    """
+    """Refuses arguments that no flag takes."""
     if len(argv) > 1:
         raise ValueError(f"unexpected arguments {argv[1:]}; flags are written --name=value")
 
 
 def given(value: T | None, flag: str, how: str = "") -> T:
-    """The value of a flag that a verb cannot do without.
-
-    Raises:
-        ValueError: it is missing.
-    """
+    """The value of a flag that a verb cannot do without."""
     if not value:
         raise ValueError(f"{flag} is missing{how}")
     return value

@@ -14,9 +14,6 @@ def split_specs(given: Iterable[str]) -> list[str]:
     A comma stands between two SPECs where the kind of another follows, as in
     `tar:a/{0000..0003}.tar,folder:x`; inside braces and brackets, or in an option, as in
     `?class_names=cat,dog`, it belongs to its SPEC.
-
-    Raises:
-        ValueError: a bracket that is not closed.
     """
     return [spec for text in given for spec in _split(text) if spec]
 

@@ -110,11 +110,7 @@ def read_example(source: DataSource, index: int, needed: Sequence[str] = _FIELDS
 
 
 def place_of(index: int, ends: Sequence[int]) -> tuple[int, int]:
-    """Finds in which of the parts that end at `ends` an example stands, and its place there.
-
-    Raises:
-        IndexError: there is no such example.
-    """
+    """Finds in which of the parts that end at `ends` an example stands, and its place there."""
     if not 0 <= index < ends[-1]:
         raise IndexError(f"example {index} of {ends[-1]}")
     part = bisect.bisect_right(ends, index)
@@ -208,9 +204,6 @@ def parse_spec(spec: str) -> tuple[str, str, str | None]:
 
     The split follows the last colon, unless that colon belongs to a URL or stands in brackets:
     `tfds:cifar100:train[:10%]` has the split `train[:10%]`, `arrayrecord:gs://b/x` has none.
-
-    Raises:
-        ValueError: if it is no text, or names no kind.
     """
     if not isinstance(spec, str) or not spec.strip():
         raise ValueError(
@@ -230,10 +223,6 @@ def split_options(spec: str) -> tuple[str, dict[str, Any]]:
     """Splits the options off a spec: `openmoji:train?layers=true&language=de`.
 
     Values are `true`, `false`, numbers, lists of texts (`a,b`) or text.
-
-    Raises:
-        ValueError: if an option has no value, comes twice, or holds a question mark or an empty
-            entry of a list.
     """
     found = _OPTIONS.search(spec) if isinstance(spec, str) else None
     if found is None:

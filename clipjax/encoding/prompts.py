@@ -21,12 +21,7 @@ _WORD_BEFORE = re.compile(r"\w\s*\{\}")
 
 
 class Prompts(NamedTuple):
-    """Prompt templates and where they are from.
-
-    Attributes:
-        templates: as `load_templates` gives them.
-        origin: where they are from, in words.
-    """
+    """Prompt templates and where they are from."""
 
     templates: Templates
     origin: str
@@ -48,9 +43,6 @@ def choose_prompts(given: Given | None, source: Any = None, run: Prompts | None 
 
     Args:
         source: the dataset; `templates` are its own, if it has any.
-
-    Raises:
-        ValueError: as `load_templates`.
     """
     if given is not None:
         name = repr(os.fspath(given)) if isinstance(given, str | os.PathLike) else "a list"

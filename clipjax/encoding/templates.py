@@ -64,11 +64,7 @@ def fill_template(template: str, class_name: str) -> str:
 
 
 def fill_templates(templates: Templates, class_names: Sequence[str]) -> list[tuple[str, ...]]:
-    """Gives the prompts of every class.
-
-    Raises:
-        ValueError: a class has no prompts of its own.
-    """
+    """Gives the prompts of every class."""
     if not isinstance(templates, Mapping):
         return [tuple(fill_template(t, name) for t in templates) for name in class_names]
     missing = [name for name in class_names if name not in templates]

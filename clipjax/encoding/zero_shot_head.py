@@ -34,9 +34,6 @@ def average_prompts(
     Returns:
         `[classes, embed]`, float32, rows of length 1, replicated.
 
-    Raises:
-        ValueError: a class has no prompts of its own.
-
     Reference: arXiv:2103.00020, section 3.1.4.
     """
     prompts = fill_templates(templates, class_names)

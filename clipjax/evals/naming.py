@@ -49,9 +49,6 @@ def name_evals(asked: Sequence[tuple[str, str | Mapping[str, Any]]]) -> tuple[Ev
 
     Args:
         asked: (kind, source) of each, the source as `make_source` takes it.
-
-    Raises:
-        ValueError: the same is asked twice.
     """
     named = [_name(kind, source) for kind, source in asked]
     datasets = defaultdict(set)

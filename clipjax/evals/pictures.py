@@ -15,9 +15,6 @@ class Pictures:
 
     Which rows show the same picture the source says (`pictures_of`); the lead's word counts in all
     processes, so that they agree on the shapes of batches. A collective.
-
-    Raises:
-        ValueError: if the lead cannot read which picture is whose.
     """
 
     def __init__(self, source: DataSource, where: str):

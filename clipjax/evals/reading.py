@@ -130,14 +130,7 @@ class ImageReader:
             self._refused = self._refused or f"{self._where}: {message}"
 
     def check(self, num_bad: int) -> None:
-        """Raises what was refused, or if more examples failed than are tolerated; a collective.
-
-        Args:
-            num_bad: failures to judge; those of all processes, or of this one so far.
-
-        Raises:
-            ValueError: naming what was refused, or the first few failures.
-        """
+        """Raises what was refused, or if more examples failed than are tolerated; a collective."""
         refused = next(filter(None, gather(self._refused)), None)
         if refused:
             raise ValueError(refused)

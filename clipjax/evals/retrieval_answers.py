@@ -17,10 +17,8 @@ class Picture(NamedTuple):
     """A picture that was found.
 
     Attributes:
-        key: the example's name in its source.
         image: `[height, width, 3]`, uint8, as the model saw it.
         score: cosine of picture and caption.
-        is_right: whether it is the caption's own.
     """
 
     key: str
@@ -33,7 +31,6 @@ class Found(NamedTuple):
     """What the model finds for one caption.
 
     Attributes:
-        caption: the query.
         pictures: the three best, best first.
         right: the caption's own picture.
         rank: of the caption's own picture among all that were searched; 1 is the best.

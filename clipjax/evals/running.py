@@ -50,13 +50,7 @@ class ScheduledEval:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalResult:
-    """What an evaluation found.
-
-    Attributes:
-        name: what it is of.
-        metrics: name -> value.
-        about: what the numbers depend on, as plain JSON.
-    """
+    """What an evaluation found."""
 
     name: EvalName
     metrics: Mapping[str, float]

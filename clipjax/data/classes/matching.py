@@ -12,12 +12,7 @@ MATCHED = ("name", "wordnet", "number", "order")
 
 
 class Match(NamedTuple):
-    """Where the classes of a source stand in a list of names, and what told it.
-
-    Attributes:
-        places: for every class of the source its place among the names.
-        by: one of MATCHED.
-    """
+    """Where the classes of a source stand in a list of names, and what told it."""
 
     places: list[int]
     by: str

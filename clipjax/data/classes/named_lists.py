@@ -26,9 +26,6 @@ def load_json(name: str, what: str) -> Any:
 
     Returns:
         The value; None if there is no JSON file of that name.
-
-    Raises:
-        ValueError: if it is not JSON, or has no such entry.
     """
     file, colon, entry = name, "", ""
     if not Path(file).is_file():
@@ -128,11 +125,7 @@ def load_strings(
 
 
 def load_class_names(name_or_path: str) -> tuple[str, ...]:
-    """Loads class names in label order: a name of CLASS_NAMES, a text file, or a JSON list.
-
-    Raises:
-        ValueError: no such name or file, or an empty list.
-    """
+    """Loads class names in label order: a name of CLASS_NAMES, a text file, or a JSON list."""
     hint = f"; a single class is written `{name_or_path},` in a SPEC"
     found = load_strings(name_or_path, CLASS_NAMES, "class names", comments=False, hint=hint)
     if name_or_path not in CLASS_NAMES:  # those are as published

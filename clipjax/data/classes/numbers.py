@@ -65,11 +65,7 @@ def labels_of_numbers(
 
 
 def refuse_shifted(label: int | None, count: int, first_label: int | None, key: str) -> None:
-    """Refuses a label that is one too large: where classes count from 1, all names are shifted.
-
-    Raises:
-        LabelError: names the option that says where the numbers begin.
-    """
+    """Refuses a label that is one too large: where classes count from 1, all names are shifted."""
     if label == count and first_label is None:
         raise LabelError(
             f"{key}: the class is {label:,}, and {count:,} names are for 0 to {count - 1:,}: if "

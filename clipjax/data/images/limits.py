@@ -60,11 +60,7 @@ def pixel_limit(image: ImageFile.ImageFile) -> int:
 
 
 def check_pixels(width: int, height: int, max_pixels: int) -> None:
-    """Refuses a picture by its header, before any of its pixels take memory.
-
-    Raises:
-        ImageError: `image_pixels`.
-    """
+    """Refuses a picture by its header, before any of its pixels take memory."""
     if width * height > max_pixels:
         raise ImageError(
             "image_pixels",
@@ -73,11 +69,7 @@ def check_pixels(width: int, height: int, max_pixels: int) -> None:
 
 
 def check_scans(data: bytes, pixels: int) -> None:
-    """Refuses a JPEG of very many scans, which a decoder goes over all pixels for.
-
-    Raises:
-        ImageError: `image_scans`.
-    """
+    """Refuses a JPEG of very many scans, which a decoder goes over all pixels for."""
     allowed = min(MAX_SCANS, MAX_SCANNED_PIXELS // max(pixels, 1))
     if count_scans(data, allowed + 1) > allowed:
         raise ImageError(
@@ -114,11 +106,7 @@ def _byte(data: bytes, position: int) -> int:
 
 
 def check_white(image: Image.Image) -> None:
-    """Refuses a picture, decoded or not, whose mode does not say which number is white.
-
-    Raises:
-        ImageError: `image_format`.
-    """
+    """Refuses a picture, decoded or not, whose mode does not say which number is white."""
     if image.mode == "F" or (image.mode == "I" and image.format not in _DEEP):
         raise ImageError(
             "image_format",
@@ -134,11 +122,7 @@ def check_white(image: Image.Image) -> None:
 
 
 def check_opened(image: Image.Image) -> None:
-    """Refuses an opened picture, none of whose pixels is decoded, for what its pixels are.
-
-    Raises:
-        ImageError: `image_format`.
-    """
+    """Refuses an opened picture, none of whose pixels is decoded, for what its pixels are."""
     check_white(image)
     if image.format == "TIFF" and image.info["compression"] not in TIFF_COMPRESSIONS:
         raise ImageError(

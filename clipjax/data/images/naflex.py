@@ -53,9 +53,6 @@ class PatchPreprocess:
     Args:
         max_patches: the budget, and the rows of a result.
         interpolation: `bicubic` or `bilinear`, both antialiased.
-
-    Raises:
-        ValueError: for another value.
     """
 
     patch_size: int
@@ -75,12 +72,7 @@ class PatchPreprocess:
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> "PatchPreprocess":
-        """Builds the preprocessing of a model whose images may have any aspect.
-
-        Raises:
-            ValueError: a field that is missing or not known, its value, or a tower that takes
-                images of one size only.
-        """
+        """Builds the preprocessing of a model whose images may have any aspect."""
         known = {"resize", "interpolation", "max_patches", "mean", "std"}
         fields = spec["preprocess"]
         for name in fields.keys() ^ known:

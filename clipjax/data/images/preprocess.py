@@ -119,10 +119,6 @@ def decode_as_open_clip(image: bytes | np.ndarray | Image.Image) -> Image.Image:
     So that numbers can be compared: orientations stay as stored, transparency is dropped and what
     lies below it shows, channels of 16 bits are cut at 255.
 
-    Args:
-        image: encoded, one of `FORMATS` and within the limits of `decode_image`; an array u8
-            `[height, width, 3 or 4]`; or a Pillow image.
-
     Raises:
         ImageError: if it is unusable; `.reason` tells why.
     """

@@ -42,7 +42,6 @@ class Part(NamedTuple):
 
     Attributes:
         tokens: i32 `[rows, length]`.
-        bad: what had to be replaced.
         faults: rows by what is noted of their captions, see `caption_faults.faults_of`.
     """
 
@@ -92,9 +91,6 @@ class RowMaker:
         Args:
             at_work: i64 `[1]`, where the index of the example at work is written, -1 at the end:
                 should this process die, another one can tell at what.
-
-        Raises:
-            TooManyBadExamples: if no usable substitute is found.
         """
         at_work = np.empty(1, np.int64) if at_work is None else at_work
         texts: list[str] = []

@@ -14,11 +14,7 @@ _MANIFEST = {"count": int, "skipped": dict, "shards": list}
 
 
 def read_manifest(path: DataPath) -> dict[str, Any]:
-    """Reads the manifest of a folder: what was packed, and `shards`, as `read_note` gives them.
-
-    Raises:
-        ValueError: if it is damaged, or of another format.
-    """
+    """Reads the manifest of a folder: what was packed, and `shards`, as `read_note` gives them."""
     remedy = "copy it again from where it was packed, or pack into another directory"
     found = _read(path, remedy)
     _check(path, found, _MANIFEST, remedy)
@@ -31,20 +27,12 @@ def read_manifest(path: DataPath) -> dict[str, Any]:
 
 
 def read_job(path: DataPath) -> dict[str, Any]:
-    """Reads what is packed, from the file of a job that is not finished.
-
-    Raises:
-        ValueError: if it is damaged, or of another format.
-    """
+    """Reads what is packed, from the file of a job that is not finished."""
     return _read(path, "pack into another directory, or empty this one")
 
 
 def read_note(path: DataPath) -> dict[str, Any]:
-    """Reads what a shard of such a job holds: `name`, `count`, `bytes`, `sha256` and `skipped`.
-
-    Raises:
-        ValueError: if it is damaged.
-    """
+    """Reads what a shard of such a job holds: `name`, `count`, `bytes`, `sha256` and `skipped`."""
     remedy = "delete it, and the same command makes its shard anew"
     found = _read_json(path, remedy)
     _check(path, found, _SHARD, remedy)
@@ -96,7 +84,6 @@ class PackedFolder(NamedTuple):
     """A folder of packed shards.
 
     Attributes:
-        names: the names of the files that are there.
         shards: name -> `count`, `bytes` and `sha256` of each shard.
     """
 
@@ -106,11 +93,7 @@ class PackedFolder(NamedTuple):
 
     @classmethod
     def open(cls, path: DataPath) -> "PackedFolder | None":
-        """Reads the manifest; None if there is none.
-
-        Raises:
-            ValueError: if it is damaged, or of another format.
-        """
+        """Reads the manifest; None if there is none."""
         names = {file.path.name for file in list_files(path)}
         if MANIFEST not in names:
             return None

@@ -51,11 +51,7 @@ def pack_record(
 
 
 def unpack_record(record: bytes) -> dict[str, Any]:
-    """Reads one record: its header's fields, and `blobs` as name -> bytes.
-
-    Raises:
-        ValueError: if it is no record of this format, or is cut short.
-    """
+    """Reads one record: its header's fields, and `blobs` as name -> bytes."""
     if record[:4] != MAGIC or len(record) < 8:
         raise ValueError(f"this is not a packed record: it starts with {record[:4]!r}")
     start = 8 + struct.unpack("<I", record[4:8])[0]
@@ -187,11 +183,7 @@ def _local_copy(file: StoredFile, sha256: str, verify: bool) -> DataPath:
 
 
 def read_manifest(path: DataPath) -> dict[str, Any]:
-    """Reads the manifest beside a file of packed records.
-
-    Raises:
-        ValueError: if there is none, or it is damaged.
-    """
+    """Reads the manifest beside a file of packed records."""
     beside = path.parent / (path.name + ".json")
     try:
         content = read_all(beside)

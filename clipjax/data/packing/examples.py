@@ -57,11 +57,7 @@ class Packing:
 
 
 def encode(image: bytes | np.ndarray | Image.Image, how: Packing) -> tuple[str, bytes]:
-    """Encodes a picture for a shard; gives its extension and its bytes.
-
-    Raises:
-        SampleError: if it is of an unknown format, or does not decode.
-    """
+    """Encodes a picture for a shard; gives its extension and its bytes."""
     if isinstance(image, bytes):
         if how.resize is None:
             return _extension_of(image), image

@@ -35,13 +35,7 @@ RANGE = 1000  # examples of one Beam task
 
 @dataclasses.dataclass
 class Sources(tfds.core.BuilderConfig):
-    """What is prepared.
-
-    Attributes:
-        sources: split -> SPEC, as in config.data.source.
-        max_bad_fraction: the fraction of a split that may be unusable before its preparation fails.
-        beam: whether Beam prepares it.
-    """
+    """What is prepared."""
 
     sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
     max_bad_fraction: float = 0.01
@@ -61,15 +55,7 @@ class ImageCaptions(tfds.core.GeneratorBasedBuilder):
 
     @staticmethod
     def config_of(name: str, sources: Mapping[str, str], **options: Any) -> Sources:
-        """Makes the config of a dataset.
-
-        Args:
-            name: the name of the dataset, below `image_captions/`.
-            **options: max_bad_fraction, beam.
-
-        Raises:
-            ValueError: there is no split.
-        """
+        """Makes the config of a dataset."""
         if not sources:
             raise ValueError(f"image_captions/{name} has no splits: give {{'train': SPEC}}")
         return Sources(name=name, sources=dict(sources), **options)

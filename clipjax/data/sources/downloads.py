@@ -47,9 +47,6 @@ def extension_beside(file: StoredFile, key: str | None, root: DataPath | None) -
     Args:
         key: the key of a row whose picture was downloaded.
         root: the folder of the pictures, where it does not stand beside the file.
-
-    Raises:
-        ValueError: if there is no picture of that key.
     """
     folder = root or file.path.parent
     for extension in _ENCODINGS:

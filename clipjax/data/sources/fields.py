@@ -18,12 +18,9 @@ _MAX_DEPTH = 8  # of maps of captions in each other; one, of languages, is usual
 def field_of(
     columns: Iterable[str], given: str | None, known: Sequence[str], option: str, where: str
 ) -> str:
-    """Finds a column: the one that is given, else the first of the known names.
+    """Finds the one column that is given, else that of the first of the known names.
 
     A column in capitals is found where none has the name as it is written.
-
-    Raises:
-        ValueError: if there is none, or two of this name.
     """
     columns, candidates = [str(name) for name in columns], known if given is None else (given,)
     found = next((name for name in candidates if name in columns), None)
@@ -72,11 +69,7 @@ def fields_of(
 
 
 def renamed(name: str, value: Any, old_name: str, old_value: Any, where: str) -> Any:
-    """Gives the value of an option that had another name before; either may be given.
-
-    Raises:
-        ValueError: if both are.
-    """
+    """Gives the value of an option that had another name before; either may be given."""
     if value is not None and old_value is not None:
         raise ValueError(f"{where}: {old_name} is the old name of {name}: give {name} alone")
     return old_value if value is None else value

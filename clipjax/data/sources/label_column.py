@@ -73,9 +73,6 @@ class LabelColumn:
 def class_names_of(values: Iterable[Any], field: str, where: str) -> tuple[str, ...] | None:
     """Names the classes of a column, in alphabetical order; None where all are numbers, which an
     evaluation has to name.
-
-    Raises:
-        ValueError: if there is none.
     """
     found = {value for value in values if _is_class(value)}
     if not found:
@@ -86,11 +83,7 @@ def class_names_of(values: Iterable[Any], field: str, where: str) -> tuple[str, 
 
 
 def refuse_without_label(where: str, **options: Any) -> None:
-    """Refuses options about the classes of a source that reads no label.
-
-    Raises:
-        ValueError: one is given.
-    """
+    """Refuses options about the classes of a source that reads no label."""
     for name, value in options.items():
         if value is not None:
             found = value if isinstance(value, int) else f"{','.join(value)[:40]}"

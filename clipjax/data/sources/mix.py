@@ -119,11 +119,7 @@ class Mix:
 
 
 def whole_weights(weights: Sequence[Fraction]) -> tuple[int, ...]:
-    """Brings weights to whole numbers in lowest terms: 0.7, 0.2, 0.1 are 7, 2, 1.
-
-    Raises:
-        ValueError: if there are none, or their sum is too large.
-    """
+    """Brings weights to whole numbers in lowest terms: 0.7, 0.2, 0.1 are 7, 2, 1."""
     if not weights:
         raise ValueError("a mix of no sources")
     scale = math.lcm(*(weight.denominator for weight in weights))
@@ -166,11 +162,7 @@ def _share(place: np.ndarray, weight: int, rest: int) -> np.ndarray:
 
 
 def read_specs(where: str) -> list[tuple[dict[str, Any], Fraction]]:
-    """Reads the list of a mix: each source's spec with its options, and its weight.
-
-    Raises:
-        ValueError: if it is no such list.
-    """
+    """Reads the list of a mix: each source's spec with its options, and its weight."""
     try:
         text = where if where.lstrip().startswith("[") else read_all(data_path(where))
         specs = parse_fields(text)

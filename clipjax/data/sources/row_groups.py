@@ -34,11 +34,7 @@ _BLOCK = 64 << 10
 
 
 class RowGroups:
-    """Row groups of many files of one schema.
-
-    Raises:
-        ValueError: if a file is damaged, or has other columns than the first.
-    """
+    """Row groups of many files of one schema."""
 
     def __init__(self, files: Sequence[StoredFile], budget: int):
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
@@ -112,9 +108,6 @@ class RowGroups:
     def class_names(self, column: str, where: str) -> tuple[str, ...] | None:
         """Names of the classes in a column: its texts, or what the schema says of its numbers; None
         where these have no names.
-
-        Raises:
-            ValueError: if there is no class.
         """
         names = None
         if pa.types.is_integer(self.schema.field(column).type):
@@ -225,11 +218,7 @@ def _footer_sha256(file: StoredFile) -> list[Any]:
 
 
 def image_column(schema: pa.Schema, given: str | None, where: str) -> str:
-    """Finds the column with the picture.
-
-    Raises:
-        ValueError: if there is none, or it holds something else.
-    """
+    """Finds the column with the picture."""
     name = field_of(schema.names, given, IMAGE_FIELDS, "image_field", where)
     kind = schema.field(name).type
     inside = {field.name for field in kind} if pa.types.is_struct(kind) else set()

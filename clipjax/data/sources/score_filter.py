@@ -24,7 +24,6 @@ class Scores(NamedTuple):
 
     Attributes:
         keys: hashes of the keys, u64 `[n]` in ascending order.
-        values: their scores, f32 `[n]`.
         fingerprint: the fingerprint of the source that was scored, where the file says it.
     """
 

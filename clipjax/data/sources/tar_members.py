@@ -78,11 +78,7 @@ class TarMembers:
         return tuple(dict.fromkeys(e for _, e, _ in self.texts)) or ("txt", "json")
 
     def check_held(self, held: Collection[str], where: str) -> None:
-        """Compares the fields with the extensions that the shards hold.
-
-        Raises:
-            ValueError: if a field is none of them.
-        """
+        """Compares the fields with the extensions that the shards hold."""
         for option, found in (
             ("image_field", self.image_field is None or set(self.images) & set(held)),
             ("text_field", not self.texts or {e for _, e, _ in self.texts} & set(held)),
@@ -97,11 +93,7 @@ class TarMembers:
                 )
 
     def check_extensions(self, extensions: Mapping[str, int], where: str) -> None:
-        """Refuses a shard that holds members that are neither used nor declared.
-
-        Raises:
-            ValueError: names the first of them.
-        """
+        """Refuses a shard that holds members that are neither used nor declared."""
         unknown = [name for name in extensions if name not in self.known]
         if unknown:
             raise ValueError(
@@ -183,11 +175,7 @@ class TarMembers:
         return found
 
     def finish(self, found: dict[str, Any], key: str) -> dict[str, Any]:
-        """Chooses the language of a text, and cuts it into lines, if that is asked for.
-
-        Raises:
-            SampleError: `filtered_language` or `missing_text`.
-        """
+        """Chooses the language of a text, and cuts it into lines, if that is asked for."""
         text = found["text"]
         if self.language is not None:
             text = text_of(text, key, self.language)

@@ -68,11 +68,7 @@ class UidFilter(Subset):
 
 
 def read_uids(where: str) -> np.ndarray:
-    """Reads a list of uids: `[uids]` of UIDS, in ascending order, each once.
-
-    Raises:
-        ValueError: if there is no such file, or it is no list of uids.
-    """
+    """Reads a list of uids: `[uids]` of UIDS, in ascending order, each once."""
     content = read_given(where)
     if data_path(where).suffix.lower() == ".npy":
         found = _of_pairs(content, where)

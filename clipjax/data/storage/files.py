@@ -38,11 +38,7 @@ class StoredFile:
 
 
 def filesystem(scheme: str | None) -> fsspec.AbstractFileSystem:
-    """The fsspec file system of a scheme; fsspec keeps one a process.
-
-    Raises:
-        ValueError: if the library of the scheme is not installed.
-    """
+    """The fsspec file system of a scheme; fsspec keeps one a process."""
     try:
         return fsspec.filesystem(scheme)
     except ImportError as error:
@@ -284,11 +280,7 @@ def read_given(where: str) -> bytes:
 
 
 def write(path: DataPath, content: bytes) -> None:
-    """Writes a file so that it is there whole or not at all; makes local folders.
-
-    Raises:
-        OSError: if it cannot be written there.
-    """
+    """Writes a file so that it is there whole or not at all; makes local folders."""
     if not path.is_local:  # an object appears when it is whole
         system = filesystem(path.scheme)
         retry(lambda: system.pipe_file(path.url, content), f"writing {path}")
@@ -299,11 +291,7 @@ def write(path: DataPath, content: bytes) -> None:
 
 
 def check_writable(path: DataPath) -> None:
-    """Makes the folder of a local file and tries to write there, before the work is done.
-
-    Raises:
-        ValueError: if it cannot be written to, or the file is a folder.
-    """
+    """Makes the folder of a local file and tries to write there, before the work is done."""
     if not path.is_local:
         return
     folder = Path(path.url).parent
@@ -329,9 +317,6 @@ def local_path(
 
     Args:
         way: what to do where it is in a bucket or on the web, for the message.
-
-    Raises:
-        ValueError: if it is in a bucket or on the web, or is no path.
     """
     if not isinstance(where, str | os.PathLike):
         raise ValueError(f"a path is {where!r:.80}, expected a text or a pathlib.Path")

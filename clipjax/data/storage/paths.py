@@ -113,9 +113,6 @@ def expand_braces(pattern: str) -> list[str]:
     """Counts out the braces of a pattern: `x-{08..10}` gives `x-08`, `x-09`, `x-10`.
 
     `x-{08,10}` gives `x-08` and `x-10`; braces in braces are not read.
-
-    Raises:
-        ValueError: if one counts down.
     """
     parts = _BRACES.split(pattern)
     choices = []

@@ -30,11 +30,7 @@ _PIECE = 8 << 20
 
 
 def budget_bytes() -> int:
-    """The size of the cache: `$CLIPJAX_SHARD_CACHE`, e.g. `200GB`; 0 switches it off.
-
-    Raises:
-        ValueError: if that is no size.
-    """
+    """The size of the cache: `$CLIPJAX_SHARD_CACHE`, e.g. `200GB`; 0 switches it off."""
     text = os.environ.get("CLIPJAX_SHARD_CACHE") or DEFAULT_BUDGET
     found = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT]?B?)", text.strip().upper())
     if found is None or (found[2] or "") not in _UNITS:

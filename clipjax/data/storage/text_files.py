@@ -13,11 +13,7 @@ _LOOKED_AT = 1 << 12
 
 
 def decode_text(content: bytes, where: object) -> str:
-    """Decodes a file of text, with a mark of UTF-8 or without it.
-
-    Raises:
-        ValueError: if it is not UTF-8; says what it is, and how to bring it to UTF-8.
-    """
+    """Decodes a file of text, with a mark of UTF-8 or without it."""
     name = str(where).rpartition("/")[2]
     is_table = name.lower().endswith((".csv", ".tsv"))
     hint = "; Excel writes it as `CSV UTF-8`" if is_table else ""

@@ -30,7 +30,6 @@ class BenchmarkFolder(NamedTuple):
     Attributes:
         class_names: names in the order of the labels; None without `classnames.txt`.
         templates: prompts with `{c}` for the class; None without their file.
-        kind: one of KINDS.
     """
 
     class_names: tuple[str, ...] | None
@@ -39,11 +38,7 @@ class BenchmarkFolder(NamedTuple):
 
 
 def find_shards(where: str) -> list[StoredFile]:
-    """Finds tar shards: those of a folder that says their number, else those of a pattern.
-
-    Raises:
-        ValueError: as `find_files`, or if the folder holds fewer or other shards than it says.
-    """
+    """Finds tar shards: those of a folder that says their number, else those of a pattern."""
     path = data_path(where)
     if expand_braces(where) != [where] or path.suffix == ".tar" or not is_folder(path):
         return find_files(where, suffix=".tar")
@@ -68,11 +63,7 @@ def find_shards(where: str) -> list[StoredFile]:
 
 
 def read_beside(shards: Sequence[StoredFile]) -> BenchmarkFolder | None:
-    """Reads what stands beside the split that shards are of; None where that is no such folder.
-
-    Raises:
-        ValueError: if a file is empty or not UTF-8, or the kind of the dataset is another.
-    """
+    """Reads what stands beside the split that shards are of; None where that is no such folder."""
     folders = {shard.path.parent for shard in shards}
     if len(folders) != 1:
         return None

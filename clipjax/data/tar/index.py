@@ -149,9 +149,6 @@ class TarIndex:
     Args:
         path: the path of the index; local, as every record that is read costs two small reads.
         content: the index itself where it is in memory; `path` then serves messages only.
-
-    Raises:
-        IndexDamagedError: if its header is not whole.
     """
 
     def __init__(self, path: DataPath, *, content: bytes | None = None):
@@ -192,11 +189,7 @@ class TarIndex:
         return self.header["shard"]
 
     def record(self, number: int) -> Record:
-        """Reads where the files of a record stand.
-
-        Raises:
-            IndexDamagedError: if that part of the index is damaged.
-        """
+        """Reads where the files of a record stand."""
         ends = self._read(self._table + 8 * number, 16)
         start, end = struct.unpack("<QQ", ends)
         if not start + 4 < end <= self._bytes - self._records:

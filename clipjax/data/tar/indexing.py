@@ -71,9 +71,6 @@ def open_indexes(shards: Sequence[StoredFile], key_ends: str = "first_dot") -> l
 def index_beside(shard: StoredFile, key_ends: str = "first_dot") -> bool:
     """Makes the index of a shard and writes it beside it, in a bucket as well.
 
-    Returns:
-        Whether there was none before.
-
     Raises:
         ValueError: if the shard is damaged, or changed since it was indexed.
         OSError: if the index cannot be written there.
@@ -88,11 +85,7 @@ def index_beside(shard: StoredFile, key_ends: str = "first_dot") -> bool:
 
 
 def check_unchanged(shard: StoredFile, index: TarIndex) -> None:
-    """Compares a shard with its index by size and edges.
-
-    Raises:
-        ShardChangedError: names the shard and what differs.
-    """
+    """Compares a shard with its index by size and edges."""
     wrong = None
     if shard.size != index.shard["bytes"]:
         wrong = f"it has {shard.size} bytes, the index says {index.shard['bytes']}"
@@ -117,9 +110,6 @@ def find_index(
     Args:
         may_have_sidecar: False where it is known that none stands beside the shard.
         unchanged: whether the shard has to be the one that was indexed, by size and edges.
-
-    Raises:
-        ValueError: if the index beside the shard is damaged, or the shard changed.
     """
     beside, cached = sidecar_of(shard.path, key_ends), _cached(shard, key_ends)
     if may_have_sidecar and beside.is_local:
