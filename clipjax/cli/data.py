@@ -14,8 +14,8 @@ import concurrent.futures
 import json
 import shlex
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 from absl import flags
 from tqdm import tqdm
@@ -23,6 +23,8 @@ from tqdm import tqdm
 from clipjax.cli import opening
 from clipjax.cli.main import given
 from clipjax.cli.output import show
+
+T = TypeVar("T")
 
 _WORKERS = flags.DEFINE_integer("workers", None, "Files read at the same time; by default, cores.")
 _FROM = flags.DEFINE_string("from", None, "pack: the dataset that is packed.")
@@ -156,14 +158,7 @@ def stats(spec: str) -> int:
     source = make_source(spec)
     order = np.random.default_rng(0).permutation(len(source))[: _LIMIT.value]
     chunks = measure(source, np.sort(order), workers=_WORKERS.value)
-    with tqdm(total=len(order), unit="example", disable=None) as bar:
-
-        def counted() -> Iterator[list]:
-            for chunk in chunks:
-                bar.update(len(chunk))
-                yield chunk
-
-        found = summarise(counted())
+    found = summarise(_shown_as_made(chunks, len, len(order), "example"))
     for name, value in found.items():
         if isinstance(value, dict):
             value = "  ".join(f"{key} {_shown(part)}" for key, part in value.items())
@@ -201,21 +196,29 @@ def score(spec: str) -> int:
         tokenizer=opening.tokenizer(),
     )
     unusable: Counter[str] = Counter()
-    with tqdm(total=len(source), unit="pair", disable=None) as bar:
-
-        def counted() -> Iterator[Any]:
-            for keys, scores in score_pairs(model, source, unusable):
-                bar.update(len(keys))
-                yield keys, scores
-
-        about = {"source": spec, "fingerprint": source.fingerprint(), "model": model.spec["name"]}
-        about["pixels"] = _PREPROCESS.value
-        count = write_scores(out, counted(), **about)
+    scored = score_pairs(model, source, unusable)
+    count = write_scores(
+        out,
+        _shown_as_made(scored, lambda part: len(part[0]), len(source), "pair"),
+        source=spec,
+        fingerprint=source.fingerprint(),
+        model=model.spec["name"],
+        pixels=_PREPROCESS.value,
+    )
     for reason, number in sorted(unusable.items()):
         show(f"without a score, {reason}: {number:,}")
     best = f"{spec}{'&' if options else '?'}filter={out}:top=0.3"
     show(f"{out}: {count:,} scores; use {shlex.quote(best)}")
     return 0
+
+
+def _shown_as_made(
+    parts: Iterable[T], size: Callable[[T], int], total: int, unit: str
+) -> Iterator[T]:
+    with tqdm(total=total, unit=unit, disable=None) as bar:
+        for part in parts:
+            bar.update(size(part))
+            yield part
 
 
 def _shown(value: Any) -> str:

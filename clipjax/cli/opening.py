@@ -20,7 +20,7 @@ _TOKENIZER = flags.DEFINE_string(
 
 
 def plugins() -> tuple[str, ...]:
-    """The modules of --plugin; the folder that the command stands in becomes importable for them."""
+    """The modules of --plugin; the folder of the command becomes importable for them."""
     names = [name.strip() for given in _PLUGIN.value for name in given.split(",")]
     if names:
         make_importable([os.getcwd()])

@@ -258,10 +258,8 @@ class ZeroShot(Evaluation):
         return self._metrics(counts, reader), ()
 
     def _labels(self, batch: ImageBatch) -> np.ndarray:
-        labels = np.zeros(len(batch.mask), np.int32)
-        for row in np.flatnonzero(batch.mask):
-            labels[row] = self._rows[batch.examples[row]["label"]]
-        return labels
+        rows = zip(batch.mask, batch.examples, strict=True)
+        return np.array([self._rows[e["label"]] if real else 0 for real, e in rows], np.int32)
 
     def _check_label(self, example: Mapping[str, Any]) -> None:
         label, count, key = example.get("label"), len(self._rows), example["key"]

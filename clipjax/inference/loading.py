@@ -122,22 +122,9 @@ def load(
         >>> model.encode_text(["a cat", "a dog"]).shape
         (2, 512)
     """
-    options: dict[str, Any] = {"batch_size": batch_size, "dtype": dtype, "preprocess": preprocess}
-    said: dict[str, Any] = {
-        "model": model,
-        "activation": activation,
-        "which": which,
-        "strip_prefix": strip_prefix,
-        "rename": rename,
-        "ignore": ignore,
-        "lora": lora,
-        "lora_alpha": lora_alpha,
-        "text_from": text_from,
-        "logit_scale": logit_scale,
-        "tokenizer": tokenizer,
-        "format": format,
-    }
-    check_arguments(_RULES, **options, **said)
+    said: dict[str, Any] = {name: value for name, value in locals().items() if name in _RULES}
+    check_arguments(_RULES, **said)
+    options = {name: said.pop(name) for name in OPTIONS}
     said |= {"rename": tuple(rename), "ignore": tuple(ignore)}
     hints = Hints(plugins=check_plugins(plugins, path="plugins"), **said)
     path = _find(source)

@@ -17,9 +17,7 @@ from clipjax.data.inspect.findings import (
     Finding,
     check_text,
     checked_file,
-    counted_left_out,
     message_of,
-    told,
 )
 from clipjax.data.packed.folder import MANIFEST, PackedFolder, packed_class_names
 from clipjax.data.packed.records import RecordFile, read_manifest
@@ -191,12 +189,12 @@ def check_file(
         raise
     except Exception as error:  # of any library that reads the format
         return checked_file(0, where, [message_of(where, error)])
-    checked = check_examples(source, range(len(source)), where, decode=decode)
-    problems += [what for _, what in checked.findings]
-    return checked_file(checked.examples, where, problems, checked.left_out)
+    return check_examples(source, range(len(source)), where, decode=decode, problems=problems)
 
 
-def check_examples(source: DataSource, places: range, where: str, *, decode: bool) -> Checked:
+def check_examples(
+    source: DataSource, places: range, where: str, *, decode: bool, problems: Sequence[str] = ()
+) -> Checked:
     """Reads examples; what is unusable is counted, and the first of each reason named."""
     unusable: dict[str, list[str]] = collections.defaultdict(list)
     for place in places:
@@ -214,5 +212,4 @@ def check_examples(source: DataSource, places: range, where: str, *, decode: boo
             raise
         except Exception as error:  # of any library that reads the format
             unusable["unreadable"].append(f"{key} ({message_of(where, error)})")
-    problems = told(unusable, len(places))
-    return checked_file(len(places), where, problems, counted_left_out(unusable))
+    return checked_file(len(places), where, problems, unusable)

@@ -3,14 +3,7 @@
 import collections
 
 from clipjax.data.images.preprocess import decode_image
-from clipjax.data.inspect.findings import (
-    Checked,
-    check_text,
-    checked_file,
-    counted_left_out,
-    message_of,
-    told,
-)
+from clipjax.data.inspect.findings import Checked, check_text, checked_file, message_of
 from clipjax.data.packed.folder import PackedFolder
 from clipjax.data.source import SampleError
 from clipjax.data.sources.tar_members import TarMembers
@@ -71,8 +64,7 @@ def check_tar(
                     raise faults[record.key, name]
         except SampleError as error:
             unusable[error.reason].append(f"{record.key} ({error.message})")
-    problems += told(unusable, len(fresh))
-    return checked_file(len(fresh), where, problems, counted_left_out(unusable))
+    return checked_file(len(fresh), where, problems, unusable)
 
 
 def _compare(

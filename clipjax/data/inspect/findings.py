@@ -1,7 +1,6 @@
 """What is found to be wrong with a dataset, and how it is told."""
 
-import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from clipjax.data.captions import flatten
@@ -26,22 +25,6 @@ class Checked(NamedTuple):
     left_out: Mapping[str, int] = {}
 
 
-def told(unusable: Mapping[str, list[str]], total: int) -> list[str]:
-    """Counts what is unusable by reason, and names the first of each."""
-    return [
-        f"{len(keys)} of {total} examples are unusable [{reason}]: {keys[0]}"
-        + (f" and {len(keys) - 1} more" if len(keys) > 1 else "")
-        for reason, keys in sorted(unusable.items())
-        if not is_filtered(reason)
-    ]
-
-
-def counted_left_out(unusable: Mapping[str, list[str]]) -> collections.Counter[str]:
-    """Counts what is left out on purpose, by reason."""
-    reasons = filter(is_filtered, unusable)
-    return collections.Counter({reason: len(unusable[reason]) for reason in reasons})
-
-
 def check_text(example: Mapping[str, Any], key: str) -> None:
     """Refuses an example that can neither be trained on nor, having a label, be evaluated."""
     if "label" not in example and not any(flatten(example["text"])):
@@ -49,11 +32,25 @@ def check_text(example: Mapping[str, Any], key: str) -> None:
 
 
 def checked_file(
-    examples: int, where: str, problems: Sequence[str], left_out: Mapping[str, int] | None = None
+    examples: int, where: str, problems: Iterable[str], unusable: Mapping[str, list[str]] = {}
 ) -> Checked:
-    """Makes one finding of all that is wrong with a file."""
-    findings = [Finding(where, "; ".join(problems))] if problems else []
-    return Checked(examples, findings, left_out or {})
+    """Makes one finding of all that is wrong with a file.
+
+    Args:
+        examples: how many it has.
+        where: its name.
+        problems: what is wrong with it.
+        unusable: keys of examples by reason; they are counted, and the first of each is named. What
+            is left out on purpose is no problem.
+    """
+    left_out = {reason: len(keys) for reason, keys in unusable.items() if is_filtered(reason)}
+    found = [*problems]
+    for reason, keys in sorted(unusable.items()):
+        if reason not in left_out:
+            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+            what = f"{len(keys)} of {examples} examples are unusable [{reason}]"
+            found.append(f"{what}: {keys[0]}{more}")
+    return Checked(examples, [Finding(where, "; ".join(found))] if found else [], left_out)
 
 
 def message_of(where: str, error: Exception) -> str:

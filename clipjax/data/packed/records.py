@@ -7,7 +7,6 @@ opens a truncated file without complaint and says that it has 0 records.
 """
 
 import contextlib
-import hashlib
 import json
 import struct
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,7 +16,7 @@ from typing import Any
 from array_record.python import array_record_module
 
 from clipjax.data.source import SampleError
-from clipjax.data.storage.file_reader import FileReader
+from clipjax.data.storage.file_reader import file_sha256
 from clipjax.data.storage.files import StoredFile, read_all, stat
 from clipjax.data.storage.paths import DataPath, data_path
 from clipjax.data.storage.retrying import StorageError
@@ -202,11 +201,3 @@ def read_manifest(path: DataPath) -> dict[str, Any]:
     if wrong:
         raise ValueError(f"the manifest {beside} does not say {', '.join(wrong)}: it is damaged")
     return manifest
-
-
-def file_sha256(file: StoredFile) -> str:
-    """SHA-256 of a file's bytes."""
-    digest, reader = hashlib.sha256(), FileReader(file, block=1 << 20)
-    while block := reader.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()

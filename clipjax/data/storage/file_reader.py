@@ -1,5 +1,6 @@
 """Reading a stored file in order, a block a request."""
 
+import hashlib
 import io
 
 from clipjax.data.storage.files import StoredFile, read
@@ -7,16 +8,25 @@ from clipjax.data.storage.files import StoredFile, read
 BLOCK = 8 << 20  # bytes of one request where a file is read from end to end
 
 
-class FileReader:
-    """Reads a file in order, or at any place, a block a request; has `read`, `seek` and `tell`."""
+class FileReader(io.RawIOBase):
+    """A binary file that is read in order, or at any place, a block a request."""
 
     def __init__(self, file: StoredFile, *, block: int = BLOCK):
         self.file, self._block_size = file, block
         self._start, self._block, self._position = 0, b"", 0
 
-    def read(self, size: int = -1) -> bytes:
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Yes."""
+        return True
+
+    def read(self, size: int | None = -1) -> bytes:
         """Reads so many bytes, fewer only at the end of the file."""
-        end = self.file.size if size < 0 else min(self._position + size, self.file.size)
+        whole = size is None or size < 0
+        end = self.file.size if whole else min(self._position + (size or 0), self.file.size)
         parts = []
         while self._position < end:
             inside = self._position - self._start
@@ -29,36 +39,38 @@ class FileReader:
             self._position += len(part)
         return b"".join(parts)
 
-    def seek(self, position: int) -> None:
-        """Goes to a byte, counted from the start."""
-        self._position = position
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Goes to a byte."""
+        starts = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.file.size}
+        self._position = starts[whence] + offset
+        return self._position
 
     def tell(self) -> int:
         """Gives the place of the next byte."""
         return self._position
 
-    def as_file(self) -> io.RawIOBase:
-        """Gives a binary file of it, for libraries that want one."""
-        return _RawFile(self)
 
+class HashingReader(FileReader):
+    """A file that is read once from its start to its end, and hashed on the way."""
 
-class _RawFile(io.RawIOBase):
-    def __init__(self, reader: FileReader):
-        self._reader = reader
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._reader.tell()
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        starts = {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: self._reader.file.size}
-        self._reader.seek(starts[whence] + offset)
-        return self.tell()
+    def __init__(self, file: StoredFile, *, block: int = BLOCK):
+        super().__init__(file, block=block)
+        self._digest = hashlib.sha256()
 
     def read(self, size: int | None = -1) -> bytes:
-        return self._reader.read(-1 if size is None else size)
+        """Reads so many bytes, fewer only at the end of the file."""
+        content = super().read(size)
+        self._digest.update(content)
+        return content
+
+    def sha256(self) -> str:
+        """SHA-256 of what was read."""
+        return self._digest.hexdigest()
+
+
+def file_sha256(file: StoredFile) -> str:
+    """SHA-256 of a file's bytes."""
+    reader = HashingReader(file, block=1 << 20)
+    while reader.read(1 << 20):
+        pass
+    return reader.sha256()

@@ -25,7 +25,7 @@ from clipjax.files import write_file
 _MAX_VISITS = 64  # of one folder, where links lead to it
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, order=True)
 class StoredFile:
     """A file as it was found: where, how many bytes, and which version of them.
 
@@ -70,8 +70,7 @@ def list_files(folder: DataPath, *, recursive: bool = False) -> list[StoredFile]
         ValueError: if a link in a local folder leads to nothing.
     """
     if folder.is_local:
-        files = retry(lambda: _list_local(folder, recursive), f"listing {folder}")
-        return sorted(files, key=lambda file: file.path)
+        return sorted(retry(lambda: _list_local(folder, recursive), f"listing {folder}"))
     system = filesystem(folder.scheme)
 
     def listing() -> list[dict[str, Any]]:
@@ -85,12 +84,11 @@ def list_files(folder: DataPath, *, recursive: bool = False) -> list[StoredFile]
     except FileNotFoundError:
         return []
     prefix = system._strip_protocol(folder.url).rstrip("/") + "/"
-    files = [
+    return sorted(
         StoredFile(folder / info["name"].removeprefix(prefix), info["size"], _version(info))
         for info in infos
         if info["type"] == "file" and info["name"].startswith(prefix)
-    ]
-    return sorted(files, key=lambda file: file.path)
+    )
 
 
 def _list_local(

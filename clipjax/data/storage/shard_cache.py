@@ -7,7 +7,6 @@ first stay, and none is fetched in vain.
 """
 
 import contextlib
-import hashlib
 import os
 import re
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 from absl import logging
 
 from clipjax.data.storage.cache import cache_dir, lock
-from clipjax.data.storage.file_reader import FileReader
+from clipjax.data.storage.file_reader import HashingReader
 from clipjax.data.storage.files import StoredFile, read
 from clipjax.data.storage.paths import DataPath
 from clipjax.data.storage.retrying import StorageError
@@ -120,13 +119,12 @@ class ShardCache:
     def _download(self, shard: StoredFile, sha256: str) -> DataPath:
         path = self._path(shard)
         part = path.with_name(f".{path.name}.part")
-        reader, digest = FileReader(shard, block=_PIECE), hashlib.sha256()
+        reader = HashingReader(shard, block=_PIECE)
         try:
             with part.open("wb") as file:
                 while piece := reader.read(_PIECE):
-                    digest.update(piece)
                     file.write(piece)
-            if digest.hexdigest() != sha256:
+            if reader.sha256() != sha256:
                 raise ValueError(f"{shard.path} is damaged: its SHA-256 is another than expected")
             rename_synced(part, path)
         finally:

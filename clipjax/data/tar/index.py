@@ -14,7 +14,6 @@ Equal shards give equal bytes. Nothing in it can run code.
 """
 
 import collections
-import hashlib
 import itertools
 import json
 import os
@@ -26,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clipjax.data.images.formats import EXTENSIONS
-from clipjax.data.storage.file_reader import FileReader
+from clipjax.data.storage.file_reader import HashingReader
 from clipjax.data.storage.files import StoredFile, read, read_all
 from clipjax.data.storage.paths import DataPath
 from clipjax.data.tar.reader import read_members
@@ -88,7 +87,7 @@ def make_index(
         ValueError: if the shard is damaged, holds a key twice, or more extensions than kinds of
             files could have.
     """
-    reader = _HashingReader(file)
+    reader = HashingReader(file)
     records: dict[str, dict[str, Part]] = {}
     extensions: collections.Counter[str] = collections.Counter()
     hidden = 0
@@ -239,18 +238,3 @@ def _pack(header: dict[str, Any], records: list[bytes]) -> bytes:
 
 def _packed_json(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-
-
-class _HashingReader:
-    """Reads a file in order and hashes what it reads."""
-
-    def __init__(self, file: StoredFile):
-        self._reader, self._digest = FileReader(file), hashlib.sha256()
-
-    def read(self, size: int) -> bytes:
-        block = self._reader.read(size)
-        self._digest.update(block)
-        return block
-
-    def sha256(self) -> str:
-        return self._digest.hexdigest()

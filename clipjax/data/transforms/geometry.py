@@ -26,8 +26,27 @@ _INTERPOLATION = Choice(tuple(INTERPOLATIONS))
 _DECODE = Choice(("reference", "fast"))
 
 
+class _Decoding(Ranged):
+    """A transform whose field `decode` says by what JPEGs are decoded."""
+
+    decode: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.decode == "fast":
+            import clipjax.data.images.fast_jpeg  # noqa: F401  its libraries are there, or not, before step 0
+
+    def fast_jpeg(self, example: Example) -> Any:
+        """The example's image as a FastJpeg; None where the reference path has to take it."""
+        if self.decode != "fast":
+            return None
+        from clipjax.data.images.fast_jpeg import FastJpeg  # on demand: it needs the extra [fast]
+
+        return FastJpeg.open(example["image"])
+
+
 @dataclasses.dataclass(frozen=True)
-class ResizeAndCrop(Ranged):
+class ResizeAndCrop(_Decoding):
     """The evaluation's resize and centre crop, without any randomness.
 
     Args:
@@ -50,13 +69,9 @@ class ResizeAndCrop(Ranged):
         "decode": _DECODE,
     }
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _import_decoder(self.decode)
-
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         """Replaces the image by u8 `[image_size, image_size, 3]`."""
-        jpeg = _fast_jpeg(self, example)
+        jpeg = self.fast_jpeg(example)
         if jpeg is not None:
             box: Box = (0, 0, jpeg.width, jpeg.height)
             if self.resize == "shortest":
@@ -69,7 +84,7 @@ class ResizeAndCrop(Ranged):
 
 
 @dataclasses.dataclass(frozen=True)
-class RandomResizedCrop(Ranged):
+class RandomResizedCrop(_Decoding):
     """Cuts a random part and resizes it, antialiased.
 
     Args:
@@ -97,13 +112,9 @@ class RandomResizedCrop(Ranged):
         "decode": _DECODE,
     }
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _import_decoder(self.decode)
-
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         """Replaces the image by u8 `[image_size, image_size, 3]`."""
-        jpeg, box = _fast_jpeg(self, example), None
+        jpeg, box = self.fast_jpeg(example), None
         if jpeg is not None:
             box = self._box(jpeg.width, jpeg.height, rng)
             pixels = jpeg.crop(box, self.image_size)
@@ -131,20 +142,6 @@ class RandomResizedCrop(Ranged):
         w, h = max(w, 1), max(h, 1)
         left, top = (width - w) // 2, (height - h) // 2
         return left, top, left + w, top + h
-
-
-def _import_decoder(decode: str) -> None:
-    if decode == "fast":
-        import clipjax.data.images.fast_jpeg  # noqa: F401  its libraries are there, or not, before step 0
-
-
-def _fast_jpeg(transform: ResizeAndCrop | RandomResizedCrop, example: Example) -> Any:
-    """The example's image as a FastJpeg; None where the reference path has to take it."""
-    if transform.decode != "fast":
-        return None
-    from clipjax.data.images.fast_jpeg import FastJpeg  # on demand: it needs the extra [fast]
-
-    return FastJpeg.open(example["image"])
 
 
 def _centre(width: int, height: int, size: int) -> Box:
