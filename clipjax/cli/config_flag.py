@@ -10,7 +10,6 @@ import linecache
 import re
 import sys
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,19 +90,14 @@ class _FileParser(flags.ArgumentParser):
         except (AttributeError, KeyError) as error:
             raise ConfigError(_where(error, path)) from error
         if isinstance(config, ConfigDict):
-            for name in _overrides():
-                _make_room(config, name)
+            # The dotted paths, where ml_collections looks for them, too.
+            for argument in flags.FLAGS.read_flags_from_files(sys.argv, force_gnu=False):
+                if found := _OVERRIDE.match(argument):
+                    _make_room(config, found[1])
         return config
 
     def flag_type(self) -> str:
         return self.inner.flag_type()
-
-
-def _overrides() -> Iterator[str]:
-    """The dotted paths of the command line, where ml_collections looks for them, too."""
-    for argument in flags.FLAGS.read_flags_from_files(sys.argv, force_gnu=False):
-        if found := _OVERRIDE.match(argument):
-            yield found[1]
 
 
 def _make_room(config: ConfigDict, path: str) -> None:

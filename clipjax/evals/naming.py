@@ -55,7 +55,7 @@ def name_evals(asked: Sequence[tuple[str, str | Mapping[str, Any]]]) -> tuple[Ev
     for name, identity in named:
         datasets[name.kind, name.dataset].add(identity)
     names = tuple(
-        dataclasses.replace(name, dataset=f"{name.dataset}_{_digest(identity)}")
+        dataclasses.replace(name, dataset=f"{name.dataset}_{sha256(identity)[:6]}")
         if len(datasets[name.kind, name.dataset]) > 1
         else name
         for name, identity in named
@@ -96,7 +96,3 @@ def _name(kind: str, source: str | Mapping[str, Any]) -> tuple[EvalName, str]:
             spec=spec,
         )
     return name, json.dumps([bare, options], sort_keys=True, default=str)
-
-
-def _digest(text: str) -> str:
-    return sha256(text)[:6]

@@ -22,7 +22,9 @@ class Pictures:
         found: dict[str, Any] = {}
         if is_lead():
             try:
-                found["first"] = _first_rows(source)
+                seen: dict[Any, int] = {}  # for each row the first one of the same picture
+                rows = enumerate(pictures_of(source))
+                found["first"] = [seen.setdefault(picture, row) for row, picture in rows]
             except (ValueError, OSError) as error:  # told to all, so that none waits for the lead
                 found["error"] = f"{where}: {error}"
         found = gather(found)[0]
@@ -57,9 +59,3 @@ class Pictures:
             return {**first, "text": found}  # which is refused
         lists = [(text,) if isinstance(text, str) else tuple(text or ()) for text in texts]
         return {**first, "text": tuple(text for texts in lists for text in texts)}
-
-
-def _first_rows(source: DataSource) -> list[int]:
-    """Gives for each row the first one that shows the same picture."""
-    seen: dict[Any, int] = {}
-    return [seen.setdefault(picture, row) for row, picture in enumerate(pictures_of(source))]

@@ -71,29 +71,6 @@ def strings_of_lines(text: str, where: str, *, comments: bool) -> dict[str, str]
     return {f"{where}, line {n}": s for n, s in lines.items() if s}
 
 
-def _read_strings(name: str, what: str, comments: bool) -> dict[str, str] | None:
-    """Reads strings with the place of each; None if there is no such file."""
-    strings = load_json(name, what)
-    if strings is None:
-        if not Path(name).is_file() or Path(name).suffix.lower() == ".json":
-            return None
-        found = strings_of_lines(
-            decode_text(Path(name).read_bytes(), name), name, comments=comments
-        )
-    elif isinstance(strings, list) and all(isinstance(s, str) for s in strings):
-        found = {f"{name}, entry {number}": s for number, s in enumerate(strings, start=1)}
-        if blank := next((place for place, s in found.items() if not s.strip()), None):
-            raise ValueError(f"{blank} is blank: remove it, or write the string there")
-    else:
-        raise ValueError(
-            f"{name} is not a JSON list of strings; write the {what} as one, or {name}:NAME where "
-            "it holds such a list under each of several names"
-        )
-    if not found:
-        raise ValueError(f"{name} holds no {what}; write one a line, or a JSON list of strings")
-    return found
-
-
 def load_strings(
     name_or_path: str, table: dict, what: str, *, comments: bool = True, hint: str = ""
 ) -> dict[str, str]:
@@ -111,16 +88,27 @@ def load_strings(
     Raises:
         ValueError: no such name or file, or an empty list.
     """
-    if name_or_path in table:
-        entry = table[name_or_path]
-        strings = _read_packaged(entry) if isinstance(entry, str) else entry
-        return {f"{name_or_path}, entry {number}": s for number, s in enumerate(strings, start=1)}
-    found = _read_strings(name_or_path, what, comments)
-    if found is None:
+    name, path = name_or_path, Path(name_or_path)
+    entry = table.get(name)
+    strings = _read_packaged(entry) if isinstance(entry, str) else entry or load_json(name, what)
+    if strings is None:
+        if not path.is_file() or path.suffix.lower() == ".json":
+            raise ValueError(
+                f"{what} {name!r} are neither a known name nor a file; known names: "
+                f"{', '.join(sorted(table))}; a file holds one a line, or a JSON list{hint}"
+            )
+        found = strings_of_lines(decode_text(path.read_bytes(), name), name, comments=comments)
+    elif isinstance(strings, list | tuple) and all(isinstance(s, str) for s in strings):
+        found = {f"{name}, entry {number}": s for number, s in enumerate(strings, start=1)}
+        if blank := next((place for place, s in found.items() if not s.strip()), None):
+            raise ValueError(f"{blank} is blank: remove it, or write the string there")
+    else:
         raise ValueError(
-            f"{what} {name_or_path!r} are neither a known name nor a file; known names: "
-            f"{', '.join(sorted(table))}; a file holds one a line, or a JSON list{hint}"
+            f"{name} is not a JSON list of strings; write the {what} as one, or {name}:NAME where "
+            "it holds such a list under each of several names"
         )
+    if not found:
+        raise ValueError(f"{name} holds no {what}; write one a line, or a JSON list of strings")
     return found
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from clipjax.array_types import Patches
-from clipjax.data.images.preprocess import INTERPOLATIONS, Preprocess, to_pixels
+from clipjax.data.images.preprocess import INTERPOLATIONS, PIXELS, Preprocess
 from clipjax.ranges import FieldError
 
 # The published rule searches the scale in this interval, to this width.
@@ -90,7 +90,7 @@ class PatchPreprocess:
 
     def __call__(self, image: bytes | np.ndarray | Image.Image) -> Patches:
         """Brings an image to Patches of u8 `[max_patches, patch_size^2 * 3]`, zeros at the end."""
-        image, size = to_pixels(image), self.patch_size
+        image, size = PIXELS["clipjax"](image), self.patch_size
         rows, columns = patch_grid(image.height, image.width, size, self.max_patches)
         pixels = np.asarray(
             image.resize((columns * size, rows * size), INTERPOLATIONS[self.interpolation])

@@ -45,9 +45,7 @@ _ORIENTED = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
 _KEY_BITS = {"L;2": 2, "L;4": 4, "RGB;16B": 16}
 
 
-def decode_image(
-    data: bytes, *, max_pixels: int | None = None, converted: bool = False
-) -> Image.Image:
+def decode_image(data: bytes, *, converted: bool = False) -> Image.Image:
     """Decodes an image to RGB or, where it has transparency, RGBA.
 
     The header is checked before any pixel is decoded: what it may cost is told by
@@ -58,7 +56,6 @@ def decode_image(
     and Pillow do.
 
     Args:
-        max_pixels: largest width x height; without it, the format's `pixel_limit`.
         converted: give what Pillow's `convert("RGB")` alone makes of it.
 
     Raises:
@@ -69,8 +66,7 @@ def decode_image(
         check_parts(name, data)
         # An ImageFile, then what is made of it: of large pictures, at most two copies are held.
         image: Any = Image.open(io.BytesIO(data), formats=(name,))
-        limit = pixel_limit(image) if max_pixels is None else max_pixels
-        check_pixels(image.width, image.height, limit)
+        check_pixels(image.width, image.height, pixel_limit(image))
         check_opened(image)
         if name == "JPEG":
             check_scans(data, image.width * image.height)
@@ -186,11 +182,6 @@ def as_array(image: bytes | np.ndarray | Image.Image) -> np.ndarray:
 PIXELS = {"clipjax": lambda image: to_rgb(as_pil(image)), "open_clip": decode_as_open_clip}
 
 
-def to_pixels(image: bytes | np.ndarray | Image.Image, pixels: str = "clipjax") -> Image.Image:
-    """Brings an image to RGB, by the decoding that is named in PIXELS."""
-    return PIXELS[pixels](image)
-
-
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
     """The published evaluation path: resize with antialiasing, centre crop, uint8 RGB.
@@ -274,7 +265,7 @@ class Preprocess:
 
     def __call__(self, image: bytes | np.ndarray | Image.Image) -> np.ndarray:
         """Brings an image to u8 `[size, size, 3]`."""
-        image = to_pixels(image, self.pixels)
+        image = PIXELS[self.pixels](image)
         kernel = INTERPOLATIONS[self.interpolation]
         resized = round(self.size / self.crop_fraction)
         if self.resize == "squash":

@@ -89,27 +89,27 @@ def _tasks(
     if not isinstance(text, str):
         raise ValueError(f"the data source is {text!r}, expected `kind:where[:split]`")
     if text.startswith("mix:"):
-        yield from _tasks_of_mix(text, decode)
+        specs = read_specs(text.removeprefix("mix:"))
+        whole_weights([weight for _, weight in specs])  # refuses a mix of none
+        for part, _ in specs:
+            if str(part["spec"]).startswith("mix:"):
+                raise ValueError(f"{text:.80} holds a mix: name its sources one by one")
+            yield from _tasks(part, decode)
         return
     text, written = split_options(text)
     options |= written
     rule = options.pop("filter", None)  # of damage it does not matter whether it is used
     kind, _, where = text.partition(":")
     if kind in FILE_KINDS:
-        tasks = _tasks_of_files(kind, where, options, decode)
+        yield from ((str(spec), t) for t in _tasks_of_files(kind, where, options, decode))
     else:
-        tasks = _tasks_of_examples(make_source({**options, "spec": text}), text, decode)
-    yield from ((str(spec), task) for task in tasks)
+        source = make_source({**options, "spec": text})
+        for start in range(0, len(source), CHUNK):
+            places = range(start, min(start + CHUNK, len(source)))
+            task = functools.partial(check_examples, source, places, text, decode=decode)
+            yield str(spec), task
     if rule is not None:
         yield str(spec), functools.partial(check_filter, {**options, "spec": text}, rule)
-
-
-def _tasks_of_examples(
-    source: DataSource, where: str, decode: bool
-) -> Iterator[Callable[[], Checked]]:
-    for start in range(0, len(source), CHUNK):
-        places = range(start, min(start + CHUNK, len(source)))
-        yield functools.partial(check_examples, source, places, where, decode=decode)
 
 
 def _tasks_of_files(
@@ -133,15 +133,6 @@ def _tasks_of_files(
     for found in filter(None, packed.values()):
         for lost in found.lost():
             yield functools.partial(Checked, 0, [Finding(*lost)])
-
-
-def _tasks_of_mix(text: str, decode: bool) -> Iterator[tuple[str, Callable[[], Checked]]]:
-    specs = read_specs(text.removeprefix("mix:"))
-    whole_weights([weight for _, weight in specs])  # refuses a mix of none
-    for part, _ in specs:
-        if str(part["spec"]).startswith("mix:"):
-            raise ValueError(f"{text:.80} holds a mix: name its sources one by one")
-        yield from _tasks(part, decode)
 
 
 def _tar_members(options: Mapping[str, Any], files: Sequence[StoredFile]) -> TarMembers:

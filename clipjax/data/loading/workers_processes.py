@@ -152,7 +152,10 @@ class Processes(Workers):
                 sockets = {worker.socket: worker for worker in self._workers}
                 waiting: list[Any] = [self._wake_receiver, *sockets]
                 ready: Any
-                for ready in wait(waiting, self._pause_s()):
+                now = time.monotonic()
+                ends = [worker.deadline(self._timeout_s) for worker in self._workers]
+                pauses = [_LONGEST_PAUSE_S, *(max(0.0, end - now) for end in ends)]
+                for ready in wait(waiting, min(pauses)):
                     if ready is self._wake_receiver:
                         self._wake_receiver.recv(4096)
                     else:
@@ -195,11 +198,6 @@ class Processes(Workers):
             if task.future.running() or task.future.set_running_or_notify_cancel():
                 return task
 
-    def _pause_s(self) -> float:
-        now = time.monotonic()
-        ends = [worker.deadline(self._timeout_s) for worker in self._workers]
-        return min([_LONGEST_PAUSE_S, *(max(0.0, end - now) for end in ends)])
-
     def _receive(self, worker: "_Worker") -> None:
         try:
             message, content = messages.receive(worker.socket)
@@ -237,7 +235,11 @@ class Processes(Workers):
             logging.warning("%s at %s; it is made anew", name, self._describe(head))
             if len(head.losses) > 1:
                 worker.tasks.popleft()
-                head.future.set_exception(WorkerError(self._lost_twice(head)))
+                error = WorkerError(
+                    f"two processes were lost at {self._describe(head)}: {'; '.join(head.losses)}. "
+                    "Is it memory, the storage, or does an example crash its decoder?"
+                )
+                head.future.set_exception(error)
         else:
             logging.warning("%s; another one is started", name)
         with self._lock:
@@ -251,12 +253,6 @@ class Processes(Workers):
         indices = self._maker.indices(order.start, order.high - order.low).tolist()
         at = f"example {at_work} of " if at_work in indices else ""
         return f"step {task.step}, {at}the examples {', '.join(map(str, indices))}"
-
-    def _lost_twice(self, task: _Task) -> str:
-        return (
-            f"two processes were lost at {self._describe(task)}: {'; '.join(task.losses)}. Is it "
-            "memory, the storage, or does an example crash its decoder?"
-        )
 
 
 class _Worker:

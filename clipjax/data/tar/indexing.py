@@ -42,30 +42,23 @@ def open_indexes(shards: Sequence[StoredFile], key_ends: str = "first_dot") -> l
         for folder in {shard.path.parent for shard in shards}
         if not folder.is_local
     }
-    found: list[TarIndex | None] = [None] * len(shards)
 
-    def find(number: int) -> None:
-        shard = shards[number]
+    def find(shard: StoredFile) -> TarIndex | None:
         names = beside.get(shard.path.parent)
         may_have = names is None or sidecar_of(shard.path, key_ends).name in names
-        found[number] = find_index(
-            shard, may_have_sidecar=may_have, unchanged=True, key_ends=key_ends
-        )
+        return find_index(shard, may_have_sidecar=may_have, unchanged=True, key_ends=key_ends)
 
-    def find_or_make(number: int) -> None:
-        shard = shards[number]
-        found[number] = find_index(shard, unchanged=True, key_ends=key_ends) or _make(
-            shard, key_ends
-        )
+    def find_or_make(shard: StoredFile) -> TarIndex:
+        return find_index(shard, unchanged=True, key_ends=key_ends) or _make(shard, key_ends)
 
     with concurrent.futures.ThreadPoolExecutor(THREADS, "clipjax-index") as pool:
-        _wait(pool, [pool.submit(find, number) for number in range(len(shards))])
-        missing = [number for number, index in enumerate(found) if index is None]
+        found = dict(zip(shards, pool.map(find, shards), strict=True))
+        missing = [shard for shard, index in found.items() if index is None]
         if missing:
-            _announce(shards, missing)
+            _announce(missing)
             random.shuffle(missing)
-            _wait(pool, [pool.submit(find_or_make, number) for number in missing])
-    return [index for index in found if index is not None]
+            found |= zip(missing, pool.map(find_or_make, missing), strict=True)
+    return [index for shard in shards if (index := found[shard]) is not None]
 
 
 def index_beside(shard: StoredFile, key_ends: str = "first_dot") -> bool:
@@ -167,19 +160,10 @@ def _cached(shard: StoredFile, key_ends: str) -> DataPath:
     return DataPath(str(cache_dir() / "tar_index" / name))
 
 
-def _wait(pool: concurrent.futures.Executor, futures: list[concurrent.futures.Future]) -> None:
-    try:
-        for future in futures:
-            future.result()
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
-
-
-def _announce(shards: Sequence[StoredFile], missing: Sequence[int]) -> None:
-    total = sum(shards[number].size for number in missing)
+def _announce(missing: Sequence[StoredFile]) -> None:
+    total = sum(shard.size for shard in missing)
     logging.info("Indexing %d tar shards, %.2f GB, once.", len(missing), total / 1e9)
-    if any(not shards[number].path.is_local for number in missing):
+    if any(not shard.path.is_local for shard in missing):
         logging.info(
             "Every host reads shards in a bucket from end to end for that. `clipjax data index "
             "SPEC` does it once for all and writes the indexes beside them."
