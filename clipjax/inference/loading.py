@@ -17,7 +17,8 @@ from clipjax.building import check_plugins
 from clipjax.checkpoint import DamagedCheckpointError, MissingTokenizer
 from clipjax.data.storage.files import local_path
 from clipjax.encoding.prompts import prompts_of_run
-from clipjax.inference.model import OPTIONS, Model, check_arguments, own_mesh
+from clipjax.inference.arguments import OPTIONS, check_arguments, own_mesh
+from clipjax.inference.model import Model
 from clipjax.interop import hub
 from clipjax.interop.clipjax_checkpoint import check_hints
 from clipjax.interop.open_clip.rows import ACTIVATIONS

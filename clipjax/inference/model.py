@@ -4,15 +4,12 @@ import functools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, overload
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jax.sharding import AxisType, Mesh
-from PIL import Image
+from jax.sharding import Mesh
 
 from clipjax.array_types import Patches, PyTree
 from clipjax.building import check_plugins
@@ -23,17 +20,8 @@ from clipjax.checkpoint import (
     open_checkpoint,
     spec_in,
 )
-from clipjax.config_fields import DTYPES
 from clipjax.data.images.naflex import make_preprocess
-from clipjax.data.images.preprocess import PIXELS
-from clipjax.data.storage.files import local_path
-from clipjax.encoding.batches import (
-    RowLayout,
-    embed_fn,
-    make_encode_fns,
-    put_on_mesh,
-    run_batches,
-)
+from clipjax.encoding.batches import embed_fn, make_encode_fns, put_on_mesh
 from clipjax.encoding.prompts import (
     Given,
     Prompts,
@@ -42,7 +30,16 @@ from clipjax.encoding.prompts import (
     warn_of_articles,
 )
 from clipjax.encoding.zero_shot_head import average_prompts
+from clipjax.inference.arguments import (
+    OPTIONS,
+    ImageLike,
+    check_arguments,
+    entries,
+    own_mesh,
+    strings,
+)
 from clipjax.inference.head import ZeroShotHead
+from clipjax.inference.rows import RunFn, reading_images, run_rows
 from clipjax.inference.tokens import (
     check_final_norm,
     count_layers,
@@ -51,19 +48,8 @@ from clipjax.inference.tokens import (
 )
 from clipjax.models import build_model
 from clipjax.models.layers_layout import stack_layers
-from clipjax.partitioning import MESH_AXES, batch_sharding, make_mesh, num_batch_shards
-from clipjax.ranges import Choice, Rule, whole
+from clipjax.partitioning import batch_sharding
 from clipjax.tokenizers import Tokenizer, make_tokenizer
-
-# A path, encoded bytes, a Pillow image, or a uint8 array [height, width, 3 or 4].
-ImageLike = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
-# (variables, rows on the mesh) -> one result a row
-RunFn = Callable[[PyTree, PyTree], jax.Array]
-OPTIONS: dict[str, Rule] = {
-    "batch_size": whole(1),
-    "dtype": DTYPES,
-    "preprocess": Choice(tuple(PIXELS)),
-}
 
 
 class Model:
@@ -419,12 +405,7 @@ class Model:
         self, run: RunFn, images: Iterable[ImageLike], caller: str, *, as_jax: bool = False
     ) -> Any:
         listed = list(enumerate(entries(images, caller, "image")))
-        with ThreadPoolExecutor(max_workers=4) as pool:
-
-            def read(chunk: Sequence[tuple[int, ImageLike]]) -> np.ndarray | Patches:
-                rows = list(pool.map(self._read, *zip(*chunk, strict=True)))
-                return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
-
+        with reading_images(self.preprocess) as read:
             return self._run(run, listed, read, "image", as_jax=as_jax)
 
     def _run_texts(
@@ -432,83 +413,14 @@ class Model:
     ) -> Any:
         return self._run(run, strings(texts, caller), self.tokenizer, "text", as_jax=as_jax)
 
-    def _run(
-        self,
-        run: RunFn,
-        items: list[Any],
-        read: Callable[[list[Any]], PyTree],
-        tower: str,
-        *,
-        as_jax: bool,
-    ) -> Any:
-        shards = num_batch_shards(self.mesh)
-        if not items:
-            rows = jax.tree.map(lambda x: np.zeros((shards, *x.shape), x.dtype), self._blank(tower))
-            shape = jax.eval_shape(run, self.variables, rows).shape
-            return (jnp if as_jax else np).zeros((0, *shape[1:]), np.float32)
-        whole = RowLayout(self.mesh, len(items), self._batch_size).batch_size
-        cut = len(items) // whole * whole  # what remains is a batch of its own, perhaps a smaller
-        found = []
-        for part in filter(None, (items[:cut], items[cut:])):
-            layout = RowLayout(self.mesh, len(part), self._batch_size)
-
-            def make(
-                number: int, part: list[Any] = part, layout: RowLayout = layout
-            ) -> tuple[PyTree, int]:
-                start = number * layout.batch_size
-                chunk = part[start : start + layout.batch_size]
-                # Padding repeats a real row, so that it is finite in any model.
-                places = np.minimum(np.arange(layout.batch_size), len(chunk) - 1)
-                return jax.tree.map(lambda x: np.asarray(x)[places], read(chunk)), len(chunk)
-
-            for results, count in run_batches(run, self.variables, layout, make):
-                found.append((results if as_jax else jax.device_get(results))[:count])
-        return (jnp if as_jax else np).concatenate(found)
-
-    def _read(self, number: int, image: ImageLike) -> np.ndarray | Patches:
-        name = f"image {number}"
-        try:
-            if isinstance(image, (str, os.PathLike)):
-                name = os.fspath(image)
-                image = local_path(image, way="download the picture first").read_bytes()
-            return self.preprocess(image)
-        except FileNotFoundError as error:
-            raise ValueError(f"{name} cannot be used: there is no such file") from error
-        except (ValueError, OSError) as error:
-            raise ValueError(f"{name} cannot be used: {error}") from error
-
-
-def check_arguments(rules: Mapping[str, Rule], **values: Any) -> None:
-    """Checks arguments by their rules; a scalar of NumPy counts as the number that it holds."""
-    for name, value in values.items():
-        rules[name].check(value.item() if isinstance(value, np.generic) else value, name)
-
-
-def entries(given: Any, caller: str, what: str) -> list[Any]:
-    """The entries of a list, an array or a generator; ValueError for one entry alone."""
-    shape = getattr(given, "shape", (1,))  # pixels of one image have 2 or 3 axes
-    alone = isinstance(given, str | bytes | os.PathLike | Image.Image) or len(shape) not in (1, 4)
-    if alone or not isinstance(given, Iterable):
-        found = f"an array of shape {shape}" if len(shape) > 1 else f"{given!r:.80}"
-        raise ValueError(
-            f"{caller} takes a list of {what}s, not {found}; put the one {what} in a list"
+    def _run(self, run: RunFn, items: list, read: Callable, tower: str, *, as_jax: bool) -> Any:
+        return run_rows(
+            run,
+            self.variables,
+            items,
+            read,
+            blank=self._blank(tower),
+            mesh=self.mesh,
+            batch_size=self._batch_size,
+            as_jax=as_jax,
         )
-    return list(given)
-
-
-def strings(given: Any, caller: str) -> list[str]:
-    """The entries of a list of strings; ValueError names one that is none."""
-    found = entries(given, caller, "string")
-    for number, text in enumerate(found):
-        if not isinstance(text, str):
-            raise ValueError(f"{caller} takes a list of strings; entry {number} is {text!r:.80}")
-    return found
-
-
-def own_mesh(mesh: Mesh | None) -> Mesh:
-    """The mesh that rows lie over: that of one device if None; all of one of other axes share."""
-    if mesh is None:
-        return make_mesh({"data": 1}, jax.local_devices()[:1])
-    if mesh.axis_names == MESH_AXES and set(mesh.axis_types) == {AxisType.Auto}:
-        return mesh
-    return make_mesh({"data": -1}, list(mesh.devices.flat))
