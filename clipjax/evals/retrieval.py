@@ -138,7 +138,8 @@ class Retrieval(Evaluation):
                 captions.update((int(indices[row]), texts) for row, texts in found.items())
                 numbers = np.zeros((len(indices), 2), np.int32)
                 for row, texts in found.items():
-                    numbers[row] = len(texts), self._num_split(batch.examples[row])
+                    several = _several(batch.examples[row]["text"]) if self._by_lines else ()
+                    numbers[row] = len(texts), sum(map(has_lines, several))
                 owners = np.where(batch.mask, indices, -1).astype(np.int32)
                 chunks.append((embeds, layout.to_device(owners)))
                 counts.append(layout.to_device(numbers))
@@ -175,10 +176,6 @@ class Retrieval(Evaluation):
                 "every image needs at least one, and none may be empty"
             )
         return texts
-
-    def _num_split(self, example: Mapping[str, Any]) -> int:
-        """Number of texts of an example that became several captions."""
-        return sum(map(has_lines, _several(example["text"]))) if self._by_lines else 0
 
     def _tell(self, captions: dict[int, tuple[str, ...]], num_split: int, total: int) -> None:
         """Says once what is odd about the captions: those of the lead stand for all."""

@@ -92,8 +92,10 @@ def write_report(workdir: str | os.PathLike[str], answers: Answers | None = None
             "to report; give the workdir of a run"
         )
     num_parameters = _count_parameters(manifest)
+    name = manifest.contract.get("model", {}).get("name") if manifest else None
+    run = workdir.resolve().name
     text = report_page.page(
-        title=_title(workdir, manifest),
+        title=run if name in (None, run) else f"{run}: {name}",
         subtitle=_subtitle(training, results, num_parameters),
         sections=[
             report_page.tiles(results, names),
@@ -168,12 +170,6 @@ def _count_parameters(manifest: Manifest | None) -> dict[str, int]:
     if counts:
         counts = {"all parameters": sum(counts.values()), **counts}
     return dict(counts)
-
-
-def _title(workdir: Path, manifest: Manifest | None) -> str:
-    name = manifest.contract.get("model", {}).get("name") if manifest else None
-    run = workdir.resolve().name
-    return run if name in (None, run) else f"{run}: {name}"
 
 
 def _subtitle(

@@ -230,8 +230,11 @@ class _Bits:
         delay_bits = 0
         if self.take(1):  # times
             self.take(64)
-            if self.take(1):
-                self._skip_exponential()
+            if self.take(1):  # a number of as many bits as zeros stand before it
+                zeros = 0
+                while not self.take(1):
+                    zeros += 1
+                self.take(zeros if zeros < 32 else 0)
             if self.take(1):  # a model of the decoder
                 delay_bits = self.take(5) + 1
                 self.take(42)
@@ -244,10 +247,3 @@ class _Bits:
                 self.take(2 * delay_bits + 1)
             if has_display_delay and self.take(1):
                 self.take(4)
-
-    def _skip_exponential(self) -> None:
-        zeros = 0
-        while not self.take(1):
-            zeros += 1
-        if zeros < 32:
-            self.take(zeros)

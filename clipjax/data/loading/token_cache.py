@@ -43,7 +43,10 @@ class TokenCache:
         vocab_size = getattr(tokenizer, "vocab_size", None)
         if not self.budget or length is None or vocab_size is None or stage < self._stage:
             return _ids(tokenizer, texts)
-        rows = self._of_stage(stage)
+        with self._lock:
+            if stage > self._stage:
+                self._stage, self._rows, self.used = stage, {}, 0
+            rows = self._rows
         found: list[Any] = [rows.get(text) for text in texts]
         dtype = np.uint16 if vocab_size <= 1 << 16 else np.int32
         missing = [slot for slot, row in enumerate(found) if row is None]
@@ -60,12 +63,6 @@ class TokenCache:
                 self._keep(rows, texts[slot], found[slot])
         ids = np.frombuffer(b"".join(found), dtype).astype(np.int32)
         return ids.reshape(len(texts), length)
-
-    def _of_stage(self, stage: int) -> dict[str, bytes]:
-        with self._lock:
-            if stage > self._stage:
-                self._stage, self._rows, self.used = stage, {}, 0
-            return self._rows
 
     def _keep(self, rows: dict[str, bytes], text: str, row: bytes) -> None:
         size = sys.getsizeof(text) + sys.getsizeof(row) + _OVERHEAD

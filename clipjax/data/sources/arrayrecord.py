@@ -3,13 +3,13 @@
 import itertools
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from clipjax.data.captions import check_how
 from clipjax.data.packed.records import RecordFile, record_errors
 from clipjax.data.source import Example, SampleError, embedded_pictures, place_of
 from clipjax.data.sources.fields import renamed, text_of
-from clipjax.data.storage.files import StoredFile, find_files
+from clipjax.data.storage.files import find_files
 from clipjax.data.storage.paths import short_names
 from clipjax.data.storage.shard_cache import budget_bytes
 from clipjax.files import sha256
@@ -44,7 +44,13 @@ class PackedRecords:
         self.captions = captions
         self._blob = renamed("image_field", image_field, "blob", blob, where) or "image"
         files = find_files(where, suffix=".array_record")
-        _check_room(files, where)
+        size, budget = sum(f.size for f in files if not f.path.is_local), budget_bytes()
+        if size > budget:  # one would push out the other
+            raise ValueError(
+                f"{where} has {size / 1e9:.3g} GB, and packed records are read from the local "
+                f"disk: set CLIPJAX_SHARD_CACHE, now {budget / 1e9:.3g} GB, to "
+                f"{math.ceil(size / 1e9)}GB or more, or pack them with --format tar"
+            )
         self._names = short_names([file.path.url for file in files])
         self._files = [RecordFile(file.path, verify=verify) for file in files]
         self._ends = list(itertools.accumulate(len(file) for file in self._files))
@@ -86,14 +92,3 @@ class PackedRecords:
         hashes = [file.manifest["sha256"] for file in self._files]
         how = [self.captions] if self.captions == "lines" else []
         return sha256(json.dumps([*hashes, self._blob, *how]))
-
-
-def _check_room(files: Sequence[StoredFile], where: str) -> None:
-    """Refuses files of a bucket that the cache cannot hold: one would push out the other."""
-    size, budget = sum(f.size for f in files if not f.path.is_local), budget_bytes()
-    if size > budget:
-        raise ValueError(
-            f"{where} has {size / 1e9:.3g} GB, and packed records are read from the local disk: "
-            f"set CLIPJAX_SHARD_CACHE, now {budget / 1e9:.3g} GB, to {math.ceil(size / 1e9)}GB or "
-            "more, or pack them with --format tar"
-        )

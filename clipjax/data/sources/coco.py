@@ -9,7 +9,7 @@ from clipjax.data.source import Example, SampleError
 from clipjax.data.sources.fields import whole_text
 from clipjax.data.sources.folder import name_of_picture, read_named, root_identity
 from clipjax.data.storage.files import is_folder, read_given
-from clipjax.data.storage.paths import DataPath, data_path
+from clipjax.data.storage.paths import data_path
 from clipjax.data.storage.text_files import decode_text
 from clipjax.files import sha256
 from clipjax.strict_json import parse_fields
@@ -66,7 +66,11 @@ class Coco:
             found = _of_sentences(images, split, where)
         self._names, self._texts = [name for name, _ in found], [texts for _, texts in found]
         self.captions = captions
-        default = _default_root(path)
+        # That of the pictures is called by what follows the last `_` of the file's name.
+        default, annotated = path.parent, path.parent.name == "annotations"
+        beside = path.parent.parent / path.name.removesuffix(path.suffix).rpartition("_")[2]
+        if annotated and is_folder(beside):
+            default = beside
         self._root = data_path(root) if root else default
         # What a default root is called depends on what stands beside the file: not on the machine.
         identity = ["coco/1", split, captions if captions == "lines" else None]
@@ -145,10 +149,3 @@ def _of_sentences(images: list[dict[str, Any]], split: str | None, where: str) -
             whole = f"{folder}/{name}" if isinstance(folder, str) and folder else name
             found.append((whole_text(whole), texts))
     return found
-
-
-def _default_root(path: DataPath) -> DataPath:
-    """The folder of pictures beside that of the file, called by what follows the last `_`."""
-    named = path.name.removesuffix(path.suffix).rpartition("_")[2]
-    folder = path.parent.parent / named
-    return folder if path.parent.name == "annotations" and is_folder(folder) else path.parent

@@ -2,7 +2,6 @@
 
 import io
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -67,7 +66,16 @@ def read_uids(where: str) -> np.ndarray:
     if data_path(where).suffix.lower() == ".npy":
         found = _of_pairs(content, where)
     else:
-        found = np.array(list(_of_lines(decode_text(content, where), where)), UIDS)
+        uids = []
+        for number, line in enumerate(decode_text(content, where).split("\n"), start=1):
+            if line.strip():
+                uids.append(uid_bytes(line))
+                if uids[-1] is None:
+                    raise ValueError(
+                        f"{where}, line {number} is {line.strip()!r:.60}, expected a uid of 32 "
+                        "hexadecimal digits"
+                    )
+        found = np.array(uids, UIDS)
     found = np.unique(found)
     if not len(found):
         raise ValueError(f"{where} holds no uid")
@@ -104,15 +112,3 @@ def _of_pairs(content: bytes, where: str) -> np.ndarray:
     pairs = np.frombuffer(rest, dtype)
     halves = np.stack([pairs["f0"], pairs["f1"]], axis=1).astype(">u8")
     return np.frombuffer(halves.tobytes(), UIDS)
-
-
-def _of_lines(text: str, where: str) -> Iterator[bytes]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            uid = uid_bytes(line)
-            if uid is None:
-                raise ValueError(
-                    f"{where}, line {number} is {line.strip()!r:.60}, expected a uid of 32 "
-                    "hexadecimal digits"
-                )
-            yield uid

@@ -44,7 +44,12 @@ def find_shards(where: str) -> list[StoredFile]:
         return find_files(where, suffix=".tar")
     files = {file.path.name: file for file in list_files(path)}
     if NUM_SHARDS not in files:
-        _refuse_root(path)
+        splits = [f"tar:{path / name}" for name in SPLITS if _is_there(path / name, NUM_SHARDS)]
+        if splits:
+            raise ValueError(
+                f"{path} is a dataset of CLIP_benchmark's layout: name a split, "
+                f"{' or '.join(splits)}"
+            )
         return find_files(where, suffix=".tar")  # which says what to write instead
     said = _read_text(path / NUM_SHARDS).strip()
     if not said.isdecimal() or not 0 < int(said) < 10**7:
@@ -83,15 +88,6 @@ def read_beside(shards: Sequence[StoredFile]) -> BenchmarkFolder | None:
         _strings(root / TEMPLATES, "templates", True) if TEMPLATES in there else None,
         kind,
     )
-
-
-def _refuse_root(path: DataPath) -> None:
-    """Names the splits of a folder that holds no shards itself."""
-    splits = [f"tar:{path / name}" for name in SPLITS if _is_there(path / name, NUM_SHARDS)]
-    if splits:
-        raise ValueError(
-            f"{path} is a dataset of CLIP_benchmark's layout: name a split, {' or '.join(splits)}"
-        )
 
 
 def _is_there(folder: DataPath, name: str) -> bool:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -114,7 +114,11 @@ class ChooseCaption(Ranged):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.weights is not None and not self._are_weights():
+        weights: Any = () if self.weights is None else self.weights
+        values = list(weights.values() if isinstance(weights, Mapping) else weights)
+        nameless = isinstance(weights, Mapping) and not all(isinstance(n, str) for n in weights)
+        good = not nameless and all(map(Number(0).accepts, values)) and any(values)
+        if self.weights is not None and not good:
             raise FieldError(
                 f"weights = {show(self.weights)}: expected finite numbers from 0, at least one of "
                 "them above 0, as a list, or as a map by name"
@@ -135,19 +139,6 @@ class ChooseCaption(Ranged):
             return {**example, "text": text[0]}
         return {**example, "text": choose_text(others, rng)}
 
-    def _are_weights(self) -> bool:
-        weights: Any = self.weights
-        named = isinstance(weights, Mapping)
-        values = list(weights.values() if named else weights)
-        if named and not all(isinstance(name, str) for name in weights):
-            return False
-        return all(map(Number(0).accepts, values)) and any(values)
-
-    def _pairs(self) -> Iterable[tuple[str | int, float]]:
-        if isinstance(self.weights, Mapping):
-            return sorted(self.weights.items())
-        return enumerate(self.weights or ())
-
     def _by_weight(self, text: Any, rng: np.random.Generator) -> str:
         named = isinstance(self.weights, Mapping)
         if isinstance(text, str | bytes):  # there is nothing to choose
@@ -159,7 +150,9 @@ class ChooseCaption(Ranged):
                 "columns, ?text_field=a,b), a list to a list; change weights, or leave them out"
             )
         there = text.keys() if named else range(len(text))
-        pairs = [(name, weight) for name, weight in self._pairs() if name in there and weight > 0]
+        weights: Any = self.weights
+        all_pairs = sorted(weights.items()) if named else enumerate(weights)
+        pairs = [(name, weight) for name, weight in all_pairs if name in there and weight > 0]
         if not pairs:
             raise SampleError("filtered_weights", f"no caption has a weight: it has {list(there)}")
         # w^(1 / t) over that of the largest, by logarithms: no power overflows, or all vanish.
