@@ -42,22 +42,14 @@ class Loader:
     `s * batch_size ... (s + 1) * batch_size - 1`, process `i` the i-th part of them. An
     unusable example is replaced in place by one drawn from its position, and counted.
 
+    The arguments are those of `make_loader`, and:
+
     Args:
-        source: where image-text pairs come from.
-        transforms: applied in order; what they leave is brought to size by `preprocess`.
-        tokenizer: captions `[batch]` -> ids `[batch, length]`.
-        batch_size: examples of a step over all processes.
-        seed: the seed of order, augmentation and choice of captions.
         preprocess: the evaluation's, `Preprocess.from_spec(spec)`.
         stages: how the examples of the first steps are finished, where not as said above: pairs of
             the first step that is not of a stage, and how. Which examples a step holds and what is
             drawn for them do not depend on it.
-        process_index, process_count: which part of every batch is made here.
-        num_workers: how many workers decode and augment; 0 does it in the caller's thread.
-        workers: `threads`, or `processes` for a source or transforms that hold the interpreter's
-            lock; these are sent there once by pickle. The batches are the same.
         token_cache_bytes: how many bytes of token ids all workers together keep for later epochs.
-        prefetch: how many batches `iterate` makes ahead.
         max_bad_fraction: the fraction of this process's last `bad_window` examples that may be
             unusable.
         bad_window: how many of the newest examples that is counted over.
@@ -144,9 +136,6 @@ class Loader:
     def batch(self, step: int) -> Batch:
         """Makes this process's part of the batch of a step.
 
-        Args:
-            step: 0 for the first batch of a run.
-
         Returns:
             `image` u8 `[local_batch, size, size, 3]` and `text` i32 `[local_batch, length]`; size
             and length are those of the step's stage.
@@ -162,9 +151,6 @@ class Loader:
 
     def iterate(self, start_step: int = 0) -> Iterator[tuple[int, Batch]]:
         """Gives `(step, batch)` from a step on, without end, making `prefetch` batches ahead.
-
-        Args:
-            start_step: the first step.
 
         Returns:
             Steps with their `image` u8 `[local_batch, size, size, 3]` and `text` i32

@@ -1,4 +1,12 @@
-"""Data sources by name: `make_source("openmoji:train")`."""
+"""Data sources by name: `make_source("openmoji:train")`.
+
+Options mean the same in all kinds that take them:
+
+    class_names   names of the classes that are numbers, or the order of those that are names
+    first_label   the number of the first class; by default 0
+    language      which caption of a map is used; by default all are
+    captions      `lines` makes each line of a text a caption; `whole`, the default, does not
+"""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence

@@ -24,7 +24,6 @@ class PackedRecords:
         where: a file, or a pattern such as `DIR/train-{000..015}.array_record`.
         verify: whether every file is hashed at opening; count and size always are checked.
         image_field: which of a record's images to use; by default `image`.
-        captions: `lines` makes each line of a text a caption; `whole`, the default, does not.
 
     Raises:
         ValueError: if both names of an option are given, a file or its manifest is missing or

@@ -26,8 +26,6 @@ class Coco:
     Args:
         where: the JSON file.
         split: a split of Karpathy's, e.g. `test`; without it, all of them.
-        captions: `lines` makes each line of a caption one of its own; `whole`, the default, does
-            not.
         root: folder that the names of pictures start from and that all have to lie in; by default
             the folder `val2017` beside that of `captions_val2017.json`, else the file's own.
 

@@ -37,10 +37,6 @@ class Parquet:
         text_field: the column with the caption, a list of captions, or a map (or struct) from
             language to these; several columns become a map from their names.
         label_field: a column with the class, as number or name.
-        class_names: names of the classes that are numbers, or the order of those that are names.
-        first_label: the number of the first class; by default 0.
-        language: which caption of a map is used; by default all are.
-        captions: `lines` makes each line of a text a caption; `whole`, the default, does not.
         root: folder that relative paths start from and that all have to lie in; by default that
             of the first file.
         cache_mb: megabytes of row groups held in memory.

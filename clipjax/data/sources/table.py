@@ -43,10 +43,6 @@ class Table:
             where there is none, the class is the text. Several columns become a map from their
             names.
         label_field: a column with the class, as name or number, for evaluation.
-        class_names: names of the classes that are numbers, or the order of those that are names.
-        first_label: the number of the first class; by default 0.
-        language: which caption of a map is used; by default all are.
-        captions: `lines` makes each line of a text a caption; `whole`, the default, does not.
         separator: `comma`, `semicolon`, `tab` or `pipe`, or the character, in place of that of the
             file's name; quotes are text beside tabs and `|`.
         root: folder that relative paths start from and that all have to lie in; by default that

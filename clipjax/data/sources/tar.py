@@ -48,8 +48,6 @@ class TarShards:
             `match_classes` says. Without any, a record that has no
             caption has the label alone: enough to evaluate with the evaluation's own names, not to
             train.
-        first_label: the number of the first class in `.cls`; by default 0.
-        language: which caption of a map is used; by default all are.
         captions: `lines` makes each line of a text a caption; `whole`, the default but where
             CLIP_benchmark says that the data is for retrieval, does not.
         key_ends: `first_dot`, or `last_dot` where keys hold dots; extensions then hold none.

@@ -46,7 +46,6 @@ class Tfds:
         language: which caption of a map is used, or of captions of which the feature `languages`
             says it, as `clipjax.data.packing.tfds_builder` writes them; by default all are.
         class_names: names of the labels. Those of TFDS serve only where they are words.
-        captions: `lines` makes each line of a text a caption; `whole`, the default, does not.
 
     Raises:
         ValueError: if split, field or class names are missing, the data is not prepared, or a file
