@@ -122,6 +122,3 @@ def check_options(constructor: Callable, options: Mapping[str, Any], path: str) 
     """Compares options with the constructor's annotations; ValueError if one does not fit."""
     note = " (one of digits stands beside `spec` in a mapping)"
     check_values(constructor, options, path, note=note)
-
-
-__all__ = ["SOURCES", "check_options", "make_source"]

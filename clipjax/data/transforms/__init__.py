@@ -16,7 +16,6 @@ from clipjax.data.transforms.captions import (
     ChooseCaption,
     DropWord,
     FilterCaption,
-    choose_text,
 )
 from clipjax.data.transforms.color import (
     ColorJitter,
@@ -80,25 +79,3 @@ def make_transform(
     """Builds one transform; the arguments are those of `make_transforms`, but for one spec."""
     size = {} if "image_size" in spec else {"image_size": image_size}
     return build(spec, TRANSFORMS, path=path, plugins=plugins, **size)
-
-
-__all__ = [
-    "TRANSFORMS",
-    "CaptionTemplate",
-    "ChooseCaption",
-    "ColorJitter",
-    "ComposeLayers",
-    "Cutout",
-    "DropWord",
-    "FilterCaption",
-    "RandomBackground",
-    "RandomBlur",
-    "RandomFlip",
-    "RandomResizedCrop",
-    "ResizeAndCrop",
-    "Transform",
-    "Warp",
-    "choose_text",
-    "make_transform",
-    "make_transforms",
-]
