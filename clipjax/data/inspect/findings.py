@@ -36,12 +36,7 @@ def checked_file(
 ) -> Checked:
     """Makes one finding of all that is wrong with a file.
 
-    Args:
-        examples: how many it has.
-        where: its name.
-        problems: what is wrong with it.
-        unusable: keys of examples by reason; they are counted, and the first of each is named. What
-            is left out on purpose is no problem.
+    `unusable` are keys of examples by reason: they are counted, and the first of each is named.
     """
     left_out = {reason: len(keys) for reason, keys in unusable.items() if is_filtered(reason)}
     found = [*problems]
