@@ -32,7 +32,12 @@ def configure() -> None:
     handler = _Handler(sys.stderr)
     handler.addFilter(_is_wanted)
     handler.setFormatter(LogFormatter())
+    root = python_logging.getLogger()
     logging.set_verbosity(logging.INFO)
-    logging.get_absl_logger().handlers.clear()
-    python_logging.basicConfig(handlers=[handler], level=python_logging.INFO, force=True)
+    for old in list(root.handlers):
+        root.removeHandler(old)
+    for old in list(logging.get_absl_logger().handlers):
+        logging.get_absl_logger().removeHandler(old)
+    root.addHandler(handler)
     python_logging.captureWarnings(True)
+    root.setLevel(python_logging.INFO)
