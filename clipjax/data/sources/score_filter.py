@@ -12,9 +12,8 @@ from absl import logging
 from clipjax.data.source import DataSource, keys_of
 from clipjax.data.sources.subset import Subset
 from clipjax.data.storage.file_reader import FileReader
-from clipjax.data.storage.files import stat, told_wrong_path
+from clipjax.data.storage.files import stat, wrong_path_told
 from clipjax.data.storage.paths import data_path
-from clipjax.data.storage.retrying import is_wrong_path
 
 _RULE = re.compile(r"(.+):(top|min)=([-+0-9.eE]+)")
 
@@ -86,20 +85,17 @@ def read_scores(where: str) -> Scores:
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(FileReader(stat(data_path(where)), block=1 << 20))
-        columns = file.schema_arrow.names
-        if not {"key", "score"} <= set(columns):
-            raise ValueError(
-                f"{where} has the columns {', '.join(columns)}; scores are in `key` and `score`"
-            )
-        hashes, scores = [], []
-        for batch in file.iter_batches(columns=["key", "score"]):
-            hashes.append(_hashes(batch["key"].to_pylist(), len(batch)))
-            scores.append(batch["score"].cast(pa.float32()).to_numpy(zero_copy_only=False))
-    except OSError as error:
-        if not is_wrong_path(error):
-            raise
-        raise ValueError(told_wrong_path(where, error)) from error
+        with wrong_path_told(where):
+            file = pq.ParquetFile(FileReader(stat(data_path(where)), block=1 << 20))
+            columns = file.schema_arrow.names
+            if not {"key", "score"} <= set(columns):
+                raise ValueError(
+                    f"{where} has the columns {', '.join(columns)}; scores are in `key` and `score`"
+                )
+            hashes, scores = [], []
+            for batch in file.iter_batches(columns=["key", "score"]):
+                hashes.append(_hashes(batch["key"].to_pylist(), len(batch)))
+                scores.append(batch["score"].cast(pa.float32()).to_numpy(zero_copy_only=False))
     except pa.ArrowException as error:
         raise ValueError(f"{where} is no whole Parquet file of scores: {error}") from error
     keys = np.concatenate(hashes) if hashes else np.zeros(0, np.uint64)

@@ -11,7 +11,7 @@ import errno
 import fnmatch
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -251,15 +251,22 @@ def _read_local(path: DataPath, offset: int, size: int) -> bytes:
         os.close(descriptor)
 
 
-def told_wrong_path(where: object, error: OSError) -> str:
-    """Says what is wrong with a path that cannot be read, see `is_wrong_path`."""
-    if isinstance(error, PermissionError):
-        return f"{where} may not be read: its owner has to allow it, by chmod +r"
-    if isinstance(error, IsADirectoryError):
-        return f"there is no file {where} to read: it is a folder, name a file of it"
-    if isinstance(error, FileNotFoundError):
-        return f"there is no file {where}"
-    return f"there is no file {where} to read: {error.strerror or error}"
+@contextlib.contextmanager
+def wrong_path_told(where: object) -> Iterator[None]:
+    """Says by a ValueError what is wrong with a path that cannot be read, see `is_wrong_path`."""
+    try:
+        yield
+    except OSError as error:
+        if not is_wrong_path(error):
+            raise
+        told = f"there is no file {where} to read: {error.strerror or error}"
+        if isinstance(error, PermissionError):
+            told = f"{where} may not be read: its owner has to allow it, by chmod +r"
+        elif isinstance(error, IsADirectoryError):
+            told = f"there is no file {where} to read: it is a folder, name a file of it"
+        elif isinstance(error, FileNotFoundError):
+            told = f"there is no file {where}"
+        raise ValueError(told) from error
 
 
 def read_all(path: DataPath) -> bytes:
@@ -269,12 +276,8 @@ def read_all(path: DataPath) -> bytes:
 
 def read_given(where: str) -> bytes:
     """Reads a whole file that a SPEC names; ValueError if there is none, or it may not be read."""
-    try:
+    with wrong_path_told(where):
         return read_all(data_path(where))
-    except OSError as error:
-        if not is_wrong_path(error):
-            raise
-        raise ValueError(told_wrong_path(where, error)) from error
 
 
 def write(path: DataPath, content: bytes) -> None:
