@@ -10,7 +10,12 @@ import numpy as np
 from PIL import Image
 
 from clipjax.array_types import Patches
-from clipjax.data.images.preprocess import INTERPOLATIONS, PIXELS, Preprocess
+from clipjax.data.images.preprocess import (
+    INTERPOLATIONS,
+    PIXELS,
+    Preprocess,
+    check_interpolation,
+)
 from clipjax.ranges import FieldError
 
 # The published rule searches the scale in this interval, to this width.
@@ -64,11 +69,7 @@ class PatchPreprocess:
             value = getattr(self, field)
             if not isinstance(value, int | np.integer) or value < 1:
                 raise FieldError(f"preprocess.{field} is {value!r}, at least 1 (whole) is allowed")
-        if self.interpolation not in tuple(INTERPOLATIONS):  # also what has no hash
-            raise FieldError(
-                f"preprocess.interpolation is {self.interpolation!r}; allowed are "
-                f"{', '.join(sorted(INTERPOLATIONS))}"
-            )
+        check_interpolation(self.interpolation)
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> "PatchPreprocess":

@@ -182,6 +182,14 @@ def as_array(image: bytes | np.ndarray | Image.Image) -> np.ndarray:
 PIXELS = {"clipjax": lambda image: to_rgb(as_pil(image)), "open_clip": decode_as_open_clip}
 
 
+def check_interpolation(name: Any) -> None:
+    """Refuses what is no key of INTERPOLATIONS."""
+    if name not in tuple(INTERPOLATIONS):  # also what has no hash
+        raise FieldError(
+            f"preprocess.interpolation is {name!r}; allowed are {', '.join(sorted(INTERPOLATIONS))}"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
     """The published evaluation path: resize with antialiasing, centre crop, uint8 RGB.
@@ -221,11 +229,7 @@ class Preprocess:
                 f"preprocess.resize is {self.resize!r}; allowed are 'shortest', 'squash' (and "
                 "'patches' in a Model: here images have one size)"
             )
-        if self.interpolation not in tuple(INTERPOLATIONS):  # also what has no hash
-            raise FieldError(
-                f"preprocess.interpolation is {self.interpolation!r}; allowed are "
-                f"{', '.join(sorted(INTERPOLATIONS))}"
-            )
+        check_interpolation(self.interpolation)
         if not isinstance(self.crop_fraction, int | float) or not 0 < self.crop_fraction <= 1:
             raise FieldError(
                 f"preprocess.crop_fraction is {self.crop_fraction!r}; allowed is what is above 0 "

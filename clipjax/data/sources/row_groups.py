@@ -8,7 +8,7 @@ import concurrent.futures
 import itertools
 import struct
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -190,22 +190,14 @@ def _distinct(column: pa.ChunkedArray) -> list[Any]:
         return []
 
 
-def _checked(read_file: Callable[[StoredFile], Any], file: StoredFile) -> Any:
+def _read_metadata(file: StoredFile) -> pq.FileMetaData:
     try:
-        return read_file(file)
+        found = pq.read_metadata(FileReader(file, block=_BLOCK))
+        found.schema.to_arrow_schema()  # raises, if it says of itself what cannot be
     except (pa.ArrowException, OSError, struct.error) as error:
         if not _is_damage(error):
             raise
         raise ValueError(f"{file.path} is no whole Parquet file: {error}") from error
-
-
-def _read_metadata(file: StoredFile) -> pq.FileMetaData:
-    def read_footer(file: StoredFile) -> pq.FileMetaData:
-        found = pq.read_metadata(FileReader(file, block=_BLOCK))
-        found.schema.to_arrow_schema()  # raises, if it says of itself what cannot be
-        return found
-
-    found = _checked(read_footer, file)
     if found.num_rows > MAX_ROWS * file.size:
         raise ValueError(f"{file.path} has {file.size:,} bytes, and says {found.num_rows:,} rows")
     return found

@@ -56,7 +56,11 @@ class ScoreFilter(Subset):
                 f"the filter {rule!r} is none of FILE.parquet:top=0.3 and FILE.parquet:min=0.28, "
                 "and no list of uids, UIDS.npy or UIDS.txt"
             )
-        where, kind, limit = found[1], found[2], _number(found[3], rule)
+        where, kind, written = found.groups()
+        try:
+            limit = float(written)
+        except ValueError as error:
+            raise ValueError(f"the filter {rule!r}: {written!r} is no number") from error
         if kind == "top" and not 0 < limit <= 1:
             raise ValueError(f"the filter {rule!r} takes the best {limit}: expected a part of 1")
         told = read_scores(where)
@@ -142,10 +146,3 @@ def _hashes(keys: Iterable[str], count: int) -> np.ndarray:
     """64 bits of a hash of each of so many keys, one after the other: 8 bytes a key are held."""
     digests = (hashlib.blake2b(str(key).encode(), digest_size=8).digest() for key in keys)
     return np.fromiter((int.from_bytes(d, "little") for d in digests), np.uint64, count)
-
-
-def _number(text: str, rule: str) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise ValueError(f"the filter {rule!r}: {text!r} is no number") from error

@@ -98,7 +98,9 @@ class ShardCache:
         return self.directory / (sha256(identity)[:40] + ".shard")
 
     def _make_room(self, size: int, asked: float | None) -> bool:
-        entries = sorted((p.stat().st_mtime, p.stat().st_size, p) for p in self._entries())
+        entries = sorted(
+            (p.stat().st_mtime, p.stat().st_size, p) for p in self.directory.glob("*.shard")
+        )
         excess = sum(length for _, length, _ in entries) + size - self.budget
         leaving = []
         for used, length, path in entries:
@@ -112,9 +114,6 @@ class ShardCache:
         for path in leaving:
             path.unlink(missing_ok=True)
         return True
-
-    def _entries(self) -> list[Path]:
-        return list(self.directory.glob("*.shard"))
 
     def _download(self, shard: StoredFile, sha256: str) -> DataPath:
         path = self._path(shard)

@@ -1,5 +1,6 @@
 """The uid of every record of a tar shard, as its `.json` says it: read once, and kept."""
 
+import contextlib
 import json
 import zlib
 from typing import Any
@@ -27,14 +28,14 @@ def uids_of(shard: StoredFile, index: TarIndex) -> list[Any]:
     path = DataPath(str(cache_dir() / "tar_uids" / name))
     try:
         digest, _, packed = read_all(path).partition(b"\n")
-        if digest == _digest(packed) and len(found := json.loads(packed)) == len(index):
+        if digest == sha256(packed).encode() and len(found := json.loads(packed)) == len(index):
             return found
         logging.warning("%s is damaged, and made anew.", path)
     except FileNotFoundError:
         pass
     found = _read(shard, index)
     packed = json.dumps(found).encode()
-    write(path, _digest(packed) + b"\n" + packed)
+    write(path, sha256(packed).encode() + b"\n" + packed)
     return found
 
 
@@ -46,19 +47,7 @@ def _read(shard: StoredFile, index: TarIndex) -> list[Any]:
         if part is not None:
             file.seek(part.offset)
             content = file.read(part.size)
-            if zlib.crc32(content) == part.crc:
-                uid = _uid_of(content)
-        found.append(uid)
+            with contextlib.suppress(ValueError, AttributeError, RecursionError):
+                uid = parse_fields(content).get("uid") if zlib.crc32(content) == part.crc else None
+        found.append(uid if isinstance(uid, str) else None)
     return found
-
-
-def _uid_of(content: bytes) -> Any:
-    try:
-        uid = parse_fields(content).get("uid")
-    except (ValueError, AttributeError, RecursionError):
-        return None
-    return uid if isinstance(uid, str) else None
-
-
-def _digest(content: bytes) -> bytes:
-    return sha256(content).encode()
