@@ -50,8 +50,8 @@ class Retrieval(Evaluation):
     name: str = "retrieval"
 
     ranges: ClassVar[Mapping[str, Rule]] = {
-        **Evaluation.ranges,
         "ks": Many(whole(), "whole numbers from 1", at_least=1),
+        **Evaluation.ranges,
     }
 
     def __post_init__(self) -> None:

@@ -116,7 +116,6 @@ class ZeroShot(Evaluation):
     name: str = "zero_shot"
 
     ranges: ClassVar[Mapping[str, Rule]] = {
-        **Evaluation.ranges,
         "templates": Optional(
             AnyOf((Text("a name or a file"), Many(Text(), "texts"), Group("class -> its prompts"))),
             "the dataset's, else `simple`",
@@ -125,6 +124,7 @@ class ZeroShot(Evaluation):
             AnyOf((Text("a name or a file"), Many(Text(), "texts"))), "the source's"
         ),
         "classes": Choice(CLASSES),
+        **Evaluation.ranges,
     }
 
     def __post_init__(self) -> None:
