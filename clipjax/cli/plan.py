@@ -20,7 +20,7 @@ _JSON = flags.DEFINE_string("json", None, "File to write the plan to as JSON.")
 _MFU = flags.DEFINE_float("mfu", 0.40, "Assumed model FLOPs utilisation of the run, (0, 1].")
 _PRICE = flags.DEFINE_float("price", None, "USD for one chip and hour; prints the run's cost.")
 _SEARCH = flags.DEFINE_bool("search", False, "Compile other settings and batches, too: minutes.")
-_COMPILATIONS = flags.DEFINE_integer("search_compilations", 6, "Settings to compile at most.")
+_COMPILATIONS = flags.DEFINE_integer("search_compilations", 8, "Settings to compile at most.")
 flags.adopt_module_key_flags(opening)
 
 
@@ -55,13 +55,24 @@ def main(argv: list[str]) -> int:
     show_page(planning.to_text(plan, assumptions))
     result = planning.to_json(plan, assumptions)
     if _SEARCH.value:
-        candidates = planning.search_settings(
-            resolved, topology, plan, max_compilations=_COMPILATIONS.value
-        )
+        # Half of the compilations for what fits, half for other ways to run the best of it.
+        first_half = _COMPILATIONS.value - _COMPILATIONS.value // 2
+        candidates = planning.search_settings(resolved, topology, plan, max_compilations=first_half)
         show_page(planning.settings_to_text(candidates, plan))
+        best = planning.best_setting(candidates, plan)
+        variations = []
+        if best is not None and best.plan is not None:
+            variations = planning.search_variations(
+                planning.with_setting(resolved, best.setting),
+                topology,
+                best.plan,
+                max_compilations=_COMPILATIONS.value // 2,
+            )
+            show_page(planning.variations_to_text(variations))
         batch = planning.largest_batch(resolved, topology, plan)
         show_page(planning.largest_batch_to_text(batch, plan))
         result["search"] = planning.search_to_json(candidates, batch)
+        result["search"]["variations"] = planning.variations_to_json(variations)
     if table:
         write(table, (json.dumps(result, indent=2) + "\n").encode("utf-8"))
     return 0 if plan.fits else 1

@@ -213,14 +213,20 @@ def settings_to_text(candidates: Sequence[Candidate], plan: Plan) -> str:
             f"  and {len(unknown) - _UNKNOWN_SHOWN} with as much recomputation or more, not "
             "compiled (--search_compilations)"
         )
-    fitting = [c for c in candidates if c.plan is not None and c.plan.fits]
-    if fitting:
-        best = min(
-            fitting, key=lambda c: (recomputation_order(plan.step.spec, c.setting), _bound(c))
-        )
+    best = best_setting(candidates, plan)
+    if best is not None:
         flags = " ".join(best.setting.flags(plan.batch_size, plan.setting)) or "as planned above"
         lines += ["", f"Least recomputation that fits, as compiled: {flags}"]
     return "\n".join(lines)
+
+
+def best_setting(candidates: Sequence[Candidate], plan: Plan) -> Candidate | None:
+    """Of those that fit, the one of least recomputation, then of the fastest bound."""
+    return min(
+        (c for c in candidates if c.plan is not None and c.plan.fits),
+        key=lambda c: (recomputation_order(plan.step.spec, c.setting), _bound(c)),
+        default=None,
+    )
 
 
 def largest_batch_to_text(batch: tuple[int, dict[int, bool]], plan: Plan) -> str:

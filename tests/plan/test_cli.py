@@ -73,3 +73,24 @@ def test_a_batch_that_does_not_divide():
     done = run_plan("--config", "configs/smoke.py:batch_size=30", "--topology", "v5e:2x2")
     assert done.returncode == 1
     assert "config.batch_size = 30 does not divide" in done.stderr
+
+
+@pytest.mark.gpu
+def test_a_plan_for_two_hosts_of_four_gpus(tmp_path):
+    path = tmp_path / "plan.json"
+    done = run_plan(
+        "--config", "configs/smoke.py", "--topology", "h100:2x4", "--json", str(path),
+        "--config.dtype=bfloat16", "--config.remat=dots",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "smoke at batch 32 on h100:2x4: FITS" in done.stdout
+    assert "8 GPUs, 2 hosts; mesh data 8" in done.stdout
+    assert "Not settled without a device" in done.stdout
+    found = json.loads(path.read_text())
+    # cuDNN's attention was traced for a GPU that is not there, and its products are counted.
+    kernels = found["flops"]["compiled"]["kernels"]
+    assert {"__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"} <= set(kernels)
+    assert found["flops"]["compiled"]["uncounted"] == {}
+    assert 0.9 < found["flops"]["compiled_over_model"] < 1.1
+    assert found["hbm_traffic"]["hbm"] > 0
+    assert {c["kind"] for c in found["collectives"]} >= {"all-gather", "reduce-scatter"}

@@ -3,8 +3,8 @@
 import dataclasses
 import json
 
-import jax
 import pytest
+from small_plan import small_config
 
 from clipjax.experiment import resolve
 from clipjax.models import resolve_spec
@@ -26,27 +26,6 @@ from clipjax.plan.search import (
     with_setting,
 )
 from clipjax.plan.topology import Topology
-from configs.smoke import get_config
-
-
-def small_config():
-    config = get_config("batch_size=64")
-    config.dtype = "bfloat16"
-    config.remat = "dots"
-    config.mesh.data, config.mesh.fsdp = 4, 2
-    config.sharding = "fsdp"
-    return config
-
-
-@pytest.fixture(scope="module")
-def topology():
-    devices = tuple(jax.devices())
-    return Topology("v5e:2x4", CHIPS["v5e"], len(devices), devices, num_hosts=2)
-
-
-@pytest.fixture(scope="module")
-def plan(topology):
-    return make_plan(resolve(small_config()), topology)
 
 
 def test_flops_are_those_of_the_model(plan):
@@ -326,7 +305,8 @@ def test_overrides_of_a_setting():
     found = changed.settings
     assert (found.batch_size, found.micro_batch_size, found.remat) == (128, 32, "full")
     assert dataclasses.asdict(found.mesh) == {"data": -1, "fsdp": 1, "tensor": 1}
-    assert changed.model.image_encoder.remat == "full" and changed.stages[0].batch_size == 128
+    assert changed.model.image_encoder.execution.remat == "full"
+    assert changed.stages[0].batch_size == 128
     assert resolved.settings.batch_size == 64
 
 

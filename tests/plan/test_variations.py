@@ -1,0 +1,94 @@
+"""Other ways to run a step: which are tried, which are kept; without compiling."""
+
+import dataclasses
+
+import pytest
+from small_plan import small_config
+
+from clipjax.experiment import resolve
+from clipjax.plan.variations import (
+    search_variations,
+    variations_to_json,
+    variations_to_text,
+    with_value,
+)
+
+
+@pytest.fixture
+def resolved():
+    return resolve(small_config())
+
+
+@pytest.fixture
+def run(resolved, topology, plan):
+    """Searches on devices of a given capacity, in units of what the step needs."""
+
+    def run(capacity, limit=9, refuse=""):
+        first = dataclasses.replace(plan, capacity_bytes=capacity * plan.needed_bytes)
+        calls = []
+        plan_fn = compiler(first, calls, refuse=refuse)
+        found = search_variations(
+            resolved, topology, first, max_compilations=limit, plan_fn=plan_fn
+        )
+        return found, calls
+
+    return run
+
+
+def compiler(first, calls, *, refuse=""):
+    """Attention by XLA is slower, no scan faster but of twice the memory, a large tile faster."""
+
+    def plan_fn(resolved, topology):
+        settings = resolved.settings
+        if settings.loss.tile_size == refuse:
+            raise ValueError("config.loss.tile_size: not here")
+        seconds = {"auto": 1.0, "xla": 1.2}[settings.attention]
+        seconds *= 1.0 if settings.scan_layers is True else 0.8
+        seconds *= 0.9 if settings.loss.tile_size == 4096 else 1.0
+        needed = first.needed_bytes * (1 if settings.scan_layers is True else 2)
+        calls.append((settings.attention, settings.scan_layers, settings.loss.tile_size))
+        return dataclasses.replace(
+            first,
+            needed_bytes=needed,
+            fits=needed <= first.capacity_bytes,
+            bounds=first.bounds._replace(step_s=seconds * first.bounds.step_s),
+        )
+
+    return plan_fn
+
+
+def test_what_lowers_the_bound_is_kept_for_the_next(run):
+    found, calls = run(capacity=3)
+    assert calls == [
+        ("xla", True, None),
+        ("auto", False, None),
+        ("auto", False, 1024),
+        ("auto", False, 4096),
+    ]
+    kept = [v.flag for v in found if v.kept]
+    assert kept == ["--config.scan_layers=false", "--config.loss.tile_size=4096"]
+    page = variations_to_text(found)
+    assert page.endswith(f"Fastest bound: {' '.join(kept)}")
+    assert [row["kept"] for row in variations_to_json(found)] == [False, True, False, True]
+
+
+def test_what_does_not_fit_or_is_refused_is_not_kept(run):
+    found, calls = run(capacity=1.5, refuse=4096)
+    assert [v.flag for v in found if v.kept] == []
+    page = variations_to_text(found)
+    assert "does not fit" in page
+    assert "refused: config.loss.tile_size: not here" in page
+    assert page.endswith("none of these; as it is")
+    assert len(calls) == 3
+
+
+def test_compilations_are_limited(run):
+    found, calls = run(capacity=3, limit=2)
+    assert len(calls) == len(found) == 2
+
+
+def test_a_value_is_set_at_its_path(resolved):
+    settings = resolved.settings
+    changed = with_value(settings, "loss.tile_size", 4096)
+    assert changed.loss.tile_size == 4096
+    assert dataclasses.replace(changed, loss=settings.loss) == settings
