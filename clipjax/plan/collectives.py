@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from clipjax.plan.flops import LOSS
 from clipjax.plan.hlo import Computation, Instruction, Module, Visit, matched
 
 KINDS = (
@@ -113,8 +114,7 @@ def _part(instruction: Instruction, computation: Computation) -> str:
 
 
 def _is_loss(instruction: Instruction) -> bool:
-    # Nothing but the loss uses shard_map; the rest is left to the partitioner.
-    return "shard_map" in instruction.op_name
+    return LOSS.search(instruction.op_name) is not None
 
 
 def collective_kind(module: Module, visit: Visit) -> str | None:

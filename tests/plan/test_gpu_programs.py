@@ -67,6 +67,28 @@ ENTRY %main (a: bf16[8,8]) -> bf16[8,8] {
     assert flops.total == 1234
 
 
+@pytest.mark.parametrize(
+    ("op_name", "part"),
+    [
+        ("jit(step)/jvp()/shard_map/dot_general", "loss"),
+        ("jit(step)/jvp(CLIP)/image_encoder/blocks/attention/shard_map/pallas_call", "forward"),
+        ("jit(step)/transpose(jvp(CLIP))/blocks/attention/shard_map/pallas_call", "backward"),
+        ("jit(step)/rematted_computation/blocks/attention/shard_map/pallas_call", "recomputed"),
+    ],
+)
+def test_a_kernel_of_attention_in_a_shard_map_is_not_the_loss(op_name, part):
+    text = f"""\
+HloModule m
+
+ENTRY %main (a: bf16[8,8]) -> bf16[8,8] {{
+  %a = bf16[8,8]{{1,0}} parameter(0)
+  ROOT %b = bf16[8,8]{{1,0}} dot(%a, %a), lhs_contracting_dims={{1}}, rhs_contracting_dims={{0}}, metadata={{op_name="{op_name}"}}
+}}
+"""  # noqa: E501
+    flops = count_flops(walk(parse(text)))
+    assert flops.by_part[part] == flops.total == 2 * 8**3
+
+
 def test_traffic_of_a_scanned_program():
     module, visits = read("scan")
     rows, weight = ROWS * WIDTH * 2, WIDTH * WIDTH * 2
