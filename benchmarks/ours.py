@@ -1,9 +1,12 @@
 """clipjax's side: the training step of a config, as `clipjax train` builds it; encoding; a loss."""
 
+import dataclasses
 import functools
 import re
+import tempfile
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import clipjax
+import clipjax.experiment as experiment
 from benchmarks.common import MissingError, gpus, status_bytes
+from benchmarks.embeddings import random_embeddings
 from benchmarks.sizes import (
     B2,
     EPS,
@@ -40,7 +45,7 @@ TPU_KINDS = {
     "TPU v6 lite": "v6e",
     "TPU7x": "tpu7x",
 }
-EXECUTION = ("remat", "scan_layers", "attention")  # fields of a config that change no number
+EXECUTION = ("remat", "scan_layers", "attention")  # fields of a config that say how it runs
 
 
 def check_platform() -> None:
@@ -123,6 +128,21 @@ def make_config(size: Size, changes: Mapping[str, Any]) -> Any:
     return config
 
 
+def resolve_config(size: Size, changes: Mapping[str, Any]) -> Any:
+    """What the config decides.
+
+    Raises:
+        MissingError: this tree has no such field, or not that value of it.
+    """
+    config = make_config(size, changes)
+    try:
+        return resolve(config, to_run=False)
+    except ValueError as error:
+        if not changes:
+            raise
+        raise MissingError(str(error)) from None
+
+
 def make_batch(program: Any, spec: Mapping[str, Any]) -> Any:
     """Random pixels and tokens, whole lengths, on the device."""
     rng = np.random.default_rng(SEED)
@@ -146,8 +166,11 @@ def make_step(size: Size, changes: Mapping[str, Any] | None = None) -> tuple[Ste
         changes: of the config, by dotted names; nothing changed is the default.
     """
     check_platform()
-    resolved = resolve(make_config(size, changes or {}), to_run=False)
+    resolved = resolve_config(size, changes or {})
     program = build_program(resolved)
+    if hasattr(experiment, "fitting_program"):  # what config.remat = auto takes, as a run asks it
+        with tempfile.TemporaryDirectory() as workdir:
+            program = experiment.fitting_program(resolved, program, Path(workdir))
     with program.scope():
         batch = make_batch(program, program.spec)
         state = program.create_state(SEED)
@@ -162,9 +185,8 @@ def make_step(size: Size, changes: Mapping[str, Any] | None = None) -> tuple[Ste
     memory = compiled.memory_analysis()
     facts = {
         **device_facts(),
-        "settings": {
-            name: getattr(settings, name) for name in EXECUTION if hasattr(settings, name)
-        },
+        "settings": {name: getattr(settings, name) for name in EXECUTION},
+        "execution": dataclasses.asdict(program.execution),
         "changes": dict(changes or {}),
         "loss_settings": {
             name: getattr(settings.loss, name)
@@ -180,7 +202,8 @@ def make_step(size: Size, changes: Mapping[str, Any] | None = None) -> tuple[Ste
 
     def run() -> jax.Array:
         nonlocal state
-        state, metrics = compiled(state, batch)
+        with program.scope():  # as the loop calls it; what was compiled above is not compiled again
+            state, metrics = program.step(state, batch)
         return metrics["loss"]
 
     return Step(run, float, facts, peak_bytes), compiled
@@ -212,18 +235,9 @@ def make_loss_step(batch: int, embed: int, layout: str) -> Step:
     return Step(run, float, facts, peak_bytes)
 
 
-def random_embeddings(batch: int, embed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Unit rows, the texts near their images, as a trained model has them."""
-    rng = np.random.default_rng(SEED)
-    image = rng.standard_normal((batch, embed), np.float32)
-    text = image + rng.standard_normal((batch, embed), np.float32)
-    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (image, text)]
-    return unit[0], unit[1]
-
-
 def make_model(size: Size) -> Any:
     """A `clipjax.Model` with random weights."""
     check_platform()
-    resolved = resolve(make_config(size, {}), to_run=False)
+    resolved = resolve_config(size, {})
     variables = unbox(resolved.stages[-1].init_variables(jax.random.key(SEED)))
     return clipjax.Model(resolved.spec, variables, batch_size=size.examples, dtype=size.dtype)

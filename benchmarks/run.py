@@ -48,7 +48,7 @@ STARTS = {
         "import open_clip",
     ],
 }
-START_CASE = "start of a process"
+START_CASE = "launch of a process"
 
 
 def main() -> int:
