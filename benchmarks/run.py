@@ -76,7 +76,7 @@ def main() -> int:
         print(f"### {name}", flush=True)
         rows = start_rows(turns) if name == START_CASE else case_rows(name, CASES[name], turns)
         for row in rows:
-            print(f"  {one_line(row)}", flush=True)
+            print(f"  {row['case']}: {one_line(row)}", flush=True)
         document["rows"] += rows
         document["load_average_at_the_end"] = load_average()
         write_json(options.out, document)  # what was measured is kept, whatever comes next

@@ -40,6 +40,9 @@ REPLACED = {
     "parity.py --family": "parity.py --help --family",
     "loss.py --part": "loss.py --help --part",
     "benchmarks/plan.py": "benchmarks/plan.py --help",
+    "benchmarks/accelerator.py --": "benchmarks/accelerator.py --list --",
+    "benchmarks.run --": "benchmarks.run --help --",
+    "benchmarks/check.py": "benchmarks/check.py --help",
 }
 GCLOUD = """#!/bin/bash
 # The pod is this folder: what is to run on all workers runs here, once.
