@@ -112,7 +112,15 @@ class LossSettings:
     layout: str = _field(
         "auto", Choice(("auto", "dense", "gather", "grid", "ring")), "how devices share the pairs"
     )
-    tile_size: int | None = _field(None, Optional(whole(), "chosen"), "columns a tile")
+    tile_size: int | None = _field(
+        None, Optional(whole(), "that of the platform"), "longest edge of a tile of logits"
+    )
+    dtype: str = _field(
+        "auto",
+        Choice(("auto", "float32", "bfloat16")),
+        "that the embeddings are gathered and multiplied in; `auto` is float32 on a CPU and with "
+        "`dtype = float32`, else bfloat16",
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

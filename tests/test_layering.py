@@ -24,6 +24,7 @@ LAYERS = (
         "importing",
         "metric_writers",
         "partitioning",
+        "platforms",
         "prefetching",
         "printable",
         "ranges",

@@ -198,12 +198,16 @@ def make_objective_of(settings: Settings, spec: Mapping[str, Any], mesh: Mesh | 
         spec: of the model.
         mesh: of the devices; None is that of the context where a step is traced.
     """
+    # A model that computes in float32 is not to be rounded behind its last layer.
+    dtype = "float32" if settings.dtype == "float32" else "auto"
+    of_pairs = settings.loss.name in PAIR_RULES
     with named("config.loss"):
         pair_loss = make_loss(
             settings.loss.name,
             mesh=mesh,
             layout=settings.loss.layout,
             tile_size=settings.loss.tile_size,
+            dtype=dtype if settings.loss.dtype == "auto" and of_pairs else settings.loss.dtype,
             plugins=ANY_MODULE,
         )
     return make_objective(

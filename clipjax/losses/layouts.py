@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from clipjax.array_types import Array
@@ -126,11 +127,19 @@ class BatchDevices:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How the blocks of logits are laid over the devices, and the tile to work in."""
+    """How the blocks of logits are laid over the devices, and the tile to work in.
+
+    Attributes:
+        rule: the loss, tile by tile.
+        devices: that share the batch.
+        tile_size: longest edge of a tile.
+        dtype: that the embeddings are gathered and multiplied in.
+    """
 
     rule: PairRule
     devices: BatchDevices
     tile_size: int
+    dtype: np.dtype
 
     def own_ids(self, length: int) -> Array:
         """Global indices of this device's examples."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import logging
 from jax.sharding import AbstractMesh, Mesh
 
@@ -26,7 +27,9 @@ PAIR_RULES: dict[str, PairRule] = {"clip": SoftmaxPairs(), "siglip": SigmoidPair
 
 LossFn = Callable[..., tuple[Array, dict[str, Array]]]
 
-DEFAULT_TILE_SIZE = 1024
+TILE_SIZES = {"cpu": 1024, "gpu": 4096, "tpu": 1024}
+"""Longest edge of a tile by platform; docs/losses.md has what was measured and compiled."""
+DTYPES = ("auto", "float32", "bfloat16")
 DENSE_MAX_BATCH = 512
 RING_MIN_BYTES = 2 * 2**30
 
@@ -63,6 +66,7 @@ def make_loss(
     axis_name: str | Sequence[str] | None = None,
     layout: str = "auto",
     tile_size: int | None = None,
+    dtype: str = "auto",
     plugins: Sequence[str] = (),
 ) -> LossFn:
     """Make the exact contrastive loss over the global batch.
@@ -89,7 +93,10 @@ def make_loss(
             default.
         layout: "dense", "gather", "grid", "ring", or "auto" (see `choose_layout`; the choice is
             logged). All give the same numbers.
-        tile_size: longest edge of a tile of logits; None for 1,024.
+        tile_size: longest edge of a tile of logits; None for that of the platform, `TILE_SIZES`.
+        dtype: that the embeddings are gathered and multiplied in, "float32" or "bfloat16"; sums are
+            float32 either way, and so is the gradient of float32 embeddings. "auto" is bfloat16 on
+            GPUs and TPUs, and the embeddings' own on a CPU (see docs/losses.md for the errors).
         plugins: modules that the name may import, see `clipjax.building.resolve`.
 
     Returns:
@@ -124,7 +131,7 @@ def make_loss(
     dense = name if callable(name) else resolve(name, LOSSES, path="loss", plugins=plugins)
     rule = PAIR_RULES.get(name) if isinstance(name, str) else None
     label = name if isinstance(name, str) else getattr(name, "__name__", repr(name))
-    _check_options(label, rule, layout, tile_size)
+    _check_options(label, rule, layout, tile_size, dtype)
     placement_of = make_placement(mesh, batch_axes, axis_name)
     logged: set[str] = set()
 
@@ -151,29 +158,47 @@ def make_loss(
         placement = placement_of(image_embeds, text_embeds)
         batch_size, num_devices = placement.batch_size(image_embeds), placement.devices.num_devices
         choice = chosen(batch_size, image_embeds.shape[1], num_devices)
+        edge = tile_size or TILE_SIZES[placement.platform]
+        own = jnp.promote_types(image_embeds.dtype, text_embeds.dtype)
+        products = own if rule is None else _product_dtype(dtype, own, placement.platform)
         if choice not in logged:
             logged.add(choice)
             logging.info(
-                "Loss %s: layout %s, %d device(s), batch %d, tiles up to %d.",
-                *(label, choice, num_devices, batch_size, tile_size or DEFAULT_TILE_SIZE),
+                "Loss %s: layout %s, %d device(s), batch %d, tiles up to %d, products of %s.",
+                *(label, choice, num_devices, batch_size, edge, products),
             )
         inputs = image_embeds, text_embeds, logit_scale, bias
-        if rule is None or choice == "dense":
+        if rule is None:
             return placement.run_dense(dense_with_metrics, inputs)
+        if choice == "dense":
+            image, text = image_embeds.astype(products), text_embeds.astype(products)
+            return placement.run_dense(dense_with_metrics, (image, text, logit_scale, bias))
         # A softmax does not see a constant shift: without the bias its gradient is exactly zero.
         inputs = (*inputs[:3], bias if rule.uses_bias else None)
-        image, text, scale, bias = placement.shard(inputs)
-        dtype = jnp.promote_types(image.dtype, text.dtype)
-        plan = LAYOUTS[choice](rule, placement.devices, tile_size or DEFAULT_TILE_SIZE)
-        loss, metrics = pair_loss(
-            plan, placement.mesh, image.astype(dtype), text.astype(dtype), scale, bias
-        )
+        plan = LAYOUTS[choice](rule, placement.devices, edge, products)
+        loss, metrics = pair_loss(plan, placement.mesh, *placement.shard(inputs))
         return loss, jax.lax.stop_gradient(metrics)
 
     return loss_fn
 
 
-def _check_options(name: str, rule: PairRule | None, layout: str, tile_size: int | None) -> None:
+def _product_dtype(dtype: str, own: np.dtype, platform: str) -> np.dtype:
+    """The dtype of the products, of what is asked for and the embeddings' own."""
+    if dtype != "auto":
+        return jnp.dtype(dtype)
+    return jnp.dtype(jnp.bfloat16) if platform != "cpu" and own == jnp.float32 else own
+
+
+def _check_options(
+    name: str, rule: PairRule | None, layout: str, tile_size: int | None, dtype: str
+) -> None:
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype = {dtype!r} is unknown; allowed are {', '.join(DTYPES)}")
+    if rule is None and dtype != "auto":
+        raise ValueError(
+            f"dtype = {dtype!r}, but the loss {name!r} has no row in PAIR_RULES: it multiplies as it "
+            'is written; leave dtype at "auto"'
+        )
     allowed = ("auto", "dense", *LAYOUTS)
     if layout not in allowed:
         raise ValueError(f"layout = {layout!r} is unknown; allowed are {', '.join(allowed)}")

@@ -56,11 +56,31 @@ class PairRule(Protocol):
         """`directions * batch * dloss/dlogit` on the diagonal."""
 
 
-def cosines(rows: Array, columns: Array) -> Array:
-    """`rows @ columns.T`, accumulated in float32 whatever the inputs are."""
+def product(left: Array, right: Array, contract: tuple[int, int]) -> Array:
+    """A matrix product that rounds neither factor and accumulates in float32, on any platform.
+
+    Products of bfloat16 numbers are exact in float32. Of float32 numbers they need the highest
+    precision: by default a TPU rounds the factors to bfloat16 and a GPU to TF32, and the negatives
+    would be of other numbers than the positives, which are multiplied element by element.
+
+    Args:
+        left: a matrix, float32 or bfloat16.
+        right: likewise, of the same dtype.
+        contract: the dimension of each that is summed over.
+    """
+    exact = left.dtype == right.dtype == jnp.bfloat16
     return lax.dot_general(
-        rows, columns, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
+        left,
+        right,
+        ((contract[:1], contract[1:]), ((), ())),
+        precision=None if exact else lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
     )
+
+
+def cosines(rows: Array, columns: Array) -> Array:
+    """`rows @ columns.T`, float32 whatever the inputs are."""
+    return product(rows, columns, (1, 1))
 
 
 def dense_logits(

@@ -12,6 +12,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from clipjax.array_types import Array
 from clipjax.losses.layouts import BatchDevices
+from clipjax.platforms import platform_of
 
 DEFAULT_BATCH_AXES = ("data", "fsdp")
 
@@ -25,6 +26,11 @@ class GlobalArrays:
 
     mesh: Mesh | AbstractMesh | None
     devices: BatchDevices
+
+    @property
+    def platform(self) -> str:
+        """What the loss runs on: cpu, gpu or tpu."""
+        return platform_of(self.mesh)
 
     def batch_size(self, image_embeds: Array) -> int:
         """The global batch."""
@@ -67,6 +73,11 @@ class LocalSlices:
 
     devices: BatchDevices
     mesh: None = None
+
+    @property
+    def platform(self) -> str:
+        """What the loss runs on: cpu, gpu or tpu."""
+        return platform_of(None)
 
     def batch_size(self, image_embeds: Array) -> int:
         """The global batch."""

@@ -88,6 +88,7 @@ def _local_forward(
     layout: AnyLayout, image: Array, text: Array, logit_scale: Array, logit_bias: Array | None
 ) -> Any:
     batch = image.shape[0] * layout.devices.num_devices
+    image, text = image.astype(layout.dtype), text.astype(layout.dtype)
     affine = _affine(logit_scale, logit_bias)
     cosine, positives = _positives(image, text, affine)
     rows, columns, kept = layout.forward(image, text, affine)
@@ -101,7 +102,7 @@ def _local_forward(
     }
     sums = _sum_together(layout, sums)
     # The sum of all cosines is one product of two sums: no second pass over the pairs.
-    negative = jnp.vdot(sums["image"], sums["text"]) - sums["positive"]
+    negative = jnp.vdot(sums["image"], sums["text"], precision="highest") - sums["positive"]
     metrics = {
         "image_to_text_top1": sums["image_to_text"] / batch,
         "text_to_image_top1": sums["text_to_image"] / batch,
@@ -116,7 +117,9 @@ def _local_forward(
 def _local_backward(
     layout: AnyLayout, inputs: Any, residuals: Any, kept: Any, cotangent: Array
 ) -> Any:
-    image, text, logit_scale, logit_bias = inputs
+    *given, logit_scale, logit_bias = inputs
+    # As the forward pass rounded them; their gradient is not rounded with them.
+    image, text = (x.astype(layout.dtype) for x in given)
     batch = image.shape[0] * layout.devices.num_devices
     affine = _affine(logit_scale, logit_bias)
     _, positives = _positives(image, text, affine)
@@ -133,8 +136,8 @@ def _local_backward(
     sums = _sum_together(layout, sums)
     d_bias = None if logit_bias is None else sums["bias"].astype(logit_bias.dtype)
     return (
-        d_image.astype(image.dtype),
-        d_text.astype(text.dtype),
+        d_image.astype(given[0].dtype),
+        d_text.astype(given[1].dtype),
         sums["scale"].astype(logit_scale.dtype),
         d_bias,
     )

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from clipjax.array_types import Array
-from clipjax.losses.pair_rule import PairRule, Stats, cosines
+from clipjax.losses.pair_rule import PairRule, Stats, cosines, product
 
 
 class Side(NamedTuple):
@@ -113,9 +113,9 @@ def backward_tiles(
             if d_bias is not None:
                 d_bias = d_bias + jnp.sum(weights)
             weights = weights.astype(dtype)
-            of_row = _take(d_rows, i) + _product(weights, column.embeds, 1)
+            of_row = _take(d_rows, i) + product(weights, column.embeds, (1, 0))
             if d_column is not None:
-                d_column = d_column + _product(weights, row.embeds, 0)
+                d_column = d_column + product(weights, row.embeds, (0, 0))
             return _put(d_rows, i, of_row), d_column, d_bias
 
         d_rows, d_column, d_bias = lax.fori_loop(
@@ -138,12 +138,6 @@ def _negative_logits(rows: Side, columns: Side, affine: Affine, padded: bool) ->
     if padded:
         masked = masked | (rows.ids < 0)[:, None] | (columns.ids < 0)[None, :]
     return jnp.where(masked, -jnp.inf, logits)
-
-
-def _product(weights: Array, embeds: Array, contract: int) -> Array:
-    return lax.dot_general(
-        weights, embeds, (((contract,), (0,)), ((), ())), preferred_element_type=jnp.float32
-    )
 
 
 def _cut(tree: Any, size: int | tuple[int, ...], id_fill: int) -> Any:
