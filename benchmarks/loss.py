@@ -2,9 +2,11 @@
 
     python benchmarks/loss.py --part cpu     needs the extras [interop]
     python benchmarks/loss.py --part tpu     needs the extra [tpu]; no TPU
+    python benchmarks/loss.py --part error   the two dtypes of the products, against float64
 
 CPU: open_clip's ClipLoss in torch, the dense JAX loss and clipjax, interleaved; every memory figure
-in a process of its own. TPU: ahead-of-time compilation for a topology; nothing runs.
+in a process of its own. TPU: ahead-of-time compilation for a topology; nothing runs. Errors: on a
+CPU, where products of bfloat16 are exact and sums are float32, as in a matrix unit.
 """
 
 import argparse
@@ -22,7 +24,7 @@ REPEATS = 5
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--part", choices=["cpu", "tpu"], required=True)
+    parser.add_argument("--part", choices=["cpu", "tpu", "error"], required=True)
     parser.add_argument("--batches", type=int, nargs="+", default=[4096, 8192, 16384])
     parser.add_argument("--embed", type=int, default=512)
     parser.add_argument("--cases", nargs="+", default=list(TPU_CASES), choices=list(TPU_CASES))
@@ -32,6 +34,8 @@ def main() -> None:
         worker(options.worker[0], int(options.worker[1]), int(options.worker[2]))
     elif options.part == "cpu":
         cpu_tables(options.batches, options.embed)
+    elif options.part == "error":
+        error_table(options.batches[0], options.embed)
     else:
         tpu_table(options.cases)
 
@@ -199,6 +203,82 @@ def jax_step(layout: str, name: str, image, text):
         return float(loss)
 
     return step
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+
+def error_table(batch: int, embed: int) -> None:
+    """Loss and gradients against float64, for embeddings at the start of a run and late in it."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from clipjax.losses import make_loss
+
+    print_setting("jax", "numpy")
+    print(f"- batch {batch}, embed {embed}, clip, layout grid, seed {SEED}; float32 embeddings,")
+    print("  gradients float32; errors are against float64 of the same embeddings: of the loss")
+    print("  |d| / |loss|, of the gradients the norm of the difference over that of the gradient")
+    print("- start: independent embeddings, scale 14.3; late: texts near their images, scale 100")
+    print(
+        "- mixed: negatives of rounded embeddings, positives of exact ones, in float64: what a TPU"
+    )
+    print("  makes of float32 products whose precision is left to it\n")
+    print("| embeddings | products | loss | error of the loss | images | texts | scale |")
+    print("|---|---|---|---|---|---|---|")
+    rng = np.random.default_rng(SEED)
+    for state, noise, scale in (("start", None, SCALE), ("late", 6.0, 100.0)):
+        image = _unit(rng.standard_normal((batch, embed)))
+        text = rng.standard_normal((batch, embed))
+        text = _unit(text if noise is None else image + noise * _unit(text))
+        image, text = image.astype(np.float32), text.astype(np.float32)
+        rounded = [
+            np.asarray(jnp.asarray(x, jnp.bfloat16).astype(jnp.float32)) for x in (image, text)
+        ]
+        expected = _float64_clip(image, text, scale)
+        found = {"mixed": _float64_clip(image, text, scale, negatives=rounded)}
+        for dtype in ("float32", "bfloat16"):
+            loss_fn = make_loss("clip", layout="grid", dtype=dtype)
+            step = jax.jit(jax.value_and_grad(loss_fn, (0, 1, 2), has_aux=True))
+            (loss, _), gradients = step(image, text, jnp.float32(np.log(scale)))
+            found[dtype] = (float(loss), *(np.asarray(g, np.float64) for g in gradients))
+        for dtype in ("float32", "bfloat16", "mixed"):
+            errors = [
+                np.linalg.norm(a - b) / np.linalg.norm(b)
+                for a, b in zip(found[dtype], expected, strict=True)
+            ]
+            print(f"| {state} | {dtype} | {expected[0]:.4f} | ", end="")
+            print(" | ".join(f"{error:.1e}" for error in errors) + " |", flush=True)
+
+
+def _unit(x):
+    import numpy as np
+
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def _float64_clip(image, text, scale: float, *, negatives=None):
+    """Loss and gradients (image, text, log scale), from the formulas."""
+    import numpy as np
+
+    x, y = image.astype(np.float64), text.astype(np.float64)
+    batch = len(x)
+    positives = np.sum(x * y, axis=1)
+    if negatives is not None:
+        x, y = (side.astype(np.float64) for side in negatives)
+    logits = scale * (x @ y.T)
+    np.fill_diagonal(logits, scale * positives)
+    weights = -2.0 * np.eye(batch)
+    loss = -logits.trace() / batch
+    for axis in (0, 1):
+        top = logits.max(axis, keepdims=True)
+        total = top + np.log(np.exp(logits - top).sum(axis, keepdims=True))
+        weights += np.exp(logits - total)
+        loss += total.mean() / 2
+    weights /= 2 * batch
+    return loss, scale * weights @ y, scale * weights.T @ x, np.sum(weights * logits)
 
 
 # --- TPU, compiled ahead of time -----------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The platform that a computation is made for: what differs between CPUs, GPUs and TPUs asks here."""
+"""The platform that a computation is made for, which what differs between platforms asks for."""
 
 import jax
 from jax.sharding import AbstractMesh, Mesh

@@ -6,8 +6,8 @@ from jax.sharding import Mesh
 
 from clipjax.config_fields import Settings
 from clipjax.layers.execution import Execution
+from clipjax.platforms import platform_of
 
-_PLATFORMS = {"cuda": "gpu", "rocm": "gpu"}
 _LEAST_CAPABILITY = 8.0  # of an NVIDIA GPU, for cuDNN's attention
 
 
@@ -19,7 +19,7 @@ def choose_execution(settings: Settings, mesh: Mesh) -> Execution:
         mesh: of the devices, which may be absent (a plan).
     """
     device = mesh.devices.flat[0]
-    platform = _PLATFORMS.get(device.platform, device.platform)
+    platform = platform_of(mesh)
     attention = settings.attention
     if attention == "auto" and platform == "gpu" and not _has_cudnn_attention(device):
         attention = "xla"

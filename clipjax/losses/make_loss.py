@@ -196,8 +196,8 @@ def _check_options(
         raise ValueError(f"dtype = {dtype!r} is unknown; allowed are {', '.join(DTYPES)}")
     if rule is None and dtype != "auto":
         raise ValueError(
-            f"dtype = {dtype!r}, but the loss {name!r} has no row in PAIR_RULES: it multiplies as it "
-            'is written; leave dtype at "auto"'
+            f"dtype = {dtype!r}, but the loss {name!r} has no row in PAIR_RULES: it multiplies as "
+            'it is written; leave dtype at "auto"'
         )
     allowed = ("auto", "dense", *LAYOUTS)
     if layout not in allowed:

@@ -219,7 +219,9 @@ def test_auto_says_which_layout_it_took(monkeypatch):
     loss_fn = make_loss("clip")
     for _ in range(2):
         jax.eval_shape(loss_fn, x, x, jax.ShapeDtypeStruct((), jnp.float32))
-    assert said == ["Loss clip: layout grid, 1 device(s), batch 2048, tiles up to 1024."]
+    assert said == [
+        "Loss clip: layout grid, 1 device(s), batch 2048, tiles up to 1024, products of float32."
+    ]
 
 
 def test_errors_say_what_is_allowed(oracle):
@@ -227,6 +229,8 @@ def test_errors_say_what_is_allowed(oracle):
         make_loss("clop")
     with pytest.raises(ValueError, match=r"layout = 'star' is unknown; allowed are auto, dense"):
         make_loss("clip", layout="star")
+    with pytest.raises(ValueError, match=r"dtype = 'float64' is unknown; allowed are auto, float"):
+        make_loss("clip", dtype="float64")
     with pytest.raises(ValueError, match="at least 1"):
         make_loss("clip", tile_size=0)
     with pytest.raises(ValueError, match="dense, which has no tiles"):
@@ -247,3 +251,5 @@ def test_a_loss_without_a_tile_rule_runs_dense(oracle, monkeypatch):
     assert "logit_scale" in metrics
     with pytest.raises(ValueError, match="no row in PAIR_RULES"):
         make_loss("mine", layout="ring")
+    with pytest.raises(ValueError, match=r"no row in PAIR_RULES.*leave dtype at \"auto\""):
+        make_loss("mine", dtype="bfloat16")
