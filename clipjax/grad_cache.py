@@ -40,6 +40,10 @@ def join(x: jax.Array) -> jax.Array:
     return hint_axes(x, ("batch", *[None] * (x.ndim - 1)))
 
 
+def _add(total: jax.Array, part: jax.Array) -> jax.Array:
+    return total + part.astype(total.dtype)
+
+
 def value_and_grad(
     encode: EncodeFn, head: HeadFn, params: Any, batch: Any, *, num_micro: int
 ) -> tuple[tuple[jax.Array, Any], Any]:
@@ -49,12 +53,12 @@ def value_and_grad(
         encode: must draw its noise by example, not by place in the batch (clipjax.layers.dropout),
             so that both encodings of a micro-batch agree.
         head: the loss over all embeddings.
-        params: the parameters.
+        params: the parameters, of any floating dtype.
         batch: a tree of [batch, ...] arrays.
         num_micro: micro-batches; 1 is the plain gradient.
 
     Returns:
-        ((loss, metrics), gradient).
+        ((loss, metrics), gradient); with micro-batches the gradient is summed in float32.
     """
     if num_micro == 1:
 
@@ -72,8 +76,9 @@ def value_and_grad(
     def pull_back(total: Any, inputs: Any) -> tuple[Any, None]:
         micro, cotangents = inputs
         _, vjp = jax.vjp(lambda p: encode(p, micro), params)
-        return jax.tree.map(jnp.add, total, vjp(cotangents)[0]), None
+        return jax.tree.map(_add, total, vjp(cotangents)[0]), None
 
+    gradient = jax.tree.map(lambda g: g.astype(jnp.float32), gradient)
     cotangents = split((d_images, d_texts), num_micro)
     gradient, _ = jax.lax.scan(pull_back, gradient, (micro_batches, cotangents))
     return (loss, metrics), gradient

@@ -42,6 +42,7 @@ def make_train_step(
     schedule: optax.Schedule | None = None,
     ema_decay: float | None = None,
     frozen: Callable[[str], bool] = lambda name: False,
+    cast: Callable[[str], bool] = lambda name: False,
     num_micro_batches: int = 1,
     color_jitter: ColorJitter | None = None,
 ) -> StepFn:
@@ -73,6 +74,8 @@ def make_train_step(
         schedule: of the learning rate, for the metrics.
         ema_decay: of the parameters' moving average; None where the state keeps none.
         frozen: parameters by name ("image_encoder/conv1/kernel") that take no gradient.
+        cast: parameters by name that the model uses in `dtype` only: they are cast to it once a
+            step, and not at every use; the update is of the parameters themselves.
         num_micro_batches: above 1, gradient caching: the exact gradient of the whole batch in the
             memory of one micro-batch. The scale is then params["logit_scale"], the bias
             params["logit_bias"].
@@ -141,6 +144,7 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         examples = {**batch, "example_ids": jnp.arange(batch["text"].shape[0])}
         kept, kept_by_objective = split_variables(state.model_state)
+        params = _cast_once(state.params, dtype, cast)
 
         def trained(params: Any) -> Any:
             return map_with_names(
@@ -172,15 +176,14 @@ def make_train_step(
             return loss, (metrics, join_variables(model_state, own_state))
 
         if num_micro_batches == 1:
-            (loss, (metrics, model_state)), grads = jax.value_and_grad(whole, has_aux=True)(
-                state.params
-            )
+            (loss, (metrics, model_state)), grads = jax.value_and_grad(whole, has_aux=True)(params)
         else:
             check_stateless(state.model_state, num_micro_batches)
             model_state = state.model_state
             (loss, metrics), grads = value_and_grad(
-                encode, head, state.params, examples, num_micro=num_micro_batches
+                encode, head, params, examples, num_micro=num_micro_batches
             )
+        grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
         new_state, grad_norm = _update(
             state,
             grads,
@@ -264,6 +267,15 @@ def check_stateless(
             f"{', '.join(model_state)}: batch normalisation over a micro-batch is not that over "
             f"the batch; leave {name} out, or choose a ViT"
         )
+
+
+def _cast_once(params: Any, dtype: Any, cast: Callable[[str], bool]) -> Any:
+    """The parameters as the model multiplies by them: a copy of those that it casts."""
+    copies = map_with_names(lambda name, p: p.astype(dtype) if cast(name) else p, params)
+    if jax.tree.map(jnp.dtype, copies) == jax.tree.map(jnp.dtype, params):
+        return params
+    # Else the compiler may cast again at each use, which reads twice the bytes of the copy.
+    return jax.lax.optimization_barrier(copies)
 
 
 def _update(

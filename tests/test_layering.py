@@ -15,6 +15,7 @@ LAYERS = (
         "array_types",
         "building",
         "color_strengths",
+        "compiler_flags",
         "config",
         "config_fields",
         "device_clock",

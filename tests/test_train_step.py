@@ -1,5 +1,7 @@
 """The step: the same curve under every sharding, exact micro-batches, the finite vote."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +20,7 @@ from clipjax.plan.flops import count_flops
 from clipjax.plan.hlo import parse, walk
 from clipjax.train_state import create_train_state
 from clipjax.train_step import make_train_step
+from clipjax.trees import flatten_with_names
 
 STEPS = 20
 LAYOUTS = {
@@ -641,3 +644,41 @@ def test_an_objective_without_its_variables_is_told_how_to_get_them():
     state = create_train_state(variables, tx, objective=Even())  # which has none
     with pytest.raises(ValueError, match=r"Student has variables \(.*create_train_state\(variab"):
         jax.eval_shape(make_train_step(tokens_apply, objective, tx), state, batch)
+
+
+def without_copies(monkeypatch, config):
+    """The program whose model casts its weights at every use."""
+    with monkeypatch.context() as patch:
+        patch.setattr("clipjax.experiment.program._is_cast", lambda spec: lambda name: False)
+        return build(config)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, pytest.param({"micro_batch_size": 4}, marks=pytest.mark.slow)], ids=str
+)
+def test_weights_that_are_cast_once_are_the_same_weights(monkeypatch, changes):
+    config = small_config(dtype="bfloat16", **changes)
+    (state, losses), (plain_state, plain) = (
+        run(program, 2) for program in (build(config), without_copies(monkeypatch, config))
+    )
+    assert losses == plain
+    assert_same_gradients((state, plain_state), 1e-6)
+
+
+def test_a_step_casts_each_weight_once(monkeypatch):
+    config = tiny_config(dtype="bfloat16", remat="dots", batch_size=8)
+    kernels = [
+        "x".join(map(str, leaf.shape))
+        for name, leaf in flatten_with_names(build(config).abstract_state.params)
+        if name.endswith("kernel")
+    ]
+    counts = []
+    for program in (build(config), without_copies(monkeypatch, config)):
+        with program.scope():
+            text = program.step.lower(program.abstract_state, program.abstract_batch).as_text()
+        casts = re.findall(r"convert .*tensor<([\dx]+)xf32>\) -> tensor<[\dx]+xbf16>", text)
+        # In a scan the model by itself casts the slice of its block, forward and recomputing.
+        stacked = {kernel.split("x", 1)[1] for kernel in kernels if kernel.startswith("2x")}
+        counts.append([sum(casts.count(shape) for shape in set(of)) for of in (kernels, stacked)])
+    assert counts[0] == [len(kernels), 0]
+    assert counts[1][0] < len(kernels) and counts[1][1] > len(stacked), "the model casts by itself"

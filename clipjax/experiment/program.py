@@ -2,7 +2,8 @@
 
 import bisect
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -11,6 +12,7 @@ from jax.sharding import Mesh
 
 from clipjax import partitioning
 from clipjax.building import ANY_MODULE
+from clipjax.compiler_flags import step_flags
 from clipjax.config_fields import OptimizerSettings, Settings
 from clipjax.experiment.execution import choose_execution
 from clipjax.experiment.resolving import Resolved, make_objective_of
@@ -20,6 +22,7 @@ from clipjax.losses.objectives import join_variables, load_collections, split_va
 from clipjax.models.clip import CLIP
 from clipjax.optim import make_optimizer, make_schedule, matcher, optimizer_report
 from clipjax.partitioning.boxes import boxed_axes, unbox, under_rules
+from clipjax.platforms import platform_of
 from clipjax.ranges import named
 from clipjax.train_state import TrainState, create_train_state
 from clipjax.train_step import StepFn, check_stateless, make_train_step
@@ -159,6 +162,7 @@ def build_program(resolved: Resolved, devices: Sequence[jax.Device] | None = Non
             schedule=schedule,
             ema_decay=settings.optimizer.ema_decay,
             frozen=frozen,
+            cast=_is_cast(stage.spec),
             num_micro_batches=num_micro_batches,
             color_jitter=resolved.color_jitter,
         )
@@ -183,6 +187,7 @@ def _with_steps(
 ) -> tuple[Stage, ...]:
     """Jits the steps: none is compiled before a step of its stage runs."""
     done: list[Stage] = []
+    flags = step_flags(platform_of(mesh), mesh.devices.size) or None
     for stage in stages:
         same = next((earlier.step for earlier in done if earlier.spec == stage.spec), None)
         step = same or jax.jit(
@@ -191,9 +196,21 @@ def _with_steps(
             # Left free, the compiler may return the state with fewer axes than it came with.
             out_shardings=(shardings, partitioning.replicated(mesh)),
             donate_argnums=0,
+            compiler_options=flags,
         )
         done.append(dataclasses.replace(stage, step=step))
     return tuple(done)
+
+
+def _is_cast(spec: Mapping[str, Any]) -> Callable[[str], bool]:
+    """Which parameters the towers multiply by in the dtype of the computation, and use in no other.
+
+    The kernels of all layers of ours are; what a tower of someone's own does is not known.
+    """
+    encoders = [tower for tower in ("image", "text") if ":" not in spec[tower]["name"]]
+    modules = [f"{tower}_encoder" for tower in encoders] + ["image_projection", "text_projection"]
+    kernel = re.compile(rf"({'|'.join(modules)})/(.*/)?\w*kernel")
+    return lambda name: kernel.fullmatch(name) is not None
 
 
 def _num_micro_batches(settings: Settings, mesh: Mesh) -> int:
