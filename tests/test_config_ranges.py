@@ -17,6 +17,7 @@ from clipjax.experiment.resolving import EVAL_RUNTIME
 from clipjax.layers.execution import ATTENTIONS
 from clipjax.layers.transformer import REMAT_POLICIES
 from clipjax.losses.layouts import LAYOUTS
+from clipjax.losses.make_loss import DTYPES as LOSS_DTYPES
 from clipjax.models import IMAGE_ENCODERS, MODELS, TEXT_ENCODERS, build_model, resolve_spec
 from clipjax.models.spec_ranges import LOGIT_SCALE, MODEL, PREPROCESS
 from clipjax.optim import DECAY_MASKS
@@ -151,6 +152,7 @@ def test_fields_that_depend_on_one_another():
 def test_choices_are_those_of_the_tables_that_they_choose_from():
     tables = {
         "data.workers": tuple(WORKERS),
+        "loss.dtype": LOSS_DTYPES,
         "loss.layout": {"auto", "dense", *LAYOUTS},
         "optimizer.decay_mask": DECAY_MASKS,
         "attention": ATTENTIONS,
