@@ -37,6 +37,8 @@ def _as_config(group: Any) -> ConfigDict:
         elif types.NoneType in kinds:
             kind = kinds[0] if kinds[0] in (int, float) else object
             value = config_dict.FieldReference(value, field_type=kind)
+        elif bool in kinds:  # or a text
+            value = config_dict.FieldReference(value, field_type=object)
         elif isinstance(value, Mapping):
             value = _free_group(value)
         config[field.name] = value

@@ -220,7 +220,14 @@ class Settings:
     dtype: str = _field(
         "bfloat16", DTYPES, "of the computation; parameters and statistics are float32"
     )
-    scan_layers: bool = _field(True, Flag(), "one compiled layer, scanned; False unrolls")
+    scan_layers: bool | str = _field(
+        "auto",
+        AnyOf((Choice(("auto", "true", "false")), Flag())),
+        "one compiled layer, scanned, or all layers unrolled, which moves less memory and compiles "
+        "longer; `auto` as the platform has it best. A random start with False draws each layer "
+        "by its own name",
+    )
+    scan_unroll: int = _field(1, whole(), "layers in one iteration of the scan")
     attention: str = _field(
         "auto",
         Choice(("auto", "xla", "cudnn", "pallas")),
@@ -228,7 +235,10 @@ class Settings:
         "and the shapes allow",
     )
     remat: str = _field(
-        "dots", Choice(("none", "dots", "full")), "what the backward pass computes again"
+        "auto",
+        Choice(("auto", "none", "names", "dots", "attention", "full")),
+        "what the backward pass computes again, a row of docs/performance.md; `auto` takes the "
+        "fastest that fits the devices' memory, and `none` where that is not known",
     )
     stages: tuple[Any, ...] = _field(
         (),

@@ -28,7 +28,7 @@ from clipjax.evals.running import (
 )
 from clipjax.experiment import Experiment
 from clipjax.inference import Model
-from clipjax.models.layers_layout import stack_layers, unstack_layers
+from clipjax.models.layers_layout import stack_layers
 from clipjax.partitioning import make_mesh
 
 
@@ -52,8 +52,7 @@ def evaluate(experiment: Experiment, names: Sequence[str]) -> dict[str, float]:
     checkpoint = open_checkpoint(experiment.workdir)
     step_dir, manifest = checkpoint.step_dir, checkpoint.manifest
     check_contract(manifest.contract, experiment.metadata["contract"])
-    to_layout = stack_layers if experiment.settings.scan_layers else unstack_layers
-    variables = load_variables(step_dir, to_layout)
+    variables = load_variables(step_dir, stack_layers)
     sha256 = _announce(step_dir, chosen)
     with experiment.program.scope():
         results = run_evals(chosen, variables)

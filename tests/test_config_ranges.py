@@ -15,7 +15,7 @@ from clipjax.data.transforms import TRANSFORMS, make_transforms
 from clipjax.evals import EVALS
 from clipjax.experiment.resolving import EVAL_RUNTIME
 from clipjax.layers.execution import ATTENTIONS
-from clipjax.layers.transformer import REMAT_POLICIES
+from clipjax.layers.remat import REMAT
 from clipjax.losses.layouts import LAYOUTS
 from clipjax.losses.make_loss import DTYPES as LOSS_DTYPES
 from clipjax.models import IMAGE_ENCODERS, MODELS, TEXT_ENCODERS, build_model, resolve_spec
@@ -156,7 +156,7 @@ def test_choices_are_those_of_the_tables_that_they_choose_from():
         "loss.layout": {"auto", "dense", *LAYOUTS},
         "optimizer.decay_mask": DECAY_MASKS,
         "attention": ATTENTIONS,
-        "remat": {"none", *REMAT_POLICIES},
+        "remat": {"auto", *REMAT},
         "sharding": LOGICAL_AXIS_RULES,
     }
     for path, table in tables.items():

@@ -19,6 +19,8 @@ from clipjax.checkpoint.manifest import DamagedCheckpointError, LeafRecord, Mani
 from clipjax.checkpoint.snapshot import host_value
 from clipjax.distributed import all_succeeded
 from clipjax.losses.objectives import is_of_objective
+from clipjax.models.layers_layout import laid_out_like
+from clipjax.partitioning import place
 from clipjax.trees import flatten_with_names, unflatten_names
 
 STATE = "state"
@@ -38,8 +40,9 @@ def restore_step(step_dir: Path, manifest: Manifest, abstract_state: Any) -> Any
         ValueError: the state has another tree, shape or dtype than the checkpoint.
         DamagedCheckpointError: a leaf is not what was saved.
     """
-    check_leaves(manifest.leaves, abstract_state, where=str(step_dir))
-    state = restore_tree(step_dir, abstract_state)
+    wanted = _as_saved(manifest, abstract_state)
+    check_leaves(manifest.leaves, wanted, where=str(step_dir))
+    state = restore_tree(step_dir, wanted)
     try:
         verify_state(manifest, state)
         error = None
@@ -48,7 +51,21 @@ def restore_step(step_dir: Path, manifest: Manifest, abstract_state: Any) -> Any
     # Each process checks what it holds; one of them may see what the others cannot.
     if not all_succeeded(error is None):
         raise error or DamagedCheckpointError(f"{step_dir}: another process found a damaged leaf")
-    return state
+    if wanted is abstract_state:
+        return state
+    host = laid_out_like(
+        jax.device_get(state), abstract_state.params, stack=lambda *blocks: np.stack(blocks)
+    )
+    return jax.tree.map(lambda value, leaf: place(value, leaf.sharding), host, abstract_state)
+
+
+def _as_saved(manifest: Manifest, abstract_state: Any) -> Any:
+    """The state as a checkpoint has it: the blocks of a tower were once saved apart."""
+    if not any("/block_0/" in record.name for record in manifest.leaves):
+        return abstract_state
+    saved = [record for record in manifest.leaves if record.name.startswith("params/")]
+    like = unflatten_names({record.name.removeprefix("params/"): record for record in saved})
+    return jax.eval_shape(lambda state: laid_out_like(state, like), abstract_state)
 
 
 def restore_tree(step_dir: Path, abstract_tree: Any, *, partial: bool = False) -> Any:
@@ -62,7 +79,7 @@ def restore_tree(step_dir: Path, abstract_tree: Any, *, partial: bool = False) -
             sharding = here
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    def place(leaf: jax.Array, wanted: Any) -> jax.Array:
+    def place_leaf(leaf: jax.Array, wanted: Any) -> jax.Array:
         if wanted.sharding is None or wanted.sharding == leaf.sharding:
             return leaf
         value = jax.device_get(leaf)
@@ -85,7 +102,7 @@ def restore_tree(step_dir: Path, abstract_tree: Any, *, partial: bool = False) -
             f"{step_dir / STATE} lacks {len(absent)} of the arrays that the manifest names, the "
             f"first is {absent[0]}"
         )
-    return jax.tree.map(place, tree, abstract_tree)
+    return jax.tree.map(place_leaf, tree, abstract_tree)
 
 
 def verify_state(manifest: Manifest, tree: Any) -> None:

@@ -14,15 +14,16 @@ from clipjax import partitioning
 from clipjax.building import ANY_MODULE
 from clipjax.compiler_flags import step_flags
 from clipjax.config_fields import OptimizerSettings, Settings
-from clipjax.experiment.execution import choose_execution
+from clipjax.experiment.execution import choose_execution, memory_of, rows_that_fit
+from clipjax.experiment.memory import setting_of, step_of
 from clipjax.experiment.resolving import Resolved, make_objective_of
 from clipjax.experiment.stages import Stage, check_same_parameters
 from clipjax.layers.execution import Execution
 from clipjax.losses.objectives import join_variables, load_collections, split_variables
 from clipjax.models.clip import CLIP
+from clipjax.models.layers_layout import laid_out_like
 from clipjax.optim import make_optimizer, make_schedule, matcher, optimizer_report
 from clipjax.partitioning.boxes import boxed_axes, unbox, under_rules
-from clipjax.platforms import platform_of
 from clipjax.ranges import named
 from clipjax.train_state import TrainState, create_train_state
 from clipjax.train_step import StepFn, check_stateless, make_train_step
@@ -40,6 +41,8 @@ class Program:
         abstract_state: shapes and shardings of the train state.
         state_axes: logical axes of each of its leaves.
         execution: how the towers run.
+        memory_bytes: of one device; None where it is not known.
+        rows: of recomputation, that of `execution` and the next ones to try if it does not fit.
         create_state: makes the state of step 0 from a seed, sharded.
         optimizer_summary: what the optimizer does to each parameter, as text.
     """
@@ -50,6 +53,8 @@ class Program:
     abstract_state: TrainState
     state_axes: TrainState
     execution: Execution
+    memory_bytes: float | None
+    rows: tuple[str, ...]
     create_state: Callable[[int], TrainState]
     optimizer_summary: str
 
@@ -90,12 +95,21 @@ class Program:
             yield
 
 
-def build_program(resolved: Resolved, devices: Sequence[jax.Device] | None = None) -> Program:
+def build_program(
+    resolved: Resolved,
+    devices: Sequence[jax.Device] | None = None,
+    *,
+    memory_bytes: float | None = None,
+    remat: str | None = None,
+) -> Program:
     """Builds loss, optimizer, shardings and the jitted step of every stage.
 
     Args:
         resolved: of `resolve`.
         devices: to lay the mesh over; those of this run by default.
+        memory_bytes: of one device, which `config.remat = auto` chooses by; what the devices
+            themselves say by default.
+        remat: what it has chosen before.
 
     Raises:
         ValueError: names the config path, what was found and what is allowed.
@@ -103,8 +117,7 @@ def build_program(resolved: Resolved, devices: Sequence[jax.Device] | None = Non
     settings, own = resolved.settings, resolved.stages[-1]
     check_same_parameters(resolved.stages)
     key = jax.eval_shape(lambda: jax.random.key(0))  # a shape: no device is touched up to the mesh
-    boxed = own.abstract_variables
-    params = unbox(boxed["params"])
+    stacked = unbox(own.abstract_variables["params"])
     with named("config.schedule"):
         schedule = make_schedule(
             learning_rate=settings.optimizer.learning_rate,
@@ -112,6 +125,11 @@ def build_program(resolved: Resolved, devices: Sequence[jax.Device] | None = Non
             plugins=ANY_MODULE,
             **dataclasses.asdict(settings.schedule),
         )
+    with named("config"):
+        mesh = partitioning.make_mesh(dataclasses.asdict(settings.mesh), devices)
+    execution = choose_execution(settings, mesh)
+    boxed = own.abstract_apart if execution.apart else own.abstract_variables
+    params = unbox(boxed["params"])  # as the step has them
     with named("config.optimizer"):
         tx, summary = _optimizer(settings.optimizer, resolved.frozen, params, schedule)
         names = [name for name, _ in flatten_with_names(params)]
@@ -119,13 +137,23 @@ def build_program(resolved: Resolved, devices: Sequence[jax.Device] | None = Non
 
     def create(key: jax.Array) -> TrainState:
         with_ema = settings.optimizer.ema_decay is not None
-        return create_train_state(own.init_variables(key), tx, with_ema=with_ema)
+        variables = laid_out_like(unbox(own.init_variables(key)), params)
+        return create_train_state(variables, tx, with_ema=with_ema)
 
-    abstract = jax.eval_shape(create, key)
-    axes = partitioning.state_axes(abstract, boxed_axes(boxed), tx)
+    def create_stacked(key: jax.Array) -> TrainState:
+        return laid_out_like(create(key), stacked)
+
+    abstract = jax.eval_shape(create_stacked, key)
+    inside = jax.eval_shape(create, key)
+    axes_inside = partitioning.state_axes(inside, boxed_axes(boxed), tx)
+    axes = laid_out_like(axes_inside, stacked, stack=partitioning.stacked_axes)
     with named("config"):
-        mesh = partitioning.make_mesh(dataclasses.asdict(settings.mesh), devices)
         shardings = partitioning.state_shardings(abstract, axes, mesh, resolved.rules)
+        shardings_inside = shardings
+        if execution.apart:
+            shardings_inside = partitioning.state_shardings(
+                inside, axes_inside, mesh, resolved.rules
+            )
     laid_out = jax.tree.map(
         lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
         abstract,
@@ -135,12 +163,17 @@ def build_program(resolved: Resolved, devices: Sequence[jax.Device] | None = Non
     def create_state(seed: int) -> TrainState:
         with named("config.objective"):
             loaded = load_collections(own.objective, split_variables(laid_out.model_state)[1])
-        state = jax.jit(create, out_shardings=shardings)(jax.random.key(seed))
+        state = jax.jit(create_stacked, out_shardings=shardings)(jax.random.key(seed))
         kept, of_objective = split_variables(state.model_state)
         return state.replace(model_state=join_variables(kept, {**of_objective, **loaded}))
 
-    execution = choose_execution(settings, mesh)
-    stages = [stage.under(execution) for stage in resolved.stages]
+    memory_bytes = memory_of(mesh) if memory_bytes is None else memory_bytes
+    rows: tuple[str, ...] = (remat or execution.remat,)
+    if settings.remat == "auto" and remat is None:
+        rows = _rows(settings, resolved.stages, laid_out, mesh, execution, memory_bytes)
+    execution = dataclasses.replace(execution, remat=rows[0])
+    # What evaluates takes the parameters as they are kept.
+    stages = [stage.under(dataclasses.replace(execution, apart=False)) for stage in resolved.stages]
     if settings.attention not in ("auto", "xla"):  # the others may not be for these towers
         with named("config"):
             for stage in stages:
@@ -151,7 +184,7 @@ def build_program(resolved: Resolved, devices: Sequence[jax.Device] | None = Non
 
     def step_of(stage: Stage) -> StepFn:
         return make_train_step(
-            stage.model.apply,
+            stage.under(execution).model.apply,
             objective,
             tx,
             seed=settings.seed,
@@ -167,39 +200,102 @@ def build_program(resolved: Resolved, devices: Sequence[jax.Device] | None = Non
             color_jitter=resolved.color_jitter,
         )
 
+    flags = step_flags(execution.platform, mesh.devices.size) or None
+
+    def jit_step(stage: Stage) -> Any:
+        step = jax.jit(
+            step_of(stage),
+            in_shardings=(shardings_inside, partitioning.batch_sharding(mesh)),
+            # Left free, the compiler may return the state with fewer axes than it came with.
+            out_shardings=(shardings_inside, partitioning.replicated(mesh)),
+            donate_argnums=0,
+            compiler_options=flags,
+        )
+        if not execution.apart:
+            return step
+        return StepApart(step, params, stacked, shardings_inside, shardings)
+
     return Program(
-        stages=_with_steps(stages, step_of, shardings, mesh),
+        stages=_with_steps(stages, jit_step),
         mesh=mesh,
         rules=resolved.rules,
         abstract_state=laid_out,
         state_axes=axes,
         execution=execution,
+        memory_bytes=memory_bytes,
+        rows=rows,
         create_state=create_state,
         optimizer_summary=summary,
     )
 
 
-def _with_steps(
-    stages: Sequence[Stage],
-    step_of: Callable[[Stage], StepFn],
-    shardings: TrainState,
-    mesh: Mesh,
-) -> tuple[Stage, ...]:
+def _with_steps(stages: Sequence[Stage], jit_step: Callable[[Stage], Any]) -> tuple[Stage, ...]:
     """Jits the steps: none is compiled before a step of its stage runs."""
     done: list[Stage] = []
-    flags = step_flags(platform_of(mesh), mesh.devices.size) or None
     for stage in stages:
         same = next((earlier.step for earlier in done if earlier.spec == stage.spec), None)
-        step = same or jax.jit(
-            step_of(stage),
-            in_shardings=(shardings, partitioning.batch_sharding(mesh)),
-            # Left free, the compiler may return the state with fewer axes than it came with.
-            out_shardings=(shardings, partitioning.replicated(mesh)),
-            donate_argnums=0,
-            compiler_options=flags,
-        )
-        done.append(dataclasses.replace(stage, step=step))
+        done.append(dataclasses.replace(stage, step=same or jit_step(stage)))
     return tuple(done)
+
+
+class StepApart:
+    """A jitted step whose state is stacked outside and has its blocks apart inside.
+
+    Three programs: in one, the compiler fuses the stacking with the optimizer, and its numbers
+    differ in the last bit from those of a state that is apart.
+    """
+
+    def __init__(
+        self, step: Any, inside: Any, outside: Any, shardings_inside: Any, shardings: Any
+    ) -> None:
+        """Jits the two changes of the layout, to the parameters `inside` and `outside`."""
+        self.step = step
+        self.take_apart = jax.jit(
+            lambda state: laid_out_like(state, inside),
+            in_shardings=(shardings,),
+            out_shardings=shardings_inside,
+        )
+        self.put_together = jax.jit(
+            lambda state: laid_out_like(state, outside),
+            in_shardings=(shardings_inside,),
+            out_shardings=shardings,
+        )
+        self.whole = jax.jit(self, donate_argnums=0)
+
+    def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, Any]:
+        """Runs a step; the state may be deleted, as a step's is."""
+        state, metrics = self.step(self.take_apart(state), batch)
+        return self.put_together(state), metrics
+
+    def trace(self, *inputs: Any) -> Any:
+        """Traces the whole, as `jax.jit` does."""
+        return self.whole.trace(*inputs)
+
+    def lower(self, *inputs: Any) -> Any:
+        """Lowers the whole, as `jax.jit` does."""
+        return self.whole.lower(*inputs)
+
+
+def _rows(
+    settings: Settings,
+    stages: Sequence[Stage],
+    state: TrainState,
+    mesh: Mesh,
+    execution: Execution,
+    memory_bytes: float | None,
+) -> tuple[str, ...]:
+    """The rows of recomputation that should fit in every stage."""
+    setting = setting_of(settings, mesh, "none")
+    of_stages = [
+        rows_that_fit(
+            step_of(settings, state, mesh, stage.spec, execution),
+            setting,
+            memory_bytes,
+            platform=execution.platform,
+        )
+        for stage in stages
+    ]
+    return min(of_stages, key=len)
 
 
 def _is_cast(spec: Mapping[str, Any]) -> Callable[[str], bool]:

@@ -127,7 +127,7 @@ def _build_evals(
 ) -> tuple[ScheduledEval, ...]:
     """Builds config.evals on opened sources."""
     settings, spec = resolved.settings, resolved.spec
-    encode = make_encode_fns(resolved.model, spec["preprocess"], dtype=settings.dtype)
+    encode = make_encode_fns(program.model, spec["preprocess"], dtype=settings.dtype)
     return evals.build_evals(
         settings.evals,
         sources,

@@ -17,11 +17,12 @@ from clipjax.building import ANY_MODULE
 from clipjax.config import merge
 from clipjax.config_fields import Settings
 from clipjax.data.transforms import Transform, make_transforms
-from clipjax.layers.execution import Execution
+from clipjax.layers.execution import APART, Execution
 from clipjax.losses.objectives import OBJECTIVE
 from clipjax.models import build_model
 from clipjax.models.clip import CLIP
-from clipjax.partitioning.boxes import unbox
+from clipjax.models.layers_layout import laid_out_like
+from clipjax.partitioning.boxes import box_like, unbox
 from clipjax.ranges import IMAGE_SIZE, RATE, Group, Rule, check_known, named, whole
 from clipjax.train_state import init_variables, init_with_objective
 from clipjax.trees import flatten_with_names
@@ -51,6 +52,8 @@ class Stage:
             its collections, the same in all stages; the steps call `build_program`'s own.
         path: where it stands in the config, for messages.
         transforms: of its examples.
+        draws_apart: whether each block's parameters are drawn by its own name, not by its place in
+            a stack: what `config.scan_layers = False` has always started from.
         step: jitted (state, batch) -> (state, metrics); the state is donated. Stages of one spec
             share it.
         data: how its examples become rows of a batch, a `Finishing`.
@@ -64,6 +67,7 @@ class Stage:
     objective: Any
     path: str
     transforms: tuple[Transform, ...]
+    draws_apart: bool = False
     step: Any = None
     data: Any = None
 
@@ -95,10 +99,14 @@ class Stage:
         return dataclasses.replace(self, model=self.model.under(execution))
 
     def init_variables(self, key: jax.Array) -> dict[str, Any]:
-        """Draws the variables of model and objective, with flax's boxes."""
+        """Draws the variables of model and objective, with flax's boxes, their blocks stacked."""
         batch = self.batch_shapes()
         with named("config.model"):
             variables = init_variables(self.model.init, key, batch)
+            if self.draws_apart:
+                drawn = init_variables(self.under(APART).model.init, key, batch)
+                params = laid_out_like(unbox(drawn["params"]), unbox(variables["params"]))
+                variables = {**drawn, "params": box_like(variables["params"], params)}
         with named("config.objective"):
             return init_with_objective(variables, self.model.apply, self.objective, key, batch)
 
@@ -107,6 +115,18 @@ class Stage:
         """The shapes of `init_variables`; no device is touched."""
         key = jax.eval_shape(lambda: jax.random.key(0))
         return jax.eval_shape(self.init_variables, key)
+
+    @functools.cached_property
+    def abstract_apart(self) -> dict[str, Any]:
+        """The same with the blocks apart."""
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        apart = dataclasses.replace(self.under(APART), draws_apart=False)
+        return jax.eval_shape(apart.init_variables, key)
+
+
+def is_unrolled(settings: Settings) -> bool:
+    """Whether `config.scan_layers` is False, or `false` of a command line."""
+    return str(settings.scan_layers).lower() == "false"
 
 
 def make_stages(
@@ -150,6 +170,7 @@ def make_stages(
                 model=_model(settings, staged, spec, path, plugins),
                 objective=objective,
                 path=path,
+                draws_apart=is_unrolled(settings),
                 transforms=make_transforms(
                     settings.data.transforms,
                     image_size=staged["image_size"],
@@ -195,7 +216,6 @@ def _model(
             return build_model(
                 spec,
                 dtype=settings.dtype,
-                execution=Execution(scan=settings.scan_layers, remat=settings.remat),
                 tables_of=own,
                 plugins=plugins,
             )

@@ -16,7 +16,7 @@ from clipjax.checkpoint import (
 )
 from clipjax.experiment.resolving import Resolved
 from clipjax.losses.objectives import OBJECTIVE, join_variables, split_variables
-from clipjax.models.layers_layout import stack_layers, unstack_layers
+from clipjax.models.layers_layout import stack_layers
 from clipjax.ranges import named
 from clipjax.trees import flatten_with_names
 
@@ -40,14 +40,13 @@ def make_load_init(
     """Compares the checkpoint of config.init with the model now; returns what loads it later."""
     if resolved.init is None:
         return None
-    settings, init = resolved.settings, resolved.settings.init
+    init = resolved.settings.init
     step_dir = resolved.init.step_dir
     with named("config.init.checkpoint"):
         found = resolved.init.manifest.contract
     if found["tokenizer"].get("sha256", "") is None:  # it came without one: none to compare with
         found = {**found, "tokenizer": contract["tokenizer"]}
     check_contract(found, contract, free=FREE_IN_FINE_TUNING, override=init.override)
-    to_layout = stack_layers if settings.scan_layers else unstack_layers
     patterns: dict[str, Any] = {
         "rename": init.rename,
         "drop": init.drop,
@@ -58,7 +57,7 @@ def make_load_init(
         logging.info("starting from the parameters of %s", step_dir)
         # On the host: what was read lies on one device, and the mesh may hold others.
         with_objective = OBJECTIVE in state.params
-        loaded = to_layout(jax.device_get(load_params(step_dir, objective=with_objective)))
+        loaded = stack_layers(jax.device_get(load_params(step_dir, objective=with_objective)))
         params, report = load_pretrained(state.params, loaded, **patterns)
         state = state.replace(params=params)
         statistics = load_model_state(step_dir)

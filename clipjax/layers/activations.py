@@ -1,5 +1,6 @@
 """Activations by the name that a model spec carries."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -36,12 +37,24 @@ ACTIVATIONS: dict[str, Callable[[jnp.ndarray], jnp.ndarray]] = {
 }
 
 
-def activation(name: str) -> Callable[[jnp.ndarray], jnp.ndarray]:
+def activation(name: str, *, lean: bool = False) -> Callable[[jnp.ndarray], jnp.ndarray]:
     """Looks an activation up.
+
+    Args:
+        name: of ACTIVATIONS.
+        lean: leaves the backward pass its input alone, instead of what autodiff keeps of it.
 
     Raises:
         ValueError: an unknown name.
     """
     if name not in ACTIVATIONS:
         raise ValueError(f"activation {name!r} is unknown; allowed are {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[name]
+    return _keeping_input(name) if lean else ACTIVATIONS[name]
+
+
+@functools.cache
+def _keeping_input(name: str) -> Callable[[jnp.ndarray], jnp.ndarray]:
+    function = ACTIVATIONS[name]
+    kept = jax.custom_vjp(function)
+    kept.defvjp(lambda x: (function(x), x), lambda x, g: jax.vjp(function, x)[1](g))
+    return kept

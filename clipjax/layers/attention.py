@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from clipjax.array_types import Array, Bool, Float, Int
 from clipjax.layers.execution import ATTENTIONS, PLAIN, Execution
+from clipjax.layers.remat import MIXED, QKV, checkpoint_name
 
 # cuDNN's training kernels take lengths that are multiples of this.
 _CUDNN_LENGTHS = 8
@@ -46,7 +47,9 @@ def attend(
     implementation = choose(qkv, valid, execution=execution)
     if implementation == "cudnn":
         return _by_cudnn(qkv, valid, is_causal=is_causal)
-    return _by_xla(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], valid, is_causal=is_causal)
+    qkv = checkpoint_name(qkv, QKV)
+    mixed = _by_xla(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], valid, is_causal=is_causal)
+    return checkpoint_name(mixed, MIXED)
 
 
 def choose(qkv: Any, valid: Any = None, *, execution: Execution) -> str:
@@ -99,7 +102,8 @@ def _by_cudnn(qkv: Any, valid: Any, *, is_causal: bool) -> jax.Array:
     batch, length = qkv.shape[:2]
     pad = -length % _CUDNN_LENGTHS
     qkv = jnp.pad(qkv, ((0, 0), (0, pad), (0, 0), (0, 0), (0, 0)))
-    query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+    # As the kernel takes them: what is kept is not padded and cut again. Of the output see `REMAT`.
+    query, key, value = (checkpoint_name(qkv[:, :, part], QKV) for part in range(3))
     mask = lengths = None
     if valid is None:
         # No query of a causal mask sees the padding behind it.

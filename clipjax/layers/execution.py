@@ -15,25 +15,31 @@ class Execution:
     Attributes:
         platform: of the devices, `cpu`, `gpu` or `tpu`. On a CPU every layer keeps the plain form.
         attention: of ATTENTIONS, see `clipjax.layers.attention.attend`.
-        scan: True compiles one block and scans it over stacked parameters; False unrolls.
-        remat: what the backward pass computes again, a row of REMAT_POLICIES or none.
+        unroll: blocks in one iteration of the scan over a stack; 0 for all, which leaves no loop.
+        apart: the parameters are one subtree a block, `block_0`, `block_1`, instead of a stack.
+        remat: what the backward pass computes again, a row of `clipjax.layers.remat.REMAT`.
     """
 
     platform: str = "cpu"
     attention: str = "auto"
-    scan: bool = True
+    unroll: int = 1
+    apart: bool = False
     remat: str = "none"
+
+    @property
+    def lean(self) -> bool:
+        """Whether norms and activations leave the backward pass their input alone."""
+        return self.platform != "cpu"
 
 
 PLAIN = Execution()
+APART = Execution(apart=True)
 
 
 def runtime_fields(execution: Execution) -> dict[str, Any]:
     """What a tower may have a field for, beside its spec; it is given those that it has."""
     return {
         "execution": execution,
-        "attention": execution.attention,
-        "scan_layers": execution.scan,
         "remat": execution.remat,
     }
 

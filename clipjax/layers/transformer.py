@@ -14,14 +14,13 @@ from clipjax.layers.dropout import Dropout
 from clipjax.layers.execution import PLAIN, Execution
 from clipjax.layers.initializers import BLOCK_INITS, BlockInit, parameter
 from clipjax.layers.normalization import LayerNorm
-
-# What the backward pass keeps of a block; the rest is computed again (arXiv:1604.06174).
-# "dots" keeps the outputs of the matrix products that have no batch dimension: five times less
-# memory than "none" for two per cent more FLOPs in a ViT-B/16.
-REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
+from clipjax.layers.remat import (
+    ATTENDED,
+    HIDDEN,
+    check_remat,
+    checkpoint_name,
+    rematerialised,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +118,8 @@ class Mlp(nn.Module):
             )
 
         x = dense("fc", self.config.mlp_dim, inits.fc, inits.fc_bias, ("embed", "mlp"))(x)
-        x = activation(self.config.activation)(x)
+        x = checkpoint_name(x, HIDDEN)
+        x = activation(self.config.activation, lean=self.config.execution.lean)(x)
         return dense("proj", width, inits.proj, inits.proj_bias, ("mlp", "embed"))(x)
 
 
@@ -140,11 +140,12 @@ class Block(nn.Module):
         config, norm_first = self.config, self.config.norm_first
         x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
         attention, mlp = Attention(config, name="attention"), Mlp(config, name="mlp")
-        ln_1 = LayerNorm(config.layer_norm_eps, name="ln_1")
-        ln_2 = LayerNorm(config.layer_norm_eps, name="ln_2")
+        lean = config.execution.lean
+        ln_1 = LayerNorm(config.layer_norm_eps, lean, name="ln_1")
+        ln_2 = LayerNorm(config.layer_norm_eps, lean, name="ln_2")
         y = attention(ln_1(x) if norm_first else x, valid)
         x = x + Dropout(config.dropout)(y, example_ids, train)
-        x = x if norm_first else ln_1(x)
+        x = checkpoint_name(x if norm_first else ln_1(x), ATTENDED)
         y = mlp(ln_2(x) if norm_first else x)
         x = x + Dropout(config.dropout)(y, example_ids, train)
         x = x if norm_first else ln_2(x)
@@ -155,9 +156,8 @@ class Transformer(nn.Module):
     """A stack of blocks.
 
     Attributes:
-        config: of its blocks.
-            Where it is scanned, the parameters are stacked on a leading axis (`blocks/...`
-            [depth, ...]), else they are apart (`block_0/...`, `block_1/...`).
+        config: of its blocks. Their parameters are stacked on a leading axis, `blocks/...`
+            [depth, ...], or with `execution.apart` one subtree a block, `block_0/...`;
             `clipjax.models.layers_layout` turns one tree into the other.
     """
 
@@ -166,11 +166,7 @@ class Transformer(nn.Module):
     def __post_init__(self) -> None:
         """Checks the choices."""
         super().__post_init__()
-        remat = self.config.execution.remat
-        if remat != "none" and remat not in REMAT_POLICIES:
-            raise ValueError(
-                f"remat {remat!r} is unknown; allowed are none, {', '.join(REMAT_POLICIES)}"
-            )
+        check_remat(self.config.execution.remat)
 
     @nn.compact
     def __call__(
@@ -192,17 +188,14 @@ class Transformer(nn.Module):
         keeps_one = not isinstance(keep_hidden, bool)
         if keeps_one and not 1 <= keep_hidden <= depth:
             raise ValueError(f"keep_hidden = {keep_hidden}: the blocks are 1 to {depth}")
-        block_class: Any = Block
-        if execution.remat != "none":
-            # Common subexpressions inside a scan's body are not merged across iterations, so the
-            # barrier that prevents it is only needed when unrolled.
-            block_class = nn.remat(
-                Block,
-                policy=REMAT_POLICIES[execution.remat],
-                prevent_cse=not execution.scan,
-                static_argnums=(4,),
-            )
-        if not execution.scan:
+        unroll = min(execution.unroll or depth, depth)
+        # Common subexpressions are not merged across iterations of a scan: the barrier that
+        # prevents it is only needed where several blocks are in one.
+        prevent_cse = execution.apart or unroll > 1
+        block_class = rematerialised(
+            Block, execution.remat, prevent_cse=prevent_cse, static_argnums=(4,)
+        )
+        if execution.apart:
             hidden = []
             for i in range(depth):
                 x = block_class(self.config, name=f"block_{i}")(x, valid, example_ids, train)
@@ -226,6 +219,7 @@ class Transformer(nn.Module):
                 variable_axes={"params": 0},
                 split_rngs={"params": True, "dropout": True},
                 length=depth,
+                unroll=unroll,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
 

@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from clipjax.layers.batch_norm import BatchNorm
 from clipjax.layers.dropout import uniform_per_example
-from clipjax.layers.transformer import REMAT_POLICIES
+from clipjax.layers.remat import rematerialised
 from clipjax.models.features import ImageFeatures
 from clipjax.models.tower_ranges import NO_PATCHES_OUT
 from clipjax.ranges import RATE, Number, Rule, check_fields, whole
@@ -103,11 +103,7 @@ class EfficientNet(nn.Module):
         channels = round_channels(STEM_CHANNELS, self.width_factor)
         x = convolution(channels, 3, self.dtype, "stem_conv", stride=2)(images.astype(self.dtype))
         x = nn.silu(normalisation("stem_bn")(x, train))
-        block_class: Any = InvertedBottleneck
-        if self.remat != "none":
-            block_class = nn.remat(
-                InvertedBottleneck, policy=REMAT_POLICIES[self.remat], static_argnums=(2,)
-            )
+        block_class = rematerialised(InvertedBottleneck, self.remat, static_argnums=(2,))
         repeats = [math.ceil(self.depth_factor * stage.num_blocks) for stage in STAGES]
         hidden, done = [], 0
         for number, (stage, num_blocks) in enumerate(zip(STAGES, repeats, strict=True)):

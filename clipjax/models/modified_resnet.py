@@ -15,7 +15,7 @@ from flax import linen as nn
 from clipjax.layers.attention_pool import CrossAttention
 from clipjax.layers.batch_norm import BatchNorm
 from clipjax.layers.initializers import parameter, uniform
-from clipjax.layers.transformer import REMAT_POLICIES
+from clipjax.layers.remat import rematerialised
 from clipjax.models.features import ImageFeatures
 from clipjax.models.tower_ranges import NO_PATCHES_OUT
 from clipjax.ranges import FieldError, Many, Rule, check_fields, whole
@@ -89,11 +89,7 @@ class ModifiedResNet(nn.Module):
             x = conv(channels, 3, self.dtype, f"conv{i}", stride=2 if i == 1 else 1)(x)
             x = nn.relu(BatchNorm(name=f"bn{i}")(x, train))
         x = nn.avg_pool(x, (2, 2), (2, 2))
-        block_class: Any = Bottleneck
-        if self.remat != "none":
-            block_class = nn.remat(
-                Bottleneck, policy=REMAT_POLICIES[self.remat], static_argnums=(2,)
-            )
+        block_class = rematerialised(Bottleneck, self.remat, static_argnums=(2,))
         stages = []
         for stage, num_blocks in enumerate(self.layers):
             for i in range(num_blocks):

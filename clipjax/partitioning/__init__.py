@@ -26,7 +26,7 @@ from clipjax.partitioning.rules import (
     rules_of,
     spec_of,
 )
-from clipjax.partitioning.state import state_axes, state_shardings, unsharded_state
+from clipjax.partitioning.state import stacked_axes, state_axes, state_shardings, unsharded_state
 
 __all__ = [
     "BATCH_AXES",
@@ -44,6 +44,7 @@ __all__ = [
     "replicated",
     "rules_of",
     "spec_of",
+    "stacked_axes",
     "state_axes",
     "state_shardings",
     "unsharded_state",

@@ -18,6 +18,11 @@ def unbox(variables: Any) -> Any:
     return nn.unbox(variables)
 
 
+def box_like(boxed: Any, values: Any) -> Any:
+    """The values in the boxes of another tree of variables."""
+    return nn.meta.replace_boxed(boxed, values)
+
+
 def boxed_axes(variables: Any) -> Any:
     """The logical axes that the boxes hold: a `PartitionSpec` for each variable."""
     return nn.get_partition_spec(variables)

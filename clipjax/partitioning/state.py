@@ -21,6 +21,11 @@ LARGE_PARAMETER = 2**20
 LARGE_STATE = 2**26
 
 
+def stacked_axes(*blocks: PartitionSpec) -> PartitionSpec:
+    """The logical axes of equal leaves, stacked as the layers of a scan are."""
+    return PartitionSpec("layers", *blocks[0])
+
+
 def state_axes(abstract_state: Any, axes: Any, tx: optax.GradientTransformation) -> Any:
     """Lists the logical axes of every leaf of a train state.
 

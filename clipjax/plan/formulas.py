@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from clipjax.plan.advice import Setting, Step, blocks_of
+from clipjax.experiment.memory import Setting, Step, blocks_of
 
 F32 = 4
 

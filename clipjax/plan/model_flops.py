@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import jaxprs_in_params
 
+from clipjax.experiment.memory import num_image_tokens
 from clipjax.layers.execution import PLAIN
 
 # Towers that the formula describes; others are traced.
@@ -65,15 +66,6 @@ def model_flops(
     loss = 6.0 * batch_size * spec["embed_dim"]
     train = (1 if lock_image else 3) * image + 3 * text + loss
     return ModelFlops(image, text, loss, train, "formula" if known else "traced")
-
-
-def num_image_tokens(spec: Mapping[str, Any]) -> int:
-    """Tokens that the image tower's blocks see in training."""
-    image = spec["image"]
-    patches = (spec["image_size"] // image["patch_size"]) ** 2
-    if image.get("patch_dropout"):
-        patches = max(1, round(patches * (1 - image["patch_dropout"])))
-    return patches + (image.get("pooling") == "cls")
 
 
 def image_flops(spec: Mapping[str, Any]) -> float:

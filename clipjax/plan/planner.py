@@ -5,22 +5,14 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 from absl import logging
 
 from clipjax import partitioning
 from clipjax.config_fields import Settings
 from clipjax.experiment import Program, Resolved, Stage, build_program
+from clipjax.experiment.memory import Setting, Step, describes, extra_flops, setting_of, step_of
 from clipjax.plan import gpu
-from clipjax.plan.advice import (
-    Preference,
-    Setting,
-    Step,
-    describes,
-    extra_flops,
-    prefer,
-    what_fits,
-)
+from clipjax.plan.advice import Preference, prefer, what_fits
 from clipjax.plan.collectives import Collective, find_collectives
 from clipjax.plan.compiling import Compiled, Memory, compile_step
 from clipjax.plan.flops import Flops, count_flops
@@ -30,9 +22,6 @@ from clipjax.plan.model_flops import ModelFlops, model_flops
 from clipjax.plan.roofline import Bounds, bounds
 from clipjax.plan.topology import Topology
 from clipjax.plan.traffic import Traffic, count_traffic
-from clipjax.trees import count_parameters
-
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,8 +130,9 @@ def make_plan(resolved: Resolved, topology: Topology) -> Plan:
     Raises:
         ValueError: the config does not fit the number of devices, or is wrong in itself.
     """
+    memory_bytes = topology.chip.hbm_bytes / topology.chip.devices
     with gpu.answering_for(topology.chip):
-        program = build_program(resolved, topology.devices)
+        program = build_program(resolved, topology.devices, memory_bytes=memory_bytes)
         lock_image = resolved.settings.init.lock_image
         needs = tuple(
             model_flops(stage.spec, stage.model, stage.batch_size, lock_image=lock_image)
@@ -150,6 +140,14 @@ def make_plan(resolved: Resolved, topology: Topology) -> Plan:
         )
         planned = max(range(len(needs)), key=lambda i: needs[i].train)
         compiled = compile_step(program, program.stages[planned], topology.chip)
+        for row in program.rows[1:]:  # of config.remat = auto, as a run goes on itself
+            if compiled.memory is not None and compiled.needed_bytes <= memory_bytes:
+                break
+            logging.info("remat %s does not fit; trying %s", program.execution.remat, row)
+            program = build_program(
+                resolved, topology.devices, memory_bytes=memory_bytes, remat=row
+            )
+            compiled = compile_step(program, program.stages[planned], topology.chip)
     logging.info("Compiled in %.1f s.", compiled.seconds)
     return describe(resolved.settings, program, topology, compiled, needs, planned)
 
@@ -165,8 +163,14 @@ def describe(
     """Reads a compiled step."""
     batch_size = settings.batch_size
     mesh = dict(program.mesh.shape)
-    setting = setting_of(settings, program)
-    step = step_of(settings, program, program.stages[planned].spec)
+    setting = setting_of(settings, program.mesh, program.execution.remat)
+    step = step_of(
+        settings,
+        program.abstract_state,
+        program.mesh,
+        program.stages[planned].spec,
+        program.execution,
+    )
     chip = topology.chip
     capacity = chip.hbm_bytes / chip.devices
     needed = compiled.needed_bytes
@@ -227,37 +231,6 @@ def _count(
             model_flops_per_example=needs.train,
         ),
     }
-
-
-def setting_of(settings: Settings, program: Program) -> Setting:
-    """The setting of a run."""
-    micro = settings.micro_batch_size or settings.batch_size
-    return Setting(
-        remat=settings.remat,
-        micro_batches=settings.batch_size // micro,
-        sharding=settings.sharding,
-        fsdp=program.mesh.shape["fsdp"],
-    )
-
-
-def step_of(settings: Settings, program: Program, spec: Mapping[str, Any]) -> Step:
-    """Sizes of a program in the stage of a spec."""
-    state = program.abstract_state
-    num_parameters = count_parameters(state.params)
-    optimizer = jax.tree.leaves((state.opt_state, state.ema_params))
-    optimizer_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in optimizer)
-    held = sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in optimizer
-    )
-    return Step(
-        spec=spec,
-        num_parameters=num_parameters,
-        optimizer_bytes=optimizer_bytes / num_parameters,
-        batch_per_device=settings.batch_size / program.mesh.size,
-        num_devices=program.mesh.size,
-        item_bytes=DTYPE_BYTES[settings.dtype],
-        zero_share=held / optimizer_bytes if settings.sharding in ("zero1", "tensor") else None,
-    )
 
 
 def _advice(

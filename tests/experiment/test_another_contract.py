@@ -109,7 +109,7 @@ def evaluate_run(workdir, config, contract):
     experiment = SimpleNamespace(
         evals=[run],
         workdir=workdir,
-        settings=SimpleNamespace(scan_layers=True),
+        settings=SimpleNamespace(),
         metadata={"contract": contract},
     )
     return evaluate(experiment, ["zero_shot"])

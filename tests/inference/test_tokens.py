@@ -88,7 +88,7 @@ def test_last_tokens_of_siglip_are_normalised():
 
 def test_unrolled_blocks_keep_the_same_layer():
     spec, golden, params, _, _, tokens = load("vit_gelu")
-    model = build_model(spec, execution=Execution(scan=False))
+    model = build_model(spec, execution=Execution(apart=True))
     bind = {"params": unstack_layers(params)}
 
     def hidden(bind, number):

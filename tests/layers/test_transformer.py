@@ -36,11 +36,11 @@ def params():
 
 def run(params, train=False, **options):
     """Values, gradient in the scanned layout, and hidden states."""
-    scan = options.get("scan", True)
+    apart = options.get("apart", False)
 
     def loss(params):
         out, hidden = make(**options).apply(
-            {"params": params if scan else unstack_layers({"t": params})["t"]},
+            {"params": unstack_layers({"t": params})["t"] if apart else params},
             X,
             keep_hidden=True,
             train=train,
@@ -111,7 +111,15 @@ def test_a_stack_recomputes_what_its_remat_policy_says(params):
 
 @pytest.mark.parametrize(
     "options",
-    [{"scan": False}, {"remat": "dots"}, {"scan": False, "remat": "full"}],
+    [
+        {"apart": True},
+        {"unroll": 0},
+        {"platform": "gpu", "unroll": 0},
+        {"remat": "dots"},
+        {"apart": True, "remat": "full"},
+        {"platform": "gpu", "remat": "names"},
+        {"unroll": 0, "remat": "attention"},
+    ],
     ids=str,
 )
 def test_layouts_and_rematerialisation_change_no_value(params, plain, options):
@@ -161,5 +169,7 @@ def test_attention_is_the_formula_with_one_fused_kernel():
 
 
 def test_unknown_remat():
-    with pytest.raises(ValueError, match="remat 'some' is unknown; allowed are none, dots, full"):
+    with pytest.raises(
+        ValueError, match="remat 'some' is unknown; allowed are none, names, dots, attention, full"
+    ):
         make(remat="some")

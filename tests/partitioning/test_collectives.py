@@ -12,10 +12,10 @@ import jax
 import pytest
 
 from clipjax.experiment import build_program, resolve
+from clipjax.experiment.memory import setting_of, step_of
 from clipjax.plan.collectives import find_collectives
 from clipjax.plan.formulas import collective_formulas
 from clipjax.plan.hlo import parse, walk
-from clipjax.plan.planner import setting_of, step_of
 from clipjax.trees import count_parameters
 from configs.smoke import get_config
 
@@ -58,8 +58,14 @@ class Step:
         self.width, self.item = width, {"float32": 4, "bfloat16": 2}[dtype]
         self.num_params = count_parameters(program.abstract_state.params)
         self.formula = collective_formulas(
-            step_of(resolved.settings, program, program.spec),
-            setting_of(resolved.settings, program),
+            step_of(
+                resolved.settings,
+                program.abstract_state,
+                program.mesh,
+                program.spec,
+                program.execution,
+            ),
+            setting_of(resolved.settings, program.mesh, program.execution.remat),
             dict(program.mesh.shape),
             BATCH,
         )["step"]

@@ -352,13 +352,15 @@ def fake_compiler(plan, bytes_per_example, calls):
     def plan_fn(resolved, topology):
         settings = resolved.settings
         per_device = settings.batch_size // len(topology.devices)
-        share = {"none": 2.0, "dots": 1.0, "full": 0.5}[settings.remat]
+        share = {"none": 2.0, "names": 1.2, "dots": 1.0, "attention": 0.8, "full": 0.5}[
+            settings.remat
+        ]
         micro = settings.batch_size // (settings.micro_batch_size or settings.batch_size)
         needed = int(bytes_per_example * share * per_device / micro)
         calls.append(per_device)
-        slower = {"none": 1.0, "dots": 1.02, "full": 1.2}[settings.remat] * (
-            1.3 if micro > 1 else 1
-        )
+        slower = {"none": 1.0, "names": 1.01, "dots": 1.02, "attention": 1.1, "full": 1.2}[
+            settings.remat
+        ] * (1.3 if micro > 1 else 1)
         return dataclasses.replace(
             plan,
             fits=needed <= plan.capacity_bytes,
