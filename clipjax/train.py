@@ -20,6 +20,7 @@ run. data_wait_fraction is the part of its time in which the devices had finishe
 given and the next batch was not there.
 """
 
+import dataclasses
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -44,7 +45,7 @@ from clipjax.evals.running import (
     run_evals,
     write_results,
 )
-from clipjax.experiment import Experiment, Program
+from clipjax.experiment import Experiment, Program, fitting_program
 from clipjax.losses.objectives import split_variables
 from clipjax.metric_writers import ProgressBar, make_writer
 from clipjax.partitioning import global_batch
@@ -82,6 +83,9 @@ def train(experiment: Experiment) -> TrainState:
         }
     )
     experiment.workdir.mkdir(parents=True, exist_ok=True)
+    program = fitting_program(experiment.resolved, experiment.program, experiment.workdir)
+    distributed.agree({"config.remat = auto": program.execution.remat})
+    experiment = dataclasses.replace(experiment, program=program)
     with ExitStack() as stack:
         manager = stack.enter_context(
             CheckpointManager(
@@ -128,6 +132,7 @@ def _announce(experiment: Experiment, step: int, source: str) -> None:
         jax.process_count(),
         "s" if jax.process_count() > 1 else "",
     )
+    logging.info("layers: %s", program.execution.summary)
     logging.info(
         "model %s: %s parameters; mesh %s; %s examples; step %d of %d (from %s)",
         program.spec["name"],

@@ -7,6 +7,7 @@ optimizer, shardings, the jitted step of each stage (stages.py). It touches no d
 adds the data, the evaluations and the parameters to start from (start.py).
 """
 
+from clipjax.experiment.fitting import fitting_program
 from clipjax.experiment.program import Program, build_program
 from clipjax.experiment.resolving import Resolved, resolve
 from clipjax.experiment.run import Experiment, build_experiment
@@ -19,5 +20,6 @@ __all__ = [
     "Stage",
     "build_experiment",
     "build_program",
+    "fitting_program",
     "resolve",
 ]

@@ -27,6 +27,14 @@ class Execution:
     remat: str = "none"
 
     @property
+    def summary(self) -> str:
+        """In words, for a log."""
+        blocks = "unrolled" if self.apart or self.unroll == 0 else "scanned"
+        if self.unroll > 1:
+            blocks += f", {self.unroll} an iteration"
+        return f"{blocks}; attention {self.attention}; remat {self.remat}"
+
+    @property
     def lean(self) -> bool:
         """Whether norms and activations leave the backward pass their input alone."""
         return self.platform != "cpu"

@@ -9,6 +9,7 @@ import threading
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from clipjax import faults
@@ -20,6 +21,7 @@ from clipjax.checkpoint import (
     read_manifest,
 )
 from clipjax.checkpoint import manifest as manifests
+from clipjax.train_state import create_train_state
 from clipjax.trees import flatten_with_names
 
 
@@ -400,3 +402,35 @@ def test_unreadable_is_not_damaged(saved, kit, monkeypatch):
     with pytest.raises(PermissionError):
         kit.manager(directory).restore_latest(kit.abstract_of(states[1]))
     assert steps_in(directory) == list("1234")
+
+
+def test_a_state_whose_blocks_were_saved_apart_is_stacked(kit, tmp_path):
+    def state_of(params):
+        def create():
+            leaves = jax.tree.map(jnp.asarray, params)
+            tx = optax.adamw(1e-3)
+            return create_train_state({"params": leaves}, tx, with_ema=True)
+
+        return jax.jit(create)()
+
+    rng = np.random.default_rng(0)
+    blocks = [{"kernel": rng.normal(size=(3, 4)).astype(np.float32)} for _ in range(11)]
+    apart = {
+        "text": {f"block_{i}": block for i, block in enumerate(blocks)},
+        "scale": np.float32(1),
+    }
+    kernels = np.stack([block["kernel"] for block in blocks])
+    stacked = {"text": {"blocks": {"kernel": kernels}}, "scale": np.float32(1)}
+    with CheckpointManager(tmp_path, metadata=kit.metadata) as manager:
+        manager.save(3, state_of(apart), block=True)
+    wanted = state_of(stacked)
+    with CheckpointManager(tmp_path, metadata=kit.metadata) as manager:
+        found, step = manager.restore_latest(kit.abstract_of(wanted))
+    assert step == 3
+    kit.assert_equal(found.params, wanted.params)
+    kit.assert_equal(found.ema_params, wanted.ema_params)
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    # What stands apart on both sides is another model's, and stays so.
+    with CheckpointManager(tmp_path, metadata=kit.metadata) as manager:
+        found, _ = manager.restore_latest(kit.abstract_of(state_of(apart)))
+    assert set(found.params["text"]) == set(apart["text"])

@@ -1,0 +1,120 @@
+"""The recomputation of a run, chosen once: the fastest row that fits the devices' memory.
+
+Which rows should fit, a model of the memory says (memory.py); whether one does, its compilation,
+which is the very one that the run goes on to use. What was chosen stands in the workdir, and a run
+that goes on takes it from there.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import logging
+
+from clipjax.distributed import is_lead
+from clipjax.experiment.compiled_memory import needed_bytes, read_memory
+from clipjax.experiment.program import Program, build_program
+from clipjax.experiment.resolving import Resolved
+from clipjax.files import write_file
+from clipjax.layers.remat import REMAT
+
+RECORD = "execution.json"
+_GIB = 2**30
+
+
+def fitting_program(resolved: Resolved, program: Program, workdir: Path) -> Program:
+    """The program of a run; with `config.remat = auto`, one that fits.
+
+    Args:
+        resolved: of the run.
+        program: as built by the model of the memory alone.
+        workdir: of the run, where its choice is recorded.
+    """
+    if resolved.settings.remat == "auto" and program.memory_bytes is not None:
+        facts = _facts(resolved, program)
+        remat = _recorded(workdir / RECORD, facts)
+        if remat is not None:
+            program = _under(resolved, program, remat)
+            _say(program, "as this run began")
+        else:
+            program = _compiled(resolved, program)
+        if is_lead():
+            record = {"remat": program.execution.remat, "chosen_for": facts}
+            write_file(workdir / RECORD, json.dumps(record, indent=1) + "\n")
+    return program
+
+
+def _compiled(resolved: Resolved, program: Program) -> Program:
+    """The first of the program's rows whose steps fit, and the last one if none does."""
+    rows, memory_bytes = program.rows, program.memory_bytes or 0
+    for row in rows:
+        if row != program.execution.remat:
+            program = _under(resolved, program, row)
+        needed = _needed(program)
+        if needed <= memory_bytes:
+            _say(program, f"compiled, a step needs {needed / _GIB:.2f} GiB")
+            return program
+        logging.warning(
+            "remat %s: a step needs %.2f GiB of %.2f GiB", row, needed / _GIB, memory_bytes / _GIB
+        )
+    _say(program, "which keeps least; lower config.batch_size or set config.micro_batch_size")
+    return program
+
+
+def _under(resolved: Resolved, program: Program, remat: str) -> Program:
+    """The same program under another row, with the data that its stages have."""
+    found = build_program(resolved, remat=remat)
+    stages = [
+        dataclasses.replace(stage, data=old.data)
+        for stage, old in zip(found.stages, program.stages, strict=True)
+    ]
+    return dataclasses.replace(found, stages=tuple(stages))
+
+
+def _needed(program: Program) -> int:
+    """Bytes of one device that the largest step needs; steps that are equal are compiled once."""
+    needed = 0
+    with program.scope():
+        for stage in program.stages:
+            lowered = stage.step.lower(program.abstract_state, program.batch_of(stage))
+            try:
+                needed = max(needed, read_memory(lowered.compile().memory_analysis()).total)
+            except jax.errors.JaxRuntimeError as error:
+                found = needed_bytes(str(error))
+                if found is None:
+                    raise
+                needed = max(needed, found, int(program.memory_bytes or 0) + 1)
+    return needed
+
+
+def _say(program: Program, why: str) -> None:
+    if is_lead():
+        logging.info("config.remat = auto takes %s: %s", program.execution.remat, why)
+
+
+def _facts(resolved: Resolved, program: Program) -> dict[str, Any]:
+    """What the choice follows from."""
+    settings, device = resolved.settings, program.mesh.devices.flat[0]
+    return {
+        "device": device.device_kind,
+        "memory_bytes": program.memory_bytes,
+        "mesh": dict(program.mesh.shape),
+        "batch_size": settings.batch_size,
+        "micro_batch_size": settings.micro_batch_size,
+        "dtype": settings.dtype,
+        "attention": settings.attention,
+        "sharding": settings.sharding,
+        "jax": jax.__version__,
+    }
+
+
+def _recorded(path: Path, facts: dict[str, Any]) -> str | None:
+    """The row that was chosen for the same before; None where there is none."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    same = isinstance(record, dict) and record.get("chosen_for") == facts
+    return record["remat"] if same and record.get("remat") in REMAT else None

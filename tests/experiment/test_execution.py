@@ -1,0 +1,118 @@
+"""How a step runs follows from the devices, and from their memory."""
+
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from clipjax.config import default_config
+from clipjax.experiment import fitting, program
+from clipjax.experiment.execution import choose_execution, rows_that_fit
+from clipjax.experiment.memory import Setting, Step
+from clipjax.experiment.resolving import resolve
+from clipjax.layers.remat import REMAT
+from clipjax.models import MODELS
+
+GB = 10**9
+
+
+def execution_of(platform, capability=None, **fields):
+    config = default_config()
+    for name, value in fields.items():
+        config[name] = value
+    settings = resolve(config, to_run=False).settings
+    device = SimpleNamespace(platform=platform, compute_capability=capability)
+    return choose_execution(settings, SimpleNamespace(devices=np.array([device])))
+
+
+def test_each_platform_has_its_own_way():
+    cpu, gpu, tpu = execution_of("cpu"), execution_of("gpu", "9.0"), execution_of("tpu")
+    assert (cpu.lean, cpu.unroll, cpu.apart) == (False, 1, False)
+    assert (gpu.lean, gpu.unroll, gpu.apart, gpu.attention) == (True, 0, False, "auto")
+    assert (tpu.lean, tpu.unroll) == (True, 1)
+    assert execution_of("gpu", "7.5").attention == "xla"
+    assert execution_of("gpu", "gfx942").attention == "xla"
+    asked = execution_of("gpu", "9.0", scan_layers="true", scan_unroll=4, remat="dots")
+    assert (asked.unroll, asked.remat) == (4, "dots")
+    for unrolled in (False, "false"):  # of a config, of a command line
+        assert execution_of("cpu", scan_layers=unrolled).apart
+        assert execution_of("tpu", scan_layers=unrolled).unroll == 0
+
+
+def rows(memory, *, batch=256, lean=True, platform="gpu", model="ViT-B-16"):
+    step = Step(
+        spec=MODELS[model], num_parameters=150_000_000, optimizer_bytes=8.0,
+        batch_per_device=batch, num_devices=1, item_bytes=2, lean=lean,
+    )  # fmt: skip
+    setting = Setting(remat="none", micro_batches=1, sharding="replicated", fsdp=1)
+    return rows_that_fit(step, setting, memory, platform=platform)
+
+
+def test_the_memory_says_which_rows_of_recomputation_come_first():
+    assert rows(80 * GB) == tuple(REMAT)
+    assert rows(20 * GB)[0] == "names"  # compiled: 25 GB of temporaries with none, 13 with names
+    assert rows(80 * GB, batch=4096) == ("full",)
+    assert rows(1 * GB) == ("full",)
+    assert rows(80 * GB, model="RN50")[0] == "dots"
+    assert rows(None) == ("none",)
+    assert rows(30 * GB, lean=False)[0] != "none"  # the scores alone are 20 GB
+
+
+def smoke():
+    config = default_config()
+    config.model.name, config.batch_size = "ViT-B-32", 8
+    return resolve(config, to_run=False)
+
+
+def test_the_row_that_fits_is_compiled_said_recorded_and_taken_again(monkeypatch, tmp_path, caplog):
+    """A CPU does not say its memory; here it does, and its compiler's answer is a given one."""
+    needed = {"none": 90 * GB, "names": 70 * GB}
+    compiled = []
+
+    def needed_by(candidate):
+        compiled.append(candidate.execution.remat)
+        return needed[candidate.execution.remat]
+
+    monkeypatch.setattr(program, "memory_of", lambda mesh: 80 * GB)
+    monkeypatch.setattr(fitting, "_needed", needed_by)
+    resolved = smoke()
+    built = program.build_program(resolved)
+    assert built.execution.remat == "none" and built.rows == tuple(REMAT)
+
+    def fit():
+        return fitting.fitting_program(resolved, built, tmp_path).execution.remat
+
+    with caplog.at_level("INFO"):
+        assert fit() == "names"
+    assert compiled == ["none", "names"]
+    assert "config.remat = auto takes names: compiled, a step needs 65.19 GiB" in caplog.text
+    record = json.loads((tmp_path / fitting.RECORD).read_text())
+    assert record["remat"] == "names" and record["chosen_for"]["memory_bytes"] == 80 * GB
+    assert fit() == "names" and len(compiled) == 2  # a resume compiles nothing to find out
+    # On other devices it is chosen anew.
+    monkeypatch.setattr(program, "memory_of", lambda mesh: 95 * GB)
+    built = program.build_program(resolved)
+    assert fit() == "none"
+
+
+def test_without_known_memory_nothing_is_recomputed_and_nothing_recorded(tmp_path):
+    resolved = smoke()
+    built = program.build_program(resolved)
+    assert fitting.fitting_program(resolved, built, tmp_path) is built
+    assert built.execution.remat == "none" and not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_step_that_is_too_large_gives_way_to_the_next_row(monkeypatch, tmp_path):
+    """The compiler of the CPU itself says what a step needs."""
+    config = default_config()
+    config.model.name, config.batch_size, config.dtype = "ViT-B-32", 8, "float32"
+    resolved = resolve(config, to_run=False)
+    monkeypatch.setattr(program, "memory_of", lambda mesh: 10**15)
+    built = program.build_program(resolved)
+    most = fitting._needed(built)
+    monkeypatch.setattr(program, "memory_of", lambda mesh: most - 1)
+    small = dataclasses.replace(built, memory_bytes=most - 1)
+    assert fitting.fitting_program(resolved, small, tmp_path).execution.remat != "none"
