@@ -59,10 +59,9 @@ def captions_by_language(source: DataSource, counts: Counter[str]) -> Iterator[t
 
 
 def flatten(text: Any, language: Any = ANY_LANGUAGE) -> Iterator[tuple[Any, str]]:
-    """Gives the captions of one example as (language, text); empty ones are left out.
+    """Gives the captions of one example as (language, text); those without one are in `language`.
 
-    Args:
-        language: the name of captions that come without one.
+    Empty ones are left out.
     """
     if isinstance(text, Mapping):
         for name, part in text.items():

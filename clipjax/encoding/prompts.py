@@ -40,9 +40,6 @@ def choose_prompts(given: Given | None, source: Any = None, run: Prompts | None 
 
     A dataset's own stand before those of the run, as they were written for its classes, and numbers
     of others on it were made with them.
-
-    Args:
-        source: the dataset; `templates` are its own, if it has any.
     """
     if given is not None:
         name = repr(os.fspath(given)) if isinstance(given, str | os.PathLike) else "a list"

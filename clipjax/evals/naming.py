@@ -46,9 +46,6 @@ def name_evals(asked: Sequence[tuple[str, str | Mapping[str, Any]]]) -> tuple[Ev
 
     Datasets whose SPECs differ only in characters that names do not have, as `folder:x/a` and
     `folder:x_a`, are told apart by the first digits of the SPEC's SHA-256.
-
-    Args:
-        asked: (kind, source) of each, the source as `make_source` takes it.
     """
     named = [_name(kind, source) for kind, source in asked]
     datasets = defaultdict(set)

@@ -41,9 +41,6 @@ class Retrieval(Evaluation):
 
     Scores are held for batch_size x batch_size pairs at a time. An image that fails leaves together
     with its captions.
-
-    Attributes:
-        ks: the k of recall@k.
     """
 
     ks: Sequence[int] = (1, 5, 10)

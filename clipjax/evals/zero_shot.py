@@ -39,9 +39,7 @@ class Prediction(NamedTuple):
     """What the model says of one image.
 
     Attributes:
-        key: the example's name in its source.
         image: `[size, size, 3]`, uint8, as the model saw it.
-        label: the right class name.
         names: class names, best first.
         scores: of these names; probabilities if the eval knows the logit scale, as `classify` of
             the encoder gives them, else cosines.

@@ -15,11 +15,7 @@ _FINAL_NORMS = {"image": "ln_post", "text": "ln_final"}
 
 
 def count_layers(model: Any, tower: str, variables: PyTree, row: np.ndarray | Patches) -> int:
-    """Counts the layers whose output a tower can give: blocks, or stages of a ResNet.
-
-    Raises:
-        ValueError: the encoder keeps none.
-    """
+    """Counts the layers whose output a tower can give: blocks, or stages of a ResNet."""
 
     def hidden(variables: PyTree, rows: Any) -> Any:
         return _features(model, tower, variables, rows, keep_hidden=True).hidden
@@ -31,11 +27,7 @@ def count_layers(model: Any, tower: str, variables: PyTree, row: np.ndarray | Pa
 
 
 def layer_number(layer: int, num_layers: int, tower: str) -> int:
-    """Turns `layer`, which may count from the end, to 1, 2, ... `num_layers`.
-
-    Raises:
-        ValueError: there is no such layer.
-    """
+    """Turns `layer`, which may count from the end, to 1, 2, ... `num_layers`."""
     is_whole = isinstance(layer, int | np.integer)
     number = layer + 1 + num_layers if is_whole and layer < 0 else layer
     if not is_whole or not 1 <= number <= num_layers:

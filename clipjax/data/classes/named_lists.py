@@ -84,9 +84,6 @@ def load_strings(
 
     Returns:
         Place (file and line, or entry) -> string, in order.
-
-    Raises:
-        ValueError: no such name or file, or an empty list.
     """
     name, path = name_or_path, Path(name_or_path)
     entry = table.get(name)

@@ -37,11 +37,7 @@ _BARE_MARKERS = bytes((0x01, *range(0xD0, 0xDA), 0xFF))
 
 
 class FastJpeg:
-    """A JPEG whose header is read; `crop` decodes it.
-
-    Attributes:
-        width, height: in pixels.
-    """
+    """A JPEG whose header is read; `crop` decodes it."""
 
     def __init__(self, data: bytes, width: int, height: int):
         self._data, self.width, self.height = data, width, height

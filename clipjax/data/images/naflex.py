@@ -54,10 +54,6 @@ class PatchPreprocess:
     """Resizes an image to whole patches within a budget, its aspect kept but for rounding.
 
     Normalisation happens on the device.
-
-    Args:
-        max_patches: the budget, and the rows of a result.
-        interpolation: `bicubic` or `bilinear`, both antialiased.
     """
 
     patch_size: int
@@ -121,9 +117,6 @@ def make_preprocess(
     spec: Mapping[str, Any], pixels: str = "clipjax"
 ) -> Preprocess | PatchPreprocess:
     """Builds the published evaluation path of a model.
-
-    Args:
-        pixels: whose decoding: `clipjax`, or `open_clip`, to compare numbers with it.
 
     Raises:
         ValueError: a field of `preprocess` that is missing or not allowed, or pixels of open_clip

@@ -207,9 +207,6 @@ class Preprocess:
         crop_fraction: the fraction of the resized side that is kept, e.g. 0.875; in (0, 1].
         pixels: whose decoding, of PIXELS: `clipjax`, or `open_clip`, to compare numbers with it.
 
-    Raises:
-        ValueError: for another value.
-
     Reference: arXiv:2103.00020; https://github.com/openai/CLIP, clip/clip.py.
     """
 
@@ -247,9 +244,6 @@ class Preprocess:
         Args:
             spec: the model's spec: `image_size`, and `preprocess` with the fields of this class,
                 whose `mean` and `std` are for the device.
-
-        Raises:
-            ValueError: for a field that is missing or not known, or its value.
         """
         # A budget of patches, which models of any aspect have, is of no use for one size.
         others = ("mean", "std", "max_patches")

@@ -56,7 +56,6 @@ class Finishing:
 
     Attributes:
         transforms: applied in order; what they leave is brought to size by `preprocess`.
-        tokenizer: captions `[batch]` -> ids `[batch, length]`.
         preprocess: the evaluation's, to the size of the images.
     """
 

@@ -75,9 +75,6 @@ class _Task:
 class Processes(Workers):
     """Worker processes of a loader.
 
-    Args:
-        maker: makes the rows; it has to be picklable, and so its source, transforms and tokenizers.
-
     Raises:
         ValueError: if the system has no files in memory, or `maker` cannot be pickled.
     """

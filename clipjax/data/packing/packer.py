@@ -51,7 +51,6 @@ def pack(
     """Packs a source, several shards at a time.
 
     Args:
-        source: what is packed; its fingerprint goes into the manifest.
         directory: local; new, or that of the same job, which then goes on. If that was finished,
             shards that are gone or of another size are made anew.
 

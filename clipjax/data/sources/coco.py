@@ -28,9 +28,6 @@ class Coco:
         split: a split of Karpathy's, e.g. `test`; without it, all of them.
         root: folder that the names of pictures start from and that all have to lie in; by default
             the folder `val2017` beside that of `captions_val2017.json`, else the file's own.
-
-    Raises:
-        ValueError: if the file is missing or damaged, holds no captions, or has no such split.
     """
 
     class_names = None

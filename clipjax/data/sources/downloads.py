@@ -42,12 +42,7 @@ def path_of(file: str, value: Any, extension: str) -> str | None:
 
 
 def extension_beside(file: StoredFile, key: str | None, root: DataPath | None) -> str:
-    """Finds how the pictures beside a Parquet file are called.
-
-    Args:
-        key: the key of a row whose picture was downloaded.
-        root: the folder of the pictures, where it does not stand beside the file.
-    """
+    """Finds how the pictures beside a Parquet file are called."""
     folder = root or file.path.parent
     for extension in _ENCODINGS:
         name = path_of(file.path.url, key, extension)

@@ -55,9 +55,6 @@ def fields_of(
 ) -> tuple[str, ...]:
     """Finds the columns with captions; several, where they are given so, and none where there is a
     column of classes instead.
-
-    Raises:
-        ValueError: if one is not there, or there is none.
     """
     names = (given,) if isinstance(given, str) or given is None else given
     columns = list(columns)

@@ -230,11 +230,7 @@ def drawing_box(canvas: Image.Image) -> tuple[float, float, float]:
 
 
 def split_lines(svg: str, box: tuple[float, float, float]) -> tuple[str, str, str]:
-    """Gives a drawing as it is, without its outlines, and its outlines alone, seen through a box.
-
-    Args:
-        box: (left, top, side) of the part to show, in units of the drawing.
-    """
+    """Gives a drawing as it is, without its outlines, and its outlines alone, seen through a box."""
     left, top, side = box
 
     def seen(removed: bool | None) -> str:

@@ -40,9 +40,6 @@ class Parquet:
         root: folder that relative paths start from and that all have to lie in; by default that
             of the first file.
         cache_mb: megabytes of row groups held in memory.
-
-    Raises:
-        ValueError: if a file is missing or damaged, or lacks a column.
     """
 
     positional_keys = True  # numbers of rows

@@ -31,9 +31,6 @@ class Synthetic:
 
     Args:
         where: how many examples, as text: `synthetic:1000`.
-
-    Raises:
-        ValueError: if `where` is not a positive whole number, or `side` is below 1.
     """
 
     class_names = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)

@@ -47,9 +47,6 @@ class Table:
             file's name; quotes are text beside tabs and `|`.
         root: folder that relative paths start from and that all have to lie in; by default that
             of the table.
-
-    Raises:
-        ValueError: if the file is missing, empty or damaged, or lacks a column.
     """
 
     positional_keys = True  # numbers of rows

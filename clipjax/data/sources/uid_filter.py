@@ -31,9 +31,6 @@ class UidFilter(Subset):
     Attributes:
         counts: examples that are `kept`, `filtered_uid` and `without_uid`, and `not_found`: uids
             of the list that no example has.
-
-    Raises:
-        ValueError: if the list is missing or no such list, or the examples have no uid.
     """
 
     def __init__(self, source: DataSource, where: str):

@@ -64,11 +64,7 @@ def is_folder(path: DataPath) -> bool:
 
 
 def list_files(folder: DataPath, *, recursive: bool = False) -> list[StoredFile]:
-    """Lists the files in a folder, sorted by path; empty if there is no such folder.
-
-    Raises:
-        ValueError: if a link in a local folder leads to nothing.
-    """
+    """Lists the files in a folder, sorted by path; empty if there is no such folder."""
     if folder.is_local:
         return sorted(retry(lambda: _list_local(folder, recursive), f"listing {folder}"))
     system = filesystem(folder.scheme)

@@ -62,12 +62,7 @@ def open_indexes(shards: Sequence[StoredFile], key_ends: str = "first_dot") -> l
 
 
 def index_beside(shard: StoredFile, key_ends: str = "first_dot") -> bool:
-    """Makes the index of a shard and writes it beside it, in a bucket as well.
-
-    Raises:
-        ValueError: if the shard is damaged, or changed since it was indexed.
-        OSError: if the index cannot be written there.
-    """
+    """Makes the index of a shard and writes it beside it, in a bucket as well."""
     path = sidecar_of(shard.path, key_ends)
     try:
         check_unchanged(shard, TarIndex(path, content=read_all(path)))

@@ -93,11 +93,6 @@ class ChooseCaption(Ranged):
         temperature: a weight w counts as w^(1 / temperature). With the numbers of captions of each
             language as weights, 1 draws as they come and a high temperature all languages alike
             (arXiv:1907.05019).
-
-    Raises:
-        ValueError: if `first` is no probability, a weight is no number of 0 or more, none is above
-            0, or the temperature is not above 0; at a call, if the weights are a map and the
-            captions are not, or the other way.
     """
 
     first: float = 0.8
@@ -174,10 +169,6 @@ class FilterCaption(Ranged):
         min_words, max_words: separated by white space.
         min_chars, max_chars: after white space at both ends is cut off.
         patterns: regular expressions; a caption in which one is found is left out.
-
-    Raises:
-        ValueError: if a limit is no whole number of 0 or more, or below the other, or a pattern is
-            no regular expression.
     """
 
     min_words: int = 0
@@ -237,11 +228,7 @@ class FilterCaption(Ranged):
 
 @dataclasses.dataclass(frozen=True)
 class CaptionTemplate(Ranged):
-    """Puts the caption into a sentence, e.g. `a photo of a {}`.
-
-    Raises:
-        ValueError: if a template has no `{}`, or is no text.
-    """
+    """Puts the caption into a sentence, e.g. `a photo of a {}`."""
 
     templates: tuple[str, ...]
     probability: float = 0.5
