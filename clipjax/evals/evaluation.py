@@ -36,8 +36,7 @@ class Evaluation:
     preprocess: Preprocess | PatchPreprocess
     tokenizer: Callable[[list[str]], np.ndarray]
     mesh: Mesh
-    batch_size: int = 256
-    max_bad: int = 0
+    # `batch_size` and `max_bad` stand behind each one's own fields: so messages list them.
     name: str = "evaluation"
 
     ranges: ClassVar[Mapping[str, Rule]] = {

@@ -44,6 +44,8 @@ class Retrieval(Evaluation):
     """
 
     ks: Sequence[int] = (1, 5, 10)
+    batch_size: int = 256
+    max_bad: int = 0
     name: str = "retrieval"
 
     ranges: ClassVar[Mapping[str, Rule]] = {

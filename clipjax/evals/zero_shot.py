@@ -111,6 +111,8 @@ class ZeroShot(Evaluation):
     logit_scale_fn: Callable[[PyTree], jax.Array] | None = None
     logit_bias_fn: Callable[[PyTree], jax.Array | None] | None = None
     run_prompts: Prompts | None = None
+    batch_size: int = 256
+    max_bad: int = 0
     name: str = "zero_shot"
 
     ranges: ClassVar[Mapping[str, Rule]] = {

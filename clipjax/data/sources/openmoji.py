@@ -230,7 +230,7 @@ def drawing_box(canvas: Image.Image) -> tuple[float, float, float]:
 
 
 def split_lines(svg: str, box: tuple[float, float, float]) -> tuple[str, str, str]:
-    """Gives a drawing as it is, without its outlines, and its outlines alone, seen through a box."""
+    """Gives a drawing, the drawing without its outlines, and these alone, seen through a box."""
     left, top, side = box
 
     def seen(removed: bool | None) -> str:
