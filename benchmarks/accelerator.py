@@ -25,7 +25,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as a file: the checkout in place of this folder
+if __name__ == "__main__" and not __package__:  # a file: the checkout in place of its folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import wheels

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-if not __package__:  # run as a file: the checkout in place of this folder
+if __name__ == "__main__" and not __package__:  # a file: the checkout in place of its folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.common import load_average, setting_lines

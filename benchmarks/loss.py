@@ -11,12 +11,22 @@ CPU, where products of bfloat16 are exact and sums are float32, as in a matrix u
 
 import argparse
 import os
-import platform
 import re
-import subprocess
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+if __name__ == "__main__" and not __package__:  # a file: the checkout in place of its folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks.common import forget_peak_memory, load_average, setting_lines, status_bytes
+from benchmarks.loss_hlo import costs
+from benchmarks.peers import libraries
+from benchmarks.workers import Worker, serve
 
 SCALE, BIAS, SEED = 14.2857, -10.0, 0
 REPEATS = 5
@@ -31,28 +41,14 @@ def main() -> None:
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        worker(options.worker[0], int(options.worker[1]), int(options.worker[2]))
+        run, batch, embed = options.worker
+        serve(lambda: make_answer(run, int(batch), int(embed)))
     elif options.part == "cpu":
         cpu_tables(options.batches, options.embed)
     elif options.part == "error":
         error_table(options.batches[0], options.embed)
     else:
         tpu_table(options.cases)
-
-
-def print_setting(*packages: str) -> None:
-    with open("/proc/cpuinfo") as file:
-        model = re.search(r"model name\s*: (.*)", file.read())
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    print(f"- host: {model[1] if model else platform.machine()}, {os.cpu_count()} cores,", end=" ")
-    print(f"{memory:.0f} GiB; load average {os.getloadavg()[0]:.1f} at the start")
-    found = []
-    for package in packages:
-        try:
-            found.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            found.append(f"{package} absent")
-    print(f"- Python {platform.python_version()}, " + ", ".join(found))
 
 
 # --- CPU -----------------------------------------------------------------------------------------
@@ -68,7 +64,7 @@ CPU_RUNS = {
 
 
 def cpu_tables(batches: list[int], embed: int) -> None:
-    print_setting("jax", "torch", "open_clip_torch", "numpy")
+    print("\n".join(setting_lines("jax", "torch", "open_clip_torch", "numpy")))
     print(f"- float32, forward + backward, embed {embed}, random unit embeddings, seed {SEED};")
     print(f"  time: minimum of {REPEATS} interleaved runs after a warm-up; memory: growth of the")
     print("  resident set at its highest during one run, in a fresh process, after compilation;")
@@ -86,28 +82,18 @@ def cpu_tables(batches: list[int], embed: int) -> None:
             print(f"| {losses[label]:.6f} | {min(seconds[peer]) / wall:.2f}x ", end="")
             print(f"| {min(cpu_seconds[peer]) / spent:.2f}x ", end="")
             print(f"| {memory[peer] / memory[label]:.1f}x |")
-        print(f"\nLoad average {os.getloadavg()[0]:.1f}; all runs in seconds: ", end="")
+        print(f"\nLoad average {load_average()}; all runs in seconds: ", end="")
         print("; ".join(f"{k}: {' '.join(f'{s:.2f}' for s in v)}" for k, v in seconds.items()))
         sys.stdout.flush()
 
 
-def start_worker(run: str, batch: int, embed: int) -> subprocess.Popen:
-    command = [sys.executable, __file__, "--part", "cpu", "--worker", run, str(batch), str(embed)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
-def ask(process: subprocess.Popen, word: str) -> list[float]:
-    process.stdin.write(word + "\n")
-    process.stdin.flush()
-    while line := process.stdout.readline():
-        if line.startswith("answer "):
-            return [float(x) for x in line.split()[1:]]
-    raise RuntimeError(f"the worker {process.args[5:]} ended without an answer")
+def start_worker(run: str, batch: int, embed: int) -> Worker:
+    return Worker([__file__, "--part", "cpu", "--worker", run, str(batch), str(embed)])
 
 
 def extra_memory(run: str, batch: int, embed: int) -> float:
     with start_worker(run, batch, embed) as process:
-        return ask(process, "memory")[0] / 1e6
+        return process.ask("memory") / 1e6
 
 
 def interleaved(batch: int, embed: int) -> tuple[dict, dict, dict]:
@@ -117,54 +103,39 @@ def interleaved(batch: int, embed: int) -> tuple[dict, dict, dict]:
     losses = {}
     for turn in range(REPEATS + 1):
         for label, process in workers.items():
-            elapsed, spent, losses[label] = ask(process, "time")
+            elapsed, spent, losses[label] = process.ask("time")
             if turn:
                 seconds[label].append(elapsed)
                 cpu_seconds[label].append(spent)
     for process in workers.values():
-        process.communicate()
+        process.close()
     return seconds, cpu_seconds, losses
 
 
-def worker(run: str, batch: int, embed: int) -> None:
-    """Answer "time" with seconds, CPU seconds, loss; "memory" with bytes; until the input ends."""
-    import numpy as np
-
+def make_answer(run: str, batch: int, embed: int) -> Callable[[str], Any]:
+    """Answers "time" with seconds, CPU seconds, loss; "memory" with bytes."""
     rng = np.random.default_rng(SEED)
     image, text = (rng.standard_normal((batch, embed), np.float32) for _ in range(2))
     image /= np.linalg.norm(image, axis=1, keepdims=True)
     text /= np.linalg.norm(text, axis=1, keepdims=True)
     kind, name = run.split(":")
     step = torch_step(name, image, text) if kind == "torch" else jax_step(kind, name, image, text)
-    for word in sys.stdin:
-        if word.strip() == "memory":
-            with open("/proc/self/clear_refs", "w") as file:
-                file.write("5")  # the high-water mark starts again from here
+
+    def answer(word: str) -> Any:
+        if word == "memory":
+            forget_peak_memory()
             before = status_bytes("VmRSS")
             step()
-            print("answer", status_bytes("VmHWM") - before, flush=True)
-        else:
-            start, spent = time.perf_counter(), time.process_time()
-            loss = step()
-            elapsed, spent = time.perf_counter() - start, time.process_time() - spent
-            print("answer", elapsed, spent, loss, flush=True)
+            return status_bytes("VmHWM") - before
+        start, spent = time.perf_counter(), time.process_time()
+        loss = step()
+        return time.perf_counter() - start, time.process_time() - spent, loss
 
-
-def status_bytes(field: str) -> int:
-    with open("/proc/self/status") as file:
-        return 1024 * int(re.search(rf"{field}:\s+(\d+) kB", file.read())[1])
+    return answer
 
 
 def torch_step(name: str, image, text):
-    import torch
-
-    # torchvision's operators are not part of every torch build; open_clip only imports it.
-    try:
-        import torchvision  # noqa: F401
-    except (ImportError, RuntimeError):
-        library = torch.library.Library("torchvision", "DEF")
-        for operator in ("nms", "qnms"):
-            library.define(operator + "(Tensor dets, Tensor scores, float threshold) -> Tensor")
+    torch, _ = libraries()
     from open_clip.loss import ClipLoss, SigLipLoss
 
     def leaf(value):
@@ -188,7 +159,6 @@ def jax_step(layout: str, name: str, image, text):
     os.environ["JAX_PLATFORMS"] = "cpu"
     import jax
     import jax.numpy as jnp
-    import numpy as np
 
     from clipjax.losses import make_loss
 
@@ -305,7 +275,7 @@ TPU_ENVIRONMENT = {
 def tpu_table(cases: list[str]) -> None:
     for key, value in TPU_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
-    print_setting("jax", "jaxlib", "libtpu")
+    print("\n".join(setting_lines("jax", "jaxlib", "libtpu")))
     print("- compile-time: bfloat16 embeddings sharded over one axis of all devices, forward +")
     print("  backward; nothing was run on a TPU; figures are for one device")
     print("- peak MB: temporaries with VMEM placement off, so that every live buffer is counted;")
@@ -327,8 +297,6 @@ def tpu_table(cases: list[str]) -> None:
 
 
 def tpu_row(topology: str, batch: int, embed: int, name: str, layout: str) -> str:
-    from loss_hlo import costs
-
     try:
         start = time.perf_counter()
         lowered, num_devices = lower(topology, batch, embed, name, layout)
@@ -356,7 +324,6 @@ def lower(topology: str, batch: int, embed: int, name: str, layout: str):
     """Lower value and gradient of one loss for a TPU topology that is not there."""
     import jax
     import jax.numpy as jnp
-    import numpy as np
     from jax.experimental import topologies
     from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 

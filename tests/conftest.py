@@ -22,6 +22,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 
 # Helpers of several folders, which are no packages.
 sys.path.insert(0, str(Path(__file__).parent / "helpers"))
+sys.path.append(str(Path(__file__).parents[1]))  # the package benchmarks
 
 import jax  # noqa: E402  after the flags, which it reads once
 import pytest  # noqa: E402

@@ -3,21 +3,13 @@
 Nothing runs on a TPU, and none is needed: `pytest -m tpu` with the extra [tpu].
 """
 
-import importlib.util
 import os
-from pathlib import Path
 
 import pytest
 
+from benchmarks import loss, loss_hlo
+
 pytestmark = pytest.mark.tpu
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize("name", ["clip", "siglip"])
@@ -31,14 +23,13 @@ def load(name):
 )
 def test_the_grid_stays_under_its_bars(monkeypatch, name, topology, batch, embed, megabytes):
     pytest.importorskip("libtpu")
-    benchmark, hlo = load("loss"), load("loss_hlo")
-    for key, value in benchmark.TPU_ENVIRONMENT.items():
+    for key, value in loss.TPU_ENVIRONMENT.items():
         monkeypatch.setenv(key, os.environ.get(key, value))
-    lowered, num_devices = benchmark.lower(topology, batch, embed, name, "grid")
+    lowered, num_devices = loss.lower(topology, batch, embed, name, "grid")
     compiled = lowered.compile()
-    everything = lowered.compile(compiler_options=benchmark.ALL_IN_HBM)
+    everything = lowered.compile(compiler_options=loss.ALL_IN_HBM)
     for each in (compiled, everything):
         assert each.memory_analysis().temp_size_in_bytes <= megabytes * 1e6
-    flops, traffic = hlo.costs(compiled.as_text())
+    flops, traffic = loss_hlo.costs(compiled.as_text())
     assert 1.0 <= flops / (8 * batch**2 * embed / num_devices) <= 1.05
     assert 0.9 <= sum(traffic.values()) / (12 * batch * embed / num_devices**0.5) <= 1.1
