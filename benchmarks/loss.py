@@ -187,7 +187,7 @@ def error_table(batch: int, embed: int) -> None:
 
     from clipjax.losses import make_loss
 
-    print_setting("jax", "numpy")
+    print("\n".join(setting_lines("jax", "numpy")))
     print(f"- batch {batch}, embed {embed}, clip, layout grid, seed {SEED}; float32 embeddings,")
     print("  gradients float32; errors are against float64 of the same embeddings: of the loss")
     print("  |d| / |loss|, of the gradients the norm of the difference over that of the gradient")
