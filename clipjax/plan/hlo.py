@@ -160,7 +160,12 @@ def _parse_instruction(line: str) -> Instruction | None:
         operands: tuple[str, ...] = (inside[1:-1],)
     else:
         operands = tuple(_operand_names(inside[1:-1]))
-    return Instruction(name, _shapes(shape), opcode, operands, rest.lstrip(", "), bool(root))
+    shapes = _shapes(shape)
+    if opcode in ("fusion-start", "custom-call-start"):
+        # What another stream runs: ((operands), results, context). It is done where it is started.
+        opcode = opcode.removesuffix("-start")
+        shapes = shapes[len(_shapes(_leading_value(shape[1:-1]))) : -1]
+    return Instruction(name, shapes, opcode, operands, rest.lstrip(", "), bool(root))
 
 
 def _operand_names(text: str) -> list[str]:

@@ -170,6 +170,9 @@ def _written(module: Module, body: Computation, result: Instruction) -> int:
         )
     if result.opcode == "parameter":
         return 0
+    if result.opcode == "get-tuple-element":  # of a library's call: its result or its workspace
+        call = body.instructions[result.operands[0]]
+        return 0 if is_workspace(call, int(result.attribute("index"))) else result.nbytes
     if result.opcode == "custom-call" and not target(result).startswith(LIBRARIES):
         return 0
     return _hbm_bytes(result)

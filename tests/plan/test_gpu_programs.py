@@ -112,6 +112,41 @@ def test_traffic_of_a_scanned_program():
     assert count_traffic(module, visits).hbm == LAYERS * (forward + backward) + counters + once
 
 
+ASYNCHRONOUS = """\
+HloModule m
+
+%fused (p0: f32[12,256], p1: s32[], p2: f32[256]) -> f32[12,256] {
+  %p0 = f32[12,256]{1,0} parameter(0)
+  %p1 = s32[] parameter(1)
+  %p2 = f32[256]{0} parameter(2)
+  %row = f32[1,256]{1,0} bitcast(%p2)
+  %zero = s32[] constant(0)
+  ROOT %put = f32[12,256]{1,0} dynamic-update-slice(%p0, %row, %p1, %zero)
+}
+
+ENTRY %main (a: f32[12,256], i: s32[], b: f32[256], w: f32[256,256]) -> f32[12,256] {
+  %a = f32[12,256]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %b = f32[256]{0} parameter(2)
+  %w = f32[256,256]{1,0} parameter(3)
+  %fusion-start = ((f32[12,256]{1,0}, s32[], f32[256]{0}), f32[12,256]{1,0}, u32[]) fusion-start(%a, %i, %b), kind=kLoop, calls=%fused
+  %custom-call-start = ((f32[256,256]{1,0}, f32[256,256]{1,0}), (f32[256,256]{1,0}, s8[9999]{0}), u32[]) custom-call-start(%w, %w), custom_call_target="__cublas$lt$matmul", backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"],"lhs_batch_dimensions":[],"rhs_batch_dimensions":[]}}}
+  %custom-call-done = (f32[256,256]{1,0}, s8[9999]{0}) custom-call-done(%custom-call-start)
+  ROOT %fusion-done = f32[12,256]{1,0} fusion-done(%fusion-start)
+}
+"""  # noqa: E501
+
+
+def test_what_another_stream_runs_counts_once():
+    """As newer compilers write it (JAX 0.11): started here, done there."""
+    module = parse(ASYNCHRONOUS)
+    visits = list(walk(module))
+    assert count_flops(visits).total == 2 * 256**3
+    row, square = 256 * 4, 256 * 256 * 4
+    # A row into the stack, beside its index; a square read, a square written.
+    assert count_traffic(module, visits).hbm == (2 * row + 4) + 2 * square
+
+
 def test_collectives_within_a_host_and_between_hosts():
     module, visits = read("scan")
     found = find_collectives(module, visits, MESH, hosts=HOSTS)
