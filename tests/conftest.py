@@ -7,10 +7,15 @@ import sys
 import tempfile
 from pathlib import Path
 
+# Helpers of several folders, which are no packages.
+sys.path.insert(0, str(Path(__file__).parent / "helpers"))
+sys.path.append(str(Path(__file__).parents[1]))  # the package benchmarks
+
+from xla_flags import COUNT, QUICK, with_devices, with_flags
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-_FLAG = "--xla_force_host_platform_device_count"
-if _FLAG not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}=8"
+if COUNT not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = with_devices(8)
 
 # What one test compiled, the others load: those of the other worker and commands in processes of
 # their own, too. The folder is this session's, so that nothing comes from an older tree.
@@ -20,13 +25,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
-# Helpers of several folders, which are no packages.
-sys.path.insert(0, str(Path(__file__).parent / "helpers"))
-sys.path.append(str(Path(__file__).parents[1]))  # the package benchmarks
-
-import jax  # noqa: E402  after the flags, which it reads once
-import pytest  # noqa: E402
-from jaxtyping import install_import_hook  # noqa: E402
+import jax  # after the flags, which it reads once
+import pytest
+from jaxtyping import install_import_hook
 
 install_import_hook(["clipjax.layers", "clipjax.losses", "clipjax.metrics"], "beartype.beartype")
 
@@ -41,6 +42,8 @@ def pytest_configure(config):
     """
     quick = config.getoption("markexpr") not in OPTIMISED
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quick))
+    if quick:  # before the first device
+        os.environ["XLA_FLAGS"] = with_flags(*QUICK)
     jax.config.update("jax_disable_most_optimizations", quick)
 
 

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from counting import HANGS_S
+from xla_flags import with_devices
 
 from clipjax import faults
 
@@ -105,11 +106,10 @@ def run_two(workdir, *, arguments=((), ()), changes=({}, {})):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    flags = "--xla_force_host_platform_device_count=2"
     processes = [
         subprocess.Popen(
             command(workdir, *arguments[rank]),
-            env=environment(RANK=str(rank), PORT=port, XLA_FLAGS=flags, **changes[rank]),
+            env=environment(RANK=str(rank), PORT=port, XLA_FLAGS=with_devices(2), **changes[rank]),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -12,6 +12,7 @@ import test_retrieval
 import test_zero_shot
 from counting import HANGS_S
 from stand_ins import make_params
+from xla_flags import with_devices
 
 from clipjax.evals.retrieval_answers import find_pictures
 
@@ -24,7 +25,7 @@ def test_two_processes_agree_with_one():
     here = Path(__file__).parent
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": with_devices(2),
         "PYTHONPATH": f"{here.parents[1]}:{here}",
     }
     command = [sys.executable, str(here / "run_process.py"), port]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from counting import HANGS_S
+from xla_flags import with_devices
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -21,7 +22,7 @@ class Command:
         self.env = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "",
+            "XLA_FLAGS": with_devices(1),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "PYTHONPATH": str(ROOT),
         }

@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from xla_flags import with_devices
 
 
 def finetune(clipjax, reference, workdir, arguments="", *flags, **options):
@@ -55,7 +56,7 @@ def test_full(clipjax, reference, digests_of, tmp_path):
 @pytest.mark.slow  # resizing: tests/checkpoint/test_start.py
 def test_another_resolution(clipjax, reference, tmp_path):
     """On two devices, and with the layers in the other layout than the checkpoint's."""
-    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    devices = {"XLA_FLAGS": with_devices(2)}
     flag = "--config.scan_layers=false"
     done = finetune(clipjax, reference, tmp_path, ",image_size=64", flag, env=devices)
     assert "resized     image_encoder/position_embedding [16, 32] -> [64, 32]" in done.stderr
