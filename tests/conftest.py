@@ -54,3 +54,10 @@ def command():
 
     with in_this_process() as run:
         yield run
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache of the test's own."""
+    monkeypatch.setenv("CLIPJAX_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"

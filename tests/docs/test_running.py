@@ -23,7 +23,7 @@ NOT_RUN = {
     "tests/interop/test_open_clip_live.py compares it",
 }
 # (document, words of the block): the package that it needs. Where it is missing the block is left
-# out: `-m tpu` (tests/plan/test_cli.py) and `-m interop` (tests/interop) run the same with it, and
+# out: `-m tpu` (tests/cli/test_plan.py) and `-m interop` (tests/interop) run the same with it, and
 # test_blocks.py parses the flags in any case.
 NEEDS = {
     ("docs/plan.md", "--topology v5e"): "libtpu",

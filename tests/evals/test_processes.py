@@ -26,7 +26,7 @@ def test_two_processes_agree_with_one():
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": with_devices(2),
-        "PYTHONPATH": f"{here.parents[1]}:{here}",
+        "PYTHONPATH": f"{here.parents[1]}:{here}:{here.parent / 'helpers'}",
     }
     command = [sys.executable, str(here / "run_process.py"), port]
     with contextlib.ExitStack() as stack:

@@ -18,7 +18,7 @@ def get_config(arg=None):
 """
 
 
-@pytest.mark.slow  # the page: tests/evals/test_report.py
+@pytest.mark.slow  # the page: tests/report/test_page.py
 def test_a_run_with_a_retrieval_leaves_pictures_of_both_kinds(clipjax, tmp_path):
     config = tmp_path / "config.py"
     config.write_text(SMOKE.read_text(encoding="utf-8") + WITH_RETRIEVAL, encoding="utf-8")
