@@ -316,6 +316,7 @@ def test_colour_jitter_draws_by_example_and_step(plain_program, jittered_program
     assert abs(jittered_rolled[0] - jittered[0]) > 1e-4
 
 
+@pytest.mark.slow  # tests/layers/test_color_jitter.py: strength zero changes no bit
 def test_colour_jitter_of_no_strength_is_none(plain_program):
     nothing = dict.fromkeys(("hue", "gain", "channel_gain", "offset"), 0.0)
     nothing["saturation"] = (1.0, 1.0)
@@ -555,10 +556,10 @@ class Even:
 def test_an_objective_in_place_of_the_loss():
     variables, batch = linear_problem()
     tx, objective = optax.sgd(0.1), Even()
-    step = make_train_step(linear_apply, objective, tx)
+    step = jax.jit(make_train_step(linear_apply, objective, tx))
     state, metrics = step(create_train_state(variables, tx), batch)
-    outputs = linear_apply(variables, batch["image"], batch["text"])
-    expected, _ = make_loss("clip")(outputs[0][::2], outputs[1][::2], outputs[2])
+    outputs = jax.jit(linear_apply)(variables, batch["image"], batch["text"])
+    expected, _ = jax.jit(make_loss("clip"))(outputs[0][::2], outputs[1][::2], outputs[2])
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-6)
     assert metrics["rows"] == 8 and step(state, batch)[1]["draw"] != metrics["draw"]
     objective.needs = ("text_tokens",)

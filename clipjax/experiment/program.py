@@ -135,16 +135,21 @@ def build_program(
         names = [name for name, _ in flatten_with_names(params)]
         frozen = matcher(resolved.frozen, names, path="freeze")
 
-    def create(key: jax.Array) -> TrainState:
-        with_ema = settings.optimizer.ema_decay is not None
-        variables = laid_out_like(unbox(own.init_variables(key)), params)
+    with_ema = settings.optimizer.ema_decay is not None
+
+    def state_of(variables: Mapping[str, Any]) -> TrainState:
+        variables = laid_out_like(unbox(variables), params)
         return create_train_state(variables, tx, with_ema=with_ema)
+
+    def create(key: jax.Array) -> TrainState:
+        return state_of(own.init_variables(key))
 
     def create_stacked(key: jax.Array) -> TrainState:
         return laid_out_like(create(key), stacked)
 
-    abstract = jax.eval_shape(create_stacked, key)
-    inside = jax.eval_shape(create, key)
+    # From the variables' shapes: the model is not traced again.
+    inside = jax.eval_shape(state_of, own.abstract_variables)
+    abstract = jax.eval_shape(lambda state: laid_out_like(state, stacked), inside)
     axes_inside = partitioning.state_axes(inside, boxed_axes(boxed), tx)
     axes = laid_out_like(axes_inside, stacked, stack=partitioning.stacked_axes)
     with named("config"):

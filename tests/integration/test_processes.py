@@ -22,6 +22,8 @@ def two(clipjax):
 def test_two_processes_get_the_losses_of_one(two, reference, losses_of, tmp_path):
     done = two("--config", "configs/smoke.py", "--workdir", tmp_path)
     assert (tmp_path / "report.html").exists()
+    results = [json.loads((path / "results.json").read_text()) for path in (tmp_path, reference)]
+    assert results[0] == pytest.approx(results[1], abs=2 / 128)  # of so many pictures
     # What the hosts tell one another while they log does not go through the devices.
     callers = set(re.findall(r"^collective: (\w+)$", done.stderr, re.M))
     assert {"agree", "gather"} <= callers and "flush" not in callers
@@ -30,6 +32,7 @@ def test_two_processes_get_the_losses_of_one(two, reference, losses_of, tmp_path
     np.testing.assert_allclose([two[s] for s in one], list(one.values()), rtol=2e-5)
 
 
+@pytest.mark.slow  # at its end, the run above evaluates in two processes
 def test_two_processes_evaluate_a_checkpoint_as_one(two, reference, evaluated, tmp_path):
     flags, one = evaluated
     two("eval", "--checkpoint", reference, *flags, f"--json={tmp_path / 'two.json'}")

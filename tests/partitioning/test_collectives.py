@@ -151,7 +151,10 @@ def test_the_step_moves_what_the_theory_says(table):
 
 
 @pytest.mark.parametrize("table", MESHES)
-@pytest.mark.parametrize("wrong", MESHES)
+@pytest.mark.parametrize(
+    "wrong",
+    [pytest.param(x, marks=pytest.mark.slow) if x == "replicated" else x for x in MESHES],
+)
 def test_a_step_under_other_rules_is_caught(table, wrong):
     """Negative control: every step against the theory of every other table."""
     step = simulated(wrong)

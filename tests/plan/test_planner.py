@@ -375,7 +375,9 @@ def fake_compiler(plan, bytes_per_example, calls):
     return plan_fn
 
 
-@pytest.mark.parametrize("limit", [5, 8, 60, 900])
+@pytest.mark.parametrize(
+    "limit", [8, 900, *(pytest.param(limit, marks=pytest.mark.slow) for limit in (5, 60))]
+)
 def test_largest_batch_is_found_by_bisection(plan, topology, limit):
     calls = []
     plan_fn = fake_compiler(plan, plan.capacity_bytes / (limit + 0.5), calls)
