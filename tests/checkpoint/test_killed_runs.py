@@ -65,7 +65,7 @@ def undisturbed(tmp_path_factory, killed_run):
 
 
 @pytest.mark.parametrize(
-    "points", [POINTS[1:4:2], pytest.param(POINTS, marks=pytest.mark.slow)], ids=len
+    "points", [POINTS[1:2], pytest.param(POINTS, marks=pytest.mark.slow)], ids=len
 )
 def test_killed_inside_saves_and_the_same_run(tmp_path, killed_run, undisturbed, points):
     checkpoints = tmp_path / "checkpoints"
