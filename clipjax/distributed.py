@@ -1,12 +1,12 @@
 """Processes: joining a run, knowing the lead host, agreeing between hosts."""
 
+import itertools
 import json
 import os
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from absl import logging
 
 # Set by launch/local.sh for N processes of one machine; pods and Slurm are recognised by JAX.
@@ -18,6 +18,8 @@ PROCESS_ID = "CLIPJAX_PROCESS_ID"
 # the others of a pod waiting longer than a minute.
 _HEARTBEAT_TIMEOUT_S = 30
 _DAY_MS = 24 * 3600 * 1000
+_PLACE = "clipjax"  # in the key-value store
+_meetings = itertools.count()
 
 # Each marks an environment that `jax.distributed.initialize()` can read by itself. A laptop has
 # none of them, and there the call would raise.
@@ -81,22 +83,21 @@ def is_lead() -> bool:
     return jax.process_index() == 0
 
 
-def from_lead(number: int) -> int:
-    """Returns the lead process's number in every process; a collective."""
+def gather(value: Any) -> list[Any]:
+    """Gives the JSON-able values of all processes, in their order; all of them wait for all.
+
+    What hosts tell one another goes through the coordination service of `jax.distributed`, without
+    a word to the devices. A process that dies meanwhile is noticed by its heartbeat, one that hangs
+    by the watchdog of the loop.
+    """
     if jax.process_count() == 1:
-        return number
-    from jax.experimental import multihost_utils
-
-    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
-
-
-def all_succeeded(success: bool) -> bool:
-    """Whether `success` holds in every process; a collective."""
-    if jax.process_count() == 1:
-        return success
-    from jax.experimental import multihost_utils
-
-    return bool(np.all(multihost_utils.process_allgather(np.int32(success))))
+        return [value]
+    number, me = next(_meetings), jax.process_index()
+    _store().key_value_set(f"{_PLACE}/{number}/{me}", json.dumps(value))
+    found = [_read(f"{number}/{process}") for process in range(jax.process_count())]
+    # Who is in this meeting has left the one before it.
+    _store().key_value_delete(f"{_PLACE}/{number - 1}/{me}")
+    return found
 
 
 def agree(values: Mapping[str, str]) -> None:
@@ -105,48 +106,20 @@ def agree(values: Mapping[str, str]) -> None:
     Raises:
         ValueError: names the first value that differs, and the processes that differ from 0.
     """
-    if jax.process_count() == 1:
-        return
-    from jax.experimental import multihost_utils
-
-    size = 256
-    names = sorted(values)
-    rows = np.zeros((len(names), size), np.uint8)
-    for row, name in zip(rows, names, strict=True):
-        data = values[name].encode()[:size]
-        row[: len(data)] = np.frombuffer(data, np.uint8)
-    gathered = np.asarray(multihost_utils.process_allgather(rows))
-    for i, name in enumerate(names):
-        others = [p for p in range(len(gathered)) if (gathered[p, i] != gathered[0, i]).any()]
+    found = gather(dict(values))
+    for name in sorted(values):
+        others = [p for p, theirs in enumerate(found) if theirs.get(name) != found[0][name]]
         if others:
             raise ValueError(
                 f"processes {others} differ from process 0 in their {name}; "
                 "start all of them with the same code, config and data"
             )
-    logging.info("%d processes agree on %s", len(gathered), ", ".join(names))
-
-
-def gather(value: Any) -> list[Any]:
-    """Gives the JSON-able values of all processes, in their order; a collective."""
-    if jax.process_count() == 1:
-        return [value]
-    from jax.experimental import multihost_utils
-
-    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    sizes = np.asarray(multihost_utils.process_allgather(np.int32(len(data)))).ravel()
-    # Powers of two, so that few lengths are compiled.
-    row = np.zeros(max(1024, 1 << (int(sizes.max()) - 1).bit_length()), np.uint8)
-    row[: len(data)] = data
-    rows = np.asarray(multihost_utils.process_allgather(row))
-    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+    if len(found) > 1:
+        logging.info("%d processes agree on %s", len(found), ", ".join(sorted(values)))
 
 
 def gather_at_lead(name: str, value: Any) -> list[Any]:
-    """Gives the lead the JSON-able values of all processes, without a word to the devices.
-
-    They go through the coordination service of `jax.distributed`. The lead waits until the others
-    have called this; the others do not wait. A process that dies meanwhile is noticed by its
-    heartbeat, one that hangs by the watchdog of the loop.
+    """Gives the lead the JSON-able values of all processes; only the lead waits for the others.
 
     Args:
         name: the name of this exchange; the same in all processes, and another one each time.
@@ -157,16 +130,19 @@ def gather_at_lead(name: str, value: Any) -> list[Any]:
     """
     if jax.process_count() == 1:
         return [value]
+    if not is_lead():
+        _store().key_value_set(f"{_PLACE}/{name}/{jax.process_index()}", json.dumps(value))
+        return [value]
+    others = [_read(f"{name}/{process}") for process in range(1, jax.process_count())]
+    _store().key_value_delete(f"{_PLACE}/{name}/")
+    return [value, *others]
+
+
+def _store() -> Any:
     from jax._src.distributed import global_state  # JAX has no public way to its key-value store
 
-    client: Any = global_state.client
-    place = f"clipjax/{name}/"
-    if not is_lead():
-        client.key_value_set(f"{place}{jax.process_index()}", json.dumps(value))
-        return [value]
-    others = [
-        json.loads(client.blocking_key_value_get(f"{place}{process}", _DAY_MS))
-        for process in range(1, jax.process_count())
-    ]
-    client.key_value_delete(place)
-    return [value, *others]
+    return global_state.client
+
+
+def _read(key: str) -> Any:
+    return json.loads(_store().blocking_key_value_get(f"{_PLACE}/{key}", _DAY_MS))

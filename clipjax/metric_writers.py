@@ -124,6 +124,8 @@ class JsonLines:
 class MetricWriter:
     """Writes training metrics to `metrics.jsonl`, evaluations to `evals.jsonl`, and both as events.
 
+    In the processes other than the lead, nothing.
+
     Args:
         workdir: the workdir of the run.
         start_step: finished steps of the state that the run starts from.
@@ -133,6 +135,9 @@ class MetricWriter:
     def __init__(
         self, workdir: str | os.PathLike[str], *, start_step: int = 0, tensorboard: bool = True
     ) -> None:
+        self._active = is_lead()
+        if not self._active:
+            return
         workdir = Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         self._train = JsonLines(workdir / TRAIN_FILE, start_step=start_step)
@@ -160,13 +165,15 @@ class MetricWriter:
         Raises:
             ValueError: a step comes again, or a value is no number.
         """
-        self._train.write(step, metrics)
-        self._write_events("train", step, metrics)
+        if self._active:
+            self._train.write(step, metrics)
+            self._write_events("train", step, metrics)
 
     def write_evals(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Writes the evaluations of a step; a step that is evaluated again replaces its line."""
-        self._evals.rewrite(step, metrics)
-        self._write_events("eval", step, metrics)
+        if self._active:
+            self._evals.rewrite(step, metrics)
+            self._write_events("eval", step, metrics)
 
     def _write_events(self, group: str, step: int, metrics: Mapping[str, Any]) -> None:
         if self._events is not None:
@@ -175,38 +182,11 @@ class MetricWriter:
 
     def close(self) -> None:
         """Flushes and closes all files."""
-        self._train.close()
-        self._evals.close()
-        if self._events is not None:
-            self._events.close()
-
-
-class NullWriter:
-    """What the processes other than the lead are given."""
-
-    def __enter__(self) -> "NullWriter":
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Does nothing."""
-
-    def write_evals(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Does nothing."""
-
-    def close(self) -> None:
-        """Does nothing."""
-
-
-def make_writer(
-    workdir: str | os.PathLike[str], *, start_step: int = 0, tensorboard: bool = True
-) -> MetricWriter | NullWriter:
-    """Makes this process's writer: a `MetricWriter` in the lead process, else a `NullWriter`."""
-    if not is_lead():
-        return NullWriter()
-    return MetricWriter(workdir, start_step=start_step, tensorboard=tensorboard)
+        if self._active:
+            self._train.close()
+            self._evals.close()
+            if self._events is not None:
+                self._events.close()
 
 
 class ProgressBar:

@@ -1,29 +1,22 @@
 """What a field may hold: intervals, choices, patterns; one sentence for whatever is outside.
 
-A rule has `check(value, path)`, which raises ValueError, and is a phrase when it is printed. The
-config's own fields have theirs in `clipjax.config_fields.FIELDS`; a part that a config names (an
-encoder, an evaluation) has them in its class attribute `ranges`, which its constructor checks.
+The config's own fields have their rules in `clipjax.config_fields.FIELDS`; a part that a config
+names (an encoder, an evaluation) has them in its class attribute `ranges`, which its constructor
+checks.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 # Of a whole number, unless a rule says more: steps, sizes and counts are int32 on the device.
 LARGEST = 2**31 - 1
 # Of a strength, a side or a count of a transform: a larger one was mistyped, and would overflow.
 _LARGEST_STRENGTH = 10**6
-
-
-class Rule(Protocol):
-    """What a field may hold."""
-
-    def check(self, value: Any, path: str) -> None:
-        """Raises FieldError, with the path, the value and what is allowed."""
 
 
 class FieldError(ValueError):
@@ -34,9 +27,29 @@ class FieldError(ValueError):
     """
 
 
+class Rule:
+    """What a field may hold; printed, a rule is the phrase that says it."""
+
+    def accepts(self, value: Any) -> bool:
+        """Whether a value is allowed."""
+        try:
+            self.check(value, "")
+        except ValueError:
+            return False
+        return True
+
+    def check(self, value: Any, path: str) -> None:
+        """Raises FieldError, with the path, the value and what is allowed, unless it is."""
+        if not self._accepts(value):
+            raise FieldError(f"{path} = {show(value)}: expected {self}")
+
+    def _accepts(self, value: Any) -> bool:
+        raise NotImplementedError
+
+
 @dataclasses.dataclass(frozen=True)
-class Number:
-    """A finite number in an interval.
+class Number(Rule):
+    """A finite number in an interval; True and False are none.
 
     Args:
         low, high: its ends; None has none.
@@ -54,8 +67,7 @@ class Number:
     also: Mapping[int, str] = dataclasses.field(default_factory=dict)
     note: str = ""
 
-    def accepts(self, value: Any) -> bool:
-        """Whether a value is such a number; True and False are none."""
+    def _accepts(self, value: Any) -> bool:
         kinds = int if self.whole else int | float
         if isinstance(value, bool) or not isinstance(value, kinds):
             return False
@@ -70,84 +82,67 @@ class Number:
         above = self.low is None or (value > self.low if self.open_low else value >= self.low)
         return above and (high is None or (value < high if self.open_high else value <= high))
 
-    def check(self, value: Any, path: str) -> None:
-        """Raises FieldError unless the value is such a number."""
-        if not self.accepts(value):
-            raise FieldError(f"{path} = {show(value)}: expected {self}")
-
     def __str__(self) -> str:
-        kind = "a whole number" if self.whole else "a finite number"
-        if self.low is None or self.high is None:
-            ends = [
-                f"{'above' if self.open_low else 'from'} {_end(self.low)}"
-                if self.low is not None
-                else "",
-                f"{'below' if self.open_high else 'up to'} {_end(self.high)}"
-                if self.high is not None
-                else "",
-            ]
-            text = " ".join([kind, *filter(None, ends)])
-        else:
+        text = "a whole number" if self.whole else "a finite number"
+        if self.low is not None and self.high is not None:
             left, right = "(" if self.open_low else "[", ")" if self.open_high else "]"
-            text = f"{kind} in {left}{_end(self.low)}, {_end(self.high)}{right}"
+            text += f" in {left}{_end(self.low)}, {_end(self.high)}{right}"
+        elif self.low is not None:
+            text += f" {'above' if self.open_low else 'from'} {_end(self.low)}"
+        elif self.high is not None:
+            text += f" {'below' if self.open_high else 'up to'} {_end(self.high)}"
         text += f", {self.note}" if self.note else ""
         return ", or ".join([text, *(f"{value} ({what})" for value, what in self.also.items())])
 
 
 @dataclasses.dataclass(frozen=True)
-class Only:
+class Only(Rule):
     """One number, and why no other."""
 
     value: float
     why: str
 
-    def check(self, value: Any, path: str) -> None:
-        """Raises FieldError unless the value is that number."""
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != self.value:
-            raise FieldError(f"{path} = {show(value)}: expected {self}")
+    def _accepts(self, value: Any) -> bool:
+        return Number(self.value, self.value).accepts(value)
 
     def __str__(self) -> str:
         return f"{self.value:g}: {self.why}"
 
 
 @dataclasses.dataclass(frozen=True)
-class Flag:
+class Flag(Rule):
     """True or False."""
 
-    def check(self, value: Any, path: str) -> None:
-        """Raises FieldError unless the value is True or False."""
-        if not isinstance(value, bool):
-            raise FieldError(f"{path} = {show(value)}: expected {self}")
+    def _accepts(self, value: Any) -> bool:
+        return isinstance(value, bool)
 
     def __str__(self) -> str:
         return "True or False"
 
 
 @dataclasses.dataclass(frozen=True)
-class Text:
+class Text(Rule):
     """A text; `about` says which."""
 
     about: str = ""
     may_be_empty: bool = True
 
-    def check(self, value: Any, path: str) -> None:
-        """Raises FieldError unless the value is a text."""
-        if not isinstance(value, str) or not (value or self.may_be_empty):
-            raise FieldError(f"{path} = {show(value)}: expected {self}")
+    def _accepts(self, value: Any) -> bool:
+        return isinstance(value, str) and bool(value or self.may_be_empty)
 
     def __str__(self) -> str:
         return f"a text{', ' if self.about else ''}{self.about}"
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class Choice(Rule):
     """One of several texts, or where it is said `module:Name` of one's own."""
 
     names: tuple[str, ...]
     own: bool = False
 
     def check(self, value: Any, path: str) -> None:
-        """Raises FieldError unless the value is one of the names."""
+        """Raises FieldError unless the value is such a one."""
         if isinstance(value, str) and (value in self.names or (self.own and ":" in value)):
             return
         own = " or module:Name of your own" if self.own else ""
@@ -159,11 +154,11 @@ class Choice:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pattern:
+class Pattern(Rule):
     """A regular expression."""
 
     def check(self, value: Any, path: str) -> None:
-        """Raises FieldError unless the value is a text that compiles."""
+        """Raises FieldError unless the value is such a one."""
         if not isinstance(value, str):
             raise FieldError(f"{path} = {show(value)}: expected {self}")
         try:
@@ -176,14 +171,14 @@ class Pattern:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pair:
-    """Two values, each with its own rule."""
+class Pair(Rule):
+    """A tuple or list of two values, each with its own rule."""
 
     first: Rule
     second: Rule
 
     def check(self, value: Any, path: str) -> None:
-        """Raises FieldError unless the value is a tuple or list of two such values."""
+        """Raises FieldError unless the value is such a one."""
         if not is_list(value) or len(value) != 2:
             raise FieldError(f"{path} = {show(value)}: expected {self}")
         self.first.check(value[0], f"{path}[0]")
@@ -194,26 +189,27 @@ class Pair:
 
 
 @dataclasses.dataclass(frozen=True)
-class Span:
+class Span(Rule):
     """A pair of finite numbers `low <= a <= b <= high`."""
 
     low: float = 0
     high: float = _LARGEST_STRENGTH
 
-    def check(self, value: Any, path: str) -> None:
-        """Raises ValueError unless the value is such a pair."""
-        end = Number(self.low, self.high)
-        is_pair = is_list(value) and len(value) == 2 and all(map(end.accepts, value))
-        if not is_pair or value[0] > value[1]:
-            raise ValueError(f"{path} = {show(value)}: expected {self}")
+    def _accepts(self, value: Any) -> bool:
+        is_pair = is_list(value) and len(value) == 2
+        return (
+            is_pair
+            and all(map(Number(self.low, self.high).accepts, value))
+            and (value[0] <= value[1])
+        )
 
     def __str__(self) -> str:
         return f"a pair (a, b), {self.low:g} <= a <= b <= {self.high:g}"
 
 
 @dataclasses.dataclass(frozen=True)
-class Many:
-    """A tuple of values with one rule.
+class Many(Rule):
+    """A tuple or list of values with one rule; a single text is none.
 
     Args:
         each: the rule.
@@ -228,9 +224,9 @@ class Many:
     exactly: int | None = None
 
     def check(self, value: Any, path: str) -> None:
-        """Raises FieldError unless the value is such a tuple or list; a single text is none."""
+        """Raises FieldError unless the value is such a one."""
         wrong = not is_list(value) or len(value) < self.at_least
-        if wrong or len(value) != (len(value) if self.exactly is None else self.exactly):
+        if wrong or self.exactly not in (None, len(value)):
             raise FieldError(
                 f"{path} = {show(value)}: expected {self}; one alone is written with its comma, "
                 "(a,)"
@@ -243,14 +239,14 @@ class Many:
 
 
 @dataclasses.dataclass(frozen=True)
-class Optional:
+class Optional(Rule):
     """A rule, or None, which means what `none` says."""
 
     rule: Rule
     none: str = "off"
 
     def check(self, value: Any, path: str) -> None:
-        """Raises FieldError unless the value is None or keeps to the rule."""
+        """Raises FieldError unless the value is such a one."""
         if value is None:
             return
         try:
@@ -263,47 +259,39 @@ class Optional:
 
 
 @dataclasses.dataclass(frozen=True)
-class AnyOf:
+class AnyOf(Rule):
     """One of several rules."""
 
     rules: tuple[Rule, ...]
 
-    def check(self, value: Any, path: str) -> None:
-        """Raises FieldError unless the value keeps to one of the rules."""
-        for rule in self.rules:
-            try:
-                return rule.check(value, path)
-            except ValueError:
-                continue
-        raise FieldError(f"{path} = {show(value)}: expected {self}")
+    def _accepts(self, value: Any) -> bool:
+        return any(rule.accepts(value) for rule in self.rules)
 
     def __str__(self) -> str:
         return ", or ".join(map(str, self.rules))
 
 
 @dataclasses.dataclass(frozen=True)
-class Free:
+class Free(Rule):
     """What the thing that is built from it checks; `about` says what that is."""
 
     about: str
 
-    def check(self, value: Any, path: str) -> None:
-        """Leaves the value to its own checks."""
+    def _accepts(self, value: Any) -> bool:
+        return True
 
     def __str__(self) -> str:
         return self.about
 
 
 @dataclasses.dataclass(frozen=True)
-class Group:
+class Group(Rule):
     """A dict, whose fields the thing that is built from it checks; `about` says what they are."""
 
     about: str
 
-    def check(self, value: Any, path: str) -> None:
-        """Raises FieldError unless the value is a dict."""
-        if not isinstance(value, Mapping):
-            raise FieldError(f"{path} = {show(value)}: expected {self}")
+    def _accepts(self, value: Any) -> bool:
+        return isinstance(value, Mapping)
 
     def __str__(self) -> str:
         return f"a dict, {self.about}"
@@ -389,7 +377,7 @@ def nearest(name: str, known: Iterable[str], number: int = 5) -> str:
     return ", ".join(by_lower[each] for each in close)
 
 
-@contextmanager
+@contextlib.contextmanager
 def named(path: str) -> Iterator[None]:
     """Puts in front of a ValueError from inside where it is from, unless it says so itself.
 

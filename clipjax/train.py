@@ -47,7 +47,7 @@ from clipjax.evals.running import (
 )
 from clipjax.experiment import Experiment, Program, fitting_program
 from clipjax.losses.objectives import split_variables
-from clipjax.metric_writers import ProgressBar, make_writer
+from clipjax.metric_writers import MetricWriter, ProgressBar
 from clipjax.partitioning import global_batch
 from clipjax.report.writing import REPORT, collect_answers, write_report
 from clipjax.train_state import TrainState
@@ -166,7 +166,7 @@ class _Loop:
     ) -> None:
         self.experiment, self.settings = experiment, experiment.settings
         self.manager = manager
-        self.writer = make_writer(
+        self.writer = MetricWriter(
             experiment.workdir, start_step=start, tensorboard=self.settings.tensorboard
         )
         stack.callback(self.writer.close)

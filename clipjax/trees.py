@@ -12,16 +12,9 @@ from clipjax.ranges import FieldError
 T = TypeVar("T")
 
 
-def _key_name(key: Any) -> str:
-    for attribute in ("key", "name", "idx"):
-        if hasattr(key, attribute):
-            return str(getattr(key, attribute))
-    return str(key)
-
-
 def path_name(path: tuple[Any, ...]) -> str:
     """Joins a key path of `jax.tree_util` to a name: `params/text_encoder/ln_final/scale`."""
-    return "/".join(_key_name(key) for key in path)
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def flatten_with_names(tree: Any) -> list[tuple[str, Any]]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from clipjax import metric_writers
-from clipjax.metric_writers import JsonLines, NullWriter, ProgressBar, encode_line, make_writer
+from clipjax.metric_writers import JsonLines, MetricWriter, ProgressBar, encode_line
 
 
 def read(path):
@@ -59,7 +59,7 @@ def test_what_is_no_metric(metrics):
 
 
 def test_every_step_stands_once(tmp_path):
-    with make_writer(tmp_path / "run") as writer:
+    with MetricWriter(tmp_path / "run") as writer:
         for step in (1, 2, 5):
             writer.write(step, {"loss": step / 10})
         with pytest.raises(ValueError, match="step 5 comes after step 5"):
@@ -75,18 +75,18 @@ def test_every_step_stands_once(tmp_path):
 
 
 def test_resume_cuts_later_lines_and_one_that_was_cut_off(tmp_path):
-    with make_writer(tmp_path) as writer:
+    with MetricWriter(tmp_path) as writer:
         for step in range(1, 9):
             writer.write(step, {"loss": 1.0})
     path = tmp_path / "metrics.jsonl"
     with path.open("a") as file:
         file.write('{"step": 9, "lo')
-    with make_writer(tmp_path, start_step=6) as writer:
+    with MetricWriter(tmp_path, start_step=6) as writer:
         assert [x["step"] for x in read(path)] == [1, 2, 3, 4, 5, 6]
         writer.write(7, {"loss": 2.0})
     assert [x["loss"] for x in read(path)] == [1.0] * 6 + [2.0]
     assert sorted(p.name for p in tmp_path.glob("*.tmp")) == []
-    with make_writer(tmp_path):  # from scratch
+    with MetricWriter(tmp_path):  # from scratch
         assert read(path) == []
 
 
@@ -101,17 +101,17 @@ def test_a_file_of_another_kind_is_not_cut(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("hello\nworld\n")
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1 is no JSON object with a step"):
-        make_writer(tmp_path)
+        MetricWriter(tmp_path)
     assert path.read_text() == "hello\nworld\n"
 
 
 def test_tensorboard_files_hold_the_scalars(tmp_path):
-    with make_writer(tmp_path, start_step=3) as writer:
+    with MetricWriter(tmp_path, start_step=3) as writer:
         writer.write(4, {"loss": 0.5})
         writer.write_evals(4, {"zero_shot/top1": 0.25})
     data = b"".join(p.read_bytes() for p in (tmp_path / "tensorboard").iterdir())
     assert b"train/loss" in data and b"eval/zero_shot/top1" in data
-    with make_writer(tmp_path / "without", tensorboard=False) as writer:
+    with MetricWriter(tmp_path / "without", tensorboard=False) as writer:
         writer.write(1, {"loss": 0.5})
     assert not (tmp_path / "without" / "tensorboard").exists()
 
@@ -120,10 +120,9 @@ def test_only_the_lead_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     stream = io.StringIO()
     with (
-        make_writer(tmp_path / "run") as writer,
+        MetricWriter(tmp_path / "run") as writer,
         ProgressBar(1, batch_size=1, stream=stream) as bar,
     ):
-        assert isinstance(writer, NullWriter)
         writer.write(1, {"loss": 1.0})
         writer.write_evals(1, {"top1": 1.0})
         bar.update(1)

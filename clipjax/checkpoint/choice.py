@@ -17,7 +17,7 @@ from clipjax.checkpoint import folders
 from clipjax.checkpoint import manifest as manifests
 from clipjax.checkpoint.manifest import DamagedCheckpointError
 from clipjax.data.storage.files import local_path
-from clipjax.distributed import from_lead, is_lead
+from clipjax.distributed import gather, is_lead
 
 CHECKPOINTS = "checkpoints"
 NO_STEP, WAS_DAMAGED, _STOP = -1, -2, -3
@@ -142,7 +142,7 @@ def agree_on_newest(directory: Path, *, allow_unfinished: bool) -> int:
             step = _verify_newest(directory)
         except Exception as found:
             error = found  # raised below: the others wait for an answer
-    step = from_lead(step)
+    step = gather(step)[0]
     if step == _STOP:
         raise error or RuntimeError(
             f"the lead process could not read {directory}; its own message says why"

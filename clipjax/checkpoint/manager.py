@@ -40,7 +40,7 @@ from clipjax.checkpoint.snapshot import (
     take_snapshot,
 )
 from clipjax.checkpoint.tokenizer import attach_tokenizer
-from clipjax.distributed import all_succeeded, from_lead, is_lead
+from clipjax.distributed import gather, is_lead
 from clipjax.trees import count_bytes
 
 MAX_FALLBACKS = 2
@@ -201,7 +201,7 @@ class CheckpointManager:
             except DamagedCheckpointError as error:
                 if is_lead():
                     choice.quarantine(step_dir, error)
-                from_lead(0)  # nobody looks at the folders before the rename
+                gather(None)  # nobody looks at the folders before the rename
                 continue
             self.restored = manifest
             logging.info("restored step %d from %s", step, step_dir)
@@ -248,7 +248,7 @@ class CheckpointManager:
             self._join()
             # The others finish before the lead writes the manifest, and an error that only one of
             # them met stops them all.
-            if not all_succeeded(self._error is None) and self._error is None:
+            if not all(gather(self._error is None)) and self._error is None:
                 self._error = CheckpointSaveError(
                     f"another process could not write its part of the last checkpoint to "
                     f"{self.directory}; its own message says why"
@@ -276,8 +276,9 @@ class CheckpointManager:
 
     def _is_saved(self, step: int) -> bool:
         """Whether this very step is committed: a run stopped right after it was resumed."""
-        latest = self.latest_step() if is_lead() else None
-        latest = from_lead(-1 if latest is None else latest)
+        latest = gather(self.latest_step() if is_lead() else None)[0]
+        if latest is None:
+            return False
         if step < latest:
             raise ValueError(
                 f"step {step} cannot be saved: {self.directory} holds step {latest} already; "
@@ -312,7 +313,7 @@ class CheckpointManager:
         needed = int(FREE_SPACE_FACTOR * state_bytes)
         existing = next(p for p in (self.directory, *self.directory.parents) if p.exists())
         free = shutil.disk_usage(existing).free
-        if not from_lead(int(free >= needed)):
+        if not gather(free >= needed)[0]:
             self._error = CheckpointSaveError(
                 f"no space for a checkpoint in {self.directory}: it needs about "
                 f"{needed / 2**20:.0f} MiB, {free / 2**20:.0f} MiB are free; make space or lower "

@@ -17,7 +17,7 @@ from clipjax.checkpoint import manifest as manifests
 from clipjax.checkpoint.choice import naming_older_steps
 from clipjax.checkpoint.manifest import DamagedCheckpointError, LeafRecord, Manifest
 from clipjax.checkpoint.snapshot import host_value
-from clipjax.distributed import all_succeeded
+from clipjax.distributed import gather
 from clipjax.losses.objectives import is_of_objective
 from clipjax.models.layers_layout import laid_out_like
 from clipjax.partitioning import place
@@ -49,7 +49,7 @@ def restore_step(step_dir: Path, manifest: Manifest, abstract_state: Any) -> Any
     except DamagedCheckpointError as found:
         error = found
     # Each process checks what it holds; one of them may see what the others cannot.
-    if not all_succeeded(error is None):
+    if not all(gather(error is None)):
         raise error or DamagedCheckpointError(f"{step_dir}: another process found a damaged leaf")
     if wanted is abstract_state:
         return state

@@ -31,10 +31,9 @@ from clipjax.partitioning import place, replicated
 from clipjax.trees import unflatten_names
 
 
-class _Path:
-    def check(self, value: Any, path: str) -> None:
-        if not isinstance(value, str | os.PathLike):
-            raise ranges.FieldError(f"{path} = {ranges.show(value)}: expected {self}")
+class _Path(ranges.Rule):
+    def _accepts(self, value: Any) -> bool:
+        return isinstance(value, str | os.PathLike)
 
     def __str__(self) -> str:
         return "a path"

@@ -70,7 +70,7 @@ def train(workdir, *, wreck=lambda state: state, at_step=lambda step: None):
     """Trains to the end or to a preemption; `wreck` spoils the restored state."""
     from clipjax import faults
     from clipjax.checkpoint import CheckpointManager
-    from clipjax.metric_writers import make_writer
+    from clipjax.metric_writers import MetricWriter
 
     state, step_fn = make_run()
     with (
@@ -82,7 +82,7 @@ def train(workdir, *, wreck=lambda state: state, at_step=lambda step: None):
         start = 0
         if restored is not None:
             state, start = wreck(restored[0]), restored[1]
-        with make_writer(workdir, start_step=start, tensorboard=False) as writer:
+        with MetricWriter(workdir, start_step=start, tensorboard=False) as writer:
             for step in range(start, TOTAL_STEPS):
                 at_step(step)
                 if guard.should_stop(step):

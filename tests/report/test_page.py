@@ -13,7 +13,7 @@ from clipjax.checkpoint import CheckpointManager
 from clipjax.evals.naming import name_evals
 from clipjax.evals.running import ScheduledEval
 from clipjax.evals.zero_shot import Prediction
-from clipjax.metric_writers import make_writer
+from clipjax.metric_writers import MetricWriter
 from clipjax.report import page as report_page
 from clipjax.report import writing
 from clipjax.report.curves import chart, format_number, smooth
@@ -69,7 +69,7 @@ def prediction(correct=True, label="a cat", names=("a cat", "a dog", "a cow"), k
 
 @pytest.fixture
 def workdir(tmp_path):
-    writer = make_writer(tmp_path, tensorboard=False)
+    writer = MetricWriter(tmp_path, tensorboard=False)
     for step in range(1, 71):
         writer.write(step, {"loss": 5.0 - step / 20, "learning_rate": 1e-3, "samples_per_s": 320})
         if step % 35 == 0:
