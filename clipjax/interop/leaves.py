@@ -6,6 +6,7 @@ A family's table is a tuple of `Leaf`; its transforms are those below, or others
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -75,19 +76,9 @@ CONV = transpose(2, 3, 1, 0)  # OIHW <-> HWIO
 SCALAR = reshape((1,), ())  # a scalar that they keep as [1]
 
 
-def _drop(axes: tuple[int, ...]) -> Transform:
-    return Transform(lambda x: np.squeeze(x, axes), lambda x: np.expand_dims(x, axes))
-
-
 def drop_axes(*axes: int) -> Transform:
     """Axes of size 1 that they have and we do not; `axes` are those of their array."""
-    return _drop(axes)
-
-
-def add_axes(*axes: int) -> Transform:
-    """Axes of size 1 that we have and they do not; `axes` are those of our array."""
-    inverse = _drop(axes)
-    return Transform(inverse.to_theirs, inverse.to_ours)
+    return Transform(lambda x: np.squeeze(x, axes), lambda x: np.expand_dims(x, axes))
 
 
 def split_kernel(num_heads: int) -> Transform:
@@ -160,6 +151,15 @@ def norm_leaves(ours: str, theirs: str) -> tuple[Leaf, ...]:
     return leaf(f"{ours}/scale", f"{theirs}.weight"), leaf(f"{ours}/bias", f"{theirs}.bias")
 
 
+def batch_norm_leaves(ours: str, theirs: str) -> tuple[Leaf, ...]:
+    """A batch normalisation with its running statistics."""
+    return (
+        *norm_leaves(ours, theirs),
+        leaf(f"batch_stats/{ours}/mean", f"{theirs}.running_mean"),
+        leaf(f"batch_stats/{ours}/var", f"{theirs}.running_var"),
+    )
+
+
 def linear_leaves(ours: str, theirs: str) -> tuple[Leaf, ...]:
     """A linear layer with a bias."""
     return (
@@ -176,6 +176,82 @@ def qkv_kernel_leaf(name: str, theirs: Sequence[str | Rows], num_heads: int) -> 
 def qkv_bias_leaf(name: str, theirs: Sequence[str | Rows], num_heads: int) -> Leaf:
     """[heads * head_dim] of q, k, v (or k, v) <-> [3, heads, head_dim]."""
     return joined_leaf(name, theirs, 0, split_bias(num_heads))
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockNames:
+    """What a code base calls the parts of a transformer's block.
+
+    Attributes:
+        qkv: kernel and bias of one layer that gives q, k and v; or three layers.
+        out: the layer behind attention; `fc` and `proj` are those of the MLP.
+    """
+
+    ln_1: str
+    ln_2: str
+    qkv: tuple[str, ...]
+    out: str
+    fc: str
+    proj: str
+
+
+def stack_leaves(
+    ours: str, theirs: str, names: BlockNames, tower: Mapping[str, Any]
+) -> tuple[Leaf, ...]:
+    """All blocks of a tower, an `image` or `text` of a spec; theirs are called `theirs.NUMBER`."""
+    found: list[Leaf] = []
+    for i in range(tower["depth"]):
+        our, their = f"{ours}/transformer/block_{i}", f"{theirs}.{i}"
+        found += norm_leaves(f"{our}/ln_1", f"{their}.{names.ln_1}")
+        found += norm_leaves(f"{our}/ln_2", f"{their}.{names.ln_2}")
+        layers = [f"{their}.{name}" for name in names.qkv]
+        found += _qkv_leaves(f"{our}/attention", layers, tower["num_heads"])
+        found += out_leaves(f"{our}/attention", f"{their}.{names.out}", tower["num_heads"])
+        found += linear_leaves(f"{our}/mlp/fc", f"{their}.{names.fc}")
+        found += linear_leaves(f"{our}/mlp/proj", f"{their}.{names.proj}")
+    return tuple(found)
+
+
+def _qkv_leaves(ours: str, layers: Sequence[str], num_heads: int) -> tuple[Leaf, Leaf]:
+    kernel, bias = f"{ours}/qkv_kernel", f"{ours}/qkv_bias"
+    if len(layers) == 2:
+        return (
+            leaf(kernel, layers[0], fused_kernel(num_heads)),
+            leaf(bias, layers[1], fused_bias(num_heads)),
+        )
+    return (
+        qkv_kernel_leaf(kernel, [f"{x}.weight" for x in layers], num_heads),
+        qkv_bias_leaf(bias, [f"{x}.bias" for x in layers], num_heads),
+    )
+
+
+def out_leaves(ours: str, theirs: str, num_heads: int) -> tuple[Leaf, Leaf]:
+    """The layer behind attention, which mixes its heads."""
+    return (
+        leaf(f"{ours}/out_kernel", f"{theirs}.weight", merge_kernel(num_heads)),
+        leaf(f"{ours}/out_bias", f"{theirs}.bias"),
+    )
+
+
+Parts = tuple[str | Rows, str | Rows]  # kernel and bias
+
+
+def map_head_leaves(
+    theirs: str, num_heads: int, *, probe: str, q: Parts, kv: Parts, out: str, norm: str
+) -> tuple[Leaf, ...]:
+    """Attention pooling of SigLIP's image tower; `kv` gives k and v, one after the other."""
+    ours = "image_encoder/map_head"
+    return (
+        leaf(f"{ours}/probe", f"{theirs}.{probe}", drop_axes(0)),
+        leaf(f"{ours}/attention/q_kernel", q[0], split_kernel(num_heads)),
+        leaf(f"{ours}/attention/q_bias", q[1], split_bias(num_heads)),
+        leaf(f"{ours}/attention/kv_kernel", kv[0], fused_kernel(num_heads, 2)),
+        leaf(f"{ours}/attention/kv_bias", kv[1], fused_bias(num_heads, 2)),
+        *out_leaves(f"{ours}/attention", f"{theirs}.{out}", num_heads),
+        *norm_leaves(f"{ours}/norm", f"{theirs}.{norm}"),
+        *linear_leaves(f"{ours}/mlp/fc", f"{theirs}.mlp.fc1"),
+        *linear_leaves(f"{ours}/mlp/proj", f"{theirs}.mlp.fc2"),
+    )
 
 
 def their_shapes(entry: Leaf, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:

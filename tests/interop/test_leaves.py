@@ -29,7 +29,6 @@ FUSED = numbers(3 * HEADS * SIZE, WIDTH)
         (table.LINEAR, numbers(7, WIDTH), lambda w, ours: (X @ w.T, X @ ours)),
         (table.CONV, numbers(5, 3, 2, 4), lambda w, ours: (w[4, 2, 1, 3], ours[1, 3, 2, 4])),
         (table.drop_axes(0, 1), numbers(1, 1, 4), lambda w, ours: (w[0, 0], ours)),
-        (table.add_axes(0), numbers(4), lambda w, ours: (w, ours[0])),
         (table.reshape((2, 6), (3, 4)), numbers(2, 6), lambda w, ours: (w.ravel(), ours.ravel())),
         (
             table.split_kernel(HEADS),

@@ -7,6 +7,7 @@
 Kernels are [in, out] there as here, and attention's are already split into heads.
 """
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +18,7 @@ from clipjax.interop.leaves import (
     IDENTITY,
     SCALAR,
     Leaf,
+    Transform,
     drop_axes,
     joined_leaf,
     leaf,
@@ -85,8 +87,8 @@ def leaves(spec: Mapping[str, Any], *, flat_attention: bool = False) -> tuple[Le
         leaf("logit_scale", "t", SCALAR),
         *image_leaves(spec, flat_attention),
         *_text(spec, flat_attention),
-        *_projection("image", spec),
-        *_projection("text", spec),
+        *_projection("image", "img/head", spec),
+        *_projection("text", "txt/head", spec),
     ]
     if spec["logit_bias"] is not None:
         found.append(leaf("logit_bias", "b", SCALAR))
@@ -145,33 +147,31 @@ def _text(spec: Mapping[str, Any], flat: bool) -> list[Leaf]:
     ]
 
 
-def _projection(tower: str, spec: Mapping[str, Any]) -> list[Leaf]:
-    kind, head = spec.get(f"{tower}_projection", "linear"), f"{_SHORT[tower]}/head"
-    if kind == "none":
-        return []
-    found = [leaf(f"{tower}_projection/kernel", f"{head}/kernel")]
-    if kind == "linear_bias":
-        found.append(leaf(f"{tower}_projection/bias", f"{head}/bias"))
-    return found
+def _projection(tower: str, head: str, spec: Mapping[str, Any]) -> list[Leaf]:
+    kind, ours = spec.get(f"{tower}_projection", "linear"), f"{tower}_projection"
+    parts = {"none": (), "linear_bias": ("kernel", "bias")}.get(kind, ("kernel",))
+    return _same(ours, head, *parts)
 
 
-_SHORT = {"image": "img", "text": "txt"}
-
-
+@dataclasses.dataclass(frozen=True)
 class _Split:
-    """Transforms of attention's kernels, from matrices where `flat`."""
+    """Transforms of attention's kernels."""
 
-    def __init__(self, width: int, num_heads: int, flat: bool) -> None:
-        heads = (num_heads, width // num_heads)
-        self.kernel = self.bias = self.out = IDENTITY
-        if flat:
-            self.kernel = reshape((width, width), (width, *heads))
-            self.bias = reshape((width,), heads)
-            self.out = reshape((width, width), (*heads, width))
+    kernel: Transform = IDENTITY
+    bias: Transform = IDENTITY
+    out: Transform = IDENTITY
 
 
 def _split(tower: Mapping[str, Any], flat: bool) -> _Split:
-    return _Split(tower["width"], tower["num_heads"], flat)
+    """From matrices where `flat`; else they are split into heads there as here."""
+    if not flat:
+        return _Split()
+    width, heads = tower["width"], (tower["num_heads"], tower["width"] // tower["num_heads"])
+    return _Split(
+        reshape((width, width), (width, *heads)),
+        reshape((width,), heads),
+        reshape((width, width), (*heads, width)),
+    )
 
 
 def _blocks(ours: str, theirs: str, tower: Mapping[str, Any], flat: bool) -> list[Leaf]:
@@ -201,16 +201,18 @@ def _joined(
     )
 
 
-def _norm(ours: str, theirs: str) -> tuple[Leaf, Leaf]:
-    return leaf(f"{ours}/scale", f"{theirs}/scale"), leaf(f"{ours}/bias", f"{theirs}/bias")
+def _norm(ours: str, theirs: str) -> list[Leaf]:
+    return _same(ours, theirs, "scale", "bias")
 
 
 def _mlp(ours: str, theirs: str) -> list[Leaf]:
-    return [
-        leaf(f"{ours}/{our}/{part}", f"{theirs}/{their}/{part}")
-        for our, their in (("fc", "Dense_0"), ("proj", "Dense_1"))
-        for part in ("kernel", "bias")
-    ]
+    first = _same(f"{ours}/fc", f"{theirs}/Dense_0", "kernel", "bias")
+    return first + _same(f"{ours}/proj", f"{theirs}/Dense_1", "kernel", "bias")
+
+
+def _same(ours: str, theirs: str, *parts: str) -> list[Leaf]:
+    """Leaves that are theirs as they are."""
+    return [leaf(f"{ours}/{part}", f"{theirs}/{part}") for part in parts]
 
 
 def _merge_positions(parameters: dict[str, LazyTensor]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from clipjax.interop.hugging_face import bert
 from clipjax.interop.hugging_face.transformer import tower_config, tower_spec
-from clipjax.interop.leaves import CONV, Leaf, Transform, leaf, linear_leaves, norm_leaves
+from clipjax.interop.leaves import CONV, Leaf, Transform, batch_norm_leaves, leaf, linear_leaves
 from clipjax.interop.section import Section
 from clipjax.interop.tensors import LazyTensor, of_array
 from clipjax.models.efficientnet import STAGES
@@ -137,7 +137,7 @@ def leaves(spec: Mapping[str, Any]) -> tuple[Leaf, ...]:
     """The table of tensors; the pooler of theirs that nothing reads is not in it."""
     return (
         leaf("logit_scale", "temperature", _TEMPERATURE),
-        *_batch_norm("image_encoder/stem_bn", "vision_model.embeddings.batchnorm"),
+        *batch_norm_leaves("image_encoder/stem_bn", "vision_model.embeddings.batchnorm"),
         leaf("image_encoder/stem_conv/kernel", "vision_model.embeddings.convolution.weight", CONV),
         *_blocks(spec["image"]["depth_factor"]),
         *bert.leaves("text_encoder", "text_model", spec["text"]),
@@ -173,16 +173,8 @@ def _block(ours: str, theirs: str, expands: bool) -> list[Leaf]:
         if our in ("squeeze", "excite"):
             rows.append(leaf(f"{ours}/{our}/bias", f"{theirs}.{their}.bias"))
     for our, their in norms.items():
-        rows += _batch_norm(f"{ours}/{our}", f"{theirs}.{their}")
+        rows += batch_norm_leaves(f"{ours}/{our}", f"{theirs}.{their}")
     return rows
-
-
-def _batch_norm(ours: str, theirs: str) -> tuple[Leaf, ...]:
-    return (
-        *norm_leaves(ours, theirs),
-        leaf(f"batch_stats/{ours}/mean", f"{theirs}.running_mean"),
-        leaf(f"batch_stats/{ours}/var", f"{theirs}.running_var"),
-    )
 
 
 def ignored(name: str) -> bool:

@@ -6,14 +6,18 @@ from typing import Any
 
 from clipjax.interop.hugging_face.transformer import (
     encoder,
+    ignored,
+    image_embeddings,
     text_embeddings,
     tower_config,
     tower_spec,
+    unused,
 )
-from clipjax.interop.leaves import CONV, LINEAR, Leaf, leaf, norm_leaves
+from clipjax.interop.leaves import LINEAR, Leaf, leaf, norm_leaves
 from clipjax.interop.section import Section
-from clipjax.interop.tensors import LazyTensor
 from clipjax.models.zoo.parts import OPENAI_LOGIT_SCALE, OPENAI_PREPROCESS
+
+__all__ = ["ignored", "unused"]  # which the families share
 
 ARCHITECTURE = "CLIPModel"
 IMAGE_PROCESSOR = "CLIPImageProcessor"
@@ -124,29 +128,15 @@ def config_of(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 def leaves(spec: Mapping[str, Any]) -> tuple[Leaf, ...]:
     """The table of tensors."""
-    image = "vision_model"
     return (
         leaf("logit_scale", "logit_scale"),
         leaf("image_projection/kernel", "visual_projection.weight", LINEAR),
         leaf("text_projection/kernel", "text_projection.weight", LINEAR),
-        leaf("image_encoder/class_embedding", f"{image}.embeddings.class_embedding"),
-        leaf("image_encoder/patch_kernel", f"{image}.embeddings.patch_embedding.weight", CONV),
-        leaf("image_encoder/position_embedding", f"{image}.embeddings.position_embedding.weight"),
+        leaf("image_encoder/class_embedding", "vision_model.embeddings.class_embedding"),
+        *image_embeddings(),
         # The missing letter is theirs.
-        *norm_leaves("image_encoder/ln_pre", f"{image}.pre_layrnorm"),
-        *encoder("image_encoder", image, spec["image"]),
-        *norm_leaves("image_encoder/ln_post", f"{image}.post_layernorm"),
+        *norm_leaves("image_encoder/ln_pre", "vision_model.pre_layrnorm"),
+        *encoder("image_encoder", "vision_model", spec["image"]),
         *text_embeddings(),
         *encoder("text_encoder", "text_model", spec["text"]),
     )
-
-
-def ignored(name: str) -> bool:
-    """Whether a tensor is a buffer that the model can do without."""
-    return name.endswith(".embeddings.position_ids")
-
-
-def unused(spec: Mapping[str, Any]) -> dict[str, LazyTensor]:
-    """Tensors that the published model holds and computes nothing with: none."""
-    del spec
-    return {}

@@ -5,28 +5,18 @@ from typing import Any
 
 from clipjax.interop.hugging_face.transformer import (
     encoder,
+    ignored,
+    image_embeddings,
     text_embeddings,
     tower_config,
     tower_spec,
+    unused,
 )
-from clipjax.interop.leaves import (
-    CONV,
-    SCALAR,
-    Leaf,
-    Rows,
-    drop_axes,
-    leaf,
-    linear_leaves,
-    merge_kernel,
-    norm_leaves,
-    qkv_bias_leaf,
-    qkv_kernel_leaf,
-    split_bias,
-    split_kernel,
-)
+from clipjax.interop.leaves import SCALAR, Leaf, Rows, leaf, linear_leaves, map_head_leaves
 from clipjax.interop.section import Section
-from clipjax.interop.tensors import LazyTensor
 from clipjax.models.zoo.parts import SQUASH_PREPROCESS
+
+__all__ = ["ignored", "unused"]  # which the families share
 
 ARCHITECTURE = "SiglipModel"
 IMAGE_PROCESSOR = "SiglipImageProcessor"
@@ -126,48 +116,25 @@ def config_of(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def leaves(spec: Mapping[str, Any]) -> tuple[Leaf, ...]:
-    """The table of tensors."""
-    image = "vision_model"
+    """The table of tensors; the first third of the head's `in_proj` is q, the rest k and v."""
+    head = "vision_model.head"
+    kernel, bias = (f"{head}.attention.in_proj_{part}" for part in ("weight", "bias"))
     return (
         leaf("logit_scale", "logit_scale", SCALAR),
         leaf("logit_bias", "logit_bias", SCALAR),
-        leaf("image_encoder/patch_kernel", f"{image}.embeddings.patch_embedding.weight", CONV),
-        leaf("image_encoder/patch_bias", f"{image}.embeddings.patch_embedding.bias"),
-        leaf("image_encoder/position_embedding", f"{image}.embeddings.position_embedding.weight"),
-        *encoder("image_encoder", image, spec["image"]),
-        *norm_leaves("image_encoder/ln_post", f"{image}.post_layernorm"),
-        *_head("image_encoder/map_head", f"{image}.head", spec["image"]["num_heads"]),
+        *image_embeddings(),
+        leaf("image_encoder/patch_bias", "vision_model.embeddings.patch_embedding.bias"),
+        *encoder("image_encoder", "vision_model", spec["image"]),
+        *map_head_leaves(
+            head,
+            spec["image"]["num_heads"],
+            probe="probe",
+            q=(Rows(kernel, 0, 1, 3), Rows(bias, 0, 1, 3)),
+            kv=(Rows(kernel, 1, 3, 3), Rows(bias, 1, 3, 3)),
+            out="attention.out_proj",
+            norm="layernorm",
+        ),
         *text_embeddings(),
         *encoder("text_encoder", "text_model", spec["text"]),
         *linear_leaves("text_projection", "text_model.head"),
     )
-
-
-def _head(ours: str, theirs: str, num_heads: int) -> tuple[Leaf, ...]:
-    """Attention pooling; q is a leaf of its own here, the first third of one tensor there."""
-    our, their = f"{ours}/attention", f"{theirs}.attention"
-    query, key, value = (Rows(f"{their}.in_proj_weight", i, i + 1, 3) for i in range(3))
-    biases = [Rows(f"{their}.in_proj_bias", i, i + 1, 3) for i in range(3)]
-    return (
-        leaf(f"{ours}/probe", f"{theirs}.probe", drop_axes(0)),
-        leaf(f"{our}/q_kernel", query, split_kernel(num_heads)),
-        leaf(f"{our}/q_bias", biases[0], split_bias(num_heads)),
-        qkv_kernel_leaf(f"{our}/kv_kernel", [key, value], num_heads),
-        qkv_bias_leaf(f"{our}/kv_bias", biases[1:], num_heads),
-        leaf(f"{our}/out_kernel", f"{their}.out_proj.weight", merge_kernel(num_heads)),
-        leaf(f"{our}/out_bias", f"{their}.out_proj.bias"),
-        *norm_leaves(f"{ours}/norm", f"{theirs}.layernorm"),
-        *linear_leaves(f"{ours}/mlp/fc", f"{theirs}.mlp.fc1"),
-        *linear_leaves(f"{ours}/mlp/proj", f"{theirs}.mlp.fc2"),
-    )
-
-
-def ignored(name: str) -> bool:
-    """Whether a tensor is a buffer that the model can do without."""
-    return name.endswith(".embeddings.position_ids")
-
-
-def unused(spec: Mapping[str, Any]) -> dict[str, LazyTensor]:
-    """Tensors that the published model holds and computes nothing with: none."""
-    del spec
-    return {}

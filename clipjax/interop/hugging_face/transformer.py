@@ -3,16 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from clipjax.interop.leaves import (
-    Leaf,
-    leaf,
-    linear_leaves,
-    merge_kernel,
-    norm_leaves,
-    qkv_bias_leaf,
-    qkv_kernel_leaf,
-)
+from clipjax.interop.leaves import CONV, BlockNames, Leaf, leaf, norm_leaves, stack_leaves
 from clipjax.interop.section import Section
+from clipjax.interop.tensors import LazyTensor
 
 # Theirs: ours.
 SIZES = {
@@ -29,6 +22,14 @@ ACTIVATIONS = {
 }
 # Of two names of theirs for one function, the first is written.
 _THEIR_ACTIVATIONS = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+_BLOCK = BlockNames(
+    ln_1="layer_norm1",
+    ln_2="layer_norm2",
+    qkv=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    out="self_attn.out_proj",
+    fc="mlp.fc1",
+    proj="mlp.fc2",
+)
 
 
 def tower_spec(section: Section) -> dict[str, Any]:
@@ -49,51 +50,37 @@ def tower_config(tower: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
-def attention(
-    ours: str, theirs: str, num_heads: int, names: tuple[str, str, str], out: str
-) -> tuple[Leaf, ...]:
-    """Self-attention whose q, k and v are three layers of theirs.
-
-    Args:
-        ours: path of our module.
-        theirs: path of the module that holds q, k and v.
-        num_heads: heads.
-        names: of the layers for q, k and v.
-        out: path of the output layer.
-    """
-    layers = [f"{theirs}.{name}" for name in names]
-    return (
-        qkv_kernel_leaf(f"{ours}/qkv_kernel", [f"{x}.weight" for x in layers], num_heads),
-        qkv_bias_leaf(f"{ours}/qkv_bias", [f"{x}.bias" for x in layers], num_heads),
-        leaf(f"{ours}/out_kernel", f"{out}.weight", merge_kernel(num_heads)),
-        leaf(f"{ours}/out_bias", f"{out}.bias"),
-    )
-
-
 def encoder(ours: str, theirs: str, tower: Mapping[str, Any]) -> tuple[Leaf, ...]:
     """The blocks of CLIP's and SigLIP's towers."""
-    rows: list[Leaf] = []
-    for i in range(tower["depth"]):
-        our, their = f"{ours}/transformer/block_{i}", f"{theirs}.encoder.layers.{i}"
-        here = f"{their}.self_attn"
-        rows += norm_leaves(f"{our}/ln_1", f"{their}.layer_norm1")
-        rows += attention(
-            f"{our}/attention",
-            here,
-            tower["num_heads"],
-            ("q_proj", "k_proj", "v_proj"),
-            f"{here}.out_proj",
-        )
-        rows += norm_leaves(f"{our}/ln_2", f"{their}.layer_norm2")
-        rows += linear_leaves(f"{our}/mlp/fc", f"{their}.mlp.fc1")
-        rows += linear_leaves(f"{our}/mlp/proj", f"{their}.mlp.fc2")
-    return tuple(rows)
+    return stack_leaves(ours, f"{theirs}.encoder.layers", _BLOCK, tower)
 
 
-def text_embeddings(theirs: str = "text_model") -> tuple[Leaf, ...]:
-    """Token and position embeddings, and the final normalisation, of CLIP's and SigLIP's text."""
+def image_embeddings() -> tuple[Leaf, ...]:
+    """Patches and positions of CLIP's and SigLIP's images, and the final normalisation."""
+    ours, theirs = "image_encoder", "vision_model.embeddings"
     return (
-        leaf("text_encoder/token_embedding", f"{theirs}.embeddings.token_embedding.weight"),
-        leaf("text_encoder/position_embedding", f"{theirs}.embeddings.position_embedding.weight"),
-        *norm_leaves("text_encoder/ln_final", f"{theirs}.final_layer_norm"),
+        leaf(f"{ours}/patch_kernel", f"{theirs}.patch_embedding.weight", CONV),
+        leaf(f"{ours}/position_embedding", f"{theirs}.position_embedding.weight"),
+        *norm_leaves(f"{ours}/ln_post", "vision_model.post_layernorm"),
     )
+
+
+def text_embeddings() -> tuple[Leaf, ...]:
+    """Token and position embeddings, and the final normalisation, of CLIP's and SigLIP's text."""
+    ours, theirs = "text_encoder", "text_model.embeddings"
+    return (
+        leaf(f"{ours}/token_embedding", f"{theirs}.token_embedding.weight"),
+        leaf(f"{ours}/position_embedding", f"{theirs}.position_embedding.weight"),
+        *norm_leaves(f"{ours}/ln_final", "text_model.final_layer_norm"),
+    )
+
+
+def ignored(name: str) -> bool:
+    """Whether a tensor of CLIP's or SigLIP's is a buffer that the model can do without."""
+    return name.endswith(".embeddings.position_ids")
+
+
+def unused(spec: Mapping[str, Any]) -> dict[str, LazyTensor]:
+    """Tensors that a published model holds and computes nothing with: none."""
+    del spec
+    return {}

@@ -6,10 +6,11 @@ from typing import Any
 from clipjax.interop.leaves import (
     CONV,
     Leaf,
-    joined_leaf,
+    batch_norm_leaves,
     leaf,
-    merge_kernel,
-    norm_leaves,
+    out_leaves,
+    qkv_bias_leaf,
+    qkv_kernel_leaf,
     split_bias,
     split_kernel,
 )
@@ -19,12 +20,9 @@ from clipjax.interop.open_clip.vit import IMAGE
 def _conv_and_norm(ours: tuple[str, str], theirs: tuple[str, str]) -> list[Leaf]:
     """A convolution and the batch normalisation behind it."""
     (conv, norm), (their_conv, their_norm) = ours, theirs
-    statistics = f"batch_stats/{IMAGE}/{norm}"
     return [
         leaf(f"{IMAGE}/{conv}/kernel", f"visual.{their_conv}.weight", CONV),
-        *norm_leaves(f"{IMAGE}/{norm}", f"visual.{their_norm}"),
-        leaf(f"{statistics}/mean", f"visual.{their_norm}.running_mean"),
-        leaf(f"{statistics}/var", f"visual.{their_norm}.running_var"),
+        *batch_norm_leaves(f"{IMAGE}/{norm}", f"visual.{their_norm}"),
     ]
 
 
@@ -49,17 +47,13 @@ def resnet_leaves(spec: Mapping[str, Any]) -> list[Leaf]:
 
 
 def _pool_leaves(num_heads: int) -> list[Leaf]:
-    ours, theirs = f"{IMAGE}/attention_pool", "visual.attnpool"
-    keys_and_values = (f"{theirs}.k_proj", f"{theirs}.v_proj")
-    kernel, bias = split_kernel(num_heads), split_bias(num_heads)
+    ours, theirs = f"{IMAGE}/attention_pool/attention", "visual.attnpool"
+    key, value = f"{theirs}.k_proj", f"{theirs}.v_proj"
     return [
-        leaf(f"{ours}/position_embedding", f"{theirs}.positional_embedding"),
-        leaf(f"{ours}/attention/q_kernel", f"{theirs}.q_proj.weight", kernel),
-        leaf(f"{ours}/attention/q_bias", f"{theirs}.q_proj.bias", bias),
-        joined_leaf(
-            f"{ours}/attention/kv_kernel", [f"{x}.weight" for x in keys_and_values], 1, kernel
-        ),
-        joined_leaf(f"{ours}/attention/kv_bias", [f"{x}.bias" for x in keys_and_values], 0, bias),
-        leaf(f"{ours}/attention/out_kernel", f"{theirs}.c_proj.weight", merge_kernel(num_heads)),
-        leaf(f"{ours}/attention/out_bias", f"{theirs}.c_proj.bias"),
+        leaf(f"{IMAGE}/attention_pool/position_embedding", f"{theirs}.positional_embedding"),
+        leaf(f"{ours}/q_kernel", f"{theirs}.q_proj.weight", split_kernel(num_heads)),
+        leaf(f"{ours}/q_bias", f"{theirs}.q_proj.bias", split_bias(num_heads)),
+        qkv_kernel_leaf(f"{ours}/kv_kernel", [f"{key}.weight", f"{value}.weight"], num_heads),
+        qkv_bias_leaf(f"{ours}/kv_bias", [f"{key}.bias", f"{value}.bias"], num_heads),
+        *out_leaves(ours, f"{theirs}.c_proj", num_heads),
     ]

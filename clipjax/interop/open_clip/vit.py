@@ -5,19 +5,32 @@ from typing import Any
 
 from clipjax.interop.leaves import (
     CONV,
+    BlockNames,
     Leaf,
     drop_axes,
-    fused_bias,
-    fused_kernel,
     leaf,
     linear_leaves,
-    merge_kernel,
+    map_head_leaves,
     norm_leaves,
-    split_bias,
-    split_kernel,
+    stack_leaves,
 )
-from clipjax.interop.open_clip.blocks import OPEN_CLIP, TIMM, block_leaves
 
+OPEN_CLIP = BlockNames(
+    ln_1="ln_1",
+    ln_2="ln_2",
+    qkv=("attn.in_proj_weight", "attn.in_proj_bias"),
+    out="attn.out_proj",
+    fc="mlp.c_fc",
+    proj="mlp.c_proj",
+)
+TIMM = BlockNames(
+    ln_1="norm1",
+    ln_2="norm2",
+    qkv=("attn.qkv.weight", "attn.qkv.bias"),
+    out="attn.proj",
+    fc="mlp.fc1",
+    proj="mlp.fc2",
+)
 IMAGE = "image_encoder"
 TEXT = "text_encoder"
 
@@ -34,11 +47,7 @@ def image_leaves(spec: Mapping[str, Any]) -> list[Leaf]:
         found.append(leaf(f"{IMAGE}/position_embedding", "visual.positional_embedding"))
     if image.get("pre_norm", True):
         found += norm_leaves(f"{IMAGE}/ln_pre", "visual.ln_pre")
-    for i in range(image["depth"]):
-        block = f"visual.transformer.resblocks.{i}"
-        found += block_leaves(
-            f"{IMAGE}/transformer/block_{i}", block, OPEN_CLIP, image["num_heads"]
-        )
+    found += stack_leaves(IMAGE, "visual.transformer.resblocks", OPEN_CLIP, image)
     if spec.get("image_projection", "linear") == "linear":
         found.append(leaf("image_projection/kernel", "visual.proj"))
     return found
@@ -46,28 +55,23 @@ def image_leaves(spec: Mapping[str, Any]) -> list[Leaf]:
 
 def trunk_leaves(spec: Mapping[str, Any]) -> list[Leaf]:
     """timm's vision transformer with attention pooling, `visual.trunk.` in OpenCLIP: SigLIP."""
-    image, trunk, head = spec["image"], "visual.trunk", f"{IMAGE}/map_head"
-    num_heads, pool = image["num_heads"], f"{trunk}.attn_pool"
-    found = [
+    image, trunk, pool = spec["image"], "visual.trunk", "visual.trunk.attn_pool"
+    return [
         leaf(f"{IMAGE}/patch_kernel", f"{trunk}.patch_embed.proj.weight", CONV),
         leaf(f"{IMAGE}/patch_bias", f"{trunk}.patch_embed.proj.bias"),
         leaf(f"{IMAGE}/position_embedding", f"{trunk}.pos_embed", drop_axes(0)),
         *norm_leaves(f"{IMAGE}/ln_post", f"{trunk}.norm"),
-        leaf(f"{head}/probe", f"{pool}.latent", drop_axes(0)),
-        leaf(f"{head}/attention/q_kernel", f"{pool}.q.weight", split_kernel(num_heads)),
-        leaf(f"{head}/attention/q_bias", f"{pool}.q.bias", split_bias(num_heads)),
-        leaf(f"{head}/attention/kv_kernel", f"{pool}.kv.weight", fused_kernel(num_heads, 2)),
-        leaf(f"{head}/attention/kv_bias", f"{pool}.kv.bias", fused_bias(num_heads, 2)),
-        leaf(f"{head}/attention/out_kernel", f"{pool}.proj.weight", merge_kernel(num_heads)),
-        leaf(f"{head}/attention/out_bias", f"{pool}.proj.bias"),
-        *norm_leaves(f"{head}/norm", f"{pool}.norm"),
-        *linear_leaves(f"{head}/mlp/fc", f"{pool}.mlp.fc1"),
-        *linear_leaves(f"{head}/mlp/proj", f"{pool}.mlp.fc2"),
+        *map_head_leaves(
+            pool,
+            image["num_heads"],
+            probe="latent",
+            q=(f"{pool}.q.weight", f"{pool}.q.bias"),
+            kv=(f"{pool}.kv.weight", f"{pool}.kv.bias"),
+            out="proj",
+            norm="norm",
+        ),
+        *stack_leaves(IMAGE, f"{trunk}.blocks", TIMM, image),
     ]
-    for i in range(image["depth"]):
-        block = f"{trunk}.blocks.{i}"
-        found += block_leaves(f"{IMAGE}/transformer/block_{i}", block, TIMM, num_heads)
-    return found
 
 
 def text_leaves(spec: Mapping[str, Any], prefix: str) -> list[Leaf]:
@@ -78,9 +82,7 @@ def text_leaves(spec: Mapping[str, Any], prefix: str) -> list[Leaf]:
         leaf(f"{TEXT}/position_embedding", f"{prefix}positional_embedding"),
         *norm_leaves(f"{TEXT}/ln_final", f"{prefix}ln_final"),
     ]
-    for i in range(text["depth"]):
-        block = f"{prefix}transformer.resblocks.{i}"
-        found += block_leaves(f"{TEXT}/transformer/block_{i}", block, OPEN_CLIP, text["num_heads"])
+    found += stack_leaves(TEXT, f"{prefix}transformer.resblocks", OPEN_CLIP, text)
     if projection == "linear_bias":
         found += linear_leaves("text_projection", f"{prefix}text_projection")
     elif projection == "linear":
