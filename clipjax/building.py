@@ -160,12 +160,6 @@ def check_values(
 ) -> None:
     """Compares arguments with a constructor's annotations, as far as these are plain.
 
-    Args:
-        constructor: a class or a function.
-        arguments: name -> value.
-        path: where they stand, for messages.
-        note: what a message says about a text that is none.
-
     Raises:
         ValueError: one does not fit.
     """
@@ -267,10 +261,6 @@ def outside_names(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 def source_digests(spec: Mapping[str, Any], plugins: Sequence[str] = ()) -> dict[str, str]:
     """SHA-256 of the source that stands behind each outside name of a spec, by name.
-
-    Args:
-        spec: with names inside.
-        plugins: modules that they may import, see `resolve`.
 
     Returns:
         `module:Name` -> digest; without those that have no file of source.

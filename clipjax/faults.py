@@ -57,10 +57,6 @@ def parse_fault(text: str) -> tuple[str, str, int | None]:
 def point(name: str, step: int | None = None) -> None:
     """Marks a place where a fault can be injected; each fault strikes once a process.
 
-    Args:
-        name: the name of this place, such as `save.before_manifest`.
-        step: number of finished steps, where there is one.
-
     Raises:
         InjectedFault: if `CLIPJAX_FAULT` says `raise` here.
         ValueError: `CLIPJAX_FAULT` has another form than `parse_fault` reads.

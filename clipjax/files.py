@@ -40,12 +40,7 @@ def write_file(path: str | os.PathLike[str], content: bytes | str) -> None:
 
 
 def sweep(folder: Path, name: str = "*") -> None:
-    """Deletes what `replacing` left of processes that were killed, where no other one is writing.
-
-    Args:
-        folder: where they wrote.
-        name: a pattern of the names that they meant.
-    """
+    """Deletes what `replacing` left of killed processes, where no other one is writing."""
     for left_over in folder.glob(f"{TEMPORARY}*-{name}"):
         shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
 

@@ -158,10 +158,6 @@ class MetricWriter:
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Writes the training metrics of a step; a step is written once.
 
-        Args:
-            step: number of finished steps, later than the last one written.
-            metrics: name -> number on the host.
-
         Raises:
             ValueError: a step comes again, or a value is no number.
         """

@@ -405,10 +405,6 @@ def within(path: str, name: str) -> str:
 def check_fields(owner: Any, ranges: Mapping[str, Rule]) -> None:
     """Checks the fields of a part in its constructor.
 
-    Args:
-        owner: has an attribute for each name.
-        ranges: name of the field -> its rule.
-
     Raises:
         FieldError: names the field, what was found and what is allowed.
     """

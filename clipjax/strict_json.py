@@ -29,10 +29,6 @@ def read_json(path: Path, *, max_bytes: int = MAX_BYTES) -> Any:
 def parse_json(data: bytes | str, *, max_bytes: int = MAX_BYTES) -> Any:
     """Parses JSON.
 
-    Args:
-        data: UTF-8.
-        max_bytes: more are not looked at.
-
     Raises:
         ValueError: one sentence without the file's name: too large, too deep, no JSON, a key that
             stands twice, or a number that is not finite or has more digits than any field takes.
@@ -58,9 +54,6 @@ def parse_json(data: bytes | str, *, max_bytes: int = MAX_BYTES) -> Any:
 
 def parse_fields(data: bytes | str) -> Any:
     """Parses JSON of a single record, or of a size that nothing bounds, and takes NaN.
-
-    Args:
-        data: UTF-8.
 
     Raises:
         ValueError: no JSON, or a key that stands twice.

@@ -64,15 +64,7 @@ def init_variables(init_fn: Callable[..., Any], key: jax.Array, batch: Any) -> A
 def init_with_objective(
     variables: Mapping[str, Any], apply_fn: Callable[..., Any], objective: Any, key: Any, batch: Any
 ) -> dict[str, Any]:
-    """Adds the variables of an objective to those of a model; the call of the model is traced only.
-
-    Args:
-        variables: of `init_variables`.
-        apply_fn: of the model, see `make_train_step`.
-        objective: see clipjax/losses/objectives.py.
-        key: typed PRNG key.
-        batch: as for `init_variables`.
-    """
+    """Adds the variables of an objective to those of a model, whose call is traced only."""
     if not hasattr(objective, "init"):
         return dict(variables)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), dict(batch))

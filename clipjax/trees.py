@@ -68,11 +68,6 @@ def rename_leaves(
 ) -> dict[str, T]:
     """Gives leaves other names.
 
-    Args:
-        leaves: by name.
-        pairs: (regular expression, replacement), applied to every name in order.
-        where: config path or flag of the pairs, for messages.
-
     Raises:
         ValueError: a pair is no regular expression with its replacement, changes no name, or gives
             two leaves one name.
@@ -102,12 +97,6 @@ def matching_leaves(
     patterns: Iterable[str], names: Iterable[str], *, where: str, kind: str = "leaf"
 ) -> set[str]:
     """The names that one of the regular expressions is found in.
-
-    Args:
-        patterns: regular expressions.
-        names: to choose from.
-        where: config path or flag of the patterns, for messages.
-        kind: what the names are of, for messages.
 
     Raises:
         ValueError: a pattern is no regular expression, or matches no name.

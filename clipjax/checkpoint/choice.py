@@ -124,10 +124,6 @@ def agree_on_newest(directory: Path, *, allow_unfinished: bool) -> int:
     The lead reads every byte once and decides: two processes that choose by themselves could
     choose differently.
 
-    Args:
-        directory: of the step folders.
-        allow_unfinished: the newest folder may be a save that was cut off.
-
     Returns:
         The step, `NO_STEP`, or `WAS_DAMAGED` if it was set aside just now.
 

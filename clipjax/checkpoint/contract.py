@@ -121,13 +121,7 @@ def differences(found: Any, wanted: Any, prefix: str = "") -> Iterator[tuple[str
 
 
 def warn_of_sources(found: Mapping[str, Any], now: Mapping[str, str], *, where: str) -> None:
-    """Says which plug-ins have another source than a checkpoint was made with.
-
-    Args:
-        found: contract of the checkpoint.
-        now: `module:Name` -> SHA-256 of the source here.
-        where: the checkpoint.
-    """
+    """Says which plug-ins have another source than a checkpoint was made with."""
     for name, digest in (found.get("plugins") or {}).items():
         if name in now and now[name] != digest:
             _warn_of_source(where, name, digest, now[name])

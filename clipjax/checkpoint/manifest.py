@@ -142,16 +142,7 @@ def commit_step(
     attachments: Mapping[str, bytes],
     bad_examples: Mapping[str, Any] | None = None,
 ) -> None:
-    """Hashes the files of a step whose arrays are written, and writes its manifest.
-
-    Args:
-        step_dir: the folder.
-        step: its number.
-        leaves: of the state.
-        metadata: the manifest's `config`, `contract`, and so on.
-        attachments: further files to write, by their path in the folder.
-        bad_examples: of the data, up to this step.
-    """
+    """Hashes the files of a step whose arrays are written, and writes its manifest."""
     for path, data in attachments.items():
         file = step_dir / path
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -138,12 +138,6 @@ def check_model(
 ) -> None:
     """Compares the model of a checkpoint's spec with its leaves; nothing is allocated.
 
-    Args:
-        step_dir: of the checkpoint.
-        manifest: of it.
-        spec: of `spec_in`.
-        plugins: modules that its names may import.
-
     Raises:
         DamagedCheckpointError: the spec describes no model, or not the one that is there.
     """

@@ -124,11 +124,6 @@ def check_leaves(records: Iterable[LeafRecord], abstract_state: Any, *, where: s
     Orbax refuses another shape or tree but silently casts to another dtype; here all three are
     errors, and all differences are named at once.
 
-    Args:
-        records: leaves of the manifest.
-        abstract_state: any tree whose leaves have `shape` and `dtype`.
-        where: the checkpoint, for the message.
-
     Raises:
         ValueError: names each leaf with what the checkpoint has and what the state wants.
     """
@@ -191,10 +186,6 @@ def load_params(
 def load_model_state(step_dir: str | os.PathLike[str], shardings: Any = None) -> dict[str, Any]:
     """Loads the model's running statistics, such as those of batch norm; {} if it has none.
 
-    Args:
-        step_dir: as for `load_params`.
-        shardings: as for `load_params`.
-
     Raises:
         DamagedCheckpointError: the checkpoint is not what was written.
     """
@@ -211,10 +202,6 @@ def load_variables(
     step_dir: str | os.PathLike[str], to_layout: Callable[[Any], Any] = lambda params: params
 ) -> dict[str, Any]:
     """Loads what a model computes with: its parameters, and its running statistics if it has any.
-
-    Args:
-        step_dir: as for `load_params`.
-        to_layout: applied to the parameters, to stack or unstack their layers.
 
     Returns:
         The model's variables: `{"params": ...}`, and `batch_stats` for a model that has some.

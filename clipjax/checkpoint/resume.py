@@ -65,11 +65,6 @@ def check_resume(
 ) -> None:
     """Compares a checkpoint with the run that wants to go on from it.
 
-    Args:
-        manifest: of the checkpoint.
-        metadata: of the run, as given to `CheckpointManager`, plain JSON.
-        where: the checkpoint, for the message.
-
     Raises:
         ValueError: names each key that must be the same, with both values.
     """

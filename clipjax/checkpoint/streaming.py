@@ -48,13 +48,6 @@ def write_step(
 ) -> None:
     """Writes a step folder; it counts as a checkpoint when this returns.
 
-    Args:
-        step_dir: does not exist yet.
-        step: its number.
-        leaves: of the state.
-        metadata: as for `CheckpointManager`.
-        attachments: further files, by their path in the folder.
-
     Raises:
         ValueError: a leaf holds NaN or infinity, or metadata is no JSON.
     """

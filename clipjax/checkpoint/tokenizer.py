@@ -60,11 +60,6 @@ def load_tokenizer(
 ) -> Tokenizer:
     """Makes the tokenizer of a checkpoint and checks that it is the one it was trained with.
 
-    Args:
-        step_dir: of the checkpoint.
-        plugins: modules that its names may import.
-        tokenizer: the vocabulary's file, for a checkpoint that has none inside.
-
     Raises:
         ValueError: this clipjax's tokenizer of that name, or the file, is another one.
         DamagedCheckpointError: the checkpoint is not what was written.
@@ -105,13 +100,7 @@ def load_tokenizer(
 
 
 class MissingTokenizer:
-    """The tokenizer of a converted file that came without its vocabulary: images only.
-
-    Args:
-        where: the checkpoint or file that lacks it.
-        name: of the tokenizer.
-        context_length: tokens in a row.
-    """
+    """The tokenizer of a converted file that came without its vocabulary: images only."""
 
     pad_id = 0
 

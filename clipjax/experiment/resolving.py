@@ -191,13 +191,7 @@ def _check_model_parts(spec: Mapping[str, Any], plugins: tuple[str, ...]) -> Non
 
 
 def make_objective_of(settings: Settings, spec: Mapping[str, Any], mesh: Mesh | None = None) -> Any:
-    """Builds config.objective over config.loss.
-
-    Args:
-        settings: the config, typed.
-        spec: of the model.
-        mesh: of the devices; None is that of the context where a step is traced.
-    """
+    """Builds config.objective over config.loss."""
     # A model that computes in float32 is not to be rounded behind its last layer.
     dtype = "float32" if settings.dtype == "float32" else "auto"
     of_pairs = settings.loss.name in PAIR_RULES

@@ -23,10 +23,6 @@ _TOWERS = {
 def read_weights(source: str | os.PathLike[str], hints: Hints) -> tuple[str, Weights]:
     """Reads a model's weights; nothing but names, shapes and small files, until a tensor is asked.
 
-    Args:
-        source: a file or directory of any of FORMATS.
-        hints: what the files cannot say.
-
     Returns:
         The format, and the weights, whose leaves are those of the model that their spec names.
 

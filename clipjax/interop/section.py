@@ -7,10 +7,13 @@ from typing import Any
 
 from clipjax import strict_json
 from clipjax.interop.tensors import WeightFileError
+from clipjax.ranges import RATE, Number, whole
 
 # Gemma's tokenizer.json is the largest of the files that come with published weights: 34 MB.
 MAX_BYTES = 256 << 20
 MAX_SIZE = 1 << 24
+_SIZE = whole(1, MAX_SIZE)
+_POSITIVE = Number(0, 1e9, open_low=True, open_high=True)
 
 # Fields that transformers writes into every config and that no encoder computes with.
 _IGNORED = """
@@ -82,7 +85,7 @@ class Section:
     def integer(self, name: str) -> int:
         """A field that counts something: at least 1."""
         value = self.get(name)
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_SIZE:
+        if not _SIZE.accepts(value):
             raise self.error(name, f"an integer from 1 to {MAX_SIZE}")
         return value
 
@@ -91,21 +94,21 @@ class Section:
         value = self.get(name)
         if isinstance(value, (list, tuple)) and len(value) == 2 and value[0] == value[1]:
             value = value[0]
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_SIZE:
+        if not _SIZE.accepts(value):
             raise self.error(name, f"one number from 1 to {MAX_SIZE}: images here are square")
         return value
 
     def number(self, name: str) -> float:
         """A positive number."""
         value = self.get(name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e9:
+        if not _POSITIVE.accepts(value):
             raise self.error(name, "a positive number")
         return float(value)
 
     def fraction(self, name: str) -> float:
         """A number from 0 to below 1."""
         value = self.get(name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+        if not RATE.accepts(value):
             raise self.error(name, "a number in [0, 1)")
         return float(value)
 

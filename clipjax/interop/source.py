@@ -34,10 +34,6 @@ class Source:
 def read_source(path: Path, hints: Hints) -> Source:
     """Opens a file of weights and brings its names to their plain form.
 
-    Args:
-        path: a file that `open_tensors` opens.
-        hints: what a person says of the file.
-
     Raises:
         WeightFileError: the file is damaged, or holds what cannot be brought to that form.
         ValueError: a hint is wrong, has no effect, or is needed.

@@ -60,12 +60,7 @@ def read(path: Path, hints: Hints) -> Weights:
 
 
 def write(path: Path, weights: Weights) -> None:
-    """Writes both towers, their parameters, `contract.json` and a README to a new folder.
-
-    Args:
-        path: of the folder, which does not exist yet.
-        weights: the model.
-    """
+    """Writes both towers, their parameters, `contract.json` and a README to a new folder."""
     path.mkdir()
     inputs = {}
     for tower in TOWERS:
@@ -95,11 +90,6 @@ def export_tower(
     spec: Mapping[str, Any], tower: str, plugins: Sequence[str] = ()
 ) -> jax_export.Exported:
     """Exports a tower for any batch size on all PLATFORMS; no parameter is allocated.
-
-    Args:
-        spec: whole model spec.
-        tower: image or text; see `input_rows`.
-        plugins: modules that the spec may name.
 
     Returns:
         The program (parameters by name, rows) -> embeddings `[batch, embed]`, of length 1.

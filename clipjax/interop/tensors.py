@@ -1,6 +1,7 @@
 """Tensors of a file that are read one at a time, so that no file need fit in memory."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -28,10 +29,25 @@ class LazyTensor:
     read: Callable[[], np.ndarray]
     read_rows: Callable[[int, int], np.ndarray] | None = None
 
+    @classmethod
+    def of_range(
+        cls,
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+        read_range: Callable[[tuple[int, ...], int], np.ndarray],
+    ) -> "LazyTensor":
+        """Elements that lie in order: `read_range(shape, first)` reads those from `first` on."""
+        row = math.prod(shape[1:])
+
+        def read_rows(start: int, stop: int) -> np.ndarray:
+            return read_range((stop - start, *shape[1:]), start * row)
+
+        return cls(shape, dtype, lambda: read_range(shape, 0), read_rows if shape else None)
+
     @property
     def nbytes(self) -> int:
         """Bytes of the array."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Reads `array[start:stop]`."""

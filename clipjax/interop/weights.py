@@ -147,13 +147,6 @@ def convert(
 ) -> dict[str, LazyTensor]:
     """Gives our leaves of their tensors, after checking that each is there and has its shape.
 
-    Args:
-        leaves: the family's table of the spec.
-        tensors: of the file.
-        spec: whole model spec.
-        ignored: whether a tensor of that name is no parameter.
-        where: the file, for the message.
-
     Returns:
         Our leaves, float32 on read.
 

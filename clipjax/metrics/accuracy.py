@@ -39,12 +39,6 @@ def topk_accuracy(
 
     sum_i mask_i hit_i / sum_i mask_i
 
-    Args:
-        scores: `[batch, classes]`.
-        labels: `[batch]`, int.
-        mask: `[batch]`, bool; False for the padding of the last batch.
-        k: how many of the highest scores count.
-
     Returns:
         Scalar in [0, 1], float32; NaN if the mask is empty.
     """
@@ -74,10 +68,6 @@ def mean_per_class_recall(
     """Averages the recall of the classes that have examples, each class weighing the same.
 
     mean_c hits_c / examples_c over c with examples_c > 0
-
-    Args:
-        hits: `[classes]`, int; right top-1 answers a class.
-        examples: `[classes]`, int; examples a class.
 
     Returns:
         Scalar in [0, 1], float32; NaN if no class has an example.

@@ -11,10 +11,6 @@ __all__ = ["empty_topk", "merge_topk", "retrieval_hits"]
 def empty_topk(num_queries: int, k: int) -> tuple[Float[Array, "q k"], Int[Array, "q k"]]:
     """Makes the best-k list that `merge_topk` starts from: scores of -inf, owners of -1.
 
-    Args:
-        num_queries: q.
-        k: length of the list.
-
     Returns:
         (scores `[q, k]` float32, owners `[q, k]` int32).
     """

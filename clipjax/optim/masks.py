@@ -67,11 +67,6 @@ def decay_mask(name: str) -> NamePredicate:
 def matcher(patterns: Sequence[str], names: Sequence[str], *, path: str) -> NamePredicate:
     """Makes the predicate whether one of the regular expressions is found in a name.
 
-    Args:
-        patterns: regular expressions, each of which has to match some name.
-        names: all that will be asked for.
-        path: config path of the patterns, for messages.
-
     Raises:
         ValueError: a pattern that is no regular expression, or that matches nothing.
     """

@@ -18,15 +18,7 @@ def optimizer_report(
     freeze: Sequence[str] = (),
     lr_scale: Sequence[tuple[str, float]] = (),
 ) -> str:
-    """Lists every parameter with its shape and whether it is decayed, frozen or scaled.
-
-    Args:
-        params: parameters or their shapes.
-        mask: a name of DECAY_MASKS.
-        weight_decay: 0 decays nothing.
-        freeze: as in `make_optimizer`.
-        lr_scale: as in `make_optimizer`.
-    """
+    """Lists every parameter with its shape and whether it is decayed, frozen or scaled."""
     leaves = flatten_with_names(params)
     names = [name for name, _ in leaves]
     decays = decay_mask(mask)

@@ -74,10 +74,6 @@ def place(value: np.ndarray | jax.Array, sharding: jax.sharding.Sharding) -> jax
     """Puts an array that this process holds whole to a sharding, of other processes' devices too.
 
     Every process calls it, with the same value; each gives its own devices their parts.
-
-    Args:
-        value: on the host, or on devices of this process.
-        sharding: of the result.
     """
     if sharding.is_fully_addressable:
         return jax.device_put(value, sharding)

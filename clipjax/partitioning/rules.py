@@ -60,10 +60,6 @@ LOGICAL_AXIS_RULES: dict[str, ShardingRules] = {
 def rules_of(table: str | ShardingRules, overrides: Sequence[Rule] = ()) -> ShardingRules:
     """Puts a config's own rules in front of a table's.
 
-    Args:
-        table: a name of LOGICAL_AXIS_RULES, or a table of one's own.
-        overrides: rules that precede it.
-
     Raises:
         ValueError: an unknown name, or a rule that is none.
     """
@@ -101,14 +97,7 @@ def spec_of(
     rules: Sequence[Rule],
     mesh: Mesh | AbstractMesh,
 ) -> PartitionSpec:
-    """Applies rules to one array.
-
-    Args:
-        axes: logical axis of each dimension, or None.
-        shape: of the array.
-        rules: tried from the top.
-        mesh: gives the sizes of the mesh axes.
-    """
+    """Applies rules to one array."""
     assigned: list[Any] = [None] * len(shape)
     settled: set[str] = set()
     taken: set[str] = set()

@@ -90,12 +90,6 @@ def state_shardings(abstract_state: Any, axes: Any, mesh: Mesh, rules: ShardingR
     Optimizer state that the rules are there to shard and every device yet holds whole is named in
     a warning.
 
-    Args:
-        abstract_state: shapes of the state, with the parameters under `params`.
-        axes: of `state_axes`.
-        mesh: the mesh.
-        rules: for parameters and for the rest.
-
     Raises:
         ValueError: a large parameter that rules which shard parameters leave whole, or a mesh axis
             that no rule uses.
@@ -158,12 +152,6 @@ def unsharded_state(
     A dimension is cut by whole mesh axes. Where no width of an array divides by all the devices of
     `data`, the array stays whole on each of them; cut in two axes, data x fsdp, the same devices
     can share two of its dimensions. The batch lies over both axes either way.
-
-    Args:
-        abstract_state: as for `state_shardings`, and so the rest.
-        axes: of `state_axes`.
-        mesh: the mesh.
-        rules: for parameters and for the rest.
 
     Returns:
         A sentence, or None where the state lies as the rules mean it to, to `LARGE_STATE` bytes.

@@ -74,9 +74,6 @@ CLEANING: dict[str, Callable[[str], str]] = {
 class Cleaner:
     """Checks captions and cleans them, step by step.
 
-    Args:
-        steps: names of `CLEANING`, applied in this order.
-
     Raises:
         ValueError: for an unknown step.
     """

@@ -41,12 +41,6 @@ def _library(what: str) -> Iterator[None]:
 class BackedTokenizer:
     """Rows of ids from a `tokenizers.Tokenizer`: cleaned, cut, with its special tokens, padded.
 
-    Args:
-        backend: normalizes, splits, encodes and adds the special tokens.
-        context_length: tokens in a row.
-        pad_id: id that fills a row.
-        cleaning: steps of `clipjax.tokenizers.cleaning` before that.
-
     Attributes:
         vocab_size: number of ids, added tokens included.
 
@@ -159,10 +153,6 @@ class TokenizerJson(BackedTokenizer):
 
 def read_tokenizer_file(path: str | None, kind: str) -> bytes:
     """Reads a tokenizer's file.
-
-    Args:
-        path: `tokenizer.model` of the spec.
-        kind: what the file is, for the message.
 
     Raises:
         ValueError: if no path is given, there is no such file, or it is too large to be one.

@@ -68,10 +68,6 @@ def has_clipa_names(spec: Mapping[str, Any]) -> bool:
 def leaves(spec: Mapping[str, Any], *, flat_attention: bool = False) -> tuple[Leaf, ...]:
     """Lists every leaf of a model with the tensors of big_vision's tree that make it.
 
-    Args:
-        spec: whole model spec.
-        flat_attention: whether attention's kernels are matrices instead of split into heads.
-
     Raises:
         ValueError: big_vision's trees have no such towers.
     """

@@ -36,11 +36,6 @@ def spec_of(
 
     The row is the one of equal sizes, or the one that `hints.model` names.
 
-    Args:
-        parameters: by plain names (`clipjax.interop.big_vision.names.plain_names`).
-        hints: what a person says about the file.
-        where: the file, for messages.
-
     Raises:
         WeightFileError: the file is no two-tower model of big_vision's kind.
         ValueError: no row has these sizes, or several have, and no hint decides; or the hint is

@@ -59,35 +59,14 @@ def _lazy_tensor(archive: ZipArchive, member: str) -> LazyTensor:
             f"{archive.path}: damaged: member {member!r} of shape {shape} and dtype {dtype} takes "
             f"{needed} bytes, it has {archive.size(member)}"
         )
-    return _reader(archive, member, dtype, shape, start, is_fortran and len(shape) > 1)
+    native = dtype.newbyteorder("=")
 
+    def read_range(shape: tuple[int, ...], first: int) -> np.ndarray:
+        offset = start + first * dtype.itemsize
+        return archive.read_array(member, dtype, shape, offset).astype(native, copy=False)
 
-def _reader(
-    archive: ZipArchive,
-    member: str,
-    dtype: np.dtype,
-    shape: tuple[int, ...],
-    start: int,
-    is_fortran: bool,
-) -> LazyTensor:
-    def native(array: np.ndarray) -> np.ndarray:
-        return array.astype(dtype.newbyteorder("="), copy=False)
-
-    if is_fortran:
-
-        def read() -> np.ndarray:
-            array = archive.read_array(member, dtype, shape[::-1], start)
-            return np.array(native(array).transpose(), order="C")
-
-        return LazyTensor(shape, dtype.newbyteorder("="), read)
-
-    def read_rows(first: int, last: int) -> np.ndarray:
-        offset = start + first * math.prod(shape[1:]) * dtype.itemsize
-        return native(archive.read_array(member, dtype, (last - first, *shape[1:]), offset))
-
-    return LazyTensor(
-        shape,
-        dtype.newbyteorder("="),
-        lambda: native(archive.read_array(member, dtype, shape, start)),
-        read_rows if shape else None,
-    )
+    if is_fortran and len(shape) > 1:
+        return LazyTensor(
+            shape, native, lambda: np.array(read_range(shape[::-1], 0).transpose(), order="C")
+        )
+    return LazyTensor.of_range(shape, native, read_range)

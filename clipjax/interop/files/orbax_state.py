@@ -4,7 +4,6 @@ A conversion writes blocks as they are, one file each, and so they are read. Tra
 Orbax packs, which tensorstore reads.
 """
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,6 @@ _FLOAT32 = np.dtype("<f4")
 
 class StateReader:
     """Reads leaves of a state folder, whose files are verified.
-
-    Args:
-        state: the folder.
 
     Raises:
         WeightFileError: it is not one of Orbax's.
@@ -56,15 +52,9 @@ class StateReader:
         if not shape or step == shape[0]:
 
             def read_range(count: tuple[int, ...], first: int) -> np.ndarray:
-                offset = first * math.prod(shape[1:]) * _FLOAT32.itemsize
-                return self._read_block(key, len(shape), 0, count, offset)
+                return self._read_block(key, len(shape), 0, count, first * _FLOAT32.itemsize)
 
-            return LazyTensor(
-                shape,
-                _FLOAT32,
-                lambda: read_range(shape, 0),
-                lambda start, stop: read_range((stop - start, *shape[1:]), start),
-            )
+            return LazyTensor.of_range(shape, _FLOAT32, read_range)
 
         def read_rows(start: int, stop: int) -> np.ndarray:
             block = (step, *shape[1:])

@@ -7,7 +7,6 @@ would kill it; and it writes what is in memory as a whole.
 
 import functools
 import json
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -60,7 +59,7 @@ def read_safetensors(path: Path) -> WeightFile:
     try:
         header = parse_json(
             text, max_bytes=MAX_HEADER_BYTES
-        )  # of equal names the library keeps one
+        )  # the library keeps one of equal names
     except ValueError as error:
         raise WeightFileError(f"{path}: damaged: {error}") from error
     metadata = header.pop("__metadata__", None) or {}
@@ -77,14 +76,10 @@ def read_safetensors(path: Path) -> WeightFile:
 
 
 def _lazy_tensor(path: Path, dtype: np.dtype, shape: tuple[int, ...], start: int) -> LazyTensor:
-    def read_range(shape: tuple[int, ...], offset: int) -> np.ndarray:
-        return read_array(path, dtype, shape, start + offset)
+    def read_range(shape: tuple[int, ...], first: int) -> np.ndarray:
+        return read_array(path, dtype, shape, start + first * dtype.itemsize)
 
-    def read_rows(first: int, last: int) -> np.ndarray:
-        row = math.prod(shape[1:]) * dtype.itemsize
-        return read_range((last - first, *shape[1:]), first * row)
-
-    return LazyTensor(shape, dtype, lambda: read_range(shape, 0), read_rows if shape else None)
+    return LazyTensor.of_range(shape, dtype, read_range)
 
 
 def read_array(path: Path, dtype: np.dtype, shape: tuple[int, ...], offset: int) -> np.ndarray:
@@ -112,11 +107,6 @@ def save_safetensors(
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Writes a `.safetensors` file, one tensor in memory at a time, a large one by its rows.
-
-    Args:
-        path: a file that does not exist; it appears when it is whole.
-        tensors: by name.
-        metadata: strings of the header.
 
     Raises:
         WeightFileError: the file exists, or a tensor's dtype has no name in this format.

@@ -12,10 +12,6 @@ MAX_INDEX_BYTES = 64 * 2**20
 def open_sharded(path: Path, open_shard: Callable[[Path], WeightFile]) -> WeightFile:
     """Opens the shards that an index names as one file.
 
-    Args:
-        path: of the `*.index.json`.
-        open_shard: opens one of its files.
-
     Raises:
         WeightFileError: the index is damaged, names a file elsewhere, or its shards hold other
             tensors than it says.

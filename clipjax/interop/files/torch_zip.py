@@ -306,18 +306,12 @@ def _lazy_tensor(archive: ZipArchive, tensor: StridedTensor) -> LazyTensor:
     storage, shape = tensor.storage, tensor.shape
     dtype = storage.dtype
     if _is_contiguous(tensor):
-        row = math.prod(shape[1:])
 
         def read_range(shape: tuple[int, ...], first: int) -> np.ndarray:
-            offset = (tensor.offset + first * row) * dtype.itemsize
+            offset = (tensor.offset + first) * dtype.itemsize
             return archive.read_array(storage.member, dtype, shape, offset)
 
-        return LazyTensor(
-            shape,
-            dtype,
-            lambda: read_range(shape, 0),
-            (lambda first, last: read_range((last - first, *shape[1:]), first)) if shape else None,
-        )
+        return LazyTensor.of_range(shape, dtype, read_range)
 
     def read() -> np.ndarray:
         if not math.prod(shape):

@@ -37,9 +37,6 @@ _MAX_GAP = 24  # a member's sizes and checksum may be repeated behind it
 class ZipArchive:
     """The members of a zip archive.
 
-    Args:
-        path: of the archive.
-
     Raises:
         WeightFileError: it is damaged, or a bomb, or holds a link, a duplicate or a path outside.
     """

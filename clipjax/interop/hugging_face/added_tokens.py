@@ -13,10 +13,6 @@ JSON, CONFIG, LEGACY = "tokenizer.json", "tokenizer_config.json", "added_tokens.
 def added_tokens(path: Path, vocabulary: Sequence[str]) -> list[list[Any]]:
     """Gives the tokens of a directory that are not of the vocabulary, by their ids.
 
-    Args:
-        path: the directory.
-        vocabulary: the pieces of the ids from 0 on.
-
     Returns:
         `[token, id, normalized]` each, as `clipjax.tokenizers.added_tokens` takes them.
 

@@ -1,44 +1,30 @@
 """Whether two specs are one model, and which row of the zoo a spec is."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from clipjax.config import to_plain
 from clipjax.interop.tensors import WeightFileError
 from clipjax.layers.initializers import BLOCK_INITS
 from clipjax.models import IMAGE_ENCODERS, MODELS, TEXT_ENCODERS
+from clipjax.ranges import RATE, Choice, Number, Optional, Rule, Text
 
-
-def _is_number(low: float, high: float) -> Callable[[Any], bool]:
-    return lambda x: type(x) in (int, float) and low <= x <= high
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_rate(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value < 1
-
-
-def _is_init(value: Any) -> bool:
-    return isinstance(value, str) and value in BLOCK_INITS
-
-
+_SCALE = Number(1e-6, 1e6)
+_INIT = Choice(tuple(BLOCK_INITS))
 # Dotted fields that change no number of a trained model, and what they may hold.
-UNSAID: dict[str, Callable[[Any], bool]] = {
-    "name": _is_text,
-    "source": _is_text,
-    "logit_scale.init": _is_number(1e-6, 1e6),
-    "logit_scale.max": lambda x: x is None or _is_number(1e-6, 1e6)(x),
-    "logit_bias": _is_number(-1e6, 1e6),
-    "image.init_name": _is_init,
-    "image.patch_dropout": _is_rate,
-    "image.dropout": _is_rate,
-    "image.drop_connect": _is_rate,
-    "text.init_name": _is_init,
-    "text.dropout": _is_rate,
+UNSAID: dict[str, Rule] = {
+    "name": Text(),
+    "source": Text(),
+    "logit_scale.init": _SCALE,
+    "logit_scale.max": Optional(_SCALE),
+    "logit_bias": Number(-1e6, 1e6),
+    "image.init_name": _INIT,
+    "image.patch_dropout": RATE,
+    "image.dropout": RATE,
+    "image.drop_connect": RATE,
+    "text.init_name": _INIT,
+    "text.dropout": RATE,
 }
 # Filled in when a model is built, and so no part of a spec.
 _RUNTIME = ("parent", "name", "dtype", "execution", "remat", "image_size")
@@ -94,11 +80,6 @@ def row_of(spec: Mapping[str, Any]) -> dict[str, Any] | None:
 def own_spec(own: Any, found: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The spec that a directory of ours carries, if it is the one that the other files describe.
 
-    Args:
-        own: the object found.
-        found: the spec of the other files.
-        where: file and field, for messages.
-
     Raises:
         WeightFileError: it is no spec, or contradicts the other files.
     """
@@ -116,6 +97,6 @@ def own_spec(own: Any, found: Mapping[str, Any], where: str) -> dict[str, Any]:
                 f"{where}.{field} is {ours!r:.80}, the other fields and files say {theirs!r:.80}; "
                 "make them equal, or remove the field"
             )
-        if not UNSAID[field](ours):
+        if not UNSAID[field].accepts(ours):
             raise WeightFileError(f"{where}.{field} is {ours!r:.80}, which it cannot be")
     return dict(own)

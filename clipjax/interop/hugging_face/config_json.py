@@ -28,10 +28,6 @@ CONVERT = "write --format clipjax, or --format open_clip where OpenCLIP has the 
 def read_config(config: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any], Any]:
     """Gives what a config.json says.
 
-    Args:
-        config: the JSON object.
-        where: the file, for messages.
-
     Returns:
         The model_type, a key of FAMILIES; a spec whose tokenizer and preprocessing are the
         family's usual ones; and the field `clipjax`, unchecked, or None.

@@ -127,10 +127,6 @@ def _weight_file(path: Path) -> Path:
 def write(path: Path, weights: Weights) -> None:
     """Writes a directory that transformers' `from_pretrained` loads.
 
-    Args:
-        path: does not exist yet; its parent does.
-        weights: of a model that transformers has.
-
     Raises:
         ValueError: transformers has no such model; the field is named.
     """

@@ -29,10 +29,6 @@ SAMPLES = (
 def build_tokenizer(model: bytes, end_id: int) -> Tokenizer:
     """Builds the tokenizer that lower-cases, encodes and ends a text, and compares the two.
 
-    Args:
-        model: the `.model` file.
-        end_id: put after each text.
-
     Raises:
         ValueError: the two give different ids, as for unigram models or ones that normalise.
     """

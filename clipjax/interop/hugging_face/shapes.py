@@ -20,10 +20,6 @@ def has_both_towers(names: Iterable[str]) -> bool:
 def draft_of(tensors: Mapping[str, LazyTensor], *, where: str) -> tuple[str, dict[str, Any]]:
     """Reads the sizes of a model off its tensors.
 
-    Args:
-        tensors: by plain names.
-        where: the file, for messages.
-
     Returns:
         The family, a key of FAMILIES, and the part of a spec that shapes say.
 

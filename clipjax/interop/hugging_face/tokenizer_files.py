@@ -112,11 +112,6 @@ def check_tokenizer(spec: Mapping[str, Any], files: Mapping[str, Path], where: s
 def write_tokenizer(path: Path, kind: str, weights: Weights) -> dict[str, Any]:
     """Writes the files that transformers' tokenizers load.
 
-    Args:
-        path: the directory.
-        kind: the family, a key of FAMILIES.
-        weights: the spec's tokenizer is written.
-
     Returns:
         The tokenizer's spec as it is read from these files.
 

@@ -32,11 +32,6 @@ _TEXT_FIELDS = (
 def spec_of_config(draft: Mapping[str, Any], config: Mapping[str, Any], *, where: str) -> Config:
     """Completes a draft by what an open_clip_config.json says.
 
-    Args:
-        draft: sizes, of `shapes.draft_of`.
-        config: the file's content.
-        where: the file, for messages.
-
     Returns:
         The whole spec: constants of the zoo's row of these sizes, changed to what the file says.
 

@@ -36,9 +36,6 @@ def has_custom_text(spec: Mapping[str, Any]) -> bool:
 def leaves(spec: Mapping[str, Any]) -> tuple[Leaf, ...]:
     """Lists every leaf of a model with the tensors of OpenCLIP's state dict that make it.
 
-    Args:
-        spec: whole model spec.
-
     Raises:
         ValueError: OpenCLIP has no such towers.
     """

@@ -21,12 +21,6 @@ def settle(
 ) -> Spec:
     """Completes a draft by the zoo and by what a person says.
 
-    Args:
-        draft: sizes, of `shapes.draft_of`.
-        hints: `--model` and `--activation`.
-        where: the file, for messages.
-        config: the file that would say it, for messages.
-
     Returns:
         The whole spec.
 

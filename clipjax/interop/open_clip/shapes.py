@@ -13,10 +13,6 @@ Tensors = Mapping[str, LazyTensor]
 def draft_of(tensors: Tensors, *, where: str = "the file") -> dict[str, Any]:
     """Reads the sizes of a model off its tensors.
 
-    Args:
-        tensors: as `names.plain_names` gives them.
-        where: the file, for messages.
-
     Returns:
         The part of a spec that shapes say: no heads, activation, epsilon or preprocessing.
 
@@ -43,12 +39,7 @@ def draft_of(tensors: Tensors, *, where: str = "the file") -> dict[str, Any]:
 
 
 class Reader:
-    """Shapes by name; what is missing or has other axes is a WeightFileError.
-
-    Args:
-        tensors: by name.
-        where: the file, for messages.
-    """
+    """Shapes by name; what is missing or has other axes is a WeightFileError."""
 
     def __init__(self, tensors: Tensors, where: str) -> None:
         self.tensors, self.where = tensors, where
