@@ -12,12 +12,13 @@ import inspect
 import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from clipjax.files import sha256_of_file
 from clipjax.ranges import FieldError, Number, hint, is_list, named, show, within
 
 ANY_MODULE = ("*",)
+T = TypeVar("T")
 
 
 class UnknownFieldError(FieldError):
@@ -224,6 +225,23 @@ def resolve(
             f"{within(path, key)} = {name!r} is unknown; allowed are {allowed}{hint(name, table)}"
         )
     return table[name]
+
+
+def made_by(
+    name: str, kind: type[T], *, path: str, key: str, table: Mapping[str, Any] | None = None
+) -> T:
+    """Gives what the function makes that a person names as `module:Name`; others see `resolve`.
+
+    Raises:
+        ValueError: there is none of that name, or it makes something else.
+    """
+    made = resolve(name, table or {}, path=path, key=key, plugins=ANY_MODULE)()
+    if not isinstance(made, kind):
+        raise FieldError(
+            f"{within(path, key)} = {name!r} gives a {type(made).__name__}, expected a function "
+            f"without arguments that gives {kind.__module__}.{kind.__name__}"
+        )
+    return made
 
 
 def check_name(name: str, plugins: Sequence[str], *, path: str) -> None:

@@ -110,14 +110,18 @@ def run(program, steps, batches=make_batch, step_fn=None):
         state = program.create_state(0)
         for step in range(steps):
             batch = partitioning.global_batch(batches(step), program.mesh)
-            state, metrics = (step_fn or program.step)(state, batch)
+            state, metrics = (step_fn or program.stages[-1].step)(state, batch)
             losses.append(float(metrics["loss"]))
     return state, losses
 
 
 def compiled_step(program):
     with program.scope(), jax.default_matmul_precision("highest"):
-        return program.step.lower(program.abstract_state, program.abstract_batch).compile()
+        return (
+            program.stages[-1]
+            .step.lower(program.abstract_state, program.batch_of(program.stages[-1]))
+            .compile()
+        )
 
 
 def rolled(step):
@@ -262,7 +266,7 @@ def test_gradients_of_micro_batches_equal_those_of_the_batch():
     batch["example_ids"] = jnp.arange(16)
 
     def encode(p, micro):
-        out = program.model.apply(
+        out = program.stages[-1].model.apply(
             {"params": p},
             micro["image"].astype(jnp.float32) / 255,
             micro["text"],
@@ -344,7 +348,7 @@ def test_evaluations_do_not_jitter(plain_program, jittered_program):
     images, params = make_batch()["image"], plain_program.create_state(0).params
     found = []
     for program in (plain_program, jittered_program):
-        encode = make_encode_fns(program.model, program.spec["preprocess"])
+        encode = make_encode_fns(program.stages[-1].model, program.spec["preprocess"])
         found.append(jax.jit(encode.image)({"params": params}, images))
     np.testing.assert_array_equal(*found)
 
@@ -399,14 +403,14 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(hot_program):
         state = state.replace(params=bad_params)
         before = jax.device_get(state)
         batch = partitioning.global_batch(make_batch(), program.mesh)
-        state, metrics = program.step(state, batch)
+        state, metrics = program.stages[-1].step(state, batch)
         assert int(state.step) == 1
         assert float(metrics["skipped"]) == 1 and float(metrics["skipped_in_a_row"]) == 1
         for name in ("params", "opt_state", "ema_params"):
             old, new = getattr(before, name), jax.device_get(getattr(state, name))
             jax.tree.map(np.testing.assert_array_equal, old, new)
         healed = dict(state.params, logit_scale=jnp.asarray(2.0))
-        state, metrics = program.step(state.replace(params=healed), batch)
+        state, metrics = program.stages[-1].step(state.replace(params=healed), batch)
         assert float(metrics["skipped"]) == 1 and float(metrics["skipped_in_a_row"]) == 0
         assert int(state.step) == 2
 

@@ -76,6 +76,16 @@ class Manifest:
     # What was replaced of the data up to this step, by reason: data/loading/bad_examples.py.
     bad_examples: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    @property
+    def roots(self) -> set[str]:
+        """What its leaves are of: `params`, `opt_state`, ..."""
+        return {record.name.partition("/")[0] for record in self.leaves}
+
+    @property
+    def model_root(self) -> str:
+        """Where the parameters are that a model computes with: the averaged ones, if any."""
+        return "ema_params" if "ema_params" in self.roots else "params"
+
 
 def check_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the metadata of a run as JSON reads it back (tuples become lists).

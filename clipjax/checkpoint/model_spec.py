@@ -154,9 +154,7 @@ def check_model(
         raise ValueError(f"{step_dir}: {error}; it may be from a newer clipjax") from error
     except ValueError as error:
         raise DamagedCheckpointError(f"{step_dir}: {error}") from error
-    roots = {record.name.partition("/")[0] for record in manifest.leaves}
-    root = "ema_params" if "ema_params" in roots else "params"
-    found = {}
+    root, found = manifest.model_root, {}
     for record in manifest.leaves:
         top, _, name = record.name.partition("/")
         if is_of_objective(record.name):

@@ -175,10 +175,11 @@ def load_params(
     """
     step_dir = Path(step_dir)
     manifest = manifests.read_manifest(step_dir)
-    roots = {record.name.split("/")[0] for record in manifest.leaves}
-    root = "ema_params" if ema and "ema_params" in roots else "params"
-    if root not in roots:
-        raise ValueError(f"{step_dir} holds no {root}; it holds {', '.join(sorted(roots))}")
+    root = manifest.model_root if ema else "params"
+    if root not in manifest.roots:
+        raise ValueError(
+            f"{step_dir} holds no {root}; it holds {', '.join(sorted(manifest.roots))}"
+        )
     with naming_older_steps(step_dir):
         return _load_root(step_dir, manifest, root, shardings, objective=objective)
 

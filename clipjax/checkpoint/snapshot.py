@@ -23,14 +23,8 @@ class NonFiniteStateError(RuntimeError):
     """The parameters hold NaN or infinity, so they are not saved."""
 
 
-@dataclasses.dataclass(frozen=True)
-class HostLeaf:
-    """A leaf's name and value on this host; `value` is None if other hosts hold parts of it."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    value: np.ndarray | None
+# A leaf, not hashed yet, and its value on this host; None if other hosts hold parts of it.
+HostLeaf = tuple[LeafRecord, np.ndarray | None]
 
 
 def check_arrays(state: Any) -> None:
@@ -79,7 +73,7 @@ def _on_cpu(leaf: jax.Array) -> bool:
 
 
 def _host_leaf(name: str, leaf: jax.Array) -> HostLeaf:
-    return HostLeaf(name, leaf.shape, leaf.dtype.name, host_value(leaf))
+    return LeafRecord(name, leaf.shape, leaf.dtype.name, None), host_value(leaf)
 
 
 def host_value(leaf: jax.Array) -> np.ndarray | None:
@@ -98,8 +92,8 @@ def host_value(leaf: jax.Array) -> np.ndarray | None:
 def record_leaves(leaves: list[HostLeaf]) -> tuple[LeafRecord, ...]:
     """Hashes the leaves of a snapshot."""
     return tuple(
-        LeafRecord(x.name, x.shape, x.dtype, None if x.value is None else digest_array(x.value))
-        for x in leaves
+        leaf if value is None else dataclasses.replace(leaf, sha256=digest_array(value))
+        for leaf, value in leaves
     )
 
 

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from etils import epath
 
 from clipjax.building import UnknownFieldError
@@ -116,14 +115,12 @@ class MissingTokenizer:
         """Raises ValueError: it is not known."""
         raise ValueError(self._message)
 
-    def __call__(self, texts: list[str]) -> np.ndarray:
-        """Raises ValueError: there is nothing to encode texts with."""
-        raise ValueError(self._message)
-
-    def decode(self, ids: Any) -> str:
-        """Raises ValueError: there is nothing to decode ids with."""
-        raise ValueError(self._message)
-
-    def contract(self) -> dict[str, Any]:
+    def contract(self) -> Any:
         """Raises ValueError: it is not known."""
         raise ValueError(self._message)
+
+    def decode(self, ids: Any) -> Any:
+        """Raises ValueError: there is no vocabulary."""
+        raise ValueError(self._message)
+
+    __call__ = decode

@@ -24,7 +24,7 @@ from clipjax.losses import LOSSES, PAIR_RULES, make_loss
 from clipjax.losses.objectives import PairObjective, check_objective, make_objective
 from clipjax.models import resolve_spec
 from clipjax.models.clip import CLIP
-from clipjax.ranges import named, unknown_key
+from clipjax.ranges import check_known, named
 from clipjax.redaction import redact_tree
 from clipjax.tokenizers import TOKENIZERS
 
@@ -136,14 +136,9 @@ def _rules(settings: Settings) -> partitioning.ShardingRules:
     """The table that config.sharding names, behind config.logical_axes."""
     table: str | partitioning.ShardingRules = settings.sharding
     if ":" in settings.sharding:
-        table = building.resolve(
-            settings.sharding, {}, path="config", key="sharding", plugins=ANY_MODULE
-        )()
-        if not isinstance(table, partitioning.ShardingRules):
-            raise ValueError(
-                f"config.sharding = {settings.sharding!r} gives a {type(table).__name__}, expected "
-                "a function without arguments that gives clipjax.partitioning.ShardingRules"
-            )
+        table = building.made_by(
+            settings.sharding, partitioning.ShardingRules, path="config", key="sharding"
+        )
     with named("config"):
         return partitioning.rules_of(table, settings.logical_axes)
 
@@ -276,11 +271,8 @@ def _color_jitter(settings: Settings, spec: Mapping[str, Any]) -> ColorJitter | 
             "images of one size; set it to None and use the transform 'color_jitter' of "
             "config.data.transforms, which works on the host"
         )
-    if "name" in fields:  # the jitter has one form, and so no name
-        raise ValueError(unknown_key(f"{path}.name", ColorJitter.ranges))
-    tuples = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
-    jitter = {"name": "color_jitter", **tuples}
-    return building.build(jitter, {"color_jitter": ColorJitter}, path=path)
+    check_known(fields, ColorJitter.ranges, path)  # it has one form, and so no name
+    return ColorJitter(**fields)
 
 
 def _stored_evals(evals: Mapping[str, Any]) -> dict[str, Any]:

@@ -231,10 +231,13 @@ def check_same_parameters(stages: Sequence[Stage]) -> None:
     Raises:
         ValueError: names the stage, the field and the parameter that depends on it.
     """
-    if len(stages) > 1:
-        shapes = [_parameter_shapes(stage) for stage in stages]
-        for stage, found in zip(stages, shapes, strict=True):
-            _check_same_parameters(stage, found, shapes[-1])
+    if len(stages) == 1:
+        return
+    *earlier, wanted = [_parameter_shapes(stage) for stage in stages]
+    for stage, found in zip(stages, earlier, strict=False):
+        names = (name for name in (*found, *wanted) if found.get(name) != wanted.get(name))
+        if name := next(names, None):
+            raise ValueError(_other_parameters(stage, name, found.get(name), wanted.get(name)))
 
 
 def _parameter_shapes(stage: Stage) -> dict[str, tuple[int, ...]]:
@@ -242,26 +245,21 @@ def _parameter_shapes(stage: Stage) -> dict[str, tuple[int, ...]]:
     return {name: x.shape for name, x in flatten_with_names(params)}
 
 
-def _check_same_parameters(
-    stage: Stage, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
-) -> None:
-    for name in (*found, *wanted):
-        if found.get(name) == wanted.get(name):
-            continue
-        if name.startswith(f"{OBJECTIVE}/"):
-            raise ValueError(
-                f"{stage.path}: parameters of config.objective depend on its sizes: {name} is "
-                f"{wanted.get(name, 'absent')} and would be {found.get(name, 'absent')}; make "
-                "them of the model's own size in all stages"
-            )
-        is_text = name.startswith("text")
-        tower, field = ("text", "context_length") if is_text else ("image", "image_size")
-        raise ValueError(
-            f"{stage.path}.{field}: parameters of {stage.spec[tower]['name']!r} depend on it: "
-            f"{name} is {wanted.get(name, 'absent')} and would be {found.get(name, 'absent')}. "
-            "Leave it out of the stage, or choose towers that take several sizes: vit or "
-            "efficientnet; causal_transformer, bidirectional_transformer or bert"
+def _other_parameters(stage: Stage, name: str, found: Any, wanted: Any) -> str:
+    was, would_be = ("absent" if x is None else x for x in (wanted, found))
+    change = f"{name} is {was} and would be {would_be}"
+    if name.startswith(f"{OBJECTIVE}/"):
+        return (
+            f"{stage.path}: parameters of config.objective depend on its sizes: {change}; make "
+            "them of the model's own size in all stages"
         )
+    is_text = name.startswith("text")
+    tower, field = ("text", "context_length") if is_text else ("image", "image_size")
+    return (
+        f"{stage.path}.{field}: parameters of {stage.spec[tower]['name']!r} depend on it: "
+        f"{change}. Leave it out of the stage, or choose towers that take several sizes: vit or "
+        "efficientnet; causal_transformer, bidirectional_transformer or bert"
+    )
 
 
 def _check_image_size(fields: Mapping[str, Any], spec: Mapping[str, Any], path: str) -> None:

@@ -69,7 +69,7 @@ def read(path: Path, hints: Hints) -> Weights:
         files = {Path(file).name: Path(file)}
         spec = {**spec, "tokenizer": {**spec["tokenizer"], "model": Path(file).name}}
     leaves = _read_leaves(step_dir, manifest)
-    averaged = ", the averaged parameters" if "ema_params" in _roots(manifest) else ""
+    averaged = ", the averaged parameters" if manifest.model_root == "ema_params" else ""
     notes = [f"step {manifest.step} of {step_dir.parent}{averaged}"]
     notes += [choice.warning()] if choice.passed_over else []
     source = f"clipjax {step_dir}"
@@ -147,12 +147,8 @@ def _streamed(name: str, shape: tuple[int, ...], weights: Weights) -> StreamedLe
     return StreamedLeaf(in_state, shape, len(blocks) or 1, read_blocks)
 
 
-def _roots(manifest: Manifest) -> set[str]:
-    return {record.name.split("/")[0] for record in manifest.leaves}
-
-
 def _read_leaves(step_dir: Path, manifest: Manifest) -> dict[str, LazyTensor]:
-    root = "ema_params" if "ema_params" in _roots(manifest) else "params"
+    root = manifest.model_root
     reader = StateReader(step_dir / "state")
     leaves: dict[str, LazyTensor] = {}
     for record in manifest.leaves:

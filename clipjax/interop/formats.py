@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from clipjax.building import ANY_MODULE, resolve
+from clipjax.building import made_by
 from clipjax.interop import big_vision, clipjax_checkpoint, hugging_face, stablehlo
 from clipjax.interop.open_clip import format as open_clip
 from clipjax.interop.weights import Hints, Weights
@@ -70,13 +70,7 @@ def named_format(name: str) -> Format:
     """
     if ":" not in name and name in FORMATS:
         return FORMATS[name]
-    made = resolve(name, FORMATS, path="", key="format", plugins=ANY_MODULE)()
-    if not isinstance(made, Format):
-        raise ValueError(
-            f"format = {name!r} gives a {type(made).__name__}, expected a function without "
-            "arguments that gives a clipjax.interop.formats.Format"
-        )
-    return made
+    return made_by(name, Format, path="", key="format", table=FORMATS)
 
 
 WRITTEN = tuple(name for name, entry in FORMATS.items() if entry.write is not None)

@@ -235,9 +235,9 @@ def test_a_stage_that_changes_nothing_is_no_stage(tmp_path):
 
 def test_the_last_stage_is_the_model_s_own_size_and_the_checkpoint_knows_no_other(reference):
     program = build_program(resolve(smoke_config()), jax.devices()[:1])
-    assert program.abstract_batch["image"].shape == (8, 32, 32, 3)
-    assert program.abstract_batch["text"].shape == (8, 16)
-    assert program.step is program.stages[2].step is not program.stages[1].step
+    assert program.batch_of(program.stages[-1])["image"].shape == (8, 32, 32, 3)
+    assert program.batch_of(program.stages[-1])["text"].shape == (8, 16)
+    assert program.stages[2].step is not program.stages[1].step
     assert [program.stage_index(step) for step in range(9)] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     manifest = json.loads((reference[0] / "checkpoints" / "3" / "manifest.json").read_text())
     assert manifest["config_sha256"] == resolve(smoke_config()).config_sha256

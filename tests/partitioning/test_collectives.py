@@ -51,7 +51,9 @@ class Step:
         # The collectives are settled before LLVM, whose optimisations take half of the time.
         options = {"xla_backend_optimization_level": 0} if devices[0].platform == "cpu" else None
         with program.scope():
-            lowered = program.step.lower(program.abstract_state, program.abstract_batch)
+            lowered = program.stages[-1].step.lower(
+                program.abstract_state, program.batch_of(program.stages[-1])
+            )
             module = parse(lowered.compile(compiler_options=options).as_text())
         found = find_collectives(module, walk(module), dict(program.mesh.shape))
         self.collectives = [c for c in found if c.part == "step"]
