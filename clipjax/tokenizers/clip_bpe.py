@@ -2,8 +2,6 @@
 
 import functools
 import gzip
-import heapq
-import itertools
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import regex
+from tokenizers import models
 
 from clipjax.files import sha256
 from clipjax.tokenizers.added_tokens import AddedTokens
@@ -37,6 +36,7 @@ def clean_text(text: str) -> str:
 _PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _BYTE_ORDER = _PRINTABLE + [byte for byte in range(256) if byte not in _PRINTABLE]
 _BYTE_SYMBOLS = [chr(byte) for byte in _PRINTABLE] + [chr(256 + i) for i in range(68)]
+_SYMBOL_OF_BYTE = dict(zip(_BYTE_ORDER, _BYTE_SYMBOLS, strict=True))
 
 
 @functools.cache
@@ -57,6 +57,25 @@ def load_merges() -> tuple[tuple[str, str], ...]:
     # Line 0 is a header; the file holds more merges than the published models use.
     pairs = (line.split() for line in lines[1 : 1 + NUM_MERGES])
     return tuple((first, second) for first, second in pairs)
+
+
+@functools.cache
+def own_symbols() -> tuple[str, ...]:
+    """The vocabulary in the order of the ids, without the two special symbols."""
+    ends = (symbol + END_OF_WORD for symbol in _BYTE_SYMBOLS)
+    return (*_BYTE_SYMBOLS, *ends, *map("".join, load_merges()))
+
+
+@functools.cache
+def _byte_pairs() -> models.BPE:
+    """Joins a word's neighbours, the best-ranked pair first and its places from left to right.
+
+    The published code joins all places of a pair before it looks for the next pair. That is the
+    same here: no pair ranks before the pairs that its two symbols are made of.
+    """
+    ids = {symbol: number for number, symbol in enumerate(own_symbols())}
+    merges = list(load_merges())
+    return models.BPE(ids, merges, end_of_word_suffix=END_OF_WORD, cache_capacity=0)
 
 
 class ClipBPE:
@@ -92,17 +111,9 @@ class ClipBPE:
             raise ValueError(f"context_length is {context_length}: at least 3 tokens are needed")
         self.context_length = context_length
         self.start_token, self.end_token = start_token, end_token
-        merges = load_merges()
-        self._symbols = _BYTE_SYMBOLS + [symbol + END_OF_WORD for symbol in _BYTE_SYMBOLS]
-        self._symbols += map("".join, merges)
-        self._symbols += [start_token, end_token]
-        ids = {symbol: number for number, symbol in enumerate(self._symbols)}
-        # By rank: the two symbols, and what they become.
-        self._joins = [(ids[left], ids[right], ids[left + right]) for left, right in merges]
-        self._ranks = {(left, right): rank for rank, (left, right, _) in enumerate(self._joins)}
+        self._symbols = [*own_symbols(), start_token, end_token]
         self._added = AddedTokens(added_tokens, len(self._symbols))
-        self._byte_ids = np.argsort(_BYTE_ORDER).tolist()
-        self.start_id, self.end_id = ids[start_token], ids[end_token]
+        self.start_id, self.end_id = len(self._symbols) - 2, len(self._symbols) - 1
         specials = {start_token: [self.start_id], end_token: [self.end_id]}
         self._specials = specials
         self._words: dict[str, list[int]] = dict(specials)
@@ -173,7 +184,7 @@ class ClipBPE:
             if number in self._added.names:
                 # Its letters are their own symbols, so that what stands for bytes below is theirs.
                 token = self._added.names[number].encode("utf-8")
-                text += "".join(_BYTE_SYMBOLS[_BYTE_ORDER.index(byte)] for byte in token) + " "
+                text += "".join(map(_SYMBOL_OF_BYTE.__getitem__, token)) + " "
             elif number != self.start_id:
                 symbol = self._symbols[number]
                 ends = symbol.endswith(END_OF_WORD) and len(symbol) > len(END_OF_WORD)
@@ -202,50 +213,11 @@ class ClipBPE:
         }
 
     def _encode_word(self, word: str) -> list[int]:
-        special = self._specials.get(word.lower())
-        ids = special or self._merge([self._byte_ids[byte] for byte in word.encode("utf-8")])
+        ids = self._specials.get(word.lower())
+        if ids is None:
+            text = "".join(_SYMBOL_OF_BYTE[byte] for byte in word.encode("utf-8"))
+            ids = [token.id for token in _byte_pairs().tokenize(text)]
         if len(self._words) >= MAX_REMEMBERED_WORDS:
             self._words = dict(self._specials)
         self._words[word] = ids
         return ids
-
-    def _merge(self, ids: list[int]) -> list[int]:
-        """Joins neighbours, the best-ranked pair first and all its places from left to right.
-
-        A linked list, and the places of every pair by its rank, so that a word of 100,000 letters
-        costs little more than n, not n^2.
-        """
-        ids[-1] += 256  # the last symbol of a word carries the end-of-word mark
-        size, ranks_of = len(ids), self._ranks
-        after, before = list(range(1, size + 1)), list(range(-1, size - 1))
-        places: dict[int, list[int]] = {}
-        for place, pair in enumerate(itertools.pairwise(ids)):
-            if pair in ranks_of:
-                places.setdefault(ranks_of[pair], []).append(place)
-        ranks = list(places)
-        heapq.heapify(ranks)
-        while ranks:
-            rank = heapq.heappop(ranks)
-            left, right, joined = self._joins[rank]
-            touched = []
-            for place in sorted(places.pop(rank)):
-                follower = after[place]
-                if ids[place] != left or follower >= size or ids[follower] != right:
-                    continue  # one of the two was joined with another neighbour meanwhile
-                ids[place], ids[follower] = joined, -1
-                after[place] = after[follower]
-                if after[place] < size:
-                    before[after[place]] = place
-                touched.append(place)
-            for end in touched:
-                for place in (before[end], end):
-                    if place < 0 or after[place] >= size:
-                        continue
-                    new = ranks_of.get((ids[place], ids[after[place]]))
-                    if new is None:
-                        continue
-                    if new not in places:
-                        places[new] = []
-                        heapq.heappush(ranks, new)
-                    places[new].append(place)
-        return [number for number in ids if number >= 0]

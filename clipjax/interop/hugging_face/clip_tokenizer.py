@@ -1,6 +1,5 @@
 """CLIP's byte-pair encoding as the files of transformers' CLIPTokenizer."""
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +9,11 @@ from tokenizers.processors import RobertaProcessing
 from clipjax.interop.hugging_face.added_tokens import added_tokens, decoder_entry
 from clipjax.interop.section import read_json, write_json
 from clipjax.interop.tensors import WeightFileError
-from clipjax.tokenizers.clip_bpe import END_OF_WORD, ClipBPE, load_merges
+from clipjax.tokenizers.clip_bpe import END_OF_WORD, load_merges, own_symbols
 
 FILES = ("tokenizer.json", "vocab.json", "merges.txt")
 START, END = "<|startoftext|>", "<|endoftext|>"
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-
-
-@functools.cache
-def _pieces() -> tuple[str, ...]:
-    """The pieces in the order of their ids, without the two special ones."""
-    tokenizer = ClipBPE()
-    return tuple(tokenizer.symbols[: tokenizer.start_id])
 
 
 def read_clip_tokenizer(path: Path) -> dict[str, Any]:
@@ -53,7 +45,7 @@ def read_clip_tokenizer(path: Path) -> dict[str, Any]:
     spec: dict[str, Any] = {"name": "clip_bpe"}
     if (start, end) != (START, END):
         spec |= {"start_token": start, "end_token": end}
-    added = added_tokens(path, (*_pieces(), start, end))
+    added = added_tokens(path, (*own_symbols(), start, end))
     return {**spec, "added_tokens": added} if added else spec
 
 
@@ -64,7 +56,7 @@ def write_clip_tokenizer(path: Path, spec: dict[str, Any], context_length: int) 
         ValueError: an id between the vocabulary's and those of added tokens is nobody's.
     """
     start, end = spec.get("start_token", START), spec.get("end_token", END)
-    vocabulary = {piece: i for i, piece in enumerate([*_pieces(), start, end])}
+    vocabulary = {piece: i for i, piece in enumerate([*own_symbols(), start, end])}
     write_json(path / "vocab.json", vocabulary)
     lines = ["#version: 0.2", *(" ".join(pair) for pair in load_merges())]
     (path / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -134,7 +126,7 @@ def _backend(vocabulary: dict[str, int], start: str, end: str) -> Tokenizer:
 
 def _special_tokens(vocabulary: Any, where: str) -> tuple[str, str]:
     """How the two ends are spelled in a vocabulary that is CLIP's otherwise."""
-    pieces = _pieces()
+    pieces = own_symbols()
     if isinstance(vocabulary, dict) and len(vocabulary) == len(pieces) + 2:
         ends = {i: piece for piece, i in vocabulary.items() if i in (len(pieces), len(pieces) + 1)}
         same = all(vocabulary.get(piece) == i for i, piece in enumerate(pieces))
