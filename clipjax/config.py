@@ -120,7 +120,9 @@ def validate(config: ConfigDict, *, needs_data: bool = True) -> Settings:
     _check_keys(plain, to_plain(default_config()), prefix="")
     _check_plain(plain, "config")
     _check_evals(plain["evals"])
-    _check_numbers_of(plain["target"])
+    for name, value in plain["target"].items():
+        for item in value if is_list(value) else (value,):
+            Number().check(item, f"config.target.{name}")
     settings = _typed(Settings, plain)
     if needs_data and not settings.data.source:
         raise ValueError("config.data.source is empty; give kind:where[:split], see docs/data.md")
@@ -202,12 +204,6 @@ def _check_evals(evals: Mapping[str, Any]) -> None:
         for key, field in EVAL_FIELDS.items():
             if key in spec:
                 field.allowed.check(spec[key], f"{path}.{key}")
-
-
-def _check_numbers_of(target: Mapping[str, Any]) -> None:
-    for name, value in target.items():
-        for item in value if is_list(value) else (value,):
-            Number().check(item, f"config.target.{name}")
 
 
 def _check_keys(found: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str) -> None:

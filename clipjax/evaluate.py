@@ -99,7 +99,9 @@ def evaluate_checkpoint(
     naming = {"templates": templates, "class_names": class_names, "classes": classes}
     asked = [("zero_shot", where, naming) for where in zero_shot]
     asked += [("retrieval", where, {}) for where in retrieval]
-    _refuse_twins([f"--{kind} {where}" for kind, where, _ in asked])
+    for (kind, where), count in Counter((kind, where) for kind, where, _ in asked).items():
+        if count > 1:
+            raise ValueError(f"--{kind} {where} is given {count} times; keep one of them")
     checkpoint = open_checkpoint(path)  # once: a run that is still going may save a newer one
     step_dir, manifest = checkpoint.step_dir, checkpoint.manifest
     sources = {where: make_source(where, path=f"--{kind}") for kind, where, _ in asked}
@@ -138,12 +140,6 @@ def evaluate_checkpoint(
         results = run_evals(evals, model.variables)
     facts = model_facts(manifest.contract, preprocess=preprocess, checkpoint=sha256)
     return results_document(manifest.step, results, facts)
-
-
-def _refuse_twins(asked: Sequence[str]) -> None:
-    for flag, count in Counter(asked).items():
-        if count > 1:
-            raise ValueError(f"{flag} is given {count} times; keep one of them")
 
 
 def _announce(step_dir: os.PathLike[str], evals: Sequence[ScheduledEval]) -> str | None:

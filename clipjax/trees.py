@@ -74,11 +74,16 @@ def rename_leaves(
     """
     renamed = dict(leaves)
     for pair in pairs:
-        pattern, replacement = _pair(pair, where)
-        before = renamed
-        renamed = {}
+        if isinstance(pair, str) or len(pair) != 2 or not isinstance(pair[1], str):
+            raise FieldError(f"{where}: {pair!r} is no pair (regular expression, replacement)")
+        pattern, before, renamed = _compiled(pair[0], where), renamed, {}
         for name, value in before.items():
-            new_name = _substituted(pattern, replacement, name, where)
+            try:
+                new_name = pattern.sub(pair[1], name)
+            except (re.error, IndexError) as error:  # a group that the pattern does not have
+                raise FieldError(
+                    f"{where}: {pair[1]!r} cannot replace {pair[0]!r}: {error}"
+                ) from error
             if new_name in renamed:
                 raise FieldError(
                     f"{where}: {pair[0]!r} gives two leaves the name {new_name!r}; make it match "
@@ -113,21 +118,6 @@ def matching_leaves(
             )
         found |= matches
     return found
-
-
-def _pair(pair: tuple[str, str], where: str) -> tuple[re.Pattern[str], str]:
-    if isinstance(pair, str) or len(pair) != 2 or not isinstance(pair[1], str):
-        raise FieldError(f"{where}: {pair!r} is no pair (regular expression, replacement)")
-    return _compiled(pair[0], where), pair[1]
-
-
-def _substituted(pattern: re.Pattern[str], replacement: str, name: str, where: str) -> str:
-    try:
-        return pattern.sub(replacement, name)
-    except (re.error, IndexError) as error:  # a group that the pattern does not have
-        raise FieldError(
-            f"{where}: {replacement!r} cannot replace {pattern.pattern!r}: {error}"
-        ) from error
 
 
 def _compiled(pattern: str, where: str) -> re.Pattern[str]:

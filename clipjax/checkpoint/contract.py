@@ -4,7 +4,6 @@ A wrong activation, layer-norm epsilon or padding rule loads without an error an
 without a word, so it travels with the parameters and is compared.
 """
 
-import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,8 @@ from absl import logging
 
 from clipjax.building import source_digests
 from clipjax.config import iterate_leaves, to_plain
+
+_warned: set[tuple[str, ...]] = set()  # once a process, however often a checkpoint is opened
 
 
 def make_contract(
@@ -123,14 +124,12 @@ def differences(found: Any, wanted: Any, prefix: str = "") -> Iterator[tuple[str
 def warn_of_sources(found: Mapping[str, Any], now: Mapping[str, str], *, where: str) -> None:
     """Says which plug-ins have another source than a checkpoint was made with."""
     for name, digest in (found.get("plugins") or {}).items():
-        if name in now and now[name] != digest:
-            _warn_of_source(where, name, digest, now[name])
-
-
-@functools.cache  # once a process, however often the checkpoint is opened
-def _warn_of_source(where: str, name: str, before: str, now: str) -> None:
-    logging.warning(
-        "%s was made with another source of %s: SHA-256 %.12s there, %.12s here; what it computes "
-        "may differ",
-        *(where, name, before, now),
-    )
+        told = (where, name, digest, now.get(name, digest))
+        if now.get(name, digest) == digest or told in _warned:
+            continue
+        _warned.add(told)
+        logging.warning(
+            "%s was made with another source of %s: SHA-256 %.12s there, %.12s here; what it "
+            "computes may differ",
+            *told,
+        )

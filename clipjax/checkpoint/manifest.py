@@ -106,14 +106,9 @@ def check_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
         ) from error
 
 
-def canonical_json(value: Any) -> str:
-    """Writes JSON so that equal values give equal text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
 def digest(value: Any) -> str:
-    """SHA-256 of a JSON value."""
-    return sha256(canonical_json(value))
+    """SHA-256 of a JSON value; equal values have one."""
+    return sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False))
 
 
 def digest_array(array: np.ndarray) -> str:
@@ -138,12 +133,6 @@ def record_files(step_dir: Path) -> tuple[FileRecord, ...]:
     )
 
 
-def library_versions() -> dict[str, str]:
-    """Versions of what wrote the checkpoint."""
-    versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
-    return {"clipjax": __version__, "python": platform.python_version(), **versions}
-
-
 def commit_step(
     step_dir: Path,
     step: int,
@@ -157,11 +146,12 @@ def commit_step(
         file = step_dir / path
         file.parent.mkdir(parents=True, exist_ok=True)
         write_file(file, data)
+    versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
     manifest = Manifest(
         step=step,
         leaves=leaves,
         files=record_files(step_dir),
-        versions=library_versions(),
+        versions={"clipjax": __version__, "python": platform.python_version(), **versions},
         config_sha256=digest(metadata["config"]),
         bad_examples=dict(bad_examples or {}),
         **metadata,

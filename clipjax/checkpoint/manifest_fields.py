@@ -1,6 +1,8 @@
 """What the fields of a manifest may hold: a checkpoint may come from anybody."""
 
+import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -64,15 +66,20 @@ def check_manifest(fields: Mapping[str, Any]) -> None:
         path = f"leaves[{number}]"
         _check_group(leaf, LEAF, f"{path}.", writer)
         _check_parts(leaf["name"], f"{path}.name")
-        _check_elements(leaf["shape"], f"{path}.shape")
+        if len(leaf["shape"]) > 32 or math.prod(leaf["shape"]) > _LARGEST_LEAF:
+            raise ValueError(
+                f"{path}.shape = {show(leaf['shape'])}: no array has so many axes or elements"
+            )
     for number, file in enumerate(fields["files"]):
         path = f"files[{number}]"
         _check_group(file, FILE, f"{path}.", writer)
         _check_parts(file["path"], f"{path}.path")
         if not _SHA256.fullmatch(file["sha256"]):
             raise ValueError(f"{path}.sha256 = {show(file['sha256'])}: expected 64 hex digits")
-    _check_twice([leaf["name"] for leaf in fields["leaves"]], "leaves")
-    _check_twice([file["path"] for file in fields["files"]], "files")
+    for where, key in (("leaves", "name"), ("files", "path")):
+        twice = [x for x, n in Counter(each[key] for each in fields[where]).items() if n > 1]
+        if twice:
+            raise ValueError(f"{where}: {show(twice[0])} stands twice")
     for name in fields["contract"]:
         if name not in CONTRACT:
             raise NewerError(newer(f"contract.{show(name)[1:-1]}", writer))
@@ -114,22 +121,6 @@ def _check_parts(path: str, where: str) -> None:
     odd = any(part in ("", ".", "..") for part in parts) or ":" in parts[0] or "\\" in path
     if odd or not path.isprintable():
         raise ValueError(f"{where} = {show(path)} leads outside its folder, or is no path a/b/c")
-
-
-def _check_elements(shape: list[int], where: str) -> None:
-    count = 1
-    for size in shape:
-        count *= size
-    if len(shape) > 32 or count > _LARGEST_LEAF:
-        raise ValueError(f"{where} = {show(shape)}: no array has so many axes or elements")
-
-
-def _check_twice(names: list[str], where: str) -> None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise ValueError(f"{where}: {show(name)} stands twice")
-        seen.add(name)
 
 
 def _is_map(value: Any) -> bool:

@@ -58,22 +58,20 @@ def take_snapshot(state: Any) -> tuple[Any, list[HostLeaf]]:
     # Host views of CPU arrays share their memory, so there Orbax too must work on a copy.
     # Elsewhere it copies to the host before its save returns. The copies made here stay with the
     # shards, so that it finds them and each byte crosses the bus once.
-    state = jax.tree.map(
-        lambda x: jax.device_put(x, x.sharding, may_alias=False) if _on_cpu(x) else x, state
-    )
+
+    def copied(leaf: jax.Array) -> jax.Array:
+        on_cpu = all(device.platform == "cpu" for device in leaf.devices())
+        return jax.device_put(leaf, leaf.sharding, may_alias=False) if on_cpu else leaf
+
+    state = jax.tree.map(copied, state)
     for leaf in jax.tree.leaves(state):
         for shard in leaf.addressable_shards:
             if shard.replica_id == 0:
                 shard.data.copy_to_host_async()
-    return state, [_host_leaf(name, leaf) for name, leaf in flatten_with_names(state)]
-
-
-def _on_cpu(leaf: jax.Array) -> bool:
-    return all(device.platform == "cpu" for device in leaf.devices())
-
-
-def _host_leaf(name: str, leaf: jax.Array) -> HostLeaf:
-    return LeafRecord(name, leaf.shape, leaf.dtype.name, None), host_value(leaf)
+    return state, [
+        (LeafRecord(name, leaf.shape, leaf.dtype.name, None), host_value(leaf))
+        for name, leaf in flatten_with_names(state)
+    ]
 
 
 def host_value(leaf: jax.Array) -> np.ndarray | None:

@@ -56,7 +56,11 @@ def build_experiment(resolved: Resolved, workdir: str | Path) -> Experiment:
     if resolved.init is not None and resolved.init.passed_over and is_lead():
         logging.warning("%s", resolved.init.warning())
     tokenizer = _make_tokenizer(spec, plugins)
-    _check_vocabulary(spec, tokenizer)
+    if tokenizer.vocab_size > spec["text"]["vocab_size"]:
+        raise ValueError(
+            f"config.model.tokenizer has {tokenizer.vocab_size} tokens, "
+            f"config.model.text.vocab_size = {spec['text']['vocab_size']}; make it at least as many"
+        )
     contract = make_contract(spec, tokenizer.contract(), plugins=plugins)
     load_init = make_load_init(resolved, contract)
     source = _open(settings.data.source, "config.data.source")
@@ -155,11 +159,3 @@ def _make_tokenizer(spec: Mapping[str, Any], plugins: Sequence[str]) -> Tokenize
         path="config.model.tokenizer",
         plugins=plugins,
     )
-
-
-def _check_vocabulary(spec: Mapping[str, Any], tokenizer: Tokenizer) -> None:
-    if tokenizer.vocab_size > spec["text"]["vocab_size"]:
-        raise ValueError(
-            f"config.model.tokenizer has {tokenizer.vocab_size} tokens, "
-            f"config.model.text.vocab_size = {spec['text']['vocab_size']}; make it at least as many"
-        )

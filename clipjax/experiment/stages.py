@@ -185,7 +185,12 @@ def make_stages(
 def _staged_spec(fields: Mapping[str, Any], spec: Mapping[str, Any], path: str) -> dict[str, Any]:
     """The model's spec with a stage's sizes."""
     _check_image_size(fields, spec, path)
-    _check_patch_dropout(fields, spec, path)
+    rate = fields.get("patch_dropout", 0.0)
+    if rate and "patch_size" not in spec["image"]:
+        raise ValueError(
+            f"{path}.patch_dropout = {rate}: {spec['image']['name']!r} has no patches to leave "
+            "out; remove it, or choose a vit"
+        )
     longest = spec["text"]["context_length"]
     length = fields.get("context_length", longest)
     if not 1 <= length <= longest:
@@ -273,13 +278,3 @@ def _check_image_size(fields: Mapping[str, Any], spec: Mapping[str, Any], path: 
         f"{path}.image_size = {size}: allowed are {multiples}up to the model's own {largest} "
         "(config.model.image_size)"
     )
-
-
-def _check_patch_dropout(fields: Mapping[str, Any], spec: Mapping[str, Any], path: str) -> None:
-    rate = fields.get("patch_dropout", 0.0)
-    has_patches = "patch_size" in spec["image"]
-    if rate and not has_patches:
-        raise ValueError(
-            f"{path}.patch_dropout = {rate}: {spec['image']['name']!r} has no patches to leave "
-            "out; remove it, or choose a vit"
-        )

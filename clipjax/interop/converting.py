@@ -99,7 +99,7 @@ def convert_weights(
         notes=weights.notes,
         sha256=digests,
         target=target,
-        target_bytes=sum(file.stat().st_size for file in _files(target)),
+        target_bytes=sum(x.stat().st_size for x in (target, *target.rglob("*")) if x.is_file()),
         lacks_tokenizer=needs_file(weights.spec["tokenizer"]),
     )
 
@@ -112,10 +112,6 @@ def _check_space(weights: Weights, target: Path) -> None:
             f"no space for {target}: it needs {needed / 2**20:.0f} MiB, "
             f"{free / 2**20:.0f} MiB are free"
         )
-
-
-def _files(path: Path) -> list[Path]:
-    return [path] if path.is_file() else sorted(x for x in path.rglob("*") if x.is_file())
 
 
 def _digests(source: Path, kind: str) -> dict[str, str]:

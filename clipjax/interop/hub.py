@@ -26,7 +26,7 @@ def is_address(text: str) -> bool:
 
 def repository(address: str) -> str:
     """The `owner/name` of `hf:owner/name[@revision]`."""
-    return _parse(address)[0]
+    return address.removeprefix(PREFIX).partition("@")[0]
 
 
 def fetch(address: str) -> Path:
@@ -43,7 +43,10 @@ def fetch(address: str) -> Path:
         ValueError: the address is none, the hub has no such model, huggingface_hub is not here, or
             there is no network and the cache lacks a file: the message says what to download.
     """
-    repo, revision = _parse(address)
+    match = _ADDRESS.fullmatch(address)
+    if match is None:
+        raise ValueError(f"{address!r} is no address: expected hf:owner/name or hf:owner/name@TAG")
+    repo, revision = match[1], match[2]
     try:
         import huggingface_hub
         from huggingface_hub import errors
@@ -65,13 +68,6 @@ def fetch(address: str) -> Path:
     if revision != folder.name:
         logging.info("%s is %s%s@%s, which pins it", address, PREFIX, repo, folder.name)
     return folder
-
-
-def _parse(address: str) -> tuple[str, str | None]:
-    match = _ADDRESS.fullmatch(address)
-    if match is None:
-        raise ValueError(f"{address!r} is no address: expected hf:owner/name or hf:owner/name@TAG")
-    return match[1], match[2]
 
 
 def _fetch_weights(library: Any, folder: Path, repo: str, address: str) -> None:

@@ -22,9 +22,14 @@ class Rows:
     """
 
     name: str
-    start: int
-    stop: int
-    parts: int
+    start: int = 0
+    stop: int = 1
+    parts: int = 1
+
+    @classmethod
+    def of(cls, theirs: "str | Rows") -> "Rows":
+        """The rows that a table names; a name alone is that of all rows."""
+        return cls(theirs) if isinstance(theirs, str) else theirs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,7 +268,7 @@ def their_shapes(entry: Leaf, shape: tuple[int, ...]) -> tuple[tuple[int, ...], 
 
 def names_of_theirs(leaves: Sequence[Leaf]) -> set[str]:
     """Names of all tensors of theirs that a table uses."""
-    return {x if isinstance(x, str) else x.name for entry in leaves for x in entry.theirs}
+    return {Rows.of(x).name for entry in leaves for x in entry.theirs}
 
 
 def by_name(leaves: Sequence[Leaf]) -> Mapping[str, Leaf]:

@@ -22,6 +22,7 @@ from clipjax.interop.section import Section, read_json
 from clipjax.interop.tensors import LazyTensor, WeightFileError
 from clipjax.interop.weights import Hints
 from clipjax.interop.wrappers import without_wrappers
+from clipjax.ranges import POSITIVE
 
 CONFIG = "adapter_config.json"
 MAX_PATTERN, MAX_PATTERNS = 200, 4096
@@ -222,7 +223,7 @@ def _scales(pairs: Mapping[str, _Pair], folder: Path, hints: Hints, where: str) 
         ValueError: the flag is no positive number, or contradicts the config.
     """
     alpha, file = hints.lora_alpha, folder / CONFIG
-    if alpha is not None and not (math.isfinite(alpha) and alpha > 0):
+    if alpha is not None and not POSITIVE.accepts(alpha):
         raise ValueError(f"--lora_alpha {alpha}: expected a positive number")
     if file.is_file():
         return _Config(file, alpha).scales(pairs)

@@ -109,17 +109,14 @@ def _with_tokenizer(weights: Weights, file: str | os.PathLike[str] | None) -> We
             "here already; leave the flag out"
         )
     tokenizer = {**spec["tokenizer"], "model": path.name}
-    if tokenizer["name"] == "sentencepiece" and _is_json(path):
+    with path.open("rb") as file:
+        is_json = file.read(64).lstrip().startswith(b"{")
+    if tokenizer["name"] == "sentencepiece" and is_json:
         # The same vocabulary in transformers' other form, whose end of text is in the file.
         kept = {name: tokenizer[name] for name in ("pad_id", "cleaning") if name in tokenizer}
         tokenizer = {"name": "tokenizer_json", "model": path.name, **kept}
     spec = {**spec, "tokenizer": tokenizer}
     return dataclasses.replace(weights, spec=spec, tokenizer_files={path.name: path})
-
-
-def _is_json(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(64).lstrip().startswith(b"{")
 
 
 def _check_leaves(weights: Weights) -> None:

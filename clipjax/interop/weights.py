@@ -1,6 +1,7 @@
 """A model's weights on their way between formats, and the check that they are whole."""
 
 import dataclasses
+import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from clipjax.models.layers_layout import block_names
 from clipjax.tokenizers import Tokenizer, make_tokenizer
 
 MAX_LISTED = 8
+_FLOAT32 = np.dtype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +136,7 @@ def _stack(blocks: list[LazyTensor], shape: tuple[int, ...]) -> LazyTensor:
             row[...] = block.read()
         return out
 
-    return LazyTensor(shape, np.dtype(np.float32), lambda: read_rows(0, shape[0]), read_rows)
+    return LazyTensor(shape, _FLOAT32, lambda: read_rows(0, shape[0]), read_rows)
 
 
 def convert(
@@ -193,16 +195,13 @@ def export(leaves: Sequence[Leaf], ours: Mapping[str, LazyTensor]) -> dict[str, 
     for name, tensor in ours.items():
         entry = table[name]
         for i, shape in enumerate(their_shapes(entry, tensor.shape)):
-            theirs = entry.theirs[i]
-            their_name, start = (
-                (theirs, 0) if isinstance(theirs, str) else (theirs.name, theirs.start)
-            )
-            parts.setdefault(their_name, []).append((start, _theirs(entry, i, tensor, shape)))
-    return {name: _concatenated([x for _, x in sorted(p, key=_first)]) for name, p in parts.items()}
-
-
-def _first(pair: tuple[int, LazyTensor]) -> int:
-    return pair[0]
+            rows = Rows.of(entry.theirs[i])
+            part = (rows.start, _theirs(entry, i, tensor, shape))
+            parts.setdefault(rows.name, []).append(part)
+    return {
+        name: _concatenated([x for _, x in sorted(some, key=operator.itemgetter(0))])
+        for name, some in parts.items()
+    }
 
 
 def _some(names: Any) -> str:
@@ -220,10 +219,9 @@ def _wrong_shapes(
     for entry in leaves:
         shapes = their_shapes(entry, wanted[entry.name])
         for theirs, shape in zip(entry.theirs, shapes, strict=True):
-            name = theirs if isinstance(theirs, str) else theirs.name
-            if isinstance(theirs, Rows):
-                rows = shape[0] * theirs.parts
-                shape = (rows // (theirs.stop - theirs.start), *shape[1:])
+            name, start, stop, parts = dataclasses.astuple(Rows.of(theirs))
+            if parts > 1:
+                shape = (shape[0] * parts // (stop - start), *shape[1:])
             if name in tensors and tensors[name].shape != shape:
                 lines.append(f"{name} has shape {tensors[name].shape}, the model takes {shape}")
     return lines
@@ -238,25 +236,20 @@ def _ours(entry: Leaf, tensors: Mapping[str, LazyTensor], shape: tuple[int, ...]
         return tensor.rows(theirs.start * size, theirs.stop * size)
 
     def read() -> np.ndarray:
-        value = entry.to_ours([read_one(x) for x in entry.theirs])
-        return _own(value)
+        return _own(entry.to_ours([read_one(x) for x in entry.theirs]))
 
-    return LazyTensor(shape, np.dtype(np.float32), read)
+    return LazyTensor(shape, _FLOAT32, read)
 
 
 def _theirs(entry: Leaf, index: int, ours: LazyTensor, shape: tuple[int, ...]) -> LazyTensor:
-    return LazyTensor(
-        shape, np.dtype(np.float32), lambda: _own(entry.to_theirs(ours.read())[index])
-    )
+    return LazyTensor(shape, _FLOAT32, lambda: _own(entry.to_theirs(ours.read())[index]))
 
 
 def _concatenated(parts: list[LazyTensor]) -> LazyTensor:
     if len(parts) == 1:
         return parts[0]
     shape = (sum(x.shape[0] for x in parts), *parts[0].shape[1:])
-    return LazyTensor(
-        shape, np.dtype(np.float32), lambda: np.concatenate([x.read() for x in parts])
-    )
+    return LazyTensor(shape, _FLOAT32, lambda: np.concatenate([x.read() for x in parts]))
 
 
 def _own(value: np.ndarray) -> np.ndarray:

@@ -10,46 +10,23 @@ from collections.abc import Callable, Sequence
 from clipjax.ranges import FieldError
 from clipjax.trees import matching_leaves
 
-_GAIN_OR_BIAS = re.compile(r"(^|/)(scale|logit_scale|logit_bias|\w*bias)$")
-_POSITION_OR_CLASS = re.compile(r"(^|/)(position_embedding|class_embedding)$")
-_CLASS = re.compile(r"(^|/)class_embedding$")
-_KERNEL = re.compile(r"kernel$")
+_GAIN_OR_BIAS = r"(^|/)(scale|logit_scale|logit_bias|\w*bias)$"
 
 NamePredicate = Callable[[str], bool]
 
 
-def openai_mask(name: str) -> bool:
-    """All weights that are not gains or biases (arXiv:2103.00020, section 2.5)."""
-    return _GAIN_OR_BIAS.search(name) is None
-
-
-def openclip_mask(name: str) -> bool:
-    """OpenCLIP today: neither gains, biases, nor position and class embeddings."""
-    return openai_mask(name) and _POSITION_OR_CLASS.search(name) is None
-
-
-def openclip_legacy_mask(name: str) -> bool:
-    """OpenCLIP's published LAION and DataComp runs: position embeddings are decayed."""
-    return openai_mask(name) and _CLASS.search(name) is None
-
-
-def kernels_mask(name: str) -> bool:
-    """big_vision: only kernels."""
-    return _KERNEL.search(name) is not None
-
-
-def all_mask(name: str) -> bool:
-    """Every parameter."""
-    del name
-    return True
+def _all_but(pattern: str) -> NamePredicate:
+    return lambda name: re.search(pattern, name) is None
 
 
 DECAY_MASKS: dict[str, NamePredicate] = {
-    "all": all_mask,
-    "kernels": kernels_mask,
-    "openai": openai_mask,
-    "openclip": openclip_mask,
-    "openclip_legacy": openclip_legacy_mask,
+    "all": lambda name: True,
+    "kernels": lambda name: name.endswith("kernel"),  # big_vision
+    # All weights that are not gains or biases (arXiv:2103.00020, section 2.5).
+    "openai": _all_but(_GAIN_OR_BIAS),
+    # OpenCLIP today; and its published LAION and DataComp runs, which decay position embeddings.
+    "openclip": _all_but(rf"{_GAIN_OR_BIAS}|(^|/)(position_embedding|class_embedding)$"),
+    "openclip_legacy": _all_but(rf"{_GAIN_OR_BIAS}|(^|/)class_embedding$"),
 }
 
 

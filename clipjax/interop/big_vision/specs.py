@@ -49,7 +49,9 @@ def spec_of(
     family = _family(parameters)
     rows, stack = _FAMILIES[family]
     sizes = _sizes(parameters, stack, where)
-    candidates = [name for name, row in rows.items() if _agree(row, sizes)]
+    # How the text is projected is the file's to say.
+    free = {k: {**row, "text_projection": sizes["text_projection"]} for k, row in rows.items()}
+    candidates = [name for name, row in free.items() if merge(row, _changes(row, sizes)) == row]
     name = _row_name(rows, candidates, sizes, hints, f"{where} ({family})")
     _check_heads(MODELS[name], sizes, where)
     spec = merge(MODELS[name], _changes(MODELS[name], sizes))
@@ -135,40 +137,21 @@ def _sizes(parameters: Mapping[str, LazyTensor], stack: str, where: str) -> dict
             f"{where}: img/embedding/kernel has patches of {kernel[0]} x {kernel[1]} pixels; only "
             "square ones are supported"
         )
-    return {
-        "embed_dim": embed_dim,
-        "grid": grid,
-        "image": image,
-        "text": text,
-        "text_projection": _projection(parameters),
-    }
+    projection = "linear_bias" if "txt/head/bias" in parameters else "linear"
+    projection = projection if "txt/head/kernel" in parameters else "none"
+    sizes = {"embed_dim": embed_dim, "grid": grid, "image": image, "text": text}
+    return {**sizes, "text_projection": projection}
 
 
 def _tower(parameters: Mapping[str, LazyTensor], stack: str) -> dict[str, int | None]:
     first = f"{stack}/encoderblock_0"
     query = parameters[f"{first}/MultiHeadDotProductAttention_0/query/kernel"].shape
     width, mlp_dim = parameters[f"{first}/MlpBlock_0/Dense_0/kernel"].shape
-    blocks = {name.split("/")[len(stack.split("/"))] for name in parameters if _inside(name, stack)}
+    prefix = f"{stack}/encoderblock_"
+    blocks = {x.removeprefix(prefix).split("/")[0] for x in parameters if x.startswith(prefix)}
     # A matrix does not say how many heads it has; None leaves it to the row.
     num_heads = query[1] if len(query) == 3 else None
     return {"width": width, "depth": len(blocks), "num_heads": num_heads, "mlp_dim": mlp_dim}
-
-
-def _inside(name: str, stack: str) -> bool:
-    return name.startswith(f"{stack}/encoderblock_")
-
-
-def _projection(parameters: Mapping[str, LazyTensor]) -> str:
-    if "txt/head/kernel" not in parameters:
-        return "none"
-    return "linear_bias" if "txt/head/bias" in parameters else "linear"
-
-
-def _agree(row: Mapping[str, Any], sizes: Mapping[str, Any]) -> bool:
-    """Whether a row has the sizes; how the text is projected is the file's to say."""
-    changes = _changes(row, sizes)
-    changes.pop("text_projection", None)
-    return merge(row, changes) == row
 
 
 def _changes(row: Mapping[str, Any], sizes: Mapping[str, Any]) -> dict[str, Any]:

@@ -73,7 +73,11 @@ def write_clip_tokenizer(path: Path, spec: dict[str, Any], context_length: int) 
         token = AddedToken(token, normalized=normalized, special=not normalized)
         (backend.add_tokens if normalized else backend.add_special_tokens)([token])
     (path / "tokenizer.json").write_text(backend.to_str(pretty=True), encoding="utf-8")
-    decoder = {"added_tokens_decoder": _decoder(vocabulary, (start, end), added)} if added else {}
+    decoder: dict[str, Any] = {}
+    if added:  # how the slow tokenizer is told of them, and then of the two ends as well
+        entries = [*((token, vocabulary[token], False) for token in (start, end)), *added]
+        told = {str(i): decoder_entry(token, normalized) for token, i, normalized in entries}
+        decoder = {"added_tokens_decoder": told}
     # Padding with the end token, as OpenAI's directory does: made special, "!" (id 0) would be cut
     # out of words. Pooling reads the first end token, so that padding changes no embedding.
     tokens = {"bos_token": start, "eos_token": end, "unk_token": end, "pad_token": end}
@@ -91,12 +95,6 @@ def write_clip_tokenizer(path: Path, spec: dict[str, Any], context_length: int) 
             "clean_up_tokenization_spaces": False,
         },
     )
-
-
-def _decoder(vocabulary: dict[str, int], ends: tuple[str, str], added: list[Any]) -> dict[str, Any]:
-    """How the slow tokenizer is told of added tokens, and then of the two ends as well."""
-    entries = [(token, vocabulary[token], False) for token in ends]
-    return {str(i): decoder_entry(token, normal) for token, i, normal in [*entries, *added]}
 
 
 def _backend(vocabulary: dict[str, int], start: str, end: str) -> Tokenizer:

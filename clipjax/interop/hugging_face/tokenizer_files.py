@@ -155,7 +155,9 @@ def _write(path: Path, kind: str, weights: Weights) -> None:
         _write_wordpiece(path, file, spec, length)
     elif name == "tokenizer_json":
         shutil.copyfile(file, path / JSON)
-        _write_config(path, "PreTrainedTokenizerFast", length, _json_tokens(file, spec))
+        pads = [token for token, i in _vocabulary(file).items() if i == spec.get("pad_id")]
+        tokens = {"pad_token": pads[0]} if pads else {}
+        _write_config(path, "PreTrainedTokenizerFast", length, tokens)
     else:
         _write_sentencepiece(path, file, spec, length)
 
@@ -281,12 +283,6 @@ def _write_sentencepiece(path: Path, file: Path, spec: dict[str, Any], length: i
     shutil.copyfile(file, path / SENTENCEPIECE[1])
     (path / JSON).write_text(backend.to_str(), encoding="utf-8")
     _write_config(path, "PreTrainedTokenizerFast", length, tokens)
-
-
-def _json_tokens(file: Path, spec: Mapping[str, Any]) -> dict[str, str]:
-    pad_id = spec.get("pad_id")
-    pads = [token for token, i in _vocabulary(file).items() if i == pad_id]
-    return {"pad_token": pads[0]} if pads else {}
 
 
 def _write_wordpiece(path: Path, file: Path, spec: dict[str, Any], length: int) -> None:

@@ -16,6 +16,7 @@ from clipjax.interop.section import read_json
 from clipjax.interop.source import read_source
 from clipjax.interop.tensors import LazyTensor, WeightFileError, of_array
 from clipjax.interop.weights import NO_HINTS, Hints
+from clipjax.ranges import POSITIVE
 
 # model_type: family and tower.
 SINGLE = {
@@ -170,7 +171,9 @@ def _parts(
         if found:
             tensors[name] = held[found[0]][name]
         elif family == "clip" and hints.logit_scale is not None:
-            tensors[name] = _scale(hints.logit_scale)
+            if not POSITIVE.accepts(hints.logit_scale):
+                raise ValueError(f"--logit_scale {hints.logit_scale}: expected a positive number")
+            tensors[name] = of_array(np.array(math.log(hints.logit_scale), np.float32))
         else:
             raise WeightFileError(
                 f"neither {paths['image']} nor {paths['text']} holds {name}, by which embeddings "
@@ -178,9 +181,3 @@ def _parts(
                 + (", or --logit_scale NUMBER (100 in OpenAI's)" if family == "clip" else "")
             )
     return tensors, notes
-
-
-def _scale(value: float) -> LazyTensor:
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"--logit_scale {value}: expected a positive number")
-    return of_array(np.array(math.log(value), np.float32))

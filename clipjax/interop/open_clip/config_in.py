@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from clipjax.config import merge
-from clipjax.interop.open_clip import trunks
 from clipjax.interop.open_clip.rows import activation_of, candidates
+from clipjax.interop.open_clip.trunks import TRUNKS
 from clipjax.models.zoo.parts import OPENAI_MEAN, OPENAI_STD
 
 Config = dict[str, Any]
@@ -119,7 +119,10 @@ def _constants(draft: Mapping[str, Any], model: Any, vision: Any, text: Any) -> 
     quick_gelu = bool(model.get("quick_gelu"))
     image: Config = {}
     if "timm_model_name" in vision:
-        trunk = trunks.trunk_of_name(vision["timm_model_name"])
+        name = vision["timm_model_name"]
+        if name not in TRUNKS:
+            raise ValueError(f"timm_model_name = {name!r} is not known; {', '.join(TRUNKS)} are")
+        trunk = TRUNKS[name]
         image = {"num_heads": trunk.num_heads, "activation": trunk.activation}
         image["layer_norm_eps"] = 1e-6
     elif draft["image"]["name"] == "modified_resnet":

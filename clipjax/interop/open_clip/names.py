@@ -4,8 +4,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from clipjax.interop.leaves import Leaf, leaf
 from clipjax.interop.open_clip.resnet import resnet_leaves
 from clipjax.interop.open_clip.vit import image_leaves, text_leaves, trunk_leaves
@@ -66,7 +64,7 @@ def plain_names(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     found = {}
     for name, tensor in tensors.items():
         if name in ("logit_scale", "logit_bias") and tensor.shape == (1,):
-            tensor = _scalar(tensor)  # models that were trained with `nonscalar_logit_scale`
+            tensor = tensor.row(0)  # models that were trained with `nonscalar_logit_scale`
         found[f"text.{name}" if name.startswith(_TEXT_TOWER) else name] = tensor
     return found
 
@@ -78,7 +76,3 @@ def names_of_spec(
     if has_custom_text(spec):
         return dict(tensors)
     return {name.removeprefix("text."): tensor for name, tensor in tensors.items()}
-
-
-def _scalar(tensor: LazyTensor) -> LazyTensor:
-    return LazyTensor((), tensor.dtype, lambda: np.array(tensor.read().reshape(())))

@@ -72,14 +72,6 @@ def activation_of(spec: Mapping[str, Any]) -> str:
     return spec["image"].get("activation", spec["text"]["activation"])
 
 
-def with_activation(spec: Spec, activation: str) -> Spec:
-    """The spec with an activation in each tower that has a choice of it."""
-    changes: Spec = {"text": {"activation": activation}}
-    if "activation" in spec["image"]:
-        changes["image"] = {"activation": activation}
-    return merge(spec, changes)
-
-
 def _of_model(draft: Mapping[str, Any], name: str, where: str) -> list[Spec]:
     """The row of a name; only its pixels and its context may be other than the file's."""
     if name not in MODELS:
@@ -183,7 +175,11 @@ def _with_activation(found: list[Spec], activation: str) -> list[Spec]:
         )
     fitting = [spec for spec in found if activation_of(spec) == activation]
     # None has it: the person knows better than the zoo, as with SigLIP's weights in OpenCLIP.
-    return fitting or _distinct(with_activation(spec, activation) for spec in found)
+    said = {"activation": activation}
+    return fitting or _distinct(
+        merge(spec, {k: said for k in ("image", "text") if "activation" in spec[k]})
+        for spec in found
+    )
 
 
 def _names(specs: Iterable[Spec]) -> str:
@@ -194,7 +190,11 @@ def _question(found: list[Spec], where: str, config: str) -> str:
     if not found:
         return f"{where}: no model of the zoo is of its kind"
     activations = [activation_of(spec) for spec in found]
-    choices = [_choice(spec) for spec in found if spec["name"] != CUSTOM]
+    choices = []
+    for spec in found:
+        if spec["name"] != CUSTOM:
+            mean = ", ".join(f"{x:.3g}" for x in spec["preprocess"]["mean"])
+            choices.append(f"--model {spec['name']} ({activation_of(spec)}, pixel means {mean})")
     if len(set(activations)) == len(found):
         choices.append(f"--activation {' | '.join(activations)}")
     return (
@@ -202,8 +202,3 @@ def _question(found: list[Spec], where: str, config: str) -> str:
         f"model it is; add {', or '.join(choices)}. Or give the folder with its {config}, which "
         "says it"
     )
-
-
-def _choice(spec: Spec) -> str:
-    mean = ", ".join(f"{x:.3g}" for x in spec["preprocess"]["mean"])
-    return f"--model {spec['name']} ({activation_of(spec)}, pixel means {mean})"

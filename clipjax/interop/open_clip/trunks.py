@@ -52,17 +52,6 @@ TRUNKS: dict[str, Trunk] = {
 }
 
 
-def trunk_of_name(name: str) -> Trunk:
-    """Looks one of timm's names up.
-
-    Raises:
-        ValueError: clipjax does not know it.
-    """
-    if name not in TRUNKS:
-        raise ValueError(f"timm_model_name = {name!r} is not known; {', '.join(TRUNKS)} are")
-    return TRUNKS[name]
-
-
 def trunk_of_spec(spec: Mapping[str, Any]) -> Trunk:
     """Finds timm's model of a spec's image tower.
 
