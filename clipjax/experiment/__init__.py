@@ -12,14 +12,3 @@ from clipjax.experiment.program import Program, build_program
 from clipjax.experiment.resolving import Resolved, resolve
 from clipjax.experiment.run import Experiment, build_experiment
 from clipjax.experiment.stages import Stage
-
-__all__ = [
-    "Experiment",
-    "Program",
-    "Resolved",
-    "Stage",
-    "build_experiment",
-    "build_program",
-    "fitting_program",
-    "resolve",
-]

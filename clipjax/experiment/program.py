@@ -20,6 +20,7 @@ from clipjax.experiment.resolving import Resolved, make_objective_of
 from clipjax.experiment.stages import Stage, check_same_parameters
 from clipjax.layers.execution import Execution
 from clipjax.losses.objectives import join_variables, load_collections, split_variables
+from clipjax.models.clip import CLIP
 from clipjax.models.layers_layout import laid_out_like
 from clipjax.optim import make_optimizer, make_schedule, matcher, optimizer_report
 from clipjax.partitioning.boxes import boxed_axes, unbox, under_rules
@@ -58,9 +59,24 @@ class Program:
     optimizer_summary: str
 
     @property
+    def model(self) -> CLIP:
+        """The two towers."""
+        return self.stages[-1].model
+
+    @property
     def spec(self) -> dict[str, Any]:
         """The model's spec, whole."""
         return self.stages[-1].spec
+
+    @property
+    def step(self) -> Any:
+        """The step at the model's own size, the last stage's."""
+        return self.stages[-1].step
+
+    @property
+    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """A global batch at the model's own size."""
+        return self.batch_of(self.stages[-1])
 
     def batch_of(self, stage: Stage) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and shardings of a stage's global batch."""

@@ -4,17 +4,3 @@ from clipjax.interop.leaves import Leaf, Rows, Transform
 from clipjax.interop.shapes import expected_shapes
 from clipjax.interop.tensors import LazyTensor, WeightFile, WeightFileError
 from clipjax.interop.weights import Hints, Weights, convert, export
-
-__all__ = [
-    "Hints",
-    "LazyTensor",
-    "Leaf",
-    "Rows",
-    "Transform",
-    "WeightFile",
-    "WeightFileError",
-    "Weights",
-    "convert",
-    "expected_shapes",
-    "export",
-]

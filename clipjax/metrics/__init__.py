@@ -7,13 +7,3 @@ from clipjax.metrics.accuracy import (
     topk_hits,
 )
 from clipjax.metrics.retrieval import empty_topk, merge_topk, retrieval_hits
-
-__all__ = [
-    "topk_hits",
-    "topk_accuracy",
-    "count_per_class",
-    "mean_per_class_recall",
-    "empty_topk",
-    "merge_topk",
-    "retrieval_hits",
-]

@@ -5,8 +5,6 @@ import jax.numpy as jnp
 
 from clipjax.array_types import Array, Bool, Float, Int
 
-__all__ = ["count_per_class", "mean_per_class_recall", "topk_accuracy", "topk_hits"]
-
 
 def topk_hits(
     scores: Float[Array, "batch classes"], labels: Int[Array, "batch"], *, k: int

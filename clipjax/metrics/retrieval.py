@@ -5,8 +5,6 @@ import jax.numpy as jnp
 
 from clipjax.array_types import Array, Bool, Float, Int
 
-__all__ = ["empty_topk", "merge_topk", "retrieval_hits"]
-
 
 def empty_topk(num_queries: int, k: int) -> tuple[Float[Array, "q k"], Int[Array, "q k"]]:
     """Makes the best-k list that `merge_topk` starts from: scores of -inf, owners of -1.

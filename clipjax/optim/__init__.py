@@ -4,5 +4,3 @@ from clipjax.optim.factory import make_optimizer
 from clipjax.optim.masks import DECAY_MASKS, matcher
 from clipjax.optim.report import optimizer_report
 from clipjax.optim.schedules import make_schedule
-
-__all__ = ["DECAY_MASKS", "make_optimizer", "make_schedule", "matcher", "optimizer_report"]

@@ -27,25 +27,3 @@ from clipjax.partitioning.rules import (
     spec_of,
 )
 from clipjax.partitioning.state import stacked_axes, state_axes, state_shardings, unsharded_state
-
-__all__ = [
-    "BATCH_AXES",
-    "LOGICAL_AXES",
-    "LOGICAL_AXIS_RULES",
-    "MESH_AXES",
-    "Rule",
-    "ShardingRules",
-    "batch_sharding",
-    "global_batch",
-    "make_mesh",
-    "mesh_shape",
-    "num_batch_shards",
-    "place",
-    "replicated",
-    "rules_of",
-    "spec_of",
-    "stacked_axes",
-    "state_axes",
-    "state_shardings",
-    "unsharded_state",
-]

@@ -59,14 +59,3 @@ def make_tokenizer(
         ValueError: for an unknown name or option.
     """
     return build(spec, TOKENIZERS, path=path, plugins=plugins, context_length=context_length)
-
-
-__all__ = [
-    "TOKENIZERS",
-    "ClipBPE",
-    "SentencePiece",
-    "Tokenizer",
-    "TokenizerJson",
-    "WordPiece",
-    "make_tokenizer",
-]

@@ -3,5 +3,3 @@
 from clipjax.interop.big_vision.names import leaves, plain_names
 from clipjax.interop.big_vision.reading import read_big_vision, recognises_big_vision
 from clipjax.interop.big_vision.specs import spec_of
-
-__all__ = ["leaves", "plain_names", "read_big_vision", "recognises_big_vision", "spec_of"]

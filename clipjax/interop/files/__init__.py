@@ -6,5 +6,3 @@ and each size is checked before memory is taken for it.
 
 from clipjax.interop.files.opening import file_kind, open_tensors
 from clipjax.interop.files.safetensors import save_safetensors
-
-__all__ = ["file_kind", "open_tensors", "save_safetensors"]

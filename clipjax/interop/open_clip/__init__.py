@@ -1,5 +1,3 @@
 """OpenAI's archives and OpenCLIP's state dicts, read and written."""
 
 from clipjax.interop.open_clip.names import leaves
-
-__all__ = ["leaves"]
