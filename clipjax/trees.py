@@ -64,7 +64,7 @@ def count_bytes(tree: Any) -> int:
 
 
 def rename_leaves(
-    leaves: Mapping[str, T], pairs: Iterable[tuple[str, str]], *, where: str
+    leaves: Mapping[str, T], pairs: Iterable[tuple[str, str]], *, where: str, strict: bool = True
 ) -> dict[str, T]:
     """Gives leaves other names.
 
@@ -90,7 +90,7 @@ def rename_leaves(
                     "one of them"
                 )
             renamed[new_name] = value
-        if renamed.keys() == before.keys():
+        if strict and renamed.keys() == before.keys():
             raise FieldError(
                 f"{where}: {pair[0]!r} changes no name of the checkpoint; "
                 f"names look like {next(iter(before), 'nothing')!r}"
@@ -99,7 +99,12 @@ def rename_leaves(
 
 
 def matching_leaves(
-    patterns: Iterable[str], names: Iterable[str], *, where: str, kind: str = "leaf"
+    patterns: Iterable[str],
+    names: Iterable[str],
+    *,
+    where: str,
+    kind: str = "leaf",
+    strict: bool = True,
 ) -> set[str]:
     """The names that one of the regular expressions is found in.
 
@@ -111,7 +116,7 @@ def matching_leaves(
     for pattern in patterns:
         search = _compiled(pattern, where).search
         matches = {name for name in names if search(name)}
-        if not matches:
+        if strict and not matches:
             raise FieldError(
                 f"{where}: {pattern!r} matches no {kind}; names look like "
                 f"{next(iter(names), 'nothing')!r}"

@@ -109,7 +109,7 @@ def load_pretrained(
     rename: Iterable[tuple[str, str]] = (),
     drop: Iterable[str] = (),
     initialise: Iterable[str] = (),
-    resize_position_embedding: bool = True,
+    strict: bool = True,
 ) -> tuple[Any, LoadReport]:
     """Puts loaded parameters into those of a model.
 
@@ -120,8 +120,7 @@ def load_pretrained(
         rename: pairs (regular expression, replacement), applied in order to the loaded names.
         drop: regular expressions of loaded names (renamed) to leave out.
         initialise: regular expressions of the model's names that keep their initial value.
-        resize_position_embedding: fit `position_embedding` leaves of another length: bicubic over
-            the patch grid for images, linear for texts.
+        strict: whether a pattern that matches nothing is a mistake.
 
     Returns:
         The parameters and a report of every leaf.
@@ -131,10 +130,10 @@ def load_pretrained(
             nothing. The message says what to add to config.init.
     """
     names = dict(flatten_with_names(loaded))
-    sources = rename_leaves(names, rename, where="config.init.rename")
+    sources = rename_leaves(names, rename, where="config.init.rename", strict=strict)
     targets = dict(flatten_with_names(params))
-    ignored = matching_leaves(drop, sources, where="config.init.drop")
-    kept = matching_leaves(initialise, targets, where="config.init.initialise")
+    ignored = matching_leaves(drop, sources, where="config.init.drop", strict=strict)
+    kept = matching_leaves(initialise, targets, where="config.init.initialise", strict=strict)
     sources = {name: value for name, value in sources.items() if name not in ignored}
     _check_leftovers(sources, targets, kept)
     resized: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
@@ -145,7 +144,7 @@ def load_pretrained(
                 raise ValueError(f"{name} is to keep its initial value, but only its shape is here")
             return target
         value = jnp.asarray(sources[name])
-        if value.shape != target.shape and resize_position_embedding:
+        if value.shape != target.shape:
             fitted = _resize(name, value, target.shape)
             if fitted is not None:
                 resized[name] = (value.shape, target.shape)

@@ -1,6 +1,5 @@
 """The parameters that a run starts from: config.init."""
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,7 +17,6 @@ from clipjax.experiment.resolving import Resolved
 from clipjax.losses.objectives import OBJECTIVE, join_variables, split_variables
 from clipjax.models.layers_layout import stack_layers
 from clipjax.ranges import named
-from clipjax.trees import flatten_with_names
 
 # Parts of the contract that a fine-tuning may change without a word: names, rates of training, and
 # the sizes that position embeddings are resized to.
@@ -76,22 +74,10 @@ def _load_statistics(
 ) -> tuple[dict[str, Any], LoadReport]:
     """Loads running statistics by the rules of the parameters beside them.
 
-    A rule that names parameters only, such as those of a projection, matches no statistics: it is
-    left out, where `load_pretrained` would take it for a mistake.
+    A rule that names parameters only, such as those of a projection, matches none of them.
     """
     (kind, fresh), *others = model_state.items()
     if others or kind not in loaded:
         raise ValueError(f"the model keeps {sorted(model_state)}, the checkpoint {sorted(loaded)}")
-    names = [name for name, _ in flatten_with_names(loaded[kind])]
-    renamed = list(names)
-    rules: dict[str, Any] = {"rename": [], "drop": [], "initialise": []}
-    for pattern, replacement in patterns["rename"]:
-        after = [re.sub(pattern, replacement, name) for name in renamed]
-        if after != renamed:
-            rules["rename"].append((pattern, replacement))
-            renamed = after
-    own = [name for name, _ in flatten_with_names(fresh)]
-    for rule, candidates in (("drop", renamed), ("initialise", own)):
-        rules[rule] = [p for p in patterns[rule] if any(re.search(p, n) for n in candidates)]
-    result, report = load_pretrained(fresh, loaded[kind], **rules)
+    result, report = load_pretrained(fresh, loaded[kind], **patterns, strict=False)
     return {kind: result}, report

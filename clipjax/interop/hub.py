@@ -10,7 +10,7 @@ from typing import Any
 
 from absl import logging
 
-from clipjax.interop.files.sharded import shard_names
+from clipjax.interop.files.opening import shard_names
 from clipjax.interop.formats import FORMATS
 from clipjax.interop.weights import NO_HINTS
 

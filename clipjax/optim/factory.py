@@ -1,10 +1,11 @@
-"""The optimizer: one optax chain made from plain arguments."""
+"""The optimizer: one optax chain made from plain arguments; and what it does, as text."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from clipjax.building import build
@@ -128,3 +129,32 @@ def lr_factors(lr_scale: Sequence[tuple[str, float]], names: Sequence[str]) -> A
         return next((f for matches, f in matchers if matches(name)), 1.0)
 
     return factor
+
+
+def optimizer_report(
+    params: Any,
+    *,
+    mask: str,
+    weight_decay: float,
+    freeze: Sequence[str] = (),
+    lr_scale: Sequence[tuple[str, float]] = (),
+) -> str:
+    """Lists every parameter with its shape and whether it is decayed, frozen or scaled."""
+    leaves = flatten_with_names(params)
+    names = [name for name, _ in leaves]
+    decays = decay_mask(mask)
+    frozen = matcher(freeze, names, path="freeze")
+    factor = lr_factors(lr_scale, names)
+    rows, totals = [], {"decayed": 0, "not decayed": 0, "frozen": 0}
+    for name, leaf in leaves:
+        size = int(np.prod(leaf.shape))
+        state = "decayed" if decays(name) and weight_decay else "not decayed"
+        state = "frozen" if frozen(name) else state
+        totals[state] += size
+        scale = "" if factor(name) == 1.0 or state == "frozen" else f"lr x {factor(name):g}"
+        rows.append((name, str(tuple(leaf.shape)), f"{size:,}", state, scale))
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    aligned = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    lines = ["  " + "  ".join(cells).rstrip() for cells in aligned]
+    summary = ", ".join(f"{count:,} {state}" for state, count in totals.items() if count)
+    return "\n".join([f"parameters: {summary}", *lines])

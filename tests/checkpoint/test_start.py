@@ -242,8 +242,3 @@ def test_text_positions_are_interpolated_along_the_sequence():
 def test_positions_that_do_not_fit(before, after, message):
     with pytest.raises(ValueError, match=message):
         resized(before, after)
-
-
-def test_resizing_can_be_refused():
-    with pytest.raises(ValueError, match=r"\[17, 3\] in the checkpoint, \[37, 3\] in the model"):
-        resized(17, 37, resize_position_embedding=False)

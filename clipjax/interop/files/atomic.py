@@ -4,7 +4,6 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from clipjax.files import replacing
 from clipjax.interop.tensors import WeightFileError
@@ -20,17 +19,6 @@ def check_new(path: Path) -> None:
         raise WeightFileError(f"{path} exists; nothing is overwritten: give another path")
     if not path.absolute().parent.is_dir():
         raise WeightFileError(f"{path.absolute().parent} is no directory; make it first")
-
-
-@contextlib.contextmanager
-def new_file(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file for writing that gets its name when the block ends well.
-
-    Raises:
-        WeightFileError: the path is taken.
-    """
-    with new_path(path) as temporary, temporary.open("xb") as file:
-        yield file
 
 
 @contextlib.contextmanager

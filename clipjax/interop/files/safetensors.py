@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from clipjax.interop.files.atomic import new_file
+from clipjax.interop.files.atomic import new_path
 from clipjax.interop.tensors import LazyTensor, WeightFile, WeightFileError
 from clipjax.strict_json import parse_json
 
@@ -128,7 +128,7 @@ def save_safetensors(
         position = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with new_file(Path(path)) as file:
+    with new_path(Path(path)) as temporary, temporary.open("xb") as file:
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         for name, tensor in ordered:

@@ -6,8 +6,12 @@ from typing import Any
 
 from clipjax.interop.leaves import Leaf, leaf
 from clipjax.interop.open_clip.resnet import resnet_leaves
-from clipjax.interop.open_clip.vit import image_leaves, text_leaves, trunk_leaves
-from clipjax.interop.open_clip.xlm_roberta import xlm_roberta_leaves
+from clipjax.interop.open_clip.vit import (
+    image_leaves,
+    text_leaves,
+    trunk_leaves,
+    xlm_roberta_leaves,
+)
 from clipjax.interop.tensors import LazyTensor
 
 # OpenAI's archives hold three numbers beside the weights; nobody else's files have them.

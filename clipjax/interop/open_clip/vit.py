@@ -1,10 +1,12 @@
-"""OpenCLIP's own vision and text transformers (OpenAI's names), and timm's ViT for SigLIP."""
+"""OpenCLIP's own transformers (OpenAI's names), timm's ViT for SigLIP, and XLM-RoBERTa."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from clipjax.interop.hugging_face import bert
 from clipjax.interop.leaves import (
     CONV,
+    LINEAR,
     BlockNames,
     Leaf,
     drop_axes,
@@ -87,4 +89,16 @@ def text_leaves(spec: Mapping[str, Any], prefix: str) -> list[Leaf]:
         found += linear_leaves("text_projection", f"{prefix}text_projection")
     elif projection == "linear":
         found.append(leaf("text_projection/kernel", f"{prefix}text_projection"))
+    return found
+
+
+def xlm_roberta_leaves(spec: Mapping[str, Any]) -> list[Leaf]:
+    """XLM-RoBERTa by the names of transformers, and the projection that OpenCLIP puts behind it."""
+    found = list(bert.leaves(TEXT, "text.transformer", spec["text"]))
+    projection = spec.get("text_projection", "linear")
+    if projection == "mlp":
+        found.append(leaf("text_projection/fc/kernel", "text.proj.0.weight", LINEAR))
+        found.append(leaf("text_projection/proj/kernel", "text.proj.2.weight", LINEAR))
+    elif projection == "linear":
+        found.append(leaf("text_projection/kernel", "text.proj.weight", LINEAR))
     return found
