@@ -32,12 +32,11 @@ _CLUSTER_MARKS = (
 )
 
 
-def initialize(mode: str = "auto", *, timeout_s: int = 300) -> bool:
+def initialize(mode: str = "auto") -> bool:
     """Joins the processes of this run; must come before any other use of JAX.
 
     Args:
         mode: `auto` looks at the environment, `on` asks JAX to find its cluster, `off` does not.
-        timeout_s: seconds to wait for the other processes.
 
     Returns:
         Whether there is a cluster that was joined.
@@ -58,14 +57,11 @@ def initialize(mode: str = "auto", *, timeout_s: int = 300) -> bool:
             environment[COORDINATOR],
             int(environment[NUM_PROCESSES]),
             int(environment[PROCESS_ID]),
-            initialization_timeout=timeout_s,
             heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT_S,
         )
         return True
     if mode == "on" or is_cluster(environment):
-        jax.distributed.initialize(
-            initialization_timeout=timeout_s, heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT_S
-        )
+        jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT_S)
         return True
     return False
 

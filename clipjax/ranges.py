@@ -370,10 +370,10 @@ def hint(key: str, known: Iterable[str]) -> str:
     return f". Did you mean {close[0]!r}?" if close else ""
 
 
-def nearest(name: str, known: Iterable[str], number: int = 5) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
     """The known names that are most like an unknown one, the nearest first."""
     by_lower = {each.lower(): each for each in known}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=number, cutoff=0.0)
+    close = difflib.get_close_matches(name.lower(), by_lower, n=5, cutoff=0.0)
     return ", ".join(by_lower[each] for each in close)
 
 

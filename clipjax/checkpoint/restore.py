@@ -4,7 +4,7 @@ A run that goes on takes the whole state; evaluation and fine-tuning take its pa
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -150,53 +150,34 @@ def check_leaves(records: Iterable[LeafRecord], abstract_state: Any, *, where: s
     )
 
 
-def load_params(
-    step_dir: str | os.PathLike[str],
-    shardings: Any = None,
-    *,
-    ema: bool = True,
-    objective: bool = False,
-) -> dict[str, Any]:
-    """Loads the parameters of a checkpoint's model, and nothing else of it.
+def load_params(step_dir: str | os.PathLike[str], *, objective: bool = False) -> dict[str, Any]:
+    """Loads the parameters of a checkpoint's model, the averaged ones where it has them.
 
     Args:
         step_dir: of `clipjax.checkpoint.open_checkpoint`.
-        shardings: None (this process's first device), one sharding for all leaves, or a nested
-            dict of them like the parameters.
-        ema: take the averaged parameters, where the checkpoint has them.
         objective: with those of the objective that it was trained by, under `objective`.
 
     Returns:
-        The parameters as a nested dict of jax.Arrays.
+        The parameters as a nested dict of jax.Arrays, on this process's first device.
 
     Raises:
         DamagedCheckpointError: the checkpoint is not what was written.
         ValueError: it holds no parameters.
     """
-    step_dir = Path(step_dir)
     manifest = manifests.read_manifest(step_dir)
-    root = manifest.model_root if ema else "params"
-    if root not in manifest.roots:
-        raise ValueError(
-            f"{step_dir} holds no {root}; it holds {', '.join(sorted(manifest.roots))}"
-        )
-    with naming_older_steps(step_dir):
-        return _load_root(step_dir, manifest, root, shardings, objective=objective)
+    root, roots = manifest.model_root, manifest.roots
+    if root not in roots:
+        raise ValueError(f"{step_dir} holds no {root}; it holds {', '.join(sorted(roots))}")
+    return _load_root(Path(step_dir), manifest, root, objective=objective)
 
 
-def load_model_state(step_dir: str | os.PathLike[str], shardings: Any = None) -> dict[str, Any]:
+def load_model_state(step_dir: str | os.PathLike[str]) -> dict[str, Any]:
     """Loads the model's running statistics, such as those of batch norm; {} if it has none.
 
     Raises:
         DamagedCheckpointError: the checkpoint is not what was written.
     """
-    step_dir = Path(step_dir)
-    manifest = manifests.read_manifest(step_dir)
-    names = [record.name for record in manifest.leaves if not is_of_objective(record.name)]
-    if not any(name.startswith("model_state/") for name in names):
-        return {}
-    with naming_older_steps(step_dir):
-        return _load_root(step_dir, manifest, "model_state", shardings)
+    return _load_root(Path(step_dir), manifests.read_manifest(step_dir), "model_state")
 
 
 def load_variables(
@@ -211,47 +192,35 @@ def load_variables(
 
 
 def _load_root(
-    step_dir: Path, manifest: Manifest, root: str, shardings: Any, *, objective: bool = False
+    step_dir: Path, manifest: Manifest, root: str, *, objective: bool = False
 ) -> dict[str, Any]:
     records = [
         r
         for r in manifest.leaves
         if r.name.startswith(f"{root}/") and (objective or not is_of_objective(r.name))
     ]
-    if any(r.sha256 is None for r in records):
-        manifests.verify_files(step_dir, manifest.files)  # nothing else vouches for these leaves
-    abstract = _abstract_tree(records, root, shardings)
-    try:
-        tree = restore_tree(step_dir, abstract, partial=True)
-    except Exception as error:
-        manifests.verify_files(step_dir, manifest.files)  # names the damaged file, if one is
-        ours = isinstance(error, OSError | RuntimeError) and not isinstance(error, RecursionError)
-        if ours:  # of the disk, or of the device's memory
-            raise
-        text = " ".join(str(error).split())
-        raise DamagedCheckpointError(
-            f"{step_dir / STATE} cannot be read as the manifest says: "
-            f"{type(error).__name__}: {text:.300}"
-        ) from error
-    try:
-        verify_state(manifest, tree)
-    except DamagedCheckpointError as error:
-        raise DamagedCheckpointError(f"{step_dir}: {error}") from error
-    return tree[root]
-
-
-def _abstract_tree(records: list[LeafRecord], root: str, shardings: Any) -> Any:
-    by_name = {}
-    if isinstance(shardings, Mapping):
-        by_name = {f"{root}/{name}": sharding for name, sharding in flatten_with_names(shardings)}
-        if by_name.keys() != {r.name for r in records}:
-            odd = sorted(by_name.keys() ^ {r.name for r in records})
-            raise ValueError(f"shardings and checkpoint have other leaves: {', '.join(odd[:10])}")
-    return unflatten_names(
-        {
-            r.name: jax.ShapeDtypeStruct(
-                r.shape, jnp.dtype(r.dtype), sharding=by_name.get(r.name, shardings)
-            )
-            for r in records
-        }
+    if not records:
+        return {}
+    abstract = unflatten_names(
+        {r.name: jax.ShapeDtypeStruct(r.shape, jnp.dtype(r.dtype)) for r in records}
     )
+    with naming_older_steps(step_dir):
+        if any(r.sha256 is None for r in records):
+            manifests.verify_files(step_dir, manifest.files)  # nothing else vouches for these
+        try:
+            tree = restore_tree(step_dir, abstract, partial=True)
+        except Exception as error:
+            manifests.verify_files(step_dir, manifest.files)  # names the damaged file, if one is
+            is_ours = isinstance(error, OSError | RuntimeError)
+            if is_ours and not isinstance(error, RecursionError):
+                raise  # of the disk, or of the device's memory
+            text = " ".join(str(error).split())
+            raise DamagedCheckpointError(
+                f"{step_dir / STATE} cannot be read as the manifest says: "
+                f"{type(error).__name__}: {text:.300}"
+            ) from error
+        try:
+            verify_state(manifest, tree)
+        except DamagedCheckpointError as error:
+            raise DamagedCheckpointError(f"{step_dir}: {error}") from error
+    return tree[root]

@@ -3,7 +3,6 @@
 from clipjax.metrics.accuracy import (
     count_per_class,
     mean_per_class_recall,
-    topk_accuracy,
     topk_hits,
 )
 from clipjax.metrics.retrieval import empty_topk, merge_topk, retrieval_hits

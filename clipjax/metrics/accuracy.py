@@ -26,24 +26,6 @@ def topk_hits(
     return jnp.any(best == labels[:, None], axis=1)
 
 
-def topk_accuracy(
-    scores: Float[Array, "batch classes"],
-    labels: Int[Array, "batch"],
-    mask: Bool[Array, "batch"],
-    *,
-    k: int,
-) -> Float[Array, ""]:
-    """Computes the share of real examples whose label is among the k highest scores.
-
-    sum_i mask_i hit_i / sum_i mask_i
-
-    Returns:
-        Scalar in [0, 1], float32; NaN if the mask is empty.
-    """
-    hits = topk_hits(scores, labels, k=k) & mask
-    return jnp.sum(hits).astype(jnp.float32) / jnp.sum(mask).astype(jnp.float32)
-
-
 def count_per_class(
     selected: Bool[Array, "batch"], labels: Int[Array, "batch"], num_classes: int
 ) -> Int[Array, "classes"]:

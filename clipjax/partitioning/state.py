@@ -94,7 +94,13 @@ def state_shardings(abstract_state: Any, axes: Any, mesh: Mesh, rules: ShardingR
         ValueError: a large parameter that rules which shard parameters leave whole, or a mesh axis
             that no rule uses.
     """
-    _check_tensor_axis(mesh, rules)
+    # The axes data and fsdp carry the batch; without a rule, `tensor` carries nothing.
+    if mesh.shape["tensor"] > 1 and "tensor" not in _axes_used(rules.params):
+        raise FieldError(
+            f"mesh.tensor = {mesh.shape['tensor']}, but no rule of the sharding sends anything "
+            "there: its devices would repeat each other's work; set mesh.tensor=1, or "
+            "sharding='tensor', or add rules such as ('mlp', 'tensor') to logical_axes"
+        )
     specs = _state_specs(abstract_state, axes, mesh, rules)
     shards_params = any(logical != "batch" for logical, _ in rules.params)
     if shards_params and mesh.shape["fsdp"] * mesh.shape["tensor"] > 1:
@@ -111,16 +117,6 @@ def state_shardings(abstract_state: Any, axes: Any, mesh: Mesh, rules: ShardingR
     if note and jax.process_index() == 0:
         logging.warning("%s", note)
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
-
-
-def _check_tensor_axis(mesh: Mesh, rules: ShardingRules) -> None:
-    """The axes data and fsdp carry the batch; without a rule, `tensor` carries nothing."""
-    if mesh.shape["tensor"] > 1 and "tensor" not in _axes_used(rules.params):
-        raise FieldError(
-            f"mesh.tensor = {mesh.shape['tensor']}, but no rule of the sharding sends anything "
-            "there: its devices would repeat each other's work; set mesh.tensor=1, or "
-            "sharding='tensor', or add rules such as ('mlp', 'tensor') to logical_axes"
-        )
 
 
 def _axes_used(rules: Sequence[Rule]) -> set[str]:

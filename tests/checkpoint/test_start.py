@@ -105,25 +105,11 @@ def test_averages_are_preferred_and_model_state_is_found(tmp_path, kit):
     with kit.manager(tmp_path) as manager:
         manager.save(1, state)
     kit.assert_equal(load_params(tmp_path / "1"), state.ema_params)
-    kit.assert_equal(load_params(tmp_path / "1", ema=False), state.params)
     kit.assert_equal(load_model_state(tmp_path / "1"), state.model_state)
     with kit.manager(tmp_path / "other") as manager:
         manager.save(1, {"weights": jnp.ones(3)})
     with pytest.raises(ValueError, match="holds no params; it holds weights"):
         load_params(tmp_path / "other" / "1")
-
-
-def test_params_go_where_they_are_wanted(saved, kit):
-    directory, states = saved
-    everywhere = NamedSharding(kit.mesh_of(2), PartitionSpec())
-    params = load_params(directory / "4", everywhere)
-    assert all(x.sharding == everywhere for x in jax.tree.leaves(params))
-    each = jax.tree.map(lambda x: x.sharding, states[4].params)
-    params = load_params(directory / "4", each)
-    kernel = params["image_encoder"]["kernel"]
-    assert kernel.sharding == each["image_encoder"]["kernel"]
-    with pytest.raises(ValueError, match="other leaves: params/logit_scale"):
-        load_params(directory / "4", {"image_encoder": each["image_encoder"]})
 
 
 # Into a model

@@ -39,10 +39,10 @@ def draft_of(tensors: Mapping[str, LazyTensor], *, where: str) -> tuple[str, dic
 
 
 def _clip(reader: Reader) -> dict[str, Any]:
-    image, grid = _image(reader, class_rows=1)
+    image, size = _image(reader, class_rows=1)
     return {
         "embed_dim": reader.shape("visual_projection.weight", 2)[0],
-        "image_size": image["patch_size"] * grid,
+        "image_size": size,
         "image": {**image, "pooling": "cls", "pre_norm": True},
         "text": _text(reader, "causal_transformer", "eot"),
         "text_projection": "linear",
@@ -51,10 +51,10 @@ def _clip(reader: Reader) -> dict[str, Any]:
 
 
 def _siglip(reader: Reader) -> dict[str, Any]:
-    image, grid = _image(reader, class_rows=0)
+    image, size = _image(reader, class_rows=0)
     return {
         "embed_dim": image["width"],
-        "image_size": image["patch_size"] * grid,
+        "image_size": size,
         "image": {**image, "pooling": "map", "pre_norm": False, "patch_bias": True},
         "text": _text(reader, "bidirectional_transformer", "last"),
         "image_projection": "none",
@@ -64,11 +64,10 @@ def _siglip(reader: Reader) -> dict[str, Any]:
 
 
 def _image(reader: Reader, *, class_rows: int) -> tuple[dict[str, Any], int]:
-    """The tower, and the patches of a side."""
-    width, patch_size = reader.patch(_PATCHES)
-    grid = reader.grid(_IMAGE_POSITIONS, reader.shape(_IMAGE_POSITIONS, 2)[0] - class_rows)
-    tower = {"name": "vit", "patch_size": patch_size, "width": width}
-    return {**tower, **_blocks(reader, "vision_model")}, grid
+    """The tower, and the pixels of a side."""
+    positions = reader.shape(_IMAGE_POSITIONS, 2)[0] - class_rows
+    tower, size = reader.vit(_PATCHES, positions, _IMAGE_POSITIONS)
+    return {**tower, **reader.blocks("vision_model.encoder.layers", "mlp.fc1")}, size
 
 
 def _text(reader: Reader, name: str, pooling: str) -> dict[str, Any]:
@@ -78,13 +77,6 @@ def _text(reader: Reader, name: str, pooling: str) -> dict[str, Any]:
         "vocab_size": vocab_size,
         "context_length": reader.shape(_TEXT_POSITIONS, 2)[0],
         "width": width,
-        **_blocks(reader, "text_model"),
+        **reader.blocks("text_model.encoder.layers", "mlp.fc1"),
         "pooling": pooling,
-    }
-
-
-def _blocks(reader: Reader, tower: str) -> dict[str, int]:
-    return {
-        "depth": reader.count(rf"{tower}\.encoder\.layers\.(\d+)\."),
-        "mlp_dim": reader.shape(f"{tower}.encoder.layers.0.mlp.fc1.weight", 2)[0],
     }

@@ -89,6 +89,19 @@ class Reader:
             )
         return width, rows
 
+    def blocks(self, stack: str, fc: str) -> dict[str, int]:
+        """Depth and MLP of a stack of blocks, `stack.NUMBER.fc.weight`."""
+        return {
+            "depth": self.count(stack.replace(".", r"\.") + r"\.(\d+)\."),
+            "mlp_dim": self.shape(f"{stack}.0.{fc}.weight", 2)[0],
+        }
+
+    def vit(self, patches: str, positions: int, table: str) -> tuple[dict[str, Any], int]:
+        """A vision transformer's first sizes, and the pixels of its square images."""
+        width, patch_size = self.patch(patches)
+        tower = {"name": "vit", "patch_size": patch_size, "width": width}
+        return tower, patch_size * self.grid(table, positions)
+
     def unknown(self, tower: str, prefix: str, known: str) -> WeightFileError:
         """The error of a tower that is none of those known."""
         names = [name for name in self.tensors if name.startswith(prefix)] or list(self.tensors)
@@ -99,45 +112,22 @@ class Reader:
 
 
 def _vit(reader: Reader) -> dict[str, Any]:
-    width, patch_size = reader.patch("visual.conv1.weight")
     table = "visual.positional_embedding"
+    image, size = reader.vit("visual.conv1.weight", reader.shape(table, 2)[0] - 1, table)
     # OpenCLIP's models without the first normalisation are CLIPA's: they pool the patches' mean.
     pre_norm = "visual.ln_pre.weight" in reader.tensors
-    image = {
-        "name": "vit",
-        "patch_size": patch_size,
-        "width": width,
-        "depth": reader.count(r"visual\.transformer\.resblocks\.(\d+)\."),
-        "mlp_dim": reader.shape("visual.transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
-        "pooling": "cls" if pre_norm else "patch_mean",
-        "pre_norm": pre_norm,
-    }
-    return {
-        "embed_dim": reader.shape("visual.proj", 2)[1],
-        "image_size": patch_size * reader.grid(table, reader.shape(table, 2)[0] - 1),
-        "image": image,
-    }
+    image |= reader.blocks("visual.transformer.resblocks", "mlp.c_fc")
+    image |= {"pooling": "cls" if pre_norm else "patch_mean", "pre_norm": pre_norm}
+    return {"embed_dim": reader.shape("visual.proj", 2)[1], "image_size": size, "image": image}
 
 
 def _trunk(reader: Reader) -> dict[str, Any]:
-    width, patch_size = reader.patch("visual.trunk.patch_embed.proj.weight")
-    table = "visual.trunk.pos_embed"
-    image = {
-        "name": "vit",
-        "patch_size": patch_size,
-        "width": width,
-        "depth": reader.count(r"visual\.trunk\.blocks\.(\d+)\."),
-        "mlp_dim": reader.shape("visual.trunk.blocks.0.mlp.fc1.weight", 2)[0],
-        "pooling": "map",
-        "pre_norm": False,
-        "patch_bias": True,
-    }
-    return {
-        "embed_dim": width,
-        "image_size": patch_size * reader.grid(table, reader.shape(table, 3)[1]),
-        "image": image,
-        "image_projection": "none",
-    }
+    table, patches = "visual.trunk.pos_embed", "visual.trunk.patch_embed.proj.weight"
+    image, size = reader.vit(patches, reader.shape(table, 3)[1], table)
+    image |= reader.blocks("visual.trunk.blocks", "mlp.fc1")
+    image |= {"pooling": "map", "pre_norm": False, "patch_bias": True}
+    sizes = {"embed_dim": image["width"], "image_size": size, "image": image}
+    return {**sizes, "image_projection": "none"}
 
 
 def _resnet(reader: Reader) -> dict[str, Any]:
@@ -169,15 +159,14 @@ def _text(reader: Reader, *, causal: bool) -> dict[str, Any]:
         "vocab_size": vocab_size,
         "context_length": reader.shape("text.positional_embedding", 2)[0],
         "width": width,
-        "depth": reader.count(r"text\.transformer\.resblocks\.(\d+)\."),
-        "mlp_dim": reader.shape("text.transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
+        **reader.blocks("text.transformer.resblocks", "mlp.c_fc"),
         "pooling": "eot" if causal else "last",
     }
     return {"text": text, "text_projection": projection}
 
 
 def _xlm_roberta(reader: Reader) -> dict[str, Any]:
-    embeddings, layers = "text.transformer.embeddings", "text.transformer.encoder.layer"
+    embeddings = "text.transformer.embeddings"
     vocab_size, width = reader.shape(f"{embeddings}.word_embeddings.weight", 2)
     projection = "none"
     if "text.proj.2.weight" in reader.tensors:
@@ -188,8 +177,7 @@ def _xlm_roberta(reader: Reader) -> dict[str, Any]:
         "name": "bert",
         "vocab_size": vocab_size,
         "width": width,
-        "depth": reader.count(layers.replace(".", r"\.") + r"\.(\d+)\."),
-        "mlp_dim": reader.shape(f"{layers}.0.intermediate.dense.weight", 2)[0],
+        **reader.blocks("text.transformer.encoder.layer", "intermediate.dense"),
         "num_positions": reader.shape(f"{embeddings}.position_embeddings.weight", 2)[0],
         "num_segments": reader.shape(f"{embeddings}.token_type_embeddings.weight", 2)[0],
         "pooling": "mean",
