@@ -96,12 +96,13 @@ def _redact_values(text: str, named: re.Pattern[str], values: re.Pattern[str]) -
     return "".join([*parts, text[end:]])
 
 
-def redact_tree(value: Any) -> Any:
-    """Replaces the credentials in a config or another tree of plain maps, lists and scalars."""
-    return _redact_tree(value, secret=False)
+def redact_tree(value: Any, *, secret: bool = False) -> Any:
+    """Replaces the credentials in a config or another tree of plain maps, lists and scalars.
 
-
-def _redact_tree(value: Any, *, secret: bool) -> Any:
+    Args:
+        value: the tree.
+        secret: whether it stands under the name of a credential.
+    """
     if isinstance(value, Mapping):
         found = {}
         for key, item in value.items():
@@ -109,12 +110,11 @@ def _redact_tree(value: Any, *, secret: bool) -> Any:
             if name in _WORDS and isinstance(item, Mapping | list | tuple):
                 found[key] = item
             else:
-                found[redact(name) or key] = _redact_tree(
-                    item, secret=secret or is_secret_name(name)
-                )
+                is_secret = secret or is_secret_name(name)
+                found[redact(name) or key] = redact_tree(item, secret=is_secret)
         return found
     if isinstance(value, list | tuple):
-        return type(value)([_redact_tree(item, secret=secret) for item in value])
+        return type(value)([redact_tree(item, secret=secret) for item in value])
     if isinstance(value, str):
         return REDACTED if secret and value else redact(value)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)

@@ -185,7 +185,8 @@ def refuse_if_all_damaged(directory: Path) -> None:
         DamagedCheckpointError: there were steps, and all are damaged: such a run does not start
             from scratch without a word.
     """
-    damaged = folders.damaged_folders(directory)
+    there = directory.iterdir() if directory.is_dir() else ()
+    damaged = sorted(x.name for x in there if folders.DAMAGED_STEP.fullmatch(x.name))
     if damaged:
         raise DamagedCheckpointError(
             f"{directory} holds no whole checkpoint, only damaged ones ({', '.join(damaged)}); "

@@ -18,7 +18,7 @@ UNFINISHED = ".unfinished"
 DELETING = ".deleting"
 TMP = ".orbax-checkpoint-tmp"  # the name is Orbax's
 _STEP = re.compile(r"0|[1-9][0-9]*")
-_DAMAGED_STEP = re.compile(r"[0-9]+\.damaged(\.[0-9]+)?")
+DAMAGED_STEP = re.compile(r"[0-9]+\.damaged(\.[0-9]+)?")
 _NUMBERED = re.compile(r"(0|[1-9][0-9]*)(\..+)?")
 # By what follows the number, why a folder is of no use. A save that is still going looks like one
 # that was cut off; a step that is being deleted is nobody's loss.
@@ -68,13 +68,6 @@ def refuse_links(step_dir: Path) -> None:
 def committed_steps(directory: Path) -> list[int]:
     """Lists the steps whose folder holds a manifest, oldest first."""
     return [s for s in step_folders(directory) if (directory / str(s) / MANIFEST).is_file()]
-
-
-def damaged_folders(directory: Path) -> list[str]:
-    """Lists the folders that were set aside as damaged."""
-    if not directory.is_dir():
-        return []
-    return sorted(p.name for p in directory.iterdir() if _DAMAGED_STEP.fullmatch(p.name))
 
 
 def unusable_after(directory: Path, step: int) -> list[str]:

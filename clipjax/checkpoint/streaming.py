@@ -66,18 +66,7 @@ def _write_leaf(state: Path, leaf: StreamedLeaf) -> LeafRecord:
     folder.mkdir()
     shape = leaf.shape
     block = (shape[0] // leaf.num_blocks, *shape[1:]) if shape else ()
-    array = {
-        "zarr_format": 2,
-        "shape": list(shape),
-        "chunks": list(block),
-        "dtype": "<f4",
-        "order": "C",
-        "compressor": None,  # weights hardly shrink, and rows can be read on their own
-        "fill_value": None,
-        "filters": None,
-        "dimension_separator": ".",
-    }
-    _write_json(folder / ".zarray", array)
+    _write_json(folder / ".zarray", plain_zarray(shape, list(block)))
     digest, count = hashlib.sha256(), 0
     for number, value in enumerate(leaf.read()):
         if value.shape != block or value.dtype != np.float32:
@@ -92,6 +81,21 @@ def _write_leaf(state: Path, leaf: StreamedLeaf) -> LeafRecord:
     if count != leaf.num_blocks:
         raise ValueError(f"{leaf.name}: {count} blocks were given, {leaf.num_blocks} announced")
     return LeafRecord(leaf.name, shape, "float32", digest.hexdigest())
+
+
+def plain_zarray(shape: tuple[int, ...], chunks: Any) -> dict[str, Any]:
+    """What zarr says of an array of float32 whose blocks lie in files as they are."""
+    return {
+        "zarr_format": 2,
+        "shape": list(shape),
+        "chunks": chunks,
+        "dtype": "<f4",
+        "order": "C",
+        "compressor": None,  # weights hardly shrink, and rows can be read on their own
+        "fill_value": None,
+        "filters": None,
+        "dimension_separator": ".",
+    }
 
 
 def _is_finite(value: np.ndarray) -> bool:

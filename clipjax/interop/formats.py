@@ -1,7 +1,6 @@
 """The formats that weights come in and go out in."""
 
 import dataclasses
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,19 +29,6 @@ class Format:
     weight_files: tuple[str, ...] = ()
 
 
-def _write_open_clip(path: Path, weights: Weights) -> None:
-    """Writes a folder; or, for a path that ends so, the `.safetensors` file alone."""
-    if path.suffix != ".safetensors":
-        open_clip.write(path, weights)
-        return
-    folder = path.with_name(f"{path.name}.folder")
-    try:
-        open_clip.write(folder, weights)
-        (folder / open_clip.WEIGHTS).rename(path)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 # The first that recognises a path reads it.
 FORMATS: dict[str, Format] = {
     "clipjax": Format(
@@ -56,7 +42,7 @@ FORMATS: dict[str, Format] = {
     ),
     "big_vision": Format(big_vision.recognises_big_vision, big_vision.read_big_vision),
     "open_clip": Format(
-        open_clip.recognises, open_clip.read, _write_open_clip, open_clip.WEIGHT_FILES
+        open_clip.recognises, open_clip.read, open_clip.write, open_clip.WEIGHT_FILES
     ),
     "stablehlo": Format(stablehlo.recognises, stablehlo.read, stablehlo.write),
 }

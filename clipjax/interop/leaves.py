@@ -266,11 +266,6 @@ def their_shapes(entry: Leaf, shape: tuple[int, ...]) -> tuple[tuple[int, ...], 
     return tuple(x.shape for x in entry.to_theirs(dummy))
 
 
-def names_of_theirs(leaves: Sequence[Leaf]) -> set[str]:
-    """Names of all tensors of theirs that a table uses."""
-    return {Rows.of(x).name for entry in leaves for x in entry.theirs}
-
-
 def by_name(leaves: Sequence[Leaf]) -> Mapping[str, Leaf]:
     """The table by our names.
 

@@ -54,12 +54,13 @@ def read_source(path: Path, hints: Hints) -> Source:
     if not tensors:
         raise ValueError(f"--ignore leaves nothing of {path}")
     try:
-        tensors, said = without_wrappers(tensors)
-        notes += said
-        tensors, said = lora.merged(tensors, path, hints)
-        notes += said
-        tensors, said = with_one_position_table(tensors)
-        notes += said
+        for step in (
+            without_wrappers,
+            lambda found: lora.merged(found, path, hints),
+            with_one_position_table,
+        ):
+            tensors, said = step(tensors)
+            notes += said
     except WeightFileError as error:
         raise WeightFileError(f"{path}: {error}") from error
     return Source(tensors, tuple(sorted(ignored)), tuple(notes))

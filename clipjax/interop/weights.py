@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from clipjax.checkpoint import needs_file
-from clipjax.interop.leaves import Leaf, Rows, by_name, names_of_theirs, their_shapes
+from clipjax.interop.leaves import Leaf, Rows, by_name, their_shapes
 from clipjax.interop.shapes import expected_shapes
 from clipjax.interop.tensors import LazyTensor, WeightFileError
 from clipjax.models.layers_layout import block_names
@@ -163,7 +163,7 @@ def convert(
             f"the table of leaves is not that of the model {spec.get('name')!r}: without a row "
             f"{_some(wanted.keys() - table.keys())}; no parameter {_some(table.keys() - wanted)}"
         )
-    used = names_of_theirs(leaves)
+    used = {Rows.of(x).name for entry in leaves for x in entry.theirs}
     missing = used - tensors.keys()
     left_over = {name for name in tensors.keys() - used if not ignored(name)}
     shapes = _wrong_shapes(leaves, tensors, wanted)

@@ -5,6 +5,7 @@ import re
 import string
 import unicodedata
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import ftfy
 from ftfy.badness import is_bad
@@ -59,6 +60,20 @@ def lower_each_character(text: str) -> str:
     if "\N{GREEK CAPITAL LETTER SIGMA}" in text:
         return "".join(map(str.lower, text))
     return text.lower()
+
+
+def contract_of(tokenizer: Any, name: str, sha256: str, *fields: str) -> dict[str, Any]:
+    """What a checkpoint records, so that it is never fed ids of another tokenizer.
+
+    Args:
+        tokenizer: has an attribute for each field, and those that all tokenizers have.
+        name: in the table of tokenizers.
+        sha256: of the vocabulary's file.
+        *fields: what it is known by besides.
+    """
+    fields = ("vocab_size", "context_length", "pad_id", *fields)
+    known = {"name": name, "sha256": sha256}
+    return known | {field: getattr(tokenizer, field) for field in fields}
 
 
 CLEANING: dict[str, Callable[[str], str]] = {

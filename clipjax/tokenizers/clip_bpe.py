@@ -13,7 +13,7 @@ from tokenizers import models
 
 from clipjax.files import sha256
 from clipjax.tokenizers.added_tokens import AddedTokens
-from clipjax.tokenizers.cleaning import collapse_whitespace, fix_text
+from clipjax.tokenizers.cleaning import collapse_whitespace, contract_of, fix_text
 
 VOCABULARY = Path(__file__).parent / "vocabularies" / "bpe_simple_vocab_16e6.txt.gz"
 VOCABULARY_SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
@@ -197,20 +197,10 @@ class ClipBPE:
     def contract(self) -> dict:
         """What a checkpoint records, so that it is never fed ids of another tokenizer."""
         added = [list(entry) for entry in self._added.entries]
-        return {
-            "name": "clip_bpe",
-            "sha256": VOCABULARY_SHA256,
-            "vocab_size": self.vocab_size,
-            "context_length": self.context_length,
-            "start_id": self.start_id,
-            "end_id": self.end_id,
-            "end_kept_when_cut": True,
-            "pad_id": self.pad_id,
-            "lower_case": True,
-            "start_token": self.start_token,
-            "end_token": self.end_token,
-            **({"added_tokens": added} if added else {}),
-        }
+        fields = ("start_id", "end_id", "start_token", "end_token")
+        known = contract_of(self, "clip_bpe", VOCABULARY_SHA256, *fields)
+        known |= {"end_kept_when_cut": True, "lower_case": True}
+        return {**known, "added_tokens": added} if added else known
 
     def _encode_word(self, word: str) -> list[int]:
         ids = self._specials.get(word.lower())

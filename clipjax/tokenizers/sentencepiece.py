@@ -6,7 +6,7 @@ import numpy as np
 import sentencepiece
 
 from clipjax.files import sha256
-from clipjax.tokenizers.cleaning import Cleaner
+from clipjax.tokenizers.cleaning import Cleaner, contract_of
 from clipjax.tokenizers.tokenizer_json import read_tokenizer_file
 
 
@@ -92,17 +92,8 @@ class SentencePiece:
 
     def contract(self) -> dict:
         """What a checkpoint records, so that it is never fed ids of another tokenizer."""
-        return {
-            "name": "sentencepiece",
-            "sha256": self._sha256,
-            "vocab_size": self.vocab_size,
-            "context_length": self.context_length,
-            "start_id": self.start_id,
-            "end_id": self.end_id,
-            "end_kept_when_cut": True,
-            "pad_id": self.pad_id,
-            "cleaning": list(self._clean.steps),
-        }
+        known = contract_of(self, "sentencepiece", self._sha256, "start_id", "end_id")
+        return {**known, "end_kept_when_cut": True, "cleaning": list(self._clean.steps)}
 
 
 def _first_id(*candidates: int | None) -> int | None:

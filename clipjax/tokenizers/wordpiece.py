@@ -8,6 +8,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from tokenizers.processors import TemplateProcessing
 
 from clipjax.files import sha256
+from clipjax.tokenizers.cleaning import contract_of
 from clipjax.tokenizers.tokenizer_json import BackedTokenizer, read_tokenizer_file
 
 VOCABULARY = Path(__file__).parent / "vocabularies" / "bert_base_uncased.txt"
@@ -78,18 +79,9 @@ class WordPiece(BackedTokenizer):
 
     def contract(self) -> dict:
         """What a checkpoint records, so that it is never fed ids of another tokenizer."""
-        return {
-            "name": "wordpiece",
-            "sha256": self._sha256,
-            "vocab_size": self.vocab_size,
-            "context_length": self.context_length,
-            "start_id": self.start_id,
-            "end_id": self.end_id,
-            "end_token": self.end_token,
-            "pad_id": self.pad_id,
-            "lower_case": self.lower_case,
-            "cleaning": list(self._clean.steps),
-        }
+        fields = ("start_id", "end_id", "end_token", "lower_case")
+        known = contract_of(self, "wordpiece", self._sha256, *fields)
+        return {**known, "cleaning": list(self._clean.steps)}
 
 
 def _read_pieces(data: bytes, where: str) -> dict[str, int]:

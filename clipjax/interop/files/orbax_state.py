@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import tensorstore
 
+from clipjax.checkpoint.streaming import plain_zarray
 from clipjax.interop.files.safetensors import read_array
+from clipjax.interop.section import read_json
 from clipjax.interop.tensors import LazyTensor, WeightFileError
-from clipjax.strict_json import read_json
 
 _FLOAT32 = np.dtype("<f4")
 
@@ -26,7 +27,7 @@ class StateReader:
 
     def __init__(self, state: Path) -> None:
         self._state = state.absolute()
-        metadata = _read_json(self._state / "_METADATA")
+        metadata = read_json(self._state / "_METADATA")
         self._packed = bool(metadata.get("use_ocdbt"))
         # A stack of blocks that is packed as one piece: its rows are asked for one by one.
         self._kept: tuple[str, np.ndarray] | None = None
@@ -35,11 +36,9 @@ class StateReader:
         """The leaf of that name in the state, float32 on read."""
         key = name.replace("/", ".")
         if not self._packed:
-            array = _read_json(self._state / key / ".zarray")
+            array = read_json(self._state / key / ".zarray")
             chunks: Any = array.get("chunks")
-            plain = {"zarr_format": 2, "shape": list(shape), "dtype": "<f4", "order": "C"}
-            plain |= {"compressor": None, "filters": None, "dimension_separator": "."}
-            if {field: array.get(field) for field in plain} == plain and _cuts_rows(chunks, shape):
+            if array == plain_zarray(shape, chunks) and _cuts_rows(chunks, shape):
                 return self._plain_tensor(key, shape, chunks[0] if shape else 1)
         return LazyTensor(
             shape,
@@ -108,13 +107,3 @@ def _cuts_rows(chunks: Any, shape: tuple[int, ...]) -> bool:
     step = chunks[0]
     is_part = isinstance(step, int) and 0 < step <= shape[0] and shape[0] % step == 0
     return is_part and chunks[1:] == list(shape[1:])
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = read_json(path)
-    except (OSError, ValueError) as error:
-        raise WeightFileError(f"{path}: damaged: {error}") from error
-    if not isinstance(value, dict):
-        raise WeightFileError(f"{path}: damaged: no map")
-    return value

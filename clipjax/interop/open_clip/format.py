@@ -1,6 +1,5 @@
 """The format `open_clip`: OpenAI's archives, OpenCLIP's files and folders."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from clipjax.interop.open_clip.names import (
 )
 from clipjax.interop.open_clip.rows import activation_of, settle
 from clipjax.interop.open_clip.shapes import draft_of
+from clipjax.interop.section import write_json
 from clipjax.interop.source import read_source
 from clipjax.interop.tensors import LazyTensor, WeightFileError, of_array
 from clipjax.interop.weights import NO_HINTS, Hints, Weights
@@ -100,6 +100,8 @@ def read(path: Path, hints: Hints) -> Weights:
 def write(path: Path, found: Weights) -> None:
     """Writes a folder: model.safetensors, open_clip_config.json and the tokenizer's files.
 
+    For a path that ends in `.safetensors`, that file alone.
+
     `open_clip.create_model(NAME, pretrained=f"{path}/model.safetensors")` loads it, and so does
     `open_clip.create_model(f"local-dir:{path}")`, which needs no name.
 
@@ -111,11 +113,13 @@ def write(path: Path, found: Weights) -> None:
     tensors = weights.export(leaves(spec), found.leaves)
     if spec["image"].get("positions") == "sincos2d":
         tensors[_TABLE] = of_array(_sincos_table(spec))
-    path.mkdir(parents=True)
-    files.save_safetensors(path / WEIGHTS, tensors, {"format": "pt"})
-    text = json.dumps(config, indent=2) + "\n"
-    (path / CONFIG).write_text(text, encoding="utf-8")
-    tokenizer.write_files(path, found)
+    is_file = path.suffix == ".safetensors"
+    if not is_file:
+        path.mkdir(parents=True)
+    files.save_safetensors(path if is_file else path / WEIGHTS, tensors, {"format": "pt"})
+    if not is_file:
+        write_json(path / CONFIG, config)
+        tokenizer.write_files(path, found)
 
 
 def _weight_file(folder: Path) -> Path:

@@ -1,6 +1,5 @@
 """Tokenizers of OpenCLIP's folders: which one of ours they are, and their files written."""
 
-import json
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ import tokenizers
 from absl import logging
 
 from clipjax.interop.hugging_face.tokenizer_files import write_tokenizer
+from clipjax.interop.section import write_json
 from clipjax.interop.weights import Weights
 from clipjax.tokenizers import make_tokenizer
 from clipjax.tokenizers.wordpiece import VOCABULARY
@@ -128,4 +128,4 @@ def _pad_token(file: Path, tokenizer: Mapping[str, Any], length: int) -> dict[st
 
 def _write_config(path: Path, name: str, length: int, fields: Mapping[str, Any]) -> None:
     content = {"tokenizer_class": name, "model_max_length": length, **fields}
-    (path / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(path / CONFIG, content)
