@@ -44,15 +44,6 @@ def spec_of_contract(contract: Mapping[str, Any]) -> dict[str, Any]:
     return {**contract["model"], **parts}
 
 
-def has_key(node: Any, path: str) -> bool:
-    """Whether a nested mapping has a dotted key such as `model.image.activation`."""
-    for key in path.split("."):
-        if not isinstance(node, Mapping) or key not in node:
-            return False
-        node = node[key]
-    return True
-
-
 def check_contract(
     found: Mapping[str, Any],
     wanted: Mapping[str, Any],
@@ -74,8 +65,9 @@ def check_contract(
     """
     free, override = tuple(free), tuple(override)
     found, wanted = comparable(found), comparable(wanted)
+    keys = {key for side in (found, wanted) for key, _ in iterate_leaves(side)}
     for key in override:
-        if not (has_key(found, key) or has_key(wanted, key)):
+        if not any(_covers((key,), each) for each in keys):
             raise ValueError(
                 f"contract override {key!r} is no key of the contract; its keys are "
                 f"{', '.join(sorted(found.keys() | wanted.keys()))} and those below them"

@@ -42,13 +42,9 @@ class LoadReport:
 
     def lines(self) -> list[str]:
         """Writes one line a leaf."""
-        rows = [("loaded", name, "") for name in self.loaded]
-        rows += [
-            ("resized", n, f" {list(old)} -> {list(new)}") for n, (old, new) in self.resized.items()
-        ]
-        rows += [("initialised", name, "") for name in self.initialised]
-        rows += [("ignored", name, "") for name in self.ignored]
-        return [f"{what:<11} {name}{more}" for what, name, more in rows]
+        sizes = {n: f"{n} {list(old)} -> {list(new)}" for n, (old, new) in self.resized.items()}
+        rows = {**vars(self), "resized": sizes.values()}
+        return [f"{what:<11} {text}" for what, texts in rows.items() for text in texts]
 
 
 @dataclasses.dataclass(frozen=True)

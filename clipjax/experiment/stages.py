@@ -184,7 +184,14 @@ def make_stages(
 
 def _staged_spec(fields: Mapping[str, Any], spec: Mapping[str, Any], path: str) -> dict[str, Any]:
     """The model's spec with a stage's sizes."""
-    _check_image_size(fields, spec, path)
+    largest, patch = spec["image_size"], spec["image"].get("patch_size", 1)
+    size = fields.get("image_size", largest)
+    if size != largest and not (0 < size < largest and size % patch == 0):
+        multiples = f"multiples of the patch, {patch}, " if patch > 1 else "sizes from 1 "
+        raise ValueError(
+            f"{path}.image_size = {size}: allowed are {multiples}up to the model's own {largest} "
+            "(config.model.image_size)"
+        )
     rate = fields.get("patch_dropout", 0.0)
     if rate and "patch_size" not in spec["image"]:
         raise ValueError(
@@ -264,17 +271,4 @@ def _other_parameters(stage: Stage, name: str, found: Any, wanted: Any) -> str:
         f"{stage.path}.{field}: parameters of {stage.spec[tower]['name']!r} depend on it: "
         f"{change}. Leave it out of the stage, or choose towers that take several sizes: vit or "
         "efficientnet; causal_transformer, bidirectional_transformer or bert"
-    )
-
-
-def _check_image_size(fields: Mapping[str, Any], spec: Mapping[str, Any], path: str) -> None:
-    largest = spec["image_size"]
-    size = fields.get("image_size", largest)
-    patch = spec["image"].get("patch_size", 1)
-    if size == largest or (0 < size < largest and size % patch == 0):
-        return
-    multiples = f"multiples of the patch, {patch}, " if patch > 1 else "sizes from 1 "
-    raise ValueError(
-        f"{path}.image_size = {size}: allowed are {multiples}up to the model's own {largest} "
-        "(config.model.image_size)"
     )

@@ -226,7 +226,7 @@ def _scales(pairs: Mapping[str, _Pair], folder: Path, hints: Hints, where: str) 
     if alpha is not None and not POSITIVE.accepts(alpha):
         raise ValueError(f"--lora_alpha {alpha}: expected a positive number")
     if file.is_file():
-        return _Config(file, alpha).scales(pairs)
+        return _scales_of_config(file, alpha, pairs)
     if alpha is None:
         ranks = ", ".join(str(rank) for rank in sorted({pair.rank for pair in pairs.values()}))
         raise WeightFileError(
@@ -236,64 +236,57 @@ def _scales(pairs: Mapping[str, _Pair], folder: Path, hints: Hints, where: str) 
     return {module: alpha / pair.rank for module, pair in pairs.items()}
 
 
-class _Config:
-    """An adapter_config.json: the scale of each layer."""
+def _scales_of_config(
+    file: Path, alpha: float | None, pairs: Mapping[str, _Pair]
+) -> dict[str, float]:
+    section = Section(read_json(file), str(file), {"peft_type": "LORA", "use_rslora": False})
+    section.must_be("peft_type", "LORA")
+    if section.get("init_lora_weights", True) not in _STARTS:
+        raise section.error("init_lora_weights", "true, or a start that leaves the weights")
+    is_root = section.choice("use_rslora", {True: True, False: False})
+    usual_rank, usual_alpha = section.integer("r"), section.number("lora_alpha")
+    ranks, alphas = _pattern(section, "rank_pattern"), _pattern(section, "alpha_pattern")
+    section.ignore(_NO_MATTER.split())
+    section.close(falsy=True)
+    if alpha not in (None, usual_alpha):
+        raise ValueError(f"--lora_alpha {alpha}: {file} says {usual_alpha:g}; leave the flag out")
+    found = {}
+    for module, pair in pairs.items():
+        rank = _of_layer(ranks, module, usual_rank, file)
+        if rank != pair.rank:
+            raise WeightFileError(f"{module} has LoRA of rank {pair.rank}, {file} says {rank:g}")
+        scale = _of_layer(alphas, module, usual_alpha, file)
+        found[module] = scale / (math.sqrt(rank) if is_root else rank)
+    return found
 
-    def __init__(self, file: Path, alpha: float | None) -> None:
-        self.file = file
-        section = Section(read_json(file), str(file), {"peft_type": "LORA", "use_rslora": False})
-        section.must_be("peft_type", "LORA")
-        if section.get("init_lora_weights", True) not in _STARTS:
-            raise section.error("init_lora_weights", "true, or a start that leaves the weights")
-        self.is_root = section.choice("use_rslora", {True: True, False: False})
-        self.rank, self.alpha = section.integer("r"), section.number("lora_alpha")
-        self.ranks = self._pattern(section, "rank_pattern")
-        self.alphas = self._pattern(section, "alpha_pattern")
-        section.ignore(_NO_MATTER.split())
-        section.close(falsy=True)
-        if alpha not in (None, self.alpha):
-            raise ValueError(
-                f"--lora_alpha {alpha}: {file} says {self.alpha:g}; leave the flag out"
+
+def _pattern(section: Section, name: str) -> dict[str, float]:
+    values = section.get(name) or {}
+    if (
+        not isinstance(values, Mapping)
+        or len(values) > MAX_PATTERNS
+        or not all(type(x) in (int, float) and 0 < x < 1e9 for x in values.values())
+    ):
+        allowed = f"an object of at most {MAX_PATTERNS} positive numbers by names of layers"
+        raise section.error(name, allowed)
+    for key in values:
+        if not _PATTERN.fullmatch(str(key)) or len(str(key)) > MAX_PATTERN:
+            raise WeightFileError(
+                f"{section.where}: {name} holds {str(key)!r:.80}; names of layers are read, and "
+                "patterns of letters, digits and . ^ $ | with at most two *"
             )
+    return dict(values)
 
-    def scales(self, pairs: Mapping[str, _Pair]) -> dict[str, float]:
-        found = {}
-        for module, pair in pairs.items():
-            rank = self._of(self.ranks, module, self.rank)
-            if rank != pair.rank:
-                raise WeightFileError(
-                    f"{module} has LoRA of rank {pair.rank}, {self.file} says {rank:g}"
-                )
-            alpha = self._of(self.alphas, module, self.alpha)
-            found[module] = alpha / (math.sqrt(rank) if self.is_root else rank)
-        return found
 
-    def _pattern(self, section: Section, name: str) -> dict[str, float]:
-        values = section.get(name) or {}
-        if (
-            not isinstance(values, Mapping)
-            or len(values) > MAX_PATTERNS
-            or not all(type(x) in (int, float) and 0 < x < 1e9 for x in values.values())
-        ):
-            allowed = f"an object of at most {MAX_PATTERNS} positive numbers by names of layers"
-            raise section.error(name, allowed)
-        for key in values:
-            if not _PATTERN.fullmatch(str(key)) or len(str(key)) > MAX_PATTERN:
-                raise WeightFileError(
-                    f"{self.file}: {name} holds {str(key)!r:.80}; names of layers are read, and "
-                    "patterns of letters, digits and . ^ $ | with at most two *"
-                )
-        return dict(values)
-
-    def _of(self, pattern: Mapping[str, float], module: str, default: float) -> float:
-        """The value of a layer: of the first pattern that its name ends with, as peft has it."""
-        for key, value in pattern.items():
-            try:
-                if re.fullmatch(rf"(.*\.)?({key})", module):
-                    return value
-            except re.error as error:
-                raise WeightFileError(f"{self.file}: {key!r} is no pattern: {error}") from error
-        return default
+def _of_layer(patterns: Mapping[str, float], module: str, usual: float, file: Path) -> float:
+    """The value of a layer: of the first pattern that its name ends with, as peft has it."""
+    for key, value in patterns.items():
+        try:
+            if re.fullmatch(rf"(.*\.)?({key})", module):
+                return value
+        except re.error as error:
+            raise WeightFileError(f"{file}: {key!r} is no pattern: {error}") from error
+    return usual
 
 
 def _note(

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clipjax.building import check_name
+from clipjax.building import resolve
 from clipjax.interop.tensors import WeightFileError
 from clipjax.models import IMAGE_ENCODERS, SPEC_FIELDS, TEXT_ENCODERS, leaf_shapes
 from clipjax.models.layers_layout import unstacked_shapes
+from clipjax.ranges import IMAGE_SIZE, Group
 from clipjax.tokenizers import TOKENIZERS
 
 Shapes = dict[str, tuple[int, ...]]
@@ -21,23 +22,14 @@ def check_spec(spec: Mapping[str, Any], *, where: str, plugins: Sequence[str] = 
     missing = [field for field in SPEC_FIELDS if field not in spec]
     if missing:
         raise WeightFileError(f"{where}: the model spec lacks {', '.join(missing)}")
-    if type(spec["image_size"]) is not int:
-        raise WeightFileError(
-            f"{where}: image_size is {str(spec['image_size'])[:80]}, expected one number: images "
-            "are square"
-        )
     tables = {"image": IMAGE_ENCODERS, "text": TEXT_ENCODERS, "tokenizer": TOKENIZERS}
-    for field, table in tables.items():
-        name = spec[field].get("name") if isinstance(spec[field], Mapping) else None
-        if isinstance(name, str) and ":" in name:
-            try:
-                check_name(name, plugins, path=f"{where}: {field}")
-            except ValueError as error:
-                raise WeightFileError(str(error)) from error
-        elif name not in table:
-            raise WeightFileError(
-                f"{where}: {field}.name is {str(name)[:80]!r}; converted are {', '.join(table)}"
-            )
+    try:
+        IMAGE_SIZE.check(spec["image_size"], f"{where}: image_size")
+        for field, table in tables.items():
+            Group("with a `name`").check(spec[field], f"{where}: {field}")
+            resolve(spec[field].get("name"), table, path=f"{where}: {field}", plugins=plugins)
+    except ValueError as error:
+        raise WeightFileError(str(error)) from error
 
 
 def stacked_shapes(spec: Mapping[str, Any], plugins: Sequence[str] = ()) -> Shapes:

@@ -126,5 +126,5 @@ def test_big_vision(tmp_path):
 
 
 def test_clipjax():
-    with pytest.raises(WeightFileError, match=r"image_size is \[224, 336\], .* images are square"):
+    with pytest.raises(WeightFileError, match=r"image_size = \[224, 336\]: .* images are square"):
         expected_shapes(merge(CLIP, {"image_size": [224, 336]}))

@@ -56,7 +56,12 @@ def plain_names(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTensor
             continue
         for i in range(tensor.shape[0]):
             parameters[f"{match[1]}_{i}/{match[2]}"] = tensor.row(i)
-    _merge_positions(parameters)
+    second, first = parameters.pop(_SECOND_POSITIONS, None), parameters.get("txt/pos_embedding")
+    if second is not None and first is not None:
+        one, two = first.astype(np.float32), second.astype(np.float32)
+        parameters["txt/pos_embedding"] = dataclasses.replace(
+            one, read=lambda: one.read() + two.read(), read_rows=None
+        )
     return parameters, tuple(ignored)
 
 
@@ -209,14 +214,3 @@ def _mlp(ours: str, theirs: str) -> list[Leaf]:
 def _same(ours: str, theirs: str, *parts: str) -> list[Leaf]:
     """Leaves that are theirs as they are."""
     return [leaf(f"{ours}/{part}", f"{theirs}/{part}") for part in parts]
-
-
-def _merge_positions(parameters: dict[str, LazyTensor]) -> None:
-    second = parameters.pop(_SECOND_POSITIONS, None)
-    first = parameters.get("txt/pos_embedding")
-    if second is not None and first is not None:
-        parameters["txt/pos_embedding"] = LazyTensor(
-            first.shape,
-            np.dtype(np.float32),
-            lambda: first.read().astype(np.float32) + second.read().astype(np.float32),
-        )
