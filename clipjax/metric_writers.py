@@ -56,13 +56,7 @@ def encode_line(step: int, metrics: Mapping[str, Any]) -> str:
 
 
 class JsonLines:
-    """A file of one JSON object a line, in which every step stands once, in order.
-
-    Args:
-        path: the path of the file.
-        start_step: finished steps of the state that the run starts from. Lines of later steps are
-            cut away, in one atomic replacement: the run is about to write them again.
-    """
+    """A file of one JSON object a line, in which every step stands once, in order."""
 
     def __init__(self, path: str | os.PathLike[str], *, start_step: int = 0) -> None:
         self.path = Path(path)

@@ -96,12 +96,7 @@ def set_aside(step_dir: Path, ending: str) -> Path:
 
 
 def sweep(directory: Path, *endings: str) -> None:
-    """Deletes what cut-off saves and deletions left behind.
-
-    Args:
-        directory: of the step folders.
-        *endings: which kinds: UNFINISHED, DELETING, TMP. Damaged folders are never swept.
-    """
+    """Deletes what cut-off saves and deletions left behind."""
     left_over = re.compile(f"[0-9]+({'|'.join(map(re.escape, endings))}).*")
     for path in directory.iterdir():
         if left_over.fullmatch(path.name):
@@ -112,11 +107,6 @@ def delete_old_steps(directory: Path, *, keep: int, keep_every: int | None) -> N
     """Deletes what retention gives up, and what cut-off saves left behind.
 
     Called after a commit, so that the newest step that stays has just been hashed.
-
-    Args:
-        directory: of the step folders.
-        keep: how many of the newest stay, at least 1.
-        keep_every: multiples of this stay for good; None = no step does.
     """
     sweep(directory, UNFINISHED, DELETING)
     for step in committed_steps(directory)[:-keep]:

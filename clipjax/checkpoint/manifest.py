@@ -19,6 +19,7 @@ from clipjax import __version__, faults
 from clipjax.checkpoint.folders import MANIFEST, refuse_links
 from clipjax.checkpoint.manifest_fields import NewerError, check_manifest
 from clipjax.files import replacing, sha256, sha256_of_file, write_file
+from clipjax.losses.objectives import is_of_objective
 from clipjax.ranges import show
 from clipjax.strict_json import read_json
 
@@ -85,6 +86,15 @@ class Manifest:
     def model_root(self) -> str:
         """Where the parameters are that a model computes with: the averaged ones, if any."""
         return "ema_params" if "ema_params" in self.roots else "params"
+
+    def of_model(self) -> dict[str, LeafRecord]:
+        """The leaves that a model computes with, by their names in its variables."""
+        found = {}
+        for record in self.leaves:
+            top, _, name = record.name.partition("/")
+            if top in (self.model_root, "model_state") and not is_of_objective(record.name):
+                found[name if top == "model_state" else f"params/{name}"] = record
+        return found
 
 
 def check_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:

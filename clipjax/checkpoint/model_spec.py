@@ -21,7 +21,6 @@ from clipjax.building import (
 from clipjax.checkpoint.contract import spec_of_contract, warn_of_sources
 from clipjax.checkpoint.manifest import DamagedCheckpointError, Manifest
 from clipjax.checkpoint.manifest_fields import newer
-from clipjax.losses.objectives import is_of_objective
 from clipjax.models import leaf_shapes
 from clipjax.models.layers_layout import unstacked_shapes
 from clipjax.models.spec_ranges import (
@@ -154,15 +153,7 @@ def check_model(
         raise ValueError(f"{step_dir}: {error}; it may be from a newer clipjax") from error
     except ValueError as error:
         raise DamagedCheckpointError(f"{step_dir}: {error}") from error
-    root, found = manifest.model_root, {}
-    for record in manifest.leaves:
-        top, _, name = record.name.partition("/")
-        if is_of_objective(record.name):
-            continue  # what it was trained by is no part of the model
-        if top == root:
-            found[f"params/{name}"] = record.shape
-        elif top == "model_state":
-            found[name] = record.shape
+    found = {name: record.shape for name, record in manifest.of_model().items()}
     if any("/block_0/" in name for name in found):
         wanted = unstacked_shapes(wanted)
     odd = sorted(n for n in found.keys() | wanted.keys() if found.get(n) != wanted.get(n))

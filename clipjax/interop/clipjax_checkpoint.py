@@ -25,7 +25,6 @@ from clipjax.interop.files.orbax_state import StateReader
 from clipjax.interop.shapes import check_spec, stacked_shapes
 from clipjax.interop.tensors import LazyTensor, WeightFileError
 from clipjax.interop.weights import NO_HINTS, Hints, Weights
-from clipjax.losses.objectives import is_of_objective
 from clipjax.models.layers_layout import block_names
 
 STEP = 0
@@ -148,15 +147,10 @@ def _streamed(name: str, shape: tuple[int, ...], weights: Weights) -> StreamedLe
 
 
 def _read_leaves(step_dir: Path, manifest: Manifest) -> dict[str, LazyTensor]:
-    root = manifest.model_root
     reader = StateReader(step_dir / "state")
     leaves: dict[str, LazyTensor] = {}
-    for record in manifest.leaves:
-        top, _, plain = record.name.partition("/")
-        if top not in (root, "model_state") or is_of_objective(record.name):
-            continue
+    for name, record in manifest.of_model().items():
+        plain = name.removeprefix("params/")
         whole, blocks = reader.tensor(record.name, record.shape), block_names(plain, record.shape)
-        leaves |= (
-            {name: whole.row(i) for i, name in enumerate(blocks)} if blocks else {plain: whole}
-        )
+        leaves |= {name: whole.row(i) for i, name in enumerate(blocks)} or {plain: whole}
     return leaves

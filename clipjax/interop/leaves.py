@@ -135,14 +135,7 @@ def leaf(name: str, theirs: str | Rows, transform: Transform = IDENTITY) -> Leaf
 def joined_leaf(
     name: str, theirs: Sequence[str | Rows], axis: int, each: Transform = IDENTITY
 ) -> Leaf:
-    """A leaf that stacks several tensors of theirs, such as q, k, v.
-
-    Args:
-        name: ours.
-        theirs: in the order of the stack.
-        axis: of our array, along which they lie; 1 in a qkv kernel, 0 in its bias.
-        each: from one of theirs to its part of ours.
-    """
+    """A leaf that stacks several tensors of theirs, such as q, k, v."""
     return Leaf(
         name,
         tuple(theirs),

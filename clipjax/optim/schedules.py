@@ -30,14 +30,6 @@ def make_schedule(
 ) -> optax.Schedule:
     """Linear warm-up from 0, then a cosine (arXiv:1608.03983) or a constant.
 
-    Args:
-        name: a key of `SCHEDULES`, or `module:name` of one's own.
-        learning_rate: at the end of the warm-up.
-        total_steps: where the cosine ends.
-        warmup_steps: steps of the warm-up.
-        end_fraction: of the learning rate, at total_steps.
-        plugins: modules that the name may import, see `clipjax.building.resolve`.
-
     Raises:
         ValueError: an unknown name.
     """

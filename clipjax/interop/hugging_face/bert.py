@@ -21,13 +21,7 @@ _BLOCK = BlockNames(
 
 
 def leaves(ours: str, theirs: str, tower: Mapping[str, Any]) -> tuple[Leaf, ...]:
-    """The table of a tower without its pooler.
-
-    Args:
-        ours: path of our encoder.
-        theirs: path of the module that holds `embeddings` and `encoder`.
-        tower: `text` of the spec.
-    """
+    """The table of a tower without its pooler."""
     rows = [leaf(f"{ours}/{a}", f"{theirs}.embeddings.{b}.weight") for a, b in _EMBEDDINGS.items()]
     rows += norm_leaves(f"{ours}/ln_embedding", f"{theirs}.embeddings.LayerNorm")
     rows += stack_leaves(ours, f"{theirs}.encoder.layer", _BLOCK, tower)
