@@ -119,8 +119,10 @@ class MissingTokenizer:
         """Raises ValueError: it is not known."""
         raise ValueError(self._message)
 
-    def decode(self, ids: Any) -> Any:
-        """Raises ValueError: there is no vocabulary."""
+    def __call__(self, texts: list[str]) -> Any:
+        """Raises ValueError: there is nothing to encode texts with."""
         raise ValueError(self._message)
 
-    __call__ = decode
+    def decode(self, ids: Any) -> Any:
+        """Raises ValueError: there is nothing to decode ids with."""
+        raise ValueError(self._message)

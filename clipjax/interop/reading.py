@@ -109,8 +109,8 @@ def _with_tokenizer(weights: Weights, file: str | os.PathLike[str] | None) -> We
             "here already; leave the flag out"
         )
     tokenizer = {**spec["tokenizer"], "model": path.name}
-    with path.open("rb") as file:
-        is_json = file.read(64).lstrip().startswith(b"{")
+    with path.open("rb") as opened:
+        is_json = opened.read(64).lstrip().startswith(b"{")
     if tokenizer["name"] == "sentencepiece" and is_json:
         # The same vocabulary in transformers' other form, whose end of text is in the file.
         kept = {name: tokenizer[name] for name in ("pad_id", "cleaning") if name in tokenizer}
