@@ -67,7 +67,7 @@ def own_symbols() -> tuple[str, ...]:
 
 
 @functools.cache
-def _byte_pairs() -> models.BPE:
+def byte_pairs() -> models.BPE:
     """Joins a word's neighbours, the best-ranked pair first and its places from left to right.
 
     The published code joins all places of a pair before it looks for the next pair. That is the
@@ -206,7 +206,7 @@ class ClipBPE:
         ids = self._specials.get(word.lower())
         if ids is None:
             text = "".join(_SYMBOL_OF_BYTE[byte] for byte in word.encode("utf-8"))
-            ids = [token.id for token in _byte_pairs().tokenize(text)]
+            ids = [token.id for token in byte_pairs().tokenize(text)]
         if len(self._words) >= MAX_REMEMBERED_WORDS:
             self._words = dict(self._specials)
         self._words[word] = ids

@@ -1,3 +1,4 @@
+import functools
 import json
 from pathlib import Path
 
@@ -49,6 +50,9 @@ def test_the_goldens_see_a_fault(fault, monkeypatch):
         merges = list(module.load_merges())
         merges[1], merges[2] = merges[2], merges[1]
         monkeypatch.setattr(module, "load_merges", lambda: tuple(merges))
+        for name in ("own_symbols", "byte_pairs"):  # which keep what they made of the true ones
+            anew = functools.cache(getattr(module, name).__wrapped__)
+            monkeypatch.setattr(module, name, anew)
     faulty = ClipBPE()
     assert any(faulty.encode(text) != ids for text, ids in GOLDEN["ids"].items())
 
