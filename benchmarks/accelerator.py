@@ -238,11 +238,12 @@ def ratios_of(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """
     done = {row["case"]: row for row in rows if row["status"] == "ok"}
     found = []
-    for entry in CASES.values():
-        ours, theirs = done.get(entry.against or ""), done.get(entry.name)
-        if ours is None or theirs is None:
+    pairs = [(name, entry.name) for entry in CASES.values() for name in entry.against]
+    for name, peer in pairs:
+        if name not in done or peer not in done:
             continue
-        row: dict[str, Any] = {"case": f"{entry.against} over {entry.name}", "status": "ratio"}
+        ours, theirs = done[name], done[peer]
+        row: dict[str, Any] = {"case": f"{name} over {peer}", "status": "ratio"}
         different = [
             name
             for name in ("platform", "device", "batch", "dtype")
@@ -257,12 +258,12 @@ def ratios_of(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             )
             found.append(row)
             continue
-        for name, more_is_better in COMPARED.items():
-            if ours.get(name) and theirs.get(name):
-                if "memory" in name or more_is_better:
-                    row[name] = ours[name] / theirs[name]
+        for figure, more_is_better in COMPARED.items():
+            if ours.get(figure) and theirs.get(figure):
+                if "memory" in figure or more_is_better:
+                    row[figure] = ours[figure] / theirs[figure]
                 else:
-                    row[name] = theirs[name] / ours[name]
+                    row[figure] = theirs[figure] / ours[figure]
         found.append(row)
     return found
 

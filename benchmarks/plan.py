@@ -10,17 +10,18 @@ peaks; nothing runs on a chip, and no speed is claimed.
 """
 
 import argparse
-import contextlib
 import json
-import os
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+if __name__ == "__main__" and not __package__:  # a file: the checkout in place of its folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks.common import setting_lines
 
 GIB = 2**30
 # name: (config and overrides, topology)
@@ -55,11 +56,8 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=list(BARS), choices=[*CASES, *GROUPS])
     parser.add_argument("--json", type=Path, help="folder to keep the plans in")
     options = parser.parse_args()
-    print(
-        f"- compile-time, {compilers()}, jax {version('jax')}, "
-        f"Python {platform.python_version()}, {os.cpu_count()}-core machine, load average "
-        f"{os.getloadavg()[0]:.1f} at the start; no TPU and no GPU"
-    )
+    print("\n".join(setting_lines("jax", *COMPILERS)))
+    print("- compile-time; no TPU and no GPU")
     print(
         "- FLOPs: matrix products of the compiled step, loop trips multiplied in, over the model's"
     )
@@ -73,15 +71,6 @@ def main() -> None:
     cases = [case for name in options.cases for case in GROUPS.get(name, (name,))]
     for case in cases:
         print(row(case, *run(case, options.json)), flush=True)
-
-
-def compilers() -> str:
-    """Those that are installed, with their versions."""
-    found = []
-    for package in COMPILERS:
-        with contextlib.suppress(PackageNotFoundError):
-            found.append(f"{package} {version(package)}")
-    return ", ".join(found)
 
 
 def run(case: str, folder: Path | None) -> tuple[dict, float, float]:

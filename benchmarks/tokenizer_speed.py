@@ -10,7 +10,6 @@ least of REPEATS rounds in which the two take turns.
 import os
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import emoji
@@ -20,8 +19,12 @@ import torch
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "golden" / "models"))
 import torchvision_operators  # noqa: F401  # isort: skip  before what imports torchvision
 
+if __name__ == "__main__" and not __package__:  # a file: the checkout in place of its folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 from open_clip.tokenizer import SimpleTokenizer
 
+from benchmarks.common import setting_lines
 from clipjax.data.classes.named_lists import load_class_names
 from clipjax.encoding.templates import load_templates
 from clipjax.tokenizers import ClipBPE
@@ -36,9 +39,7 @@ LANGUAGES = ("en", "es", "de", "fr", "ja", "ko", "pt", "it", "zh", "id", "ru", "
 def main() -> None:
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
-    print(f"- one of {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f} at the start")
-    packages = ("open_clip_torch", "ftfy", "regex", "torch", "numpy")
-    print("- " + ", ".join(f"{name} {version(name)}" for name in packages))
+    print("\n".join(setting_lines("open_clip_torch", "ftfy", "regex", "torch", "numpy")))
     print("\n| captions | word cache | clipjax | open_clip | ratio |\n|---|---|---|---|---|")
     for name, texts in sets().items():
         for state, ours, theirs in measure(texts):
