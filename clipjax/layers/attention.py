@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from clipjax.array_types import Array, Bool, Float, Int
+from clipjax.layers import short_attention as short
 from clipjax.layers.execution import ATTENTIONS, PLAIN, Execution
 from clipjax.layers.remat import MIXED, QKV, checkpoint_name
 
@@ -48,7 +49,10 @@ def attend(
     if implementation == "cudnn":
         return _by_cudnn(qkv, valid, is_causal=is_causal)
     qkv = checkpoint_name(qkv, QKV)
-    mixed = _by_xla(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], valid, is_causal=is_causal)
+    if implementation == "pallas":
+        mixed = short.short_attention(qkv, valid, causal=is_causal)
+    else:
+        mixed = _by_xla(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], valid, is_causal=is_causal)
     return checkpoint_name(mixed, MIXED)
 
 
@@ -81,7 +85,7 @@ def unsupported(implementation: str, qkv: Any, valid: Any = None, *, platform: s
     if implementation == "xla":
         return None
     if implementation == "pallas":
-        return "there is no kernel for it yet"
+        return short.unsupported(qkv.shape, qkv.dtype, platform)
     if platform != "gpu":
         return f"cuDNN runs on GPUs, and the devices are of the platform {platform!r}"
     if qkv.dtype not in (jnp.bfloat16, jnp.float16):

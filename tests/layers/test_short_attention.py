@@ -1,0 +1,210 @@
+"""The kernel for short sequences: interpreted against JAX's plain attention, compiled by libtpu."""
+
+import functools
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from clipjax import partitioning
+from clipjax.layers import short_attention as short
+from clipjax.layers import short_attention_blocks as blocks
+from clipjax.layers import short_attention_kernels as kernels
+from clipjax.layers.execution import Execution
+from clipjax.layers.short_attention import short_attention, unsupported
+from clipjax.layers.transformer import Attention, BlockConfig
+from clipjax.models import MODELS
+from clipjax.partitioning.boxes import boxed_axes, unbox, under_rules
+from clipjax.partitioning.rules import LOGICAL_AXIS_RULES, spec_of
+from clipjax.plan.collectives import find_collectives
+from clipjax.plan.hlo import parse, walk
+
+TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}  # of the largest value
+
+
+def plain(qkv, valid=None, causal=False):
+    if valid is not None:
+        if valid.ndim == 1:
+            valid = jnp.arange(qkv.shape[1]) < valid[:, None]
+        valid = jnp.broadcast_to(
+            valid[:, None, None], (qkv.shape[0], 1, qkv.shape[1], qkv.shape[1])
+        )
+    query, key, value = (qkv[:, :, part] for part in range(3))
+    return jax.nn.dot_product_attention(query, key, value, mask=valid, is_causal=causal)
+
+
+def value_and_gradient(attend, qkv, cotangent):
+    def both(qkv, cotangent):
+        out, back = jax.vjp(attend, qkv)
+        return out, back(cotangent)[0]
+
+    return jax.jit(both)(qkv, cotangent)
+
+
+def inputs(batch, length, heads, head_dim, dtype="float32"):
+    shapes = (batch, length, 3, heads, head_dim), (batch, length, heads, head_dim)
+    keys = jax.random.split(jax.random.key(length))
+    return [jax.random.normal(k, s).astype(dtype) for k, s in zip(keys, shapes, strict=True)]
+
+
+def errors(shape, *, dtype="float32", causal=False, valid=None, kernel=short_attention):
+    """Of the result and of the gradient, as a share of their largest value."""
+    arrays = inputs(*shape, dtype)
+    # Both from the same rounded inputs; the plain path in float32 is the truth of bfloat16, too.
+    exact = [x.astype("float32") for x in arrays]
+    wanted = value_and_gradient(functools.partial(plain, valid=valid, causal=causal), *exact)
+    found = value_and_gradient(
+        functools.partial(kernel, valid=valid, causal=causal, interpret=True), *arrays
+    )
+    assert [x.dtype for x in found] == [dtype, dtype]
+    pairs = zip(found, wanted, strict=True)
+    return np.array([abs(x.astype("float32") - w).max() / abs(w).max() for x, w in pairs])
+
+
+PREFIXES = np.array([37, 1, 0])
+MASK = np.arange(3 * 37).reshape(3, 37) % 5 < 3
+
+
+@pytest.mark.parametrize(
+    ("shape", "more"),
+    [
+        ((3, 37, 2, 24), {"valid": PREFIXES}),  # heads of no common lanes; a row without keys
+        ((3, 37, 1, 64), {"valid": MASK, "causal": True, "dtype": "bfloat16"}),
+        ((5, 13, 4, 64), {"causal": True}),  # two groups of heads
+        pytest.param((1, 1, 1, 4), {"dtype": "bfloat16"}, marks=pytest.mark.slow),
+    ],
+)
+def test_values_and_gradients_are_those_of_the_plain_path(shape, more):
+    if "valid" in more:
+        more = {**more, "valid": jnp.asarray(more["valid"])}
+    assert errors(shape, **more).max() < TOLERANCE[more.get("dtype", "float32")]
+
+
+def test_rows_in_chunks_of_queries_in_blocks_of_images(monkeypatch):
+    """Two whole chunks and a rest; three blocks of images, of which the last has fewer."""
+    monkeypatch.setattr(blocks, "_WHOLE_ROW", 16)
+    monkeypatch.setattr(blocks, "_CHUNK", 16)
+    monkeypatch.setattr(blocks, "_MOST_IMAGES", 2)
+    found = blocks.make_blocks("backward", 5, 37, 2, 16, 4, blocks.vmem_of(None))
+    assert (found.images, found.queries) == (2, 16)
+    shape, valid = (5, 37, 2, 16), jnp.array([37, 20, 0, 1, 36])
+    assert errors(shape, causal=True, valid=valid).max() < TOLERANCE["float32"]
+
+
+def test_a_wrong_kernel_is_caught(monkeypatch):
+    """Negative control: a head that is left out."""
+    heads = kernels._heads
+    monkeypatch.setattr(kernels, "_heads", lambda blocks: heads(blocks)[:1] * 2)
+    assert np.isnan(errors((2, 14, 2, 16))).all(), "what is not written is no number"
+
+
+def test_a_mask_that_is_ignored_is_caught():
+    def without(qkv, valid, **other):
+        return short_attention(qkv, **other)
+
+    assert errors((2, 13, 1, 16), valid=jnp.array([5, 13]), kernel=without).min() > 0.1
+
+
+TOWERS = [spec[side] for spec in MODELS.values() for side in ("image", "text")]
+TRANSFORMERS = [tower for tower in TOWERS if "mlp_dim" in tower]
+HEAD_DIMS = sorted({tower["width"] // tower["num_heads"] for tower in TRANSFORMERS})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("masked", ["", "lengths", "mask"])
+@pytest.mark.parametrize("length", [50, 99, 197, 450])  # 99: half of 196 patches and a class token
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_every_head_dim_of_the_zoo(head_dim, length, masked, causal, dtype):
+    valid = {
+        "": None,
+        "lengths": jnp.array([length, 3, 0]),
+        "mask": jnp.arange(3 * length).reshape(3, length) % 7 < 3,
+    }[masked]
+    found = errors((3, length, 2, head_dim), dtype=dtype, causal=causal, valid=valid)
+    assert found.max() < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "platform", "message"),
+    [
+        ((8, 197, 3, 12, 64), "bfloat16", "gpu", "for TPUs, not for gpu"),
+        ((8, 197, 3, 12, 64), "float16", "tpu", "takes float32 and bfloat16"),
+        ((8, 197, 2, 12, 64), "bfloat16", "tpu", "expected [batch, length, 3, heads, head_dim]"),
+        ((0, 197, 3, 12, 64), "bfloat16", "tpu", "nothing to attend to"),
+        ((8, 8192, 3, 12, 64), "bfloat16", "tpu", "8192 tokens and 12 heads of 64"),
+    ],
+)
+def test_what_the_kernel_is_not_for_is_said(shape, dtype, platform, message):
+    assert message in unsupported(shape, dtype, platform)
+    if platform == "tpu":
+        with pytest.raises(ValueError, match="short_attention: "):
+            jax.eval_shape(short_attention, jax.ShapeDtypeStruct(shape, dtype))
+
+
+def test_memory_decides_by_the_kind_of_the_chip():
+    shape = (8, 730, 3, 16, 80)
+    assert unsupported(shape, "bfloat16", "tpu", "TPU v5 lite") is None
+    assert "16 MiB that a core of TPU v4 has" in unsupported(shape, "bfloat16", "tpu", "TPU v4")
+    assert "an unknown TPU" in unsupported(shape, "bfloat16", "tpu")
+
+
+# --- Under a mesh --------------------------------------------------------------------------------
+
+MESHES = {
+    "replicated": {"data": 2, "fsdp": 4},
+    "zero1": {"data": 2, "fsdp": 4},
+    "fsdp": {"data": 2, "fsdp": 4},
+    "tensor": {"data": 2, "fsdp": 2, "tensor": 2},
+}
+
+
+def layer_collectives(table, attention):
+    """Collectives of a layer's gradients under a table: how often each kind moves which bytes."""
+    rules, mesh = LOGICAL_AXIS_RULES[table].params, partitioning.make_mesh(MESHES[table])
+    execution = Execution(platform="tpu", attention=attention)
+    config = BlockConfig(
+        depth=1, num_heads=4, mlp_dim=8, activation="gelu", layer_norm_eps=1e-5,
+        execution=execution,
+    )  # fmt: skip
+    layer = Attention(config)
+    x = jax.ShapeDtypeStruct((16, 5, 32), jnp.float32)
+    boxed = jax.eval_shape(layer.init, jax.random.key(0), x)
+    shapes, axes = unbox(boxed), boxed_axes(boxed)
+
+    def sharded(leaf, spec):
+        spec = spec_of(spec, leaf.shape, rules, mesh)
+        sharding = jax.sharding.NamedSharding(mesh, spec)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    def loss(params, x, valid):
+        x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
+        return (layer.apply(params, x, valid) ** 2).sum()
+
+    params = jax.tree.map(sharded, shapes, axes)
+    batch = [sharded(a, ("batch",)) for a in (x, jax.ShapeDtypeStruct((16,), jnp.int32))]
+    with jax.set_mesh(mesh), under_rules(rules):
+        gradients = jax.jit(jax.grad(loss, argnums=(0, 1)))
+        text = gradients.lower(params, *batch).compile().as_text()
+    module = parse(text)
+    found = find_collectives(module, walk(module), dict(mesh.shape))
+    return Counter((c.kind, c.crossing.label, c.total_bytes) for c in found)
+
+
+@pytest.mark.parametrize(
+    "table", ["replicated", "fsdp", "tensor", pytest.param("zero1", marks=pytest.mark.slow)]
+)
+def test_the_kernel_adds_no_collective(table):
+    wanted, found = layer_collectives(table, "xla"), layer_collectives(table, "pallas")
+    assert found == wanted
+    assert wanted, "the gradients are summed, whichever way"
+
+
+def test_a_kernel_that_gathers_is_caught(monkeypatch):
+    """Negative control: every device attends for the whole batch."""
+    monkeypatch.setattr(short, "spec_of", lambda *_: jax.sharding.PartitionSpec())
+    assert "all-gather" in {kind for kind, *_ in layer_collectives("replicated", "pallas")}
