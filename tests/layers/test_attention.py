@@ -89,6 +89,9 @@ def test_queries_of_their_own_attend_to_the_keys():
         ("gpu", "cudnn", jnp.bfloat16, 136, "a multiple of 8, up to 128; these have 136"),
         ("cpu", "cudnn", jnp.bfloat16, 64, "cuDNN runs on GPUs, and the devices are of the plat"),
         ("gpu", "pallas", jnp.bfloat16, 64, "'auto' takes what there is"),
+        ("tpu", "auto", jnp.bfloat16, 72, "pallas"),
+        ("tpu", "auto", jnp.float16, 64, "xla"),
+        ("tpu", "pallas", jnp.float16, 64, "the kernel takes float32 and bfloat16"),
         ("gpu", "flash", jnp.bfloat16, 64, "allowed are auto, xla, cudnn, pallas"),
     ],
 )
