@@ -5,6 +5,7 @@ elementwise work, and of the backward pass's three products with scores only one
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -86,11 +87,10 @@ def _call(
         scratch = [pltpu.VMEM((length, blocks.head_dim), jnp.float32)] * 2
     prefetched: tuple[jax.Array, ...] = ()
     read = inputs
-    if valid is None:
-        body = functools.partial(kernel, None, None)
-    elif valid.ndim == 1:
+    body: Callable[..., None] = functools.partial(kernel, None, None)
+    if valid is not None and valid.ndim == 1:
         prefetched, body = (valid,), lambda lengths, *refs: kernel(lengths, None, *refs)
-    else:
+    elif valid is not None:
         read = (valid.astype(jnp.float32)[:, None], *inputs)
         body = functools.partial(kernel, None)
 
@@ -113,7 +113,7 @@ def _call(
         cost_estimate=pl.CostEstimate(
             flops=attention_flops(batch, length, blocks.heads, blocks.head_dim)[which],
             transcendentals=batch * blocks.heads * length**2,
-            bytes_accessed=sum(x.size * x.dtype.itemsize for x in (*inputs, out)),
+            bytes_accessed=sum(math.prod(x.shape) * out.dtype.itemsize for x in (*inputs, out)),
         ),
         interpret=interpret,
         name=f"short_attention_{which}",
@@ -250,7 +250,9 @@ def _backward_kernel(
         mean = (p * d_p).sum(0, keepdims=True) * inverse
         p = p * inverse
         d_scores = p * (d_p - mean) * scale
-        if inside is not None:  # a row without keys has even probabilities, and no gradient
+        if (
+            inside is not None and valid is not None
+        ):  # a row without keys has even probabilities, and no gradient
             d_scores = jnp.where(valid, d_scores, 0)
         d_scores = d_scores.astype(q.dtype)
         d_q = _product(d_scores, k, _FIRST_FIRST)
