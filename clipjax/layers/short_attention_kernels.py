@@ -113,7 +113,8 @@ def _call(
         cost_estimate=pl.CostEstimate(
             flops=attention_flops(batch, length, blocks.heads, blocks.head_dim)[which],
             transcendentals=batch * blocks.heads * length**2,
-            bytes_accessed=sum(math.prod(x.shape) * out.dtype.itemsize for x in (*inputs, out)),
+            bytes_accessed=(sum(x.size for x in inputs) + math.prod(out.shape))
+            * out.dtype.itemsize,
         ),
         interpret=interpret,
         name=f"short_attention_{which}",
