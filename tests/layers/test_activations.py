@@ -1,5 +1,6 @@
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -22,6 +23,17 @@ def test_formula(name):
     # No other formula would pass for this one.
     others = [FORMULAS[other] for other in FORMULAS if other != name]
     assert all(np.abs(found - other).max() > 1e-4 for other in others)
+
+
+@pytest.mark.parametrize("name", sorted(FORMULAS))
+def test_lean_activations_leave_their_input_alone(name):
+    x = jnp.asarray(X, jnp.float32)
+    (found, pull), (wanted, plain) = (
+        jax.vjp(activation(name, lean=lean), x) for lean in (True, False)
+    )
+    np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_allclose(pull(x)[0], plain(x)[0], atol=1e-6)
+    assert [leaf.shape for leaf in jax.tree.leaves(pull)] == [x.shape]
 
 
 def test_unknown_name():

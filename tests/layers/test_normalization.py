@@ -37,6 +37,38 @@ def test_statistics_are_float32_under_bfloat16():
     assert np.abs(low.astype(jnp.float32) - want).max() > 5e-2
 
 
+@pytest.mark.parametrize(("dtype", "atol"), [(jnp.float32, 1e-5), (jnp.bfloat16, 3e-2)])
+def test_lean_values_and_gradients_are_the_same(dtype, atol):
+    keys = jax.random.split(jax.random.key(0), 4)
+    x = (2 + 3 * jax.random.normal(keys[0], (2, 3, 32))).astype(dtype)
+    weights = jax.random.normal(keys[1], x.shape)
+    params = {"scale": jax.random.normal(keys[2], (32,)), "bias": jax.random.normal(keys[3], (32,))}
+
+    def run(lean, params, x):
+        def loss(params, x):
+            out = LayerNorm(1e-5, lean).apply({"params": params}, x)
+            return (out * weights).sum(), out
+
+        return jax.grad(loss, argnums=(0, 1), has_aux=True)(params, x)
+
+    found, wanted = run(True, params, x), run(False, params, x)
+    jax.tree.map(
+        lambda f, w: np.testing.assert_allclose(np.float32(f), np.float32(w), atol=atol, rtol=atol),
+        found,
+        wanted,
+    )
+    assert jax.tree.map(lambda leaf: leaf.dtype, found) == jax.tree.map(
+        lambda leaf: leaf.dtype, wanted
+    )
+
+    def kept(lean):
+        """Elements that the backward pass is left."""
+        pullback = jax.vjp(lambda x: LayerNorm(1e-5, lean).apply({"params": params}, x), x)[1]
+        return sum(leaf.size for leaf in jax.tree.leaves(pullback))
+
+    assert kept(True) < 1.3 * x.size + 100 < 2 * x.size < kept(False)
+
+
 def test_l2_normalise():
     x = jax.random.normal(jax.random.key(0), (3, 8)).at[1].set(0)
     found = l2_normalise(x)
