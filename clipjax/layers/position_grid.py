@@ -31,7 +31,8 @@ def positions_of_patches(
     column_weights = resize_weights(number % columns, columns, side)
     weights = row_weights[..., :, None] * column_weights[..., None, :]
     flat = weights.reshape(*number.shape, side * side).astype(table.dtype)
-    return flat @ table.reshape(side * side, width)
+    # By default a TPU would round weights and table to bfloat16, a GPU to TF32.
+    return jnp.matmul(flat, table.reshape(side * side, width), precision="highest")
 
 
 def resize_weights(
