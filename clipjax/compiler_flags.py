@@ -31,7 +31,10 @@ FLAGS: dict[str, dict[str, Flag]] = {
     "cpu": {},
     "gpu": {
         "xla_gpu_enable_latency_hiding_scheduler": Flag(
-            True, True, "gradients are summed while the rest of the backward pass computes"
+            True,
+            True,
+            "gradients are summed while the backward pass goes on; said, and not left to a default "
+            "that has changed between releases",
         ),
     },
     "tpu": {},
