@@ -65,15 +65,17 @@ def errors(shape, *, dtype="float32", causal=False, valid=None, kernel=short_att
 
 
 PREFIXES = np.array([37, 1, 0])
-MASK = np.arange(3 * 37).reshape(3, 37) % 5 < 3
+MASK = (np.arange(3 * 37).reshape(3, 37) % 5 < 3) & (np.arange(3) < 2)[:, None]
 
 
 @pytest.mark.parametrize(
     ("shape", "more"),
     [
-        ((3, 37, 2, 24), {"valid": PREFIXES}),  # heads of no common lanes; a row without keys
-        ((3, 37, 1, 64), {"valid": MASK, "causal": True, "dtype": "bfloat16"}),
-        ((5, 13, 4, 64), {"causal": True}),  # two groups of heads
+        # The last row has no keys.
+        ((3, 37, 1, 24), {"valid": MASK, "causal": True, "dtype": "bfloat16"}),
+        # Two groups of heads; heads of no common lanes.
+        pytest.param((5, 13, 4, 64), {"causal": True}, marks=pytest.mark.slow),
+        pytest.param((3, 37, 2, 24), {"valid": PREFIXES}, marks=pytest.mark.slow),
         pytest.param((1, 1, 1, 4), {"dtype": "bfloat16"}, marks=pytest.mark.slow),
     ],
 )
@@ -101,6 +103,7 @@ def test_a_wrong_kernel_is_caught(monkeypatch):
     assert np.isnan(errors((2, 14, 2, 16))).all(), "what is not written is no number"
 
 
+@pytest.mark.slow
 def test_a_mask_that_is_ignored_is_caught():
     def without(qkv, valid, **other):
         return short_attention(qkv, **other)
@@ -109,8 +112,7 @@ def test_a_mask_that_is_ignored_is_caught():
 
 
 TOWERS = [spec[side] for spec in MODELS.values() for side in ("image", "text")]
-TRANSFORMERS = [tower for tower in TOWERS if "mlp_dim" in tower]
-HEAD_DIMS = sorted({tower["width"] // tower["num_heads"] for tower in TRANSFORMERS})
+HEAD_DIMS = sorted({t["width"] // t["num_heads"] for t in TOWERS if "mlp_dim" in t})
 
 
 @pytest.mark.slow
@@ -168,11 +170,11 @@ def layer_collectives(table, attention):
     rules, mesh = LOGICAL_AXIS_RULES[table].params, partitioning.make_mesh(MESHES[table])
     execution = Execution(platform="tpu", attention=attention)
     config = BlockConfig(
-        depth=1, num_heads=4, mlp_dim=8, activation="gelu", layer_norm_eps=1e-5,
+        depth=1, num_heads=2, mlp_dim=8, activation="gelu", layer_norm_eps=1e-5,
         execution=execution,
     )  # fmt: skip
     layer = Attention(config)
-    x = jax.ShapeDtypeStruct((16, 5, 32), jnp.float32)
+    x = jax.ShapeDtypeStruct((16, 5, 16), jnp.float32)
     boxed = jax.eval_shape(layer.init, jax.random.key(0), x)
     shapes, axes = unbox(boxed), boxed_axes(boxed)
 
@@ -196,7 +198,8 @@ def layer_collectives(table, attention):
 
 
 @pytest.mark.parametrize(
-    "table", ["replicated", "fsdp", "tensor", pytest.param("zero1", marks=pytest.mark.slow)]
+    "table",
+    [x if x == "tensor" else pytest.param(x, marks=pytest.mark.slow) for x in MESHES],
 )
 def test_the_kernel_adds_no_collective(table):
     wanted, found = layer_collectives(table, "xla"), layer_collectives(table, "pallas")
@@ -208,3 +211,75 @@ def test_a_kernel_that_gathers_is_caught(monkeypatch):
     """Negative control: every device attends for the whole batch."""
     monkeypatch.setattr(short, "spec_of", lambda *_: jax.sharding.PartitionSpec())
     assert "all-gather" in {kind for kind, *_ in layer_collectives("replicated", "pallas")}
+
+
+# --- Compiled for TPUs that are not here ----------------------------------------------------------
+
+CHIPS = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
+
+
+def row(spec, side):
+    """Tokens of a tower's rows, an image's with the class token; heads and their dim."""
+    tower = spec[side]
+    length = tower.get("context_length")
+    if side == "image":
+        size = spec["image_size"] // tower["patch_size"]
+        length = size**2 + (tower.get("pooling") in ("cls", "patch_mean"))
+    return length, tower["num_heads"], tower["width"] // tower["num_heads"]
+
+
+SIDES = [(spec, side) for spec in MODELS.values() for side in ("image", "text")]
+ROWS = {row(spec, side) for spec, side in SIDES if "mlp_dim" in spec[side]}
+# The longest and the shortest rows of each head dim.
+CORNERS = {
+    edge(row for row in ROWS if row[2] == dim and row[0] <= 730)
+    for dim in HEAD_DIMS
+    for edge in (min, max)
+}
+
+
+def compile_for(chip, row, which, *, dtype="bfloat16", masked=False):
+    """Compiles one kernel for one chip; whether `unsupported` refuses the row instead."""
+    pytest.importorskip("libtpu")
+    from clipjax.plan import make_topology
+
+    device = make_topology(CHIPS[chip]).devices[0]
+    length, heads, head_dim = row
+    shape = (64, length, 3, heads, head_dim)
+    if unsupported(shape, dtype, "tpu", device.device_kind) is not None:
+        return False
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    cut = blocks.make_blocks(
+        which, *shape[:2], heads, head_dim, jnp.dtype(dtype).itemsize,
+        blocks.vmem_of(device.device_kind),
+    )  # fmt: skip
+    width = heads * head_dim
+
+    def of(shape, dtype=dtype):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    valid = of((64, length), bool) if masked else None
+    arrays = [of((64, length, 3 * width)), valid]
+    arrays += [of((64, length, width))] if which == "backward" else []
+    kernel = getattr(kernels, which)
+    run = jax.jit(functools.partial(kernel, blocks=cut, causal=masked, interpret=False))
+    text = run.lower(*arrays).compile().as_text()
+    assert f"short_attention_{which}" in text
+    assert f'"flops":"{blocks.attention_flops(64, length, heads, head_dim)[which]}"' in text
+    return True
+
+
+@pytest.mark.tpu
+@pytest.mark.parametrize("which", ["forward", "backward"])
+@pytest.mark.parametrize("row", sorted(CORNERS))
+@pytest.mark.parametrize("chip", CHIPS)
+def test_the_zoos_rows_compile_within_a_cores_memory(chip, row, which):
+    compiled = compile_for(chip, row, which)
+    assert compiled or chip == "v4", "only the 16 MiB of a v4's core are too few"
+
+
+@pytest.mark.tpu
+@pytest.mark.parametrize("which", ["forward", "backward"])
+def test_masks_and_float32_compile(which):
+    assert compile_for("v5e", (77, 12, 64), which, masked=True)
+    assert compile_for("v5e", (64, 16, 72), which, dtype="float32")
