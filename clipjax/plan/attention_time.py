@@ -1,0 +1,79 @@
+"""An estimate of the time that attention's kernel for short sequences takes on a TPU by itself.
+
+A bound of a step divides FLOPs by the peak of the matrix units, which a kernel cannot reach: the
+units work on whole tiles, so rows of 197 tokens are as dear as of 256, and a softmax is vector work
+that they wait for. An estimate from counts, not a measurement; docs/performance.md compares it with
+what libtpu's compiler schedules.
+"""
+
+from typing import NamedTuple
+
+from clipjax.plan.chips import Chip
+
+# Rows of a register, and numbers of one.
+_SUBLANES, _REGISTER = 8, 1024
+# Registers that a core's vector units take in a cycle; one of them at most makes exponentials.
+_VECTOR_UNITS = 4
+# "How to Scale Your Model" (jax-ml.github.io/scaling-book/tpus): side of a matrix unit.
+_SIDES = {"v4": 128, "v5e": 128, "v5p": 128, "v6e": 256, "tpu7x": 256}
+# Matrix units of a core times cores: with the side and the peak they give the clock.
+_UNITS = {"v4": (4, 2), "v5e": (4, 1), "v5p": (4, 2)}
+# Products with scores, and vector operations for each score as the kernels make it: differences,
+# maxima, sums, masks left out, conversions to the operands' dtype.
+_PRODUCTS = {"forward": 2, "backward": 5}
+_VECTOR_OPS = {"forward": 6, "backward": 12}
+
+
+class AttentionTime(NamedTuple):
+    """Estimated seconds of one kernel on one chip.
+
+    Attributes:
+        padded_flops: of its products, whole tiles counted.
+        matrix_s: of these at the peak.
+        vector_s: of the softmax and its gradient; None where the chip's clock is not published.
+    """
+
+    padded_flops: float
+    matrix_s: float
+    vector_s: float | None
+
+    @property
+    def total_s(self) -> float:
+        """One after the other: within a head the softmax waits for the scores."""
+        return self.matrix_s + (self.vector_s or 0.0)
+
+
+def attention_time(
+    chip: Chip, which: str, *, batch: int, length: int, heads: int, head_dim: int
+) -> AttentionTime:
+    """Estimates a kernel of `clipjax.layers.short_attention`.
+
+    Args:
+        chip: a TPU.
+        which: forward or backward.
+        batch: images of the chip.
+        length: tokens of each.
+        heads: of an image.
+        head_dim: numbers of a head.
+
+    Raises:
+        ValueError: a chip that has no such units.
+    """
+    if chip.name not in _SIDES:
+        raise ValueError(f"{chip.name} is no TPU; the kernel runs on {', '.join(_SIDES)}")
+    side = _SIDES[chip.name]
+    rows, columns, inner = _up(length, _SUBLANES), _up(length, side), _up(head_dim, side)
+    times = batch * heads * _PRODUCTS[which]
+    padded_flops = 2.0 * times * rows * columns * inner
+    vector_s = None
+    if chip.name in _UNITS:
+        units, cores = _UNITS[chip.name]
+        clock = chip.flops / (2 * side**2 * units * cores)
+        scores = rows * _up(length, 128) / _REGISTER
+        cycles = batch * heads * scores * _VECTOR_OPS[which] / _VECTOR_UNITS
+        vector_s = cycles / (clock * cores)
+    return AttentionTime(padded_flops, padded_flops / chip.flops, vector_s)
+
+
+def _up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
