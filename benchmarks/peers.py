@@ -185,13 +185,14 @@ def make_loss_step(image: Any, text: Any) -> Step:
     """ClipLoss, forward and backward, of the same embeddings in bfloat16."""
     torch, open_clip = libraries()
     device = device_of(torch)
-    leaves = [
-        torch.tensor(x, device=device).to(torch.bfloat16).requires_grad_() for x in (image, text)
-    ]
+    leaves = [torch.tensor(x).to(device, torch.bfloat16).requires_grad_() for x in (image, text)]
     scale = torch.tensor(1 / 0.07, device=device, requires_grad=True)
     loss_fn = open_clip.loss.ClipLoss()
     peak = peak_bytes_of(torch, device)
-    before, held_in = peak()
+    before = status_bytes("VmRSS")
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = int(torch.cuda.memory_allocated())
 
     def run() -> Any:
         for leaf in (*leaves, scale):
@@ -204,7 +205,6 @@ def make_loss_step(image: Any, text: Any) -> Step:
         **device_facts(torch, device),
         "compile_s": 0.0,
         "memory_before_gb": before / 1e9,
-        "memory_of": held_in,
     }
     return Step(run, float, facts, peak)
 
