@@ -38,6 +38,7 @@ def choose_execution(settings: Settings, mesh: Mesh) -> Execution:
         attention=attention,
         unroll=0 if unrolled else settings.scan_unroll,
         apart=platform == "cpu" and is_unrolled(settings),
+        row_major=platform == "gpu" and mesh.devices.size == 1,
         remat="none" if settings.remat == "auto" else settings.remat,
     )
 

@@ -17,6 +17,9 @@ class Execution:
         attention: of ATTENTIONS, see `clipjax.layers.attention.attend`.
         unroll: blocks in one iteration of the scan over a stack; 0 for all, which leaves no loop.
         apart: the parameters are one subtree a block, `block_0`, `block_1`, instead of a stack.
+        row_major: the tokens lie in memory with the width innermost. Left free, XLA's GPU compiler
+            puts the batch there, and norms and biases read across. For one device: the constraint
+            is not partitioned, so that several would gather the batch.
         remat: what the backward pass computes again, a row of `clipjax.layers.remat.REMAT`.
     """
 
@@ -24,6 +27,7 @@ class Execution:
     attention: str = "auto"
     unroll: int = 1
     apart: bool = False
+    row_major: bool = False
     remat: str = "none"
 
     @property

@@ -61,13 +61,21 @@ def _layer_norm_bwd(
     eps: float, kept: tuple[jax.Array, ...], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     x, scale, mean, deviation = kept
-    gradient = gradient.astype(jnp.float32)
-    normal = (x.astype(jnp.float32) - mean) * deviation
+
+    def in_float32(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return (x.astype(jnp.float32) - mean) * deviation, gradient.astype(jnp.float32)
+
     rows = tuple(range(x.ndim - 1))
-    of_normal = gradient * scale
-    along = normal * (of_normal * normal).mean(-1, keepdims=True)
-    of_x = deviation * (of_normal - of_normal.mean(-1, keepdims=True) - along)
-    return of_x.astype(x.dtype), (gradient * normal).sum(rows), gradient.sum(rows)
+    normal, of_out = in_float32(x, gradient)
+    shift = (of_out * scale).mean(-1, keepdims=True)
+    along = (of_out * scale * normal).mean(-1, keepdims=True)
+    of_scale, of_bias = (of_out * normal).sum(rows), of_out.sum(rows)
+    # Behind the barrier all is computed from what is kept; without it the compiler writes float32
+    # copies of both arrays for their second use.
+    x, gradient, shift, along = jax.lax.optimization_barrier((x, gradient, shift, along))
+    normal, of_out = in_float32(x, gradient)
+    of_x = deviation * (of_out * scale - shift - normal * along)
+    return of_x.astype(x.dtype), of_scale, of_bias
 
 
 _layer_norm.defvjp(_layer_norm_fwd, _layer_norm_bwd)

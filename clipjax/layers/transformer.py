@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from clipjax.array_types import Array, Bool, Float, Int
 from clipjax.layers.activations import activation
@@ -139,6 +140,8 @@ class Block(nn.Module):
         """Applies the block."""
         config, norm_first = self.config, self.config.norm_first
         x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
+        if config.execution.row_major:
+            x = with_layout_constraint(x, Layout((0, 1, 2)))
         attention, mlp = Attention(config, name="attention"), Mlp(config, name="mlp")
         lean = config.execution.lean
         ln_1 = LayerNorm(config.layer_norm_eps, lean, name="ln_1")

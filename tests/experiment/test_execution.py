@@ -18,13 +18,15 @@ from clipjax.models import MODELS
 GB = 10**9
 
 
-def execution_of(platform, capability=None, **fields):
+def execution_of(platform, capability=None, count=1, **fields):
     config = default_config()
     for name, value in fields.items():
         config[name] = value
     settings = resolve(config, to_run=False).settings
     device = SimpleNamespace(platform=platform, compute_capability=capability)
-    return choose_execution(settings, SimpleNamespace(devices=np.array([device])))
+    devices = np.array([device] * count)
+    mesh = SimpleNamespace(devices=devices, empty=False, abstract_device=device)
+    return choose_execution(settings, mesh)
 
 
 def test_each_platform_has_its_own_way():
@@ -32,6 +34,8 @@ def test_each_platform_has_its_own_way():
     assert (cpu.lean, cpu.unroll, cpu.apart) == (False, 1, False)
     assert (gpu.lean, gpu.unroll, gpu.apart, gpu.attention) == (True, 0, False, "auto")
     assert (tpu.lean, tpu.unroll) == (True, 1)
+    assert gpu.row_major and not execution_of("gpu", "9.0", 2).row_major
+    assert not (tpu.row_major or cpu.row_major)
     assert execution_of("gpu", "7.5").attention == "xla"
     assert execution_of("gpu", "gfx942").attention == "xla"
     asked = execution_of("gpu", "9.0", scan_layers="true", scan_unroll=4, remat="dots")

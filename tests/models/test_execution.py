@@ -23,7 +23,9 @@ SPECS = {
     "naflex, bert": {**tiny_spec(), "image": NAFLEX, "text": BERT},
 }
 WAYS = {
-    remat: Execution(platform="gpu", attention="xla", unroll=0 if number % 2 else 1, remat=remat)
+    remat: Execution(
+        platform="gpu", attention="xla", unroll=number % 2, row_major=True, remat=remat
+    )
     for number, remat in enumerate(REMAT)
 }
 QUICK = ("map, patches left out", "names")
