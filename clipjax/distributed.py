@@ -49,21 +49,20 @@ def initialize(mode: str = "auto") -> bool:
     if mode == "off":
         return False
     environment = os.environ
+    options: dict[str, Any] = {"heartbeat_timeout_seconds": _HEARTBEAT_TIMEOUT_S}
     if COORDINATOR in environment:
         missing = [name for name in (NUM_PROCESSES, PROCESS_ID) if name not in environment]
         if missing:
             raise ValueError(f"{COORDINATOR} is set but {', '.join(missing)} is not; set them all")
-        jax.distributed.initialize(
-            environment[COORDINATOR],
-            int(environment[NUM_PROCESSES]),
-            int(environment[PROCESS_ID]),
-            heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT_S,
-        )
-        return True
-    if mode == "on" or is_cluster(environment):
-        jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT_S)
-        return True
-    return False
+        options |= {
+            "coordinator_address": environment[COORDINATOR],
+            "num_processes": int(environment[NUM_PROCESSES]),
+            "process_id": int(environment[PROCESS_ID]),
+        }
+    elif mode == "auto" and not is_cluster(environment):
+        return False
+    jax.distributed.initialize(**options)
+    return True
 
 
 def is_cluster(environment: Mapping[str, str]) -> bool:

@@ -3,6 +3,7 @@
 Only the lead process writes.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -115,7 +116,7 @@ class JsonLines:
         self._file.close()
 
 
-class MetricWriter:
+class MetricWriter(contextlib.AbstractContextManager):
     """Writes training metrics to `metrics.jsonl`, evaluations to `evals.jsonl`, and both as events.
 
     In the processes other than the lead, nothing.
@@ -142,9 +143,6 @@ class MetricWriter:
             self._events = SummaryWriter(
                 str(workdir / "tensorboard"), purge_step=start_step + 1, write_to_disk=True
             )
-
-    def __enter__(self) -> "MetricWriter":
-        return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
@@ -179,7 +177,7 @@ class MetricWriter:
                 self._events.close()
 
 
-class ProgressBar:
+class ProgressBar(contextlib.AbstractContextManager):
     """Shows step, rate and remaining time: a bar on a terminal, else a line now and then.
 
     The rate is the mean since the start, without the time that the run says it stood still
@@ -219,9 +217,6 @@ class ProgressBar:
                 file=self._stream,
                 dynamic_ncols=True,
             )
-
-    def __enter__(self) -> "ProgressBar":
-        return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()

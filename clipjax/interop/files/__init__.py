@@ -4,5 +4,5 @@ All that is read is untrusted data: nothing is unpickled by pickle, nothing in a
 and each size is checked before memory is taken for it.
 """
 
-from clipjax.interop.files.opening import file_kind, open_tensors
+from clipjax.interop.files.opening import file_kind, first_of, open_tensors
 from clipjax.interop.files.safetensors import save_safetensors

@@ -2,7 +2,7 @@
 
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -38,6 +38,18 @@ def file_kind(path: str | os.PathLike[str]) -> Kind | None:
     if path.name.endswith(".index.json"):
         return "index"
     return "safetensors" if len(start) == 9 and start[8:] == b"{" else None
+
+
+def first_of(folder: Path, names: Sequence[str]) -> Path:
+    """The first of these files of weights that a folder holds.
+
+    Raises:
+        WeightFileError: it holds none.
+    """
+    found = next((folder / name for name in names if (folder / name).is_file()), None)
+    if found is None:
+        raise WeightFileError(f"{folder} holds no weights: expected {' or '.join(names)}")
+    return found
 
 
 def open_tensors(path: str | os.PathLike[str], *, which: str | None = None) -> WeightFile:

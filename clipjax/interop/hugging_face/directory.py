@@ -6,7 +6,7 @@ from typing import Any
 
 from clipjax.checkpoint import needs_file
 from clipjax.config import to_plain
-from clipjax.interop.files import file_kind, save_safetensors
+from clipjax.interop.files import file_kind, first_of, save_safetensors
 from clipjax.interop.hugging_face.comparison import different_numbers, own_spec, row_of
 from clipjax.interop.hugging_face.config_json import FAMILIES, OWN_FIELD, read_config, write_config
 from clipjax.interop.hugging_face.preprocessor import read_preprocessor, write_preprocessor
@@ -59,7 +59,7 @@ def read(path: Path, hints: Hints) -> Weights:
         ValueError: a hint is wrong or needed.
     """
     if path.is_dir():
-        return _read_directory(path, _weight_file(path), hints)
+        return _read_directory(path, first_of(path, WEIGHT_FILES), hints)
     if recognises(path.parent):
         return _read_directory(path.parent, path, hints)
     if hints.text_from is not None:
@@ -110,18 +110,11 @@ def _joined(path: Path, file: Path, hints: Hints) -> Joined:
         other = Path(hints.text_from)
         if not recognises(other):
             raise ValueError(f"--from_text {other}: no directory with a {CONFIG} of a model_type")
-        return join(path, file, _weight_file(other), hints)
+        return join(path, file, first_of(other, WEIGHT_FILES), hints)
     config = read_json(path / CONFIG)
     refuse_alone(config, path)
     source = read_source(file, hints)
     return Joined(config, str(path / CONFIG), source.tensors, source.ignored, source.notes)
-
-
-def _weight_file(path: Path) -> Path:
-    files = [path / name for name in WEIGHT_FILES if (path / name).is_file()]
-    if not files:
-        raise WeightFileError(f"{path} holds no weights: expected {' or '.join(WEIGHT_FILES)}")
-    return files[0]
 
 
 def write(path: Path, weights: Weights) -> None:

@@ -72,7 +72,7 @@ def read(path: Path, hints: Hints) -> Weights:
         ValueError: the file leaves open which model it is, or a hint contradicts it.
     """
     folder = path if path.is_dir() else None
-    file = _weight_file(path) if folder else path
+    file = files.first_of(path, WEIGHT_FILES) if folder else path
     config = _config_of(folder) if folder else None
     source = read_source(file, hints)
     tensors, where = plain_names(source.tensors), str(file)
@@ -120,13 +120,6 @@ def write(path: Path, found: Weights) -> None:
     if not is_file:
         write_json(path / CONFIG, config)
         tokenizer.write_files(path, found)
-
-
-def _weight_file(folder: Path) -> Path:
-    for name in WEIGHT_FILES:
-        if (folder / name).is_file():
-            return folder / name
-    raise WeightFileError(f"{folder} holds none of {', '.join(WEIGHT_FILES)}")
 
 
 def _config_of(folder: Path) -> Any:
