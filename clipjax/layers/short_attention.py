@@ -2,9 +2,9 @@
 
 JAX's flash attention for TPUs wants heads in front of tokens and rows of 128, for which a row of
 197 tokens is transposed and padded in memory. Here whole rows of a few images are in the core's own
-memory at once: scores never leave it, nothing is moved around the kernel, and the backward pass
-computes the probabilities again (arXiv:2205.14135) without an online softmax, for it sees whole
-rows.
+memory at once: scores never leave it, heads are neither transposed nor padded, and the backward
+pass computes the probabilities again (arXiv:2205.14135) without an online softmax, for it sees
+whole rows.
 """
 
 import functools
