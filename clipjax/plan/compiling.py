@@ -1,7 +1,9 @@
 """Compile the train step ahead of time, and read what the compiler says about memory."""
 
 import time
-from typing import NamedTuple
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 from absl import logging
@@ -21,12 +23,14 @@ class Compiled(NamedTuple):
             compiler stopped there.
         text: the compiled HLO; "" where there is none.
         seconds: to trace and compile.
+        options: of the compiler.
     """
 
     memory: Memory | None
     needed_bytes: int
     text: str
     seconds: float
+    options: Mapping[str, Any] = MappingProxyType({})
 
 
 def compile_step(program: Program, stage: Stage, chip: Chip | None = None) -> Compiled:
@@ -42,13 +46,18 @@ def compile_step(program: Program, stage: Stage, chip: Chip | None = None) -> Co
     with program.scope():
         lowered = stage.step.lower(program.abstract_state, program.batch_of(stage))
         logging.info("Traced in %.1f s; compiling ...", time.perf_counter() - start)
-        try:
-            compiled = lowered.compile(gpu.COMPILER_OPTIONS if absent_gpu else None)
-        except jax.errors.JaxRuntimeError as error:
-            needed = needed_bytes(str(error))
-            if needed is None:
-                raise
-            return Compiled(None, needed, "", time.perf_counter() - start)
+        choices = gpu.option_sets() if absent_gpu else ({},)
+        for options in choices:
+            try:
+                compiled = lowered.compile(options or None)
+                break
+            except jax.errors.JaxRuntimeError as error:
+                needed = needed_bytes(str(error))
+                if needed is not None:
+                    return Compiled(None, needed, "", time.perf_counter() - start, options)
+                if options is choices[-1]:
+                    raise
+                logging.info("Compiling again, with fewer choices: %.200s", error)
     seconds = time.perf_counter() - start
     memory = read_memory(compiled.memory_analysis())
-    return Compiled(memory, memory.total, compiled.as_text(), seconds)
+    return Compiled(memory, memory.total, compiled.as_text(), seconds, options)

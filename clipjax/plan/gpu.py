@@ -9,22 +9,19 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from clipjax.plan.chips import Chip
 
 PLUGINS = ("xla_cuda13", "xla_cuda12")
-# What only a device can settle. The autotuner times kernels; without it some Triton GEMM fusions
-# find no tile sizes, and cuBLAS takes its own first choice. A run on a device does both.
+# What only a device can settle is the choice of kernels: the autotuner times them. Without it the
+# compiler of JAX 0.11 writes products as Triton GEMM fusions of its first choice; of 0.10 some find
+# no tile sizes, and it leaves all products to cuBLAS when it is told to.
 COMPILER_OPTIONS: dict[str, Any] = {
     "xla_gpu_autotune_level": 0,
     "xla_gpu_enable_triton_gemm": False,
 }
-UNSETTLED = (
-    "Not settled without a device: the choice of kernels (autotuning) and Triton GEMM fusions, "
-    "both off here; a run has them on."
-)
 CUDNN = (9, 10)
 # Where JAX 0.10 to 0.12 asks the local GPU while it traces cuDNN attention.
 ASKS = "jax._src.cudnn.fused_attention_stablehlo"
@@ -115,6 +112,21 @@ def target_config(properties: Properties) -> str:
         f'platform_name: "CUDA" dnn_version_info {{ major: {CUDNN[0]} minor: {CUDNN[1]} }} '
         f'runtime_version {{ major: 12 minor: 9 }} device_description_str: "{properties.name}"'
     )
+
+
+def option_sets() -> tuple[dict[str, Any], ...]:
+    """Options of the compiler to try, the first that compiles is taken."""
+    version = importlib.metadata.version("jax")
+    older = tuple(int(part) for part in version.split(".")[:2]) < (0, 11)
+    return (COMPILER_OPTIONS,) if older else ({}, COMPILER_OPTIONS)
+
+
+def unsettled(options: Mapping[str, Any]) -> str:
+    """What the page says of the choices that a device would make."""
+    text = "Not settled without a device: which kernels are fastest (autotuning)"
+    if options:
+        text += "; Triton GEMM fusions are off here, a run has them on"
+    return f"{text}."
 
 
 def missing_package() -> tuple[str, str]:

@@ -66,6 +66,7 @@ class Plan:
         preference: remat or micro-batches; None for towers that the memory model does not know.
         unsharded_state: a warning of optimizer state that each device holds whole, or None.
         compile_seconds: to trace and compile.
+        compiler_options: that the compiler was given beside the step's own.
     """
 
     config_name: str
@@ -90,6 +91,7 @@ class Plan:
     preference: Preference | None
     unsharded_state: str | None
     compile_seconds: float
+    compiler_options: Mapping[str, Any]
 
     @property
     def bound_s(self) -> float:
@@ -202,6 +204,7 @@ def describe(
             program.abstract_state, program.state_axes, program.mesh, program.rules
         ),
         compile_seconds=compiled.seconds,
+        compiler_options=compiled.options,
         **counted,
     )
 

@@ -10,7 +10,7 @@ from clipjax.plan import measured
 from clipjax.plan.advice import Setting
 from clipjax.plan.chips import GPU_DEFAULT_SHARE, GPU_MEMORY_SHARE
 from clipjax.plan.collectives import Collective
-from clipjax.plan.gpu import COMPILER_OPTIONS, UNSETTLED
+from clipjax.plan.gpu import unsettled
 from clipjax.plan.planner import Plan
 from clipjax.plan.roofline import Assumptions, run_cost
 
@@ -65,7 +65,7 @@ def _heading(plan: Plan) -> Iterator[str]:
         "nothing was run."
     )
     if topology.chip.is_gpu:
-        yield from _wrapped(UNSETTLED)
+        yield from _wrapped(unsettled(plan.compiler_options))
     if topology.chip.devices > 1:
         yield (
             f"A {topology.chip.name} chip is {topology.chip.devices} devices here; memory, FLOPs "
@@ -345,7 +345,7 @@ def to_json(plan: Plan, assumptions: Assumptions) -> dict[str, Any]:
             for row in measured.of_chip(topology.chip.name)
         ],
         "compiler": topology.chip.compiler,
-        "compiler_options": COMPILER_OPTIONS if topology.chip.is_gpu else {},
+        "compiler_options": dict(plan.compiler_options),
         "assumptions": dataclasses.asdict(assumptions),
         "run_at_assumed_mfu": _cost(plan, assumptions),
         "compile_seconds": plan.compile_seconds,
