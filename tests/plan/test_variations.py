@@ -16,7 +16,9 @@ from clipjax.plan.variations import (
 
 @pytest.fixture
 def resolved():
-    return resolve(small_config())
+    config = small_config()
+    config.scan_layers = True
+    return resolve(config)
 
 
 @pytest.fixture
