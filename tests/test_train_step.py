@@ -1,5 +1,6 @@
 """The step: the same curve under every sharding, exact micro-batches, the finite vote."""
 
+import math
 import re
 
 import jax
@@ -22,14 +23,22 @@ from clipjax.train_state import create_train_state
 from clipjax.train_step import make_train_step
 from clipjax.trees import flatten_with_names
 
-STEPS = 20
+STEPS = 10
 LAYOUTS = {
-    "one device": ("replicated", {"data": 1}),
-    "replicated": ("replicated", {"data": 8}),
-    "zero1": ("zero1", {"data": 8}),
-    "fsdp": ("fsdp", {"data": 2, "fsdp": 4}),
-    "tensor": ("tensor", {"data": 2, "fsdp": 2, "tensor": 2}),
+    "replicated": {"sharding": "replicated", "mesh.data": 8},
+    "zero1": {"sharding": "zero1", "mesh.data": 8},
+    "fsdp": {"sharding": "fsdp", "mesh.data": 2, "mesh.fsdp": 4},
+    "tensor": {"sharding": "tensor", "mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2},
+    "fsdp in micro-batches": {
+        "sharding": "fsdp",
+        "mesh.data": 2,
+        "mesh.fsdp": 2,
+        "micro_batch_size": 4,
+    },
 }
+# Of how many devices each holds its part: of a kernel, and of its moment.
+PARTS = {"replicated": (1, 1), "zero1": (1, 8), "fsdp": (4, 4), "tensor": (2, 8)}
+PARTS["fsdp in micro-batches"] = (2, 2)
 
 
 def tiny_config(**changes):
@@ -150,18 +159,20 @@ def single(single_program):
 @pytest.mark.parametrize(
     "name",
     [
-        name if name == "fsdp" else pytest.param(name, marks=pytest.mark.slow)
+        name if "micro-batches" in name else pytest.param(name, marks=pytest.mark.slow)
         for name in LAYOUTS
-        if name != "one device"
     ],
 )
-def test_every_sharding_trains_the_same_curve(single, name):
-    sharding, mesh = LAYOUTS[name]
-    config = tiny_config(sharding=sharding, **{f"mesh.{axis}": n for axis, n in mesh.items()})
-    program = build(config, 8)
+def test_every_sharding_trains_the_same_curve(single_program, single, name):
+    """With dropout and patch dropout."""
+    changes = LAYOUTS[name]
+    num_devices = math.prod(n for field, n in changes.items() if field.startswith("mesh."))
+    program = build(tiny_config(**changes), num_devices)
     compiled = compiled_step(program)
     state, losses = run(program, STEPS, step_fn=compiled)
     np.testing.assert_allclose(losses, single[1], rtol=1e-5)
+    firsts = (run(single_program, 1)[0], run(program, 1, step_fn=compiled)[0])
+    assert_same_gradients(firsts, 1e-5)
     text = compiled.as_text()
     assert "all-reduce" in text or "reduce-scatter" in text, "gradients are summed over devices"
     kernel = state.params["image_encoder"]["transformer"]["blocks"]["mlp"]["fc"]["kernel"]
@@ -169,10 +180,9 @@ def test_every_sharding_trains_the_same_curve(single, name):
         state.opt_state, is_leaf=lambda x: getattr(x, "shape", None) == kernel.shape
     )
     moment = next(m for m in moment if m.shape == kernel.shape)
-    parts = {"replicated": (1, 1), "zero1": (1, 8), "fsdp": (4, 4), "tensor": (2, 8)}[name]
-    for array, number in zip((kernel, moment), parts, strict=True):
+    for array, number in zip((kernel, moment), PARTS[name], strict=True):
         assert array.size // array.addressable_shards[0].data.size == number
-    if name in ("zero1", "fsdp"):
+    if changes["sharding"] in ("zero1", "fsdp"):
         assert "all-gather" in text, "sharded values are gathered before use"
 
 
@@ -188,7 +198,7 @@ def test_the_curve_sees_another_seed(single):
     assert not np.allclose(losses, single[1][:3], rtol=1e-4)
 
 
-@pytest.mark.slow  # the next one cuts the batch over devices, too
+@pytest.mark.slow  # a sharding above is in micro-batches, too
 @pytest.mark.parametrize("loss", ["clip", "siglip"])
 def test_micro_batches_are_exact_with_dropout_and_patch_drop(loss):
     changes = {"loss.name": loss, "schedule.warmup_steps": 1}
@@ -204,18 +214,12 @@ def test_micro_batches_are_exact_with_dropout_and_patch_drop(loss):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 
-@pytest.mark.parametrize(
-    ("sharding", "mesh"),
-    [
-        pytest.param("zero1", {"data": 4}, marks=pytest.mark.slow),
-        ("fsdp", {"data": 2, "fsdp": 2}),
-    ],
-)
-def test_micro_batches_over_a_mesh_are_the_batch_on_one_device(single_program, sharding, mesh):
+@pytest.mark.slow  # a sharding above is in micro-batches, too
+def test_micro_batches_of_zero1_are_the_batch_on_one_device(single_program):
     """With dropout and patch dropout."""
     whole, (expected,) = run(single_program, 1)
-    changes = {f"mesh.{axis}": size for axis, size in mesh.items()}
-    micro, (loss,) = run(build(tiny_config(sharding=sharding, micro_batch_size=4, **changes), 4), 1)
+    changes = {"sharding": "zero1", "micro_batch_size": 4, "mesh.data": 4}
+    micro, (loss,) = run(build(tiny_config(**changes), 4), 1)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     assert_same_gradients((whole, micro), 1e-5)
 
