@@ -272,7 +272,11 @@ def _color_jitter(settings: Settings, spec: Mapping[str, Any]) -> ColorJitter | 
             "config.data.transforms, which works on the host"
         )
     check_known(fields, ColorJitter.ranges, path)  # it has one form, and so no name
-    return ColorJitter(**fields)
+    floats: dict[str, Any] = {
+        name: tuple(map(float, value)) if name == "saturation" else float(value)
+        for name, value in fields.items()
+    }
+    return ColorJitter(**floats)
 
 
 def _stored_evals(evals: Mapping[str, Any]) -> dict[str, Any]:

@@ -96,7 +96,7 @@ class Bert(nn.Module):
         x = words[tokens] + segments[0] + positions[start : start + self.context_length]
         x = LayerNorm(self.layer_norm_eps, name="ln_embedding")(x).astype(self.dtype)
         x = Dropout(self.dropout)(x, example_ids, train)
-        inside = tokens != self.pad_id
+        inside = jnp.not_equal(tokens, self.pad_id)
         x, hidden = Transformer(
             BlockConfig.of(self, init_name="bert", norm_first=False), name="transformer"
         )(x, inside, example_ids=example_ids, train=train, keep_hidden=keep_hidden)

@@ -6,12 +6,10 @@ import shlex
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 from archives import png
+from data_command import run
 
 from clipjax import inference
-from clipjax.cli import data as data_cli
 from clipjax.data import make_source
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -38,11 +36,6 @@ class ByNumber:
 def on_circle(degrees):
     angles = np.radians(np.array(degrees, float))
     return np.stack([np.cos(angles), np.sin(angles)], axis=1)
-
-
-def run(*arguments):
-    with flagsaver.flagsaver():
-        return data_cli.main(flags.FLAGS(["clipjax data", *map(str, arguments)]))
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
+from report_page import HOSTILE, Page
 from stand_ins import picture, unit
-from test_report import HOSTILE, Page
 from test_retrieval import make_eval, make_source, mesh_of, related_params, rows_of
 
 from clipjax.array_types import Patches

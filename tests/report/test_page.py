@@ -1,10 +1,10 @@
 import json
 import re
-from html.parser import HTMLParser
 
 import jax
 import numpy as np
 import pytest
+from report_page import HOSTILE, Page
 from stand_ins import make_params, picture
 from test_zero_shot import make_eval, make_source, mesh_of
 
@@ -25,7 +25,6 @@ from clipjax.report.writing import (
     write_report,
 )
 
-HOSTILE = "<script>alert(\"x\")</script> & 'co'"
 RESULTS = {
     "zero_shot/unseen/top1": 0.4721,
     "zero_shot/unseen/top5": 0.7005,
@@ -35,32 +34,6 @@ RESULTS = {
     "retrieval/unseen/text_retrieval_recall@5": 0.25,
     "step": 70,
 }
-
-
-class Page(HTMLParser):
-    """Collects tags and text, and fails on tags that do not match."""
-
-    VOID = ("meta", "img", "line", "circle", "polyline", "br")
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.tags, self.text = [], [], ""
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        assert tag in self.VOID or self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
 
 
 def prediction(correct=True, label="a cat", names=("a cat", "a dog", "a cow"), key="k"):

@@ -17,8 +17,8 @@ from broken_pictures import (
     scanned_jpeg,
     tiff_bombs,
 )
+from data_command import run
 from PIL import ExifTags, Image, ImageOps
-from test_data_commands import run
 
 from clipjax.data import Preprocess, SampleError, decode_image, make_source
 from clipjax.data.images import avif as image_avif

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from archives import png, tar
-from test_data_commands import run
+from data_command import run
 
 from clipjax.data import SampleError, make_source
 from clipjax.data.classes.named_lists import load_class_names

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from archives import png, tar
 from buckets import bucket
-from test_data_commands import run
+from data_command import run
 
 from clipjax.data import make_source
 from clipjax.data.tar import uids as tar_uids

@@ -3,7 +3,7 @@
 import pytest
 from archives import png, tar
 from buckets import bucket
-from test_data_commands import run
+from data_command import run
 
 from clipjax.data import make_source
 from clipjax.evals import Retrieval, ZeroShot
