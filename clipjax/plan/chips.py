@@ -74,7 +74,7 @@ class Chip:
 GIB = 2**30
 # Of a GPU's memory, what a program may use if XLA_PYTHON_CLIENT_MEM_FRACTION says so; the rest is
 # taken by CUDA's context and the workspaces of cuBLAS, cuDNN and NCCL. A step that used 0.896 of an
-# H100 ran (clipjax.plan.measured). JAX's own choice is the second figure.
+# H100 ran (benchmarks/results/accelerator_h100_2026-11-28.md). The second figure is JAX's choice.
 GPU_MEMORY_SHARE = 0.92
 GPU_DEFAULT_SHARE = 0.75
 # FLOP/s, bandwidths and shapes of v4 to v6e: "How to Scale Your Model" (jax-ml.github.io/

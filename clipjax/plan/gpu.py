@@ -126,6 +126,8 @@ def unsettled(options: Mapping[str, Any]) -> str:
     text = "Not settled without a device: which kernels are fastest (autotuning)"
     if options:
         text += "; Triton GEMM fusions are off here, a run has them on"
+    else:
+        text += ", and which products are Triton GEMM fusions and with which tiles"
     return f"{text}."
 
 
