@@ -60,7 +60,7 @@ def rows_that_fit(
     if memory_bytes is None:
         return ("none",)
     if not describes(step.spec):
-        return ("none", "full") if platform == "cpu" else ("dots", "full")
+        return ("none", "full") if platform == "cpu" else ("none", "dots", "full")
     rows = [
         row
         for row in REMAT

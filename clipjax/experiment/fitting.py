@@ -7,13 +7,15 @@ that goes on takes it from there.
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import jax
 from absl import logging
 
-from clipjax.distributed import is_lead
+from clipjax.checkpoint.manifest import digest
+from clipjax.distributed import gather, is_lead
 from clipjax.experiment.compiled_memory import needed_bytes, read_memory
 from clipjax.experiment.program import Program, build_program
 from clipjax.experiment.resolving import Resolved
@@ -32,40 +34,45 @@ def fitting_program(resolved: Resolved, program: Program, workdir: Path) -> Prog
         program: as built by the model of the memory alone.
         workdir: of the run, where its choice is recorded.
     """
-    if resolved.settings.remat == "auto" and program.memory_bytes is not None:
-        facts = _facts(resolved, program)
-        remat = _recorded(workdir / RECORD, facts)
-        if remat is not None:
-            program = _under(resolved, program, remat)
-            _say(program, "as this run began")
-        else:
-            program = _compiled(resolved, program)
-        if is_lead():
-            record = {"remat": program.execution.remat, "chosen_for": facts}
-            write_file(workdir / RECORD, json.dumps(record, indent=1) + "\n")
+    if resolved.settings.remat != "auto" or program.memory_bytes is None:
+        return program
+    # One choice for all hosts: by the smallest memory, and what the lead finds recorded.
+    least = min(gather(program.memory_bytes))
+    if least != program.memory_bytes:
+        program = _under(resolved, program, memory_bytes=least)
+    facts = _facts(resolved, program)
+    remat = gather(_recorded(workdir / RECORD, facts))[0]
+    if remat is not None:
+        program = _under(resolved, program, remat=remat, memory_bytes=least)
+        _say(program, "as this run began")
+        return program
+    program, fits = _compiled(resolved, program)
+    if fits and is_lead():
+        record = {"remat": program.execution.remat, "chosen_for": facts}
+        write_file(workdir / RECORD, json.dumps(record, indent=1) + "\n")
     return program
 
 
-def _compiled(resolved: Resolved, program: Program) -> Program:
-    """The first of the program's rows whose steps fit, and the last one if none does."""
+def _compiled(resolved: Resolved, program: Program) -> tuple[Program, bool]:
+    """The first of the program's rows whose steps fit, or the last one; and whether it does."""
     rows, memory_bytes = program.rows, program.memory_bytes or 0
     for row in rows:
         if row != program.execution.remat:
-            program = _under(resolved, program, row)
+            program = _under(resolved, program, remat=row, memory_bytes=memory_bytes)
         needed = _needed(program)
         if needed <= memory_bytes:
             _say(program, f"compiled, a step needs {needed / _GIB:.2f} GiB")
-            return program
+            return program, True
         logging.warning(
             "remat %s: a step needs %.2f GiB of %.2f GiB", row, needed / _GIB, memory_bytes / _GIB
         )
     _say(program, "which keeps least; lower config.batch_size or set config.micro_batch_size")
-    return program
+    return program, False
 
 
-def _under(resolved: Resolved, program: Program, remat: str) -> Program:
-    """The same program under another row, with the data that its stages have."""
-    found = build_program(resolved, remat=remat)
+def _under(resolved: Resolved, program: Program, **choice: Any) -> Program:
+    """The same program under another choice, with the data that its stages have."""
+    found = build_program(resolved, **choice)
     stages = [
         dataclasses.replace(stage, data=old.data)
         for stage, old in zip(found.stages, program.stages, strict=True)
@@ -74,13 +81,22 @@ def _under(resolved: Resolved, program: Program, remat: str) -> Program:
 
 
 def _needed(program: Program) -> int:
-    """Bytes of one device that the largest step needs; steps that are equal are compiled once."""
+    """Bytes of one device for the largest step and the batch after it, which is sent meanwhile.
+
+    Steps that are equal are compiled once.
+    """
     needed = 0
     with program.scope():
         for stage in program.stages:
-            lowered = stage.step.lower(program.abstract_state, program.batch_of(stage))
+            batch = program.batch_of(stage)
+            lowered = stage.step.lower(program.abstract_state, batch)
+            ahead = sum(
+                math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+                for leaf in jax.tree.leaves(batch)
+            )
             try:
-                needed = max(needed, read_memory(lowered.compile().memory_analysis()).total)
+                total = read_memory(lowered.compile().memory_analysis()).total
+                needed = max(needed, total + ahead)
             except jax.errors.JaxRuntimeError as error:
                 found = needed_bytes(str(error))
                 if found is None:
@@ -107,6 +123,15 @@ def _facts(resolved: Resolved, program: Program) -> dict[str, Any]:
         "attention": settings.attention,
         "sharding": settings.sharding,
         "jax": jax.__version__,
+        "step": digest(
+            [
+                [stage.spec for stage in resolved.stages],
+                [settings.scan_layers, settings.scan_unroll, settings.objective],
+                [dataclasses.asdict(part) for part in (settings.loss, settings.optimizer)],
+                settings.logical_axes,
+                resolved.frozen,
+            ]
+        ),
     }
 
 

@@ -19,6 +19,7 @@ from clipjax.train_state import TrainState
 from clipjax.trees import count_parameters
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+_STACK = {"width", "mlp_dim", "num_heads", "depth"}  # what the size of a stack follows from
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,7 +115,9 @@ def step_of(
         num_devices=mesh.size,
         item_bytes=DTYPE_BYTES[settings.dtype],
         zero_share=held / optimizer_bytes if settings.sharding in ("zero1", "tensor") else None,
-        lean=execution.lean and execution.attention != "xla" and settings.dtype == "bfloat16",
+        lean=execution.lean
+        and execution.attention != "xla"
+        and (settings.dtype == "bfloat16" or execution.platform == "tpu"),
     )
 
 
@@ -157,9 +160,10 @@ def activation_bytes(step: Step, setting: Setting) -> float:
 
 def blocks_of(spec: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], int]]:
     """The towers that are stacks of transformer blocks, each with its number of tokens."""
-    if "patch_size" in spec["image"] and "depth" in spec["image"]:
+    if _STACK | {"patch_size"} <= set(spec["image"]):
         yield spec["image"], num_image_tokens(spec)
-    yield spec["text"], spec["text"]["context_length"]
+    if _STACK | {"context_length"} <= set(spec["text"]):  # a tower of one's own may have others
+        yield spec["text"], spec["text"]["context_length"]
 
 
 def extra_flops(spec: Mapping[str, Any], setting: Setting) -> float:

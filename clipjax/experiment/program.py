@@ -132,6 +132,10 @@ def build_program(
         tx, summary = _optimizer(settings.optimizer, resolved.frozen, params, schedule)
         names = [name for name, _ in flatten_with_names(params)]
         frozen = matcher(resolved.frozen, names, path="freeze")
+        if execution.apart:  # a pattern names what is kept, the stacks, as on every platform
+            kept = [name for name, _ in flatten_with_names(stacked)]
+            matcher(resolved.frozen, kept, path="freeze")
+            matcher([p for p, _ in settings.optimizer.lr_scale], kept, path="lr_scale")
 
     with_ema = settings.optimizer.ema_decay is not None
 
@@ -178,7 +182,7 @@ def build_program(
     # What evaluates takes the parameters as they are kept.
     stages = [stage.under(dataclasses.replace(execution, apart=False)) for stage in resolved.stages]
     if settings.attention not in ("auto", "xla"):  # the others may not be for these towers
-        with named("config"):
+        with named("config"), jax.set_mesh(mesh), under_rules(resolved.rules.params):
             for stage in stages:
                 jax.eval_shape(stage.init_variables, key)
     objective = make_objective_of(settings, own.spec, mesh)
@@ -233,7 +237,7 @@ def build_program(
 
 
 def _with_steps(stages: Sequence[Stage], jit_step: Callable[[Stage], Any]) -> tuple[Stage, ...]:
-    """Jits the steps: none is compiled before a step of its stage runs."""
+    """Jits the steps: none is compiled here, and those of equal stages are one."""
     done: list[Stage] = []
     for stage in stages:
         same = next((earlier.step for earlier in done if earlier.spec == stage.spec), None)

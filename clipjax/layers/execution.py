@@ -40,7 +40,7 @@ class Execution:
 
     @property
     def lean(self) -> bool:
-        """Whether norms and activations leave the backward pass their input alone."""
+        """Whether the blocks' norms and activations leave the backward pass their input alone."""
         return self.platform != "cpu"
 
 

@@ -251,9 +251,7 @@ def _backward_kernel(
         mean = (p * d_p).sum(0, keepdims=True) * inverse
         p = p * inverse
         d_scores = p * (d_p - mean) * scale
-        if (
-            inside is not None and valid is not None
-        ):  # a row without keys has even probabilities, and no gradient
+        if valid is not None:  # a row without keys has even probabilities, and no gradient
             d_scores = jnp.where(valid, d_scores, 0)
         d_scores = d_scores.astype(q.dtype)
         d_q = _product(d_scores, k, _FIRST_FIRST)

@@ -95,7 +95,8 @@ def make_loss(
             logged). All give the same numbers.
         tile_size: longest edge of a tile of logits; None for that of the platform, `TILE_SIZES`.
         dtype: that the embeddings are gathered and multiplied in, "float32" or "bfloat16"; sums are
-            float32 either way, and so is the gradient of float32 embeddings. "auto" is bfloat16 on
+            float32 either way, and so is the gradient of float32 embeddings, which the dense
+            layout rounds once to the products' dtype. "auto" is bfloat16 on
             GPUs and TPUs, and the embeddings' own on a CPU (see docs/losses.md for the errors).
         plugins: modules that the name may import, see `clipjax.building.resolve`.
 

@@ -59,7 +59,7 @@ def test_the_memory_says_which_rows_of_recomputation_come_first():
     assert rows(20 * GB)[0] == "names"  # compiled: 25 GB of temporaries with none, 13 with names
     assert rows(80 * GB, batch=4096) == ("full",)
     assert rows(1 * GB) == ("full",)
-    assert rows(80 * GB, model="RN50")[0] == "dots"
+    assert rows(80 * GB, model="RN50") == ("none", "dots", "full")  # the model knows no ResNet's
     assert rows(None) == ("none",)
     assert rows(30 * GB, lean=False)[0] != "none"  # the scores alone are 20 GB
 
@@ -120,3 +120,23 @@ def test_a_step_that_is_too_large_gives_way_to_the_next_row(monkeypatch, tmp_pat
     monkeypatch.setattr(program, "memory_of", lambda mesh: most - 1)
     small = dataclasses.replace(built, memory_bytes=most - 1)
     assert fitting.fitting_program(resolved, small, tmp_path).execution.remat != "none"
+
+
+def test_a_text_tower_of_ones_own_is_none_that_the_model_of_the_memory_knows():
+    spec = {**MODELS["ViT-B-16"], "text": {"name": "my_lab.towers:Text", "width": 64}}
+    step = Step(
+        spec=spec, num_parameters=10**8, optimizer_bytes=8.0,
+        batch_per_device=8, num_devices=1, item_bytes=2,
+    )  # fmt: skip
+    setting = Setting(remat="none", micro_batches=1, sharding="replicated", fsdp=1)
+    assert rows_that_fit(step, setting, 80 * GB, platform="gpu") == ("none", "dots", "full")
+
+
+@pytest.mark.parametrize("field", ["freeze", "lr_scale"])
+def test_a_single_block_of_a_stack_is_refused_where_it_would_be_apart(field):
+    config = default_config()
+    config.model.name, config.batch_size, config.scan_layers = "ViT-B-32", 8, False
+    pattern = "text_encoder/transformer/block_0/"
+    config.optimizer[field] = (pattern,) if field == "freeze" else ((pattern, 0.1),)
+    with pytest.raises(ValueError, match=rf"config.optimizer.{field}: '{pattern}' matches no"):
+        program.build_program(resolve(config, to_run=False))
