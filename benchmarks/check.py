@@ -1,17 +1,18 @@
 """What moved since the last record: ratios that differ by more than the noise of both.
 
-    python benchmarks/check.py                    the newest record beside the one before
-    python benchmarks/check.py FILE               this record beside the newest other of its name
+    python benchmarks/check.py                    the newest two of the same name and cases
+    python benchmarks/check.py FILE               this record beside the newest before it
     python benchmarks/check.py FILE --against FILE
 
-Exit code 0: nothing got worse; 1: something got worse beyond the noise, or is missing; 2: there is
-nothing to compare. A ratio is the peer's time over clipjax's: it got worse where it fell.
+A record of the same cases is preferred to one of others. Exit code 0: nothing got worse; 1:
+something got worse beyond the noise, or is missing although the newer record was to have it; 2:
+there is nothing to compare. A ratio is the peer's time over clipjax's: it got worse where it fell.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,17 +32,21 @@ class Move(NamedTuple):
         before: the ratio of the older record.
         after: of the newer one; None where it has no such row.
         noise: of both together.
+        is_meant: whether the newer record was to have the row.
     """
 
     what: str
     before: float
     after: float | None
     noise: float
+    is_meant: bool = True
 
     @property
     def is_worse(self) -> bool:
         """Whether it fell beyond the noise, or is gone."""
-        return self.after is None or self.after < self.before - self.noise
+        if self.after is None:
+            return self.is_meant
+        return self.after < self.before - self.noise
 
     @property
     def is_better(self) -> bool:
@@ -88,7 +93,8 @@ def choose(
         if new is None:
             raise ValueError(f"{file} is no record of benchmarks/run.py")
     elif records:
-        new = records[-1]
+        pairs = (found for found in reversed(records) if same_cases(found, before(found, records)))
+        new = next(pairs, records[-1])
     else:
         raise ValueError(
             f"{folder} holds no record; make one with python -m benchmarks.run --quick"
@@ -98,10 +104,20 @@ def choose(
         if old is None:
             raise ValueError(f"{against} is no record of benchmarks/run.py")
         return new, old
-    older = [r for r in records if r["name"] == new["name"] and r["date"] < new["date"]]
+    older = before(new, records)
     if not older:
         raise ValueError(f"{folder} holds no record of the name {new['name']} before {new['date']}")
-    return new, older[-1]
+    return new, (same_cases(new, older) or older)[-1]
+
+
+def before(new: Mapping[str, Any], records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records of a name that are older than its new one, oldest first."""
+    return [r for r in records if r["name"] == new["name"] and r["date"] < new["date"]]
+
+
+def same_cases(new: Mapping[str, Any], older: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that were to measure the same cases."""
+    return [r for r in older if r.get("cases") == new.get("cases")]
 
 
 def record(path: Path) -> dict[str, Any] | None:
@@ -124,17 +140,24 @@ def moves(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Move]:
         match = now.get((row["case"], row["peer"]))
         for clock in CLOCKS:
             what = f"{row['case']}, {row['peer']}, {clock} time"
-            before, noise = row[f"{clock}_ratio"], row[f"{clock}_noise"]
+            ratio, noise = row[f"{clock}_ratio"], row[f"{clock}_noise"]
             after = match[f"{clock}_ratio"] if match else None
             noise += match[f"{clock}_noise"] if match else 0.0
-            found.append(Move(what, before, after, noise))
+            found.append(Move(what, ratio, after, noise, is_meant(row["case"], new)))
     return found
+
+
+def is_meant(case: str, new: Mapping[str, Any]) -> bool:
+    """Whether a record was to measure a case: one of its list, or any if it was to measure all."""
+    cases = new.get("cases")
+    return cases is None or any(case == name or case.startswith(f"{name}:") for name in cases)
 
 
 def line(move: Move) -> str:
     """A move for people."""
     if move.after is None:
-        return f"MISSING  {move.what}: {move.before:.3f} before, no such row now"
+        word = "MISSING" if move.is_meant else "not run"
+        return f"{word}  {move.what}: {move.before:.3f} before, no such row now"
     word = "WORSE  " if move.is_worse else "better " if move.is_better else "       "
     return f"{word} {move.what}: {move.before:.3f} -> {move.after:.3f} (noise {move.noise:.3f})"
 

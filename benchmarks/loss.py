@@ -183,7 +183,6 @@ def error_table(batch: int, embed: int) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
     import jax
     import jax.numpy as jnp
-    import numpy as np
 
     from clipjax.losses import make_loss
 
@@ -224,15 +223,11 @@ def error_table(batch: int, embed: int) -> None:
 
 
 def _unit(x):
-    import numpy as np
-
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
 def _float64_clip(image, text, scale: float, *, negatives=None):
     """Loss and gradients (image, text, log scale), from the formulas."""
-    import numpy as np
-
     x, y = image.astype(np.float64), text.astype(np.float64)
     batch = len(x)
     positives = np.sum(x * y, axis=1)

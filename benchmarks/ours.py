@@ -60,12 +60,12 @@ def check_platform() -> None:
 def chip_of(device_kind: str) -> str | None:
     """The chip in the table of `clipjax plan` that a device is; None for one that is not there.
 
-    The PCIe form of a GPU has another peak than the SXM form, which the table has.
+    The PCIe and NVL forms of a GPU have other peaks than the SXM form, which the table has.
     """
     if device_kind in TPU_KINDS:
         return TPU_KINDS[device_kind]
     words = re.findall(r"[a-z0-9]+", device_kind.lower())
-    if "pcie" in words:
+    if {"pcie", "nvl"} & set(words):
         return None
     return next((word for word in words if word in CHIPS and word not in TPU_KINDS.values()), None)
 

@@ -4,9 +4,9 @@
     python -m benchmarks.run                         the same with more turns
     python -m benchmarks.run --cases embedding ...   some; a word of the name is enough
 
-It writes benchmarks/results/cpu_DATE.json (--out); `python benchmarks/check.py` compares that with
-the record before it. All cases are written, those that clipjax loses too. It needs torch and
-open_clip beside clipjax: pip install torch open_clip_torch.
+It writes benchmarks/results/cpu_DATE_HHMM.json (UTC; --out); `python benchmarks/check.py` compares
+that with a record before it. All cases are written, those that clipjax loses too. It needs torch
+and open_clip beside clipjax: pip install torch open_clip_torch.
 """
 
 import argparse
@@ -68,6 +68,7 @@ def main() -> int:
         "time over clipjax's, the median of the turns, above 1 where clipjax is faster; noise is "
         "half of the range of the turns' ratios",
         "turns": turns,
+        "cases": names if options.cases else None,  # None: all
         "machine": machine(),
         "versions": versions(*PACKAGES),
         "rows": [],
@@ -92,10 +93,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--turns", type=int, default=0, help="another number of them")
     parser.add_argument("--cases", nargs="+", metavar="WORD", help="cases whose name holds one")
     parser.add_argument("--name", default="cpu", help="of the record; check.py compares by it")
-    parser.add_argument("--out", type=Path, help="the file; benchmarks/results/NAME_DATE.json")
+    parser.add_argument("--out", type=Path, help="the file; benchmarks/results/NAME_DATE_HHMM.json")
     options = parser.parse_args()
     if options.out is None:
-        options.out = RESULTS / f"{options.name}_{time.strftime('%Y-%m-%d', time.gmtime())}.json"
+        now = time.strftime("%Y-%m-%d_%H%M", time.gmtime())  # two runs of a day are two records
+        options.out = RESULTS / f"{options.name}_{now}.json"
     return options
 
 
@@ -111,24 +113,39 @@ def case_rows(name: str, case: Case, turns: int) -> list[dict[str, Any]]:
                 ready[side] = workers[side].ask("ready", limit_s=READY_S)
             except (MissingError, WorkerError) as error:
                 workers.pop(side).close()
-                status = "missing" if isinstance(error, MissingError) else "failed"
-                absent.append(
-                    {"case": name, "peer": side, "status": status, "reason": str(error)[:400]}
-                )
-        return peer_rows(name, case, take_turns(workers, turns), ready) + absent
+                absent.append(absent_row(name, side, error))
+        answers, ended = take_turns(workers, turns)
+        absent += [absent_row(name, side, error) for side, error in ended.items()]
+        return peer_rows(name, case, answers, ready) + absent
     finally:
         for worker in workers.values():
             worker.close()
 
 
-def take_turns(workers: Mapping[str, Worker], turns: int) -> dict[str, list[dict[str, float]]]:
-    """The answers of each side; whoever began a turn ends the next."""
+def absent_row(name: str, side: str, error: Exception) -> dict[str, Any]:
+    """A side that has no figures, and why."""
+    status = "missing" if isinstance(error, MissingError) else "failed"
+    return {"case": name, "peer": side, "status": status, "reason": str(error)[:400]}
+
+
+def take_turns(
+    workers: Mapping[str, Worker], turns: int
+) -> tuple[dict[str, list[dict[str, float]]], dict[str, WorkerError]]:
+    """The answers of each side that took all turns; why the others ended.
+
+    Whoever began a turn ends the next.
+    """
     found: dict[str, list[dict[str, float]]] = {side: [] for side in workers}
+    ended: dict[str, WorkerError] = {}
     for turn in range(turns):
-        order = list(workers)[:: 1 if turn % 2 == 0 else -1]
+        order = list(found)[:: 1 if turn % 2 == 0 else -1]
         for side in order:
-            found[side].append(workers[side].ask("time"))
-    return found
+            try:
+                found[side].append(workers[side].ask("time"))
+            except WorkerError as error:
+                ended[side] = error
+                del found[side]
+    return found, ended
 
 
 def peer_rows(

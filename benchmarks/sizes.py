@@ -11,8 +11,10 @@ OPEN_CLIP_NAMES = {
     "ViT-B-16": "ViT-B-16",
     "ViT-L-14": "ViT-L-14",
     "RN50": "RN50-quickgelu",
-    "siglip-b-16-224": "ViT-B-16-SigLIP",  # its GELU is the exact one, ours the tanh form
+    "siglip-b-16-224": "ViT-B-16-SigLIP",
 }
+# What differs between the sides, for whoever reads a ratio.
+NOTES = {"siglip-b-16-224": "open_clip's GELU is the exact one, clipjax's the tanh form"}
 QUICKSTART = "quickstart"  # the model of configs/quickstart.py
 
 TINY_PIXELS, TINY_TOKENS, TINY_EMBED = 32, 8, 64
@@ -44,6 +46,11 @@ class Size(NamedTuple):
     def loss(self) -> str:
         """Name of the loss that the model is trained with."""
         return "siglip" if self.model.startswith("siglip") else "clip"
+
+    @property
+    def note(self) -> str:
+        """What differs from open_clip's model; "" where nothing does."""
+        return "" if self.tiny else NOTES.get(self.model, "")
 
 
 class Step(NamedTuple):

@@ -23,7 +23,7 @@ def run(*arguments, **options):
 def test_the_list_is_in_the_order_that_time_is_spent_in():
     names = run("--list").stdout.splitlines()
     assert [line.split()[0] for line in names] == list(accelerator_cases.CASES)
-    first = ["b16", "b16_best", "b16_open_clip", "b16_names", "loss_32k", "loss_32k_open_clip"]
+    first = ["b16", "b16_open_clip", "b16_names", "b16_512", "loss_32k", "loss_32k_open_clip"]
     assert list(accelerator_cases.CASES)[: len(first)] == first
     for case in accelerator_cases.CASES.values():
         assert set(case.against) <= set(accelerator_cases.CASES)
@@ -223,6 +223,7 @@ def test_the_whole_list_runs_on_a_cpu(tmp_path):
     by_name = {row["case"]: row for row in rows}
     assert by_name["kernels"]["busy_ms"] > 0 and by_name["kernels"]["by_direction"]["backward"] > 0
     assert 0 <= by_name["training_run"]["data_wait_fraction"] <= 1
+    assert by_name["training_run"]["platform"] == by_name["b16"]["platform"] == "cpu"
     assert by_name["encode"]["images_per_s"] > 0 and by_name["encode"]["texts_per_s"] > 0
 
 
@@ -238,6 +239,8 @@ def test_the_whole_list_runs_on_a_cpu(tmp_path):
         ("NVIDIA A100-SXM4-80GB", "a100"),
         ("NVIDIA L4", "l4"),
         ("NVIDIA H100 PCIe", None),  # the table has the SXM form
+        ("NVIDIA H100 NVL", None),
+        ("NVIDIA H200 NVL", None),
         ("NVIDIA GeForce RTX 3090", None),
     ],
 )

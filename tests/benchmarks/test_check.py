@@ -15,13 +15,14 @@ def row(case, ratio, noise=0.05, **changes):
     return {"case": case, "peer": "open_clip eager", "status": "ok", **values, **changes}
 
 
-def write(folder, date, rows, name="cpu", cpu="a CPU"):
+def write(folder, date, rows, name="cpu", cpu="a CPU", cases=None):
     document = {
         "name": name,
         "date": date,
         "commit": "abc",
         "machine": {"cpu": cpu},
         "rows": rows,
+        "cases": cases,
     }
     (folder / f"{name}_{date}.json").write_text(json.dumps(document))
 
@@ -79,6 +80,23 @@ def test_records_are_compared_with_the_newest_before_them(tmp_path):
         check.choose(tmp_path / "other.json", None, tmp_path)
     with pytest.raises(ValueError, match="before 2026-01-01"):
         check.choose(tmp_path / "cpu_2026-01-01.json", None, tmp_path)
+
+
+def test_records_of_the_same_cases_are_preferred(tmp_path):
+    rows = [row("step", 1.2), row("launch: import", 1.5)]
+    write(tmp_path, "2026-01-01", rows)
+    write(tmp_path, "2026-01-02", rows[1:], cases=["launch"])
+    done = run(tmp_path)  # no two of the same cases: what was not to be measured is not missing
+    assert done.returncode == 0 and done.stdout.count("not run") == 2
+    write(tmp_path, "2026-01-03", [row("step", 0.9)])
+    new, old = check.choose(None, None, tmp_path)
+    assert (new["date"], old["date"]) == ("2026-01-03", "2026-01-01")
+    done = run(tmp_path)
+    assert done.returncode == 1 and done.stdout.count("MISSING") == 2
+    write(tmp_path, "2026-01-04", [row("launch: import", 1.5, status="failed")], cases=["launch"])
+    new, old = check.choose(None, None, tmp_path)
+    assert (new["date"], old["date"]) == ("2026-01-04", "2026-01-02")
+    assert all(move.is_worse for move in check.moves(old, new))  # it was to have it
 
 
 def test_another_cpu_is_named(tmp_path):

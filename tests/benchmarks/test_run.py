@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -64,6 +65,28 @@ def test_a_side_that_is_not_there_is_a_row(workers, monkeypatch):
     monkeypatch.setattr(workers, "missing", {CLIPJAX: error})
     (row,) = run.case_rows(step_case(), CASES[step_case()], turns=2)
     assert (row["peer"], row["status"]) == (CLIPJAX, "missing")
+
+
+@pytest.mark.parametrize("turns", [0, 2])
+def test_a_side_that_ends_during_the_turns_is_a_row(workers, monkeypatch, turns):
+    def ask(self, word, *, limit_s=0.0):
+        if word == "time" and self.side == EAGER and self.turns.count(COMPILED) == turns:
+            raise run.WorkerError("ended with exit code -9: Killed")
+        return FakeWorker.answer(self, word, limit_s=limit_s)
+
+    monkeypatch.setattr(FakeWorker, "answer", FakeWorker.ask, raising=False)
+    monkeypatch.setattr(FakeWorker, "ask", ask)
+    rows = run.case_rows(step_case(), CASES[step_case()], turns=3)
+    assert [(row["peer"], row["status"]) for row in rows] == [(COMPILED, "ok"), (EAGER, "failed")]
+    assert rows[0]["wall_ratio"] == 2.0 and "exit code -9" in rows[1]["reason"]
+    assert workers.turns.count(CLIPJAX) == workers.turns.count(COMPILED) == 3
+    assert workers.turns.count(f"{EAGER} closed") == 1
+
+
+def test_two_records_of_a_day_have_two_names(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["run"])
+    name = run.parse().out.name
+    assert re.fullmatch(r"cpu_\d{4}-\d\d-\d\d_\d{4}\.json", name)
 
 
 def test_every_side_of_every_case_is_one_that_a_process_knows():
