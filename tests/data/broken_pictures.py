@@ -334,6 +334,22 @@ def codestream(
     return b"\xff\x4f" + head + part + b"\xff\xd9"
 
 
+@functools.cache
+def tiles_in_boxes():
+    """JP2 files of 4,225 tiles, by what the box of their codes says of its length."""
+    out = io.BytesIO()
+    Image.new("L", (65, 65)).save(out, "JPEG2000", tile_size=(1, 1))
+    data = out.getvalue()
+    place = data.index(b"jp2c") - 4
+    head, codes = data[:place], data[place + 8 :]
+    lengths = {
+        "its own": data[place : place + 8],
+        "4": struct.pack(">I4s", 4, b"jp2c"),
+        "4, at length": struct.pack(">I4sQ", 1, b"jp2c", 4),
+    }
+    return {f"jpeg 2000, a box of {n}": head + length + codes for n, length in lengths.items()}
+
+
 def jpeg_2000_bombs():
     parts = {"image_parts"}
     tiny = {"levels": 0, "precincts": b"\0"}
@@ -343,6 +359,7 @@ def jpeg_2000_bombs():
     codes = struct.pack(">HHBBHBBBBBBB", 0xFF52, 13, 1, 0, 1, 0, 0, 4, 4, 0, 1, 0)
     colour = struct.pack(">HHBBBBBBBB", 0xFF53, 10, 0, 1, 0, 4, 4, 0, 1, 0)
     return {
+        **{name: (data, parts) for name, data in tiles_in_boxes().items()},
         "jpeg 2000 of 30,000 squared": (codestream((30_000, 30_000)), {"image_pixels"}),
         "jpeg 2000 of 8 megapixels": (codestream((4096, 2048), colours=4), set()),
         "jpeg 2000 of 9 megapixels": (codestream((4096, 2200)), {"image_pixels"}),

@@ -67,9 +67,9 @@ def boxes_of(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, in
         if size == 1:
             size, head = struct.unpack_from(">Q", data, start + 8)[0], 16
         stop = end if size == 0 else min(start + size, end)
+        yield kind, start + head, stop  # first: openjpeg judges no length of the box of its codes
         if stop < start + head:
             raise struct.error(f"a box of {size} bytes")
-        yield kind, start + head, stop
         start = stop
 
 

@@ -16,6 +16,7 @@ from broken_pictures import (
     other_bombs,
     scanned_jpeg,
     tiff_bombs,
+    tiles_in_boxes,
 )
 from data_command import run
 from PIL import ExifTags, Image, ImageOps
@@ -226,7 +227,8 @@ def test_bombs_are_refused_before_a_decoder_begins(monkeypatch):
 
 def test_without_the_check_a_decoder_would_begin(monkeypatch):
     """Negative control."""
-    for data in (tiff_bombs()["tiff, a tag twice"][0], codestream((65, 65), tile=(1, 1))):
+    tags, tiles = tiff_bombs()["tiff, a tag twice"][0], codestream((65, 65), tile=(1, 1))
+    for data in (tags, tiles, *tiles_in_boxes().values()):
         assert opened_and_loaded(data, monkeypatch) == ("image_parts", [])
         with monkeypatch.context() as patch:
             patch.setattr(module, "check_parts", lambda name, data: None)
