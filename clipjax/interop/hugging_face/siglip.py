@@ -5,18 +5,16 @@ from typing import Any
 
 from clipjax.interop.hugging_face.transformer import (
     encoder,
-    ignored,
     image_embeddings,
     text_embeddings,
     tower_config,
     tower_spec,
-    unused,
 )
+from clipjax.interop.hugging_face.transformer import ignored as ignored
+from clipjax.interop.hugging_face.transformer import unused as unused
 from clipjax.interop.leaves import SCALAR, Leaf, Rows, leaf, linear_leaves, map_head_leaves
 from clipjax.interop.section import Section
 from clipjax.models.zoo.parts import SQUASH_PREPROCESS
-
-__all__ = ["ignored", "unused"]  # which the families share
 
 ARCHITECTURE = "SiglipModel"
 IMAGE_PROCESSOR = "SiglipImageProcessor"
