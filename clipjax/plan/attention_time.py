@@ -2,13 +2,18 @@
 
 A bound of a step divides FLOPs by the peak of the matrix units, which a kernel cannot reach: the
 units work on whole tiles, so rows of 197 tokens are as dear as of 256, and a softmax is vector work
-that they wait for. An estimate from counts, not a measurement; docs/performance.md compares it with
-what libtpu's compiler schedules.
+that they wait for. An estimate from counts, not a measurement; for a v5e it is between a half and
+the whole of what libtpu's compiler schedules (tests/plan/test_attention_time.py;
+benchmarks/results/short_attention_tpu_aot_2026-11-28.md).
 """
 
+import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from clipjax.plan.chips import Chip
+from clipjax.plan.hlo import Visit
+from clipjax.plan.kernels import cost_estimate, label
 
 # Rows of a register, and numbers of one.
 _SUBLANES, _REGISTER = 8, 1024
@@ -22,6 +27,9 @@ _UNITS = {"v4": (4, 2), "v5e": (4, 1), "v5p": (4, 2)}
 # maxima, sums, masks left out, conversions to the operands' dtype.
 _PRODUCTS = {"forward": 2, "backward": 5}
 _VECTOR_OPS = {"forward": 6, "backward": 12}
+# Names of the kernels of clipjax.layers.short_attention, and widths of their results in heads.
+_KERNEL = re.compile(r"short_attention_(forward|backward)")
+_PARTS = {"forward": 1, "backward": 3}
 
 
 class AttentionTime(NamedTuple):
@@ -73,6 +81,45 @@ def attention_time(
         cycles = batch * heads * scores * _VECTOR_OPS[which] / _VECTOR_UNITS
         vector_s = cycles / (clock * cores)
     return AttentionTime(padded_flops, padded_flops / chip.flops, vector_s)
+
+
+def counts_softmax(chip: Chip) -> bool:
+    """Whether the estimate has the softmax: the chip's clock is known."""
+    return chip.name in _UNITS
+
+
+def attention_times(chip: Chip, visits: Iterable[Visit]) -> dict[str, tuple[int, float]]:
+    """Estimates the calls of the kernels in a step compiled for a chip.
+
+    Args:
+        chip: of the program's devices; no kernel of the name runs on others than TPUs.
+        visits: what a step of one device runs.
+
+    Returns:
+        Of each kernel, forward and backward: its runs a step, and seconds of all of them.
+    """
+    found: dict[str, tuple[int, float]] = {}
+    for visit in visits:
+        instruction = visit.instruction
+        if instruction.opcode != "custom-call" or chip.name not in _SIDES:
+            continue
+        name, stated = _KERNEL.fullmatch(label(instruction)), cost_estimate(instruction)
+        if name is None or not stated:
+            continue
+        which = name[1]
+        batch, length, width = instruction.shapes[0].dims
+        heads = int(stated["transcendentals"]) // (batch * length**2)  # an exponential a score
+        once = attention_time(
+            chip,
+            which,
+            batch=batch * chip.devices,  # the chip's devices do it at the same time
+            length=length,
+            heads=heads,
+            head_dim=width // (_PARTS[which] * heads),
+        )
+        times, seconds = found.get(which, (0, 0.0))
+        found[which] = times + visit.times, seconds + visit.times * once.total_s
+    return found
 
 
 def _up(size: int, multiple: int) -> int:

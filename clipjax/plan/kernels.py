@@ -54,7 +54,7 @@ def call_work(instruction: Instruction, computation: Computation) -> Work | None
     if called.startswith("__cudnn$conv"):
         return _convolution(instruction, computation)
     if called.startswith(_PALLAS):
-        stated = _config(instruction, "custom_call_config").get("cost_estimate")
+        stated = cost_estimate(instruction)
         return Work(float(stated["flops"])) if stated else None
     return None
 
@@ -73,6 +73,11 @@ def label(instruction: Instruction) -> str:
         parts = [p for p in instruction.op_name.split("/") if not p.startswith("pallas_call")]
         return parts[-1]
     return called
+
+
+def cost_estimate(instruction: Instruction) -> dict[str, Any]:
+    """What the author of a Pallas kernel states of a call, numbers as text; empty if nothing."""
+    return _config(instruction, "custom_call_config").get("cost_estimate") or {}
 
 
 def _config(instruction: Instruction, key: str) -> dict[str, Any]:

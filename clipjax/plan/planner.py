@@ -13,6 +13,7 @@ from clipjax.experiment import Program, Resolved, Stage, build_program
 from clipjax.experiment.memory import Setting, Step, describes, extra_flops, setting_of, step_of
 from clipjax.plan import gpu
 from clipjax.plan.advice import Preference, prefer, what_fits
+from clipjax.plan.attention_time import attention_times
 from clipjax.plan.collectives import Collective, find_collectives
 from clipjax.plan.compiling import Compiled, Memory, compile_step
 from clipjax.plan.flops import Flops, count_flops
@@ -62,6 +63,7 @@ class Plan:
         collectives: between chips.
         collective_formulas: bytes that theory asks for, by part.
         bounds: of the step time.
+        attention_times: of the attention kernels of TPUs, an estimate: runs and seconds a step.
         advice: what should fit, if this does not.
         preference: remat or micro-batches; None for towers that the memory model does not know.
         unsharded_state: a warning of optimizer state that each device holds whole, or None.
@@ -87,6 +89,7 @@ class Plan:
     collectives: list[Collective]
     collective_formulas: dict[str, float]
     bounds: Bounds | None
+    attention_times: dict[str, tuple[int, float]]
     advice: list[Advice]
     preference: Preference | None
     unsharded_state: str | None
@@ -178,6 +181,7 @@ def describe(
     needed = compiled.needed_bytes
     fits = compiled.memory is not None and needed <= capacity
     counted: dict[str, Any] = {"flops": None, "traffic": None, "collectives": [], "bounds": None}
+    counted["attention_times"] = {}
     if compiled.text:
         counted = _count(compiled.text, program, topology, needs[planned], batch_size)
     known = describes(step.spec)
@@ -225,6 +229,7 @@ def _count(
         "flops": flops,
         "traffic": traffic,
         "collectives": collectives,
+        "attention_times": attention_times(topology.chip, visits),
         "bounds": bounds(
             topology.chip,
             flops=flops.total,

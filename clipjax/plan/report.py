@@ -8,6 +8,7 @@ from typing import Any
 
 from clipjax.plan import measured
 from clipjax.plan.advice import Setting
+from clipjax.plan.attention_time import counts_softmax
 from clipjax.plan.chips import GPU_DEFAULT_SHARE, GPU_MEMORY_SHARE
 from clipjax.plan.collectives import Collective
 from clipjax.plan.gpu import unsettled
@@ -243,7 +244,25 @@ def _bounds(plan: Plan) -> Iterator[str]:
     yield f"  samples/s a chip {bounds.samples_per_s_chip:8.0f} at most"
     yield f"  MFU              {bounds.mfu:8.0%} at most"
     yield f"  images/s a host  {images:8.0f} to decode at that rate"
+    yield from _attention(plan)
     yield from _checked(plan)
+
+
+def _attention(plan: Plan) -> Iterator[str]:
+    """What the kernels of attention take by themselves, which the bound does not have."""
+    if not plan.attention_times:
+        return
+    runs = ", ".join(
+        f"{times:,} {which} {digits(seconds * 1e3)}"
+        for which, (times, seconds) in plan.attention_times.items()
+    )
+    total = sum(seconds for _, seconds in plan.attention_times.values())
+    softmax = "the softmax" if counts_softmax(plan.topology.chip) else "not the softmax"
+    yield from _wrapped(
+        f"Attention kernels, an estimate: {digits(total * 1e3)} ms by themselves ({runs}), with "
+        f"padding to whole tiles and {softmax}; the bound has their products at the peak",
+        "  ",
+    )
 
 
 def _checked(plan: Plan) -> Iterator[str]:
@@ -340,6 +359,10 @@ def to_json(plan: Plan, assumptions: Assumptions) -> dict[str, Any]:
         ],
         "collective_formulas": plan.collective_formulas,
         "bounds": plan.bounds and plan.bounds._asdict(),
+        "attention_estimate": {
+            which: {"times": times, "seconds": seconds}
+            for which, (times, seconds) in plan.attention_times.items()
+        },
         "checked": [
             {**dataclasses.asdict(row), "time_factor": row.time_factor}
             for row in measured.of_chip(topology.chip.name)

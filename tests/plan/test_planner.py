@@ -246,6 +246,17 @@ def test_kernels_are_on_the_page(plan):
     assert "NOT COUNTED: 3 calls of mine, which states no FLOPs" in page
 
 
+def test_attention_kernels_of_a_tpu_are_on_the_page_as_an_estimate(plan):
+    times = {"forward": (24, 6e-3), "backward": (12, 8e-3)}
+    found = dataclasses.replace(plan, attention_times=times)
+    words = " ".join(to_text(found, Assumptions()).split())
+    assert (
+        "Attention kernels, an estimate: 14.0 ms by themselves (24 forward 6.0, 12 backward 8.0)"
+    ) in words
+    assert to_json(found, Assumptions())["attention_estimate"]["forward"]["times"] == 24
+    assert plan.attention_times == {} and "Attention kernels" not in to_text(plan, Assumptions())
+
+
 def test_plans_were_within_a_hundredth_of_the_memory_and_a_factor_of_the_time():
     """The bar of docs/plan.md; the figures stand in benchmarks/results."""
     for check in CHECKS:
