@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from clipjax.checkpoint import manifest as manifests
 from clipjax.checkpoint.choice import naming_older_steps
@@ -20,7 +21,6 @@ from clipjax.checkpoint.snapshot import host_value
 from clipjax.distributed import gather
 from clipjax.losses.objectives import is_of_objective
 from clipjax.models.layers_layout import laid_out_like
-from clipjax.partitioning import place
 from clipjax.trees import flatten_with_names, unflatten_names
 
 STATE = "state"
@@ -53,10 +53,11 @@ def restore_step(step_dir: Path, manifest: Manifest, abstract_state: Any) -> Any
         raise error or DamagedCheckpointError(f"{step_dir}: another process found a damaged leaf")
     if wanted is abstract_state:
         return state
-    host = laid_out_like(
-        jax.device_get(state), abstract_state.params, stack=lambda *blocks: np.stack(blocks)
+    stack = jax.jit(  # where the blocks lie: one device may not hold them all
+        lambda state: laid_out_like(state, abstract_state.params),
+        out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract_state),
     )
-    return jax.tree.map(lambda value, leaf: place(value, leaf.sharding), host, abstract_state)
+    return stack(state)
 
 
 def _as_saved(manifest: Manifest, abstract_state: Any) -> Any:
@@ -65,7 +66,31 @@ def _as_saved(manifest: Manifest, abstract_state: Any) -> Any:
         return abstract_state
     saved = [record for record in manifest.leaves if record.name.startswith("params/")]
     like = unflatten_names({record.name.removeprefix("params/"): record for record in saved})
-    return jax.eval_shape(lambda state: laid_out_like(state, like), abstract_state)
+    stacks = jax.tree.map(
+        lambda leaf: _Stack(leaf.shape, leaf.dtype, sharding=leaf.sharding), abstract_state
+    )
+    return laid_out_like(stacks, like, stack=_abstract_stack)
+
+
+class _Stack(jax.ShapeDtypeStruct):
+    """A leaf whose blocks have its sharding, less that of the layers; `eval_shape` drops it."""
+
+    def __getitem__(self, index: int) -> jax.ShapeDtypeStruct:
+        sharding = _with_spec(self.sharding, lambda spec: spec[1:])
+        return jax.ShapeDtypeStruct(self.shape[1:], self.dtype, sharding=sharding)
+
+
+def _abstract_stack(*blocks: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    sharding = _with_spec(blocks[0].sharding, lambda spec: (None, *spec))
+    shape = (len(blocks), *blocks[0].shape)
+    return jax.ShapeDtypeStruct(shape, blocks[0].dtype, sharding=sharding)
+
+
+def _with_spec(sharding: Any, change: Callable[[Any], Iterable[Any]]) -> Any:
+    if not isinstance(sharding, NamedSharding):
+        return sharding
+    spec = PartitionSpec(*change(tuple(sharding.spec)))
+    return NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind)
 
 
 def restore_tree(step_dir: Path, abstract_tree: Any, *, partial: bool = False) -> Any:

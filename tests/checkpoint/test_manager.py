@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from clipjax import faults
 from clipjax.checkpoint import (
@@ -19,6 +20,7 @@ from clipjax.checkpoint import (
     DamagedCheckpointError,
     NonFiniteStateError,
     read_manifest,
+    restore,
 )
 from clipjax.checkpoint import manifest as manifests
 from clipjax.train_state import create_train_state
@@ -404,23 +406,25 @@ def test_unreadable_is_not_damaged(saved, kit, monkeypatch):
     assert steps_in(directory) == list("1234")
 
 
-def test_a_state_whose_blocks_were_saved_apart_is_stacked(kit, tmp_path):
-    def state_of(params):
-        def create():
-            leaves = jax.tree.map(jnp.asarray, params)
-            tx = optax.adamw(1e-3)
-            return create_train_state({"params": leaves}, tx, with_ema=True)
+def state_of(params):
+    def create():
+        leaves = jax.tree.map(jnp.asarray, params)
+        return create_train_state({"params": leaves}, optax.adamw(1e-3), with_ema=True)
 
-        return jax.jit(create)()
+    return jax.jit(create)()
 
+
+def blocks_of(shape, depth):
+    """Parameters of one tower, its blocks apart and stacked."""
     rng = np.random.default_rng(0)
-    blocks = [{"kernel": rng.normal(size=(3, 4)).astype(np.float32)} for _ in range(11)]
-    apart = {
-        "text": {f"block_{i}": block for i, block in enumerate(blocks)},
-        "scale": np.float32(1),
-    }
+    blocks = [{"kernel": rng.normal(size=shape).astype(np.float32)} for _ in range(depth)]
+    apart = {"text": {f"block_{i}": b for i, b in enumerate(blocks)}, "scale": np.float32(1)}
     kernels = np.stack([block["kernel"] for block in blocks])
-    stacked = {"text": {"blocks": {"kernel": kernels}}, "scale": np.float32(1)}
+    return apart, {"text": {"blocks": {"kernel": kernels}}, "scale": np.float32(1)}
+
+
+def test_a_state_whose_blocks_were_saved_apart_is_stacked(kit, tmp_path):
+    apart, stacked = blocks_of((3, 4), 11)
     with CheckpointManager(tmp_path, metadata=kit.metadata) as manager:
         manager.save(3, state_of(apart), block=True)
     wanted = state_of(stacked)
@@ -434,3 +438,33 @@ def test_a_state_whose_blocks_were_saved_apart_is_stacked(kit, tmp_path):
     with CheckpointManager(tmp_path, metadata=kit.metadata) as manager:
         found, _ = manager.restore_latest(kit.abstract_of(state_of(apart)))
     assert set(found.params["text"]) == set(apart["text"])
+
+
+def test_blocks_that_were_saved_apart_are_read_where_their_stack_lies(kit, tmp_path, monkeypatch):
+    apart, stacked = blocks_of((8, 4), 3)
+    with CheckpointManager(tmp_path, metadata=kit.metadata) as manager:
+        manager.save(3, state_of(apart), block=True)
+    mesh, wanted, read = kit.mesh_of(1, 8), state_of(stacked), {}
+
+    def abstract(leaf):
+        spec = PartitionSpec(None, "fsdp") if leaf.ndim == 3 else PartitionSpec()
+        sharding = NamedSharding(mesh, spec)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    def restore_tree(step_dir, tree):
+        found = original(step_dir, tree)
+        read.update(flatten_with_names(found))
+        return found
+
+    original = restore.restore_tree
+    monkeypatch.setattr(restore, "restore_tree", restore_tree)
+    asked = jax.tree.map(abstract, wanted)
+    with CheckpointManager(tmp_path, metadata=kit.metadata) as manager:
+        found, _ = manager.restore_latest(asked)
+    kit.assert_equal(found, wanted)
+    blocks = [leaf for name, leaf in read.items() if "block_" in name]
+    assert len(blocks) == 3 * 4  # parameters, two moments, the average
+    assert {leaf.addressable_shards[0].data.shape for leaf in blocks} == {(1, 4)}
+    assert {len(leaf.sharding.device_set) for leaf in read.values()} == {8}
+    for leaf, like in zip(jax.tree.leaves(found), jax.tree.leaves(asked), strict=True):
+        assert leaf.sharding.is_equivalent_to(like.sharding, leaf.ndim)
