@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from absl import logging
 
 from clipjax.checkpoint.contract import comparable, differences, warn_of_sources
 from clipjax.checkpoint.manifest import Manifest
 from clipjax.config import default_config, iterate_leaves, to_plain
+from clipjax.losses import PAIR_RULES
 from clipjax.redaction import redact_tree
 
 # What a difference between the checkpoint's config and the run's means, by the longest prefix of
@@ -84,7 +86,14 @@ def check_resume(
     # Without credentials: an older clipjax wrote them, and a new token is no other config.
     for key, old, new in differences(redact_tree(manifest.config), redact_tree(config)):
         if old == "absent" and key in defaults and defaults[key] == new:
-            continue  # younger than the checkpoint, and as it was before there was a choice
+            if key == "loss.dtype" and _loss_is_rounded(config):
+                logging.warning(
+                    "resuming with another config.loss.dtype: 'float32' before there was a choice, "
+                    "'auto' now, which is bfloat16 here; --config.loss.dtype=float32 keeps it"
+                )
+            continue  # younger than the checkpoint; all others default to what was done before
+        if old == "absent" and (key, new) == ("loss.dtype", "float32"):
+            continue
         kind = kind_of_change(key)
         if kind == "fatal":
             fatal.append((f"config.{key}", old, new))
@@ -103,6 +112,12 @@ def check_resume(
         )
     for key, old, new in ask:
         logging.warning("resuming with another %s: %r before, %r now", key, old, new)
+
+
+def _loss_is_rounded(config: Mapping[str, Any]) -> bool:
+    """Whether `loss.dtype = auto` multiplies in bfloat16, where it was once float32."""
+    of_pairs = config["loss"].get("name") in PAIR_RULES
+    return of_pairs and config.get("dtype") != "float32" and jax.default_backend() != "cpu"
 
 
 def _table(rows: list[tuple[str, Any, Any]]) -> str:

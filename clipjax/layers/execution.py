@@ -53,6 +53,7 @@ def runtime_fields(execution: Execution) -> dict[str, Any]:
     return {
         "execution": execution,
         "remat": execution.remat,
+        "scan_layers": not execution.apart,  # of a tower that was written for it
     }
 
 

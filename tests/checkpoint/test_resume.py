@@ -1,6 +1,7 @@
 """Which differences of config stop a resume, and where a run starts."""
 
 import copy
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -89,6 +90,24 @@ def test_a_field_younger_than_the_checkpoint_is_no_change_at_its_default(manifes
     check_resume(manifest, changed(kit.metadata, "config.stages", []))
     with pytest.raises(ValueError, match="stages"):
         check_resume(manifest, changed(kit.metadata, "config.stages", [{"until_step": 3}]))
+
+
+@pytest.mark.parametrize(
+    ("platform", "dtype", "warned"),
+    [("gpu", "bfloat16", 1), ("gpu", "float32", 0), ("cpu", "bfloat16", 0)],
+)
+def test_a_loss_that_is_rounded_since_is_told(manifest, kit, monkeypatch, platform, dtype, warned):
+    lines = []
+    monkeypatch.setattr("absl.logging.warning", lambda text, *rest: lines.append(text % rest))
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    recipe = {"loss": {"name": "clip"}, "dtype": dtype}
+    older = dataclasses.replace(manifest, config={**manifest.config, **recipe})
+    for loss, count in (("auto", warned), ("float32", 0)):
+        metadata = changed(kit.metadata, "config.loss", {"name": "clip", "dtype": loss})
+        metadata["config"] |= {"dtype": dtype}
+        lines.clear()
+        check_resume(older, metadata)
+        assert sum("--config.loss.dtype=float32" in line for line in lines) == count
 
 
 def test_all_differences_are_named_at_once(manifest, kit):

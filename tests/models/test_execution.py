@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from tiny import inputs, model_and_params, tiny_spec
 
-from clipjax.layers.execution import Execution
+from clipjax.layers.execution import APART, PLAIN, Execution, under_execution
 from clipjax.layers.remat import REMAT
 
 BERT = {
@@ -83,3 +84,12 @@ def test_bfloat16_differs_by_its_rounding_alone(name):
         return sum(float(np.square(np.float32(f) - np.float32(w)).sum()) for f, w in pairs) ** 0.5
 
     assert 0 < error(lean) < 1.2 * error(plain)
+
+
+class Older(nn.Module):
+    scan_layers: bool = True
+
+
+def test_a_tower_of_ones_own_still_gets_scan_layers():
+    assert under_execution(Older(), APART).scan_layers is False
+    assert under_execution(Older(), PLAIN).scan_layers is True
