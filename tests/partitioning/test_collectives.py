@@ -183,7 +183,8 @@ def test_fsdp_gathers_a_layer_at_a_time():
     for c in simulated("fsdp").collectives:
         if c.kind == "all-gather":
             assert c.bytes_received < largest, c
-            assert c.times == (DEPTH if "blocks" in c.op_name else 1), c
+            in_loop = "blocks" in c.op_name or "transformer/while/body" in c.op_name
+            assert c.times == (DEPTH if in_loop else 1), c
     # ZeRO-1 brings the stacks back whole: the same test must see that.
     assert any(
         c.bytes_received >= largest
