@@ -14,6 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from clipjax.files import write_file
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -203,6 +205,4 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def write_json(path: Path, document: Any) -> None:
     """Writes a document in one replacement."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(json.dumps(rounded(document), indent=1) + "\n", encoding="utf-8")
-    os.replace(scratch, path)
+    write_file(path, json.dumps(rounded(document), indent=1) + "\n")

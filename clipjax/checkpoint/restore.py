@@ -69,7 +69,12 @@ def _as_saved(manifest: Manifest, abstract_state: Any) -> Any:
     stacks = jax.tree.map(
         lambda leaf: _Stack(leaf.shape, leaf.dtype, sharding=leaf.sharding), abstract_state
     )
-    return laid_out_like(stacks, like, stack=_abstract_stack)
+    wanted = laid_out_like(stacks, like, stack=_abstract_stack)
+    # A tower of one's own may have blocks apart in both: nothing is to be stacked then.
+    ours, theirs = (
+        {name for name, _ in flatten_with_names(tree)} for tree in (abstract_state, wanted)
+    )
+    return abstract_state if ours == theirs else wanted
 
 
 class _Stack(jax.ShapeDtypeStruct):

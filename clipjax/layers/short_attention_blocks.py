@@ -78,12 +78,14 @@ def make_blocks(
     """
     width = heads * head_dim
     sublanes = _SUBLANE_BYTES // itemsize
-    row_lanes = _up(3 * width, _LANES) * (2 if which == "backward" else 1) + _up(width, _LANES)
-    image_bytes = _up(length, sublanes) * row_lanes * itemsize
+    row_lanes = round_up(3 * width, _LANES) * (2 if which == "backward" else 1) + round_up(
+        width, _LANES
+    )
+    image_bytes = round_up(length, sublanes) * row_lanes * itemsize
     queries = length if length <= _WHOLE_ROW else _CHUNK
-    work = _LIVE_SCORES[which] * _up(length, 8) * _up(queries, _LANES) * 4
+    work = _LIVE_SCORES[which] * round_up(length, 8) * round_up(queries, _LANES) * 4
     if queries < length:
-        work += 2 * _up(length, 8) * _up(head_dim, _LANES) * 4
+        work += 2 * round_up(length, 8) * round_up(head_dim, _LANES) * 4
     if work + 2 * image_bytes > vmem:
         return None
     images = max(1, min(_ROWS_TARGET // (2 * image_bytes), _MOST_IMAGES, batch))
@@ -101,5 +103,6 @@ def make_blocks(
     )
 
 
-def _up(size: int, multiple: int) -> int:
+def round_up(size: int, multiple: int) -> int:
+    """The least multiple that is not below a size."""
     return -(-size // multiple) * multiple

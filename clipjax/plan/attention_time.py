@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from clipjax.layers.short_attention_blocks import round_up
 from clipjax.plan.chips import Chip
 from clipjax.plan.hlo import Visit
 from clipjax.plan.kernels import cost_estimate, label
@@ -70,14 +71,18 @@ def attention_time(
     if chip.name not in _SIDES:
         raise ValueError(f"{chip.name} is no TPU; the kernel runs on {', '.join(_SIDES)}")
     side = _SIDES[chip.name]
-    rows, columns, inner = _up(length, _SUBLANES), _up(length, side), _up(head_dim, side)
+    rows, columns, inner = (
+        round_up(length, _SUBLANES),
+        round_up(length, side),
+        round_up(head_dim, side),
+    )
     times = batch * heads * _PRODUCTS[which]
     padded_flops = 2.0 * times * rows * columns * inner
     vector_s = None
     if chip.name in _UNITS:
         units, cores = _UNITS[chip.name]
         clock = chip.flops / (2 * side**2 * units * cores)
-        scores = rows * _up(length, 128) / _REGISTER
+        scores = rows * round_up(length, 128) / _REGISTER
         cycles = batch * heads * scores * _VECTOR_OPS[which] / _VECTOR_UNITS
         vector_s = cycles / (clock * cores)
     return AttentionTime(padded_flops, padded_flops / chip.flops, vector_s)
@@ -120,7 +125,3 @@ def attention_times(chip: Chip, visits: Iterable[Visit]) -> dict[str, tuple[int,
         times, seconds = found.get(which, (0, 0.0))
         found[which] = times + visit.times, seconds + visit.times * once.total_s
     return found
-
-
-def _up(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple

@@ -7,11 +7,11 @@ lowers the bound is kept for the next.
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any
 
 from absl import logging
 
-from clipjax.config_fields import Settings
 from clipjax.experiment import Resolved
 from clipjax.plan.chips import GIB
 from clipjax.plan.planner import Plan, make_plan
@@ -46,14 +46,6 @@ class Variation:
     refused: str | None = None
 
 
-def value_of(settings: Settings, path: str) -> Any:
-    """What a config has at a path."""
-    found: Any = settings
-    for name in path.split("."):
-        found = getattr(found, name)
-    return found
-
-
 def with_value(settings: Any, path: str, value: Any) -> Any:
     """The settings with another value at a path."""
     name, _, rest = path.partition(".")
@@ -84,7 +76,7 @@ def search_variations(
     for path, values in VALUES.items():
         for value in values:
             compiled = sum(variation.plan is not None for variation in found)
-            if value == value_of(settings, path) or compiled == max_compilations:
+            if value == attrgetter(path)(settings) or compiled == max_compilations:
                 continue
             flag = f"--config.{path}={str(value).lower()}"
             logging.info("Search: %s", flag)
