@@ -50,8 +50,10 @@ from clipjax.losses.objectives import split_variables
 from clipjax.metric_writers import MetricWriter, ProgressBar
 from clipjax.partitioning import global_batch
 from clipjax.report.writing import REPORT, collect_answers, write_report
+from clipjax.signals import PreemptionGuard
 from clipjax.train_state import TrainState
 from clipjax.trees import count_bytes, count_parameters
+from clipjax.watchdog import Watchdog
 
 CHECKPOINTS = "checkpoints"
 
@@ -174,8 +176,8 @@ class _Loop:
             self.settings.total_steps, batch_size=self.settings.batch_size, start_step=start
         )
         stack.callback(self.progress.close)
-        self.guard = stack.enter_context(faults.PreemptionGuard())
-        self.watchdog = stack.enter_context(faults.Watchdog(self.settings.hang_timeout_s))
+        self.guard = stack.enter_context(PreemptionGuard())
+        self.watchdog = stack.enter_context(Watchdog(self.settings.hang_timeout_s))
         self.devices = DeviceClock()
         stack.callback(self.devices.close)
         self.start = start

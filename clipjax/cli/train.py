@@ -4,7 +4,7 @@ import os
 
 from absl import flags, logging
 
-from clipjax import distributed, faults
+from clipjax import distributed, exit_codes
 from clipjax.cli import config_flag, opening
 from clipjax.cli.main import given, no_positional, print_results
 from clipjax.cli.output import show
@@ -54,15 +54,15 @@ def main(argv: list[str]) -> int:
                 show(f"report: {experiment.workdir / REPORT}")
     except PreemptedError as stop:
         logging.warning("%s", stop)
-        return faults.PREEMPTED
+        return exit_codes.PREEMPTED
     except (NumericError, NonFiniteStateError) as error:
         logging.error("%s", error)
-        return faults.NUMERIC
+        return exit_codes.NUMERIC
     except (CheckpointSaveError, DamagedCheckpointError) as error:
         logging.error("%s", error)
-        return faults.FAILED
+        return exit_codes.FAILED
     except TimeoutError as error:
         # A thread hangs in its storage; the interpreter's own exit would wait for it for ever.
         logging.error("%s", error)
-        os._exit(faults.HUNG)
-    return faults.OK
+        os._exit(exit_codes.HUNG)
+    return exit_codes.OK

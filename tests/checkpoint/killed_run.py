@@ -68,15 +68,17 @@ def abstract_of(state):
 
 def train(workdir, *, wreck=lambda state: state, at_step=lambda step: None):
     """Trains to the end or to a preemption; `wreck` spoils the restored state."""
-    from clipjax import faults
+    from clipjax import exit_codes
     from clipjax.checkpoint import CheckpointManager
     from clipjax.metric_writers import MetricWriter
+    from clipjax.signals import PreemptionGuard
+    from clipjax.watchdog import Watchdog
 
     state, step_fn = make_run()
     with (
         CheckpointManager(Path(workdir) / "checkpoints", keep=2, metadata=METADATA) as manager,
-        faults.PreemptionGuard() as guard,
-        faults.Watchdog(120),
+        PreemptionGuard() as guard,
+        Watchdog(120),
     ):
         restored = manager.restore_latest(abstract_of(state))
         start = 0
@@ -87,13 +89,13 @@ def train(workdir, *, wreck=lambda state: state, at_step=lambda step: None):
                 at_step(step)
                 if guard.should_stop(step):
                     manager.save(step, state, block=True)
-                    return faults.PREEMPTED, state
+                    return exit_codes.PREEMPTED, state
                 if step % SAVE_EVERY == 0:
                     manager.save(step, state)
                 state, loss = step_fn(state)
                 writer.write(step + 1, {"loss": loss})
         manager.save(TOTAL_STEPS, state, block=True)
-    return faults.OK, state
+    return exit_codes.OK, state
 
 
 def main(workdir, strike=None):

@@ -14,7 +14,7 @@ import pytest
 from counting import HANGS_S
 from xla_flags import with_devices
 
-from clipjax import faults
+from clipjax import exit_codes
 
 ROOT = Path(__file__).parents[2]
 POINTS = (
@@ -60,7 +60,7 @@ def outcome(workdir, state):
 def undisturbed(tmp_path_factory, killed_run):
     workdir = tmp_path_factory.mktemp("undisturbed")
     code, state = killed_run.train(workdir)
-    assert code == faults.OK
+    assert code == exit_codes.OK
     return outcome(workdir, state)
 
 
@@ -76,7 +76,7 @@ def test_killed_inside_saves_and_the_same_run(tmp_path, killed_run, undisturbed,
         saved = [int(p.parent.name) for p in checkpoints.glob("[0-9]*/manifest.json")]
         assert max(saved) == (step if "before_delete" in point else step - 2)
     code, state = killed_run.train(tmp_path)
-    assert code == faults.OK
+    assert code == exit_codes.OK
     assert outcome(tmp_path, state) == undisturbed
     assert sorted(p.name for p in checkpoints.iterdir()) == ["22", "24"]  # nothing is left over
 
@@ -136,12 +136,12 @@ def assert_close(workdir, state, undisturbed):
 def test_two_processes_stop_at_one_step_and_one_process_goes_on(tmp_path, killed_run, undisturbed):
     """SIGUSR1 comes to one of them; both save the same step; eight devices continue from four."""
     codes, output = run_two(tmp_path, arguments=((), ("SIGUSR1@5",)))
-    assert codes == [faults.PREEMPTED] * 2, output
+    assert codes == [exit_codes.PREEMPTED] * 2, output
     steps = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert steps[-1] == len(lines) < killed_run.TOTAL_STEPS
     code, state = killed_run.train(tmp_path)
-    assert code == faults.OK
+    assert code == exit_codes.OK
     assert_close(tmp_path, state, undisturbed)
 
 
@@ -155,6 +155,6 @@ def test_one_of_two_processes_dies_inside_a_save(tmp_path, killed_run, undisturb
     codes, output = run_two(tmp_path, changes=changes)
     assert codes[rank] == -9 and codes[1 - rank] not in (0, -9), output
     code, state = killed_run.train(tmp_path)
-    assert code == faults.OK
+    assert code == exit_codes.OK
     assert_close(tmp_path, state, undisturbed)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["22", "24"]

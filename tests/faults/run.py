@@ -1,0 +1,109 @@
+"""Runs the fault matrix and records it row by row.
+
+    python -m tests.faults.run                          every row, whole: hours
+    python -m tests.faults.run --row K1 --row M1        some rows
+    python -m tests.faults.run --row K1 --first 40 --trials 20    a part: trials 40 to 59
+    ... --record benchmarks/results/faults_cpu_DATE.jsonl         one line a row is appended
+
+A row's control runs first and must fail: an oracle that cannot fail shows nothing.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import commit, machine
+from tests.faults.row import Row, Trial, upper_bound
+from tests.faults.rows import all_rows
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_row(row: Row, *, first: int, trials: int, folder: Path) -> dict[str, Any]:
+    """Runs a row's control and some of its trials; what a record holds of them."""
+    begin = time.monotonic()
+    shared = folder / "shared"
+    shared.mkdir(parents=True)
+    failures: list[dict[str, Any]] = []
+    control = try_trial(row.control, Trial(0, empty(folder / "control"), shared))
+    for index in range(first, min(first + trials, row.trials)):
+        trial = Trial(index, empty(folder / f"trial_{index}"), shared)
+        error = try_trial(row.run, trial)
+        if error is None:
+            shutil.rmtree(trial.folder, ignore_errors=True)
+        else:
+            failures.append({"trial": index, "error": error})
+        print(f"{row.name} {index}: {'ok' if error is None else error}", flush=True)
+    done = min(first + trials, row.trials) - first
+    return {
+        "row": row.name,
+        "fault": row.fault,
+        "holds": row.holds,
+        "first": first,
+        "trials": done,
+        "of": row.trials,
+        "failures": failures,
+        "upper_bound": round(upper_bound(len(failures), done), 5),
+        "control_failed": control is not None,
+        "minutes": round((time.monotonic() - begin) / 60, 2),
+    }
+
+
+def empty(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder
+
+
+def try_trial(run: Any, trial: Trial) -> str | None:
+    """What did not hold; None if all did."""
+    try:
+        run(trial)
+    except AssertionError as error:
+        return f"{error}"[:2000] or traceback.format_exc(limit=-1)[:2000]
+    except Exception:
+        return traceback.format_exc(limit=-3)[:2000]
+    return None
+
+
+def main() -> int:
+    rows = all_rows()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--row", action="append", choices=list(rows), help="may be repeated")
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--trials", type=int, default=10**9)
+    parser.add_argument("--record", type=Path, help="a file of one JSON line a row")
+    options = parser.parse_args()
+    bad = False
+    for name in options.row or rows:
+        with tempfile.TemporaryDirectory(prefix=f"fault_{name}_") as folder:
+            record = run_row(
+                rows[name], first=options.first, trials=options.trials, folder=Path(folder)
+            )
+        record |= {
+            "commit": commit(),
+            "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
+            "machine": machine(),
+        }
+        if not record["control_failed"]:
+            print(f"{name}: its control did not fail, so the row shows nothing")
+        bad |= bool(record["failures"]) or not record["control_failed"]
+        print(
+            f"{name}: {record['trials']} of {record['of']} trials, {len(record['failures'])} "
+            f"failures, rate below {record['upper_bound']:.2%} (95 %), {record['minutes']} minutes"
+        )
+        if options.record:
+            with options.record.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+    return int(bad)
+
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""A process that makes no progress ends with its stacks and a code of its own."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from counting import HANGS_S, wait_until
+
+from clipjax import exit_codes, faults
+from clipjax import watchdog as watchdogs
+from clipjax.watchdog import Watchdog
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_a_process_that_hangs_is_ended_with_its_stacks():
+    code = (
+        "from clipjax import faults\nfrom clipjax.watchdog import Watchdog\n"
+        "def stuck_step():\n"
+        "    faults.point('step', 4)\n"
+        "with Watchdog(0.5) as watchdog:\n"
+        "    stuck_step()\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT), faults.FAULT: "hang@step"},
+        capture_output=True,
+        text=True,
+        timeout=HANGS_S,
+    )
+    assert result.returncode == exit_codes.HUNG
+    assert "no progress for 0.5 s" in result.stderr and "in stuck_step" in result.stderr
+
+
+def test_a_process_that_makes_progress_is_left_alone(monkeypatch):
+    class Clock:
+        now, looks = 1000.0, 0
+
+        def monotonic(self):
+            self.looks += 1
+            return self.now
+
+    clock, given_up = Clock(), []
+    monkeypatch.setattr(watchdogs, "time", clock)
+    monkeypatch.setattr(Watchdog, "_give_up", lambda self: given_up.append(1))
+    with Watchdog(0.4) as watchdog:
+        for _ in range(8):
+            clock.now += 0.3
+            looks = clock.looks
+            wait_until(lambda: clock.looks > looks)  # noqa: B023  called at once
+            watchdog.beat()
+        assert given_up == []
+        clock.now += 0.8
+        wait_until(lambda: given_up)  # negative control: the same dog bites
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), float("inf"), 1e12])
+def test_a_watchdog_needs_a_time(timeout_s):
+    with pytest.raises(ValueError, match="positive"):
+        Watchdog(timeout_s)
+
+
+def test_none_is_no_watchdog():
+    before = set(threading.enumerate())
+    with Watchdog(None) as watchdog:
+        assert set(threading.enumerate()) == before
+        watchdog.beat()
+    with Watchdog(60):  # negative control: a time starts its thread
+        assert set(threading.enumerate()) > before
