@@ -67,6 +67,7 @@ SIBLINGS |= {
     ("metric_writers", "distributed"),
     ("metric_writers", "files"),
     ("printable", "redaction"),
+    ("watchdog", "exit_codes"),
 }
 
 
