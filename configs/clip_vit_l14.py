@@ -15,9 +15,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     arg = parse_arg(arg, source="", batch_size=32_768, examples=12_800_000_000)
     config = default_config()
     config.model.name = "ViT-L-14-quickgelu"
-    # 128 examples a chip of 256 v5e: `dots` needs more than their memory, `full` costs 23 % FLOPs.
-    # Where there is room (v5p, v6e, or half the batch a chip) take --config.remat=dots.
-    config.remat = "full"
     config.data.source = arg.source
     # OpenAI's only augmentation: a random square crop of the resized image.
     config.data.transforms = ({"name": "random_resized_crop", "scale": (0.9, 1.0)},)

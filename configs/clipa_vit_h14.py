@@ -40,7 +40,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.init.checkpoint = arg.checkpoint  # its text positions are interpolated to 32
     config.mesh.fsdp = arg.fsdp
     config.sharding = "fsdp"
-    config.remat = "dots" if arg.phase == 84 else "full"
     config.data.source = arg.source
     config.data.transforms = (
         {"name": "random_resized_crop", "scale": (0.4, 1.0), "interpolation": "bilinear"},

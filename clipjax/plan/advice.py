@@ -51,13 +51,12 @@ def prefer(
 ) -> Preference:
     """Chooses remat and micro-batches under the current sharding, least extra FLOPs first.
 
-    Of the current setting the compiler's word counts, of the others the model's, scaled to it. The
-    policy `none` is not proposed: for a hundredth of the FLOPs `dots` keeps and moves far less.
+    Of the current setting the compiler's word counts, of the others the model's, scaled to it.
     """
     scale = needed_bytes / predicted_bytes(step, current)
     options = {
         dataclasses.replace(current, remat=remat, micro_batches=count): None
-        for remat in ("dots", "full")
+        for remat in REMAT
         for count in (*_micro_batches(step), current.micro_batches)
     } | {current: None}
     refused: list[Any] = []

@@ -296,7 +296,8 @@ def preference(plan, setting, *, needed, capacity):
     [
         (large("none", 1), "remat none, whole batch, is the cheapest that fits"),
         (large("dots", 1), "remat dots, whole batch, is the cheapest that fits"),
-        (large("full", 1), "remat full, whole batch, is the cheapest that fits (dots: about 22"),
+        (large("attention", 1), "remat attention, whole batch, is the cheapest that fits (dots: "),
+        (large("full", 1), "remat full, whole batch, is the cheapest that fits (attention: about"),
         (large("dots", 4), "4 micro-batches with remat dots; no policy fits the whole batch (full"),
         (large("dots", 8), "8 micro-batches with remat dots; no policy fits the whole batch (full"),
     ],
@@ -309,10 +310,9 @@ def test_the_page_says_which_of_remat_and_micro_batches(plan, setting, expected)
     assert line.startswith(expected)
     assert not following
     # Negative control: with room for it, the least of them is to be preferred.
-    roomy, line, _ = preference(plan, setting, needed=needed, capacity=8 * needed)
-    least = setting in (large("none", 1), large("dots", 1))
-    assert roomy.setting == (setting if least else large("dots", 1))
-    assert line.startswith("prefer remat dots, whole batch") is not least
+    roomy, line, _ = preference(plan, setting, needed=needed, capacity=32 * needed)
+    assert roomy.setting == large("none", 1)
+    assert line.startswith("prefer remat none, whole batch") is (setting != roomy.setting)
 
 
 def test_the_page_prefers_remat_to_micro_batches_where_both_fit(plan):
