@@ -9,10 +9,7 @@ from typing import Any
 import jax
 from absl import logging
 
-# Set by launch/local.sh for N processes of one machine; pods and Slurm are recognised by JAX.
-COORDINATOR = "CLIPJAX_COORDINATOR"
-NUM_PROCESSES = "CLIPJAX_NUM_PROCESSES"
-PROCESS_ID = "CLIPJAX_PROCESS_ID"
+from clipjax.clusters import find_cluster
 
 # Seconds without a sign of life after which a process counts as dead; JAX's own 100 s would keep
 # the others of a pod waiting longer than a minute.
@@ -21,56 +18,28 @@ _DAY_MS = 24 * 3600 * 1000
 _PLACE = "clipjax"  # in the key-value store
 _meetings = itertools.count()
 
-# Each marks an environment that `jax.distributed.initialize()` can read by itself. A laptop has
-# none of them, and there the call would raise.
-_CLUSTER_MARKS = (
-    "TPU_WORKER_HOSTNAMES",
-    "TPU_PROCESS_ADDRESSES",
-    "MEGASCALE_COORDINATOR_ADDRESS",
-    "OMPI_MCA_orte_hnp_uri",
-    "JAX_COORDINATOR_ADDRESS",
-)
-
 
 def initialize(mode: str = "auto") -> bool:
     """Joins the processes of this run; must come before any other use of JAX.
 
     Args:
-        mode: `auto` looks at the environment, `on` asks JAX to find its cluster, `off` does not.
+        mode: `auto` looks at the environment, `on` also asks JAX to find a cluster, `off` does not.
 
     Returns:
         Whether there is a cluster that was joined.
 
     Raises:
-        ValueError: an unknown mode, or an incomplete set of `CLIPJAX_*` variables.
+        ValueError: an unknown mode, or an environment of several processes that cannot be joined.
     """
     if mode not in ("auto", "on", "off"):
         raise ValueError(f"--distributed={mode}: allowed are auto, on, off")
     if mode == "off":
         return False
-    environment = os.environ
-    options: dict[str, Any] = {"heartbeat_timeout_seconds": _HEARTBEAT_TIMEOUT_S}
-    if COORDINATOR in environment:
-        missing = [name for name in (NUM_PROCESSES, PROCESS_ID) if name not in environment]
-        if missing:
-            raise ValueError(f"{COORDINATOR} is set but {', '.join(missing)} is not; set them all")
-        options |= {
-            "coordinator_address": environment[COORDINATOR],
-            "num_processes": int(environment[NUM_PROCESSES]),
-            "process_id": int(environment[PROCESS_ID]),
-        }
-    elif mode == "auto" and not is_cluster(environment):
+    found = find_cluster(os.environ)
+    if found is None and mode == "auto":
         return False
-    jax.distributed.initialize(**options)
+    jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT_S, **(found or {}))
     return True
-
-
-def is_cluster(environment: Mapping[str, str]) -> bool:
-    """Whether the environment says that this process is one of a cluster's."""
-    slurm = int(environment.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_ID" in environment
-    workers = environment.get("TPU_WORKER_HOSTNAMES", "")
-    marks = [m for m in _CLUSTER_MARKS if environment.get(m) and m != "TPU_WORKER_HOSTNAMES"]
-    return bool(marks) or slurm or len(workers.split(",")) > 1
 
 
 def is_lead() -> bool:

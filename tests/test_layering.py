@@ -14,6 +14,7 @@ LAYERS = (
     (
         "array_types",
         "building",
+        "clusters",
         "color_strengths",
         "compiler_flags",
         "config",
@@ -64,6 +65,7 @@ SIBLINGS |= {
     ("partitioning", "ranges"),
     ("trees", "ranges"),
     ("partitioning", "trees"),
+    ("distributed", "clusters"),
     ("metric_writers", "distributed"),
     ("metric_writers", "files"),
     ("printable", "redaction"),
