@@ -42,6 +42,13 @@ def initialize(mode: str = "auto") -> bool:
     return True
 
 
+def process_index() -> int:
+    """The number of this process in the run; unlike JAX's, it starts no device."""
+    from jax._src.distributed import global_state
+
+    return global_state.process_id
+
+
 def is_lead() -> bool:
     """Whether this process writes the logs, metrics and reports."""
     return jax.process_index() == 0

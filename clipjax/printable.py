@@ -15,6 +15,7 @@ import traceback
 import unicodedata
 from types import TracebackType
 
+from clipjax import process_log
 from clipjax.redaction import redact
 
 # Format characters (Cf) that are seen, or that writing needs: joiners of Indic, Persian and emoji,
@@ -87,6 +88,11 @@ def guard_tracebacks() -> None:
     )
 
 
+def show_traceback(error: BaseException) -> None:
+    """Shows the traceback of an error as a message is shown; its end where a log has the whole."""
+    _show_traceback(type(error), error, error.__traceback__)
+
+
 def _show_traceback(
     kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
 ) -> None:
@@ -94,5 +100,5 @@ def _show_traceback(
         return
     told = "".join(traceback.format_exception(kind, error, trace))
     shown = "\n".join(printable(line) for line in redact(told).split("\n"))
-    sys.stderr.write(shown)
+    sys.stderr.write(process_log.shortened(shown))
     sys.stderr.flush()

@@ -30,6 +30,7 @@ LAYERS = (
         "platforms",
         "prefetching",
         "printable",
+        "process_log",
         "ranges",
         "redaction",
         "signals",
@@ -68,6 +69,7 @@ SIBLINGS |= {
     ("distributed", "clusters"),
     ("metric_writers", "distributed"),
     ("metric_writers", "files"),
+    ("printable", "process_log"),
     ("printable", "redaction"),
     ("watchdog", "exit_codes"),
 }

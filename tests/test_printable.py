@@ -103,11 +103,11 @@ DOORS = {
     "sys.stdout": {"cli/output.py"},
     "tqdm.write": {"cli/output.py", "cli/logs.py"},
     "html.escape": {"printable.py"},
-    # The progress of training shows numbers; a watchdog that ends a process writes by itself.
+    # The progress of training shows numbers; what ends a process from a thread writes by itself.
     "sys.stderr": {"cli/output.py", "cli/logs.py", "cli/main.py", "printable.py"}
-    | {"metric_writers.py"},
+    | {"metric_writers.py", "process_log.py"},
     "sys.__stderr__": set(),
-    "os.write": {"faults.py"},
+    "os.write": {"process_log.py", "watchdog.py"},
     "sys.__stdout__": set(),
 }
 

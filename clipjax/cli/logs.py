@@ -2,24 +2,35 @@
 
 import logging as python_logging
 import sys
+import time
 from pathlib import Path
 
 from absl import logging
 from tqdm import tqdm
 
+from clipjax import process_log
 from clipjax.printable import LogFormatter
 
 _HERE = Path(__file__).parent.parent
 
 
-class _Handler(python_logging.StreamHandler):
-    """Writes above a progress bar instead of through it."""
+class _Handler(python_logging.Handler):
+    """Writes to the log of the process, and to the terminal above a progress bar, not through it.
+
+    Standard error is looked up each time: it is another stream once descriptor 2 is the log's.
+    """
 
     def emit(self, record: python_logging.LogRecord) -> None:
-        if sys.stderr.isatty():
-            tqdm.write(self.format(record), file=sys.stderr)
-        else:
-            super().emit(record)
+        try:
+            text = self.format(record)
+            process_log.write(f"{time.strftime('%Y-%m-%d')} {text}\n")
+            if sys.stderr.isatty():
+                tqdm.write(text, file=sys.stderr)
+            else:
+                sys.stderr.write(f"{text}\n")
+                sys.stderr.flush()
+        except Exception:
+            self.handleError(record)
 
 
 def _is_wanted(record: python_logging.LogRecord) -> bool:
@@ -29,7 +40,7 @@ def _is_wanted(record: python_logging.LogRecord) -> bool:
 
 def configure() -> None:
     """Sends log records to standard error, with the time and, above INFO, the level."""
-    handler = _Handler(sys.stderr)
+    handler = _Handler()
     handler.addFilter(_is_wanted)
     handler.setFormatter(LogFormatter())
     root = python_logging.getLogger()

@@ -13,10 +13,10 @@ from absl import app
 from absl.flags import FLAGS
 from absl.flags import Error as FlagsError
 
-from clipjax import __version__, importing
+from clipjax import __version__, exit_codes, importing, process_log
 from clipjax.cli import logs
 from clipjax.cli.output import complain, show, show_page
-from clipjax.printable import guard_tracebacks, printable
+from clipjax.printable import guard_tracebacks, printable, show_traceback
 
 T = TypeVar("T")
 
@@ -89,7 +89,13 @@ def _run_verb(verb: str, main: Callable[[list[str]], int], argv: list[str]) -> N
 
         if isinstance(error, (*_EXPECTED, CheckpointSaveError, DamagedCheckpointError)):
             _fail(verb, error)
-        raise
+        if process_log.path() is None:
+            raise
+        _keep_log()
+        show_traceback(error)
+        first = str(error).partition("\n")[0]
+        complain(f"clipjax {verb}: {type(error).__name__}: {first:.500}{process_log.where()}")
+        sys.exit(exit_codes.FAILED)
     except KeyboardInterrupt:
         complain(f"clipjax {verb}: interrupted; the same command goes on from there")
         sys.exit(130)
@@ -108,8 +114,22 @@ def _fail(verb: str, error: Exception) -> NoReturn:
         # ml_collections puts the whole trace of a config file's error into its message.
         ends = list(re.finditer(r"^[\w.]+: ", text, flags=re.MULTILINE))
         text = " ".join(text[ends[-1].end() :].split()) if ends else text.strip().splitlines()[-1]
+    if process_log.has_dumps():
+        _keep_log()
+    process_log.write(f"clipjax {verb}: {text}\n")
+    lines = text.split("\n")
+    if process_log.path() is not None and len(lines) > process_log.SHOWN_LINES:
+        _keep_log()
+        shown, more = lines[: process_log.SHOWN_LINES], len(lines) - process_log.SHOWN_LINES
+        text = "\n".join([*shown, f"and {more} lines more{process_log.where()}"])
     complain(f"clipjax {verb}: {text}")
     sys.exit(1)
+
+
+def _keep_log() -> None:
+    from clipjax.distributed import process_index  # an import that takes a while: not for --help
+
+    process_log.keep(process_index())
 
 
 def no_positional(argv: list[str]) -> None:

@@ -4,7 +4,7 @@ import os
 
 from absl import flags, logging
 
-from clipjax import distributed, exit_codes
+from clipjax import distributed, exit_codes, process_log
 from clipjax.cli import config_flag, opening
 from clipjax.cli.main import given, no_positional, print_results
 from clipjax.cli.output import show
@@ -30,7 +30,10 @@ def main(argv: list[str]) -> int:
     resolved = resolve(config)  # a typo is found before a pod is joined
     mount = "mount the bucket, and give the folder that it is mounted at"
     workdir = local_path(folder, way=f"{mount} as --workdir")
+    process_log.start(workdir)
     distributed.initialize(_DISTRIBUTED.value)  # nothing before it has touched a device
+    if workdir.exists():
+        process_log.keep(distributed.process_index())
     from clipjax.checkpoint import (
         CheckpointSaveError,
         DamagedCheckpointError,
@@ -43,6 +46,7 @@ def main(argv: list[str]) -> int:
 
     try:
         experiment = build_experiment(resolved, workdir)
+        process_log.keep(distributed.process_index())
         if _EVAL.value:
             results = evaluate(experiment, _EVAL.value)
         else:
