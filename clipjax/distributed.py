@@ -38,15 +38,15 @@ def initialize(mode: str = "auto") -> bool:
     found = find_cluster(os.environ)
     if found is None and mode == "auto":
         return False
+    # Its handler would take SIGTERM from ours, which hears more (clipjax/signals.py).
+    jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT_S, **(found or {}))
     return True
 
 
 def process_index() -> int:
     """The number of this process in the run; unlike JAX's, it starts no device."""
-    from jax._src.distributed import global_state
-
-    return global_state.process_id
+    return _state().process_id
 
 
 def is_lead() -> bool:
@@ -109,10 +109,31 @@ def gather_at_lead(name: str, value: Any) -> list[Any]:
     return [value, *others]
 
 
+def num_joined() -> int:
+    """How many processes joined the run; 1 before they have. Touches no device."""
+    return _state().num_processes if _store() is not None else 1
+
+
+def tell(folder: str, value: Any) -> None:
+    """Leaves a JSON-able note of this process for the others; a later one replaces it."""
+    key = f"{_PLACE}/{folder}/{process_index()}"
+    _store().key_value_set(key, json.dumps(value), allow_overwrite=True)
+
+
+def told(folder: str) -> dict[int, Any]:
+    """The notes in a folder that there are by now, by process."""
+    found = _store().key_value_dir_get(f"{_PLACE}/{folder}/")
+    return {int(key.rpartition("/")[2]): json.loads(text) for key, text in found}
+
+
 def _store() -> Any:
+    return _state().client
+
+
+def _state() -> Any:
     from jax._src.distributed import global_state  # JAX has no public way to its key-value store
 
-    return global_state.client
+    return global_state
 
 
 def _read(key: str) -> Any:

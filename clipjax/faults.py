@@ -12,7 +12,14 @@ import time
 from absl import logging
 
 FAULT = "CLIPJAX_FAULT"
-ACTIONS = ("kill", "raise", "hang", "term")
+_SIGNALS = {
+    "kill": signal.SIGKILL,
+    "term": signal.SIGTERM,
+    "hup": signal.SIGHUP,
+    "int": signal.SIGINT,
+    "usr1": signal.SIGUSR1,
+}
+ACTIONS = (*_SIGNALS, "raise", "hang")
 
 _fired: set[str] = set()
 
@@ -54,10 +61,8 @@ def point(name: str, step: int | None = None) -> None:
         return
     _fired.add(text)
     logging.warning("injected fault: %s", text)
-    if action == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
-    elif action == "term":
-        os.kill(os.getpid(), signal.SIGTERM)
+    if action in _SIGNALS:
+        os.kill(os.getpid(), _SIGNALS[action])
     elif action == "raise":
         raise InjectedFault(text)
     while action == "hang":

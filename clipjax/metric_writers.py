@@ -57,11 +57,15 @@ def encode_line(step: int, metrics: Mapping[str, Any]) -> str:
 
 
 class JsonLines:
-    """A file of one JSON object a line, in which every step stands once, in order."""
+    """A file of one JSON object a line, in which every step stands once, in order.
+
+    Attributes:
+        last_step: of the last line; -1 where there is none.
+    """
 
     def __init__(self, path: str | os.PathLike[str], *, start_step: int = 0) -> None:
         self.path = Path(path)
-        self._last_step = self._keep_until(start_step)
+        self.last_step = self._keep_until(start_step)
         self._file = self.path.open("a", encoding="utf-8")
 
     def _keep_until(self, last: int) -> int:
@@ -94,20 +98,20 @@ class JsonLines:
         Raises:
             ValueError: the step is not later than that of the last line.
         """
-        if step <= self._last_step:
+        if step <= self.last_step:
             raise ValueError(
-                f"{self.path}: step {step} comes after step {self._last_step}; every step stands "
+                f"{self.path}: step {step} comes after step {self.last_step}; every step stands "
                 "once, in order"
             )
         self._file.write(encode_line(step, metrics) + "\n")
         self._file.flush()
-        self._last_step = step
+        self.last_step = step
 
     def rewrite(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Appends a line after dropping those of the same or later steps."""
-        if step <= self._last_step:
+        if step <= self.last_step:
             self._file.close()
-            self._last_step = self._keep_until(step - 1)
+            self.last_step = self._keep_until(step - 1)
             self._file = self.path.open("a", encoding="utf-8")
         self.write(step, metrics)
 
@@ -162,6 +166,11 @@ class MetricWriter(contextlib.AbstractContextManager):
         if self._active:
             self._evals.rewrite(step, metrics)
             self._write_events("eval", step, metrics)
+
+    @property
+    def evaluated_step(self) -> int | None:
+        """The last step that stands in `evals.jsonl`; None where none does."""
+        return self._evals.last_step if self._active and self._evals.last_step >= 0 else None
 
     def _write_events(self, group: str, step: int, metrics: Mapping[str, Any]) -> None:
         if self._events is not None:

@@ -50,7 +50,7 @@ def start(workdir: Path) -> None:
             errors="backslashreplace",
             closefd=False,
         )
-        atexit.register(_forget)
+        atexit.register(forget)
         about = (
             f"{time.strftime('%Y-%m-%d %H:%M:%S')} process {os.getpid()} of {socket.gethostname()}"
         )
@@ -135,7 +135,8 @@ def tail(size: int = 64 << 10) -> str:
     return ""
 
 
-def _forget() -> None:
+def forget() -> None:
+    """Deletes the temporary file of a process that ends before there is a workdir."""
     if _path is not None and not _is_kept:
         with contextlib.suppress(OSError):
             _path.unlink()

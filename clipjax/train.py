@@ -8,6 +8,12 @@ Its order is a contract. At the top of step i, with state_i:
     4. step: state_i -> state_{i+1}
     5. metrics of an earlier step, if due
 
+After the last step: the save, then all evaluations and the report, whose results name the
+checkpoint. A run that is asked to stop does so between two of these, and between two batches of an
+evaluation or, in a single process, while it waits for a batch: it saves state_i, and the
+evaluations that are owed on state_i run when it is started again. Before its first step and after
+its last save it ends at once (clipjax/signals.py).
+
 Saving before the batch of step i is drawn makes (state, data position) one consistent point: the
 data position is the step number, so a resumed run draws exactly the batches that it would have
 drawn. The step donates its state. The host reads device values of logging steps only, when the
@@ -50,7 +56,7 @@ from clipjax.losses.objectives import split_variables
 from clipjax.metric_writers import MetricWriter, ProgressBar
 from clipjax.partitioning import global_batch
 from clipjax.report.writing import REPORT, collect_answers, write_report
-from clipjax.signals import PreemptionGuard
+from clipjax.signals import StopRequestedError, guarding
 from clipjax.train_state import TrainState
 from clipjax.trees import count_bytes, count_parameters
 from clipjax.watchdog import Watchdog
@@ -70,7 +76,7 @@ def train(experiment: Experiment) -> TrainState:
     """Trains from where the run stands to its last step.
 
     Raises:
-        PreemptedError: SIGTERM or SIGUSR1 came; the current step is saved.
+        PreemptedError: SIGTERM, SIGINT, SIGHUP or SIGUSR1 came; the current step is saved.
         NumericError: the gradient was not finite for too many steps.
         ValueError, CheckpointSaveError, ...: see the parts; nothing goes on silently.
     """
@@ -176,7 +182,7 @@ class _Loop:
             self.settings.total_steps, batch_size=self.settings.batch_size, start_step=start
         )
         stack.callback(self.progress.close)
-        self.guard = stack.enter_context(PreemptionGuard())
+        self.guard = stack.enter_context(guarding())
         self.watchdog = stack.enter_context(Watchdog(self.settings.hang_timeout_s))
         self.devices = DeviceClock()
         stack.callback(self.devices.close)
@@ -190,14 +196,15 @@ class _Loop:
     def run(self, state: TrainState) -> TrainState:
         settings = self.settings
         batches = self.experiment.loader.iterate(self.start)
-        for step in range(self.start, settings.total_steps + 1):
+        for step in range(self.start, settings.total_steps):
             faults.point("loop.step", step)
-            self.evaluate(step, state)
-            self.save(step, state)
-            if step == settings.total_steps:
-                break
-            batch = self.next_batch(batches)
+            with self.stopping(step, state):
+                self.evaluate(step, state)
+                self.save(step, state)
+                batch = self.next_batch(batches)
             state, metrics = self.step(step, state, batch)
+            if step == self.start:
+                self.guard.losing(True)  # until here, starting again costs nothing but time
             self.flush()  # of an earlier step: the device is busy with this one
             if (step + 1) % settings.log_every == 0 or step + 1 == settings.total_steps:
                 self.pending = (step + 1, metrics)
@@ -205,14 +212,33 @@ class _Loop:
             first = {"loss": jax.device_get(metrics["loss"])} if step == self.start else None
             self.progress.update(step + 1, first)
             self.watchdog.beat()
-        self.finish(state)
+        faults.point("loop.step", settings.total_steps)
+        with self.stopping(settings.total_steps, state):
+            self.save(settings.total_steps, state)
+            self.guard.losing(False)
+            self.evaluate(settings.total_steps, state)
+            self.finish(state)
         return state
+
+    @contextmanager
+    def stopping(self, step: int, state: TrainState) -> Iterator[None]:
+        """Saves state_step and stops the run if it is asked to inside."""
+        try:
+            yield
+        except StopRequestedError as error:
+            last = step == self.settings.total_steps  # then it is saved
+            if not last:
+                self.save_now(step, state, block=True)
+            rest = "; its evaluations and the report are owed" if last else ""
+            raise PreemptedError(
+                f"asked to stop; step {step} is saved{rest}; start again to go on"
+            ) from error
 
     def evaluate(self, step: int, state: TrainState) -> None:
         """Runs the evaluations that are due on state_step."""
         last = step == self.settings.total_steps
-        if step == self.start and step > 0 and not (last and self.lacks_results(step)):
-            return  # what was due at this step ran before the save that this run starts from
+        if step == self.start and step > 0 and not self.owes_evals(step):
+            return
         # Step 0 of a fine-tuning is the baseline: what its parameters could do before it.
         baseline = step == 0 and self.experiment.load_init is not None
         due = [
@@ -226,37 +252,47 @@ class _Loop:
         try:
             with self.clock_stopped(state):
                 results = run_evals(due, eval_variables(state), beat=self.watchdog.beat)
+        except StopRequestedError:
+            raise
         except Exception:
             if jax.process_count() == 1:  # elsewhere the others may not have failed, and would wait
-                bad = self.experiment.loader.bad_state()
-                self.manager.save(step, state, bad_examples=bad, block=True)
+                self.save_now(step, state, block=True)
             raise
         self.writer.write_evals(step, flat_metrics(results))
         if last and distributed.is_lead():
             self.write_results(step, results)
 
     def write_results(self, step: int, results: Sequence[EvalResult]) -> None:
-        """Writes results.json; its checkpoint is known once it is saved."""
+        """Writes results.json, which names the checkpoint by its SHA-256."""
         sha256 = manifest_digest(self.experiment.workdir / CHECKPOINTS / str(step))
         facts = model_facts(self.experiment.metadata["contract"], checkpoint=sha256)
         write_results(self.experiment.workdir, step, results, facts)
 
-    def lacks_results(self, step: int) -> bool:
-        """Whether results.json is not there, or of another step."""
-        return read_results(self.experiment.workdir).get("step") != step
+    def owes_evals(self, step: int) -> bool:
+        """Whether the run was stopped before it had evaluated the step that it starts from."""
+        lacks = False
+        if distributed.is_lead() and step == self.settings.total_steps:
+            lacks = read_results(self.experiment.workdir).get("step") != step
+        elif distributed.is_lead():
+            lacks = self.writer.evaluated_step != step
+        return distributed.gather(lacks)[0]
 
     def save(self, step: int, state: TrainState) -> None:
         """Saves state_step if it is due; stops the run if it was asked to."""
         self.manager.check_for_errors()
-        stop = self.guard.should_stop(step)
+        stop = self.guard.should_stop()
         last = step == self.settings.total_steps
         due = step > self.start and step % self.settings.checkpoint.every_steps == 0
-        if stop or last or due:
-            self.flush()  # a run that goes on from here does not write this step's metrics again
-            bad = distributed.gather_at_lead(f"save/{step}", self.experiment.loader.bad_state())
-            self.manager.save(step, state, bad_examples=add_states(bad), block=stop or last)
-        if stop and not last:
-            raise PreemptedError(f"asked to stop; step {step} is saved; start again to go on")
+        if last or (due and not stop):
+            self.save_now(step, state, block=last)
+        if stop and (not last or self.experiment.evals or self.settings.report):
+            raise StopRequestedError
+
+    def save_now(self, step: int, state: TrainState, *, block: bool) -> None:
+        """Saves state_step."""
+        self.flush()  # a run that goes on from here does not write this step's metrics again
+        bad = distributed.gather_at_lead(f"save/{step}", self.experiment.loader.bad_state())
+        self.manager.save(step, state, bad_examples=add_states(bad), block=block)
 
     def next_batch(self, batches: Iterator[Any]) -> Any:
         """Takes the next batch, and how long it let the loop wait."""
@@ -318,10 +354,10 @@ class _Loop:
             )
 
     def finish(self, state: TrainState) -> None:
-        """Waits for the last save, then writes the report."""
-        self.manager.wait_until_finished()
+        """Writes the report."""
         if distributed.is_lead() and read_document(self.experiment.workdir).get(SAVED, "") is None:
-            self.write_results(self.settings.total_steps, ())  # whose checkpoint is saved now
+            # They are of an older version, which evaluated before it saved.
+            self.write_results(self.settings.total_steps, ())
         path = self.experiment.workdir / REPORT
         results = self.experiment.workdir / RESULTS
         is_done = (

@@ -71,6 +71,9 @@ SIBLINGS |= {
     ("metric_writers", "files"),
     ("printable", "process_log"),
     ("printable", "redaction"),
+    ("signals", "distributed"),
+    ("signals", "exit_codes"),
+    ("signals", "process_log"),
     ("watchdog", "exit_codes"),
 }
 

@@ -1,28 +1,41 @@
-"""Signals become a flag between two steps; the codes that tell a launcher what to do differ."""
+"""Signals become an answer to the loop, or the end of the process where nothing is lost by it."""
 
 import os
 import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
 
 import pytest
+from counting import HANGS_S, wait_until
 
-from clipjax import exit_codes, faults
-from clipjax.signals import PreemptionGuard
+from clipjax import exit_codes, faults, signals
+from clipjax.signals import INTERRUPTED, PreemptionGuard, StopRequestedError
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_exit_codes_differ():
     codes = [value for name, value in vars(exit_codes).items() if name.isupper()]
-    assert sorted(codes) == [0, 1, 80, 81, 82, 83]
+    assert len(set(codes)) == len(codes) and {0, 1, 80, 81, 82, 83} <= set(codes)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_is_a_flag_between_two_steps(number):
+@pytest.mark.parametrize("number", signals.STOPS)
+def test_a_signal_is_an_answer_between_two_steps(number):
     before = signal.getsignal(number)
     with PreemptionGuard() as guard:
-        assert not guard.should_stop(1)
+        assert not guard.should_stop()
+        signals.poll()
+        signals.poll_alone()
         signal.raise_signal(number)
-        assert guard.should_stop(2)
-        assert guard.should_stop(3)
+        wait_until(guard.should_stop)
+        assert guard.should_stop()
+        for poll in (signals.poll, signals.poll_alone):
+            with pytest.raises(StopRequestedError):
+                poll()
     assert signal.getsignal(number) == before
+    signals.poll()  # nobody listens
 
 
 def test_a_term_fault_is_such_a_signal(monkeypatch):
@@ -30,15 +43,88 @@ def test_a_term_fault_is_such_a_signal(monkeypatch):
     with PreemptionGuard() as guard:
         for step in range(5):
             faults.point("loop", step)
-            assert guard.should_stop(step) == (step >= 2)
+            if step >= 2:
+                wait_until(guard.should_stop)
+            assert guard.should_stop() == (step >= 2)
 
 
-def test_a_second_sigterm_ends_at_once(monkeypatch):
-    exits = []
-    monkeypatch.setattr(os, "_exit", exits.append)
-    with PreemptionGuard():
-        signal.raise_signal(signal.SIGUSR1)
-        signal.raise_signal(signal.SIGUSR1)
-        assert exits == []  # a scheduler may send its warning more than once
+def test_waiting_threads_are_not_stopped():
+    """Only the main thread can: a worker's error would be taken for one of its data."""
+    met = []
+    with PreemptionGuard() as guard:
         signal.raise_signal(signal.SIGTERM)
-        assert exits == [143]
+        wait_until(guard.should_stop)
+        thread = threading.Thread(target=lambda: met.append(signals.poll_alone()))
+        thread.start()
+        thread.join()
+    assert met == [None]
+
+
+def ended(code, **changes):
+    """Runs Python in a process of its own; returns its exit code and what it said."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import os, signal, time\nfrom clipjax import signals\n{code}"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **changes},
+        capture_output=True,
+        text=True,
+        timeout=HANGS_S,
+    )
+    return done.returncode, done.stderr
+
+
+SEND = "for number in ({}):\n  os.kill(os.getpid(), number)\n  time.sleep(0.2)\n"
+# One long call without the interpreter: the main thread runs no handler meanwhile.
+DEAF = "import ctypes\nwhile True: ctypes.CDLL(None).sleep(60)\n"
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [
+        ("signal.SIGTERM, signal.SIGTERM", 143),
+        ("signal.SIGINT, signal.SIGINT", 130),
+        ("signal.SIGHUP, signal.SIGHUP", 129),
+        ("signal.SIGUSR1, signal.SIGTERM", 143),
+        ("signal.SIGUSR1, signal.SIGUSR1", 7),  # a scheduler may send its warning more than once
+    ],
+)
+def test_a_second_signal_ends_at_once(sent, code):
+    begin = "signals.PreemptionGuard().__enter__()\n"
+    found, said = ended(begin + SEND.format(sent) + "os._exit(7)\n")
+    assert found == code, said
+    assert ("ended without saving" in said) == (code != 7)
+    assert "second signal ends it at once" in said and "Traceback" not in said
+
+
+def test_where_nothing_is_lost_the_process_ends_though_its_main_thread_is_deaf():
+    begin = "signals.PreemptionGuard(is_command=True).__enter__()\n"
+    strike = "import threading\n"
+    strike += "threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"
+    code, said = ended(begin + strike + DEAF)
+    assert code == exit_codes.PREEMPTED and "start again" in said
+    # Once the loop would lose steps, it is asked instead; ending comes when it has saved.
+    losing = f"guard = {begin}guard.losing(True)\n"
+    wait = "while not guard.should_stop(): time.sleep(0.01)\nos.write(1, b'saved')\n"
+    code, said = ended(losing + strike + wait + "guard.losing(False)\nos._exit(5)\n")
+    assert code == exit_codes.PREEMPTED, said
+
+
+def test_an_inherited_ignore_stays_ignored():
+    run = (
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "with signals.PreemptionGuard() as guard:\n"
+        " os.kill(os.getpid(), signal.SIGHUP); time.sleep(0.3)\n"
+        " os._exit(10 + guard.should_stop())\n"
+    )
+    assert ended(run)[0] == 10
+    assert ended(run.replace("SIG_IGN", "SIG_DFL"))[0] == 11  # negative control
+
+
+def test_ctrl_c_is_one_sentence_and_an_end():
+    begin = "with signals.interruptible('stopped by hand'):\n os.kill(os.getpid(), signal.SIGINT)\n"
+    assert ended(f"{begin} time.sleep(60)\n") == (INTERRUPTED, "stopped by hand\n")
+    # One that is lost, as in a callback, or that nobody heeds: the second one ends it.
+    lost = "with signals.interruptible('stopped by hand'):\n for _ in (1, 2):\n  try:\n"
+    lost += (
+        "   os.kill(os.getpid(), signal.SIGINT); time.sleep(0.5)\n  except BaseException: pass\n"
+    )
+    assert ended(lost) == (INTERRUPTED, "stopped by hand\n")

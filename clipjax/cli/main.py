@@ -13,7 +13,7 @@ from absl import app
 from absl.flags import FLAGS
 from absl.flags import Error as FlagsError
 
-from clipjax import __version__, exit_codes, importing, process_log
+from clipjax import __version__, exit_codes, faults, importing, process_log, signals
 from clipjax.cli import logs
 from clipjax.cli.output import complain, show, show_page
 from clipjax.printable import guard_tracebacks, printable, show_traceback
@@ -58,7 +58,16 @@ def run(argv: list[str] | None = None) -> None:
         show_page(f"\n{usage()}", sys.stderr)
         sys.exit(2)
     guard_tracebacks()
+    if verb == "train":  # stops where it can go on from
+        with signals.PreemptionGuard(is_command=True):
+            _start(verb, argv)
+    with signals.interruptible(f"clipjax {verb}: interrupted; start it again to have it all"):
+        _start(verb, argv)
+
+
+def _start(verb: str, argv: list[str]) -> NoReturn:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # XLA's own start-up chatter
+    faults.point("start.import")
     module = importlib.import_module(f"clipjax.cli.{verb}")
     if {"--help", "-h"} & set(argv[2:]):
         show_page(f"{module.__doc__}\n{FLAGS.module_help(module.__name__)}")
@@ -68,6 +77,7 @@ def run(argv: list[str] | None = None) -> None:
         argv=[f"clipjax {verb}", *argv[2:]],
         flags_parser=lambda given: _parse_flags(verb, given),
     )
+    raise AssertionError("the verb exits")
 
 
 def _parse_flags(verb: str, argv: list[str]) -> list[str]:
@@ -96,9 +106,6 @@ def _run_verb(verb: str, main: Callable[[list[str]], int], argv: list[str]) -> N
         first = str(error).partition("\n")[0]
         complain(f"clipjax {verb}: {type(error).__name__}: {first:.500}{process_log.where()}")
         sys.exit(exit_codes.FAILED)
-    except KeyboardInterrupt:
-        complain(f"clipjax {verb}: interrupted; the same command goes on from there")
-        sys.exit(130)
     sys.exit(code)
 
 

@@ -4,7 +4,7 @@ import os
 
 from absl import flags, logging
 
-from clipjax import distributed, exit_codes, process_log
+from clipjax import distributed, exit_codes, process_log, signals
 from clipjax.cli import config_flag, opening
 from clipjax.cli.main import given, no_positional, print_results
 from clipjax.cli.output import show
@@ -32,6 +32,8 @@ def main(argv: list[str]) -> int:
     workdir = local_path(folder, way=f"{mount} as --workdir")
     process_log.start(workdir)
     distributed.initialize(_DISTRIBUTED.value)  # nothing before it has touched a device
+    if (guard := signals.active()) is not None:
+        guard.share()
     if workdir.exists():
         process_log.keep(distributed.process_index())
     from clipjax.checkpoint import (

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from clipjax import faults, signals
 from clipjax.array_types import PyTree
 from clipjax.layers.normalization import l2_normalise
 from clipjax.models.images import normalise_images
@@ -178,6 +179,11 @@ def run_batches(
 
     Yields:
         The results of a batch, on the mesh, and what was made beside its rows.
+
+    Raises:
+        StopRequestedError: the run was asked to stop.
     """
     for rows, beside in prefetched(make, range(layout.num_batches)):
+        faults.point("eval.batch")
+        signals.poll()
         yield run(variables, layout.to_device(rows)), beside

@@ -71,13 +71,13 @@ def train(workdir, *, wreck=lambda state: state, at_step=lambda step: None):
     from clipjax import exit_codes
     from clipjax.checkpoint import CheckpointManager
     from clipjax.metric_writers import MetricWriter
-    from clipjax.signals import PreemptionGuard
+    from clipjax.signals import guarding
     from clipjax.watchdog import Watchdog
 
     state, step_fn = make_run()
     with (
         CheckpointManager(Path(workdir) / "checkpoints", keep=2, metadata=METADATA) as manager,
-        PreemptionGuard() as guard,
+        guarding() as guard,
         Watchdog(120),
     ):
         restored = manager.restore_latest(abstract_of(state))
@@ -87,7 +87,7 @@ def train(workdir, *, wreck=lambda state: state, at_step=lambda step: None):
         with MetricWriter(workdir, start_step=start, tensorboard=False) as writer:
             for step in range(start, TOTAL_STEPS):
                 at_step(step)
-                if guard.should_stop(step):
+                if guard.should_stop():
                     manager.save(step, state, block=True)
                     return exit_codes.PREEMPTED, state
                 if step % SAVE_EVERY == 0:

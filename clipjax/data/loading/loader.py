@@ -6,12 +6,15 @@ import concurrent.futures
 import contextlib
 import itertools
 import json
+import math
+import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from clipjax import faults, signals
 from clipjax.data import permutation
 from clipjax.data.images.preprocess import Preprocess
 from clipjax.data.loading.bad_examples import BadCount, BadExample, share_of
@@ -29,6 +32,7 @@ Batch = dict[str, np.ndarray]
 # Who makes the rows of a batch; without workers it is the caller.
 WORKERS: dict[str, Callable[..., Workers]] = {"threads": Threads, "processes": Processes}
 _INT64 = whole(0, 2**63 - 1)
+_POLL_S = 0.5  # between two looks, while waiting, at whether the run is to stop
 
 
 class Loader:
@@ -216,9 +220,10 @@ class Loader:
 
     def _collect(self, pending: Pending) -> Batch:
         parts: list[Part] = []
+        faults.point("data.wait", pending.step)
         for part in pending.parts:
             try:
-                parts.append(part.result(timeout=self._workers.wait_s))
+                parts.append(_wait_for(part, self._workers.wait_s))
             except concurrent.futures.TimeoutError as error:
                 if part.done() and part.exception() is error:
                     raise  # it is the source's own
@@ -238,9 +243,22 @@ class Loader:
         tokens = np.concatenate([part.tokens for part in parts])
         if not self._told and self._process[0] == 0:
             self._told = True
-            faults = sum((part.faults for part in parts), collections.Counter())
-            tell_of_batch(tokens, faults, getattr(self.source, "captions", None))
+            counted = sum((part.faults for part in parts), collections.Counter())
+            tell_of_batch(tokens, counted, getattr(self.source, "captions", None))
         return {"image": pending.images, "text": tokens}
+
+
+def _wait_for(part: concurrent.futures.Future[Part], timeout_s: float | None) -> Part:
+    """The result of a part; an error to the one who waits if the run is asked to stop meanwhile."""
+    if part.done():
+        return part.result()
+    end = math.inf if timeout_s is None else time.monotonic() + timeout_s
+    while True:
+        left_s = end - time.monotonic()
+        done, _ = concurrent.futures.wait([part], timeout=max(0.0, min(_POLL_S, left_s)))
+        if done or left_s <= 0:
+            return part.result(timeout=0)
+        signals.poll_alone()
 
 
 def _plain(value: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from clipjax import signals
 from clipjax.data.images.preprocess import Preprocess
 from clipjax.data.loading.bad_examples import (
     BadExample,
@@ -96,6 +97,7 @@ class RowMaker:
         bad: list[BadExample] = []
         faults: collections.Counter[str] = collections.Counter()
         for slot, index in enumerate(self.indices(start, len(images)).tolist()):
+            signals.poll_alone()
             image, text, raw = self._make(self.stages[stage], start + slot, index, bad, at_work)
             images[slot] = image
             texts.append(text)

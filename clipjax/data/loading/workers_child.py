@@ -26,7 +26,7 @@ def main(connection_file: int, maker_file: int, parent: int) -> None:
     logging.basicConfig(handlers=[handler])
     logging.captureWarnings(True)
     # The parent decides when a run stops, whomever else a signal reaches.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     connection = socket.socket(fileno=connection_file)
     connection.set_inheritable(False)

@@ -240,7 +240,7 @@ def test_signals_that_stop_a_run_are_for_the_parent():
     """A preemption comes to all processes of a group: the parent saves first."""
     with make(Numbers(100, delay_s=0.002), 20) as loader:
         for pid in wait_until_ready(loader):
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
                 os.kill(pid, number)
         loader.batch(0)
         assert loader.counts() == {}
