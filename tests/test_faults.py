@@ -1,5 +1,6 @@
 """Faults strike where they are told to, once."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -35,11 +36,20 @@ def test_a_fault_without_a_step_strikes_at_the_first(monkeypatch):
         faults.point("here", 17)
 
 
+def test_an_error_of_the_system_strikes_as_often_as_it_says(monkeypatch):
+    monkeypatch.setenv(faults.FAULT, "ESTALE@here:step=3:times=2")
+    for _ in range(2):
+        with pytest.raises(OSError, match="ESTALE") as found:
+            faults.point("here", 3)
+        assert found.value.errno == errno.ESTALE
+    faults.point("here", 3)
+
+
 @pytest.mark.parametrize(
     "text",
     ["kill", "kill@", "@here", "boom@here", "kill@here:step", "kill@here:step=x", "kill@a:b=1"],
 )
 def test_a_fault_of_another_form_is_an_error(monkeypatch, text):
     monkeypatch.setenv(faults.FAULT, text)
-    with pytest.raises(ValueError, match=r"expected action@point\[:step=N\]"):
+    with pytest.raises(ValueError, match=r"expected action@point\[:step=N\]\[:times=N\]"):
         faults.point("elsewhere")

@@ -1,6 +1,7 @@
 """Which step is taken: the newest whole one, and never another without a word.
 
-A run that resumes verifies every byte; what it finds wrong is renamed, never deleted. Whoever only
+A run that resumes verifies every byte; what it finds wrong is renamed, never deleted. Only contents
+condemn contents: storage that fails is asked again, and then stops the run. Whoever only
 reads a checkpoint takes the newest finished step, and is told of newer ones that cannot be used.
 """
 
@@ -8,15 +9,17 @@ import dataclasses
 import functools
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from absl import logging
+from jax import process_count
 
 from clipjax.checkpoint import folders
 from clipjax.checkpoint import manifest as manifests
 from clipjax.checkpoint.manifest import DamagedCheckpointError
 from clipjax.data.storage.files import local_path
+from clipjax.data.storage.retrying import StorageError
 from clipjax.distributed import gather, is_lead
 
 CHECKPOINTS = "checkpoints"
@@ -78,12 +81,12 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Choice:
 def choose_step(path: str | os.PathLike[str]) -> Choice:
     """As `open_checkpoint`, for those that do not speak: it returns what there is to say."""
     path = local_path(path, way="mount the bucket, or copy the checkpoint here").absolute()
-    if not path.is_dir():
+    if not folders.is_folder(path):
         raise ValueError(
             f"no checkpoint at {path}: {'it is not a folder' if path.exists() else 'no such path'};"
             " give a workdir, its checkpoints folder, or one step's folder"
         )
-    if (path / folders.MANIFEST).is_file():
+    if folders.is_file(path / folders.MANIFEST):
         return Choice(path)
     for directory in (path, path / CHECKPOINTS):
         steps = folders.committed_steps(directory)
@@ -128,7 +131,7 @@ def agree_on_newest(directory: Path, *, allow_unfinished: bool) -> int:
         The step, `NO_STEP`, or `WAS_DAMAGED` if it was set aside just now.
 
     Raises:
-        Exception: what the lead met, other than damage; a RuntimeError in the other processes.
+        Exception: what the lead met, other than damage; a StorageError in the other processes.
     """
     step, error = _STOP, None
     if is_lead():
@@ -140,10 +143,48 @@ def agree_on_newest(directory: Path, *, allow_unfinished: bool) -> int:
             error = found  # raised below: the others wait for an answer
     step = gather(step)[0]
     if step == _STOP:
-        raise error or RuntimeError(
+        raise error or StorageError(
             f"the lead process could not read {directory}; its own message says why"
         )
     return step
+
+
+def read_in_all(step_dir: Path) -> manifests.Manifest:
+    """Reads the manifest in every process; where one of them cannot, none goes on."""
+    found, error = None, None
+    try:
+        found = manifests.read_manifest(step_dir)
+    except Exception as met:
+        error = met  # raised below: the others wait for an answer
+    told = gather(None if error is None else f"{type(error).__name__}: {error}")
+    failed = [f"process {number}: {text}" for number, text in enumerate(told) if text]
+    if failed or found is None:
+        raise error or StorageError(f"{step_dir} cannot be read everywhere: {'; '.join(failed)}")
+    return found
+
+
+def condemn(step_dir: Path, manifest: manifests.Manifest, error: DamagedCheckpointError) -> None:
+    """Sets a step aside of which a leaf came out wrong, the same in every process.
+
+    Where there are several processes, one of them may have read wrong what is right: the lead
+    looks at the files again.
+
+    Raises:
+        StorageError: the files are as they were written.
+    """
+    whole = False
+    if is_lead():
+        with suppress(DamagedCheckpointError):
+            if process_count() > 1:
+                manifests.verify_files(step_dir, manifest.files)
+                whole = True
+        if not whole:
+            quarantine(step_dir, error)
+    if gather(whole)[0]:  # nobody looks at the folders before the rename
+        raise StorageError(
+            f"{step_dir}: {error}, although the lead reads its files as they were written: look at "
+            "the storage and the memory of the hosts, then start again"
+        )
 
 
 def _verify_newest(directory: Path) -> int:
@@ -185,7 +226,7 @@ def refuse_if_all_damaged(directory: Path) -> None:
         DamagedCheckpointError: there were steps, and all are damaged: such a run does not start
             from scratch without a word.
     """
-    there = directory.iterdir() if directory.is_dir() else ()
+    there = folders.entries(directory)
     damaged = sorted(x.name for x in there if folders.DAMAGED_STEP.fullmatch(x.name))
     if damaged:
         raise DamagedCheckpointError(

@@ -10,7 +10,14 @@
 import os
 import re
 import shutil
+import stat
+from collections.abc import Callable
 from pathlib import Path
+
+from absl import logging
+
+from clipjax import faults
+from clipjax.data.storage.retrying import is_missing, retry
 
 MANIFEST = "manifest.json"
 DAMAGED = ".damaged"
@@ -34,11 +41,39 @@ def is_step(path: Path) -> bool:
     return _STEP.fullmatch(path.name) is not None
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is a file; an error of the storage is raised, as it does not say that."""
+    return _is(stat.S_ISREG, path)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder; an error of the storage is raised, as it does not say that."""
+    return _is(stat.S_ISDIR, path)
+
+
+def _is(kind: Callable[[int], bool], path: Path) -> bool:
+    def look() -> int:
+        faults.point("checkpoint.look")
+        return os.stat(path).st_mode
+
+    try:
+        return kind(retry(look, f"looking up {path}"))
+    except OSError as error:
+        if is_missing(error):
+            return False
+        raise
+
+
+def entries(directory: Path) -> list[Path]:
+    """What is in a folder; nothing if there is none."""
+    if not is_folder(directory):
+        return []
+    return retry(lambda: list(directory.iterdir()), f"listing {directory}")
+
+
 def step_folders(directory: Path) -> list[int]:
     """Lists the steps that have a folder, finished or not, oldest first."""
-    if not directory.is_dir():
-        return []
-    return sorted(int(p.name) for p in directory.iterdir() if _STEP.fullmatch(p.name))
+    return sorted(int(p.name) for p in entries(directory) if _STEP.fullmatch(p.name))
 
 
 def refuse_links(step_dir: Path) -> None:
@@ -49,11 +84,12 @@ def refuse_links(step_dir: Path) -> None:
     """
     folders = [step_dir]
     while folders:
+        folder = folders.pop()
         try:
-            entries = list(os.scandir(folders.pop()))
+            found = retry(lambda folder=folder: list(os.scandir(folder)), f"listing {folder}")
         except FileNotFoundError:
             continue  # deleted meanwhile; what is missing is noticed where it is read
-        for entry in entries:
+        for entry in found:
             if entry.is_symlink():
                 raise ValueError(
                     f"{entry.path} is a symbolic link, and a checkpoint holds its files itself: "
@@ -67,17 +103,17 @@ def refuse_links(step_dir: Path) -> None:
 
 def committed_steps(directory: Path) -> list[int]:
     """Lists the steps whose folder holds a manifest, oldest first."""
-    return [s for s in step_folders(directory) if (directory / str(s) / MANIFEST).is_file()]
+    return [s for s in step_folders(directory) if is_file(directory / str(s) / MANIFEST)]
 
 
 def unusable_after(directory: Path, step: int) -> list[str]:
     """Says of each folder of a later step why it cannot be used, oldest first."""
     found = []
-    for path in directory.iterdir():
+    for path in entries(directory):
         match = _NUMBERED.fullmatch(path.name)
         if match is None or int(match[1]) <= step:
             continue
-        if match[2] is None and not (path / MANIFEST).is_file():
+        if match[2] is None and not is_file(path / MANIFEST):
             found.append((int(match[1]), f"{path.name}: its save is not finished (no {MANIFEST})"))
         for ending, why in _UNUSABLE.items():
             if (match[2] or "").startswith(ending):
@@ -96,11 +132,28 @@ def set_aside(step_dir: Path, ending: str) -> Path:
 
 
 def sweep(directory: Path, *endings: str) -> None:
-    """Deletes what cut-off saves and deletions left behind."""
+    """Deletes what cut-off saves and deletions left behind; what cannot be deleted stays."""
     left_over = re.compile(f"[0-9]+({'|'.join(map(re.escape, endings))}).*")
-    for path in directory.iterdir():
+    for path in entries(directory):
         if left_over.fullmatch(path.name):
+            delete(path)
+
+
+def delete(path: Path) -> None:
+    """Deletes a folder that nobody needs; a failure is told, and tried again after the next save.
+
+    Of a link, only the link goes.
+    """
+    try:
+        faults.point("save.delete")
+        if path.is_symlink():
+            path.unlink()
+        else:
             shutil.rmtree(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        logging.warning("%s is not deleted yet: %s; it is tried again later", path, error)
 
 
 def delete_old_steps(directory: Path, *, keep: int, keep_every: int | None) -> None:
@@ -112,4 +165,10 @@ def delete_old_steps(directory: Path, *, keep: int, keep_every: int | None) -> N
     for step in committed_steps(directory)[:-keep]:
         if keep_every is None or step % keep_every:
             # Renamed first, so that a half-deleted folder is never taken for a save.
-            shutil.rmtree(set_aside(directory / str(step), DELETING))
+            try:
+                faults.point("save.rename_old")
+                old = set_aside(directory / str(step), DELETING)
+            except OSError as error:
+                logging.warning("step %d is not deleted yet: %s; tried again later", step, error)
+                continue
+            delete(old)

@@ -177,6 +177,7 @@ class CheckpointManager:
 
         Raises:
             DamagedCheckpointError: no whole step was found within the fallbacks.
+            OSError: the storage failed more than once; nothing is renamed.
             ValueError: the checkpoint is of another config, tree, shape or dtype.
         """
         self.wait_until_finished()
@@ -188,14 +189,12 @@ class CheckpointManager:
             if step == choice.WAS_DAMAGED:
                 continue
             step_dir = self.directory / str(step)
-            manifest = manifests.read_manifest(step_dir)
+            manifest = choice.read_in_all(step_dir)
             check_resume(manifest, self._metadata, where=str(step_dir))
             try:
                 state = restore_step(step_dir, manifest, abstract_state)
             except DamagedCheckpointError as error:
-                if is_lead():
-                    choice.quarantine(step_dir, error)
-                gather(None)  # nobody looks at the folders before the rename
+                choice.condemn(step_dir, manifest, error)
                 continue
             self.restored = manifest
             logging.info("restored step %d from %s", step, step_dir)

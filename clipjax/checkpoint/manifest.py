@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from clipjax import __version__, faults
-from clipjax.checkpoint.folders import MANIFEST, refuse_links
+from clipjax.checkpoint.folders import MANIFEST, is_file, refuse_links
 from clipjax.checkpoint.manifest_fields import NewerError, check_manifest
+from clipjax.data.storage.retrying import is_missing, retry
 from clipjax.files import replacing, sha256, sha256_of_file, write_file
 from clipjax.losses.objectives import is_of_objective
 from clipjax.ranges import show
@@ -130,7 +131,7 @@ def digest_array(array: np.ndarray) -> str:
 def manifest_digest(step_dir: str | os.PathLike[str]) -> str | None:
     """SHA-256 of a step folder's manifest, which vouches for all that is in it; None without it."""
     path = Path(step_dir) / MANIFEST
-    return sha256_of_file(path) if path.is_file() else None
+    return retry(lambda: sha256_of_file(path), f"reading {path}") if is_file(path) else None
 
 
 def record_files(step_dir: Path) -> tuple[FileRecord, ...]:
@@ -186,11 +187,17 @@ def read_manifest(step_dir: str | os.PathLike[str]) -> Manifest:
         DamagedCheckpointError: it is missing, is not what was written, or names a path outside.
         ValueError: another version of clipjax wrote it in a way that this one cannot read, or the
             folder holds a link.
+        OSError: the storage failed, which says nothing about the checkpoint.
     """
     path = Path(step_dir) / MANIFEST
     refuse_links(Path(step_dir))
+
+    def read() -> Any:
+        faults.point("checkpoint.read_manifest")
+        return read_json(path)
+
     try:
-        fields = read_json(path)
+        fields = retry(read, f"reading {path}")
         if not isinstance(fields, dict):
             raise ValueError(f"it holds {type(fields).__name__}, expected an object")
     except FileNotFoundError as error:
@@ -225,18 +232,24 @@ def verify_files(step_dir: Path, records: Iterable[FileRecord]) -> None:
 
     Raises:
         DamagedCheckpointError: names the first file that is missing or differs.
-        PermissionError: a file may not be read; that says nothing about its content.
+        OSError: a file cannot be read, although it was tried more than once; that says nothing
+            about its content.
     """
     for record in records:
         path = step_dir / record.path
-        try:
-            if path.stat().st_size != record.size:
+
+        def verify(path: Path = path, record: FileRecord = record) -> None:
+            faults.point("checkpoint.verify")
+            if (size := path.stat().st_size) != record.size:
                 raise DamagedCheckpointError(
-                    f"{path} has {path.stat().st_size} bytes, the manifest says {record.size}"
+                    f"{path} has {size} bytes, the manifest says {record.size}"
                 )
             if sha256_of_file(path) != record.sha256:
                 raise DamagedCheckpointError(f"{path} does not match its SHA-256 in the manifest")
-        except PermissionError:
-            raise
+
+        try:
+            retry(verify, f"verifying {path}")
         except OSError as error:
+            if not is_missing(error):
+                raise
             raise DamagedCheckpointError(f"{path} cannot be read: {error}") from error

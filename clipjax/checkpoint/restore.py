@@ -4,7 +4,9 @@ A run that goes on takes the whole state; evaluation and fine-tuning take its pa
 """
 
 import os
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +16,19 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from clipjax import faults
 from clipjax.checkpoint import manifest as manifests
 from clipjax.checkpoint.choice import naming_older_steps
 from clipjax.checkpoint.manifest import DamagedCheckpointError, LeafRecord, Manifest
 from clipjax.checkpoint.snapshot import host_value
+from clipjax.data.storage.retrying import is_missing, retry
 from clipjax.distributed import gather
 from clipjax.losses.objectives import is_of_objective
 from clipjax.models.layers_layout import laid_out_like
 from clipjax.trees import flatten_with_names, unflatten_names
 
 STATE = "state"
+_SYSTEM_ERROR = re.compile(r"os_error_code='(\d+)'")
 
 
 def restore_step(step_dir: Path, manifest: Manifest, abstract_state: Any) -> Any:
@@ -116,15 +121,21 @@ def restore_tree(step_dir: Path, abstract_tree: Any, *, partial: bool = False) -
         return jax.make_array_from_callback(leaf.shape, wanted.sharding, lambda index: value[index])
 
     to_read = jax.tree.map(read_as, abstract_tree)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        tree = checkpointer.restore(
-            (step_dir / STATE).absolute(),
-            args=ocp.args.PyTreeRestore(
-                item=to_read,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(to_read),
-                partial_restore=partial,
-            ),
-        )
+
+    def read() -> Any:
+        with _system_errors(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            faults.point("checkpoint.restore")
+            return checkpointer.restore(
+                (step_dir / STATE).absolute(),
+                args=ocp.args.PyTreeRestore(
+                    item=to_read,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(to_read),
+                    partial_restore=partial,
+                ),
+            )
+
+    # All processes read together, so one of several cannot try again by itself.
+    tree = retry(read, f"restoring {step_dir}") if jax.process_count() == 1 else read()
     # Of a part, Orbax passes over what its own list of arrays does not name.
     absent = [name for name, leaf in flatten_with_names(tree) if not isinstance(leaf, jax.Array)]
     if absent:
@@ -133,6 +144,18 @@ def restore_tree(step_dir: Path, abstract_tree: Any, *, partial: bool = False) -
             f"first is {absent[0]}"
         )
     return jax.tree.map(place_leaf, tree, abstract_tree)
+
+
+@contextmanager
+def _system_errors() -> Iterator[None]:
+    """Raises as an OSError what Tensorstore tells as a ValueError with an error of the system."""
+    try:
+        yield
+    except ValueError as error:
+        found = _SYSTEM_ERROR.search(str(error))
+        if found is None or is_missing(system := OSError(int(found[1]), str(error))):
+            raise
+        raise system from error
 
 
 def verify_state(manifest: Manifest, tree: Any) -> None:

@@ -14,6 +14,7 @@ from clipjax.data.classes.numbers import LabelError
 from clipjax.data.images.naflex import PatchPreprocess
 from clipjax.data.images.preprocess import Preprocess
 from clipjax.data.source import Example, ExampleError, read_example
+from clipjax.data.storage.retrying import is_of_the_system
 from clipjax.distributed import gather
 from clipjax.encoding.batches import RowLayout
 
@@ -114,6 +115,7 @@ class ImageReader:
         except (ValueError, OSError) as error:  # a SampleError of the data package is a ValueError
             if (
                 isinstance(error, LabelError | ExampleError)
+                or is_of_the_system(error)  # as storage that does not answer for a while
                 or getattr(error, "reason", None) == "label"
             ):
                 self.refuse(str(error))

@@ -139,7 +139,7 @@ def _recorded(path: Path, facts: dict[str, Any]) -> str | None:
     """The row that was chosen for the same before; None where there is none."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
         return None
     same = isinstance(record, dict) and record.get("chosen_for") == facts
     return record["remat"] if same and record.get("remat") in REMAT else None

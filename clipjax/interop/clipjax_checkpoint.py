@@ -36,7 +36,7 @@ def recognises(path: Path, hints: Hints = NO_HINTS) -> bool:
     del hints
     try:
         choose_step(path)
-    except (ValueError, OSError):
+    except ValueError:
         return False
     return True
 

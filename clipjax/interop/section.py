@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from clipjax import strict_json
+from clipjax.data.storage.retrying import is_missing
 from clipjax.interop.tensors import WeightFileError
 from clipjax.ranges import RATE, Number, whole
 
@@ -47,6 +48,8 @@ def read_json(path: Path) -> dict[str, Any]:
             raise WeightFileError(f"{path} has {size} bytes; at most {MAX_BYTES} are read")
         found = strict_json.read_json(path, max_bytes=MAX_BYTES)
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and not is_missing(error):
+            raise  # of the storage, which says nothing about the file
         raise WeightFileError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(found, dict):
         raise WeightFileError(f"{path} holds {type(found).__name__}, expected a JSON object")

@@ -19,10 +19,14 @@ from clipjax.checkpoint import (
     CheckpointSaveError,
     DamagedCheckpointError,
     NonFiniteStateError,
+    choose_step,
+    load_params,
     read_manifest,
     restore,
 )
 from clipjax.checkpoint import manifest as manifests
+from clipjax.data.storage import retrying
+from clipjax.data.storage.retrying import StorageError
 from clipjax.train_state import create_train_state
 from clipjax.trees import flatten_with_names
 
@@ -404,6 +408,68 @@ def test_unreadable_is_not_damaged(saved, kit, monkeypatch):
     with pytest.raises(PermissionError):
         kit.manager(directory).restore_latest(kit.abstract_of(states[1]))
     assert steps_in(directory) == list("1234")
+
+
+@pytest.mark.parametrize(
+    ("error", "place"),
+    [
+        ("EIO", "verify"),
+        ("ESTALE", "read_manifest"),
+        ("EMFILE", "look"),
+        ("ENOMEM", "restore"),
+        ("ETIMEDOUT", "verify"),
+    ],
+)
+def test_storage_that_fails_condemns_nothing(saved, kit, monkeypatch, error, place):
+    """It is asked again; what fails for good stops the run, and all steps stay as they are."""
+    monkeypatch.setattr(retrying, "FIRST_DELAY_S", 0.001)
+    directory, states = saved
+    abstract = kit.abstract_of(states[1])
+    monkeypatch.setenv(faults.FAULT, f"{error}@checkpoint.{place}:times=2")
+    restored, step = kit.manager(directory).restore_latest(abstract)
+    assert step == 4
+    kit.assert_equal(restored, states[4])
+    monkeypatch.setenv(faults.FAULT, f"{error}@checkpoint.{place}:times=1000")
+    with pytest.raises(StorageError, match=f"failed 6 times.*{error}"):
+        kit.manager(directory).restore_latest(abstract)
+    with pytest.raises(StorageError, match=error):
+        load_params(choose_step(directory).step_dir)
+        manifests.verify_files(directory / "4", read_manifest(directory / "4").files)
+    assert steps_in(directory) == list("1234")
+
+
+def test_what_tensorstore_says_of_the_system_is_an_error_of_the_system():
+    with pytest.raises(OSError, match="Too many") as found, restore._system_errors():
+        raise ValueError("RESOURCE_EXHAUSTED: Too many open files [os_error_code='24']")
+    assert found.value.errno == errno.EMFILE
+    with pytest.raises(ValueError, match="no file"), restore._system_errors():
+        raise ValueError("NOT_FOUND: no file [os_error_code='2']")
+
+
+@pytest.mark.parametrize("place", ["save.delete", "save.rename_old"])
+def test_an_old_step_that_cannot_be_deleted_stops_nothing(
+    tmp_path, kit, monkeypatch, caplog, place
+):
+    monkeypatch.setenv(faults.FAULT, f"EBUSY@{place}")
+    with kit.manager(tmp_path, keep=1) as manager:
+        manager.save(1, kit.make_state(1), block=True)
+        manager.save(2, kit.make_state(2), block=True)
+        left = {"save.delete": "1.deleting", "save.rename_old": "1"}[place]
+        assert steps_in(tmp_path) == sorted([left, "2"])
+        assert "is not deleted yet" in caplog.text and "EBUSY" in caplog.text
+        manager.save(3, kit.make_state(3), block=True)
+    assert steps_in(tmp_path) == ["3"]
+
+
+def test_of_an_old_step_that_is_a_link_only_the_link_goes(tmp_path, kit):
+    directory, elsewhere = tmp_path / "checkpoints", tmp_path / "elsewhere"
+    with kit.manager(directory, keep=1) as manager:
+        manager.save(1, kit.make_state(1), block=True)
+    (directory / "1").rename(elsewhere)
+    (directory / "1").symlink_to(elsewhere)
+    with kit.manager(directory, keep=1) as manager:
+        manager.save(2, kit.make_state(2), block=True)
+    assert steps_in(directory) == ["2"] and (elsewhere / "manifest.json").is_file()
 
 
 def state_of(params):

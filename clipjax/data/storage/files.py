@@ -19,7 +19,12 @@ import fsspec
 from absl import logging
 
 from clipjax.data.storage.paths import DataPath, data_path, expand_braces
-from clipjax.data.storage.retrying import ShortReadError, StorageError, is_wrong_path, retry
+from clipjax.data.storage.retrying import (
+    ShortReadError,
+    TruncatedError,
+    is_wrong_path,
+    retry,
+)
 from clipjax.files import write_file
 
 _MAX_VISITS = 64  # of one folder, where links lead to it
@@ -237,7 +242,7 @@ def _read_local(path: DataPath, offset: int, size: int) -> bytes:
         while len(content) < size:  # one call reads at most 2 GiB
             more = os.pread(descriptor, size - len(content), offset + len(content))
             if not more:
-                raise StorageError(
+                raise TruncatedError(
                     f"{path} ends at byte {offset + len(content)}, expected one up to "
                     f"{offset + size}: it became shorter"
                 )

@@ -31,10 +31,15 @@ _TRANSIENT_ERRNO = {
     errno.EHOSTUNREACH,
     errno.EINTR,
     errno.EIO,
+    errno.EMFILE,
     errno.ENETDOWN,
     errno.ENETRESET,
     errno.ENETUNREACH,
+    errno.ENFILE,
     errno.ENOBUFS,
+    errno.ENOLCK,
+    errno.ENOMEM,
+    errno.ENOTCONN,  # a mount whose process is gone
     errno.EPIPE,
     errno.ESTALE,
     errno.ETIMEDOUT,
@@ -45,6 +50,10 @@ _NETWORK_LIBRARIES = ("aiohttp", "botocore", "gcsfs", "google", "requests", "url
 
 class StorageError(OSError):
     """A file could not be read, although it was tried more than once."""
+
+
+class TruncatedError(StorageError):
+    """A local file ends before what was asked for: its content is at fault, not the storage."""
 
 
 class ShortReadError(OSError):
@@ -69,6 +78,18 @@ def is_wrong_path(error: OSError) -> bool:
     """Whether the path itself is at fault, for good: no file, a folder, too long, not allowed."""
     wrong = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
     return isinstance(error, wrong) or error.errno in (errno.ELOOP, errno.ENAMETOOLONG)
+
+
+def is_of_the_system(error: BaseException) -> bool:
+    """Whether the system or the storage failed, which says nothing about what was to be read."""
+    if not isinstance(error, OSError) or is_missing(error):
+        return False
+    return error.errno is not None or isinstance(error, StorageError)
+
+
+def is_missing(error: OSError) -> bool:
+    """Whether there is nothing at the path: that is what the storage says, and no failure of it."""
+    return is_wrong_path(error) and not isinstance(error, PermissionError)
 
 
 def _is_network_library(error: BaseException) -> bool:

@@ -19,7 +19,7 @@ from clipjax.data.storage.cache import cache_dir, lock
 from clipjax.data.storage.file_reader import HashingReader
 from clipjax.data.storage.files import StoredFile, read
 from clipjax.data.storage.paths import DataPath
-from clipjax.data.storage.retrying import StorageError
+from clipjax.data.storage.retrying import StorageError, TruncatedError
 from clipjax.files import rename_synced, sha256
 
 DEFAULT_BUDGET = "10GB"
@@ -153,8 +153,10 @@ class HotShards:
                 return read(path, offset, size)
             except FileNotFoundError:
                 pass  # it was evicted before it was opened
-            except StorageError:
+            except TruncatedError:
                 self._cache.evict(shard)
+            except StorageError as error:  # of this disk, which says nothing about the copy
+                logging.warning("%s: the cached copy is passed over: %s", shard.path, error)
         content = read(shard.path, offset, size)
         # Counts may be lost between threads: that only delays the fetching.
         self._asked.setdefault(number, time.time())

@@ -28,6 +28,7 @@ from clipjax.data.images.formats import EXTENSIONS
 from clipjax.data.storage.file_reader import HashingReader
 from clipjax.data.storage.files import StoredFile, read, read_all
 from clipjax.data.storage.paths import DataPath
+from clipjax.data.storage.retrying import TruncatedError
 from clipjax.data.tar.reader import read_members
 from clipjax.files import sha256
 from clipjax.strict_json import parse_json
@@ -42,6 +43,8 @@ SUFFIXES = {"first_dot": ".index", "last_dot": ".last_dot.index"}  # by where a 
 MAGIC = b"CJTARIX1"
 EDGE = 64 << 10
 _HEAD = struct.Struct("<8sII")
+# Another error of the storage says nothing about the index.
+_DAMAGE = (ValueError, TruncatedError, IsADirectoryError)
 _MAX_HEADER = 1 << 20
 _BESIDE = "._"  # what macOS's tar packs beside every file: no picture, whatever it is called
 
@@ -172,9 +175,7 @@ class TarIndex:
             size = os.path.getsize(path.url) if content is None else len(content)
             if size != self._bytes:
                 raise ValueError(f"it has {size} bytes, not {self._bytes}")
-        except FileNotFoundError:
-            raise
-        except (ValueError, OSError, KeyError, TypeError, AttributeError, struct.error) as error:
+        except (*_DAMAGE, KeyError, TypeError, AttributeError, struct.error) as error:
             raise IndexDamagedError(
                 f"the index {path} is damaged: {error}. Delete it, and it is made anew"
             ) from error

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+from clipjax.data.storage.retrying import is_missing
 from clipjax.interop.files import npz, safetensors, torch_zip
 from clipjax.interop.tensors import WeightFile, WeightFileError
 from clipjax.strict_json import read_json
@@ -33,7 +34,11 @@ def file_kind(path: str | os.PathLike[str]) -> Kind | None:
             if any(name.rsplit("/", 1)[-1] == "data.pkl" for name in names):
                 return "torch"
             return "npz" if any(name.endswith(".npy") for name in names) else None
-    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        return None
+    except OSError as error:
+        if not is_missing(error):
+            raise  # of the storage, which says nothing about what the file is
         return None
     if path.name.endswith(".index.json"):
         return "index"

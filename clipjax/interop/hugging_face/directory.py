@@ -42,7 +42,7 @@ def recognises(path: Path, hints: Hints = NO_HINTS) -> bool:
             return "model_type" in read_json(path / CONFIG)
         kinds = ("safetensors", "torch", "index")
         return file_kind(path) in kinds and has_both_towers(read_source(path, hints).tensors)
-    except (ValueError, OSError):
+    except ValueError:
         return False
 
 

@@ -54,7 +54,7 @@ def recognises(path: Path, hints: Hints = NO_HINTS) -> bool:
         return False
     try:
         tensors = plain_names(read_source(path, hints).tensors)
-    except (ValueError, OSError):
+    except ValueError:
         return False
     return "logit_scale" in tensors and any(name.startswith("visual.") for name in tensors)
 
