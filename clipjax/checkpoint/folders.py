@@ -7,6 +7,7 @@
 <directory>/<step>.orbax-checkpoint-tmp*/   being written
 """
 
+import functools
 import os
 import re
 import shutil
@@ -82,11 +83,11 @@ def refuse_links(step_dir: Path) -> None:
     Raises:
         ValueError: names a symbolic link, or what is neither a file nor a folder.
     """
-    folders = [step_dir]
+    folders: list[str | Path] = [step_dir]
     while folders:
         folder = folders.pop()
         try:
-            found = retry(lambda folder=folder: list(os.scandir(folder)), f"listing {folder}")
+            found = retry(functools.partial(_scan, folder), f"listing {folder}")
         except FileNotFoundError:
             continue  # deleted meanwhile; what is missing is noticed where it is read
         for entry in found:
@@ -99,6 +100,10 @@ def refuse_links(step_dir: Path) -> None:
                 folders.append(Path(entry.path))
             elif not entry.is_file(follow_symlinks=False):
                 raise ValueError(f"{entry.path} is neither a file nor a folder; remove it")
+
+
+def _scan(folder: str | Path) -> list[os.DirEntry[str]]:
+    return list(os.scandir(folder))
 
 
 def committed_steps(directory: Path) -> list[int]:
