@@ -117,7 +117,7 @@ def validate(config: ConfigDict, *, needs_data: bool = True) -> Settings:
         ValueError: what was found, what is allowed, and the config path.
     """
     plain = to_plain(config)
-    _check_keys(plain, to_plain(default_config()), prefix="")
+    check_keys(plain, to_plain(default_config()), prefix="")
     _check_plain(plain, "config")
     _check_evals(plain["evals"])
     for name, value in plain["target"].items():
@@ -206,7 +206,7 @@ def _check_evals(evals: Mapping[str, Any]) -> None:
                 field.allowed.check(spec[key], f"{path}.{key}")
 
 
-def _check_keys(found: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str) -> None:
+def check_keys(found: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str) -> None:
     """Compares the names of a group with the defaults', and each value with its field's rule."""
     for key, value in found.items():
         path = f"{prefix}{key}"
@@ -220,7 +220,7 @@ def _check_keys(found: Mapping[str, Any], defaults: Mapping[str, Any], prefix: s
                 f"{', '.join(defaults[key])}"
             )
         else:
-            _check_keys(value, defaults[key], f"{path}.")
+            check_keys(value, defaults[key], f"{path}.")
     for key in defaults:
         if key not in found:
             raise ValueError(

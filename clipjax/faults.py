@@ -24,7 +24,7 @@ _SIGNALS = {
 ACTIONS = (*_SIGNALS, "raise", "hang", "slow")  # and the names of `errno`
 SLOW_S = 0.2
 
-_fired: set[str] = set()  # those that are used up
+fired: set[str] = set()  # those that are used up
 _struck: collections.Counter[str] = collections.Counter()
 
 
@@ -60,14 +60,14 @@ def point(name: str, step: int | None = None) -> None:
         ValueError: `CLIPJAX_FAULT` has another form than `parse_fault` reads.
     """
     text = os.environ.get(FAULT)
-    if not text or text in _fired:
+    if not text or text in fired:
         return
     action, wanted_name, wanted_step, times = parse_fault(text)
     if name != wanted_name or wanted_step not in (None, step):
         return
     _struck[text] += 1
     if _struck[text] >= times:
-        _fired.add(text)
+        fired.add(text)
         del _struck[text]
     logging.warning("injected fault: %s", text)
     if action in _SIGNALS:

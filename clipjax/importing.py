@@ -13,7 +13,7 @@ _RESOLVERS = ("clipjax.building", "clipjax.data.loading.workers_messages")
 _IMPORTS = re.compile(r"^<frozen importlib|[\\/]importlib[\\/]\w+\.py$")
 
 
-class _LastFinder:
+class LastFinder:
     """Finds in folders what nothing else finds, for those who may ask for it.
 
     At the end of `sys.path` they would still hide packages without an `__init__.py`, such as
@@ -41,22 +41,22 @@ class _LastFinder:
         return any(file.startswith(os.path.join(folder, "")) for folder in self.folders)
 
 
-_FINDER = _LastFinder()
+FINDER = LastFinder()
 
 
 def make_importable(folders: Iterable[str | os.PathLike[str]]) -> None:
     """Lets modules of folders be imported, after all that is installed: they hide nothing."""
-    if _FINDER not in sys.meta_path:
-        sys.meta_path.append(_FINDER)
+    if FINDER not in sys.meta_path:
+        sys.meta_path.append(FINDER)
     for folder in folders:
         path = str(Path(folder).absolute())
-        if path not in _FINDER.folders:
-            _FINDER.folders.append(path)
+        if path not in FINDER.folders:
+            FINDER.folders.append(path)
 
 
 def importable_folders() -> tuple[str, ...]:
     """The folders of `make_importable`, for processes that are started."""
-    return tuple(_FINDER.folders)
+    return tuple(FINDER.folders)
 
 
 def folder_of_config(argv: list[str]) -> Path | None:

@@ -25,7 +25,7 @@ _SHOWN = {
     *map(chr, (*range(0x600, 0x606), 0x6DD, 0x70F, 0x890, 0x891, 0x8E2, 0x110BD, 0x110CD)),
     *map(chr, range(0x13430, 0x13440)),
 }
-_UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 # A flag of a region is a black flag and tag characters, which hide anything elsewhere.
 _FLAG = re.compile("\U0001f3f4[\U000e0030-\U000e0039\U000e0061-\U000e007a]{3,6}\U000e007f")
 
@@ -44,7 +44,7 @@ def printable(text: str) -> str:
 def _escape(text: str) -> str:
     return "".join(
         character.encode("unicode_escape").decode("ascii")
-        if unicodedata.category(character) in _UNSEEN and character not in _SHOWN
+        if unicodedata.category(character) in UNSEEN and character not in _SHOWN
         else character
         for character in text
     )

@@ -52,14 +52,12 @@ _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 # second form is of a password that holds a slash, digits there are a port; the third of a URL that
 # was taken for a local path.
 _PAIR = r"[^\s/:@'\"]+:(?!\d+/)[^\s:@'\"]+@"
-_USER_INFO = re.compile(rf"(?<=://)(?:[^\s/?#'\"]+@|{_PAIR})|(?<=\w:/)(?!/){_PAIR}")
-_HEADER = re.compile(
-    r"\b(authorization\s*:\s*|bearer\s+)(?:(?:bearer|basic)\s+)?[^\s'\"]{6,}", re.I
-)
-_NAME = re.compile(r"(?<![\w.-])([\w.-]+)\s?=\s?")
+USER_INFO = re.compile(rf"(?<=://)(?:[^\s/?#'\"]+@|{_PAIR})|(?<=\w:/)(?!/){_PAIR}")
+HEADER = re.compile(r"\b(authorization\s*:\s*|bearer\s+)(?:(?:bearer|basic)\s+)?[^\s'\"]{6,}", re.I)
+NAME = re.compile(r"(?<![\w.-])([\w.-]+)\s?=\s?")
 _VALUE = re.compile(r"""(["'])(?:(?!\1).)*\1?|(?:[^\s&;,'"<>]|,(?=[^\s'"]))+""")
-_ENTRY = re.compile(r"""(?:(?<=")([\w.-]+)"|(?<=')([\w.-]+)')\s*:\s*(?=["'])""")
-_LINE = re.compile(r"^[ \t]*([\w.-]+):[ \t]+(?=\S)", re.M)  # of a config as it is printed
+ENTRY = re.compile(r"""(?:(?<=")([\w.-]+)"|(?<=')([\w.-]+)')\s*:\s*(?=["'])""")
+LINE = re.compile(r"^[ \t]*([\w.-]+):[ \t]+(?=\S)", re.M)  # of a config as it is printed
 _REST = re.compile(r".*")
 
 
@@ -77,9 +75,9 @@ def is_secret_name(name: str) -> bool:
 
 def redact(text: str) -> str:
     """Replaces the credentials in a text, which may be a URL, a SPEC, a message or a log line."""
-    text = _USER_INFO.sub(f"{REDACTED}@", text)
-    text = _HEADER.sub(rf"\1{REDACTED}", text)
-    for name, value in ((_NAME, _VALUE), (_ENTRY, _VALUE), (_LINE, _REST)):
+    text = USER_INFO.sub(f"{REDACTED}@", text)
+    text = HEADER.sub(rf"\1{REDACTED}", text)
+    for name, value in ((NAME, _VALUE), (ENTRY, _VALUE), (LINE, _REST)):
         text = _redact_values(text, name, value)
     return text
 

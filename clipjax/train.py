@@ -122,7 +122,7 @@ def train(experiment: Experiment) -> TrainState:
             manager.check_free_space(count_bytes(experiment.program.abstract_state))
         if manager.restored is not None and manager.restored.bad_examples:
             experiment.loader.restore_bad(manager.restored.bad_examples)
-        return _Loop(experiment, manager, stack, start.step).run(start.state)
+        return Loop(experiment, manager, stack, start.step).run(start.state)
 
 
 def _announce(experiment: Experiment, step: int, source: str) -> None:
@@ -166,7 +166,7 @@ def _announce_stage(program: Program, index: int, step: int) -> None:
         )
 
 
-class _Loop:
+class Loop:
     """The loop's own variables; `run` is the contract above, read top to bottom."""
 
     def __init__(
@@ -194,6 +194,7 @@ class _Loop:
         self.pending: tuple[int, Any] | None = None  # metrics on the device, and their step
 
     def run(self, state: TrainState) -> TrainState:
+        """Trains from a state to the last step; gives the state that is saved last."""
         settings = self.settings
         batches = self.experiment.loader.iterate(self.start)
         for step in range(self.start, settings.total_steps):

@@ -184,7 +184,7 @@ def make_train_step(
                 encode, head, params, examples, num_micro=num_micro_batches
             )
         grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
-        new_state, grad_norm = _update(
+        new_state, grad_norm = update_state(
             state,
             grads,
             loss,
@@ -278,7 +278,7 @@ def _cast_once(params: Any, dtype: Any, cast: Callable[[str], bool]) -> Any:
     return jax.lax.optimization_barrier(copies)
 
 
-def _update(
+def update_state(
     state: TrainState,
     grads: Any,
     loss: jax.Array,

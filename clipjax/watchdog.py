@@ -60,9 +60,10 @@ class Watchdog:
             # faulthandler's own thread, which does not (its exit code is FAILED).
             faulthandler.dump_traceback_later(2 * timeout_s + 30, exit=True, file=_STDERR)
             if time.monotonic() - self._last > timeout_s:
-                self._give_up()
+                self.give_up()
 
-    def _give_up(self) -> None:
+    def give_up(self) -> None:
+        """Writes the stacks of all threads and ends the process."""
         text = f"clipjax: no progress for {self.timeout_s:g} s; stacks follow, then exit {HUNG}\n"
         os.write(_STDERR, text.encode())
         faulthandler.dump_traceback(file=_STDERR, all_threads=True)

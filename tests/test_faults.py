@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(autouse=True)
 def nothing_fired(monkeypatch):
-    monkeypatch.setattr(faults, "_fired", set())
+    monkeypatch.setattr(faults, "fired", set())
 
 
 def test_without_a_fault_a_point_does_nothing(monkeypatch):

@@ -303,3 +303,64 @@ def test_messages_of_the_library_do_not_know_the_config():
 def test_a_message_that_knows_the_config_is_seen():
     assert config_names('raise ValueError(f"set config.model.{x}")') == {"config.model"}
     assert config_names('"""As config.model."""\nx = "--config.mesh.data=4, config.json"') == set()
+
+
+# Tests go through the names that modules offer: what begins with `_` may move at any time.
+TESTS = Path(__file__).parent
+# Documented names of Python's own that begin with an underscore.
+PYTHONS = {"_replace", "_fields", "_exit"}
+ALLOWED = {
+    ("golden/models/make_naflex.py", "_from_config"): "transformers has no other way to attention",
+    ("interop/naming_case.py", "_utils"): "what a pickle of torch names",
+    ("interop/naming_case.py", "_rebuild_tensor_v2"): "what a pickle of torch names",
+}
+
+
+def is_private(name):
+    return name.startswith("_") and not name.endswith("__") and name not in PYTHONS | {"_"}
+
+
+def private_names(source):
+    """Private attributes that are read, imported or replaced, but not those of a class's own."""
+    tree = ast.parse(source)
+    names = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            if not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")):
+                names.append(node.attr)
+        elif isinstance(node, ast.ImportFrom):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.Call):
+            function = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+            function = node.func.id if isinstance(node.func, ast.Name) else function
+            if function.endswith("attr"):  # getattr, monkeypatch.setattr
+                texts = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
+                names += [text.rpartition(".")[2] for text in texts if isinstance(text, str)]
+    return {name for name in names if is_private(name)}
+
+
+def test_no_test_looks_behind_a_private_name():
+    found = {
+        (path.relative_to(TESTS).as_posix(), name)
+        for path in TESTS.rglob("*.py")
+        for name in private_names(path.read_text())
+    }
+    assert found - ALLOWED.keys() == set(), "use a public name, or give the thing one"
+    assert ALLOWED.keys() - found == set(), "no longer needed"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "loader._workers",
+        "loader.workers._maker.indices",
+        "from clipjax.train import _Loop",
+        "monkeypatch.setattr(cleaning, '_SAFE', 1)",
+        "patch.setattr('clipjax.train._Loop', 1)",
+        "getattr(loader, '_workers')",
+    ],
+)
+def test_a_private_name_is_seen(text):
+    """Negative control."""
+    assert len(private_names(text)) == 1
+    assert private_names(text.replace("_", "")) == set()

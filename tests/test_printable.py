@@ -123,5 +123,5 @@ def test_there_is_one_door_to_the_terminal_and_one_to_pages():
 def test_without_the_escapes_the_terminal_would_be_reached(monkeypatch):
     """The negative control of the tests that look for raw characters."""
     assert "\x1b" not in message_text("\x1b[2J")
-    monkeypatch.setattr(module, "_UNSEEN", set())
+    monkeypatch.setattr(module, "UNSEEN", set())
     assert "\x1b" in message_text("\x1b[2J")

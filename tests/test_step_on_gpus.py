@@ -11,7 +11,7 @@ from clipjax.plan.gpu import COMPILER_OPTIONS
 from clipjax.plan.hlo import parse, walk
 from clipjax.plan.traffic import count_traffic
 from clipjax.train_state import create_train_state
-from clipjax.train_step import _update
+from clipjax.train_step import update_state
 
 pytestmark = pytest.mark.gpu
 
@@ -36,7 +36,9 @@ def test_a_step_that_may_be_skipped_passes_over_the_state_once():
         )
 
     def update(state, grads, loss):
-        return _update(state, grads, loss, tx, model_state={}, max_logit_scale=None, ema_decay=None)
+        return update_state(
+            state, grads, loss, tx, model_state={}, max_logit_scale=None, ema_decay=None
+        )
 
     params = jax.eval_shape(lambda: kernels)
     state, grads = shaped(jax.eval_shape(state_of, params)), shaped(params)

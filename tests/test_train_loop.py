@@ -72,7 +72,7 @@ def events_of(monkeypatch, tmp_path, **changes):
         program=types.SimpleNamespace(mesh=None, stages=(stage,), stage_index=lambda step: 0),
     )
     with ExitStack() as stack:
-        train._Loop(experiment, Manager(events), stack, 0).run(np.int32(0))
+        train.Loop(experiment, Manager(events), stack, 0).run(np.int32(0))
     return events
 
 

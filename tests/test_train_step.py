@@ -658,7 +658,7 @@ def test_an_objective_without_its_variables_is_told_how_to_get_them():
 def without_copies(monkeypatch, config):
     """The program whose model casts its weights at every use."""
     with monkeypatch.context() as patch:
-        patch.setattr("clipjax.experiment.program._is_cast", lambda spec: lambda name: False)
+        patch.setattr("clipjax.experiment.program.casts_of", lambda spec: lambda name: False)
         return build(config)
 
 

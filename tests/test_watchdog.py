@@ -45,7 +45,7 @@ def test_a_process_that_makes_progress_is_left_alone(monkeypatch):
 
     clock, given_up = Clock(), []
     monkeypatch.setattr(watchdogs, "time", clock)
-    monkeypatch.setattr(Watchdog, "_give_up", lambda self: given_up.append(1))
+    monkeypatch.setattr(Watchdog, "give_up", lambda self: given_up.append(1))
     with Watchdog(0.4) as watchdog:
         for _ in range(8):
             clock.now += 0.3

@@ -123,7 +123,7 @@ def restore_tree(step_dir: Path, abstract_tree: Any, *, partial: bool = False) -
     to_read = jax.tree.map(read_as, abstract_tree)
 
     def read() -> Any:
-        with _system_errors(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        with system_errors(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             faults.point("checkpoint.restore")
             return checkpointer.restore(
                 (step_dir / STATE).absolute(),
@@ -147,7 +147,7 @@ def restore_tree(step_dir: Path, abstract_tree: Any, *, partial: bool = False) -
 
 
 @contextmanager
-def _system_errors() -> Iterator[None]:
+def system_errors() -> Iterator[None]:
     """Raises as an OSError what Tensorstore tells as a ValueError with an error of the system."""
     try:
         yield

@@ -75,12 +75,12 @@ def _start(verb: str, argv: list[str]) -> NoReturn:
     app.run(
         lambda rest: _run_verb(verb, module.main, rest),
         argv=[f"clipjax {verb}", *argv[2:]],
-        flags_parser=lambda given: _parse_flags(verb, given),
+        flags_parser=lambda given: parse_flags(verb, given),
     )
     raise AssertionError("the verb exits")
 
 
-def _parse_flags(verb: str, argv: list[str]) -> list[str]:
+def parse_flags(verb: str, argv: list[str]) -> list[str]:
     """Parses the flags; a config file runs here, so its errors and a typo's come from here too."""
     if (folder := importing.folder_of_config(argv)) is not None:
         importing.make_importable([os.getcwd(), folder])  # for plug-ins, and for the config itself

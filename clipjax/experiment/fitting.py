@@ -59,7 +59,7 @@ def _compiled(resolved: Resolved, program: Program) -> tuple[Program, bool]:
     for row in rows:
         if row != program.execution.remat:
             program = _under(resolved, program, remat=row, memory_bytes=memory_bytes)
-        needed = _needed(program)
+        needed = bytes_needed(program)
         if needed <= memory_bytes:
             _say(program, f"compiled, a step needs {needed / _GIB:.2f} GiB")
             return program, True
@@ -80,7 +80,7 @@ def _under(resolved: Resolved, program: Program, **choice: Any) -> Program:
     return dataclasses.replace(found, stages=tuple(stages))
 
 
-def _needed(program: Program) -> int:
+def bytes_needed(program: Program) -> int:
     """Bytes of one device for the largest step and the batch after it, which is sent meanwhile.
 
     Steps that are equal are compiled once.

@@ -202,7 +202,7 @@ def build_program(
             schedule=schedule,
             ema_decay=settings.optimizer.ema_decay,
             frozen=frozen,
-            cast=_is_cast(stage.spec),
+            cast=casts_of(stage.spec),
             num_micro_batches=num_micro_batches,
             color_jitter=resolved.color_jitter,
         )
@@ -305,7 +305,7 @@ def _rows(
     return min(of_stages, key=len)
 
 
-def _is_cast(spec: Mapping[str, Any]) -> Callable[[str], bool]:
+def casts_of(spec: Mapping[str, Any]) -> Callable[[str], bool]:
     """Which parameters the towers multiply by in the dtype of the computation, and use in no other.
 
     The kernels of all layers of ours are; what a tower of someone's own does is not known.

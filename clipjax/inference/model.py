@@ -116,7 +116,7 @@ class Model:
         )
         self.pixels = preprocess
         self.preprocess = make_preprocess(spec, preprocess)
-        self._run_prompts = run_prompts
+        self.run_prompts = run_prompts
         self.module = build_model(spec, dtype=dtype, plugins=plugins)
         self._dtype = dtype
         self.encode_fns = make_encode_fns(self.module, spec["preprocess"], dtype=dtype)
@@ -374,7 +374,7 @@ class Model:
         Raises:
             ValueError: none are given, and the checkpoint names a file that it does not hold.
         """
-        return choose_prompts(templates, run=None if templates is not None else self._run_prompts())
+        return choose_prompts(templates, run=None if templates is not None else self.run_prompts())
 
     def _tokens_fn(self, tower: str, layer: int | None, final_norm: bool) -> RunFn:
         key = (tower, layer, final_norm)

@@ -184,7 +184,7 @@ def _readme(contract: Mapping[str, Any]) -> str:
         "TEXT": inputs["text"],
         "LENGTH": str(contract["tokenizer"]["context_length"]),
         "EMBED": contract["output"]["shape"][1],
-        "RESIZE": _resize_rule(contract["preprocess"], contract["model"]["image"]),
+        "RESIZE": resize_rule(contract["preprocess"], contract["model"]["image"]),
         "TOKENIZER": contract["tokenizer"]["name"],
         "JAX": contract["jax"],
     }
@@ -202,7 +202,8 @@ def _described(rows: Mapping[str, Any]) -> str:
     return "{" + ", ".join(parts) + "}"
 
 
-def _resize_rule(preprocess: Mapping[str, Any], image: Mapping[str, Any]) -> str:
+def resize_rule(preprocess: Mapping[str, Any], image: Mapping[str, Any]) -> str:
+    """Says in words how a picture is brought to the size of the program's pixels."""
     how, size = preprocess["interpolation"], preprocess["size"]
     if preprocess["resize"] == "patches":
         return (

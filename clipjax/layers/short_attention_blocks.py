@@ -9,10 +9,10 @@ MIB = 2**20
 _SMALL_VMEM, _VMEM = 16 * MIB, 64 * MIB
 # A block's rows wait in both halves of a double buffer: more images a block only spare the few
 # hundred cycles that a block costs, and take memory from what runs before and after.
-_ROWS_TARGET, _MOST_IMAGES = 6 * MIB, 16
+_ROWS_TARGET, MOST_IMAGES = 6 * MIB, 16
 _LANES, _SUBLANE_BYTES = 128, 32
 # Longer rows are cut, so that one head's scores stay a fraction of the memory and the code short.
-_WHOLE_ROW, _CHUNK = 384, 256
+WHOLE_ROW, CHUNK = 384, 256
 # Arrays of a head's scores in float32 that the backward pass holds at once, conversions included.
 _LIVE_SCORES = {"forward": 3, "backward": 6}
 
@@ -82,13 +82,13 @@ def make_blocks(
         width, _LANES
     )
     image_bytes = round_up(length, sublanes) * row_lanes * itemsize
-    queries = length if length <= _WHOLE_ROW else _CHUNK
+    queries = length if length <= WHOLE_ROW else CHUNK
     work = _LIVE_SCORES[which] * round_up(length, 8) * round_up(queries, _LANES) * 4
     if queries < length:
         work += 2 * round_up(length, 8) * round_up(head_dim, _LANES) * 4
     if work + 2 * image_bytes > vmem:
         return None
-    images = max(1, min(_ROWS_TARGET // (2 * image_bytes), _MOST_IMAGES, batch))
+    images = max(1, min(_ROWS_TARGET // (2 * image_bytes), MOST_IMAGES, batch))
     group = _LANES // math.gcd(head_dim, _LANES)
     return Blocks(
         batch=batch,

@@ -204,7 +204,7 @@ def _for_each_chunk(blocks: Blocks, body: Callable[[Any, int], None]) -> None:
         body(whole * blocks.queries, rest)
 
 
-def _heads(blocks: Blocks) -> list[slice]:
+def heads_of(blocks: Blocks) -> list[slice]:
     """The lanes of each head within its group."""
     dim = blocks.head_dim
     return [slice(head * dim, (head + 1) * dim) for head in range(blocks.heads_a_group)]
@@ -216,7 +216,7 @@ def _forward_kernel(
     def group(image: Any, inside: Any, first: Any) -> None:
         queries, keys, values = _views(qkv, image, first, blocks)
         (outs,) = _views(out, image, first, blocks)
-        for lanes in _heads(blocks):
+        for lanes in heads_of(blocks):
             k, v = keys[:, lanes], values[:, lanes]
 
             def chunk(start: Any, size: int, k: Any = k, v: Any = v, lanes: Any = lanes) -> None:
@@ -262,7 +262,7 @@ def _backward_kernel(
         queries, keys, values = _views(qkv, image, first, blocks)
         d_queries, d_keys, d_values = _views(d_qkv, image, first, blocks)
         (d_outs,) = _views(cotangent, image, first, blocks)
-        for lanes in _heads(blocks):
+        for lanes in heads_of(blocks):
             k, v = keys[:, lanes], values[:, lanes]
             for total in sums:
                 total[...] = jnp.zeros_like(total)

@@ -23,9 +23,9 @@ _OTHERS = (
 _STRAIGHT = {ord(c): "'" for c in "\u02bc\u2018\u2019\u201a\u201b"} | dict.fromkeys(
     range(0x201C, 0x2020), '"'
 )
-_SAFE_ASCII = re.compile(f"[{_ASCII}\n]*(?:& [{_ASCII}\n]*)*")
+SAFE_ASCII = re.compile(f"[{_ASCII}\n]*(?:& [{_ASCII}\n]*)*")
 # ftfy looks for mojibake line by line.
-_SAFE_LINE = re.compile(f"[{_ASCII}{_OTHERS}]*(?:& [{_ASCII}{_OTHERS}]*)*")
+SAFE_LINE = re.compile(f"[{_ASCII}{_OTHERS}]*(?:& [{_ASCII}{_OTHERS}]*)*")
 _NUMBERS = re.compile(r"&#0*([0-9]+)")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -33,9 +33,9 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 def fix_text(text: str) -> str:
     """Repairs mojibake, curly quotes and the like, then resolves HTML entities twice."""
-    if _SAFE_ASCII.fullmatch(text):
+    if SAFE_ASCII.fullmatch(text):
         return text
-    if _SAFE_LINE.fullmatch(text) and unicodedata.is_normalized("NFC", text) and not is_bad(text):
+    if SAFE_LINE.fullmatch(text) and unicodedata.is_normalized("NFC", text) and not is_bad(text):
         straight = text.translate(_STRAIGHT)
         if straight == text or not is_bad(straight):
             return straight

@@ -116,7 +116,7 @@ class ClipBPE:
         self.start_id, self.end_id = len(self._symbols) - 2, len(self._symbols) - 1
         specials = {start_token: [self.start_id], end_token: [self.end_id]}
         self._specials = specials
-        self._words: dict[str, list[int]] = dict(specials)
+        self.remembered: dict[str, list[int]] = dict(specials)
         special = "|".join(map(re.escape, specials))
         # Two patterns, one language: `re` reads plain ASCII about three times faster.
         self._split = regex.compile(f"{special}|{_WORDS}", regex.IGNORECASE).findall
@@ -168,7 +168,7 @@ class ClipBPE:
 
     def _encode_clean(self, text: str, limit: int | None) -> list[int]:
         words = self._split_ascii(text) if text.isascii() else self._split(text)
-        known, ids = self._words, []
+        known, ids = self.remembered, []
         for word in words:
             ids += known.get(word) or self._encode_word(word)
             if limit is not None and len(ids) >= limit:
@@ -207,7 +207,7 @@ class ClipBPE:
         if ids is None:
             text = "".join(_SYMBOL_OF_BYTE[byte] for byte in word.encode("utf-8"))
             ids = [token.id for token in byte_pairs().tokenize(text)]
-        if len(self._words) >= MAX_REMEMBERED_WORDS:
-            self._words = dict(self._specials)
-        self._words[word] = ids
+        if len(self.remembered) >= MAX_REMEMBERED_WORDS:
+            self.remembered = dict(self._specials)
+        self.remembered[word] = ids
         return ids

@@ -62,7 +62,7 @@ class BackedTokenizer:
             raise ValueError(
                 f"context_length is {context_length}: at least {specials + 1} tokens are needed"
             )
-        self._backend = backend
+        self.backend = backend
         ids = list(backend.get_vocab(with_added_tokens=True).values())
         self.vocab_size = max(ids, default=-1) + 1  # more than there are, where some are left out
         if not 0 <= pad_id < self.vocab_size:
@@ -85,14 +85,14 @@ class BackedTokenizer:
         # Not encode_batch: its threads would compete with the loader's, and die in a fork.
         for row, text in zip(tokens, texts, strict=True):
             with _library(f"a caption cannot be encoded, {text!r:.80}"):
-                ids = self._backend.encode(text).ids
+                ids = self.backend.encode(text).ids
             row[: len(ids)] = ids
         return tokens
 
     def decode(self, ids: Iterable[int]) -> str:
         """Turns a row of ids into text, without special tokens."""
         with _library("ids cannot be decoded"):
-            return self._backend.decode([int(number) for number in ids], skip_special_tokens=True)
+            return self.backend.decode([int(number) for number in ids], skip_special_tokens=True)
 
 
 class TokenizerJson(BackedTokenizer):
@@ -142,7 +142,7 @@ class TokenizerJson(BackedTokenizer):
         return {
             "name": "tokenizer_json",
             "sha256": self._sha256,
-            "vocab_size": self._backend.get_vocab_size(with_added_tokens=True),
+            "vocab_size": self.backend.get_vocab_size(with_added_tokens=True),
             "context_length": self.context_length,
             "special_ids": list(self.special_ids),
             "end_kept_when_cut": True,

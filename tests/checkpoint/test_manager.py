@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from counting import wait_until
 from jax.sharding import NamedSharding, PartitionSpec
 
 from clipjax import faults
@@ -145,10 +146,17 @@ def test_the_only_verified_step_outlives_a_failed_save(tmp_path, kit, monkeypatc
 
 def test_background_error_comes_out_everywhere(tmp_path, kit, monkeypatch):
     monkeypatch.setenv(faults.FAULT, "raise@save.before_rename")
-    monkeypatch.setattr(faults, "_fired", set())
+    monkeypatch.setattr(faults, "fired", set())
     manager = kit.manager(tmp_path)
     manager.save(1, kit.make_state(1))
-    manager._thread.join()
+
+    def is_told():
+        try:
+            return manager.check_for_errors()
+        except CheckpointSaveError:
+            return True
+
+    wait_until(is_told)
     for call in (
         manager.check_for_errors,
         manager.wait_until_finished,
@@ -439,10 +447,10 @@ def test_storage_that_fails_condemns_nothing(saved, kit, monkeypatch, error, pla
 
 
 def test_what_tensorstore_says_of_the_system_is_an_error_of_the_system():
-    with pytest.raises(OSError, match="Too many") as found, restore._system_errors():
+    with pytest.raises(OSError, match="Too many") as found, restore.system_errors():
         raise ValueError("RESOURCE_EXHAUSTED: Too many open files [os_error_code='24']")
     assert found.value.errno == errno.EMFILE
-    with pytest.raises(ValueError, match="no file"), restore._system_errors():
+    with pytest.raises(ValueError, match="no file"), restore.system_errors():
         raise ValueError("NOT_FOUND: no file [os_error_code='2']")
 
 

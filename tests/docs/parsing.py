@@ -19,7 +19,7 @@ def parse(argv):
     if verb not in cli.VERBS:
         raise ValueError(f"{verb!r} is no verb")
     importlib.import_module(f"clipjax.cli.{verb}")
-    cli._parse_flags(verb, [f"clipjax {verb}", *argv[1:]])
+    cli.parse_flags(verb, [f"clipjax {verb}", *argv[1:]])
     if verb == "train":
         validate(cli.FLAGS.config)
 

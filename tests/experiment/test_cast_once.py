@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from clipjax.experiment.program import _is_cast
+from clipjax.experiment.program import casts_of
 from clipjax.models import MODELS, abstract_variables, build_model, resolve_spec
 from clipjax.partitioning.boxes import unbox
 from clipjax.trees import flatten_with_names
@@ -53,7 +53,7 @@ def uses_of_kernels(spec):
     tokens = jax.ShapeDtypeStruct((2, length), jnp.int32)
     traced = jax.make_jaxpr(lambda v, i, t: model.apply(v, i, t))(variables, images, tokens).jaxpr
     names = [name for name, _ in flatten_with_names(variables)]
-    is_cast = _is_cast(spec)
+    is_cast = casts_of(spec)
     return {
         name: set(uses(traced, variable))
         for name, variable in zip(names, traced.invars, strict=False)

@@ -189,7 +189,7 @@ def test_mutated_configs(no_program, tmp_path):
 
 def test_the_fuzz_sees_a_check_that_is_left_out(no_program, monkeypatch, tmp_path):
     """Negative control: keys and ranges unchecked, there are crashes, and unknown keys start."""
-    monkeypatch.setattr("clipjax.config._check_keys", lambda *_, **__: None)
+    monkeypatch.setattr("clipjax.config.check_keys", lambda *_, **__: None)
     found = []
     for number in range(39, 54):
         try:

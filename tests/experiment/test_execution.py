@@ -80,7 +80,7 @@ def test_the_row_that_fits_is_compiled_said_recorded_and_taken_again(monkeypatch
         return needed[candidate.execution.remat]
 
     monkeypatch.setattr(program, "memory_of", lambda mesh: 80 * GB)
-    monkeypatch.setattr(fitting, "_needed", needed_by)
+    monkeypatch.setattr(fitting, "bytes_needed", needed_by)
     resolved = smoke()
     built = program.build_program(resolved)
     assert built.execution.remat == "none" and built.rows == tuple(REMAT)
@@ -116,7 +116,7 @@ def test_a_step_that_is_too_large_gives_way_to_the_next_row(monkeypatch, tmp_pat
     resolved = resolve(config, to_run=False)
     monkeypatch.setattr(program, "memory_of", lambda mesh: 10**15)
     built = program.build_program(resolved)
-    most = fitting._needed(built)
+    most = fitting.bytes_needed(built)
     monkeypatch.setattr(program, "memory_of", lambda mesh: most - 1)
     small = dataclasses.replace(built, memory_bytes=most - 1)
     assert fitting.fitting_program(resolved, small, tmp_path).execution.remat != "none"

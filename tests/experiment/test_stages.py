@@ -150,7 +150,7 @@ def test_a_run_killed_in_any_stage_ends_the_same_to_the_bit(
     reference, monkeypatch, tmp_path, steps, compilations
 ):
     """Saves at 2, 4, 6, 8; step 6 is where the last stage begins."""
-    monkeypatch.setattr("clipjax.faults._fired", set())
+    monkeypatch.setattr("clipjax.faults.fired", set())
     config = smoke_config(**{"checkpoint.every_steps": 2})
     num_compiled = []
     for step in (*steps, None):
@@ -176,7 +176,7 @@ def later(tmp_path_factory):
     config = smoke_config()
     config.stages = ({**config.stages[0], "until_step": 4}, config.stages[1])
     config.data.prefetch = 0  # nothing is made while a step compiles
-    make_example, clocks = RowMaker._make, []
+    make_example, clocks = RowMaker.make_row, []
 
     class Watched(DeviceClock):
         def __init__(self):
@@ -191,7 +191,7 @@ def later(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("clipjax.train.DeviceClock", Watched)
-        patch.setattr(RowMaker, "_make", make_slowly)
+        patch.setattr(RowMaker, "make_row", make_slowly)
         run(config, workdir)
     return workdir
 

@@ -139,7 +139,7 @@ def said(monkeypatch):
 def test_labels_go_into_the_templates_of_the_run(encoder, said, monkeypatch):
     def train_with(templates):
         config = {"evals": {"a": {"name": "zero_shot", "templates": templates}}}
-        monkeypatch.setattr(encoder, "_run_prompts", lambda: prompts_of_run(config, "runs/x"))
+        monkeypatch.setattr(encoder, "run_prompts", lambda: prompts_of_run(config, "runs/x"))
 
     labels, images = ["a cat", "dog"], pictures(1)
     simple = encoder.classify(images, labels)

@@ -12,7 +12,7 @@ import safetensors.numpy
 
 from clipjax.interop import section
 from clipjax.interop.files import file_kind, open_tensors, save_safetensors
-from clipjax.interop.open_clip.format import _config_of
+from clipjax.interop.open_clip.format import config_of
 from clipjax.interop.section import read_json
 from clipjax.interop.tensors import LazyTensor, WeightFileError, of_array
 
@@ -263,7 +263,7 @@ def test_foreign_files(tmp_path, content, message):
 
 
 def test_a_key_that_stands_twice_is_refused_in_a_config_too(tmp_path):
-    for read, name in ((read_json, "config.json"), (_config_of, "open_clip_config.json")):
+    for read, name in ((read_json, "config.json"), (config_of, "open_clip_config.json")):
         path = tmp_path / name
         path.write_text('{"a": {"b": 1}}')
         assert read(path if read is read_json else tmp_path) == {"a": {"b": 1}}

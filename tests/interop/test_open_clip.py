@@ -259,8 +259,8 @@ def test_an_archive_of_openai_needs_no_hint(tmp_path):
 def test_an_archive_does_not_take_the_name_with_the_other_gelu(tmp_path):
     found = draft("ViT-B-32")
     with pytest.raises(ValueError, match=r"--model ViT-B-32 has gelu.*archive of OpenAI's"):
-        open_clip._spec_of_archive(found, Hints(model="ViT-B-32"), "x.pt")
-    spec = open_clip._spec_of_archive(found, Hints(model="ViT-B-32-quickgelu"), "x.pt")
+        open_clip.spec_of_archive(found, Hints(model="ViT-B-32"), "x.pt")
+    spec = open_clip.spec_of_archive(found, Hints(model="ViT-B-32-quickgelu"), "x.pt")
     assert spec == to_plain(MODELS["ViT-B-32-quickgelu"])
 
 
@@ -284,12 +284,12 @@ def test_fixed_positions_are_left_out_and_others_are_kept(tmp_path, monkeypatch)
         path, spec = clipa(tmp_path / f"{table.dtype}.safetensors", table)
         spec = merge(spec, {"image": {"positions": "sincos2d"}})
         tensors = names_of_spec(plain_names(open_clip.files.open_tensors(path).tensors), spec)
-        found, rest = open_clip._fixed_positions(spec, tensors)
+        found, rest = open_clip.fixed_positions(spec, tensors)
         assert found["image"]["positions"] == positions
         assert "visual.positional_embedding" not in rest
         assert convert(leaves(found), rest, found)
     tensors["visual.positional_embedding"] = of_array(learned)
-    found, rest = open_clip._fixed_positions(spec, tensors)
+    found, rest = open_clip.fixed_positions(spec, tensors)
     assert found["image"]["positions"] == "learned"
     kept = convert(leaves(found), rest, found)["image_encoder/position_embedding"]
     np.testing.assert_array_equal(kept.read(), learned)

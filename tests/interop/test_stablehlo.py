@@ -25,8 +25,8 @@ from clipjax.interop.formats import WRITTEN
 from clipjax.interop.reading import recognise
 from clipjax.interop.stablehlo import (
     TOWERS,
-    _resize_rule,
     export_tower,
+    resize_rule,
     tower_fn,
     tower_shapes,
     write,
@@ -201,7 +201,7 @@ def test_a_stack_is_written_a_block_at_a_time(tmp_path, monkeypatch):
 )
 def test_the_readme_says_how_to_resize(fields, rule):
     preprocess = {"size": 289, "interpolation": "bilinear", **fields}
-    assert _resize_rule(preprocess, {}) == f"bilinear with antialias, {rule}"
+    assert resize_rule(preprocess, {}) == f"bilinear with antialias, {rule}"
 
 
 @pytest.mark.parametrize(

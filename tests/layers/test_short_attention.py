@@ -87,9 +87,9 @@ def test_values_and_gradients_are_those_of_the_plain_path(shape, more):
 
 def test_rows_in_chunks_of_queries_in_blocks_of_images(monkeypatch):
     """Two whole chunks and a rest; three blocks of images, of which the last has fewer."""
-    monkeypatch.setattr(blocks, "_WHOLE_ROW", 16)
-    monkeypatch.setattr(blocks, "_CHUNK", 16)
-    monkeypatch.setattr(blocks, "_MOST_IMAGES", 2)
+    monkeypatch.setattr(blocks, "WHOLE_ROW", 16)
+    monkeypatch.setattr(blocks, "CHUNK", 16)
+    monkeypatch.setattr(blocks, "MOST_IMAGES", 2)
     found = blocks.make_blocks("backward", 5, 37, 2, 16, 4, blocks.vmem_of(None))
     assert (found.images, found.queries) == (2, 16)
     shape, valid = (5, 37, 2, 16), jnp.array([37, 20, 0, 1, 36])
@@ -98,8 +98,8 @@ def test_rows_in_chunks_of_queries_in_blocks_of_images(monkeypatch):
 
 def test_a_wrong_kernel_is_caught(monkeypatch):
     """Negative control: a head that is left out."""
-    heads = kernels._heads
-    monkeypatch.setattr(kernels, "_heads", lambda blocks: heads(blocks)[:1] * 2)
+    heads = kernels.heads_of
+    monkeypatch.setattr(kernels, "heads_of", lambda blocks: heads(blocks)[:1] * 2)
     assert np.isnan(errors((2, 14, 2, 16))).all(), "what is not written is no number"
 
 

@@ -17,7 +17,7 @@ def plain(text):
 
 
 def passes(text):
-    return bool(cleaning._SAFE_ASCII.fullmatch(text) or cleaning._SAFE_LINE.fullmatch(text))
+    return bool(cleaning.SAFE_ASCII.fullmatch(text) or cleaning.SAFE_LINE.fullmatch(text))
 
 
 def test_what_goes_past_ftfy_is_what_it_leaves_as_it_is():
@@ -36,9 +36,9 @@ def test_each_character_that_goes_past_ftfy_is_left_by_it():
 
 def test_a_wider_way_past_is_seen(monkeypatch):
     """Negative control: with full-width letters let through, both tests above fail."""
-    pattern = cleaning._SAFE_LINE.pattern.replace(r"\ufe1f", r"\ufe1f\uff01-\uff5e")
-    assert pattern != cleaning._SAFE_LINE.pattern
-    monkeypatch.setattr(cleaning, "_SAFE_LINE", cleaning.re.compile(pattern))
+    pattern = cleaning.SAFE_LINE.pattern.replace(r"\ufe1f", r"\ufe1f\uff01-\uff5e")
+    assert pattern != cleaning.SAFE_LINE.pattern
+    monkeypatch.setattr(cleaning, "SAFE_LINE", cleaning.re.compile(pattern))
     assert fix_text("aＡ b") != plain("aＡ b")
     assert any(fix_text(text) != plain(text) for text in captions(2_000))
 

@@ -99,7 +99,7 @@ def test_memory_of_words_is_bounded(monkeypatch):
     monkeypatch.setattr(module, "MAX_REMEMBERED_WORDS", 8)
     tokenizer = ClipBPE()
     tokenizer([f"word{letter}" for letter in "abcdefghijklmnop"])
-    assert len(tokenizer._words) <= 8
+    assert len(tokenizer.remembered) <= 8
     assert tokenizer.encode("a cat") == ClipBPE_CACHED.encode("a cat")
 
 

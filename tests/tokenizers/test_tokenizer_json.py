@@ -36,7 +36,7 @@ def test_any_kind_of_model(tmp_path):
     """A WordPiece file gives WordPiece's rows, a byte-level BPE without a template has none."""
     ours = WordPiece(context_length=24)
     path = tmp_path / "wordpiece.json"
-    path.write_text(ours._backend.to_str())
+    path.write_text(ours.backend.to_str())
     np.testing.assert_array_equal(make(path)(TEXTS), ours(TEXTS))
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -8,7 +8,7 @@ import pytest
 from clipjax.data.packed.folder import read_manifest
 from clipjax.data.packed.records import MAGIC, unpack_record
 from clipjax.data.storage.paths import DataPath
-from clipjax.data.tar.index import FORMAT, IndexDamagedError, TarIndex, _pack
+from clipjax.data.tar.index import FORMAT, IndexDamagedError, TarIndex, pack_index
 from clipjax.strict_json import MAX_DEPTH, parse_json
 
 
@@ -126,9 +126,11 @@ def line_of(value):
 )
 def test_records_of_indexes(line):
     header = {"format": FORMAT, **INDEX}
-    good = TarIndex(DataPath("x"), content=_pack(header, [line_of(["key", {"jpg": [1, 2, 3]}])]))
+    good = TarIndex(
+        DataPath("x"), content=pack_index(header, [line_of(["key", {"jpg": [1, 2, 3]}])])
+    )
     assert good.record(0).parts["jpg"] == (1, 2, 3)
-    bent = TarIndex(DataPath("x"), content=_pack(header, [line_of(line)]))
+    bent = TarIndex(DataPath("x"), content=pack_index(header, [line_of(line)]))
     for read in (lambda: bent.record(0), lambda: list(bent)):
         with pytest.raises(IndexDamagedError, match="damaged at record 0"):
             read()
@@ -140,7 +142,7 @@ def test_records_of_indexes(line):
 def test_headers_of_indexes(bent):
     header = {"format": FORMAT, **INDEX, **bent}
     with pytest.raises(IndexDamagedError, match="is damaged"):
-        TarIndex(DataPath("x"), content=_pack(header, [line_of(["key", {}])]))
+        TarIndex(DataPath("x"), content=pack_index(header, [line_of(["key", {}])]))
 
 
 def test_configs_of_other_packages(command, original, tmp_path, kit):

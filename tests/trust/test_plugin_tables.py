@@ -198,7 +198,7 @@ def test_the_folder_of_a_config(arguments, folder):
 
 def test_folders_become_importable_behind_what_is_installed(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
-    monkeypatch.setattr(importing, "_FINDER", importing._LastFinder())
+    monkeypatch.setattr(importing, "FINDER", importing.LastFinder())
     # `orbax` and `google` are packages without __init__.py, which a module hides from behind.
     for name in ("json", "numpy", "orbax", "google", "no_such_library"):
         (tmp_path / f"{name}.py").write_text("raise ImportError('hidden')")

@@ -64,5 +64,5 @@ def test_verbs_on_a_dataset(command, bucket, tmp_path, monkeypatch):
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(written) > 4 and not any(b"CANARY" in path.read_bytes() for path in written)
     # Negative control: with the redaction off, the canary is found.
-    monkeypatch.setattr(redaction, "_USER_INFO", re.compile("(?!)"))
+    monkeypatch.setattr(redaction, "USER_INFO", re.compile("(?!)"))
     assert "CANARY" in command("data", *arguments).err

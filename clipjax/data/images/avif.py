@@ -30,11 +30,11 @@ def check_avif(data: bytes) -> None:
     """
     largest = total = said = 0
     try:
-        for code in _codes(data):
+        for code in codes_of(data):
             said += len(code)
             if said > MAX_SAID * len(data):
                 raise _refused(f"names {said:,} bytes and has {len(data):,}")
-            area, frames = _pixels_of(code)
+            area, frames = pixels_of(code)
             largest, total = max(largest, area), total + area * frames
     except (struct.error, IndexError) as error:
         raise ImageError(
@@ -50,7 +50,7 @@ def check_avif(data: bytes) -> None:
         )
 
 
-def _codes(data: bytes) -> Iterator[bytes]:
+def codes_of(data: bytes) -> Iterator[bytes]:
     """Gives the codes of all items of AV1, and of the first sample of each track."""
     for kind, start, end in boxes_of(data, 0, len(data)):
         if kind == b"meta":
@@ -161,7 +161,7 @@ def _codes_of_tracks(data: bytes, start: int, end: int) -> Iterator[bytes]:
         yield data[at : at + size]
 
 
-def _pixels_of(code: bytes) -> tuple[int, int]:
+def pixels_of(code: bytes) -> tuple[int, int]:
     """Pixels of the largest frame in the codes of an item or sample, and how many frames it has."""
     area, frames = 0, 0
     for kind, payload in _units(code):

@@ -58,7 +58,7 @@ class FastJpeg:
             height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
         except (ValueError, KeyError):  # KeyError: a subsampling without a name, as 4:4:1
             return None  # the reference path says what is wrong with it, if anything is
-        if colorspace not in _COLORSPACES or _orientation(data) != 1:
+        if colorspace not in _COLORSPACES or orientation_of(data) != 1:
             return None
         check_pixels(width, height, MAX_JPEG_PIXELS)
         check_scans(data, width * height)
@@ -92,7 +92,7 @@ class FastJpeg:
         # A decoded pixel is `scale` pixels, also where the last one reaches beyond the image.
         rows = _bounds(top / scale, bottom / scale, image.shape[0])
         columns = _bounds(left / scale, right / scale, image.shape[1])
-        return _resize(image[rows, columns], size)
+        return resize_to(image[rows, columns], size)
 
 
 def _bounds(low: float, high: float, limit: int) -> slice:
@@ -101,7 +101,7 @@ def _bounds(low: float, high: float, limit: int) -> slice:
     return slice(start, max(math.floor(high + 0.5), start + 1))
 
 
-def _resize(image: np.ndarray, size: int) -> np.ndarray:
+def resize_to(image: np.ndarray, size: int) -> np.ndarray:
     """Bilinear to a whole multiple of the target, in steps of at most 1.5 pixels, then the mean.
 
     Steps of up to 1 would hardly be nearer to the reference, and a mean of 2 x 2 is the quickest.
@@ -122,7 +122,7 @@ def _scratch(name: str, height: int, width: int) -> np.ndarray:
     return memory[: height * width * 3].reshape(height, width, 3)
 
 
-def _orientation(data: bytes) -> int:
+def orientation_of(data: bytes) -> int:
     """The orientation that the reference path applies; 1 without one, 0 where it cannot be told."""
     if not _may_be_turned(data):
         return 1

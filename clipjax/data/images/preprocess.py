@@ -29,7 +29,7 @@ INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
 }
-_ORIENTATIONS = {
+ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -319,7 +319,7 @@ def _middle_of_strip(
 def _upright(image: Image.Image) -> Image.Image:
     """Brings a picture to RGB or RGBA, turned as its EXIF or XMP block says."""
     image.load()
-    turn = _turn(image)
+    turn = turn_of(image)
     image = _to_rgb_or_rgba(image)
     if turn is None:
         return image
@@ -334,7 +334,7 @@ def _to_rgb_or_rgba(image: Image.Image) -> Image.Image:
     if mode in ("RGB", "RGBA") and "transparency" not in image.info:
         return image
     if mode.startswith("I"):
-        return _from_16_bits(image)
+        return from_16_bits(image)
     transparent = image.has_transparency_data
     if mode in ("La", "RGBa"):
         image = image.convert(mode.replace("a", "A"))
@@ -357,7 +357,7 @@ def _bring_key_to_8_bits(image: ImageFile.ImageFile) -> None:
     image.info["transparency"] = scaled(key) if image.mode == "L" else tuple(map(scaled, key))
 
 
-def _from_16_bits(image: Image.Image) -> Image.Image:
+def from_16_bits(image: Image.Image) -> Image.Image:
     """Keeps the high byte: Pillow's own conversion would cut every value at 255."""
     values = np.asarray(image)
     grey = Image.fromarray(np.clip(values >> 8, 0, 255).astype(np.uint8))
@@ -369,10 +369,10 @@ def _from_16_bits(image: Image.Image) -> Image.Image:
     return grey
 
 
-def _turn(image: Image.Image) -> Image.Transpose | None:
+def turn_of(image: Image.Image) -> Image.Transpose | None:
     """What brings a picture upright, by its EXIF or XMP block."""
     try:
         orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
     except (OSError, SyntaxError, ValueError, KeyError, TypeError, struct.error):
         return None  # the pixels are whole; a damaged EXIF block says nothing about them
-    return _ORIENTATIONS.get(orientation)
+    return ORIENTATIONS.get(orientation)

@@ -16,7 +16,7 @@ SUFFIXES = (".html", ".png")
 _THUMBNAIL, _GAP, _LINE = 160, 12, 15  # pixels
 _COLUMNS, _LINES = 8, 6  # pairs a row, lines of a caption
 # The first of them that the machine has; Pillow's own font knows Latin letters only.
-_FONTS = ("NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "DejaVuSans.ttf")
+FONTS = ("NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "DejaVuSans.ttf")
 _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 _STYLE = (
     "body{font:14px system-ui,sans-serif;margin:2em}"
@@ -83,25 +83,25 @@ def _picture(pairs: Iterator[tuple[Image.Image | None, list[str], str]], title: 
     size = (_COLUMNS * width + _GAP, rows * height + 2 * _GAP + _LINE)
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
-    draw.text((_GAP, _GAP // 2), _wrap(title, font, size[0] - 2 * _GAP, 1)[0], "black", font)
+    draw.text((_GAP, _GAP // 2), wrap(title, font, size[0] - 2 * _GAP, 1)[0], "black", font)
     for number, (image, captions, key) in enumerate(cells):
         x = _GAP + number % _COLUMNS * width
         y = 2 * _GAP + _LINE + number // _COLUMNS * height
         if image is not None:
             sheet.paste(image, (x, y))
             y += _THUMBNAIL
-        lines = [line for text in captions for line in _wrap(text, font, _THUMBNAIL, _LINES)]
+        lines = [line for text in captions for line in wrap(text, font, _THUMBNAIL, _LINES)]
         for place, line in enumerate(lines[:_LINES]):
             draw.text((x, y + place * _LINE), line, "black", font)
         place = min(len(lines), _LINES)
-        draw.text((x, y + place * _LINE), _wrap(key, font, _THUMBNAIL, 1)[0], "gray", font)
+        draw.text((x, y + place * _LINE), wrap(key, font, _THUMBNAIL, 1)[0], "gray", font)
     file = io.BytesIO()
     sheet.save(file, "PNG")
     return file.getvalue()
 
 
 def _font() -> _Font:
-    for name in _FONTS:
+    for name in FONTS:
         try:
             return ImageFont.truetype(name, 12)
         except OSError:
@@ -109,7 +109,7 @@ def _font() -> _Font:
     return ImageFont.load_default(12)
 
 
-def _wrap(text: str, font: _Font, width: int, most: int) -> list[str]:
+def wrap(text: str, font: _Font, width: int, most: int) -> list[str]:
     """Breaks a text into lines of a width in pixels: at blanks, or inside a word that is longer."""
     rest, lines = " ".join(text.split()), list[str]()
     while rest and len(lines) < most:

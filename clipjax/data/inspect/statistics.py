@@ -16,7 +16,7 @@ from clipjax.data.source import DataSource, SampleError, read_example
 from clipjax.prefetching import prefetched
 
 PERCENTILES = (0, 5, 50, 95, 100)
-_CHUNK = 64  # examples of one task
+CHUNK = 64  # examples of one task
 _NAMED = 5  # groups of duplicates, and keys of each
 
 
@@ -41,7 +41,7 @@ def measure(
         return [_measure(source, int(index)) for index in chunk]
 
     workers = workers or os.cpu_count() or 1
-    chunks = (indices[start : start + _CHUNK] for start in range(0, len(indices), _CHUNK))
+    chunks = (indices[start : start + CHUNK] for start in range(0, len(indices), CHUNK))
     return prefetched(work, chunks, ahead=2 * workers, threads=workers)
 
 

@@ -132,10 +132,10 @@ class Loader:
         share = token_cache_bytes // (max(1, num_workers) if workers == "processes" else 1)
         maker = RowMaker(source, finishings, self.seed, token_cache_bytes=share)
         make_workers = WORKERS[workers] if num_workers else Threads
-        self._workers = make_workers(maker, num_workers, timeout_s)
+        self.workers = make_workers(maker, num_workers, timeout_s)
         self._closed = self._hangs = self._told = False
         # A loader that is dropped leaves no process behind.
-        weakref.finalize(self, self._workers.close, wait=False)
+        weakref.finalize(self, self.workers.close, wait=False)
 
     def batch(self, step: int) -> Batch:
         """Makes this process's part of the batch of a step.
@@ -163,7 +163,7 @@ class Loader:
         Raises:
             TooManyBadExamples, TimeoutError, WorkerError: as `batch`.
         """
-        ahead = self._prefetch if self._workers.ahead else 0
+        ahead = self._prefetch if self.workers.ahead else 0
         batches = begun_ahead(self._submit, itertools.count(start_step), ahead=ahead)
         with contextlib.closing(batches):
             for pending in batches:
@@ -175,7 +175,7 @@ class Loader:
         `worker_restarts` among them are processes that were lost and replaced; the batches are the
         same.
         """
-        return dict(self._bad.by_reason) | self._workers.counts()
+        return dict(self._bad.by_reason) | self.workers.counts()
 
     def bad_examples(self) -> tuple[BadExample, ...]:
         """The last examples that were replaced, newest last."""
@@ -201,7 +201,7 @@ class Loader:
     def close(self) -> None:
         """Ends the workers; a thread that hangs is not waited for."""
         self._closed = True
-        self._workers.close(wait=not self._hangs)
+        self.workers.close(wait=not self._hangs)
 
     def __enter__(self) -> "Loader":
         return self
@@ -216,21 +216,21 @@ class Loader:
         _INT64.check(step, "step")
         stage = bisect.bisect_right(self._stage_ends, step)
         start = step * self.batch_size + self._offset
-        return self._workers.submit(step, stage, start, self.local_batch_size)
+        return self.workers.submit(step, stage, start, self.local_batch_size)
 
     def _collect(self, pending: Pending) -> Batch:
         parts: list[Part] = []
         faults.point("data.wait", pending.step)
         for part in pending.parts:
             try:
-                parts.append(_wait_for(part, self._workers.wait_s))
+                parts.append(_wait_for(part, self.workers.wait_s))
             except concurrent.futures.TimeoutError as error:
                 if part.done() and part.exception() is error:
                     raise  # it is the source's own
                 self._hangs = True
                 raise TimeoutError(
                     f"the batch of step {pending.step} is not finished after "
-                    f"{self._workers.wait_s:.0f} s: the storage behind the data source hangs, or "
+                    f"{self.workers.wait_s:.0f} s: the storage behind the data source hangs, or "
                     "num_workers is too small"
                 ) from error
         self._bad.add(len(pending.images), [bad for part in parts for bad in part.bad])

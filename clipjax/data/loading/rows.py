@@ -98,14 +98,14 @@ class RowMaker:
         faults: collections.Counter[str] = collections.Counter()
         for slot, index in enumerate(self.indices(start, len(images)).tolist()):
             signals.poll_alone()
-            image, text, raw = self._make(self.stages[stage], start + slot, index, bad, at_work)
+            image, text, raw = self.make_row(self.stages[stage], start + slot, index, bad, at_work)
             images[slot] = image
             texts.append(text)
             faults.update(faults_of(raw))
         at_work[0] = -1
         return Part(self.tokens.tokenize(stage, self.stages[stage].tokenizer, texts), bad, faults)
 
-    def _make(
+    def make_row(
         self,
         stage: Finishing,
         position: int,

@@ -68,7 +68,7 @@ class Threads(Workers):
     """
 
     def __init__(self, maker: RowMaker, number: int, timeout_s: float):
-        self._maker, self._number = maker, number
+        self.maker, self._number = maker, number
         self.ahead, self.wait_s = number > 0, timeout_s
         self._pool: concurrent.futures.Executor = _Caller()
         if number:
@@ -76,11 +76,11 @@ class Threads(Workers):
 
     def submit(self, step: int, stage: int, start: int, count: int) -> Pending:
         """Begins with the rows of a step."""
-        size = self._maker.stages[stage].preprocess.size
+        size = self.maker.stages[stage].preprocess.size
         # New for every batch: JAX may use its memory without copying it.
         images = np.empty((count, size, size, 3), np.uint8)
         parts = [
-            self._pool.submit(self._maker.make, stage, start + low, images[low:high])
+            self._pool.submit(self.maker.make, stage, start + low, images[low:high])
             for low, high in parts_of(count, self._number)
         ]
         return Pending(step, images, parts)

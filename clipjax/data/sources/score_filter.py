@@ -98,7 +98,7 @@ def read_scores(where: str) -> Scores:
                 )
             hashes, scores = [], []
             for batch in file.iter_batches(columns=["key", "score"]):
-                hashes.append(_hashes(batch["key"].to_pylist(), len(batch)))
+                hashes.append(hashes_of(batch["key"].to_pylist(), len(batch)))
                 scores.append(batch["score"].cast(pa.float32()).to_numpy(zero_copy_only=False))
     except pa.ArrowException as error:
         raise ValueError(f"{where} is no whole Parquet file of scores: {error}") from error
@@ -131,7 +131,7 @@ def _check_same_data(source: DataSource, fingerprint: str | None, where: str) ->
 def _scores_of(source: DataSource, scores: Scores, where: str) -> np.ndarray:
     """Looks up the score of every example; NaN where there is none."""
     keys, values = scores.keys, scores.values
-    wanted = _hashes(keys_of(source), len(source))
+    wanted = hashes_of(keys_of(source), len(source))
     places = np.minimum(np.searchsorted(keys, wanted), max(0, len(keys) - 1))
     found = keys[places] == wanted if len(keys) else np.zeros(len(wanted), bool)
     if not found.any():
@@ -142,7 +142,7 @@ def _scores_of(source: DataSource, scores: Scores, where: str) -> np.ndarray:
     return np.where(found, values[places], np.float32(np.nan))
 
 
-def _hashes(keys: Iterable[str], count: int) -> np.ndarray:
+def hashes_of(keys: Iterable[str], count: int) -> np.ndarray:
     """64 bits of a hash of each of so many keys, one after the other: 8 bytes a key are held."""
     digests = (hashlib.blake2b(str(key).encode(), digest_size=8).digest() for key in keys)
     return np.fromiter((int.from_bytes(d, "little") for d in digests), np.uint64, count)

@@ -90,11 +90,11 @@ class TarShards:
             captions=captions,
             key_ends=key_ends,
         )
-        self._indexes = open_indexes(shards, key_ends)
-        for shard, index in zip(shards, self._indexes, strict=True):
+        self.indexes = open_indexes(shards, key_ends)
+        for shard, index in zip(shards, self.indexes, strict=True):
             members.check_extensions(index.header["extensions"], str(shard.path))
-        held = {name for index in self._indexes for name in index.header["extensions"]}
-        hidden = sum(index.header.get("hidden", 0) for index in self._indexes)
+        held = {name for index in self.indexes for name in index.header["extensions"]}
+        hidden = sum(index.header.get("hidden", 0) for index in self.indexes)
         if hidden:
             logging.info("%s: %d members are not used, macOS's own, such as ._0.jpg", where, hidden)
         members.check_held(held, where)
@@ -111,15 +111,15 @@ class TarShards:
         self._members = dataclasses.replace(members, class_names=self.class_names, places=places)
         self._names = short_names([shard.path.url for shard in shards])
         self._files = tuple(shards)
-        self._shards = HotShards(shards, [index.shard["sha256"] for index in self._indexes])
-        self._ends = list(itertools.accumulate(map(len, self._indexes)))
+        self._shards = HotShards(shards, [index.shard["sha256"] for index in self.indexes])
+        self._ends = list(itertools.accumulate(map(len, self.indexes)))
 
     def __len__(self) -> int:
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> Example:
         shard, place = place_of(index, self._ends)
-        record = self._indexes[shard].record(place)
+        record = self.indexes[shard].record(place)
         key = f"{self._names[shard]}/{record.key}"
         files = self._read(shard, self._members.wanted(record, key), key)
         found = self._members.finish(self._members.text_and_label(files, key), key)
@@ -128,19 +128,19 @@ class TarShards:
 
     def keys(self) -> Iterator[str]:
         """Gives the keys of all examples in order, from the indexes alone."""
-        for name, index in zip(self._names, self._indexes, strict=True):
+        for name, index in zip(self._names, self.indexes, strict=True):
             for record in index:
                 yield f"{name}/{record.key}"
 
     def uids(self) -> Iterator[Any]:
         """Gives the field `uid` of each record's `.json`, read once and kept, see `tar.uids`."""
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-            yield from itertools.chain.from_iterable(pool.map(uids_of, self._files, self._indexes))
+            yield from itertools.chain.from_iterable(pool.map(uids_of, self._files, self.indexes))
 
     def pictures(self) -> Iterator[tuple[int, int] | None]:
         """Says whose picture each record holds: one of as many bytes and the same CRC-32, by the
         indexes alone."""
-        for index in self._indexes:
+        for index in self.indexes:
             for record in index:
                 image = self._members.image_of(record)
                 yield None if image is None else (image.size, image.crc)
@@ -151,7 +151,7 @@ class TarShards:
         identity = ["tar/3", self.class_names, sorted(members.ignored)]
         identity += [] if members.language is None else [members.language]
         identity += members.identity()
-        shards = (bytes.fromhex(index.shard["sha256"]) for index in self._indexes)
+        shards = (bytes.fromhex(index.shard["sha256"]) for index in self.indexes)
         return sha256(json.dumps(identity), *shards)
 
     def _read(self, shard: int, parts: dict[str, Part], key: str) -> dict[str, bytes]:

@@ -111,7 +111,7 @@ class Tfds:
         )
         self.class_names = self._label_places = self.matched = None
         if label_field is not None:
-            self.class_names, self._label_places, self.matched = _class_names(
+            self.class_names, self._label_places, self.matched = class_names_of(
                 where, features[label_field], class_names, needed=caption_field is None
             )
         elif caption_field is None:
@@ -264,7 +264,7 @@ def _told(features: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items())
 
 
-def _class_names(
+def class_names_of(
     where: str, feature: Any, given: Sequence[str] | None, *, needed: bool
 ) -> tuple[tuple[str, ...] | None, tuple[int, ...] | None, str | None]:
     """What `choose_names` gives of the names that are given, else those of TFDS if they are words.

@@ -138,23 +138,23 @@ class HotShards:
         self, shards: Sequence[StoredFile], sha256s: Sequence[str], cache: ShardCache | None = None
     ):
         self._shards, self._sha256s = tuple(shards), tuple(sha256s)
-        self._cache = cache or ShardCache()
+        self.cache = cache or ShardCache()
         self._read_bytes: dict[int, int] = {}
         self._asked: dict[int, float] = {}
 
     def read(self, number: int, offset: int, size: int) -> bytes:
         """Reads bytes of a shard; raises as `storage.read` does."""
         shard = self._shards[number]
-        if shard.path.is_local or shard.size > self._cache.budget:
+        if shard.path.is_local or shard.size > self.cache.budget:
             return read(shard.path, offset, size)
-        path = self._cache.find(shard) or self._fetch_if_hot(number)
+        path = self.cache.find(shard) or self._fetch_if_hot(number)
         if path is not None:
             try:
                 return read(path, offset, size)
             except FileNotFoundError:
                 pass  # it was evicted before it was opened
             except TruncatedError:
-                self._cache.evict(shard)
+                self.cache.evict(shard)
             except StorageError as error:  # of this disk, which says nothing about the copy
                 logging.warning("%s: the cached copy is passed over: %s", shard.path, error)
         content = read(shard.path, offset, size)
@@ -166,7 +166,7 @@ class HotShards:
     def evict(self, number: int) -> None:
         """Removes the copy of a shard of which damaged bytes came, so that it is read anew."""
         if not self._shards[number].path.is_local:
-            self._cache.evict(self._shards[number])
+            self.cache.evict(self._shards[number])
 
     def _fetch_if_hot(self, number: int) -> DataPath | None:
         shard = self._shards[number]
@@ -175,7 +175,7 @@ class HotShards:
         asked = self._asked.pop(number, None)
         self._read_bytes[number] = 0
         try:
-            return self._cache.fetch(shard, self._sha256s[number], asked=asked)
+            return self.cache.fetch(shard, self._sha256s[number], asked=asked)
         except StorageError:
             raise
         except (OSError, ValueError) as error:  # a full disk, a damaged shard: not cached

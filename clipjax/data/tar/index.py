@@ -45,7 +45,7 @@ EDGE = 64 << 10
 _HEAD = struct.Struct("<8sII")
 # Another error of the storage says nothing about the index.
 _DAMAGE = (ValueError, TruncatedError, IsADirectoryError)
-_MAX_HEADER = 1 << 20
+MAX_HEADER = 1 << 20
 _BESIDE = "._"  # what macOS's tar packs beside every file: no picture, whatever it is called
 
 
@@ -122,12 +122,12 @@ def make_index(
         header["hidden"] = hidden
     if key_ends != "first_dot":
         header["key_ends"] = key_ends
-    if len(_packed_json(header)) > _MAX_HEADER:
+    if len(_packed_json(header)) > MAX_HEADER:
         raise ValueError(
             f"{file.path} holds {len(extensions)} extensions, e.g. {min(extensions)!r}: where keys "
             "hold dots, write ?key_ends=last_dot in the SPEC"
         )
-    return _pack(header, [_packed_json([key, parts]) for key, parts in records.items()])
+    return pack_index(header, [_packed_json([key, parts]) for key, parts in records.items()])
 
 
 def split_name(name: str, key_ends: str = "first_dot") -> tuple[str, str]:
@@ -157,7 +157,7 @@ class TarIndex:
         self.path, self._content = path, content
         try:
             magic, length, crc = _HEAD.unpack(self._read(0, _HEAD.size))
-            if magic != MAGIC or length > _MAX_HEADER:
+            if magic != MAGIC or length > MAX_HEADER:
                 raise ValueError("it is of another format or version")
             packed = self._read(_HEAD.size, length)
             if zlib.crc32(packed) != crc:
@@ -230,7 +230,8 @@ class TarIndex:
         )
 
 
-def _pack(header: dict[str, Any], records: list[bytes]) -> bytes:
+def pack_index(header: dict[str, Any], records: list[bytes]) -> bytes:
+    """Gives the bytes of an index of packed header and records, with a checksum of each."""
     packed = _packed_json(header)
     lines = [struct.pack("<I", zlib.crc32(line)) + line for line in records]
     table = np.cumsum([0, *map(len, lines)], dtype="<u8").tobytes()

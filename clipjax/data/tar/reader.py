@@ -11,7 +11,7 @@ MAX_MEMBER_BYTES = 64 << 20
 MAX_NAME_BYTES = 255
 PIECE = 1 << 20  # bytes of a member's content that are held at a time
 _ZEROS = bytes(BLOCK)
-_REGULAR, _DIRECTORY = (b"0", b"\0"), b"5"
+REGULAR, _DIRECTORY = (b"0", b"\0"), b"5"
 _PAX, _GNU_NAME = b"x", b"L"
 _OCTAL = re.compile(rb" *([0-7]*)[ \0]*")
 
@@ -65,8 +65,8 @@ def read_members(file: Reader, where: str) -> Iterator[Member]:
         crc, held = archive.crc_of(size)
         if kind == _DIRECTORY or (kind == b"\0" and raw.endswith(b"/")):
             continue
-        name = _checked_name(raw, where, start)
-        if kind not in _REGULAR:
+        name = checked_name(raw, where, start)
+        if kind not in REGULAR:
             raise ValueError(f"{where} holds {name!r} of type {kind!r}: only files are read")
         count += 1
         if count > MAX_MEMBERS:
@@ -164,7 +164,8 @@ def _name(header: bytes) -> bytes:
     return prefix + b"/" + name if prefix else name
 
 
-def _checked_name(raw: bytes, where: str, start: int) -> str:
+def checked_name(raw: bytes, where: str, start: int) -> str:
+    """Gives a member's name, where it is one that a shard may hold."""
     try:
         name = raw.decode("utf-8")
     except UnicodeDecodeError as error:

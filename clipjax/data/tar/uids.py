@@ -33,13 +33,14 @@ def uids_of(shard: StoredFile, index: TarIndex) -> list[Any]:
         logging.warning("%s is damaged, and made anew.", path)
     except FileNotFoundError:
         pass
-    found = _read(shard, index)
+    found = read_uids(shard, index)
     packed = json.dumps(found).encode()
     write(path, sha256(packed).encode() + b"\n" + packed)
     return found
 
 
-def _read(shard: StoredFile, index: TarIndex) -> list[Any]:
+def read_uids(shard: StoredFile, index: TarIndex) -> list[Any]:
+    """Reads the uid of each record out of its JSON; None without one."""
     block = _LOCAL_BLOCK if shard.path.is_local else _REMOTE_BLOCK
     file, found = FileReader(shard, block=block), []
     for record in index:

@@ -116,19 +116,20 @@ class RandomResizedCrop(_Decoding):
         """Replaces the image by u8 `[image_size, image_size, 3]`."""
         jpeg, box = self.fast_jpeg(example), None
         if jpeg is not None:
-            box = self._box(jpeg.width, jpeg.height, rng)
+            box = self.box(jpeg.width, jpeg.height, rng)
             pixels = jpeg.crop(box, self.image_size)
             if pixels is not None:
                 return {**example, "image": pixels}
         image = to_rgb(as_pil(example["image"]))
         kernel = INTERPOLATIONS[self.interpolation]
-        box = box or self._box(*image.size, rng)  # drawn once: the same part for both decoders
+        box = box or self.box(*image.size, rng)  # drawn once: the same part for both decoders
         return {
             **example,
             "image": np.asarray(image.resize((self.image_size,) * 2, kernel, box=box)),
         }
 
-    def _box(self, width: int, height: int, rng: np.random.Generator) -> Box:
+    def box(self, width: int, height: int, rng: np.random.Generator) -> Box:
+        """Draws a part of an image: left, top, right, bottom."""
         for _ in range(10):
             area = width * height * rng.uniform(*self.scale)
             ratio = np.exp(rng.uniform(*np.log(self.ratio)))

@@ -73,7 +73,7 @@ def read(path: Path, hints: Hints) -> Weights:
     """
     folder = path if path.is_dir() else None
     file = files.first_of(path, WEIGHT_FILES) if folder else path
-    config = _config_of(folder) if folder else None
+    config = config_of(folder) if folder else None
     source = read_source(file, hints)
     tensors, where = plain_names(source.tensors), str(file)
     draft = draft_of(tensors, where=where)
@@ -81,11 +81,11 @@ def read(path: Path, hints: Hints) -> Weights:
     if folder:
         spec, tokenizer_files = _spec_of_folder(draft, folder, config, hints)
     elif any(name in source.tensors for name in OPENAI_NUMBERS):
-        spec = _spec_of_archive(draft, hints, where)
+        spec = spec_of_archive(draft, hints, where)
     else:
         spec = settle(draft, hints, where=where)
     tensors = names_of_spec(tensors, spec)
-    spec, tensors = _fixed_positions(spec, tensors)
+    spec, tensors = fixed_positions(spec, tensors)
     table = leaves(spec)
     return Weights(
         spec=spec,
@@ -122,7 +122,8 @@ def write(path: Path, found: Weights) -> None:
         tokenizer.write_files(path, found)
 
 
-def _config_of(folder: Path) -> Any:
+def config_of(folder: Path) -> Any:
+    """Reads the config beside the weights in a folder; None without one."""
     file = folder / CONFIG
     try:
         config = read_json(file)
@@ -151,7 +152,7 @@ def _spec_of_folder(
     return spec, needed
 
 
-def _spec_of_archive(draft: Mapping[str, Any], hints: Hints, where: str) -> dict[str, Any]:
+def spec_of_archive(draft: Mapping[str, Any], hints: Hints, where: str) -> dict[str, Any]:
     """OpenAI's own archives: all its models have the quick GELU."""
     if hints.activation not in (None, "quick_gelu"):
         raise ValueError(
@@ -169,7 +170,7 @@ def _spec_of_archive(draft: Mapping[str, Any], hints: Hints, where: str) -> dict
     return spec
 
 
-def _fixed_positions(
+def fixed_positions(
     spec: dict[str, Any], tensors: dict[str, LazyTensor]
 ) -> tuple[dict[str, Any], dict[str, LazyTensor]]:
     """Leaves CLIPA's table of positions out where it is the computed one, and keeps another."""

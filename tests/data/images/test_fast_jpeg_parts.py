@@ -69,7 +69,7 @@ def crop_sizes(monkeypatch, width, height, boxes, size):
     found = []
     with monkeypatch.context() as patch:
         patch.setattr(fast_jpeg.simplejpeg, "decode_jpeg", lambda *_, buffer, **__: buffer)
-        patch.setattr(fast_jpeg, "_resize", lambda image, _: found.append(image.shape[:2]))
+        patch.setattr(fast_jpeg, "resize_to", lambda image, _: found.append(image.shape[:2]))
         for box in boxes:
             FastJpeg(b"", width, height).crop(box, size)
     return found

@@ -101,7 +101,7 @@ def through_loader(damaged, decode, batch_size=20):
             for example in new:
                 assert start <= example.position < start + batch_size and example.message
                 assert reasons.setdefault(example.key, example.reason) == example.reason
-            indices = loader._workers._maker.indices(start, batch_size)
+            indices = loader.workers.maker.indices(start, batch_size)
             own |= {str(i) for i in indices} & {example.key for example in new}
         counts = loader.counts()
     assert set(counts) <= REASONS and sum(counts.values()) == counted
@@ -209,16 +209,16 @@ def test_pixels_of_ten_thousand_damaged_pictures():
 @pytest.mark.parametrize("fault", ["mirrored", "shifted", "not turned", "red for blue"])
 def test_a_fault_of_the_fast_decoder_is_seen(fault, monkeypatch):
     """Negative control."""
-    resize = fast_jpeg._resize
+    resize = fast_jpeg.resize_to
     faulty = {
         "mirrored": lambda image, size: resize(image, size)[:, ::-1],
         "shifted": lambda image, size: resize(np.roll(image, 2, axis=1), size),
         "red for blue": lambda image, size: resize(image, size)[..., ::-1],
     }
     if fault == "not turned":
-        monkeypatch.setattr(fast_jpeg, "_orientation", lambda data: 1)
+        monkeypatch.setattr(fast_jpeg, "orientation_of", lambda data: 1)
     else:
-        monkeypatch.setattr(fast_jpeg, "_resize", faulty[fault])
+        monkeypatch.setattr(fast_jpeg, "resize_to", faulty[fault])
     differ, distances = pixel_faults(originals().values())
     assert differ == [] and distances.max() > 0.5
 
@@ -227,9 +227,9 @@ def test_a_fault_of_the_fast_decoder_is_seen(fault, monkeypatch):
 def test_a_fault_of_the_reference_is_seen(fault, monkeypatch):
     """Negative control."""
     faulty = {
-        "orientation": ("_turn", lambda image: None),
+        "orientation": ("turn_of", lambda image: None),
         "ground": ("to_rgb", lambda image: image.convert("RGB")),
-        "16 bits": ("_from_16_bits", lambda image: image.convert("RGB")),
+        "16 bits": ("from_16_bits", lambda image: image.convert("RGB")),
     }
     monkeypatch.setattr(module, *faulty[fault])
     assert pixel_faults(originals().values())[0] != []

@@ -259,7 +259,7 @@ def test_boxes_that_say_less_than_the_codes():
     place = data.index(b"ispe") + 8
     data[place : place + 8] = b"\0\0\0\5" * 2
     assert decode_image(bytes(data)).size == (5, 5)  # the decoder shrinks what it decoded
-    assert image_avif._pixels_of(*image_avif._codes(bytes(data))) == (1200, 1)
+    assert image_avif.pixels_of(*image_avif.codes_of(bytes(data))) == (1200, 1)
 
 
 def test_what_programs_write_is_far_from_the_limits():

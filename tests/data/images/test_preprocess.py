@@ -175,7 +175,7 @@ def test_exif_orientation(orientation):
     undo = {1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}[orientation]
     stored = Image.fromarray(upright)
     if undo != 1:
-        stored = stored.transpose(module._ORIENTATIONS[undo])
+        stored = stored.transpose(module.ORIENTATIONS[undo])
     exif = Image.Exif()
     exif[0x0112] = orientation
     decoded = decode_image(encode(stored, exif=exif))

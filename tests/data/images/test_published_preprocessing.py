@@ -92,7 +92,7 @@ def test_a_fault_is_seen(fault, monkeypatch):
         assert digest(preprocess(odd.picture(500, 333))) != GOLDEN["align"]["500x333"]
     else:
         if fault == "orientation":
-            monkeypatch.setattr(module, "_ORIENTATIONS", {})
+            monkeypatch.setattr(module, "ORIENTATIONS", {})
             expected = [f"exif {number}" for number in range(2, 9)]
         else:
             monkeypatch.setattr(module, "to_rgb", lambda image: image.convert("RGB"))

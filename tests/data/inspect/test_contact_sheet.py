@@ -6,7 +6,7 @@ from archives import png
 from PIL import Image, ImageFont
 
 from clipjax.data.inspect import contact_sheet as module
-from clipjax.data.inspect.contact_sheet import _wrap, contact_sheet
+from clipjax.data.inspect.contact_sheet import contact_sheet, wrap
 from clipjax.data.source import SampleError
 
 RED = (200, 0, 0)
@@ -40,9 +40,9 @@ def test_the_page_shows_pictures_and_escapes_captions():
     assert "<b>" not in page and "<script" not in page
 
 
-@pytest.mark.parametrize("fonts", [module._FONTS, ("there is none",)])
+@pytest.mark.parametrize("fonts", [module.FONTS, ("there is none",)])
 def test_the_picture_shows_pictures_and_captions(monkeypatch, fonts):
-    monkeypatch.setattr(module, "_FONTS", fonts)
+    monkeypatch.setattr(module, "FONTS", fonts)
     content = contact_sheet(Pairs(), "tar:/data/*.tar", np.arange(10), ".png")
     sheet = np.asarray(Image.open(io.BytesIO(content), formats=["PNG"])).astype(int)
     assert sheet.shape[1] == 8 * 172 + 12  # ten pairs are two rows
@@ -58,10 +58,10 @@ def test_the_picture_shows_pictures_and_captions(monkeypatch, fonts):
 def test_texts_are_broken_at_blanks():
     font = ImageFont.load_default(12)
     text = "a red cat on a blue mat and a grey dog under the white bench"
-    lines = _wrap(text.replace(" ", "\n "), font, 90, 20)
+    lines = wrap(text.replace(" ", "\n "), font, 90, 20)
     assert " ".join(lines) == text and len(lines) > 3
     assert all(font.getlength(line) <= 90 for line in lines)
-    assert "".join(_wrap("x" * 100, font, 90, 20)) == "x" * 100
-    cut = _wrap("a red cat on a blue mat", font, 90, 1)
+    assert "".join(wrap("x" * 100, font, 90, 20)) == "x" * 100
+    cut = wrap("a red cat on a blue mat", font, 90, 1)
     assert cut == [cut[0]] and cut[0].endswith("\u2026")
-    assert _wrap("", font, 90, 3) == [""] and _wrap("WW", font, 1, 9) == ["W", "W"]
+    assert wrap("", font, 90, 3) == [""] and wrap("WW", font, 1, 9) == ["W", "W"]

@@ -97,7 +97,7 @@ def test_of_large_groups_the_first_keys_are_named():
 
 
 def test_reading_runs_ahead_of_counting_by_a_few_tasks(monkeypatch):
-    monkeypatch.setattr(statistics, "_CHUNK", 4)
+    monkeypatch.setattr(statistics, "CHUNK", 4)
     source = Same()
     chunks = measure(source, np.arange(300), workers=2)
     seen = len(next(chunks))

@@ -46,7 +46,7 @@ def plant(folder, count, bad):
     source = make_source(f"tar:{folder}/*.tar")
     for i in (i for i, reason in reasons.items() if reason == "damaged"):
         path = folder / f"{i // SHARD:05d}.tar"
-        part = source._indexes[i // SHARD].record(i % SHARD).parts["png"]
+        part = source.indexes[i // SHARD].record(i % SHARD).parts["png"]
         with path.open("r+b") as file:
             file.seek(part.offset + 20)
             byte = file.read(1)[0]
@@ -104,7 +104,7 @@ def check_ledger(folder, count, bad):
             delivered = []
             for step in range(epoch * count // BATCH, (epoch + 1) * count // BATCH):
                 delivered += numbers_in(loader.batch(step))
-            own = loader._workers._maker.indices(epoch * count, count).tolist()
+            own = loader.workers.maker.indices(epoch * count, count).tolist()
             assert sorted(own) == list(range(count))
             # Every good one once in its own place, a good one in the place of each bad one.
             for number, place in zip(delivered, own, strict=True):

@@ -20,13 +20,13 @@ class Counting:
     """A tokenizer that notes what it was asked."""
 
     def __init__(self, context_length=8, vocab_size=49_408, change=None):
-        self._tokenizer = ClipBPE(context_length=context_length)
+        self.tokenizer = ClipBPE(context_length=context_length)
         self.context_length, self.vocab_size = context_length, vocab_size
         self.asked, self._change = [], change
 
     def __call__(self, texts):
         self.asked += texts
-        ids = self._tokenizer(texts)
+        ids = self.tokenizer(texts)
         return ids if self._change is None else self._change(ids)
 
 
@@ -86,7 +86,7 @@ def test_stages_do_not_share_rows():
     cache = TokenCache(1 << 20)
     for stage, tokenizer in ((0, small), (1, own), (0, small), (1, own)):
         ids = cache.tokenize(stage, tokenizer, TEXTS[:2])
-        np.testing.assert_array_equal(ids, tokenizer._tokenizer(TEXTS[:2]))
+        np.testing.assert_array_equal(ids, tokenizer.tokenizer(TEXTS[:2]))
     assert own.asked == TEXTS[:2] and small.asked == TEXTS[:2] * 2
     assert TokenCache(1 << 20).tokenize(0, tokens_of, ["a", "bc"]).shape == (2, 2)  # no Tokenizer
 
@@ -137,4 +137,4 @@ def test_batches_are_those_without_it(workers, num_workers):
             texts |= set(map(bytes, batch["text"]))
         assert len(texts) > 50
         if workers == "threads":
-            assert len(loader._workers._maker.tokens) > 10
+            assert len(loader.workers.maker.tokens) > 10

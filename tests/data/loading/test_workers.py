@@ -65,8 +65,8 @@ def is_alive(pid):
 
 
 def wait_until_ready(loader):
-    wait_until(lambda: all(w.ready for w in loader._workers._workers))
-    return loader._workers.pids()
+    wait_until(loader.workers.are_ready)
+    return loader.workers.pids()
 
 
 def test_the_batches_are_those_of_threads_and_of_none():
@@ -137,7 +137,7 @@ def test_an_example_that_kills_is_named():
     assert loader.counts() == {"worker_restarts": 2}
     # The other way round: what is whole comes in spite of it.
     with make(Numbers(64, deadly=[7]), 16) as loader:
-        good = [step for step in range(4) if 7 not in loader._workers._maker.indices(step * 16, 16)]
+        good = [step for step in range(4) if 7 not in loader.workers.maker.indices(step * 16, 16)]
         assert len(good) == 3
         for step in good:
             assert len(numbers_in(loader.batch(step))) == 16
@@ -168,17 +168,16 @@ def disturb(number, loss, timeout_s):
             victim = pids[int(rng.integers(len(pids)))]
             time.sleep(float(rng.uniform(0, 0.03)))
             os.kill(victim, loss)
-            loader._workers._wake()
             for _ in range(3):  # so that the victim is given work, wherever it was
                 step, batch = next(batches)
                 assert_equal(batch, plain.batch(step))
-            wait_until(lambda: victim not in loader._workers.pids())  # noqa: B023  called at once
+            wait_until(lambda: victim not in loader.workers.pids())  # noqa: B023  called at once
             assert not is_alive(victim)
         batches.close()
         restarts = loader.counts()["worker_restarts"]
         # On a busy machine another one may give no sign for as long as a stopped one.
         assert restarts == number or (loss == signal.SIGSTOP and restarts > number)
-        pids = loader._workers.pids()
+        pids = loader.workers.pids()
     assert not any(map(is_alive, pids))
 
 
@@ -200,10 +199,10 @@ def test_a_loss_that_nobody_notices_would_be_seen(monkeypatch):
     """Negative control: a supervisor that does not look at the time."""
     from clipjax.data.loading.workers_processes import Processes
 
-    monkeypatch.setattr(Processes, "_end_late_ones", lambda self: None)
+    monkeypatch.setattr(Processes, "end_late_ones", lambda self: None)
     with make(Numbers(8, hanging=[3]), 8, num_workers=1, timeout_s=0.2) as loader:
         wait_until_ready(loader)
-        pending = loader._submit(0)
+        pending = loader.workers.submit(0, 0, 0, 8)
         with pytest.raises(TimeoutError):
             for part in pending.parts:
                 part.result(timeout=2.0)
@@ -252,7 +251,7 @@ def test_nothing_is_left_behind():
     loader = make(Numbers(100), 20, prefetch=3)
     batches = loader.iterate()
     next(batches)
-    pids = loader._workers.pids()
+    pids = loader.workers.pids()
     assert all(map(is_alive, pids)) and len(os.listdir("/proc/self/fd")) > files
     loader.close()
     assert not any(map(is_alive, pids))
@@ -267,7 +266,7 @@ def test_nothing_is_left_behind():
 def test_a_dropped_loader_leaves_nothing_behind():
     loader = make(Numbers(100), 20)
     loader.batch(0)
-    pids, thread = loader._workers.pids(), loader._workers._thread
+    pids, thread = loader.workers.pids(), loader.workers.thread
     del loader
     gc.collect()
     thread.join(HANGS_S)

@@ -28,7 +28,7 @@ def ranges(monkeypatch):
     """Puts the stand-in for Beam, with tasks of two examples; gives the starts of those run."""
     from clipjax.data.packing import tfds_builder
 
-    started, real = [], tfds_builder._range
+    started, real = [], tfds_builder.examples_from
 
     def recorded(spec, start):
         started.append(start)
@@ -38,7 +38,7 @@ def ranges(monkeypatch):
     core = tfds_builder.tfds.core
     monkeypatch.setattr(core, "lazy_imports", types.SimpleNamespace(apache_beam=beam))
     monkeypatch.setattr(tfds_builder, "RANGE", 2)
-    monkeypatch.setattr(tfds_builder, "_range", recorded)
+    monkeypatch.setattr(tfds_builder, "examples_from", recorded)
     return started
 
 

@@ -10,6 +10,7 @@ from buckets import bucket
 from PIL import Image
 
 from clipjax.data import Loader, Preprocess, SampleError, make_source
+from clipjax.data.packed import records
 from clipjax.data.packed.records import RecordFile, pack_record, unpack_record, write_records
 from clipjax.data.storage.files import find_files
 from clipjax.data.storage.retrying import StorageError
@@ -320,20 +321,23 @@ def test_a_shard_of_packed_records_is_named_by_its_bad_examples(tmp_path):
 
 def test_a_disk_that_fails_is_no_damaged_record(tmp_path, monkeypatch):
     pack(tmp_path / "x.array_record", range(4))
-    source = make_source(f"arrayrecord:{tmp_path}/x.array_record")
+    message = "chunk data hash mismatch"
 
     class Reader:
-        def __init__(self, message):
-            self.message = message
+        def __init__(self, *_):
+            pass
+
+        def num_records(self):
+            return 4
 
         def read(self, indices):
-            raise RuntimeError(self.message)
+            raise RuntimeError(message)
 
-    (file,) = source._files
-    monkeypatch.setattr(file, "_reader", Reader("chunk data hash mismatch"))
+    monkeypatch.setattr(records.array_record_module, "ArrayRecordReader", Reader)
+    source = make_source(f"arrayrecord:{tmp_path}/x.array_record")
     with pytest.raises(SampleError, match=r"x\.array_record:2: chunk data .*record_damaged"):
         source[2]
-    monkeypatch.setattr(file, "_reader", Reader("pread() failed: Input/output error"))
+    message = "pread() failed: Input/output error"
     with pytest.raises(StorageError, match=r"x\.array_record:2: pread\(\) failed"):
         source[2]
 

@@ -100,7 +100,7 @@ def test_options(cache):
 
 def test_second_opening_renders_nothing(monkeypatch):
     fingerprint = source().fingerprint()
-    monkeypatch.setattr(openmoji, "_render_all", None)
+    monkeypatch.setattr(openmoji, "render_all", None)
     assert source().fingerprint() == fingerprint
 
 
@@ -126,18 +126,18 @@ def test_a_damaged_cache_is_noticed_and_rebuilt(cache, damage):
 
 
 def test_a_killed_run_leaves_nothing_that_looks_finished(cache, monkeypatch):
-    real = openmoji._render_all
+    real = openmoji.render_all
 
     def killed(pairs):
         yield from list(real(pairs))[:5]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(openmoji, "_render_all", killed)
+    monkeypatch.setattr(openmoji, "render_all", killed)
     with pytest.raises(KeyboardInterrupt):
         source()
     assert not [p for p in cache.iterdir() if p.is_dir()]
     (cache / ".openmoji-x.left").mkdir()  # of another cache: not this one's to delete
-    monkeypatch.setattr(openmoji, "_render_all", real)
+    monkeypatch.setattr(openmoji, "render_all", real)
     assert len(source()) == LIMIT and (cache / ".openmoji-x.left").exists()
 
 

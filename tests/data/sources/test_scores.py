@@ -148,14 +148,14 @@ def test_scores_by_hash_are_scores_by_key(tmp_path):
     hashes, values, fingerprint = score_filter.read_scores(str(path))
     assert fingerprint is None
     assert (np.diff(hashes.astype(object)) > 0).all()
-    expected = dict(zip(score_filter._hashes(keys, 2000).tolist(), range(2000), strict=True))
+    expected = dict(zip(score_filter.hashes_of(keys, 2000).tolist(), range(2000), strict=True))
     assert dict(zip(hashes.tolist(), values.tolist(), strict=True)) == expected
 
 
 def test_hashing_takes_eight_bytes_a_key():
     count = 50_000
     tracemalloc.start()
-    hashes = score_filter._hashes((f"k{i}" for i in range(count)), count)
+    hashes = score_filter.hashes_of((f"k{i}" for i in range(count)), count)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 9 * count and len(set(hashes.tolist())) == count

@@ -237,7 +237,7 @@ def test_a_shard_that_changed_is_named(tmp_path, change):
 def test_what_changed_in_the_middle_is_seen_when_it_is_read(tmp_path):
     path = tar(tmp_path / "a.tar", pairs(200))
     source = make_source(f"tar:{path}")
-    part = source._indexes[0].record(100).parts["png"]
+    part = source.indexes[0].record(100).parts["png"]
     content = bytearray(path.read_bytes())
     content[part.offset + part.size // 2] ^= 4
     path.write_bytes(content)

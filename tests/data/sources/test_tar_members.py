@@ -114,7 +114,7 @@ def test_keys_with_dots(tmp_path, capsys):
 
 
 def test_more_extensions_than_kinds_of_files_are_keys_with_dots(tmp_path, monkeypatch):
-    monkeypatch.setattr(tar_index, "_MAX_HEADER", 2000)
+    monkeypatch.setattr(tar_index, "MAX_HEADER", 2000)
     members = [m for n in range(99) for m in ((f"x.{n}.png", png(n)), (f"x.{n}.txt", b"a"))]
     path = tar(tmp_path / "a.tar", members)
     with pytest.raises(ValueError, match=r"198 extensions, .*\?key_ends=last_dot"):

@@ -274,7 +274,7 @@ def test_classes_are_counted_before_they_are_named():
             raise AssertionError("a name for each is made")
 
     with pytest.raises(ValueError, match="100,000,000,000 classes; at most"):
-        tfds._class_names("x", Label(), None, needed=True)
+        tfds.class_names_of("x", Label(), None, needed=True)
 
 
 class TestBuilder:

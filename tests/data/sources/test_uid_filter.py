@@ -86,8 +86,8 @@ def test_uids_of_shards_are_read_once(tmp_path, monkeypatch, cache):
     spec = f"tar:{tmp_path}/a.tar?filter={listed}"
     source = make_source(spec)
     assert source.counts == {"kept": 2, "filtered_uid": 1, "without_uid": 2, "not_found": 0}
-    reads, read = [], tar_uids._read
-    monkeypatch.setattr(tar_uids, "_read", lambda *given: reads.append(given) or read(*given))
+    reads, read = [], tar_uids.read_uids
+    monkeypatch.setattr(tar_uids, "read_uids", lambda *given: reads.append(given) or read(*given))
     assert texts(make_source(spec)) == ["text 1", "text 4"] and not reads
     (kept,) = (cache / "tar_uids").iterdir()
     kept.write_bytes(kept.read_bytes().replace(UIDS[1][-2:].encode(), b"00"))

@@ -93,7 +93,7 @@ def test_an_eviction_under_a_reader(tmp_path, monkeypatch):
         for _ in range(12):
             hot.read(0, 0, 1000)
         (path,) = (tmp_path / "shards").glob("*.shard")
-        monkeypatch.setattr(hot._cache, "find", lambda _: data_path(str(path)))
+        monkeypatch.setattr(hot.cache, "find", lambda _: data_path(str(path)))
         path.unlink()
         assert hot.read(0, 500, 100) == FILES["b/0"][500:600]
 
@@ -109,7 +109,7 @@ def test_a_cached_copy_that_was_cut_is_read_anew(tmp_path, monkeypatch, caplog):
         assert not path.exists() and "cached copy of memory://b/0 was damaged" in caplog.text
         # Cut between the look at its size and the reading.
         path.write_bytes(b"short")
-        monkeypatch.setattr(hot._cache, "find", lambda _: data_path(str(path)))
+        monkeypatch.setattr(hot.cache, "find", lambda _: data_path(str(path)))
         assert hot.read(0, 5000, 1000) == FILES["b/0"][5000:6000]
         assert not path.exists()
 

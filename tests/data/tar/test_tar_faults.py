@@ -236,8 +236,8 @@ ALL_TYPES = tuple(bytes([number]) for number in range(256))
 @pytest.mark.parametrize(
     "fault",
     [
-        ("_REGULAR", ALL_TYPES),
-        ("_checked_name", lambda raw, where, start: raw.decode("utf-8", "replace")),
+        ("REGULAR", ALL_TYPES),
+        ("checked_name", lambda raw, where, start: raw.decode("utf-8", "replace")),
     ],
     ids=["types", "names"],
 )

@@ -76,10 +76,10 @@ def test_size_is_the_model_s_unless_given(name):
 def test_a_random_crop_keeps_area_and_ratio():
     crop = build("random_resized_crop", scale=(0.25, 0.5), ratio=(0.5, 2.0))
     for key in range(200):
-        left, top, right, bottom = crop._box(100, 80, rng(key))
+        left, top, right, bottom = crop.box(100, 80, rng(key))
         assert 0 <= left < right <= 100 and 0 <= top < bottom <= 80
         assert 0.22 < (right - left) * (bottom - top) / 8000 < 0.54
-    assert crop._box(1, 1000, rng())[2:] != (0, 0)
+    assert crop.box(1, 1000, rng())[2:] != (0, 0)
     assert build("random_resized_crop")(example(picture(1, 500)), rng())["image"].shape[0] == SIZE
 
 
