@@ -29,7 +29,7 @@ given and the next batch was not there.
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -37,7 +37,7 @@ import jax
 from absl import logging
 
 from clipjax import __version__, distributed, faults
-from clipjax.checkpoint import CheckpointManager, find_start, manifest_digest
+from clipjax.checkpoint import CheckpointManager, find_start, manifest_digest, owned
 from clipjax.data.loading.bad_examples import add_states
 from clipjax.device_clock import DeviceClock
 from clipjax.evals.running import (
@@ -72,10 +72,15 @@ class NumericError(Exception):
     """Too many steps in a row had a loss or gradient that was not finite."""
 
 
-def train(experiment: Experiment) -> TrainState:
+def train(experiment: Experiment, *, take_over: bool = False) -> TrainState:
     """Trains from where the run stands to its last step.
 
+    Args:
+        experiment: the run.
+        take_over: take the workdir from another run that may still be alive.
+
     Raises:
+        WorkdirTakenError: another run writes into the workdir.
         PreemptedError: SIGTERM, SIGINT, SIGHUP or SIGUSR1 came; the current step is saved.
         NumericError: the gradient was not finite for too many steps.
         ValueError, CheckpointSaveError, ...: see the parts; nothing goes on silently.
@@ -91,16 +96,18 @@ def train(experiment: Experiment) -> TrainState:
         }
     )
     experiment.workdir.mkdir(parents=True, exist_ok=True)
-    program = fitting_program(experiment.resolved, experiment.program, experiment.workdir)
-    distributed.agree({"config.remat = auto": program.execution.remat})
-    experiment = dataclasses.replace(experiment, program=program)
     with ExitStack() as stack:
+        check_owner = stack.enter_context(owned(experiment.workdir, take_over=take_over))
+        program = fitting_program(experiment.resolved, experiment.program, experiment.workdir)
+        distributed.agree({"config.remat = auto": program.execution.remat})
+        experiment = dataclasses.replace(experiment, program=program)
         manager = stack.enter_context(
             CheckpointManager(
                 experiment.workdir / CHECKPOINTS,
                 keep=settings.checkpoint.keep,
                 keep_every=settings.checkpoint.keep_every,
                 metadata=experiment.metadata,
+                check_owner=check_owner,
             )
         )
         stack.callback(experiment.loader.close)
@@ -122,7 +129,7 @@ def train(experiment: Experiment) -> TrainState:
             manager.check_free_space(count_bytes(experiment.program.abstract_state))
         if manager.restored is not None and manager.restored.bad_examples:
             experiment.loader.restore_bad(manager.restored.bad_examples)
-        return Loop(experiment, manager, stack, start.step).run(start.state)
+        return Loop(experiment, manager, stack, start.step, check_owner).run(start.state)
 
 
 def _announce(experiment: Experiment, step: int, source: str) -> None:
@@ -170,9 +177,15 @@ class Loop:
     """The loop's own variables; `run` is the contract above, read top to bottom."""
 
     def __init__(
-        self, experiment: Experiment, manager: CheckpointManager, stack: ExitStack, start: int
+        self,
+        experiment: Experiment,
+        manager: CheckpointManager,
+        stack: ExitStack,
+        start: int,
+        check_owner: Callable[[], None],
     ) -> None:
         self.experiment, self.settings = experiment, experiment.settings
+        self.check_owner = check_owner  # before each write into the workdir
         self.manager = manager
         self.writer = MetricWriter(
             experiment.workdir, start_step=start, tensorboard=self.settings.tensorboard
@@ -259,6 +272,7 @@ class Loop:
             if jax.process_count() == 1:  # elsewhere the others may not have failed, and would wait
                 self.save_now(step, state, block=True)
             raise
+        self.check_owner()
         self.writer.write_evals(step, flat_metrics(results))
         if last and distributed.is_lead():
             self.write_results(step, results)
@@ -344,6 +358,7 @@ class Loop:
             bad.update(counts)
         metrics |= {f"bad/{reason}": n for reason, n in sorted(bad.items())}
         self.clock, self.logged_step, self.data_wait_s = now, step, 0.0
+        self.check_owner()
         self.writer.write(step, metrics)
         self.progress.update(step, {"loss": metrics["loss"]})
         if metrics["skipped_in_a_row"] >= self.settings.max_skipped_in_a_row:
@@ -370,6 +385,7 @@ class Loop:
             return
         answers = collect_answers(self.experiment.evals, eval_variables(state))
         if distributed.is_lead():
+            self.check_owner()
             self.writer.close()  # the curves are read from its files
             write_report(self.experiment.workdir, answers)
 

@@ -16,7 +16,7 @@ import errno
 import os
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from clipjax import faults
 from clipjax.checkpoint import choice, folders
 from clipjax.checkpoint import manifest as manifests
 from clipjax.checkpoint.manifest import DamagedCheckpointError, commit_step
+from clipjax.checkpoint.ownership import WorkdirTakenError
 from clipjax.checkpoint.restore import restore_step
 from clipjax.checkpoint.resume import check_resume
 from clipjax.checkpoint.snapshot import (
@@ -64,6 +65,7 @@ class CheckpointManager:
         metadata: what the run is: `config`, `contract`, `dataset_fingerprint`,
             `global_batch_size`, `seed`. Stored with each step and compared at resume. The file of
             the contract's tokenizer is copied into each step.
+        check_owner: called by the lead before it writes; raises if the directory is another's.
 
     Attributes:
         restored: the manifest of the step that was restored, None where none was.
@@ -79,6 +81,7 @@ class CheckpointManager:
         keep: int = 3,
         keep_every: int | None = None,
         metadata: Mapping[str, Any],
+        check_owner: Callable[[], None] = lambda: None,
     ) -> None:
         if "://" in os.fspath(directory):
             raise ValueError(
@@ -89,6 +92,7 @@ class CheckpointManager:
             if value is not None and value < 1:
                 raise ValueError(f"config.checkpoint.{name} = {value}: must be at least 1")
         self.directory = Path(directory).absolute()
+        self._check_owner = check_owner
         self._keep = keep
         self._keep_every = keep_every
         self._metadata = manifests.check_metadata(metadata)
@@ -137,6 +141,8 @@ class CheckpointManager:
         self.wait_until_finished()  # one save at a time; usually the last one is long done
         if self._is_saved(step):
             return
+        if is_lead():
+            self._check_owner()
         faults.point("save.before_copy", step)
         check_arrays(state)
         check_finite(state, step)
@@ -325,6 +331,7 @@ class CheckpointManager:
             self._orbax.check_for_errors()
             faults.point("save.before_manifest", step)
             if is_lead():
+                self._check_owner()
                 step_dir = self.directory / str(step)
                 commit_step(
                     step_dir, step, records, self._metadata, self._attachments, bad_examples
@@ -339,6 +346,9 @@ class CheckpointManager:
 
     def _fail(self, step: int, error: BaseException) -> None:
         """Keeps a save's error for the main thread, and gives back the space it took."""
+        if isinstance(error, WorkdirTakenError):  # what is there is another's
+            self._error = error
+            return
         text = f"{type(error).__name__}: {error}"
         logging.error("save of step %d failed: %s", step, text)
         full = getattr(error, "errno", None) == errno.ENOSPC or "RESOURCE_EXHAUSTED" in text

@@ -12,6 +12,9 @@ from clipjax.cli.output import show
 _CONFIG = config_flag.define()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; it resumes by itself.")
 _EVAL = flags.DEFINE_list("eval", [], "Evaluations to run on the newest checkpoint, not training.")
+_TAKE_OVER = flags.DEFINE_bool(
+    "take_over", False, "Take the workdir from a run that may still be alive; that one stops."
+)
 _DISTRIBUTED = flags.DEFINE_enum(
     "distributed", "auto", ["auto", "on", "off"], "Join the processes of a cluster."
 )
@@ -40,6 +43,7 @@ def main(argv: list[str]) -> int:
         CheckpointSaveError,
         DamagedCheckpointError,
         NonFiniteStateError,
+        WorkdirTakenError,
     )
     from clipjax.evals.running import read_results
     from clipjax.evaluate import evaluate
@@ -52,7 +56,7 @@ def main(argv: list[str]) -> int:
         if _EVAL.value:
             results = evaluate(experiment, _EVAL.value)
         else:
-            train(experiment)
+            train(experiment, take_over=_TAKE_OVER.value)
             results = read_results(experiment.workdir)
         if distributed.is_lead():
             print_results(results)
@@ -64,7 +68,7 @@ def main(argv: list[str]) -> int:
     except (NumericError, NonFiniteStateError) as error:
         logging.error("%s", error)
         return exit_codes.NUMERIC
-    except (CheckpointSaveError, DamagedCheckpointError) as error:
+    except (CheckpointSaveError, DamagedCheckpointError, WorkdirTakenError) as error:
         logging.error("%s", error)
         return exit_codes.FAILED
     except TimeoutError as error:

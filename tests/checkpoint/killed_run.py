@@ -66,17 +66,22 @@ def abstract_of(state):
     )
 
 
-def train(workdir, *, wreck=lambda state: state, at_step=lambda step: None):
+def train(workdir, *, wreck=lambda state: state, at_step=lambda step: None, take_over=False):
     """Trains to the end or to a preemption; `wreck` spoils the restored state."""
     from clipjax import exit_codes
-    from clipjax.checkpoint import CheckpointManager
+    from clipjax.checkpoint import CheckpointManager, owned
     from clipjax.metric_writers import MetricWriter
     from clipjax.signals import guarding
     from clipjax.watchdog import Watchdog
 
     state, step_fn = make_run()
+    workdir = Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
     with (
-        CheckpointManager(Path(workdir) / "checkpoints", keep=2, metadata=METADATA) as manager,
+        owned(workdir, take_over=take_over) as check_owner,
+        CheckpointManager(
+            workdir / "checkpoints", keep=2, metadata=METADATA, check_owner=check_owner
+        ) as manager,
         guarding() as guard,
         Watchdog(120),
     ):
@@ -93,6 +98,7 @@ def train(workdir, *, wreck=lambda state: state, at_step=lambda step: None):
                 if step % SAVE_EVERY == 0:
                     manager.save(step, state)
                 state, loss = step_fn(state)
+                check_owner()
                 writer.write(step + 1, {"loss": loss})
         manager.save(TOTAL_STEPS, state, block=True)
     return exit_codes.OK, state

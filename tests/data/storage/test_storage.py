@@ -144,17 +144,17 @@ def test_looking_up_a_local_file_is_tried_again(tmp_path, monkeypatch, fake_slee
 
 
 @pytest.mark.parametrize("name", ["stat", "open"])
-def test_a_fault_of_the_machine_is_none_of_an_example(tmp_path, monkeypatch, name):
+def test_a_fault_of_the_machine_is_none_of_an_example(tmp_path, monkeypatch, fake_sleep, name):
     """It would be replaced, and the batch be another."""
     path = tmp_path / "7.png"
     path.write_bytes(CONTENT)
     for number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
         error = OSError(number, os.strerror(number), str(path))
         with monkeypatch.context() as patch:
-            patch.setattr(storage.os, name, failing(name, error))
-            with pytest.raises(OSError) as caught:
+            patch.setattr(storage.os, name, failing(name, error, 1000))
+            with pytest.raises(StorageError, match="failed 6 times") as caught:
                 read_bytes(data_path(str(path)), "k")
-        assert caught.value is error
+        assert caught.value.__cause__ is error
 
 
 def test_a_wrong_path_is_the_fault_of_an_example(tmp_path, monkeypatch):
