@@ -182,7 +182,7 @@ class Loop:
         manager: CheckpointManager,
         stack: ExitStack,
         start: int,
-        check_owner: Callable[[], None],
+        check_owner: Callable[[], None] = lambda: None,
     ) -> None:
         self.experiment, self.settings = experiment, experiment.settings
         self.check_owner = check_owner  # before each write into the workdir

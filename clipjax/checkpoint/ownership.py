@@ -56,7 +56,7 @@ class Owner:
 
 
 @functools.cache
-def _machine() -> str:
+def machine_id() -> str:
     """Names the system whose process numbers are ours: this boot of it, and its container."""
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):
@@ -99,10 +99,10 @@ class Ownership:
 
     def __init__(self, workdir: Path, *, take_over: bool = False) -> None:
         self._path = workdir / OWNER
-        self._me = Owner(
+        self.me = Owner(
             token=uuid.uuid4().hex,
             host=socket.gethostname(),
-            machine=_machine(),
+            machine=machine_id(),
             pid=os.getpid(),
             process_start=_process_start(os.getpid()) or "",
             since=time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
@@ -144,7 +144,7 @@ class Ownership:
                 f"{self._path} is gone: {self._path.parent} was deleted or emptied while this run "
                 "wrote there. What is left of it stands as it is"
             )
-        elif owner.token != self._me.token:
+        elif owner.token != self.me.token:
             self._lost = (
                 f"{self._path.parent} was taken over by another run ({owner}): this one stops and "
                 "writes nothing more. Give one of them another --workdir"
@@ -161,14 +161,14 @@ class Ownership:
             owner = self._read()
             if owner is None:
                 continue  # given back meanwhile
-            if take_over or _is_gone(owner):
+            if take_over or is_gone(owner):
                 if self._replace(owner):
                     logging.warning("%s is taken over from %s", self._path.parent, owner)
                     return
                 time.sleep(_LOOK_S / 4)
                 continue
             age = self._age()
-            living = owner.machine == _machine() and age < DEAD_S
+            living = owner.machine == machine_id() and age < DEAD_S
             if living or (
                 seen is not None and (seen.token, seen.beat) != (owner.token, owner.beat)
             ):
@@ -213,7 +213,7 @@ class Ownership:
         claim = self._path.with_name(f"{OWNER}.after-{dead.token}")
         if not self._create(claim):
             other = self._read(claim)
-            if other is not None and (_is_gone(other) or self._age(claim) > DEAD_S):
+            if other is not None and (is_gone(other) or self._age(claim) > DEAD_S):
                 claim.unlink(missing_ok=True)  # of one that died right here
             return False
         try:
@@ -232,7 +232,7 @@ class Ownership:
         return path
 
     def _record(self) -> bytes:
-        return json.dumps(dataclasses.asdict(self._me)).encode().ljust(_SIZE - 1) + b"\n"
+        return json.dumps(dataclasses.asdict(self.me)).encode().ljust(_SIZE - 1) + b"\n"
 
     def _read(self, path: Path | None = None) -> Owner | None:
         """Reads who owns; None if nobody does."""
@@ -245,7 +245,7 @@ class Ownership:
 
     def _is_mine(self, path: Path | None = None) -> bool:
         owner = self._read(path)
-        return owner is not None and owner.token == self._me.token
+        return owner is not None and owner.token == self.me.token
 
     def _age(self, path: Path | None = None) -> float:
         """Seconds since the owner's heartbeat, by the clock of the store alone."""
@@ -261,13 +261,13 @@ class Ownership:
 
     def _beat(self) -> None:
         while not self._closed.wait(BEAT_S):
-            self._me = dataclasses.replace(self._me, beat=self._me.beat + 1)
+            self.me = dataclasses.replace(self.me, beat=self.me.beat + 1)
             try:
                 faults.point("owner.beat")
                 # In place: one that was taken over is another file, which this never touches.
                 with open(self._path, "r+b", buffering=0) as file:
                     owner = _parse(file.read())
-                    if owner.token != self._me.token:
+                    if owner.token != self.me.token:
                         return  # noticed before the next write
                     os.pwrite(file.fileno(), self._record(), 0)
             except FileNotFoundError:
@@ -290,9 +290,9 @@ def _parse(data: bytes) -> Owner:
 _BLANK = Owner(token="")
 
 
-def _is_gone(owner: Owner) -> bool:
+def is_gone(owner: Owner) -> bool:
     """Whether the owner was a process of this machine, and is no more."""
-    if owner.machine != _machine():
+    if owner.machine != machine_id():
         return False
     start = _process_start(owner.pid)
     return start is None or (start != "" and start != owner.process_start)

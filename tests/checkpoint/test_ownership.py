@@ -24,7 +24,7 @@ def quick(monkeypatch):
 def leave(workdir, **changes):
     """The owner file of a process that was killed."""
     with Ownership(workdir) as owner:
-        record = dataclasses.asdict(owner._me) | changes
+        record = dataclasses.asdict(owner.me) | changes
     (workdir / OWNER).write_text(json.dumps(record))
 
 
@@ -143,7 +143,7 @@ def test_of_many_that_take_it_at_once_one_gets_it(tmp_path, monkeypatch, links, 
 
 def test_a_store_on_which_both_create_the_file_is_read_again(tmp_path, monkeypatch):
     """Its last writer has it; the other one is not its owner."""
-    other = json.dumps(dataclasses.asdict(ownership.Owner("other", machine=ownership._machine())))
+    other = json.dumps(dataclasses.asdict(ownership.Owner("other", machine=ownership.machine_id())))
 
     def both(name, step=None):
         if name == "owner.created":
@@ -152,7 +152,7 @@ def test_a_store_on_which_both_create_the_file_is_read_again(tmp_path, monkeypat
     leave(tmp_path, pid=gone_pid())
     (tmp_path / OWNER).unlink()
     monkeypatch.setattr(ownership.faults, "point", both)
-    monkeypatch.setattr(ownership, "_is_gone", lambda owner: False)
+    monkeypatch.setattr(ownership, "is_gone", lambda owner: False)
     with pytest.raises(WorkdirTakenError):
         Ownership(tmp_path)
 
