@@ -172,6 +172,17 @@ class CheckpointSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DistributedSettings:
+    """config.distributed: how long the processes of a run wait for one another."""
+
+    join_timeout_s: int = _field(300, whole(1, 86_400), "for all to come, at the start")
+    heartbeat_timeout_s: int = _field(
+        30, whole(2, 86_400), "for a sign of life; then a process counts as lost"
+    )
+    end_timeout_s: int = _field(300, whole(1, 86_400), "for all to come to their end")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class InitSettings:
     """config.init: the parameters to start from."""
 
@@ -281,6 +292,7 @@ class Settings:
         Optional(Number(0, 1e9, open_low=True)),
         "no finished step in this time ends the process",
     )
+    distributed: DistributedSettings = dataclasses.field(default_factory=DistributedSettings)
     init: InitSettings = dataclasses.field(default_factory=InitSettings)
     plugins: tuple[Any, ...] = _field(
         (),

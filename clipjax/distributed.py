@@ -1,29 +1,44 @@
 """Processes: joining a run, knowing the lead host, agreeing between hosts."""
 
+import contextlib
+import functools
 import itertools
 import json
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 from absl import logging
 
 from clipjax.clusters import find_cluster
 
-# Seconds without a sign of life after which a process counts as dead; JAX's own 100 s would keep
-# the others of a pod waiting longer than a minute.
-_HEARTBEAT_TIMEOUT_S = 30
 _DAY_MS = 24 * 3600 * 1000
 _PLACE = "clipjax"  # in the key-value store
 _meetings = itertools.count()
 
 
-def initialize(mode: str = "auto") -> bool:
+class Limits(NamedTuple):
+    """Seconds that processes wait for one another.
+
+    Attributes:
+        join_timeout_s: for all to come, at the start.
+        heartbeat_timeout_s: for a sign of life of each; JAX's own 100 s would keep the others of a
+            pod waiting longer than a minute.
+        end_timeout_s: for all to come to their end.
+    """
+
+    join_timeout_s: int = 300
+    heartbeat_timeout_s: int = 30
+    end_timeout_s: int = 300
+
+
+def initialize(mode: str = "auto", limits: Limits | None = None) -> bool:
     """Joins the processes of this run; must come before any other use of JAX.
 
     Args:
         mode: `auto` looks at the environment, `on` also asks JAX to find a cluster, `off` does not.
+        limits: how long processes wait for one another; `Limits()` if None.
 
     Returns:
         Whether there is a cluster that was joined.
@@ -40,8 +55,31 @@ def initialize(mode: str = "auto") -> bool:
         return False
     # Its handler would take SIGTERM from ours, which hears more (clipjax/signals.py).
     jax.config.update("jax_enable_preemption_service", False)
-    jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT_S, **(found or {}))
+    limits = limits or Limits()
+    with _registering(limits.join_timeout_s):
+        jax.distributed.initialize(
+            # The service knows who is missing: its answer comes before the clients give up.
+            initialization_timeout=limits.join_timeout_s + 2,
+            heartbeat_timeout_seconds=limits.heartbeat_timeout_s,
+            shutdown_timeout_seconds=limits.end_timeout_s,
+            **(found or {}),
+        )
     return True
+
+
+@contextlib.contextmanager
+def _registering(timeout_s: int) -> Iterator[None]:
+    """Lets the service wait so long for all to come; JAX has the option, and no way to it."""
+    from jax._src.lib import _jax
+
+    plain = _jax.get_distributed_runtime_service
+    _jax.get_distributed_runtime_service = functools.partial(
+        plain, cluster_register_timeout=timeout_s
+    )
+    try:
+        yield
+    finally:
+        _jax.get_distributed_runtime_service = plain
 
 
 def process_index() -> int:

@@ -93,12 +93,17 @@ def show_traceback(error: BaseException) -> None:
     _show_traceback(type(error), error, error.__traceback__)
 
 
+def traceback_text(error: BaseException) -> str:
+    """A traceback, without credentials and escaped."""
+    told = "".join(traceback.format_exception(error))
+    return "\n".join(printable(line) for line in redact(told).split("\n"))
+
+
 def _show_traceback(
-    kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
+    kind: type[BaseException], error: BaseException | None, trace: TracebackType | None = None
 ) -> None:
     if sys.stderr is None or issubclass(kind, SystemExit):
         return
-    told = "".join(traceback.format_exception(kind, error, trace))
-    shown = "\n".join(printable(line) for line in redact(told).split("\n"))
+    shown = traceback_text(error) if error is not None else f"{kind.__name__}\n"
     sys.stderr.write(process_log.shortened(shown))
     sys.stderr.flush()

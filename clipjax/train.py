@@ -36,7 +36,7 @@ from typing import Any
 import jax
 from absl import logging
 
-from clipjax import __version__, distributed, faults
+from clipjax import __version__, distributed, faults, peers
 from clipjax.checkpoint import CheckpointManager, find_start, manifest_digest, owned
 from clipjax.data.loading.bad_examples import add_states
 from clipjax.device_clock import DeviceClock
@@ -67,6 +67,8 @@ CHECKPOINTS = "checkpoints"
 class PreemptedError(Exception):
     """The run was asked to stop; its current step is saved."""
 
+    is_agreed = True  # all processes stop
+
 
 class NumericError(Exception):
     """Too many steps in a row had a loss or gradient that was not finite."""
@@ -96,7 +98,7 @@ def train(experiment: Experiment, *, take_over: bool = False) -> TrainState:
         }
     )
     experiment.workdir.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
+    with ExitStack() as stack, peers.telling():  # before what is open closes, and may wait
         check_owner = stack.enter_context(owned(experiment.workdir, take_over=take_over))
         program = fitting_program(experiment.resolved, experiment.program, experiment.workdir)
         distributed.agree({"config.remat = auto": program.execution.remat})

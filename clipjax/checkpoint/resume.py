@@ -28,6 +28,7 @@ CHANGES = {
     "data.source": "free",  # data may move; its fingerprint may not change
     "data.token_cache_bytes": "free",
     "data.workers": "free",
+    "distributed": "free",
     "evals": "free",
     "hang_timeout_s": "free",
     "init": "free",  # the checkpoint comes before it

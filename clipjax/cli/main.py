@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, TypeVar
 
-from absl import app
+from absl import app, logging
 from absl.flags import FLAGS
 from absl.flags import Error as FlagsError
 
@@ -19,6 +19,15 @@ from clipjax.cli.output import complain, show, show_page
 from clipjax.printable import guard_tracebacks, printable, show_traceback
 
 T = TypeVar("T")
+
+
+class Failed(Exception):
+    """A verb failed with an exit code of its own; what happened is its cause."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__()
+        self.code = code
+
 
 VERBS = {
     "train": "train a config into a workdir, or evaluate its newest checkpoint with --eval",
@@ -94,6 +103,15 @@ def _run_verb(verb: str, main: Callable[[list[str]], int], argv: list[str]) -> N
     logs.configure()  # after absl has parsed its flags, which would set its own handler
     try:
         code = main(argv)
+        if (peers := sys.modules.get("clipjax.peers")) is not None:
+            peers.leave()
+    except KeyboardInterrupt as error:
+        if (peers := sys.modules.get("clipjax.peers")) is not None:
+            peers.fail(error, signals.INTERRUPTED, lambda: complain(f"clipjax {verb}: interrupted"))
+        raise
+    except Failed as failed:
+        cause = failed.__cause__ or failed
+        _end(failed.code, cause, lambda: logging.error("%s", cause))
     except Exception as error:
         from clipjax.checkpoint import CheckpointSaveError, DamagedCheckpointError
 
@@ -101,17 +119,13 @@ def _run_verb(verb: str, main: Callable[[list[str]], int], argv: list[str]) -> N
             _fail(verb, error)
         if process_log.path() is None:
             raise
-        _keep_log()
-        show_traceback(error)
-        first = str(error).partition("\n")[0]
-        complain(f"clipjax {verb}: {type(error).__name__}: {first:.500}{process_log.where()}")
-        sys.exit(exit_codes.FAILED)
+        _end(exit_codes.FAILED, error, lambda: _show_unexpected(verb, error))
     sys.exit(code)
 
 
 def _fail(verb: str, error: Exception) -> NoReturn:
     if os.environ.get("CLIPJAX_TRACEBACK"):
-        raise error
+        _end(exit_codes.FAILED, error, lambda: show_traceback(error))
     text = str(error)
     if isinstance(error, MemoryError):
         text = f"not enough memory: {text or 'a file is larger than what there is'}"
@@ -121,16 +135,32 @@ def _fail(verb: str, error: Exception) -> NoReturn:
         # ml_collections puts the whole trace of a config file's error into its message.
         ends = list(re.finditer(r"^[\w.]+: ", text, flags=re.MULTILINE))
         text = " ".join(text[ends[-1].end() :].split()) if ends else text.strip().splitlines()[-1]
-    if process_log.has_dumps():
-        _keep_log()
-    process_log.write(f"clipjax {verb}: {text}\n")
     lines = text.split("\n")
     if process_log.path() is not None and len(lines) > process_log.SHOWN_LINES:
         _keep_log()
+        process_log.write(f"{text}\n")
         shown, more = lines[: process_log.SHOWN_LINES], len(lines) - process_log.SHOWN_LINES
         text = "\n".join([*shown, f"and {more} lines more{process_log.where()}"])
-    complain(f"clipjax {verb}: {text}")
-    sys.exit(1)
+    _end(exit_codes.FAILED, error, lambda: complain(f"clipjax {verb}: {text}"))
+
+
+def _show_unexpected(verb: str, error: Exception) -> None:
+    _keep_log()
+    show_traceback(error)
+    first = str(error).partition("\n")[0]
+    complain(f"clipjax {verb}: {type(error).__name__}: {first:.500}{process_log.where()}")
+
+
+def _end(code: int, error: BaseException, say: Callable[[], None]) -> NoReturn:
+    """Says an error and exits; of several processes, all end together."""
+    if process_log.has_dumps():
+        _keep_log()
+    if (peers := sys.modules.get("clipjax.peers")) is not None:
+        peers.fail(error, code, say)
+    say()
+    if code == exit_codes.HUNG:
+        os._exit(code)  # a thread hangs, and the interpreter's own exit would wait for it for ever
+    sys.exit(code)
 
 
 def _keep_log() -> None:

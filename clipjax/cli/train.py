@@ -1,12 +1,12 @@
 """`clipjax train --config configs/x.py[:args] --workdir DIR [--config.k=v ...]`."""
 
-import os
+import dataclasses
 
 from absl import flags, logging
 
 from clipjax import distributed, exit_codes, process_log, signals
 from clipjax.cli import config_flag, opening
-from clipjax.cli.main import given, no_positional, print_results
+from clipjax.cli.main import Failed, given, no_positional, print_results
 from clipjax.cli.output import show
 
 _CONFIG = config_flag.define()
@@ -34,7 +34,12 @@ def main(argv: list[str]) -> int:
     mount = "mount the bucket, and give the folder that it is mounted at"
     workdir = local_path(folder, way=f"{mount} as --workdir")
     process_log.start(workdir)
-    distributed.initialize(_DISTRIBUTED.value)  # nothing before it has touched a device
+    from clipjax import peers
+
+    limits = distributed.Limits(**dataclasses.asdict(resolved.settings.distributed))
+    peers.guard(limits)
+    distributed.initialize(_DISTRIBUTED.value, limits)  # nothing before it has touched a device
+    peers.watch(limits)
     if (guard := signals.active()) is not None:
         guard.share()
     if workdir.exists():
@@ -66,13 +71,9 @@ def main(argv: list[str]) -> int:
         logging.warning("%s", stop)
         return exit_codes.PREEMPTED
     except (NumericError, NonFiniteStateError) as error:
-        logging.error("%s", error)
-        return exit_codes.NUMERIC
+        raise Failed(exit_codes.NUMERIC) from error
     except (CheckpointSaveError, DamagedCheckpointError, WorkdirTakenError) as error:
-        logging.error("%s", error)
-        return exit_codes.FAILED
+        raise Failed(exit_codes.FAILED) from error
     except TimeoutError as error:
-        # A thread hangs in its storage; the interpreter's own exit would wait for it for ever.
-        logging.error("%s", error)
-        os._exit(exit_codes.HUNG)
+        raise Failed(exit_codes.HUNG) from error
     return exit_codes.OK
