@@ -271,8 +271,8 @@ def read_dump(text: str, limits: Limits) -> Failure | None:
         if len(numbers) == 1:
             return Failure(numbers[0], PEER_LOST, reason)
         return Failure(-1, PEER_LOST, f"processes {some} were lost: {reason}")
-    line = status.partition("\n")[0]
-    return Failure(0, PEER_LOST, f"it leads the run, and was killed, stopped or cut off ({line})")
+    name = status.partition(":")[0]
+    return Failure(0, PEER_LOST, f"it leads the run, and was killed, stopped or cut off ({name})")
 
 
 def _on_abort(number: int) -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import functools
 import importlib
 import os
 import re
@@ -119,13 +120,13 @@ def _run_verb(verb: str, main: Callable[[list[str]], int], argv: list[str]) -> N
             _fail(verb, error)
         if process_log.path() is None:
             raise
-        _end(exit_codes.FAILED, error, lambda: _show_unexpected(verb, error))
+        _end(exit_codes.FAILED, error, functools.partial(_show_unexpected, verb, error))
     sys.exit(code)
 
 
 def _fail(verb: str, error: Exception) -> NoReturn:
     if os.environ.get("CLIPJAX_TRACEBACK"):
-        _end(exit_codes.FAILED, error, lambda: show_traceback(error))
+        _end(exit_codes.FAILED, error, functools.partial(show_traceback, error))
     text = str(error)
     if isinstance(error, MemoryError):
         text = f"not enough memory: {text or 'a file is larger than what there is'}"
