@@ -102,10 +102,10 @@ def gather(value: Any) -> list[Any]:
     if jax.process_count() == 1:
         return [value]
     number, me = next(_meetings), jax.process_index()
-    _store().key_value_set(f"{_PLACE}/{number}/{me}", json.dumps(value))
+    store().key_value_set(f"{_PLACE}/{number}/{me}", json.dumps(value))
     found = [_read(f"{number}/{process}") for process in range(jax.process_count())]
     # Who is in this meeting has left the one before it.
-    _store().key_value_delete(f"{_PLACE}/{number - 1}/{me}")
+    store().key_value_delete(f"{_PLACE}/{number - 1}/{me}")
     return found
 
 
@@ -140,31 +140,32 @@ def gather_at_lead(name: str, value: Any) -> list[Any]:
     if jax.process_count() == 1:
         return [value]
     if not is_lead():
-        _store().key_value_set(f"{_PLACE}/{name}/{jax.process_index()}", json.dumps(value))
+        store().key_value_set(f"{_PLACE}/{name}/{jax.process_index()}", json.dumps(value))
         return [value]
     others = [_read(f"{name}/{process}") for process in range(1, jax.process_count())]
-    _store().key_value_delete(f"{_PLACE}/{name}/")
+    store().key_value_delete(f"{_PLACE}/{name}/")
     return [value, *others]
 
 
 def num_joined() -> int:
     """How many processes joined the run; 1 before they have. Touches no device."""
-    return _state().num_processes if _store() is not None else 1
+    return _state().num_processes if store() is not None else 1
 
 
 def tell(folder: str, value: Any) -> None:
     """Leaves a JSON-able note of this process for the others; a later one replaces it."""
     key = f"{_PLACE}/{folder}/{process_index()}"
-    _store().key_value_set(key, json.dumps(value), allow_overwrite=True)
+    store().key_value_set(key, json.dumps(value), allow_overwrite=True)
 
 
 def told(folder: str) -> dict[int, Any]:
     """The notes in a folder that there are by now, by process."""
-    found = _store().key_value_dir_get(f"{_PLACE}/{folder}/")
+    found = store().key_value_dir_get(f"{_PLACE}/{folder}/")
     return {int(key.rpartition("/")[2]): json.loads(text) for key, text in found}
 
 
-def _store() -> Any:
+def store() -> Any:
+    """The client of the coordination service, and of its key-value store."""
     return _state().client
 
 
@@ -175,4 +176,4 @@ def _state() -> Any:
 
 
 def _read(key: str) -> Any:
-    return json.loads(_store().blocking_key_value_get(f"{_PLACE}/{key}", _DAY_MS))
+    return json.loads(store().blocking_key_value_get(f"{_PLACE}/{key}", _DAY_MS))

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from clipjax import process_log
+from clipjax import distributed, process_log
 from clipjax.distributed import Limits, process_index
 from clipjax.exit_codes import FAILED, PEER_LOST
 from clipjax.printable import message_text, traceback_text
@@ -134,13 +134,10 @@ _handler: Any = None  # ctypes lets go of what nobody holds
 
 def watch(limits: Limits) -> None:
     """Begins to look for failures of the others; nothing in a process on its own."""
-    from jax._src.distributed import global_state
-
     global _peers, _limits
     _limits = limits
-    if global_state.client is not None and (global_state.num_processes or 1) > 1:
-        number, count = global_state.process_id, global_state.num_processes
-        _peers = _Peers(global_state.client, number, count)
+    if distributed.num_joined() > 1:
+        _peers = _Peers(distributed.store(), process_index(), distributed.num_joined())
 
 
 @contextlib.contextmanager
@@ -203,7 +200,7 @@ def fail(error: BaseException, code: int, say: Callable[[], None]) -> None:
 
 
 def leave() -> None:
-    """Leaves the run with all others; what comes after it waits for nobody.
+    """Leaves the run with all others: behind it, JAX's own barrier finds all of them.
 
     Raises:
         TimeoutError: another process does not come to its end.
@@ -224,7 +221,6 @@ def leave() -> None:
     _peers.closed.set()
     _peers.thread.join()
     _peers = None
-    jax.distributed.shutdown()
 
 
 def guard(limits: Limits) -> None:

@@ -13,7 +13,6 @@ notice of a second signal, and of none but SIGTERM.
 """
 
 import contextlib
-import logging
 import os
 import signal
 import threading
@@ -36,6 +35,8 @@ _CLEAN_UP_S = 5.0  # that a command may take to end after Ctrl-C
 
 class StopRequestedError(Exception):
     """The run was asked to stop, at a place where it can."""
+
+    is_agreed = True  # all processes stop
 
 
 class Listener:
@@ -248,7 +249,7 @@ class PreemptionGuard:
                     self._decide(notes, distributed.told(_OVER), since or 0.0)
             distributed.tell(_OVER, {"asked": self._asked, "safe": False})
         except Exception as error:  # of the coordination service
-            logging.getLogger("absl").warning("requests to stop are no longer shared: %s", error)
+            process_log.write(f"requests to stop are no longer shared: {error}\n")
         with self._changed:
             self._changed.notify_all()
 
