@@ -208,6 +208,20 @@ class InitSettings:
     )
 
 
+_SECONDS = Optional(Number(0, 1e9, open_low=True))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StartTimeouts:
+    """config.start_timeouts: seconds after which a start that hangs ends with 82."""
+
+    data_s: float | None = _field(
+        6 * 3600.0, _SECONDS, "to open, index and hash the data, in all processes"
+    )
+    restore_s: float | None = _field(3600.0, _SECONDS, "to verify and restore a checkpoint")
+    compile_s: float | None = _field(3600.0, _SECONDS, "to compile the step of a stage")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
     """A whole config, typed and grouped as it is written; the defaults are here."""
@@ -289,10 +303,11 @@ class Settings:
     report: bool = _field(True, Flag(), "report.html at the end")
     hang_timeout_s: float | None = _field(
         1800.0,
-        Optional(Number(0, 1e9, open_low=True)),
+        _SECONDS,
         "no finished step in this time ends the process",
     )
     distributed: DistributedSettings = dataclasses.field(default_factory=DistributedSettings)
+    start_timeouts: StartTimeouts = dataclasses.field(default_factory=StartTimeouts)
     init: InitSettings = dataclasses.field(default_factory=InitSettings)
     plugins: tuple[Any, ...] = _field(
         (),

@@ -88,20 +88,23 @@ def train(experiment: Experiment, *, take_over: bool = False) -> TrainState:
         ValueError, CheckpointSaveError, ...: see the parts; nothing goes on silently.
     """
     settings, init = experiment.settings, experiment.resolved.init
-    distributed.agree(
-        {
-            "clipjax version": __version__,
-            "jax version": jax.__version__,
-            "config": experiment.resolved.config_sha256,
-            "dataset": experiment.metadata["dataset_fingerprint"],
-            "step of config.init.checkpoint": init.step_dir.name if init is not None else "",
-        }
-    )
+    limits = settings.start_timeouts
+    with Watchdog(limits.data_s, "waiting for the data of the other processes"):
+        distributed.agree(
+            {
+                "clipjax version": __version__,
+                "jax version": jax.__version__,
+                "config": experiment.resolved.config_sha256,
+                "dataset": experiment.metadata["dataset_fingerprint"],
+                "step of config.init.checkpoint": init.step_dir.name if init is not None else "",
+            }
+        )
     experiment.workdir.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack, peers.telling():  # before what is open closes, and may wait
         check_owner = stack.enter_context(owned(experiment.workdir, take_over=take_over))
-        program = fitting_program(experiment.resolved, experiment.program, experiment.workdir)
-        distributed.agree({"config.remat = auto": program.execution.remat})
+        with Watchdog(limits.compile_s, "compiling the step"):
+            program = fitting_program(experiment.resolved, experiment.program, experiment.workdir)
+            distributed.agree({"config.remat = auto": program.execution.remat})
         experiment = dataclasses.replace(experiment, program=program)
         manager = stack.enter_context(
             CheckpointManager(
@@ -114,13 +117,15 @@ def train(experiment: Experiment, *, take_over: bool = False) -> TrainState:
         )
         stack.callback(experiment.loader.close)
         stack.enter_context(experiment.program.scope())
-        start = find_start(
-            manager,
-            experiment.program.abstract_state,
-            lambda: experiment.program.create_state(settings.seed),
-            resume=settings.resume,
-            load_init=experiment.load_init,
-        )
+        with Watchdog(limits.restore_s, "restoring the state"):
+            faults.point("restore")
+            start = find_start(
+                manager,
+                experiment.program.abstract_state,
+                lambda: experiment.program.create_state(settings.seed),
+                resume=settings.resume,
+                load_init=experiment.load_init,
+            )
         _announce(experiment, start.step, start.source)
         if start.step > settings.total_steps:
             raise ValueError(
@@ -266,7 +271,9 @@ class Loop:
             return
         self.flush()
         try:
-            with self.clock_stopped(state):
+            limit_s = self.settings.hang_timeout_s
+            phase = self.watchdog.phase(f"the evaluations of step {step}", limit_s)
+            with phase, self.clock_stopped(state):
                 results = run_evals(due, eval_variables(state), beat=self.watchdog.beat)
         except StopRequestedError:
             raise
@@ -325,7 +332,10 @@ class Loop:
         with ExitStack() as stack:
             if index != self.stage:
                 _announce_stage(program, index, step)
+                limit_s = self.settings.start_timeouts.compile_s
+                stack.enter_context(self.watchdog.phase("compiling the step", limit_s))
                 stack.enter_context(self.clock_stopped(state))
+                faults.point("compile", step)
                 self.stage = index
             stack.enter_context(jax.transfer_guard("disallow"))
             state, metrics = program.stages[index].step(state, batch)
@@ -385,6 +395,7 @@ class Loop:
         )
         if not self.settings.report or is_done:
             return
+        faults.point("report")
         answers = collect_answers(self.experiment.evals, eval_variables(state))
         if distributed.is_lead():
             self.check_owner()

@@ -1,70 +1,97 @@
 """Ends a process that makes no progress."""
 
+import contextlib
 import faulthandler
 import os
 import threading
 import time
+from collections.abc import Iterator
 
+from clipjax import process_log
 from clipjax.exit_codes import HUNG
 
-_STDERR = 2  # the descriptor: whoever hangs may hold the lock of the stream
+_STDERR = process_log.STDERR  # the descriptor: whoever hangs may hold the lock of the stream
+_MAX_S = 1e9  # what no clock holds would end the watching thread, not the run
+_PAUSE_S = 5.0  # at most, between two looks
 
 
 class Watchdog:
     """Ends a process that makes no progress: a stuck collective raises nothing by itself.
 
-    Without `beat()` for `timeout_s`, all thread stacks go to standard error and the process exits
-    with `HUNG`. Use as a context manager around the loop.
+    Without `beat()` for the time that its phase may take, all thread stacks go to standard error
+    and the process exits with `HUNG`. Use as a context manager; one at a time.
 
     Args:
-        timeout_s: seconds that the slowest step, evaluation or compilation may take, up to 1e9;
-            None watches nothing.
+        timeout_s: seconds that the slowest piece of work may take, up to 1e9; None watches nothing.
+        phase: what is done, for the message.
 
     Raises:
-        ValueError: another value; what no clock holds would end the watching thread, not the run.
+        ValueError: another value.
     """
 
-    def __init__(self, timeout_s: float | None) -> None:
-        if timeout_s is not None and not 0 < timeout_s <= 1e9:
-            raise ValueError(
-                f"watchdog timeout of {timeout_s} s: give a positive number up to 1e9, or None"
-            )
-        self.timeout_s = timeout_s
+    def __init__(self, timeout_s: float | None, phase: str = "a step") -> None:
+        self._limit = _checked(timeout_s), phase
         self._last = time.monotonic()
         self._closed = threading.Event()
-        self._thread = threading.Thread(
-            target=self._watch, args=(timeout_s,), name="watchdog", daemon=True
-        )
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> "Watchdog":
-        self.beat()
-        if self.timeout_s is not None:
-            self._thread.start()
+        self._watch_from_now()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self._closed.set()
-        if self.timeout_s is None:
-            return
-        self._thread.join()
-        faulthandler.cancel_dump_traceback_later()
+        if self._thread is not None:
+            self._thread.join()
+            faulthandler.cancel_dump_traceback_later()
 
     def beat(self) -> None:
         """Says that something finished."""
         self._last = time.monotonic()
 
-    def _watch(self, timeout_s: float) -> None:
-        pause_s = min(timeout_s / 8, 5.0)
+    @contextlib.contextmanager
+    def phase(self, phase: str, timeout_s: float | None) -> Iterator[None]:
+        """Another time for what is done inside; before and after it the clock starts anew."""
+        before, self._limit = self._limit, (_checked(timeout_s), phase)
+        self._watch_from_now()
+        try:
+            yield
+        finally:
+            self.beat()
+            self._limit = before
+
+    def _watch_from_now(self) -> None:
+        self.beat()
+        if self._thread is None and self._limit[0] is not None:
+            self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+            self._thread.start()
+
+    def _watch(self) -> None:
+        pause_s = 0.0
         while not self._closed.wait(pause_s):
+            timeout_s, phase = self._limit
+            if timeout_s is None:
+                faulthandler.cancel_dump_traceback_later()
+                pause_s = _PAUSE_S
+                continue
+            pause_s = min(timeout_s / 8, _PAUSE_S)
             # This thread needs the interpreter's lock; a hang that holds the lock is ended by
             # faulthandler's own thread, which does not (its exit code is FAILED).
             faulthandler.dump_traceback_later(2 * timeout_s + 30, exit=True, file=_STDERR)
             if time.monotonic() - self._last > timeout_s:
-                self.give_up()
+                self.give_up(f"no progress for {timeout_s:g} s in {phase}")
 
-    def give_up(self) -> None:
+    def give_up(self, reason: str) -> None:
         """Writes the stacks of all threads and ends the process."""
-        text = f"clipjax: no progress for {self.timeout_s:g} s; stacks follow, then exit {HUNG}\n"
-        os.write(_STDERR, text.encode())
+        stacks = process_log.where() or "; stacks follow"
+        process_log.say(f"clipjax: {reason}, exit {HUNG}{stacks}")
         faulthandler.dump_traceback(file=_STDERR, all_threads=True)
         os._exit(HUNG)
+
+
+def _checked(timeout_s: float | None) -> float | None:
+    if timeout_s is not None and not 0 < timeout_s <= _MAX_S:
+        raise ValueError(
+            f"watchdog timeout of {timeout_s} s: give a positive number up to 1e9, or None"
+        )
+    return timeout_s

@@ -107,7 +107,7 @@ DOORS = {
     "sys.stderr": {"cli/output.py", "cli/logs.py", "cli/main.py", "printable.py"}
     | {"metric_writers.py", "process_log.py"},
     "sys.__stderr__": set(),
-    "os.write": {"process_log.py", "watchdog.py"},
+    "os.write": {"process_log.py"},
     "sys.__stdout__": set(),
 }
 

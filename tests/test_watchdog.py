@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ def test_a_process_that_hangs_is_ended_with_its_stacks():
         timeout=HANGS_S,
     )
     assert result.returncode == exit_codes.HUNG
-    assert "no progress for 0.5 s" in result.stderr and "in stuck_step" in result.stderr
+    assert "no progress for 0.5 s in a step" in result.stderr and "in stuck_step" in result.stderr
 
 
 def test_a_process_that_makes_progress_is_left_alone(monkeypatch):
@@ -45,7 +46,7 @@ def test_a_process_that_makes_progress_is_left_alone(monkeypatch):
 
     clock, given_up = Clock(), []
     monkeypatch.setattr(watchdogs, "time", clock)
-    monkeypatch.setattr(Watchdog, "give_up", lambda self: given_up.append(1))
+    monkeypatch.setattr(Watchdog, "give_up", lambda self, reason: given_up.append(1))
     with Watchdog(0.4) as watchdog:
         for _ in range(8):
             clock.now += 0.3
@@ -70,3 +71,18 @@ def test_none_is_no_watchdog():
         watchdog.beat()
     with Watchdog(60):  # negative control: a time starts its thread
         assert set(threading.enumerate()) > before
+
+
+def test_a_phase_has_a_time_of_its_own(monkeypatch):
+    given_up = []
+    monkeypatch.setattr(Watchdog, "give_up", lambda self, reason: given_up.append(reason))
+    with Watchdog(None) as watchdog:
+        with watchdog.phase("compiling", 0.05):
+            wait_until(lambda: given_up)
+        assert set(given_up) == {"no progress for 0.05 s in compiling"}
+    del given_up[:]
+    with Watchdog(0.2) as watchdog, watchdog.phase("compiling", None):
+        time.sleep(0.6)
+        assert given_up == []
+    with pytest.raises(ValueError, match="positive"), watchdog.phase("compiling", -1):
+        pass

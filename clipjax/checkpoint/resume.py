@@ -51,6 +51,7 @@ CHANGES = {
     "scan_unroll": "free",
     "seed": "fatal",
     "sharding": "free",
+    "start_timeouts": "free",
     "target": "free",
     "tensorboard": "free",
 }

@@ -4,10 +4,11 @@ import dataclasses
 
 from absl import flags, logging
 
-from clipjax import distributed, exit_codes, process_log, signals
+from clipjax import distributed, exit_codes, faults, process_log, signals
 from clipjax.cli import config_flag, opening
 from clipjax.cli.main import Failed, given, no_positional, print_results
 from clipjax.cli.output import show
+from clipjax.watchdog import Watchdog
 
 _CONFIG = config_flag.define()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; it resumes by itself.")
@@ -38,7 +39,10 @@ def main(argv: list[str]) -> int:
 
     limits = distributed.Limits(**dataclasses.asdict(resolved.settings.distributed))
     peers.guard(limits)
-    distributed.initialize(_DISTRIBUTED.value, limits)  # nothing before it has touched a device
+    # A little longer than the time after which joining itself says who did not come.
+    with Watchdog(limits.join_timeout_s + 60, "joining the other processes"):
+        faults.point("start.join")
+        distributed.initialize(_DISTRIBUTED.value, limits)  # nothing before it touched a device
     peers.watch(limits)
     if (guard := signals.active()) is not None:
         guard.share()
@@ -56,7 +60,10 @@ def main(argv: list[str]) -> int:
     from clipjax.train import NumericError, PreemptedError, train
 
     try:
-        experiment = build_experiment(resolved, workdir)
+        with Watchdog(resolved.settings.start_timeouts.data_s, "opening the data"):
+            faults.point("start.data")
+            experiment = build_experiment(resolved, workdir)
+        faults.point("start.train")
         process_log.keep(distributed.process_index())
         if _EVAL.value:
             results = evaluate(experiment, _EVAL.value)
