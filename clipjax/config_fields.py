@@ -169,6 +169,11 @@ class CheckpointSettings:
     keep_every: int | None = _field(
         None, Optional(whole()), "multiples of this step are never deleted"
     )
+    best: str = _field(
+        "",
+        Text("a metric of `evals`, `zero_shot/imagenet/top1`; or empty"),
+        "the step with its largest value is kept, too; `-` in front: the smallest",
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

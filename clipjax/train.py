@@ -111,6 +111,7 @@ def train(experiment: Experiment, *, take_over: bool = False) -> TrainState:
                 experiment.workdir / CHECKPOINTS,
                 keep=settings.checkpoint.keep,
                 keep_every=settings.checkpoint.keep_every,
+                best=settings.checkpoint.best,
                 metadata=experiment.metadata,
                 check_owner=check_owner,
             )
@@ -207,6 +208,7 @@ class Loop:
         self.devices = DeviceClock()
         stack.callback(self.devices.close)
         self.start = start
+        self.is_best = False  # the step whose evaluation was the last one
         self.stage: int | None = None  # of the program, that the last step belongs to
         self.clock = time.monotonic()
         self.logged_step = start
@@ -283,6 +285,7 @@ class Loop:
             raise
         self.check_owner()
         self.writer.write_evals(step, flat_metrics(results))
+        self.is_best = self.manager.measured(step, flat_metrics(results))
         if last and distributed.is_lead():
             self.write_results(step, results)
 
@@ -307,6 +310,7 @@ class Loop:
         stop = self.guard.should_stop()
         last = step == self.settings.total_steps
         due = step > self.start and step % self.settings.checkpoint.every_steps == 0
+        due, self.is_best = due or self.is_best, False
         if last or (due and not stop):
             self.save_now(step, state, block=last)
         if stop and (not last or self.experiment.evals or self.settings.report):

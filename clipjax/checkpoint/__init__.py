@@ -1,5 +1,6 @@
 """Checkpoints: saving and resuming a run, and parameters for evaluation and fine-tuning."""
 
+from clipjax.checkpoint.best import check_best
 from clipjax.checkpoint.choice import (
     Choice,
     choose_step,

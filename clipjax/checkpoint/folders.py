@@ -161,14 +161,16 @@ def delete(path: Path) -> None:
         logging.warning("%s is not deleted yet: %s; it is tried again later", path, error)
 
 
-def delete_old_steps(directory: Path, *, keep: int, keep_every: int | None) -> None:
-    """Deletes what retention gives up, and what cut-off saves left behind.
+def delete_old_steps(
+    directory: Path, *, keep: int, keep_every: int | None, best: int | None = None
+) -> None:
+    """Deletes what retention gives up, and what cut-off saves left behind; `best` stays.
 
     Called after a commit, so that the newest step that stays has just been hashed.
     """
     sweep(directory, UNFINISHED, DELETING)
     for step in committed_steps(directory)[:-keep]:
-        if keep_every is None or step % keep_every:
+        if step != best and (keep_every is None or step % keep_every):
             # Renamed first, so that a half-deleted folder is never taken for a save.
             try:
                 faults.point("save.rename_old")

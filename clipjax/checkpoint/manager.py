@@ -6,12 +6,14 @@ A save goes through these stages; a process may die between any two of them:
     | hash leaves and files | write the manifest, flush, rename: the step counts from here on
     | delete the steps that retention gives up
 
-The loop waits for the copy only. Everything after it runs in a thread, whose error comes out of
+The loop waits for the copy only (and where several processes save, until all have begun). On a CPU
+its memory is kept for the next one. Everything after it runs in a thread, whose error comes out of
 the next `save`, `check_for_errors`, `wait_until_finished` or `close`, and again out of each later
 one: a run cannot end well after a save that failed.
 """
 
 import contextlib
+import dataclasses
 import errno
 import os
 import shutil
@@ -28,19 +30,23 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from clipjax import faults
 from clipjax.checkpoint import choice, folders
 from clipjax.checkpoint import manifest as manifests
-from clipjax.checkpoint.manifest import DamagedCheckpointError, commit_step
+from clipjax.checkpoint.best import BestStep
+from clipjax.checkpoint.manifest import DamagedCheckpointError, commit_step, hash_own_files
 from clipjax.checkpoint.ownership import WorkdirTakenError
 from clipjax.checkpoint.restore import restore_step
 from clipjax.checkpoint.resume import check_resume
 from clipjax.checkpoint.snapshot import (
-    HostLeaf,
+    HostMemory,
+    NonFiniteStateError,
+    Snapshot,
     check_arrays,
     check_finite,
+    hash_blocks,
     record_leaves,
     take_snapshot,
 )
 from clipjax.checkpoint.tokenizer import attach_tokenizer
-from clipjax.distributed import gather, is_lead
+from clipjax.distributed import gather, gather_at_lead, is_lead
 from clipjax.trees import count_bytes
 
 MAX_FALLBACKS = 2
@@ -62,6 +68,8 @@ class CheckpointManager:
             processes share.
         keep: how many of the newest steps stay.
         keep_every: multiples of this step number stay for good.
+        best: a metric; the step with its largest value stays, too, and with `-` in front that with
+            the smallest.
         metadata: what the run is: `config`, `contract`, `dataset_fingerprint`,
             `global_batch_size`, `seed`. Stored with each step and compared at resume. The file of
             the contract's tokenizer is copied into each step.
@@ -80,6 +88,7 @@ class CheckpointManager:
         *,
         keep: int = 3,
         keep_every: int | None = None,
+        best: str = "",
         metadata: Mapping[str, Any],
         check_owner: Callable[[], None] = lambda: None,
     ) -> None:
@@ -95,12 +104,14 @@ class CheckpointManager:
         self._check_owner = check_owner
         self._keep = keep
         self._keep_every = keep_every
+        self._best = BestStep(best, self.directory)
         self._metadata = manifests.check_metadata(metadata)
         # Read now: the file may be gone by the time that a step is committed.
         contract, self._attachments = attach_tokenizer(self._metadata["contract"])
         self._metadata["contract"] = contract
         self.restored: manifests.Manifest | None = None
         self._orbax: ocp.CheckpointManager | None = None
+        self._memory = HostMemory()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._error_was_raised = False
@@ -134,7 +145,8 @@ class CheckpointManager:
             block: wait until the step is committed.
 
         Raises:
-            NonFiniteStateError: the parameters hold NaN or infinity.
+            NonFiniteStateError: the parameters hold NaN or infinity; where one process copies its
+                state, as on a CPU, it comes out later, as every error of a save.
             CheckpointSaveError: no space, or an earlier save failed.
             ValueError: the directory holds a later step already, or a leaf is no array of numbers.
         """
@@ -145,28 +157,47 @@ class CheckpointManager:
             self._check_owner()
         faults.point("save.before_copy", step)
         check_arrays(state)
-        check_finite(state, step)
-        orbax = self._open()
+        self._open()
         self.check_free_space(count_bytes(state))
-        snapshot, leaves = take_snapshot(state)
-        items = ocp.args.Composite(
-            state=ocp.args.StandardSave(snapshot),
-            config=ocp.args.JsonSave(self._metadata["config"]),
-        )
-        try:
-            # Orbax moves small host values to devices, which the loop's transfer guard forbids.
-            with jax.transfer_guard("allow"):
-                orbax.save(step, args=items, force=True)
-        except Exception as error:
-            self._fail(step, error)
-            self.check_for_errors()
-        faults.point("save.mid_write", step)
+        snapshot = take_snapshot(state, self._memory)
+        # Of one process's own copy nothing is in a hurry. Several begin together, and what is
+        # still the state itself has to be read before the next step takes it.
+        begins_here = jax.process_count() > 1 or not snapshot.is_copy
+        if begins_here:
+            try:
+                self._begin(step, snapshot)
+            except Exception as error:
+                self._fail(step, error)
+                self.check_for_errors()
         self._thread = threading.Thread(
-            target=self._finish, args=(step, leaves, bad_examples), name="commit"
+            target=self._finish,
+            args=(step, snapshot, bad_examples, begins_here, self._best.step),
+            name="commit",
         )
         self._thread.start()
         if block:
             self.wait_until_finished()
+
+    def measured(self, step: int, metrics: Mapping[str, float]) -> bool:
+        """Takes note of what was measured at a step; a collective.
+
+        A step that is saved already gets it into its manifest, and a later one as it is saved.
+
+        Returns:
+            Whether it is the best step so far by `best`.
+
+        Raises:
+            ValueError: the evaluation that `best` names does not measure it.
+        """
+        self._best.see(step, metrics)
+        found = self._best.metrics_of(step)
+        if found:
+            self.wait_until_finished()
+            if self._is_saved(step) and is_lead():
+                step_dir = self.directory / str(step)
+                manifest = manifests.read_manifest(step_dir)
+                manifests.write_manifest(step_dir, dataclasses.replace(manifest, metrics=found))
+        return self._best.step == step
 
     def restore_latest(self, abstract_state: Any) -> tuple[Any, int] | None:
         """Restores the newest step that is whole.
@@ -320,33 +351,79 @@ class CheckpointManager:
             )
             self.check_for_errors()
 
+    def _begin(self, step: int, snapshot: Snapshot) -> None:
+        """Lets Orbax begin to write a state that is finite."""
+        check_finite(snapshot.state, step)
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(snapshot.state),
+            config=ocp.args.JsonSave(self._metadata["config"]),
+        )
+        # Orbax moves small host values to devices, which the loop's transfer guard forbids.
+        with jax.transfer_guard("allow"):
+            self._open().save(step, args=items, force=True)
+        faults.point("save.mid_write", step)
+
+    def _write(self, step: int, snapshot: Snapshot, has_begun: bool) -> dict[str, Any]:
+        """Waits until all processes have written their shards; returns what this one hashed."""
+        if not has_begun:
+            self._begin(step, snapshot)
+        blocks = hash_blocks(snapshot)  # while Orbax writes
+        assert self._orbax is not None
+        self._orbax.wait_until_finished()
+        self._orbax.check_for_errors()
+        faults.point("save.before_manifest", step)
+        step_dir = self.directory / str(step)
+        files = {} if is_lead() else hash_own_files(step_dir, jax.process_index())
+        return {"blocks": blocks, "files": files}
+
     def _finish(
-        self, step: int, leaves: list[HostLeaf], bad_examples: Mapping[str, Any] | None
+        self,
+        step: int,
+        snapshot: Snapshot,
+        bad_examples: Mapping[str, Any] | None,
+        has_begun: bool,
+        best: int | None,
     ) -> None:
         """Commits a step; runs in a thread."""
+        found = None
         try:
-            records = record_leaves(leaves) if is_lead() else ()  # while Orbax writes
-            assert self._orbax is not None
-            self._orbax.wait_until_finished()  # until all processes have written their shards
-            self._orbax.check_for_errors()
-            faults.point("save.before_manifest", step)
+            found = self._write(step, snapshot, has_begun)
+        except BaseException as error:
+            self._fail(step, error)
+        try:
+            # Those that failed say so: the lead waits for all.
+            everybody = gather_at_lead(f"digests/{step}", found)
+            if found is None:
+                return
             if is_lead():
+                if None in everybody:
+                    raise RuntimeError("another process failed, and its own message says why")
                 self._check_owner()
                 step_dir = self.directory / str(step)
                 commit_step(
-                    step_dir, step, records, self._metadata, self._attachments, bad_examples
+                    step_dir,
+                    step,
+                    record_leaves(
+                        snapshot, [block for each in everybody for block in each["blocks"]]
+                    ),
+                    self._metadata,
+                    self._attachments,
+                    bad_examples,
+                    metrics=self._best.metrics_of(step),
+                    known={k: v for each in everybody for k, v in each["files"].items()},
                 )
                 logging.info("saved step %d to %s", step, step_dir)
                 faults.point("save.before_delete", step)
                 folders.delete_old_steps(
-                    self.directory, keep=self._keep, keep_every=self._keep_every
+                    self.directory, keep=self._keep, keep_every=self._keep_every, best=best
                 )
         except BaseException as error:
             self._fail(step, error)
 
     def _fail(self, step: int, error: BaseException) -> None:
         """Keeps a save's error for the main thread, and gives back the space it took."""
-        if isinstance(error, WorkdirTakenError):  # what is there is another's
+        # Of the first, what is there is another's; the second wrote nothing.
+        if isinstance(error, WorkdirTakenError | NonFiniteStateError):
             self._error = error
             return
         text = f"{type(error).__name__}: {error}"

@@ -37,14 +37,33 @@ class DamagedCheckpointError(RuntimeError):
 class LeafRecord:
     """One array of the state.
 
-    `sha256` is that of the global array's bytes in C order. It is None for an array that no single
-    process held when it was saved; the digests of the files vouch for that one.
+    `sha256` is that of the global array's bytes in C order. It is None for an array that lay on the
+    devices of several processes in blocks when it was saved: `blocks` are their digests then, in C
+    order of their grid. Older checkpoints hold neither for such an array; the digests of the files
+    vouch for that one.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     sha256: str | None
+    block_shape: tuple[int, ...] = ()
+    blocks: tuple[str, ...] = ()
+
+    def grid(self) -> list[tuple[slice, ...]]:
+        """Where its blocks lie; one that is all of it has the index ()."""
+        if not self.block_shape:
+            return [()]
+        counts = [n // b for n, b in zip(self.shape, self.block_shape, strict=True)]
+        return [
+            tuple(slice(i * b, (i + 1) * b) for i, b in zip(place, self.block_shape, strict=True))
+            for place in np.ndindex(*counts)
+        ]
+
+    def digests(self) -> list[tuple[tuple[slice, ...], str]]:
+        """The digests that there are, and the part of the array that each is of."""
+        digests = self.blocks if self.sha256 is None else (self.sha256,)
+        return list(zip(self.grid(), digests, strict=True)) if digests else []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +96,8 @@ class Manifest:
     format_version: int = FORMAT_VERSION
     # What was replaced of the data up to this step, by reason: data/loading/bad_examples.py.
     bad_examples: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    # What was measured at this step, if steps are compared by it: config.checkpoint.best.
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def roots(self) -> set[str]:
@@ -134,14 +155,30 @@ def manifest_digest(step_dir: str | os.PathLike[str]) -> str | None:
     return retry(lambda: sha256_of_file(path), f"reading {path}") if is_file(path) else None
 
 
-def record_files(step_dir: Path) -> tuple[FileRecord, ...]:
-    """Sizes and digests of all files below a step folder, the manifest excepted."""
+def record_files(step_dir: Path, known: Mapping[str, str] | None = None) -> tuple[FileRecord, ...]:
+    """Sizes and digests of all files below a step folder, the manifest excepted.
+
+    Args:
+        step_dir: the folder.
+        known: digests that other processes found, by path.
+    """
     paths = sorted(p for p in step_dir.rglob("*") if p.is_file())
+    names = {path: path.relative_to(step_dir).as_posix() for path in paths}
     return tuple(
-        FileRecord(path.relative_to(step_dir).as_posix(), path.stat().st_size, sha256_of_file(path))
-        for path in paths
+        FileRecord(name, path.stat().st_size, (known or {}).get(name) or sha256_of_file(path))
+        for path, name in names.items()
         if path.parent != step_dir or not path.name.startswith(MANIFEST)
     )
+
+
+def hash_own_files(step_dir: Path, process: int) -> dict[str, str]:
+    """SHA-256 of the files that a process of several wrote, by path; what it does not see is not
+    among them, and the lead hashes it."""
+    found = {}
+    for folder in step_dir.glob(f"*/ocdbt.process_{process}"):  # the name is Orbax's
+        for record in record_files(folder):
+            found[f"{folder.relative_to(step_dir).as_posix()}/{record.path}"] = record.sha256
+    return found
 
 
 def commit_step(
@@ -151,8 +188,14 @@ def commit_step(
     metadata: Mapping[str, Any],
     attachments: Mapping[str, bytes],
     bad_examples: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, float] | None = None,
+    known: Mapping[str, str] | None = None,
 ) -> None:
-    """Hashes the files of a step whose arrays are written, and writes its manifest."""
+    """Hashes the files of a step whose arrays are written, and writes its manifest.
+
+    Args:
+        known: digests of files that other processes found, by path.
+    """
     for path, data in attachments.items():
         file = step_dir / path
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -161,10 +204,11 @@ def commit_step(
     manifest = Manifest(
         step=step,
         leaves=leaves,
-        files=record_files(step_dir),
+        files=record_files(step_dir, known),
         versions={"clipjax": __version__, "python": platform.python_version(), **versions},
         config_sha256=digest(metadata["config"]),
         bad_examples=dict(bad_examples or {}),
+        metrics=dict(metrics or {}),
         **metadata,
     )
     write_manifest(step_dir, manifest)
@@ -173,6 +217,12 @@ def commit_step(
 def write_manifest(step_dir: Path, manifest: Manifest) -> None:
     """Commits a step: writes its manifest beside the data, flushes it to disk and renames it."""
     fields = dataclasses.asdict(manifest)
+    # An older clipjax reads what has none of these.
+    if not fields["metrics"]:
+        del fields["metrics"]
+    for leaf in fields["leaves"]:
+        if not leaf["blocks"]:
+            del leaf["block_shape"], leaf["blocks"]
     # The manifest vouches for everything else, so it vouches for itself as well.
     fields["manifest_sha256"] = digest(fields)
     with replacing(step_dir / MANIFEST) as temporary:
@@ -221,7 +271,8 @@ def read_manifest(step_dir: str | os.PathLike[str]) -> Manifest:
     except ValueError as error:
         raise DamagedCheckpointError(f"{path} is not a manifest: {error}") from error
     fields["leaves"] = tuple(
-        LeafRecord(**{**leaf, "shape": tuple(leaf["shape"])}) for leaf in fields["leaves"]
+        LeafRecord(**{k: tuple(v) if isinstance(v, list) else v for k, v in leaf.items()})
+        for leaf in fields["leaves"]
     )
     fields["files"] = tuple(FileRecord(**file) for file in fields["files"])
     return Manifest(**fields)

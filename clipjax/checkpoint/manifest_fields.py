@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +11,7 @@ from clipjax import __version__
 from clipjax.ranges import Choice, Group, Many, Number, Optional, Rule, Text, show, whole
 
 _MAX_INT = 2**63 - 1
+_MAX_FLOAT = sys.float_info.max
 _COUNT = whole(0, _MAX_INT)
 _DTYPES = (
     *("bool", "bfloat16", "float16", "float32", "float64"),
@@ -31,12 +33,15 @@ FIELDS: dict[str, Rule] = {
     "config_sha256": Text(),
     "format_version": whole(),
     "bad_examples": Group("reason -> count"),
+    "metrics": Group("metric -> value"),
 }
 LEAF: dict[str, Rule] = {
     "name": Text("a name", may_be_empty=False),
     "shape": Many(whole(0, _LARGEST_LEAF), "sizes"),
     "dtype": Choice(_DTYPES),
     "sha256": Optional(Text(), "not known"),
+    "block_shape": Many(whole(1, _LARGEST_LEAF), "sizes"),
+    "blocks": Many(Text(), "SHA-256 digests"),
 }
 FILE: dict[str, Rule] = {
     "path": Text("a path inside the step's folder", may_be_empty=False),
@@ -44,7 +49,7 @@ FILE: dict[str, Rule] = {
     "sha256": Text(),
 }
 CONTRACT = ("model", "preprocess", "logit_scale", "tokenizer", "plugins")
-_OPTIONAL = ("bad_examples",)
+_OPTIONAL = ("bad_examples", "metrics", "block_shape", "blocks")
 
 
 class NewerError(ValueError):
@@ -62,6 +67,8 @@ def check_manifest(fields: Mapping[str, Any]) -> None:
     _check_group(fields, FIELDS, "", writer)
     for name, text in fields["versions"].items():
         Text().check(text, f"versions.{name}")
+    for name, value in fields.get("metrics", {}).items():
+        Number(-_MAX_FLOAT, _MAX_FLOAT).check(value, f"metrics.{show(name)[1:-1]}")
     for number, leaf in enumerate(fields["leaves"]):
         path = f"leaves[{number}]"
         _check_group(leaf, LEAF, f"{path}.", writer)
@@ -70,6 +77,7 @@ def check_manifest(fields: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"{path}.shape = {show(leaf['shape'])}: no array has so many axes or elements"
             )
+        _check_blocks(leaf, path)
     for number, file in enumerate(fields["files"]):
         path = f"files[{number}]"
         _check_group(file, FILE, f"{path}.", writer)
@@ -90,6 +98,23 @@ def check_manifest(fields: Mapping[str, Any]) -> None:
     evals = fields["config"].get("evals", {})
     if not _is_map(evals) or not all(map(_is_map, evals.values())):
         raise ValueError(f"config.evals = {show(evals)}: expected name -> a dict")
+
+
+def _check_blocks(leaf: Mapping[str, Any], path: str) -> None:
+    sizes, blocks = leaf.get("block_shape", []), leaf.get("blocks", [])
+    if not sizes and not blocks:
+        return
+    pairs = list(zip(leaf["shape"], sizes, strict=False))
+    count = math.prod(n // b for n, b in pairs)
+    fits = len(sizes) == len(leaf["shape"]) and not any(n % b for n, b in pairs)
+    if not fits or count != len(blocks) or leaf["sha256"] is not None:
+        raise ValueError(
+            f"{path} has {len(blocks)} blocks of {show(sizes)}: they do not make up an array of "
+            f"{show(leaf['shape'])} that has no digest as a whole"
+        )
+    for digest in blocks:
+        if not _SHA256.fullmatch(digest):
+            raise ValueError(f"{path}.blocks holds {show(digest)}: expected 64 hex digits")
 
 
 def newer(where: str, writer: Any = None) -> str:

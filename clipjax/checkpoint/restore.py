@@ -159,16 +159,19 @@ def system_errors() -> Iterator[None]:
 
 
 def verify_state(manifest: Manifest, tree: Any) -> None:
-    """Checks the arrays that this process holds whole against the manifest's digests.
+    """Checks the arrays, or blocks, that this process holds whole against their digests.
 
     Raises:
         DamagedCheckpointError: names the first leaf that differs.
     """
-    digests = {record.name: record.sha256 for record in manifest.leaves}
+    records = {record.name: record for record in manifest.leaves}
     for name, leaf in flatten_with_names(tree):
-        value = None if digests[name] is None else host_value(leaf)
-        if value is not None and manifests.digest_array(value) != digests[name]:
-            raise DamagedCheckpointError(f"leaf {name} does not match its SHA-256 in the manifest")
+        for index, digest in records[name].digests():
+            value = host_value(leaf, index)
+            if value is not None and manifests.digest_array(value) != digest:
+                raise DamagedCheckpointError(
+                    f"leaf {name} does not match its SHA-256 in the manifest"
+                )
 
 
 def check_leaves(records: Iterable[LeafRecord], abstract_state: Any, *, where: str) -> None:
@@ -258,7 +261,7 @@ def _load_root(
         {r.name: jax.ShapeDtypeStruct(r.shape, jnp.dtype(r.dtype)) for r in records}
     )
     with naming_older_steps(step_dir):
-        if any(r.sha256 is None for r in records):
+        if any(not r.digests() for r in records):
             manifests.verify_files(step_dir, manifest.files)  # nothing else vouches for these
         try:
             tree = restore_tree(step_dir, abstract, partial=True)

@@ -64,6 +64,13 @@ class Retrieval(Evaluation):
                 "of it says, and holds no captions: evaluate it by zero_shot"
             )
 
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """What `run` gives."""
+        ways = ("image_retrieval", "text_retrieval")
+        recalls = (f"{way}_recall@{k}" for way in ways for k in self.ks)
+        return (*recalls, "num_images", "num_texts", "num_rows")
+
     def run(self, params: PyTree) -> dict[str, float]:
         """Evaluates the model on every image and every caption, each counted once.
 

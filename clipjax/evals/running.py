@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,8 +30,8 @@ class ScheduledEval:
         key: of the entry in the config.
         name: what it is of.
         every_steps: of training; 0 runs it at the end only.
-        eval: has `run(params) -> dict[str, float]`; perhaps `about() -> dict`, plain JSON: what its
-            numbers depend on.
+        eval: has `run(params) -> dict[str, float]`; perhaps `metric_names`, the keys of that, and
+            `about() -> dict`, plain JSON: what its numbers depend on.
     """
 
     key: str
@@ -123,6 +124,24 @@ def flat_metrics(results: Iterable[EvalResult]) -> dict[str, float]:
         for result in results
         for metric, value in result.metrics.items()
     }
+
+
+def list_metrics(evals: Iterable[ScheduledEval]) -> tuple[dict[str, int], list[str]]:
+    """Lists what evaluations measure, before any is run.
+
+    Returns:
+        `<kind>/<dataset>/<metric>` -> every how many steps, 0 at the end only; and the beginnings
+        of the names of those that have no `metric_names`.
+    """
+    results, unknown = [], []
+    for scheduled in evals:
+        names = getattr(scheduled.eval, "metric_names", None)
+        if names is None:
+            unknown.append(f"{scheduled.name.prefix}/")
+        else:
+            metrics = dict.fromkeys(names, scheduled.every_steps)
+            results.append(EvalResult(name=scheduled.name, metrics=metrics))
+    return {k: math.ceil(v) for k, v in flat_metrics(with_means(results)).items()}, unknown
 
 
 def model_facts(

@@ -270,6 +270,11 @@ class ZeroShot(Evaluation):
                 f"0 to {count - 1}"
             )
 
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """What `run` gives."""
+        return ("top1", "top5", "mean_per_class_recall", "num_examples", "num_classes")
+
     def _metrics(self, counts: dict[str, jax.Array], reader: ImageReader) -> dict[str, float]:
         recall = jax.jit(mean_per_class_recall)(
             counts["hits_per_class"], counts["examples_per_class"]

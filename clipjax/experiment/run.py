@@ -10,7 +10,7 @@ from absl import logging
 
 from clipjax import evals
 from clipjax.building import ANY_MODULE
-from clipjax.checkpoint import LoadReport, make_contract
+from clipjax.checkpoint import LoadReport, check_best, make_contract
 from clipjax.config_fields import Settings
 from clipjax.data.images.naflex import make_preprocess
 from clipjax.data.images.preprocess import Preprocess
@@ -20,7 +20,7 @@ from clipjax.data.source import DataSource
 from clipjax.data.sources import make_source
 from clipjax.distributed import is_lead
 from clipjax.encoding.batches import make_encode_fns
-from clipjax.evals.running import ScheduledEval
+from clipjax.evals.running import ScheduledEval, list_metrics
 from clipjax.experiment.program import Program, build_program
 from clipjax.experiment.resolving import Resolved
 from clipjax.experiment.start import make_load_init
@@ -132,7 +132,7 @@ def _build_evals(
     """Builds config.evals on opened sources."""
     settings, spec = resolved.settings, resolved.spec
     encode = make_encode_fns(program.model, spec["preprocess"], dtype=settings.dtype)
-    return evals.build_evals(
+    built = evals.build_evals(
         settings.evals,
         sources,
         path="config.evals",
@@ -145,6 +145,8 @@ def _build_evals(
         tokenizer=tokenizer,
         mesh=program.mesh,
     )
+    check_best(settings.checkpoint.best, *list_metrics(built))
+    return built
 
 
 def _open(spec: Any, path: str) -> DataSource:

@@ -100,9 +100,9 @@ def test_save_does_not_wait_for_hashing(tmp_path, kit, monkeypatch):
     go_on = threading.Event()
     original = manifests.record_files
 
-    def slow(step_dir):
+    def slow(*arguments):
         assert go_on.wait(30)
-        return original(step_dir)
+        return original(*arguments)
 
     monkeypatch.setattr(manifests, "record_files", slow)
     with kit.manager(tmp_path) as manager:
@@ -226,9 +226,13 @@ def test_error_number_of_a_full_disk_is_told_plainly(tmp_path, kit, monkeypatch)
 def test_parameters_that_are_not_finite_are_refused(tmp_path, kit, root, value):
     state = kit.make_state(1, ema=True)
     bad = getattr(state, root) | {"logit_scale": jnp.float32(value)}
+    with (
+        pytest.raises(NonFiniteStateError, match=f"step 1.*{root}/logit_scale"),
+        kit.manager(tmp_path) as manager,
+    ):
+        manager.save(1, state.replace(**{root: bad}))  # and it comes out behind the loop
+    assert steps_in(tmp_path) == []
     with kit.manager(tmp_path) as manager:
-        with pytest.raises(NonFiniteStateError, match=f"step 1.*{root}/logit_scale"):
-            manager.save(1, state.replace(**{root: bad}))
         # A moment may be infinite, and a good state can still be saved.
         manager.save(1, state.replace(skipped=jnp.float32(np.inf)))
     assert steps_in(tmp_path) == ["1"]

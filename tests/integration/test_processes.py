@@ -1,5 +1,6 @@
 """Two processes joined by launch/local.sh train and evaluate as one process does."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -7,8 +8,13 @@ import re
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+
+from clipjax.checkpoint import DamagedCheckpointError, read_manifest
+from clipjax.checkpoint.restore import restore_tree, verify_state
+from clipjax.trees import unflatten_names
 
 
 @pytest.fixture
@@ -36,6 +42,23 @@ def test_two_processes_get_the_losses_of_one(two, reference, losses_of, tmp_path
     one, two = losses_of(reference), losses_of(tmp_path)
     assert one.keys() == two.keys()
     np.testing.assert_allclose([two[s] for s in one], list(one.values()), rtol=2e-5)
+    check_blocks(tmp_path / "checkpoints" / str(max(two)))
+
+
+def check_blocks(step_dir):
+    """What lay in two processes was hashed in blocks; one process compares with those."""
+    manifest = read_manifest(step_dir)
+    assert all(leaf.digests() for leaf in manifest.leaves)
+    in_blocks = [leaf for leaf in manifest.leaves if leaf.blocks]
+    assert in_blocks and {len(leaf.blocks) for leaf in in_blocks} == {2}
+    shapes = {leaf.name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in manifest.leaves}
+    state = restore_tree(step_dir, unflatten_names(shapes), partial=True)
+    verify_state(manifest, state)
+    for leaf in in_blocks:
+        wrong = dataclasses.replace(leaf, blocks=("0" * 64, *leaf.blocks[1:]))
+        others = (x for x in manifest.leaves if x.name != leaf.name)
+        with pytest.raises(DamagedCheckpointError, match=leaf.name):
+            verify_state(dataclasses.replace(manifest, leaves=(*others, wrong)), state)
 
 
 @pytest.mark.slow  # at its end, the run above evaluates in two processes
