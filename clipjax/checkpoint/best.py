@@ -83,7 +83,7 @@ def _values_of(name: str, directory: Path) -> dict[str, float]:
     for step in folders.committed_steps(directory):
         try:
             metrics = manifests.read_manifest(directory / str(step)).metrics
-        except (manifests.DamagedCheckpointError, ValueError, OSError) as error:
+        except manifests.DamagedCheckpointError as error:
             logging.warning("step %d is not compared: %s", step, error)
             continue
         if name in metrics:
