@@ -390,11 +390,11 @@ class CheckpointManager:
             found = self._write(step, snapshot, has_begun)
         except BaseException as error:
             self._fail(step, error)
+            if is_lead():
+                return  # the others may wait for this one
         try:
             # Those that failed say so: the lead waits for all.
             everybody = gather_at_lead(f"digests/{step}", found)
-            if found is None:
-                return
             if is_lead():
                 if None in everybody:
                     raise RuntimeError("another process failed, and its own message says why")

@@ -81,7 +81,7 @@ class HostMemory:
             for shard in leaf.addressable_shards:
                 work[number, str(shard.index)] = shard.data  # replicas share one copy
         keys = sorted(work, key=lambda key: -work[key].nbytes)
-        with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), 8)) as pool:
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
             list(pool.map(lambda key: self._copy_block(key, work[key]), keys))
 
         def copied(number: int, leaf: jax.Array) -> jax.Array:
