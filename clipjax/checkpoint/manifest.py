@@ -271,7 +271,9 @@ def read_manifest(step_dir: str | os.PathLike[str]) -> Manifest:
     except ValueError as error:
         raise DamagedCheckpointError(f"{path} is not a manifest: {error}") from error
     fields["leaves"] = tuple(
-        LeafRecord(**{k: tuple(v) if isinstance(v, list) else v for k, v in leaf.items()})
+        LeafRecord(
+            **leaf | {key: tuple(value) for key, value in leaf.items() if isinstance(value, list)}
+        )
         for leaf in fields["leaves"]
     )
     fields["files"] = tuple(FileRecord(**file) for file in fields["files"])

@@ -75,7 +75,7 @@ class HostMemory:
 
     def copy(self, state: Any) -> Any:
         """Copies a tree of jax.Arrays of CPU devices; it holds until the next copy is made."""
-        leaves, tree = jax.tree.flatten(state)
+        leaves, tree = jax.tree.leaves(state), jax.tree.structure(state)
         work = {}
         for number, leaf in enumerate(leaves):
             for shard in leaf.addressable_shards:
@@ -92,7 +92,8 @@ class HostMemory:
             ]
             return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, parts)
 
-        return tree.unflatten(copied(number, leaf) for number, leaf in enumerate(leaves))
+        copies = [copied(number, leaf) for number, leaf in enumerate(leaves)]
+        return jax.tree.unflatten(tree, copies)
 
     def _copy_block(self, key: tuple[int, str], data: jax.Array) -> None:
         source = np.asarray(data)
@@ -176,6 +177,7 @@ def _owners(
 ) -> dict[tuple[int, ...], list[int]]:
     """Where the blocks of an array begin, in C order, and the processes that hold each."""
     found: dict[tuple[int, ...], set[int]] = defaultdict(set)
+    device: Any
     for device, index in sharding.devices_indices_map(shape).items():
         found[_start(index)].add(device.process_index)
     return {start: sorted(found[start]) for start in sorted(found)}

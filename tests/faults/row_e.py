@@ -6,14 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
-import numpy as np
-
-from clipjax.checkpoint import read_manifest
-from clipjax.checkpoint.restore import restore_tree
 from clipjax.files import sha256
-from clipjax.trees import flatten_with_names, unflatten_names
 from tests.faults.row import Row, Trial
+from tests.helpers.checkpoints import saved_arrays
 from tests.helpers.xla_flags import COUNT, QUICK
 
 ROOT = Path(__file__).parents[2]
@@ -41,13 +36,13 @@ def train(trial, workdir, processes, devices, *flags, **environment):
         command.append("train")
     kept = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "CLIPJAX_FAULT")}
     kept["PYTHONPATH"] = f"{ROOT}{os.pathsep}{kept.get('PYTHONPATH', '')}"
+    kept.setdefault("JAX_COMPILATION_CACHE_DIR", str(trial.shared / "compiled"))
     return subprocess.run(
         [*command, CONFIG, f"--workdir={workdir}", *flags],
         cwd=ROOT,
         env={
             **kept,
             "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(trial.shared / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "XLA_FLAGS": " ".join([*QUICK, f"{COUNT}={devices}"]),
             **environment,
@@ -72,16 +67,6 @@ def reference(trial):
         assert done.returncode == 0, done.stderr[-2000:]
         made.rename(workdir)
     return losses_of(workdir)
-
-
-def saved_arrays(step_dir):
-    """The arrays of a step's folder, whole, read in this process."""
-    leaves = {
-        record.name: jax.ShapeDtypeStruct(record.shape, record.dtype)
-        for record in read_manifest(step_dir).leaves
-    }
-    tree = restore_tree(step_dir, unflatten_names(leaves), partial=True)
-    return {name: np.asarray(leaf) for name, leaf in flatten_with_names(tree)}
 
 
 def complaints(trial, before, after, table, **environment):

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+import jax
 import numpy as np
+import orbax.checkpoint as ocp
 
 from clipjax.checkpoint import StreamedLeaf, attach_tokenizer, make_contract, write_step
 from clipjax.models import abstract_variables
@@ -42,3 +44,13 @@ def _random(shapes):
         name: rng.normal(size=leaf.shape, scale=0.1).astype(np.float32)
         for name, leaf in flatten_with_names(shapes)
     }
+
+
+def saved_arrays(step_dir):
+    """name -> array of a step's folder, whole, read by Orbax alone onto this host."""
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        path = (step_dir / "state").absolute()
+        tree = checkpointer.metadata(path).item_metadata.tree
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        tree = checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    return dict(flatten_with_names(tree))
