@@ -422,7 +422,7 @@ class CheckpointManager:
 
     def _fail(self, step: int, error: BaseException) -> None:
         """Keeps a save's error for the main thread, and gives back the space it took."""
-        # Of the first, what is there is another's; the second wrote nothing.
+        # What is there of the first is another's, and the second wrote nothing.
         if isinstance(error, WorkdirTakenError | NonFiniteStateError):
             self._error = error
             return
