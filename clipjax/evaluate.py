@@ -9,10 +9,13 @@ import jax
 from absl import logging
 
 from clipjax.checkpoint import (
+    Choice,
+    Manifest,
     check_contract,
     load_variables,
     manifest_digest,
     open_checkpoint,
+    read_newest,
 )
 from clipjax.data.sources import make_source
 from clipjax.distributed import agree, is_lead
@@ -49,11 +52,14 @@ def evaluate(experiment: Experiment, names: Sequence[str]) -> dict[str, float]:
             known = ", ".join(e.key for e in experiment.evals) or "none"
             raise ValueError(f"--eval={name}: config.evals has {known}; name one of them")
         chosen += [e for e in found if e not in chosen]
-    checkpoint = open_checkpoint(experiment.workdir)
-    step_dir, manifest = checkpoint.step_dir, checkpoint.manifest
-    check_contract(manifest.contract, experiment.metadata["contract"])
-    variables = load_variables(step_dir, stack_layers)
-    sha256 = _announce(step_dir, chosen)
+
+    def load(checkpoint: Choice) -> tuple[Manifest, Any, str | None]:
+        check_contract(checkpoint.manifest.contract, experiment.metadata["contract"])
+        variables = load_variables(checkpoint.step_dir, stack_layers)
+        return checkpoint.manifest, variables, manifest_digest(checkpoint.step_dir)
+
+    manifest, variables, sha256 = read_newest(experiment.workdir, load)
+    _announce(sha256, chosen)
     with experiment.program.scope():
         results = run_evals(chosen, variables)
     if is_lead():
@@ -102,21 +108,28 @@ def evaluate_checkpoint(
     for (kind, where), count in Counter((kind, where) for kind, where, _ in asked).items():
         if count > 1:
             raise ValueError(f"--{kind} {where} is given {count} times; keep one of them")
-    checkpoint = open_checkpoint(path)  # once: a run that is still going may save a newer one
-    step_dir, manifest = checkpoint.step_dir, checkpoint.manifest
+    open_checkpoint(path)  # a wrong path is told before the data is opened
     sources = {where: make_source(where, path=f"--{kind}") for kind, where, _ in asked}
-    run_prompts = None
-    if templates is None and any(getattr(sources[s], "templates", None) is None for s in zero_shot):
-        run_prompts = prompts_of_run(manifest.config, step_dir)
-    mesh = make_mesh({"data": -1})
-    model = Model.from_checkpoint(
-        step_dir,
-        mesh=mesh,
-        batch_size=batch_size,
-        preprocess=preprocess,
-        plugins=plugins,
-        tokenizer=tokenizer,
+    asks_run = templates is None and any(
+        getattr(sources[where], "templates", None) is None for where in zero_shot
     )
+    mesh = make_mesh({"data": -1})
+
+    def load(checkpoint: Choice) -> tuple[Manifest, Any, Model, str | None]:
+        step_dir, manifest = checkpoint.step_dir, checkpoint.manifest
+        prompts = prompts_of_run(manifest.config, step_dir) if asks_run else None
+        model = Model.from_checkpoint(
+            step_dir,
+            mesh=mesh,
+            batch_size=batch_size,
+            preprocess=preprocess,
+            plugins=plugins,
+            tokenizer=tokenizer,
+        )
+        return manifest, prompts, model, manifest_digest(step_dir)
+
+    # One step for all of it: a run that is still going may save a newer one, and delete this one.
+    manifest, run_prompts, model, sha256 = read_newest(path, load)
     common = {"batch_size": batch_size, "max_bad": max_bad}
     specs: dict[str, dict[str, Any]] = {
         f"--{kind} {where}": {"name": kind, "source": where, **common, **fields}
@@ -135,15 +148,15 @@ def evaluate_checkpoint(
         tokenizer=model.tokenizer,
         mesh=mesh,
     )
-    sha256 = _announce(step_dir, evals)
+    _announce(sha256, evals)
     with jax.set_mesh(mesh):
         results = run_evals(evals, model.variables)
     facts = model_facts(manifest.contract, preprocess=preprocess, checkpoint=sha256)
     return results_document(manifest.step, results, facts)
 
 
-def _announce(step_dir: os.PathLike[str], evals: Sequence[ScheduledEval]) -> str | None:
-    """Checks that all processes evaluate one checkpoint on the same data; returns its SHA-256.
+def _announce(sha256: str | None, evals: Sequence[ScheduledEval]) -> None:
+    """Checks that all processes evaluate one checkpoint, by its SHA-256, on the same data.
 
     Says which prompts each evaluation takes, and how its classes found the names that are given.
     """
@@ -154,7 +167,5 @@ def _announce(step_dir: os.PathLike[str], evals: Sequence[ScheduledEval]) -> str
         matched = scheduled.about.get("class_names", {}).get("matched")
         if matched:
             logging.info("%s: class names: matched by %s", scheduled.name.prefix, matched)
-    sha256 = manifest_digest(step_dir)
     about = {e.name.prefix: e.about.get("data_fingerprint", "") for e in evals}
     agree({"checkpoint": sha256 or "", **{f"data of {k}": v for k, v in about.items()}})
-    return sha256

@@ -137,7 +137,7 @@ class MetricWriter(contextlib.AbstractContextManager):
         self._active = is_lead()
         if not self._active:
             return
-        workdir = Path(workdir)
+        workdir = Path(workdir).expanduser()
         workdir.mkdir(parents=True, exist_ok=True)
         self._train = JsonLines(workdir / TRAIN_FILE, start_step=start_step)
         self._evals = JsonLines(workdir / EVALS_FILE, start_step=start_step)

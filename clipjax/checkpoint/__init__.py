@@ -6,6 +6,7 @@ from clipjax.checkpoint.choice import (
     choose_step,
     naming_older_steps,
     open_checkpoint,
+    read_newest,
 )
 from clipjax.checkpoint.contract import (
     check_contract,

@@ -8,9 +8,10 @@ reads a checkpoint takes the newest finished step, and is told of newer ones tha
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from absl import logging
 from jax import process_count
@@ -22,8 +23,15 @@ from clipjax.data.storage.files import local_path
 from clipjax.data.storage.retrying import StorageError
 from clipjax.distributed import gather, is_lead
 
+T = TypeVar("T")
+
 CHECKPOINTS = "checkpoints"
+_TRIES = 5  # a reader that is overtaken as often is too slow for what its run keeps
 NO_STEP, WAS_DAMAGED, _STOP = -1, -2, -3
+
+
+class StepDeletedError(ValueError):
+    """A step was deleted by its run while it was read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,11 +79,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Choice:
         ValueError: there is no checkpoint.
         DamagedCheckpointError: its manifest is damaged; an older step is named, if there is one.
     """
-    choice = choose_step(path)
-    if choice.passed_over and is_lead():
-        logging.warning("%s", choice.warning())
-    _ = choice.manifest  # it has to be whole
-    return choice
+    return read_newest(path, lambda choice: choice)
 
 
 def choose_step(path: str | os.PathLike[str]) -> Choice:
@@ -106,12 +110,55 @@ def _read_own_manifest(step_dir: Path) -> manifests.Manifest:
     return manifest
 
 
+def read_newest(path: str | os.PathLike[str], read: Callable[[Choice], T]) -> T:
+    """Reads the step that a path means; where its run deletes it meanwhile, the next one.
+
+    Args:
+        path: as for `open_checkpoint`.
+        read: reads it; called again for the next one.
+
+    Raises:
+        ValueError: there is no checkpoint, or no longer.
+        Exception: what `read` raises of a step that is still there.
+    """
+    for _ in range(_TRIES):
+        choice = choose_step(path)
+        if choice.passed_over and is_lead():
+            logging.warning("%s", choice.warning())
+        try:
+            _ = choice.manifest  # it has to be whole
+            return read(choice)
+        except Exception as error:
+            if folders.is_folder(choice.step_dir):
+                raise
+            told = error if isinstance(error, StepDeletedError) else _deleted(choice.step_dir)
+            if choice.step_dir == local_path(path).absolute():
+                raise told from error
+            logging.warning("%s; the next one is taken", told)
+    raise told
+
+
+def _deleted(step_dir: Path) -> StepDeletedError:
+    return StepDeletedError(
+        f"{step_dir} was deleted while it was read: its run keeps the newest steps only "
+        "(config.checkpoint.keep); give the run's workdir, or a copy of the step"
+    )
+
+
 @contextmanager
 def naming_older_steps(step_dir: Path) -> Iterator[None]:
-    """Adds to the message of damage which older step of the run there is, if there is one."""
+    """Adds to the message of damage which older step of the run there is, if there is one.
+
+    Raises:
+        StepDeletedError: in place of what was met in a folder that is gone.
+    """
     try:
         yield
-    except DamagedCheckpointError as error:
+    except Exception as error:
+        if not folders.is_folder(step_dir):
+            raise _deleted(step_dir) from error
+        if not isinstance(error, DamagedCheckpointError):
+            raise
         steps = folders.committed_steps(step_dir.parent) if folders.is_step(step_dir) else []
         older = [step for step in steps if step < int(step_dir.name)]
         if not older:

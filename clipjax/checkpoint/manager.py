@@ -100,7 +100,7 @@ class CheckpointManager:
         for name, value in (("keep", keep), ("keep_every", keep_every)):
             if value is not None and value < 1:
                 raise ValueError(f"config.checkpoint.{name} = {value}: must be at least 1")
-        self.directory = Path(directory).absolute()
+        self.directory = Path(directory).expanduser().absolute()
         self._check_owner = check_owner
         self._keep = keep
         self._keep_every = keep_every
@@ -257,10 +257,11 @@ class CheckpointManager:
         """
         found = choice.open_checkpoint(path)
         step_dir, manifest = found.step_dir, found.manifest
-        manifests.verify_files(step_dir, manifest.files)
-        check_resume(manifest, self._metadata, where=str(step_dir))
-        self.restored = manifest
-        return restore_step(step_dir, manifest, abstract_state), manifest.step
+        with choice.naming_older_steps(step_dir):
+            manifests.verify_files(step_dir, manifest.files)
+            check_resume(manifest, self._metadata, where=str(step_dir))
+            self.restored = manifest
+            return restore_step(step_dir, manifest, abstract_state), manifest.step
 
     def latest_step(self) -> int | None:
         """The newest step that is committed; its content is verified only when it is restored."""

@@ -76,7 +76,7 @@ def spec_in(
     options = spec["tokenizer"]
     file = options.get(FILE_OPTION)
     if tokenizer is not None and (file is not None or needs_file(options)):
-        path = str(tokenizer)
+        path = os.path.expanduser(str(tokenizer))
         if not epath.Path(path).is_file():
             raise ValueError(f"--tokenizer {path}: no such file")
     elif file is None:

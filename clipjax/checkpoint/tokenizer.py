@@ -37,6 +37,7 @@ def attach_tokenizer(contract: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
     file = tokenizer.get(FILE_OPTION)
     if file is None:
         return contract, {}
+    file = os.path.expanduser(file)
     if not epath.Path(file).is_file():
         raise ValueError(f"model.tokenizer.{FILE_OPTION} = {file!r}: no such file to take along")
     path = f"{FOLDER}/{epath.Path(file).name}"

@@ -21,6 +21,8 @@ from clipjax.printable import guard_tracebacks, printable, show_traceback
 
 T = TypeVar("T")
 
+_CONFIG_AT_HOME = re.compile(r"(?<=^-config=)~.*|(?<=^--config=)~.*")
+
 
 class Failed(Exception):
     """A verb failed with an exit code of its own; what happened is its cause."""
@@ -92,6 +94,8 @@ def _start(verb: str, argv: list[str]) -> NoReturn:
 
 def parse_flags(verb: str, argv: list[str]) -> list[str]:
     """Parses the flags; a config file runs here, so its errors and a typo's come from here too."""
+    # A shell leaves the `~` behind `=` as it is; other paths are expanded where they are opened.
+    argv = [_CONFIG_AT_HOME.sub(lambda found: os.path.expanduser(found[0]), a) for a in argv]
     if (folder := importing.folder_of_config(argv)) is not None:
         importing.make_importable([os.getcwd(), folder])  # for plug-ins, and for the config itself
     try:

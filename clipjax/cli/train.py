@@ -29,11 +29,10 @@ def main(argv: list[str]) -> int:
     config, folder = given(_CONFIG.value, "--config", how), given(_WORKDIR.value, "--workdir", how)
     opening.put_into(config)
     from clipjax.data.storage.files import local_path  # these imports take a while: not for --help
-    from clipjax.experiment import build_experiment, resolve
+    from clipjax.experiment import MOUNT, build_experiment, resolve
 
-    resolved = resolve(config)  # a typo is found before a pod is joined
-    mount = "mount the bucket, and give the folder that it is mounted at"
-    workdir = local_path(folder, way=f"{mount} as --workdir")
+    workdir = local_path(folder, way=f"{MOUNT} as --workdir")
+    resolved = resolve(config, workdir=workdir)  # a typo is found before a pod is joined
     process_log.start(workdir)
     from clipjax import peers
 

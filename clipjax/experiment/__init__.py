@@ -9,6 +9,6 @@ adds the data, the evaluations and the parameters to start from (start.py).
 
 from clipjax.experiment.fitting import fitting_program
 from clipjax.experiment.program import Program, build_program
-from clipjax.experiment.resolving import Resolved, resolve
+from clipjax.experiment.resolving import MOUNT, Resolved, resolve
 from clipjax.experiment.run import Experiment, build_experiment
 from clipjax.experiment.stages import Stage

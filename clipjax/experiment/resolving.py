@@ -1,10 +1,12 @@
 """What a config decides, found once: the only reader of a config, and all that follows takes it."""
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
+from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -29,6 +31,7 @@ from clipjax.redaction import redact_tree
 from clipjax.tokenizers import TOKENIZERS
 
 CHECKPOINT_MODEL = "checkpoint"
+MOUNT = "mount the bucket, and give the folder that it is mounted at"
 IMAGE_TOWER = ("^image_(encoder|projection)/",)  # one pattern: SigLIP has no image projection
 # What an evaluation is given besides its fields in the config.
 EVAL_RUNTIME = (
@@ -83,26 +86,38 @@ class Resolved:
         return _resolve(settings, self.spec, self.plugins, self.init)
 
 
-def resolve(config: ConfigDict, *, to_run: bool = True) -> Resolved:
+def resolve(
+    config: ConfigDict, *, to_run: bool = True, workdir: str | os.PathLike[str] | None = None
+) -> Resolved:
     """Decides all that a config says, and checks all of it that needs neither data nor a device.
 
     Args:
         config: of `get_config`, with overrides.
         to_run: whether it is to be run: its data is then named, and the checkpoint that it starts
             from is there. A plan needs neither.
+        workdir: of the run: one that has saved goes on although the checkpoint that it once started
+            from is gone.
 
     Raises:
         ValueError: names the config path, what was found and what is allowed.
     """
     settings = validate(config, needs_data=to_run)
     if settings.resume and to_run:
-        mount = "mount the bucket, and give the folder that it is mounted at"
-        local_path(settings.resume, way=f"{mount} as config.resume")
+        local_path(settings.resume, way=f"{MOUNT} as config.resume")
     plugins = _plugins(settings)
     init = None
     if settings.init.checkpoint and (to_run or settings.model.get("name") == CHECKPOINT_MODEL):
         with named("config.init.checkpoint"):
-            init = choose_step(settings.init.checkpoint)  # once: a run may save a newer one
+            try:
+                init = choose_step(settings.init.checkpoint)  # once: a run may save a newer one
+            except ValueError as error:
+                try:
+                    init = choose_step(workdir or "")
+                except ValueError:
+                    raise error from None
+                logging.warning(
+                    "%s. The run needs it no more: it goes on from its own %s", error, init.step_dir
+                )
     return _resolve(settings, _spec(settings, init, plugins), plugins, init)
 
 

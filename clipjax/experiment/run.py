@@ -18,11 +18,12 @@ from clipjax.data.loading.loader import Loader
 from clipjax.data.loading.rows import Finishing
 from clipjax.data.source import DataSource
 from clipjax.data.sources import make_source
+from clipjax.data.storage.files import local_path
 from clipjax.distributed import is_lead
 from clipjax.encoding.batches import make_encode_fns
 from clipjax.evals.running import ScheduledEval, list_metrics
 from clipjax.experiment.program import Program, build_program
-from clipjax.experiment.resolving import Resolved
+from clipjax.experiment.resolving import MOUNT, Resolved
 from clipjax.experiment.start import make_load_init
 from clipjax.ranges import named
 from clipjax.tokenizers import Tokenizer, make_tokenizer
@@ -92,7 +93,7 @@ def build_experiment(resolved: Resolved, workdir: str | Path) -> Experiment:
         max_bad_fraction=settings.data.max_bad_fraction,
     )
     return Experiment(
-        workdir=Path(workdir).absolute(),
+        workdir=local_path(workdir, way=MOUNT).absolute(),
         resolved=resolved,
         program=program,
         loader=loader,

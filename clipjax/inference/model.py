@@ -14,10 +14,11 @@ from jax.sharding import Mesh
 from clipjax.array_types import Patches, PyTree
 from clipjax.building import check_plugins
 from clipjax.checkpoint import (
+    Choice,
     check_model,
     load_tokenizer,
     load_variables,
-    open_checkpoint,
+    read_newest,
     spec_in,
 )
 from clipjax.data.images.naflex import make_preprocess
@@ -151,18 +152,21 @@ class Model:
                 the checkpoint was trained with.
             DamagedCheckpointError: the checkpoint is not what was written.
         """
-        found = open_checkpoint(path)
-        step_dir, manifest = found.step_dir, found.manifest
         plugins = check_plugins(plugins, path="plugins")
-        spec = spec_in(step_dir, manifest.contract, plugins=plugins, tokenizer=tokenizer)
-        check_model(step_dir, manifest, spec, plugins=plugins)
-        made = load_tokenizer(step_dir, plugins=plugins, tokenizer=tokenizer)
-        # Stacked is how the model is built here, however it was trained.
-        variables = load_variables(step_dir, stack_layers)
-        run_prompts = functools.partial(prompts_of_run, manifest.config, step_dir)
-        return cls(
-            spec, variables, tokenizer=made, run_prompts=run_prompts, plugins=plugins, **options
-        )
+
+        def read(found: Choice) -> "Model":
+            step_dir, manifest = found.step_dir, found.manifest
+            spec = spec_in(step_dir, manifest.contract, plugins=plugins, tokenizer=tokenizer)
+            check_model(step_dir, manifest, spec, plugins=plugins)
+            made = load_tokenizer(step_dir, plugins=plugins, tokenizer=tokenizer)
+            # Stacked is how the model is built here, however it was trained.
+            variables = load_variables(step_dir, stack_layers)
+            run_prompts = functools.partial(prompts_of_run, manifest.config, step_dir)
+            return cls(
+                spec, variables, tokenizer=made, run_prompts=run_prompts, plugins=plugins, **options
+            )
+
+        return read_newest(path, read)
 
     @property
     def apply(self) -> Callable[..., Any]:

@@ -4,9 +4,10 @@ import dataclasses
 import math
 import os
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
-from clipjax.checkpoint import choose_step, needs_file
+from clipjax.checkpoint import choose_step, naming_older_steps, needs_file
 from clipjax.data.storage.files import local_path
 from clipjax.files import sha256_of_file
 from clipjax.interop.files import file_kind
@@ -78,7 +79,9 @@ def convert_weights(
     hints = dataclasses.replace(hints or Hints(), tokenizer=tokenizer)
     found, weights = read_weights(source, hints)
     _check_space(weights, target)
-    digests = _digests(Path(source), found)
+    path = local_path(source)
+    step_dir = choose_step(path).step_dir if found == "clipjax" else path
+    digests = _digests(step_dir, found)
     if hints.lora is not None:
         digests |= _digests(Path(hints.lora), "lora")
     if hints.text_from is not None:
@@ -86,7 +89,9 @@ def convert_weights(
         digests |= {f"{name} of --from_text": digest for name, digest in other.items()}
     summary = ", ".join(f"{name} (SHA-256 {digest})" for name, digest in digests.items())
     weights = dataclasses.replace(weights, source=f"{found}: {summary}")
-    with new_path(target) as temporary:
+    # Leaf by leaf: a run that is still going may delete the step meanwhile.
+    named = naming_older_steps(step_dir) if found == "clipjax" else nullcontext()
+    with named, new_path(target) as temporary:
         write(temporary, weights)
     sizes = {name: math.prod(tensor.shape) for name, tensor in weights.leaves.items()}
     statistics = sum(n for name, n in sizes.items() if name.startswith("batch_stats/"))
@@ -118,7 +123,7 @@ def _digests(source: Path, kind: str) -> dict[str, str]:
     """SHA-256 of the source: of each file of weights, or of the manifest that vouches for all."""
     paths = [source]
     if kind == "clipjax":
-        paths = [choose_step(source).step_dir / "manifest.json"]
+        paths = [source / "manifest.json"]
     elif source.is_dir():
         paths = [x for x in sorted(source.iterdir()) if x.is_file() and file_kind(x) is not None]
     return {path.name: sha256_of_file(path) for path in paths}

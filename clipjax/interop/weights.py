@@ -55,6 +55,11 @@ class Hints:
     tokenizer: str | os.PathLike[str] | None = None
     format: str | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("lora", "text_from", "tokenizer"):
+            if (path := getattr(self, name)) is not None:
+                object.__setattr__(self, name, os.path.expanduser(path))
+
     def of_names(self) -> list[str]:
         """The flags given that are about the names and the sets of a file of other packages."""
         names = ("which", "strip_prefix", "rename", "ignore", "lora", "lora_alpha")

@@ -78,7 +78,7 @@ def write_report(workdir: str | os.PathLike[str], answers: Answers | None = None
     Raises:
         ValueError: the workdir holds nothing to report.
     """
-    workdir, answers = Path(workdir), answers or Answers()
+    workdir, answers = Path(workdir).expanduser(), answers or Answers()
     training, evals = read_curves(workdir / TRAIN_FILE), read_curves(workdir / EVALS_FILE)
     document = read_document(workdir)
     results = read_results(workdir)

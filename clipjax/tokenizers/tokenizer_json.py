@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -163,7 +164,9 @@ def read_tokenizer_file(path: str | None, kind: str) -> bytes:
             "of your copy of it"
         )
     try:
-        with epath.Path(path).open("rb") as file:  # some say another size than they have
+        with epath.Path(os.path.expanduser(path)).open(
+            "rb"
+        ) as file:  # some say another size than they have
             data = file.read(MAX_BYTES + 1)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise FieldError(f"model: there is no {kind} at {path}; give the path of one") from error

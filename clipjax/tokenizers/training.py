@@ -86,7 +86,7 @@ def check_training(
         raise ValueError(
             f"vocab_size is {vocab_size}: at least 260, as 259 pieces are bytes and special ones"
         )
-    path = Path(out)
+    path = Path(out).expanduser()
     if path.exists():
         raise ValueError(f"{out} exists; a checkpoint may need it: give another name")
     return path

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -27,9 +28,9 @@ def load_json(name: str, what: str) -> Any:
     Returns:
         The value; None if there is no JSON file of that name.
     """
-    file, colon, entry = name, "", ""
+    file, colon, entry = os.path.expanduser(name), "", ""
     if not Path(file).is_file():
-        file, colon, entry = name.rpartition(":")
+        file, colon, entry = file.rpartition(":")
     path = Path(file)
     if path.suffix.lower() != ".json" or not path.is_file():
         return None
@@ -85,7 +86,7 @@ def load_strings(
     Returns:
         Place (file and line, or entry) -> string, in order.
     """
-    name, path = name_or_path, Path(name_or_path)
+    name, path = name_or_path, Path(name_or_path).expanduser()
     entry = table.get(name)
     strings = _read_packaged(entry) if isinstance(entry, str) else entry or load_json(name, what)
     if strings is None:
