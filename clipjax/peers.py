@@ -132,6 +132,13 @@ _limits = Limits()
 _handler: Any = None  # ctypes lets go of what nobody holds
 
 
+def join(mode: str, limits: Limits) -> None:
+    """Joins the processes of this run (`distributed.initialize`), and begins to look after them."""
+    guard(limits)
+    distributed.initialize(mode, limits)
+    watch(limits)
+
+
 def watch(limits: Limits) -> None:
     """Begins to look for failures of the others; nothing in a process on its own."""
     global _peers, _limits
@@ -192,11 +199,18 @@ def fail(error: BaseException, code: int, say: Callable[[], None]) -> None:
     _peers.closed.set()
     if failure is not None:
         _peers.end(failure)
-    _peers.tell(Failure(_peers.process, code, _line(error)))
-    _peers.hear()
-    _peers.wait_until_heard()
+    warn(code, _line(error))
     say()
     os._exit(code)
+
+
+def warn(code: int, reason: str) -> None:
+    """Tells the others that this process is about to end; from any thread, and not for long."""
+    if _peers is not None:
+        _peers.closed.set()
+        _peers.tell(Failure(_peers.process, code, reason))
+        _peers.hear()
+        _peers.wait_until_heard()
 
 
 def leave() -> None:
@@ -283,10 +297,7 @@ def _on_abort(number: int) -> None:
     if found is None:
         lines = [line for line in own.splitlines() if re.match(r"F\d{4} |terminate called", line)]
         reason = lines[-1] if lines else "a library aborted the process"
-        if peers is not None:
-            peers.closed.set()
-            peers.tell(Failure(peers.process, FAILED, reason))
-            peers.wait_until_heard()
+        warn(FAILED, reason)
         process_log.say(_last_words(reason))
         return
     process_log.say(_last_words(found.sentence()))

@@ -24,11 +24,11 @@ SHOWN_LINES = 15  # of a traceback or a message on the terminal; with what is sa
 _terminal = STDERR
 _workdir: Path | None = None
 _path: Path | None = None  # of what descriptor 2 writes to
-_is_kept = False
+_is_kept = False  # in the workdir, or because a message has named it
 
 
-def start(workdir: Path) -> None:
-    """Sends descriptor 2 to a temporary file, which `keep` moves into the workdir.
+def start(workdir: Path | None) -> None:
+    """Sends descriptor 2 to a temporary file, which `keep` moves into the workdir, if there is one.
 
     Where `sys.stderr` is something else than descriptor 2, as in a notebook, it does nothing.
     """
@@ -121,8 +121,12 @@ def shortened(text: str) -> str:
 
 
 def where() -> str:
-    """The end of a last message: where the rest stands."""
-    return "" if _path is None else f"; all of it is in {_path}"
+    """The end of a last message: where the rest stands; it stays there."""
+    global _is_kept
+    if _path is None:
+        return ""
+    _is_kept = True
+    return f"; all of it is in {_path}"
 
 
 def tail(size: int = 64 << 10) -> str:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from clipjax import process_log
+from clipjax import peers, process_log
 from clipjax.exit_codes import HUNG
 
 _STDERR = process_log.STDERR  # the descriptor: whoever hangs may hold the lock of the stream
@@ -86,6 +86,7 @@ class Watchdog:
         stacks = process_log.where() or "; stacks follow"
         process_log.say(f"clipjax: {reason}, exit {HUNG}{stacks}")
         faulthandler.dump_traceback(file=_STDERR, all_threads=True)
+        peers.warn(HUNG, reason)
         os._exit(HUNG)
 
 

@@ -77,6 +77,7 @@ SIBLINGS |= {
     ("signals", "exit_codes"),
     ("signals", "process_log"),
     ("watchdog", "exit_codes"),
+    ("watchdog", "peers"),
     ("watchdog", "process_log"),
 }
 

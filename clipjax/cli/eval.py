@@ -5,14 +5,16 @@ belongs to its SPEC.
 """
 
 import json
+import os
 from typing import Any
 
 from absl import flags
 
-from clipjax import distributed
+from clipjax import distributed, process_log
 from clipjax.cli import opening
 from clipjax.cli.main import given, no_positional, print_results
 from clipjax.cli.specs import split_specs
+from clipjax.clusters import find_cluster
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A workdir, or one step's folder.")
 _ZERO_SHOT = flags.DEFINE_multi_string("zero_shot", [], "Datasets with labels: kind:where[:split].")
@@ -54,7 +56,11 @@ def main(argv: list[str]) -> int:
     zero_shot, retrieval = split_specs(_ZERO_SHOT.value), split_specs(_RETRIEVAL.value)
     if not (zero_shot or retrieval):
         raise ValueError("nothing to evaluate: give --zero_shot SPEC or --retrieval SPEC")
-    distributed.initialize(_DISTRIBUTED.value)
+    from clipjax import peers
+
+    if _DISTRIBUTED.value != "off" and find_cluster(os.environ) is not None:
+        process_log.start(None)  # dumps of several processes, of which one is lost
+    peers.join(_DISTRIBUTED.value, distributed.Limits())
     from clipjax.data.storage.files import write
     from clipjax.data.storage.paths import data_path
     from clipjax.evaluate import evaluate_checkpoint
