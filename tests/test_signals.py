@@ -1,9 +1,11 @@
 """Signals become an answer to the loop, or the end of the process where nothing is lost by it."""
 
+import io
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 from pathlib import Path
 
@@ -62,8 +64,12 @@ def test_waiting_threads_are_not_stopped():
 
 def ended(code, **changes):
     """Runs Python in a process of its own; returns its exit code and what it said."""
+    return ends("-c", f"import os, signal, time\nfrom clipjax import signals\n{code}", **changes)
+
+
+def ends(*arguments, **changes):
     done = subprocess.run(
-        [sys.executable, "-c", f"import os, signal, time\nfrom clipjax import signals\n{code}"],
+        [sys.executable, *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT), **changes},
         capture_output=True,
         text=True,
@@ -128,3 +134,16 @@ def test_ctrl_c_is_one_sentence_and_an_end():
         "   os.kill(os.getpid(), signal.SIGINT); time.sleep(0.5)\n  except BaseException: pass\n"
     )
     assert ended(lost) == (INTERRUPTED, "stopped by hand\n")
+
+
+@pytest.mark.parametrize("point", ["start.import", "index.shard"])
+def test_a_command_ends_by_ctrl_c_with_one_sentence(tmp_path, point):
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name in ("a.jpg", "a.txt"):
+            tar.addfile(tarfile.TarInfo(name), io.BytesIO())
+    command = ("-m", "clipjax", "data", "index", f"tar:{tmp_path}/*.tar")
+    code, said = ends(*command, **{faults.FAULT: f"int@{point}"})
+    *others, sentence = said.splitlines()
+    assert code == INTERRUPTED and all("injected fault" in line for line in others), said
+    assert sentence == "clipjax data: interrupted; start it again to have it all"
+    assert ends(*command)[0] == 0  # negative control, and the way to go on

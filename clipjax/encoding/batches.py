@@ -183,7 +183,7 @@ def run_batches(
     Raises:
         StopRequestedError: the run was asked to stop.
     """
-    for rows, beside in prefetched(make, range(layout.num_batches)):
-        faults.point("eval.batch")
+    for number, (rows, beside) in enumerate(prefetched(make, range(layout.num_batches))):
+        faults.point("eval.batch", number)
         signals.poll()
         yield run(variables, layout.to_device(rows)), beside

@@ -45,6 +45,9 @@ class Two:
         workdir: of the run.
         flags: of both.
         own: more flags, and variables, of one of them.
+        config: of both.
+        count: of processes, where it is not two.
+        prefix: of the command.
     """
 
     def __init__(
@@ -53,13 +56,22 @@ class Two:
         workdir: Path,
         flags: Sequence[str] = (),
         own: Mapping[int, tuple[Sequence[str], Mapping[str, str]]] | None = None,
+        *,
+        config: str = CONFIG,
+        count: int = 2,
+        prefix: Sequence[str] = (),
     ) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.files, self.processes = [], []
-        for number in range(2):
+        for number in range(count):
             more, variables = (own or {}).get(number, ((), {}))
+            joined = {
+                "CLIPJAX_COORDINATOR": f"127.0.0.1:{port}",
+                "CLIPJAX_NUM_PROCESSES": f"{count}",
+                "CLIPJAX_PROCESS_ID": str(number),
+            }
             environment = {
                 **os.environ,
                 "JAX_PLATFORMS": "cpu",
@@ -69,12 +81,10 @@ class Two:
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
                 "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
                 "PYTHONPATH": str(ROOT),
-                "CLIPJAX_COORDINATOR": f"127.0.0.1:{port}",
-                "CLIPJAX_NUM_PROCESSES": "2",
-                "CLIPJAX_PROCESS_ID": str(number),
+                **(joined if count > 1 else {}),
                 **variables,
             }
-            command = [sys.executable, "-m", "clipjax", "train", f"--config={CONFIG}"]
+            command = [*prefix, sys.executable, "-m", "clipjax", "train", f"--config={config}"]
             command += [f"--workdir={workdir}", *flags, *more]
             file = trial.folder / f"{workdir.name}_{time.monotonic_ns()}_{number}.txt"
             self.files.append(file)

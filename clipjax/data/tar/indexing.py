@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from absl import logging
 
+from clipjax import faults
 from clipjax.data.storage.cache import cache_dir
 from clipjax.data.storage.files import StoredFile, list_files, read_all, stat, write
 from clipjax.data.storage.paths import DataPath
@@ -139,6 +140,7 @@ def _make(shard: StoredFile, key_ends: str) -> TarIndex:
 
 
 def _scan(shard: StoredFile, key_ends: str) -> bytes:
+    faults.point("index.shard")
     content = make_index(shard, key_ends=key_ends)
     if (now := stat(shard.path)) != shard:
         raise ShardChangedError(
