@@ -76,7 +76,13 @@ def strike(trial: Trial, *flags: str) -> None:
         flags = ("--take_over", *flags)
     writers.append(start(workdir, "b", *flags, **environment))
     go.touch()
-    outputs = [writer.communicate(timeout=600)[0] for writer in writers]
+    try:
+        outputs = [writer.communicate(timeout=300)[0] for writer in writers]
+    except subprocess.TimeoutExpired as error:
+        raise AssertionError("a writer waits for ever") from error
+    finally:
+        for writer in writers:
+            writer.kill()
     codes = [writer.returncode for writer in writers]
     told = dict(zip(codes, outputs, strict=True))
     assert sorted(codes) == [0, 1], f"the writers ended with {codes}: {outputs}"
