@@ -26,10 +26,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from clipjax import distributed, process_log
+from clipjax import distributed, exit_record, process_log
 from clipjax.distributed import Limits, process_index
 from clipjax.exit_codes import FAILED, PEER_LOST
-from clipjax.printable import message_text, traceback_text
+from clipjax.printable import describe, message_text, traceback_text
 
 _FIRST, _HEARD = "clipjax/failure", "clipjax/heard"
 _PAUSE_S = 1.0  # between two looks
@@ -43,6 +43,7 @@ _OF_PEERS = re.compile(
     r"|heartbeat|\bbarrier\b|\bunavailable:|broken pipe|\baborted:",
     re.IGNORECASE,
 )
+_ABORTED = 128 + signal.SIGABRT
 _FATAL = "JAX distributed service detected fatal errors"
 
 
@@ -120,6 +121,7 @@ class _Peers:
         """Ends this process for another's failure; from any thread."""
         process_log.keep(self.process)
         process_log.say(_last_words(failure.sentence()))
+        exit_record.end(failure.code, failure.sentence())
         self.hear()
         if self.process == 0:
             self.wait_until_heard()
@@ -157,7 +159,7 @@ def telling() -> Iterator[None]:
         yield
     except Exception as error:
         if _peers is not None and not getattr(error, "is_agreed", False) and not _is_theirs(error):
-            failure = Failure(_peers.process, FAILED, _line(error))
+            failure = Failure(_peers.process, FAILED, describe(error))
             _peers.closed.set()
             _peers.tell(failure)
             threading.Thread(target=_end_late, args=(failure,), daemon=True).start()
@@ -180,7 +182,7 @@ def theirs(error: BaseException) -> Failure | None:
             return found
         time.sleep(0.1)
     other = 1 - _peers.process if _peers.count == 2 else -1
-    return Failure(other, PEER_LOST, f"it left without a word: {_line(error)}")
+    return Failure(other, PEER_LOST, f"it left without a word: {describe(error)}")
 
 
 def fail(error: BaseException, code: int, say: Callable[[], None]) -> None:
@@ -199,13 +201,14 @@ def fail(error: BaseException, code: int, say: Callable[[], None]) -> None:
     _peers.closed.set()
     if failure is not None:
         _peers.end(failure)
-    warn(code, _line(error))
+    warn(code, describe(error))
     say()
     os._exit(code)
 
 
 def warn(code: int, reason: str) -> None:
-    """Tells the others that this process is about to end; from any thread, and not for long."""
+    """Says to the others and in exit.json that this process ends; from any thread, not for long."""
+    exit_record.end(code, reason)
     if _peers is not None:
         _peers.closed.set()
         _peers.tell(Failure(_peers.process, code, reason))
@@ -230,7 +233,7 @@ def leave() -> None:
             _peers.end(failure)
         raise TimeoutError(
             f"another process does not come to its end within config.distributed.end_timeout_s = "
-            f"{wait_s}: {_line(error)}"
+            f"{wait_s}: {describe(error)}"
         ) from error
     _peers.closed.set()
     _peers.thread.join()
@@ -292,15 +295,17 @@ def _on_abort(number: int) -> None:
     peers = _peers
     if peers is not None and peers.own is not None:  # the others were faster to go
         process_log.say(_last_words(peers.own.reason))
+        exit_record.end(peers.own.code, peers.own.reason)
         os._exit(peers.own.code)
     found = (peers and peers.theirs) or read_dump(own, _limits)
     if found is None:
         lines = [line for line in own.splitlines() if re.match(r"F\d{4} |terminate called", line)]
         reason = lines[-1] if lines else "a library aborted the process"
-        warn(FAILED, reason)
+        warn(_ABORTED, reason)
         process_log.say(_last_words(reason))
         return
     process_log.say(_last_words(found.sentence()))
+    exit_record.end(found.code, found.sentence())
     if process_index() == 0:
         time.sleep(2 * _PAUSE_S)  # the service, which is here, tells the others meanwhile
     os._exit(PEER_LOST)
@@ -310,6 +315,7 @@ def _end_late(failure: Failure) -> None:
     time.sleep(_CLOSING_S)
     process_log.keep(failure.process)
     process_log.say(_last_words(failure.reason))
+    exit_record.end(failure.code, failure.reason)
     os._exit(failure.code)
 
 
@@ -323,12 +329,6 @@ def _is_theirs(error: BaseException) -> bool:
             return True
         seen = seen.__cause__ or seen.__context__
     return False
-
-
-def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split("\n\n")[0].split())
-    name = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
-    return f"{name}{text:.600}"
 
 
 def _last_words(text: str) -> str:

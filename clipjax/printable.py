@@ -60,6 +60,13 @@ def message_text(text: object) -> str:
     return "\n  ".join(printable(line) for line in redact(str(text)).split("\n"))
 
 
+def describe(error: BaseException) -> str:
+    """An error in a line of at most 600 characters, with its type where that says something."""
+    text = " ".join(str(error).split("\n\n")[0].split())
+    name = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
+    return f"{name}{text:.600}"
+
+
 def html_text(text: object) -> str:
     """Text of a page, or an attribute in quotes: without credentials, escaped, quoted."""
     return html.escape(line_text(text))

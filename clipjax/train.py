@@ -36,7 +36,7 @@ from typing import Any
 import jax
 from absl import logging
 
-from clipjax import __version__, distributed, faults, peers
+from clipjax import __version__, distributed, exit_record, faults, peers
 from clipjax.checkpoint import CheckpointManager, find_start, manifest_digest, owned
 from clipjax.data.loading.bad_examples import add_states
 from clipjax.device_clock import DeviceClock
@@ -102,6 +102,7 @@ def train(experiment: Experiment, *, take_over: bool = False) -> TrainState:
     experiment.workdir.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack, peers.telling():  # before what is open closes, and may wait
         check_owner = stack.enter_context(owned(experiment.workdir, take_over=take_over))
+        exit_record.begin()
         with Watchdog(limits.compile_s, "compiling the step"):
             program = fitting_program(experiment.resolved, experiment.program, experiment.workdir)
             distributed.agree({"config.remat = auto": program.execution.remat})
@@ -137,6 +138,7 @@ def train(experiment: Experiment, *, take_over: bool = False) -> TrainState:
             manager.check_free_space(count_bytes(experiment.program.abstract_state))
         if manager.restored is not None and manager.restored.bad_examples:
             experiment.loader.restore_bad(manager.restored.bad_examples)
+        exit_record.begin(start.step)
         return Loop(experiment, manager, stack, start.step, check_owner).run(start.state)
 
 
@@ -220,6 +222,7 @@ class Loop:
         settings = self.settings
         batches = self.experiment.loader.iterate(self.start)
         for step in range(self.start, settings.total_steps):
+            exit_record.at(step)
             faults.point("loop.step", step)
             with self.stopping(step, state):
                 self.evaluate(step, state)
@@ -235,6 +238,7 @@ class Loop:
             first = {"loss": jax.device_get(metrics["loss"])} if step == self.start else None
             self.progress.update(step + 1, first)
             self.watchdog.beat()
+        exit_record.at(settings.total_steps)
         faults.point("loop.step", settings.total_steps)
         with self.stopping(settings.total_steps, state):
             self.save(settings.total_steps, state)

@@ -25,6 +25,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
+# A test sees how a run ended; those of the launchers let them start it again.
+os.environ["CLIPJAX_RESTARTS"] = "0"
+
 import jax  # after the flags, which it reads once
 import pytest
 from jaxtyping import install_import_hook

@@ -14,10 +14,10 @@ from absl import app, logging
 from absl.flags import FLAGS
 from absl.flags import Error as FlagsError
 
-from clipjax import __version__, exit_codes, faults, importing, process_log, signals
+from clipjax import __version__, exit_codes, exit_record, faults, importing, process_log, signals
 from clipjax.cli import logs
 from clipjax.cli.output import complain, show, show_page
-from clipjax.printable import guard_tracebacks, printable, show_traceback
+from clipjax.printable import describe, guard_tracebacks, printable, show_traceback
 
 T = TypeVar("T")
 
@@ -110,6 +110,7 @@ def _run_verb(verb: str, main: Callable[[list[str]], int], argv: list[str]) -> N
         code = main(argv)
         if (peers := sys.modules.get("clipjax.peers")) is not None:
             peers.leave()
+        exit_record.end(code)
     except KeyboardInterrupt as error:
         if (peers := sys.modules.get("clipjax.peers")) is not None:
             peers.fail(error, signals.INTERRUPTED, lambda: complain(f"clipjax {verb}: interrupted"))
@@ -123,6 +124,7 @@ def _run_verb(verb: str, main: Callable[[list[str]], int], argv: list[str]) -> N
         if isinstance(error, (*_EXPECTED, CheckpointSaveError, DamagedCheckpointError)):
             _fail(verb, error)
         if process_log.path() is None:
+            exit_record.end(exit_codes.FAILED, describe(error))
             raise
         _end(exit_codes.FAILED, error, functools.partial(_show_unexpected, verb, error))
     sys.exit(code)
@@ -162,6 +164,7 @@ def _end(code: int, error: BaseException, say: Callable[[], None]) -> NoReturn:
         _keep_log()
     if (peers := sys.modules.get("clipjax.peers")) is not None:
         peers.fail(error, code, say)
+    exit_record.end(code, describe(error))
     say()
     if code == exit_codes.HUNG:
         os._exit(code)  # a thread hangs, and the interpreter's own exit would wait for it for ever

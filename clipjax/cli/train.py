@@ -4,7 +4,7 @@ import dataclasses
 
 from absl import flags, logging
 
-from clipjax import distributed, exit_codes, faults, process_log, signals
+from clipjax import distributed, exit_codes, exit_record, faults, process_log, signals
 from clipjax.cli import config_flag, opening
 from clipjax.cli.main import Failed, given, no_positional, print_results
 from clipjax.cli.output import show
@@ -44,9 +44,12 @@ def main(argv: list[str]) -> int:
         distributed.initialize(_DISTRIBUTED.value, limits)  # nothing before it touched a device
     peers.watch(limits)
     if (guard := signals.active()) is not None:
+        guard.before_exit.append(exit_record.end)
         guard.share()
     if workdir.exists():
         process_log.keep(distributed.process_index())
+    if not _EVAL.value:
+        exit_record.open_record(workdir, is_lead=distributed.process_index() == 0)
     from clipjax.checkpoint import (
         CheckpointSaveError,
         DamagedCheckpointError,
@@ -75,6 +78,7 @@ def main(argv: list[str]) -> int:
                 show(f"report: {experiment.workdir / REPORT}")
     except PreemptedError as stop:
         logging.warning("%s", stop)
+        exit_record.end(exit_codes.PREEMPTED, str(stop))
         return exit_codes.PREEMPTED
     except (NumericError, NonFiniteStateError) as error:
         raise Failed(exit_codes.NUMERIC) from error

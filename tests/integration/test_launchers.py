@@ -1,13 +1,18 @@
-"""The launch scripts against stand-ins for gcloud and srun that write down what they get."""
+"""The launch scripts against stand-ins for gcloud, srun and the run, which note what they get."""
 
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from counting import HANGS_S
+
+from clipjax import exit_codes, exit_record, launching
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
@@ -63,13 +68,6 @@ def test_the_pod_gets_the_command_with_every_argument_quoted(run):
     assert r"a\ b\;\ touch\ /tmp/no" in call
 
 
-def test_a_preempted_pod_is_started_again_and_a_failed_one_is_not(run):
-    done, calls = run("tpu_pod.sh", "--x", fakes={"gcloud": "exit 80"}, env={**POD, "RETRIES": "2"})
-    assert done.returncode == 80 and len(calls) == 3
-    done, calls = run("tpu_pod.sh", "--x", fakes={"gcloud": "exit 1"}, env=POD)
-    assert done.returncode == 1 and len(calls) == 1
-
-
 def test_the_pod_needs_a_name(run):
     done, calls = run("tpu_pod.sh", fakes={"gcloud": "exit 0"}, env={"ZONE": "z"})
     assert done.returncode != 0 and "NAME" in done.stderr and not calls
@@ -84,18 +82,215 @@ def test_the_setup_ships_what_is_committed(run):
     assert "EXTRA=tpu bash launch/environment.sh" in "\n".join(calls)
 
 
-def test_slurm_requeues_a_preempted_job_only(run, tmp_path):
-    venv = tmp_path / "venv" / "bin"
-    venv.mkdir(parents=True)
-    (venv / "activate").write_text("")
-    env = {"VENV": str(tmp_path / "venv"), "SLURM_JOB_ID": "7"}
-    for code, requeued in ((80, True), (1, False), (0, False)):
-        done, calls = run(
-            "slurm.sh", "--x=1", fakes={"srun": f"exit {code}", "scontrol": "exit 0"}, env=env
+# A run that does what $PLAN says: of each start, its end and the step of its newest checkpoint. An
+# end is an exit code, which exit.json has, too; or `kill`, which leaves what stood there.
+RUN = """
+import os, pathlib, signal, sys, time
+from clipjax import exit_record
+workdir = pathlib.Path(sys.argv[-1])
+number = int(os.environ.get("CLIPJAX_PROCESS_ID", 0))
+with open(workdir / f"starts{number or ''}", "a") as file:
+    file.write(os.environ["CLIPJAX_LAUNCH"] + "\\n")
+start = len((workdir / f"starts{number or ''}").read_text().split())
+plan = os.environ["PLAN"].split()
+end, step = plan[min(start, len(plan)) - 1].split("@")
+ends = end.split("/")
+end = ends[min(number, len(ends) - 1)]
+exit_record.open_record(workdir, is_lead=number == 0)
+exit_record.begin(0)
+if int(step):
+    (workdir / "checkpoints" / step).mkdir(parents=True, exist_ok=True)
+    (workdir / "checkpoints" / step / "manifest.json").write_text("{}")
+if end.startswith("late"):
+    time.sleep(0.3)
+    end = end.removeprefix("late")
+if end == "wait":
+    signal.signal(signal.SIGTERM, lambda *_: (exit_record.end(80), os._exit(80)))
+    (workdir / "waits").touch()
+    time.sleep(60)
+if end == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+exit_record.at(int(step))
+exit_record.end(int(end), "as planned")
+os._exit(int(end))
+"""
+# The pod is this folder. gcloud's own code says nothing of the run's.
+POD_HERE = 'bash -c "${@: -1}" || exit 255'
+LAUNCHERS = ("local", "slurm", "tpu_pod")
+
+
+class Plan:
+    """Runs a launcher with a run that goes as planned."""
+
+    def __init__(self, folder):
+        self.folder, self.workdir = folder, folder / "run"
+        self.workdir.mkdir()
+        (folder / "clipjax" / ".venv" / "bin").mkdir(parents=True)
+        (folder / "clipjax" / ".venv" / "bin" / "activate").write_text("")
+        (folder / "run.py").write_text(RUN)
+        bin_dir = folder / "bin"
+        bin_dir.mkdir()
+        for name, body in {
+            "clipjax": f'exec {sys.executable} -S {folder / "run.py"} "$@"',
+            "python": f'exec {sys.executable} "$@"',
+            "gcloud": POD_HERE,
+            "srun": 'shift; exec "$@"',
+            "scontrol": f'echo "$*" >>{folder / "requeued"}',
+        }.items():
+            (bin_dir / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+            (bin_dir / name).chmod(0o755)
+        self.env = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "PATH": f"{bin_dir}:{os.environ['PATH']}",
+            "CLIPJAX_RESTARTS": "2",
+            "VENV": str(folder / "clipjax" / ".venv"),
+            "SLURM_JOB_ID": "7",
+            **POD,
+        }
+
+    def start(self, launcher, plan, processes="1", **more):
+        command = ["bash", ROOT / "launch" / f"{launcher}.sh"]
+        command += [processes] if launcher == "local" else []
+        return subprocess.Popen(
+            [*command, "--config=x", "--workdir", self.workdir],
+            env={**self.env, "PLAN": plan, **more},
+            cwd=self.folder,
+            stderr=subprocess.PIPE,
+            text=True,
         )
-        assert done.returncode == code
-        assert "clipjax train --x=1" in calls[0]
-        assert ("scontrol requeue 7" in calls) is requeued
+
+    def __call__(self, launcher, plan, processes="1", **more):
+        """Runs it to the end; exit code and what it said."""
+        said = ""
+        for number in range(20):  # Slurm starts a job again that was put back
+            requeued = self.folder / "requeued"
+            requeued.unlink(missing_ok=True)
+            process = self.start(launcher, plan, processes, SLURM_RESTART_COUNT=str(number), **more)
+            said += process.communicate(timeout=HANGS_S)[1]
+            if not requeued.exists():
+                break
+            assert requeued.read_text() == "requeue 7\n"
+        return process.returncode, said
+
+    @property
+    def starts(self):
+        return len((self.workdir / "starts").read_text().split())
+
+
+@pytest.fixture
+def plan(tmp_path):
+    return Plan(tmp_path)
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_every_launcher_starts_again_what_the_table_says(plan, launcher):
+    found, said = plan(launcher, "80@1 82@2 83@3 kill@4 1@5 0@6")
+    assert (found, plan.starts) == (1, 5), said
+    assert "137, ended by SIGKILL without saving; starting again, restart 1 since the" in said
+    (plan.workdir / "starts").unlink()
+    assert plan(launcher, "81@7 0@8")[0] == 81 and plan.starts == 1
+
+
+@pytest.mark.parametrize("launcher", ["local", "slurm"])  # one process, one for each start
+def test_restarts_without_a_newer_checkpoint_are_counted(plan, launcher):
+    """Thrice step 2 is two restarts too many; those that went on before are forgotten."""
+    found, said = plan(launcher, "80@1 82@2 kill@2 82@2 0@9")
+    assert (found, plan.starts) == (82, 4), said
+    assert "given up after 2 restarts since the checkpoint of step 2" in said
+
+
+@pytest.mark.parametrize("code", [*exit_codes.ENDINGS, 137, 2, 255])
+def test_what_is_started_again_is_what_the_table_says(tmp_path, code):
+    verdict = launching.judge([(0, code)], tmp_path, launch="me/0")
+    again = exit_codes.ending(code).again
+    assert verdict[:2] == (again, code) and again == (code in (80, 82, 83, 137))
+    assert not launching.judge([(0, code)], tmp_path, launch="me/0", signalled=True).again
+    assert not launching.judge([(0, code)], tmp_path, launch="me/0", restarts=0).again
+
+
+@pytest.mark.parametrize("launcher", ["local", "slurm"])
+def test_a_launcher_that_is_told_to_stop_does_not_start_again(plan, launcher):
+    process = plan.start(launcher, "wait@5 0@9")
+    while not (plan.workdir / "waits").exists():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=HANGS_S)[1]
+    assert (process.returncode, plan.starts) == (80, 1), said
+    assert "the launcher was told to stop" in said
+
+
+def test_the_first_failure_in_time_is_reported(plan):
+    code, said = plan("local", "late7/3@0", "2")
+    assert code == 3 and "ended with 3 by process 1" in said
+    # One that ended because of another did not fail first, whoever was quicker.
+    code, said = plan("local", "83/late3@0", "2")
+    assert code == 3 and "ended with 3 by process 1" in said
+
+
+def test_a_lost_process_starts_all_again(plan):
+    code, said = plan("local", "late83/kill@5 0@9", "2")
+    assert code == 0 and "ended with 137 by process 1, ended by SIGKILL" in said
+    assert plan.starts == 2 == len((plan.workdir / "starts1").read_text().split())
+
+
+def test_the_lead_says_how_it_ended_before_it_was_aborted(tmp_path, monkeypatch):
+    monkeypatch.setenv(exit_record.LAUNCH, "me/0")
+    exit_record.open_record(tmp_path, is_lead=True)
+    exit_record.begin(3)
+    exit_record.end(81, "not finite")
+    verdict = launching.judge([(0, 134), (1, 134)], tmp_path, launch="me/0", restarts=2)
+    assert verdict[:2] == (False, 81) and verdict.why.endswith(": not finite")
+    # What stands there from an earlier start says nothing of this one.
+    assert launching.judge([(0, 134)], tmp_path, launch="me/1", restarts=2)[:2] == (True, 134)
+
+
+def test_a_run_that_still_goes_on_is_not_started_a_second_time(tmp_path, monkeypatch):
+    """The connection to a pod broke, the run did not."""
+    monkeypatch.setenv(exit_record.LAUNCH, "me/0")
+    exit_record.open_record(tmp_path, is_lead=True)
+    exit_record.begin(0)
+    verdict = launching.judge([], tmp_path, launch="me/0", fallback=255)
+    assert verdict[:2] == (False, 255) and f"process {os.getpid()} of the run still" in verdict.why
+
+
+@pytest.mark.parametrize(
+    ("flags", "workdir"),
+    [
+        (["--workdir=a", "--config", "x"], "a"),
+        (["--workdir", "a", "--workdir=b"], "b"),
+        (["--config=x"], None),
+        (["--workdir"], None),
+    ],
+)
+def test_the_workdir_among_the_flags(flags, workdir):
+    assert launching.workdir_of(flags) == (workdir and Path(workdir))
+
+
+def test_the_page_has_the_table():
+    page = (ROOT / "docs" / "launching.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (?:\d+|128 \+ N) \|.*$", page, re.MULTILINE)
+    assert rows == exit_codes.table()
+
+
+def test_the_record_of_a_run(train_here, reference, tmp_path):
+    """One that fails before its first step; the reference has ended before."""
+    shutil.copytree(reference, tmp_path / "run")
+    assert exit_record.read(tmp_path / "run")["state"] == "ended"
+    (tmp_path / "run" / exit_record.NAME).unlink()
+    flags = ("--config.total_steps=16", "--config.allow_config_change=true")
+    train_here(tmp_path / "run", *flags)
+    failed = exit_record.read(tmp_path / "run")
+    assert (failed["state"], failed["code"]) == ("ended", 1)
+    assert "stands at step" in failed["reason"]
+    train_here(tmp_path / "none", "--config.data.source=tar:/nowhere/*.tar")
+    assert not (tmp_path / "none").exists()
+
+
+def test_sigkill_leaves_the_record_of_the_start(plan):
+    assert plan("local", "kill@5", CLIPJAX_RESTARTS="0")[0] == 137
+    record = exit_record.read(plan.workdir)
+    assert (record["state"], record["code"], record["step"]) == ("running", None, 0)
 
 
 # Stand-ins for python3 and for the python of the environment that it makes; $FOR is what the
