@@ -27,6 +27,7 @@ from clipjax.evals.running import (
     model_facts,
     results_document,
     run_evals,
+    set_aside_damaged,
     write_results,
 )
 from clipjax.experiment import Experiment
@@ -63,6 +64,7 @@ def evaluate(experiment: Experiment, names: Sequence[str]) -> dict[str, float]:
     with experiment.program.scope():
         results = run_evals(chosen, variables)
     if is_lead():
+        set_aside_damaged(experiment.workdir)
         facts = model_facts(manifest.contract, checkpoint=sha256)
         write_results(experiment.workdir, manifest.step, results, facts)
     return {**flat_metrics(results), "step": manifest.step}

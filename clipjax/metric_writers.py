@@ -19,7 +19,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from clipjax.distributed import is_lead
-from clipjax.files import write_file
+from clipjax.files import sync, write_file
 
 TRAIN_FILE = "metrics.jsonl"
 EVALS_FILE = "evals.jsonl"
@@ -66,31 +66,65 @@ class JsonLines:
     def __init__(self, path: str | os.PathLike[str], *, start_step: int = 0) -> None:
         self.path = Path(path)
         self.last_step = self._keep_until(start_step)
-        self._file = self.path.open("a", encoding="utf-8")
+        self._file = self._open()
 
     def _keep_until(self, last: int) -> int:
-        """Drops lines after step `last` and a line that was cut off; returns the last step."""
+        """Drops lines after step `last` and a line that was cut off; returns the last step.
+
+        Raises:
+            ValueError: a line among those to keep cannot be read.
+        """
         if not self.path.exists():
             return -1
-        text = self.path.read_text(encoding="utf-8")
-        lines = text.splitlines(keepends=True)
-        if lines and not lines[-1].endswith("\n"):
+        data = self.path.read_bytes()
+        lines = data.splitlines(keepends=True)
+        if lines and not lines[-1].endswith(b"\n"):
             lines.pop()  # the process was killed while it wrote
-        steps = [self._step_of(line, number) for number, line in enumerate(lines, 1)]
-        kept = [line for line, step in zip(lines, steps, strict=True) if step <= last]
-        if "".join(kept) != text:
-            write_file(self.path, "".join(kept))
-            logging.info("%s: kept the lines up to step %d", self.path, last)
-        return max((step for step in steps if step <= last), default=-1)
-
-    def _step_of(self, line: str, number: int) -> int:
-        try:
-            return int(json.loads(line)["step"])
-        except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
+        steps = [_step_of(line) for line in lines]
+        known = [(number, step) for number, step in enumerate(steps, 1) if step is not None]
+        end = max((number for number, step in known if step <= last), default=0)
+        bad = [number for number, step in enumerate(steps, 1) if step is None]
+        if bad and (bad[0] <= end or not known):
             raise ValueError(
-                f"{self.path}, line {number} is no JSON object with a step; repair the line or "
+                f"{self.path}, line {bad[0]} is no JSON object with a step; repair the line or "
                 "move the file away"
-            ) from error
+            )
+        if bad:  # the machine stopped before the end was on its disk
+            logging.warning(
+                "%s: dropped %d lines after step %d that are damaged", self.path, len(bad), last
+            )
+        kept = [
+            (line, step)
+            for line, step in zip(lines[:end], steps[:end], strict=True)
+            if step is not None and step <= last
+        ]
+        if (text := b"".join(line for line, _ in kept)) != data:
+            write_file(self.path, text)
+            logging.info("%s: kept the lines up to step %d", self.path, last)
+        return max((step for _, step in kept), default=-1)
+
+    def _open(self) -> TextIO:
+        file = self.path.open("a", encoding="utf-8")
+        self._has_links = os.fstat(file.fileno()).st_nlink > 0  # not every file store counts them
+        return file
+
+    def check(self) -> None:
+        """Checks that the file is still where it was opened.
+
+        Raises:
+            FileNotFoundError: it, or its folder, was deleted or replaced.
+        """
+        links = os.fstat(self._file.fileno()).st_nlink
+        if not self.path.exists() or (self._has_links and links == 0):
+            raise FileNotFoundError(
+                f"{self.path} was deleted or replaced while the run wrote to it: what it has "
+                "written is lost. Put the workdir back, or start again with another --workdir"
+            )
+
+    def sync(self) -> None:
+        """Waits until all lines are on the disk."""
+        self.check()
+        os.fsync(self._file.fileno())
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Appends a line; it is with the operating system when this returns.
@@ -103,6 +137,7 @@ class JsonLines:
                 f"{self.path}: step {step} comes after step {self.last_step}; every step stands "
                 "once, in order"
             )
+        self.check()
         self._file.write(encode_line(step, metrics) + "\n")
         self._file.flush()
         self.last_step = step
@@ -112,12 +147,20 @@ class JsonLines:
         if step <= self.last_step:
             self._file.close()
             self.last_step = self._keep_until(step - 1)
-            self._file = self.path.open("a", encoding="utf-8")
+            self._file = self._open()
         self.write(step, metrics)
 
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step of a line; None where it has none that can be read."""
+    try:
+        return int(json.loads(line.decode("utf-8"))["step"])
+    except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError):
+        return None
 
 
 class MetricWriter(contextlib.AbstractContextManager):
@@ -128,24 +171,38 @@ class MetricWriter(contextlib.AbstractContextManager):
     Args:
         workdir: the workdir of the run.
         start_step: finished steps of the state that the run starts from.
+        log_every: steps from one line of training metrics to the next, to notice what is missing.
+        is_finished: whether no training metrics follow. Then a file that cannot be read is left as
+            it is, with a warning; else it is an error.
         tensorboard: write event files to `<workdir>/tensorboard` as well.
     """
 
     def __init__(
-        self, workdir: str | os.PathLike[str], *, start_step: int = 0, tensorboard: bool = True
+        self,
+        workdir: str | os.PathLike[str],
+        *,
+        start_step: int = 0,
+        log_every: int | None = None,
+        is_finished: bool = False,
+        tensorboard: bool = True,
     ) -> None:
         self._active = is_lead()
         if not self._active:
             return
         workdir = Path(workdir).expanduser()
         workdir.mkdir(parents=True, exist_ok=True)
-        self._train = JsonLines(workdir / TRAIN_FILE, start_step=start_step)
-        self._evals = JsonLines(workdir / EVALS_FILE, start_step=start_step)
-        self._events = None
+        self._train, self._evals = (
+            _open_lines(workdir / name, start_step, is_finished)
+            for name in (TRAIN_FILE, EVALS_FILE)
+        )
+        if self._train is not None and log_every is not None:
+            _notice_gap(self._train, start_step, log_every)
+        self._events, self._folder = None, workdir / "tensorboard"
+        self._older_events = set(self._folder.glob("*"))
         if tensorboard:
             # TensorBoard hides what an earlier process wrote from this step on.
             self._events = SummaryWriter(
-                str(workdir / "tensorboard"), purge_step=start_step + 1, write_to_disk=True
+                str(self._folder), purge_step=start_step + 1, write_to_disk=True
             )
 
     def __exit__(self, *exc_info: object) -> None:
@@ -158,32 +215,74 @@ class MetricWriter(contextlib.AbstractContextManager):
             ValueError: a step comes again, or a value is no number.
         """
         if self._active:
-            self._train.write(step, metrics)
+            if self._train is not None:
+                self._train.write(step, metrics)
             self._write_events("train", step, metrics)
 
     def write_evals(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Writes the evaluations of a step; a step that is evaluated again replaces its line."""
         if self._active:
-            self._evals.rewrite(step, metrics)
+            if self._evals is not None:
+                self._evals.rewrite(step, metrics)
             self._write_events("eval", step, metrics)
 
     @property
     def evaluated_step(self) -> int | None:
         """The last step that stands in `evals.jsonl`; None where none does."""
-        return self._evals.last_step if self._active and self._evals.last_step >= 0 else None
+        last = self._evals.last_step if self._active and self._evals is not None else -1
+        return last if last >= 0 else None
 
     def _write_events(self, group: str, step: int, metrics: Mapping[str, Any]) -> None:
         if self._events is not None:
             for name, value in metrics.items():
                 self._events.add_scalar(f"{group}/{name}", float(value), step)
 
+    def sync(self) -> None:
+        """Waits until all is on the disk, before a checkpoint is that goes on from it.
+
+        Raises:
+            FileNotFoundError: the workdir was deleted or replaced.
+        """
+        if not self._active:
+            return
+        for lines in (self._train, self._evals):
+            if lines is not None:
+                lines.sync()
+        if self._events is not None:
+            self._events.flush()
+            for path in set(self._folder.glob("*")) - self._older_events:
+                sync(path)
+
     def close(self) -> None:
         """Flushes and closes all files."""
         if self._active:
-            self._train.close()
-            self._evals.close()
+            for lines in (self._train, self._evals):
+                if lines is not None:
+                    lines.close()
             if self._events is not None:
                 self._events.close()
+
+
+def _open_lines(path: Path, start_step: int, is_finished: bool) -> JsonLines | None:
+    try:
+        return JsonLines(path, start_step=start_step)
+    except ValueError as error:
+        if not is_finished:
+            raise
+        logging.warning("%s. The run is finished, and leaves the file as it is", error)
+        return None
+
+
+def _notice_gap(lines: JsonLines, start_step: int, log_every: int) -> None:
+    """Says which lines should be there and are not."""
+    last = max(lines.last_step, 0)
+    missing = start_step // log_every - last // log_every
+    if missing > 0:
+        logging.warning(
+            "%s has no line from step %d to step %d, about %d lines with config.log_every = %d: "
+            "they were lost in a crash, or are in another workdir",
+            *(lines.path, last + 1, start_step, missing, log_every),
+        )
 
 
 class ProgressBar(contextlib.AbstractContextManager):

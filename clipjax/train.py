@@ -49,6 +49,7 @@ from clipjax.evals.running import (
     read_document,
     read_results,
     run_evals,
+    set_aside_damaged,
     write_results,
 )
 from clipjax.experiment import Experiment, Program, fitting_program
@@ -198,8 +199,14 @@ class Loop:
         self.check_owner = check_owner  # before each write into the workdir
         self.manager = manager
         self.writer = MetricWriter(
-            experiment.workdir, start_step=start, tensorboard=self.settings.tensorboard
+            experiment.workdir,
+            start_step=start,
+            log_every=self.settings.log_every,
+            is_finished=start == self.settings.total_steps,
+            tensorboard=self.settings.tensorboard,
         )
+        if distributed.is_lead():
+            set_aside_damaged(experiment.workdir)
         stack.callback(self.writer.close)
         self.progress = ProgressBar(
             self.settings.total_steps, batch_size=self.settings.batch_size, start_step=start
@@ -323,6 +330,7 @@ class Loop:
     def save_now(self, step: int, state: TrainState, *, block: bool) -> None:
         """Saves state_step."""
         self.flush()  # a run that goes on from here does not write this step's metrics again
+        self.writer.sync()
         bad = distributed.gather_at_lead(f"save/{step}", self.experiment.loader.bad_state())
         self.manager.save(step, state, bad_examples=add_states(bad), block=block)
 

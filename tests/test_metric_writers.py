@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -181,3 +182,78 @@ def test_a_terminal_gets_a_bar():
             bar.update(step, {"loss": 0.5})
     shown = stream.getvalue().split("\r")[-1]
     assert "10/10" in shown and "samples/s, loss 0.5" in shown and "\n" in shown
+
+
+def test_damaged_lines(tmp_path, caplog):
+    """What the machine had not on its disk yet is dropped and said; damage before is an error."""
+    path = tmp_path / "metrics.jsonl"
+    good = b'{"step": 10}\n{"step": 20}\n'
+    path.write_bytes(good + b"\0\xff\0\n\0\0")
+    with MetricWriter(tmp_path, start_step=20, log_every=10):
+        assert path.read_bytes() == good
+    assert "dropped 1 lines after step 20" in caplog.text and "no line" not in caplog.text
+    for damaged in (b'\xff\n{"step": 20}\n', b"\xff\xfe\n"):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1 is no .* move the file away"):
+            MetricWriter(tmp_path, start_step=20)
+        assert path.read_bytes() == damaged
+        with MetricWriter(tmp_path, start_step=20, is_finished=True) as writer:
+            writer.write_evals(20, {"top1": 0.5})
+        assert path.read_bytes() == damaged and "The run is finished" in caplog.text
+    assert read(tmp_path / "evals.jsonl") == [{"step": 20, "top1": 0.5}]
+
+
+@pytest.mark.parametrize(
+    ("steps", "start", "said"),
+    [
+        ((10, 20), 45, "has no line from step 21 to step 45, about 2 lines"),
+        ((), 45, "has no line from step 1 to step 45, about 4 lines"),
+        ((10, 20, 30, 40), 45, None),
+        ((), 0, None),
+    ],
+)
+def test_a_gap_is_noticed(tmp_path, caplog, steps, start, said):
+    with MetricWriter(tmp_path) as writer:
+        for step in steps:
+            writer.write(step, {"loss": 1.0})
+    MetricWriter(tmp_path, start_step=start, log_every=10).close()
+    assert ("no line" in caplog.text) is (said is not None)
+    assert said is None or said in caplog.text
+
+
+def test_all_that_was_written_is_synced(tmp_path, monkeypatch):
+    """Before the checkpoint is: each file, with all its bytes in the kernel by then."""
+    sizes = {}
+    real = metric_writers.os.fsync
+
+    def fsync(descriptor):
+        name = metric_writers.os.readlink(f"/proc/self/fd/{descriptor}")
+        sizes[name.rpartition("/")[2].partition(".")[0]] = metric_writers.os.fstat(
+            descriptor
+        ).st_size
+        real(descriptor)
+
+    with MetricWriter(tmp_path) as writer:
+        writer.write(1, {"loss": 1.0})
+        writer.write_evals(1, {"top1": 1.0})
+        before = sum(p.stat().st_size for p in (tmp_path / "tensorboard").iterdir())
+        monkeypatch.setattr(metric_writers.os, "fsync", fsync)
+        writer.sync()
+    assert sizes["metrics"] == len('{"step": 1, "loss": 1.0}\n')
+    assert sizes["evals"] == len('{"step": 1, "top1": 1.0}\n')
+    assert sizes["events"] > max(before, 100)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_workdir_that_is_deleted_is_an_error(tmp_path, replaced):
+    workdir = tmp_path / "run"
+    with MetricWriter(workdir, tensorboard=False) as writer:
+        writer.write(1, {"loss": 1.0})
+        shutil.rmtree(workdir)
+        if replaced:
+            workdir.mkdir()
+            (workdir / "metrics.jsonl").touch()
+        with pytest.raises(FileNotFoundError, match=r"metrics\.jsonl was deleted or replaced"):
+            writer.write(2, {"loss": 1.0})
+        with pytest.raises(FileNotFoundError, match="was deleted or replaced"):
+            writer.sync()

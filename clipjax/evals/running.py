@@ -204,10 +204,12 @@ def read_document(workdir: Path) -> dict[str, Any]:
         ValueError: it is damaged, or not what `results_document` gives.
     """
     path = Path(workdir) / RESULTS
-    if not path.exists():
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
         return {}
     try:
-        document = parse_fields(path.read_text(encoding="utf-8"))
+        document = parse_fields(data.decode("utf-8"))
         results_in(document)
         groups = (document.get("preprocess") or {}, document.get("tokenizer") or {})
         if not all(isinstance(group, dict) for group in groups):
@@ -220,6 +222,17 @@ def read_document(workdir: Path) -> dict[str, Any]:
             "`train --eval` makes it anew"
         ) from error
     return document
+
+
+def set_aside_damaged(workdir: Path) -> None:
+    """Renames a results.json that cannot be read: what it held is found by evaluating again."""
+    path = Path(workdir) / RESULTS
+    try:
+        read_document(workdir)
+    except ValueError as error:
+        aside = path.with_name(f"{RESULTS}.damaged")
+        logging.warning("%s. It is set aside as %s", error, aside.name)
+        path.replace(aside)
 
 
 def read_results(workdir: Path) -> dict[str, float]:

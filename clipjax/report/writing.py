@@ -125,9 +125,9 @@ def read_curves(path: Path) -> dict[str, Points]:
     if not path.exists():
         return {}
     by_step: dict[int, dict[str, float]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
-            fields = parse_fields(line)
+            fields = parse_fields(line.decode("utf-8"))
             values = {n: float(v) for n, v in fields.items() if isinstance(v, int | float)}
             by_step.setdefault(int(fields["step"]), {}).update(values)
         except (

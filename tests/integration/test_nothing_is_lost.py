@@ -1,9 +1,13 @@
 """Errors at the worst moment: what was computed stays, and the message says what to do."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from clipjax import exit_record
 
 
 def write_pictures(folder, *, broken):
@@ -65,3 +69,20 @@ def test_the_shipped_quickstart_runs(clipjax, tmp_path):
     assert results["step"] == 2
     assert results["zero_shot/openmoji_unseen/num_examples"] == 392
     assert "report.html" in done.stdout
+
+
+def test_a_finished_run_goes_on_without_damaged_files(clipjax, reference, tmp_path):
+    """Results are found again; a file of metrics that cannot be read is named and left alone."""
+    workdir = Path(shutil.copytree(reference, tmp_path / "run"))
+    results = json.loads((workdir / "results.json").read_text())
+    (workdir / "results.json").write_bytes(b"\xff{")
+    damaged = b"\xff\n" + (workdir / "metrics.jsonl").read_bytes()
+    (workdir / "metrics.jsonl").write_bytes(damaged)
+    done = clipjax.train(workdir)
+    assert "results.json does not hold results" in done.stderr
+    assert "metrics.jsonl, line 1 is no JSON object" in done.stderr
+    assert json.loads((workdir / "results.json").read_text()) == results
+    assert (workdir / "results.json.damaged").read_bytes() == b"\xff{"
+    assert (workdir / "metrics.jsonl").read_bytes() == damaged
+    record = exit_record.read(workdir)
+    assert (record["state"], record["code"], record["step"]) == ("ended", 0, results["step"])
