@@ -1,3 +1,6 @@
+import errno
+import os
+
 import jax
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ from stand_ins import (
 
 from clipjax.encoding.batches import RowLayout, put_on_mesh
 from clipjax.encoding.zero_shot_head import average_prompts
-from clipjax.evals import ZeroShot
+from clipjax.evals import ZeroShot, reading
 
 NAMES = tuple(f"{c} thing" for c in range(11))
 TEMPLATES = ("{}", "1{} shiny")  # "4 thing" is id 4 in one and id 14 in the other
@@ -151,6 +154,21 @@ def test_images_that_do_not_decode_are_named_and_never_left_out_in_silence():
     kept = np.delete(np.arange(12), [3, 10])
     assert metrics == pytest.approx(brute_force(make_params(), rows[kept], labels[kept]))
     assert len(make_eval(source, mesh_of(2)).predict(make_params(), 12)) == 10
+
+
+def test_storage_that_fails_is_no_bad_image(monkeypatch):
+    """It would be left out, and the number be another than with a storage that answers."""
+    source, _, _ = make_source(12)
+    whole = reading.read_example
+
+    def failing(data, index, fields):
+        if index == 3:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), "picture 3")
+        return whole(data, index, fields)
+
+    monkeypatch.setattr(reading, "read_example", failing)
+    with pytest.raises(ValueError, match=r"Input/output error.*picture 3"):
+        make_eval(source, mesh_of(2), max_bad=5).run(make_params())
 
 
 def test_bad_input_is_named():
