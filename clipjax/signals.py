@@ -29,6 +29,7 @@ INTERRUPTED = 128 + signal.SIGINT
 _ASKED, _OVER, _GONE = "stop/asked", "stop/over", "stop/gone"  # notes of the processes
 _LOOK_S, _LOOK_SOON_S = 1.0, 0.05  # between two looks at the notes of the others
 _ANSWER_S = 10.0  # that the others may take to answer where ending loses nothing
+_SAME_S = 0.5  # a terminal that closes and a service manager send two signals for one request
 _LAST_S = 5.0  # that the lead, who keeps the notes, stays for the others to read them
 _CLEAN_UP_S = 5.0  # that a command may take to end after Ctrl-C
 
@@ -96,9 +97,10 @@ class PreemptionGuard:
     def __init__(self, *, is_command: bool = False) -> None:
         self.before_exit: list[Callable[[int, str], None]] = []  # (code, reason), before it ends
         self._is_command = self._safe = is_command
-        self._listener = Listener(STOPS, self._hear)
+        self._listener = Listener(STOPS, self._hear, self._come)
+        self._came = False  # a signal, to the main thread; the other one hears it about now
         self._changed = threading.Condition()
-        self._local = False  # whether a signal came to this very process
+        self._first: tuple[int, float] | None = None  # signal to this very process, and when
         self._heard: str | None = None
         self._asked = 0  # how many times the loop has
         self._note: dict[str, Any] | None = None  # of this process, for the others
@@ -120,7 +122,7 @@ class PreemptionGuard:
         self._closing = True
         self._wake.set()
         if self._exchange is not None:
-            self._exchange.join()
+            self._exchange.join(_LAST_S)  # no longer: the service may not answer
 
     def share(self) -> None:
         """Begins to exchange requests with the other processes; once they are joined."""
@@ -151,6 +153,8 @@ class PreemptionGuard:
         """
         with self._changed:
             self._asked += 1
+            if self._came:
+                self._changed.wait_for(lambda: self._heard is not None, _LAST_S)
             if self._heard is None or self._count == 1:
                 return self._heard is not None
             exchange = self._exchange
@@ -162,15 +166,20 @@ class PreemptionGuard:
     @property
     def heard_alone(self) -> bool:
         """Whether a run of one process was asked to stop: it may wherever it is."""
-        return self._count == 1 and self._heard is not None
+        return self._count == 1 and (self._came or self._heard is not None)
+
+    def _come(self, number: int, frame: FrameType | None) -> None:
+        self._came = True  # no more: the main thread may hold a lock right now
 
     def _hear(self, number: int) -> None:
-        name = signal.Signals(number).name
-        with self._changed:
-            again, self._local = self._local, True
-        if not again:
+        name, now = signal.Signals(number).name, time.monotonic()
+        if self._first is None:
+            self._first = number, now
             self._request(name)
-        elif number != signal.SIGUSR1:  # a scheduler may send its warning more than once
+        elif number == self._first[0] == signal.SIGTERM or (
+            # A scheduler may send its warning more than once.
+            number != signal.SIGUSR1 and now - self._first[1] > _SAME_S
+        ):
             self._end_all(128 + number, f"a second signal, {name}: ended without saving")
 
     def _request(self, name: str) -> None:

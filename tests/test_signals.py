@@ -78,24 +78,26 @@ def ends(*arguments, **changes):
     return done.returncode, done.stderr
 
 
-SEND = "for number in ({}):\n  os.kill(os.getpid(), number)\n  time.sleep(0.2)\n"
+SEND = "for number in ({}):\n  os.kill(os.getpid(), number)\n  time.sleep({})\n"
 # One long call without the interpreter: the main thread runs no handler meanwhile.
 DEAF = "import ctypes\nwhile True: ctypes.CDLL(None).sleep(60)\n"
 
 
 @pytest.mark.parametrize(
-    ("sent", "code"),
+    ("sent", "apart_s", "code"),
     [
-        ("signal.SIGTERM, signal.SIGTERM", 143),
-        ("signal.SIGINT, signal.SIGINT", 130),
-        ("signal.SIGHUP, signal.SIGHUP", 129),
-        ("signal.SIGUSR1, signal.SIGTERM", 143),
-        ("signal.SIGUSR1, signal.SIGUSR1", 7),  # a scheduler may send its warning more than once
+        ("signal.SIGTERM, signal.SIGTERM", 0.1, 143),
+        ("signal.SIGINT, signal.SIGINT", 0.7, 130),
+        ("signal.SIGHUP, signal.SIGHUP", 0.7, 129),
+        ("signal.SIGUSR1, signal.SIGTERM", 0.7, 143),
+        # The terminal that closes, its shell, and a service manager: one request.
+        ("signal.SIGHUP, signal.SIGHUP, signal.SIGTERM", 0.01, 7),
+        ("signal.SIGUSR1, signal.SIGUSR1", 0.7, 7),  # a scheduler may warn more than once
     ],
 )
-def test_a_second_signal_ends_at_once(sent, code):
+def test_a_second_signal_ends_at_once(sent, apart_s, code):
     begin = "signals.PreemptionGuard().__enter__()\n"
-    found, said = ended(begin + SEND.format(sent) + "os._exit(7)\n")
+    found, said = ended(begin + SEND.format(sent, apart_s) + "os._exit(7)\n")
     assert found == code, said
     assert ("ended without saving" in said) == (code != 7)
     assert "second signal ends it at once" in said and "Traceback" not in said

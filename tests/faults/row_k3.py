@@ -191,8 +191,8 @@ def begun(trial: Trial, count: int, step: int) -> Path:
 
 
 def files_of(workdir: Path) -> dict[str, bytes]:
-    """All that a run goes on from: checkpoints, metrics, results."""
-    paths = [p for p in workdir.rglob("*") if p.is_file()]
+    """All that a run goes on from, checkpoints, metrics, results; without empty files."""
+    paths = [p for p in workdir.rglob("*") if p.is_file() and p.stat().st_size]
     names = {str(p.relative_to(workdir)): p for p in paths}
     kept = ("checkpoints/", "metrics", "evals", "results")
     return {name: p.read_bytes() for name, p in names.items() if name.startswith(kept)}

@@ -221,6 +221,7 @@ class Loader:
     def _collect(self, pending: Pending) -> Batch:
         parts: list[Part] = []
         faults.point("data.wait", pending.step)
+        signals.poll_alone()
         for part in pending.parts:
             try:
                 parts.append(_wait_for(part, self.workers.wait_s))

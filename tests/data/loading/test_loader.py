@@ -3,6 +3,7 @@ import inspect
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -10,6 +11,7 @@ import threading
 import numpy as np
 import pytest
 import worker_sources
+from counting import HANGS_S
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +22,7 @@ from clipjax.data.loading.bad_examples import BadCount, BadExample, add_states, 
 from clipjax.data.loading.rows import Finishing, Part, RowMaker
 from clipjax.data.source import draw
 from clipjax.data.transforms.captions import clean_caption
+from clipjax.signals import PreemptionGuard, StopRequestedError
 
 SPECS = (
     {"name": "random_resized_crop", "scale": (0.5, 1.0)},
@@ -528,3 +531,25 @@ def test_captions_are_cleaned():
         with pytest.raises(SampleError) as caught:
             clean_caption(text)
         assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_run_that_waits_for_data_can_be_stopped(num_workers):
+    """Data may be minutes late; a scheduler that stops a run waits for 30 seconds."""
+    asked = threading.Event()
+
+    class Late(Numbers):
+        def __getitem__(self, index):
+            if num_workers:
+                assert asked.wait(HANGS_S)  # past the end of the wait
+            elif not asked.is_set():
+                asked.set()
+                signal.raise_signal(signal.SIGTERM)
+            return super().__getitem__(index)
+
+    with PreemptionGuard(), make(Late(8), 4, num_workers=num_workers) as loader:
+        if num_workers:
+            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        with pytest.raises(StopRequestedError):
+            loader.batch(0)
+        asked.set()
