@@ -431,6 +431,9 @@ class CheckpointManager:
         logging.error("save of step %d failed: %s", step, text)
         full = getattr(error, "errno", None) == errno.ENOSPC or "RESOURCE_EXHAUSTED" in text
         reason = "no space left on the device" if full or "No space left" in text else text
+        if jax.process_count() == 1 and self._orbax is not None:
+            with contextlib.suppress(Exception):  # what it still writes would outlive the sweep
+                self._orbax.wait_until_finished()
         if is_lead():
             with contextlib.suppress(OSError):  # a failed try would keep a full disk full
                 folders.sweep(self.directory, folders.TMP)
