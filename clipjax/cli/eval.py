@@ -10,7 +10,7 @@ from typing import Any
 
 from absl import flags
 
-from clipjax import distributed, process_log
+from clipjax import compile_cache, distributed, process_log
 from clipjax.cli import opening
 from clipjax.cli.main import given, no_positional, print_results
 from clipjax.cli.specs import split_specs
@@ -61,10 +61,12 @@ def main(argv: list[str]) -> int:
     if _DISTRIBUTED.value != "off" and find_cluster(os.environ) is not None:
         process_log.start(None)  # dumps of several processes, of which one is lost
     peers.join(_DISTRIBUTED.value, distributed.Limits())
+    from clipjax.data.storage.cache import cache_dir
     from clipjax.data.storage.files import write
     from clipjax.data.storage.paths import data_path
     from clipjax.evaluate import evaluate_checkpoint
 
+    compile_cache.use(cache_dir() / "compiled")
     table = data_path(_JSON.value) if _JSON.value else None
     _check_table(table)
     results = evaluate_checkpoint(

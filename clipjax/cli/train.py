@@ -4,7 +4,15 @@ import dataclasses
 
 from absl import flags, logging
 
-from clipjax import distributed, exit_codes, exit_record, faults, process_log, signals
+from clipjax import (
+    compile_cache,
+    distributed,
+    exit_codes,
+    exit_record,
+    faults,
+    process_log,
+    signals,
+)
 from clipjax.cli import config_flag, opening
 from clipjax.cli.main import Failed, given, no_positional, print_results
 from clipjax.cli.output import show
@@ -28,6 +36,7 @@ def main(argv: list[str]) -> int:
     how = ": --config configs/x.py --workdir DIR"
     config, folder = given(_CONFIG.value, "--config", how), given(_WORKDIR.value, "--workdir", how)
     opening.put_into(config)
+    from clipjax.data.storage.cache import cache_dir
     from clipjax.data.storage.files import local_path  # these imports take a while: not for --help
     from clipjax.experiment import MOUNT, build_experiment, resolve
 
@@ -48,6 +57,7 @@ def main(argv: list[str]) -> int:
         guard.share()
     if workdir.exists():
         process_log.keep(distributed.process_index())
+    compile_cache.use(cache_dir() / "compiled", workdir=workdir)
     if not _EVAL.value:
         exit_record.open_record(workdir, is_lead=distributed.process_index() == 0)
     from clipjax.checkpoint import (
