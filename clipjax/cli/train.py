@@ -92,7 +92,10 @@ def main(argv: list[str]) -> int:
         return exit_codes.PREEMPTED
     except (NumericError, NonFiniteStateError) as error:
         raise Failed(exit_codes.NUMERIC) from error
-    except (CheckpointSaveError, DamagedCheckpointError, WorkdirTakenError) as error:
+    except WorkdirTakenError as error:
+        exit_record.open_record(workdir, is_lead=False)  # the one that is there is another's
+        raise Failed(exit_codes.FAILED) from error
+    except (CheckpointSaveError, DamagedCheckpointError) as error:
         raise Failed(exit_codes.FAILED) from error
     except TimeoutError as error:
         raise Failed(exit_codes.HUNG) from error
