@@ -145,9 +145,17 @@ def assert_same_gradients(states, rtol):
         assert np.abs(a - b).max() <= rtol * max(np.abs(a).max(), 1e-6)
 
 
+def drawing_config(**changes):
+    """A config of both kinds of dropout that compiles in half of the time: without scans."""
+    config = tiny_config(**changes)
+    config.model.image.depth = config.model.text.depth = 1
+    config.scan_layers = False
+    return config
+
+
 @pytest.fixture(scope="module")
 def single_program():
-    return build(tiny_config())
+    return build(drawing_config())
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +175,7 @@ def test_every_sharding_trains_the_same_curve(single_program, single, name):
     """With dropout and patch dropout."""
     changes = LAYOUTS[name]
     num_devices = math.prod(n for field, n in changes.items() if field.startswith("mesh."))
-    program = build(tiny_config(**changes), num_devices)
+    program = build(drawing_config(**changes), num_devices)
     compiled = compiled_step(program)
     state, losses = run(program, STEPS, step_fn=compiled)
     np.testing.assert_allclose(losses, single[1], rtol=1e-5)
@@ -194,7 +202,7 @@ def test_the_curve_sees_other_draws(single_program, single):
 
 @pytest.mark.slow
 def test_the_curve_sees_another_seed(single):
-    _, losses = run(build(tiny_config(seed=1)), 3)
+    _, losses = run(build(drawing_config(seed=1)), 3)
     assert not np.allclose(losses, single[1][:3], rtol=1e-4)
 
 
@@ -219,7 +227,7 @@ def test_micro_batches_of_zero1_are_the_batch_on_one_device(single_program):
     """With dropout and patch dropout."""
     whole, (expected,) = run(single_program, 1)
     changes = {"sharding": "zero1", "micro_batch_size": 4, "mesh.data": 4}
-    micro, (loss,) = run(build(tiny_config(**changes), 4), 1)
+    micro, (loss,) = run(build(drawing_config(**changes), 4), 1)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     assert_same_gradients((whole, micro), 1e-5)
 
@@ -349,12 +357,12 @@ def test_colour_jitter_does_not_know_where_an_example_lands(jittered_program, nu
 
 
 def test_evaluations_do_not_jitter(plain_program, jittered_program):
-    images, params = make_batch()["image"], plain_program.create_state(0).params
+    images, params = make_batch()["image"], plain_program.abstract_state.params
     found = []
     for program in (plain_program, jittered_program):
         encode = make_encode_fns(program.stages[-1].model, program.spec["preprocess"])
-        found.append(jax.jit(encode.image)({"params": params}, images))
-    np.testing.assert_array_equal(*found)
+        found.append(jax.jit(encode.image).lower({"params": params}, images).as_text())
+    assert found[0] == found[1] and "stablehlo" in found[0]
 
 
 @pytest.mark.parametrize(
@@ -425,9 +433,13 @@ def test_the_temperature_is_clamped_after_the_step(hot_program):
     assert 0.0 <= float(state.params["logit_scale"]) <= np.log(100.0) + 1e-6
 
 
-def test_bfloat16_keeps_float32_parameters_and_loss(plain_program):
-    program = build(small_config(dtype="bfloat16", remat="dots"))
-    state, losses = run(program, 2)
+@pytest.fixture(scope="module")
+def bfloat16_run():
+    return run(build(small_config(dtype="bfloat16")), 2)
+
+
+def test_bfloat16_keeps_float32_parameters_and_loss(plain_program, bfloat16_run):
+    state, losses = bfloat16_run
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(state.params)} == {"float32"}
     assert np.isfinite(losses).all()
     _, exact = run(plain_program, 2)
@@ -665,11 +677,10 @@ def without_copies(monkeypatch, config):
 @pytest.mark.parametrize(
     "changes", [{}, pytest.param({"micro_batch_size": 4}, marks=pytest.mark.slow)], ids=str
 )
-def test_weights_that_are_cast_once_are_the_same_weights(monkeypatch, changes):
+def test_weights_that_are_cast_once_are_the_same_weights(monkeypatch, bfloat16_run, changes):
     config = small_config(dtype="bfloat16", **changes)
-    (state, losses), (plain_state, plain) = (
-        run(program, 2) for program in (build(config), without_copies(monkeypatch, config))
-    )
+    state, losses = run(build(config), 2) if changes else bfloat16_run
+    plain_state, plain = run(without_copies(monkeypatch, config), 2)
     assert losses == plain
     assert_same_gradients((state, plain_state), 1e-6)
 

@@ -256,6 +256,8 @@ def with_stages(*stages, **model):
 
 
 RESNET = {"name": "modified_resnet", "layers": [1, 1, 1, 1], "width": 8, "num_heads": 2}
+SMALL_RESNET = {"image_size": 64, "image": {**RESNET, "output_dim": 32}}
+SMALL_RESNET["image_projection"] = "none"
 EFFICIENTNET = {"name": "efficientnet", "width_factor": 0.2, "depth_factor": 0.1}
 
 
@@ -289,14 +291,18 @@ def test_bad_stages_are_named(stage, words):
 
 
 def test_a_tower_with_a_table_of_one_size_is_refused():
-    resnet = {"image_size": 64, "image": {**RESNET, "output_dim": 32}, "image_projection": "none"}
+    resnet = SMALL_RESNET
     with pytest.raises(ValueError, match=r"stages\[0\].image_size: .*'modified_resnet'.*efficient"):
         build_program(resolve(with_stages({"until_step": 3, "image_size": 32}, **resnet)))
     with pytest.raises(ValueError, match=r"stages\[0\]: .*image_size = 48: .* multiple of 32"):
         build_program(resolve(with_stages({"until_step": 3, "image_size": 48}, **resnet)))
     with pytest.raises(ValueError, match=r"stages\[0\].patch_dropout = 0.5: 'modified_resnet'"):
         build_program(resolve(with_stages({"until_step": 3, "patch_dropout": 0.5}, **resnet)))
-    build_program(resolve(with_stages({"until_step": 3, "context_length": 8}, **resnet)))
+
+
+@pytest.mark.slow
+def test_other_stages_of_such_a_tower_and_of_one_without_a_table_are_built():
+    build_program(resolve(with_stages({"until_step": 3, "context_length": 8}, **SMALL_RESNET)))
     build_program(resolve(with_stages({"until_step": 3, "image_size": 16}, image=EFFICIENTNET)))
 
 

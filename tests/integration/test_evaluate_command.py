@@ -101,11 +101,12 @@ def test_one_evaluation_twice_is_an_error(tmp_path):
         evaluate_checkpoint(tmp_path, zero_shot=["synthetic:8", "synthetic:9", "synthetic:8"])
 
 
-def test_what_cannot_be_written_is_said_before_the_work(clipjax, reference, tmp_path):
-    flags = ("--zero_shot=synthetic:128", f"--json={tmp_path}")
-    done = clipjax("eval", "--checkpoint", reference, *flags, check=1)
-    assert "is a folder" in done.stderr
-    assert "top1" not in done.stderr
+def test_what_cannot_be_written_is_said_before_the_work(command, reference, tmp_path):
+    done = command(
+        "eval", f"--checkpoint={reference}", "--zero_shot=synthetic:128", f"--json={tmp_path}"
+    )
+    assert done.code == 1 and "is a folder" in done.err
+    assert "top1" not in done.out + done.err
 
 
 def test_a_dataset_of_clip_benchmark_is_evaluated_as_it_is(clipjax, reference, tmp_path):

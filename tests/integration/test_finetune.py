@@ -22,6 +22,8 @@ def finetune(clipjax, reference, workdir, arguments="", *flags, **options):
     )
 
 
+# What is locked does not move: tests/optim; it is the loaded one: tests/checkpoint/test_start.py.
+@pytest.mark.slow
 def test_locked_image_tower(clipjax, reference, digests_of, losses_of, tmp_path):
     done = finetune(clipjax, reference, tmp_path, ",mode=lit")
     assert "loaded      text_encoder/token_embedding" in done.stderr and "frozen" in done.stderr

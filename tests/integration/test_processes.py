@@ -31,7 +31,8 @@ def scores_of(workdir):
 
 
 def test_two_processes_get_the_losses_of_one(two, reference, losses_of, tmp_path):
-    done = two("--config", "configs/smoke.py", "--workdir", tmp_path)
+    flags = ("--workdir", tmp_path, "--config.tensorboard=false")
+    done = two("--config", "configs/smoke.py", *flags)
     assert (tmp_path / "report.html").exists()
     scores = scores_of(reference)
     assert "zero_shot/synthetic_128/top1" in scores

@@ -21,7 +21,7 @@ for path in pathlib.Path(folder).rglob("*"):
         where = f"memory://{place}/{path.relative_to(folder)}"
         fsspec.filesystem("memory").pipe_file(where, path.read_bytes())
 if off == "off":
-    for name in ("_USER_INFO", "_HEADER", "_NAME", "_ENTRY", "_LINE"):
+    for name in ("USER_INFO", "HEADER", "NAME", "ENTRY", "LINE"):
         setattr(redaction, name, re.compile("(?!)(.)"))
 run(["clipjax", *arguments])
 """
