@@ -190,14 +190,16 @@ def test_mutated_configs(no_program, tmp_path):
 def test_the_fuzz_sees_a_check_that_is_left_out(no_program, monkeypatch, tmp_path):
     """Negative control: keys and ranges unchecked, there are crashes, and unknown keys start."""
     monkeypatch.setattr("clipjax.config.check_keys", lambda *_, **__: None)
-    found = []
-    for number in range(39, 54):
+    unknown = crash = False
+    for number in range(300):  # which of them it is changes with the fields
         try:
             try_config(number, tmp_path)
         except Exception as error:
-            found.append(error)
-    assert any("an unknown key starts" in str(error) for error in found)
-    assert any(isinstance(error, AttributeError | TypeError) for error in found)
+            unknown |= "an unknown key starts" in str(error)
+            crash |= isinstance(error, AttributeError | TypeError)
+        if unknown and crash:
+            break
+    assert unknown and crash
 
 
 @pytest.mark.nightly
