@@ -40,6 +40,7 @@ class Row:
         control: does what a run that does not hold would do, or spoils what `run` compares with;
             its AssertionError shows that the row can fail.
         others: what other systems promise and test here, in a few words.
+        strikes: faults of one trial.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Row:
     run: Callable[[Trial], None]
     control: Callable[[Trial], None]
     others: str = ""
+    strikes: int = 1
 
 
 def upper_bound(failures: int, trials: int, confidence: float = 0.95) -> float:

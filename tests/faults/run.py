@@ -3,6 +3,7 @@
     python -m tests.faults.run                          every row, whole: hours
     python -m tests.faults.run --row K1 --row M1        some rows
     python -m tests.faults.run --row K1 --first 40 --trials 20    a part: trials 40 to 59
+    python -m tests.faults.run --row K1 --minutes 30    a part: what is begun in half an hour
     ... --record benchmarks/results/faults_cpu_DATE.jsonl         one line a row is appended
 
 A row's control runs first and must fail: an oracle that cannot fail shows nothing.
@@ -10,6 +11,7 @@ A row's control runs first and must fail: an oracle that cannot fail shows nothi
 
 import argparse
 import json
+import math
 import os
 import shutil
 import sys
@@ -26,14 +28,19 @@ from tests.faults.rows import all_rows
 ROOT = Path(__file__).parents[2]
 
 
-def run_row(row: Row, *, first: int, trials: int, folder: Path) -> dict[str, Any]:
+def run_row(
+    row: Row, *, first: int, trials: int, folder: Path, minutes: float = math.inf
+) -> dict[str, Any]:
     """Runs a row's control and some of its trials; what a record holds of them."""
     begin = time.monotonic()
     shared = folder / "shared"
     shared.mkdir(parents=True)
     failures: list[dict[str, Any]] = []
-    control = try_trial(row.control, Trial(0, empty(folder / "control"), shared))
+    control = try_control(row, Trial(0, empty(folder / "control"), shared))
+    done = 0
     for index in range(first, min(first + trials, row.trials)):
+        if time.monotonic() - begin > 60 * minutes:
+            break
         trial = Trial(index, empty(folder / f"trial_{index}"), shared)
         error = try_trial(row.run, trial)
         if error is None:
@@ -41,17 +48,19 @@ def run_row(row: Row, *, first: int, trials: int, folder: Path) -> dict[str, Any
         else:
             failures.append({"trial": index, "error": error})
         print(f"{row.name} {index}: {'ok' if error is None else error}", flush=True)
-    done = min(first + trials, row.trials) - first
+        done += 1
     return {
         "row": row.name,
         "fault": row.fault,
         "holds": row.holds,
         "first": first,
-        "trials": done,
-        "of": row.trials,
+        "strikes": row.strikes,
+        "trials": done * row.strikes,
+        "of": row.trials * row.strikes,
         "failures": failures,
-        "upper_bound": round(upper_bound(len(failures), done), 5),
-        "control_failed": control is not None,
+        "upper_bound": round(upper_bound(len(failures), done * row.strikes), 5),
+        "control_failed": control is None,
+        **({} if control is None else {"control": control}),
         "minutes": round((time.monotonic() - begin) / 60, 2),
     }
 
@@ -59,6 +68,17 @@ def run_row(row: Row, *, first: int, trials: int, folder: Path) -> dict[str, Any
 def empty(folder: Path) -> Path:
     folder.mkdir(parents=True)
     return folder
+
+
+def try_control(row: Row, trial: Trial) -> str | None:
+    """Why a row's control does not show that the row can fail; None if it does."""
+    try:
+        row.control(trial)
+    except AssertionError:
+        return None
+    except Exception:
+        return traceback.format_exc(limit=-3)[:2000]
+    return "nothing failed"
 
 
 def try_trial(run: Any, trial: Trial) -> str | None:
@@ -78,13 +98,18 @@ def main() -> int:
     parser.add_argument("--row", action="append", choices=list(rows), help="may be repeated")
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--trials", type=int, default=10**9)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="no trial begins later")
     parser.add_argument("--record", type=Path, help="a file of one JSON line a row")
     options = parser.parse_args()
     bad = False
     for name in options.row or rows:
         with tempfile.TemporaryDirectory(prefix=f"fault_{name}_") as folder:
             record = run_row(
-                rows[name], first=options.first, trials=options.trials, folder=Path(folder)
+                rows[name],
+                first=options.first,
+                trials=options.trials,
+                folder=Path(folder),
+                minutes=options.minutes,
             )
         record |= {
             "commit": commit(),
@@ -92,7 +117,9 @@ def main() -> int:
             "machine": machine(),
         }
         if not record["control_failed"]:
-            print(f"{name}: its control did not fail, so the row shows nothing")
+            print(
+                f"{name}: its control did not fail, so the row shows nothing: {record['control']}"
+            )
         bad |= bool(record["failures"]) or not record["control_failed"]
         print(
             f"{name}: {record['trials']} of {record['of']} trials, {len(record['failures'])} "

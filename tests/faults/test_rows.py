@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.faults import page
 from tests.faults.row import Trial, upper_bound
 from tests.faults.rows import all_rows
 
@@ -53,3 +54,23 @@ def test_each_row_can_fail(row, tmp_path, tmp_path_factory):
 def test_upper_bound(failures, trials, rate):
     assert upper_bound(failures, trials) == pytest.approx(rate, rel=0.01)
     assert upper_bound(trials, trials) == 1
+
+
+def test_the_page_holds_what_was_recorded():
+    text, records = page.PAGE.read_text(), page.read_records(page.RESULTS)
+    assert page.with_table(text, records) == text, "python -m tests.faults.page writes it again"
+    changed = [{**records[0], "failures": [{"trial": 0, "error": "x"}], "date": "2999"}]
+    assert page.with_table(text, records + changed) != text  # negative control
+    for record in records:
+        assert record["machine"].keys() == {"cpu", "cores", "memory_gib", "load_average", "gpus"}
+        assert "/" not in record["commit"]
+
+
+def test_parts_of_a_row_add_up_and_a_part_that_was_run_again_counts_once():
+    part = {"first": 0, "trials": 4, "date": "1", "control_failed": True}
+    other = part | {"first": 2, "strikes": 2}  # two trials
+    again = part | {"date": "3"}
+    assert page.newest([part, part | {"first": 4, "date": "2"}]) != [part]
+    assert page.newest([again, part]) == [again]
+    assert len(page.newest([part, other | {"first": 4}])) == 2
+    assert page.newest([part, part | {"control_failed": False, "date": "9"}]) == [part]

@@ -1,11 +1,8 @@
 """torch's archives without torch; nothing that a file asks for is ever done."""
 
-import os
-import pickle
 import stat
 import struct
 import zipfile
-from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -175,51 +172,11 @@ def test_archives_that_are_refused(zip_of, members, message):
 # Pickles
 
 
-class Payload:
-    """What an attacker's pickle does when it is loaded."""
-
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
-
-
-def payloads(canary):
-    """Pickles that make the canary when Python's unpickler reads them."""
-    command = f"mkdir {canary}"
-    code = f"__import__('os').mkdir({str(canary)!r})"
-    chain = OrderedDict(weight=Payload(os.system, command))
-    yield pickle.dumps(Payload(os.system, command), 2)
-    yield pickle.dumps(Payload(os.system, command), 4)
-    yield pickle.dumps(Payload(os.system, command), 0)
-    yield pickle.dumps(Payload(eval, code), 2)
-    yield pickle.dumps(Payload(exec, code), 5)
-    yield pickle.dumps({"state_dict": chain}, 2)
-    yield pickle.dumps(Payload(os.mkdir, str(canary)), 2)
-    yield b"(cos\nsystem\nS'" + command.encode() + b"'\no."  # OBJ
-    yield b"(S'" + command.encode() + b"'\nios\nsystem\n."  # INST
-    yield b'c__builtin__\neval\n(S"' + code.encode() + b'"\ntR.'
-
-
 def torch_archive(zip_of, data, storages=None, more=()):
     storages = {"0": bytes(96)} if storages is None else storages
     members = [("a/data.pkl", data), ("a/byteorder", b"little")]
     members += [(f"a/data/{key}", value) for key, value in storages.items()]
     return zip_of([*members, *more])
-
-
-def test_payloads_do_nothing_here_and_something_elsewhere(zip_of, tmp_path):
-    canary, count = tmp_path / "canary", 0
-    for data in payloads(canary):
-        with pytest.raises(WeightFileError):
-            open_tensors(torch_archive(zip_of, data))
-        assert not canary.exists()
-        pickle.loads(data)  # the control: this is what the payload would have done
-        assert canary.exists()
-        canary.rmdir()
-        count += 1
-    assert count == 10
 
 
 def tensor_pickle(shape=(4, 6), strides=(6, 1), offset=0, size=24, key=b"0", kind=b"FloatStorage"):

@@ -33,6 +33,24 @@ def rewrite_manifest(step_dir, change):
     path.write_text(json.dumps(fields))
 
 
+def verbs(workdir, picture, tmp_path):
+    """What opens a checkpoint, as a person types it."""
+    return {
+        "classify": ("classify", "--checkpoint", workdir, "--labels=cat,dog", picture),
+        "eval": ("eval", "--checkpoint", workdir, "--zero_shot=synthetic:8?side=16"),
+        "score": (
+            *("data", "score", "synthetic:8?side=16", "--checkpoint", workdir),
+            *("--out", tmp_path / "scores.parquet"),
+        ),
+        "convert": ("convert", "--from", workdir, "--to", tmp_path / "converted"),
+        "finetune": (
+            *("train", "--workdir", tmp_path / "tuned", "--config"),
+            f"configs/finetune.py:checkpoint={workdir},source=synthetic:64,batch_size=8,steps=1",
+            *("--config.report=false", "--config.tensorboard=false"),
+        ),
+    }
+
+
 @pytest.fixture(scope="session")
 def original(tmp_path_factory):
     """The workdir of a checkpoint that nobody has touched."""
@@ -63,23 +81,6 @@ def kit():
         write = staticmethod(write)
         rewrite = staticmethod(rewrite_manifest)
 
-        @staticmethod
-        def verbs(workdir, picture, tmp_path):
-            """What opens a checkpoint, as a person types it."""
-            return {
-                "classify": ("classify", "--checkpoint", workdir, "--labels=cat,dog", picture),
-                "eval": ("eval", "--checkpoint", workdir, "--zero_shot=synthetic:8?side=16"),
-                "score": (
-                    *("data", "score", "synthetic:8?side=16", "--checkpoint", workdir),
-                    *("--out", tmp_path / "scores.parquet"),
-                ),
-                "convert": ("convert", "--from", workdir, "--to", tmp_path / "converted"),
-                "finetune": (
-                    *("train", "--workdir", tmp_path / "tuned", "--config"),
-                    f"configs/finetune.py:checkpoint={workdir},source=synthetic:64,batch_size=8,"
-                    "steps=1",
-                    *("--config.report=false", "--config.tensorboard=false"),
-                ),
-            }
+        verbs = staticmethod(verbs)
 
     return Kit
