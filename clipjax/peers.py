@@ -182,7 +182,9 @@ def theirs(error: BaseException) -> Failure | None:
             return found
         time.sleep(0.1)
     other = 1 - _peers.process if _peers.count == 2 else -1
-    return Failure(other, PEER_LOST, f"it left without a word: {describe(error)}")
+    late = "DEADLINE_EXCEEDED" in str(error)  # gloo waits 30 s for a process to come
+    what = "it was not there in time" if late else "it left without a word"
+    return Failure(other, PEER_LOST, f"{what}: {describe(error)}")
 
 
 def fail(error: BaseException, code: int, say: Callable[[], None]) -> None:
