@@ -93,6 +93,7 @@ def try_trial(run: Any, trial: Trial) -> str | None:
 
 
 def main() -> int:
+    os.environ.setdefault("CLIPJAX_RESTARTS", "0")  # a row sees how a run ended
     rows = all_rows()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--row", action="append", choices=list(rows), help="may be repeated")
