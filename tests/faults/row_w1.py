@@ -69,7 +69,8 @@ def strike(trial: Trial, *flags: str) -> None:
         go.touch()
         assert start(workdir, "dead", "--die", **environment).wait() == 9
         go.unlink()
-    writers = [start(workdir, "a", *flags, **environment)]
+    waits = ["--wait"] if kind == 3 and not flags else []
+    writers = [start(workdir, "a", *flags, *waits, **environment)]
     if kind == 3:  # the second one comes while the first one is at work
         go.touch()
         wait_for(Path(f"{workdir}.a.at_8"), writers[0])

@@ -30,6 +30,8 @@ def main(workdir: str, name: str, *flags: str) -> int:
             os._exit(9)
         if step == 8:
             Path(f"{workdir}.{name}.at_8").touch()
+            while "--wait" in flags and str(os.getpid()) in Path(workdir, "owner.json").read_text():
+                time.sleep(0.01)  # until the other one has taken over
         time.sleep(STEP_S)
 
     try:
