@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
-from clipjax.encoding.templates import TEMPLATES, Templates, load_templates
+from clipjax.encoding.templates import Templates, known_templates, load_templates
 from clipjax.files import sha256
 
 Given = str | os.PathLike[str] | Sequence[str] | Mapping[str, Any]
@@ -64,11 +64,11 @@ def prompts_of_run(config: Mapping[str, Any], where: str | Path) -> Prompts | No
     if not used:
         return None
     first = used[0]
-    if isinstance(first, str) and first not in TEMPLATES:
+    if isinstance(first, str) and first not in known_templates():
         raise ValueError(
             f"the run of {where} took its templates from a file, {first!r}, and the checkpoint is "
             "from before their text went into it: give them by --templates FILE (in Python, "
-            f"templates=), or a name: {', '.join(sorted(TEMPLATES))}"
+            f"templates=), or a name of docs/evaluation.md"
         )
     name = f"{first!r}" if isinstance(first, str) else "its own"
     if any(other != first for other in used):
@@ -80,7 +80,7 @@ def prompts_of_run(config: Mapping[str, Any], where: str | Path) -> Prompts | No
 
 def stored_templates(given: Given) -> Given:
     """Writes templates as a checkpoint holds them: by their name, or else their text, as JSON."""
-    if isinstance(given, str) and given in TEMPLATES:
+    if isinstance(given, str) and given in known_templates():
         return given
     found = load_templates(given)
     if isinstance(found, Mapping):

@@ -4,20 +4,32 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clipjax.data.classes.named_lists import load_json, load_strings
+from clipjax.data.classes.named_lists import (
+    SETS_OF_IMAGENET,
+    load_json,
+    load_sets,
+    load_strings,
+)
 
 # Templates of all classes, or for each class its own prompts.
 Templates = tuple[str, ...] | dict[str, tuple[str, ...]]
 
 # A tuple is the templates themselves; a string is a file in clipjax/data/prompts/ (source there).
-TEMPLATES: dict[str, tuple[str, ...] | str] = {
+_TEMPLATES: dict[str, tuple[str, ...] | str] = {
     "plain": ("{}",),
     "simple": ("a photo of a {}.",),
     "emoji": ("{}", "{} emoji", "an emoji of a {}", "a drawing of a {}"),
     "openai_7": "openai_7.json",
     "openai_80": "openai_80.json",
-    "imagenet": "openai_80.json",
 }
+_IMAGENET = dict.fromkeys(
+    (*SETS_OF_IMAGENET, "imagenet-a", "imagenet-r", "imagenet-o", "objectnet"), "openai_80.json"
+)
+
+
+def known_templates() -> dict[str, Any]:
+    """Gives the packaged templates by name: themselves, or their file in prompts/."""
+    return {**load_sets("templates"), **_TEMPLATES, **_IMAGENET}
 
 
 def load_templates(
@@ -26,10 +38,11 @@ def load_templates(
     """Loads prompt templates by name or from a file.
 
     Args:
-        given: a name of TEMPLATES ("openai_80", alias "imagenet"; "openai_7"; "simple"; "plain";
-            "emoji"), a text file with one template a line ('#' opens a comment), a JSON file with
-            a list of templates or a map from each class to its own prompts, `FILE.json:ENTRY` for
-            what such a file holds under the name of a dataset, or the templates themselves.
+        given: a name ("openai_80", alias "imagenet"; "openai_7"; "simple"; "plain"; "emoji"; that
+            of an evaluation set, as "food101", see `load_sets`), a text file with one template a
+            line ('#' opens a comment), a JSON file with a list of templates or a map from each
+            class to its own prompts, `FILE.json:ENTRY` for what such a file holds under the name
+            of a dataset, or the templates themselves.
 
     Returns:
         The templates in order, each with one "{}" where the class name goes; of class-specific
@@ -43,11 +56,12 @@ def load_templates(
     """
     if isinstance(given, str | os.PathLike):
         given = where = os.fspath(given)
-        found = None if given in TEMPLATES else load_json(given, "templates")
+        known = known_templates()
+        found = known[given] if given in known else load_json(given, "templates")
         if not isinstance(found, Mapping):
             is_template = "{" in given
             hint = f"; a template itself goes into a list, [{given!r}]" if is_template else ""
-            return _common(load_strings(given, TEMPLATES, "templates", hint=hint))
+            return _common(load_strings(given, known, "templates", hint=hint))
         given = found
     else:
         where = "templates"

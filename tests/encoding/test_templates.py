@@ -5,16 +5,21 @@ from importlib import resources
 
 import pytest
 
-from clipjax.data.classes.named_lists import load_class_names
-from clipjax.encoding.templates import fill_template, fill_templates, load_templates
+from clipjax.data.classes.named_lists import known_class_names, load_class_names
+from clipjax.encoding.templates import (
+    fill_template,
+    fill_templates,
+    known_templates,
+    load_templates,
+)
 
 
 def test_the_packaged_data_is_what_its_readme_says():
     folder = resources.files("clipjax.data") / "prompts"
     readme = (folder / "README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"\| `(\w+\.json)` \|.*\| `([0-9a-f]{64})` \|", readme)
+    rows = re.findall(r"\| `(\w+\.json(?:\.gz)?)` \|.*\| `([0-9a-f]{64})` \|", readme)
     assert {name for name, _ in rows} == {
-        f.name for f in folder.iterdir() if f.name.endswith(".json")
+        f.name for f in folder.iterdir() if f.suffix in (".json", ".gz")
     }
     for name, digest in rows:
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
@@ -29,6 +34,55 @@ def test_published_lists():
     names = load_class_names("imagenet")
     assert len(names) == 1000
     assert (names[0], names[1], names[999]) == ("tench", "goldfish", "toilet paper")
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "first", "last", "templates", "template"),
+    [
+        ("food101", 101, "apple pie", "waffles", 1, "a photo of {}, a type of food."),
+        ("sun397", 397, "abbey", "youth hostel", 2, "a photo of a {}."),
+        ("cars", 196, "AM General Hummer SUV 2000", "smart fortwo Convertible 2012", 8, None),
+        ("birdsnap", 500, "Acadian Flycatcher", "Zone tailed Hawk", 1, None),
+        ("clevr_count_all", 8, "three", "ten", 1, "a picture of {} objects"),
+        ("clip/clevr_count_all", 8, "10", "9", 1, "a photo of {} objects."),
+        ("imagenet1k/it", 1000, "una tinca", "una carta igienica", 49, "una brutta foto di {}"),
+        ("imagenet1k", 1000, "tench", "toilet paper", 80, "a bad photo of a {}."),
+        ("imagenet-a", 200, "stingray", "acorn", 80, None),
+        ("objectnet", 113, "alarm clock", "wok", 80, None),
+    ],
+)
+def test_names_and_templates_of_published_sets(name, classes, first, last, templates, template):
+    names, found = load_class_names(name), load_templates(name)
+    assert (len(names), names[0], names[-1], len(found)) == (classes, first, last, templates)
+    assert template is None or found[0] == template
+    assert len(fill_templates(found, names)) == classes
+
+
+def test_a_class_that_the_paper_gives_several_names_has_prompts_of_each():
+    prompts = fill_templates(load_templates("clip/fer2013"), load_class_names("clip/fer2013"))
+    assert len(prompts) == 7 and {len(texts) for texts in prompts} == {6, 12, 18}
+    assert "a photo of a smiling looking face." in prompts[3]
+    assert len(fill_templates(load_templates("fer2013"), load_class_names("fer2013"))[3]) == 6
+
+
+def test_every_packaged_set_makes_prompts():
+    names = known_class_names()
+    for name, found in known_templates().items():
+        prompts = (
+            fill_templates(load_templates(name), load_class_names(name))
+            if (name in names)
+            else fill_templates(load_templates(name), ["cat"])
+        )
+        assert found and all(texts and all(t.strip() for t in texts) for texts in prompts)
+
+
+@pytest.mark.parametrize(
+    ("load", "name", "near"),
+    [(load_class_names, "food_101", "food101"), (load_templates, "imagenet1k/fr", "imagenet1k/it")],
+)
+def test_a_name_that_is_not_known_lists_near_ones(load, name, near):
+    with pytest.raises(ValueError, match=f"{name}.*the nearest are .*{near}"):
+        load(name)
 
 
 def test_simple_lists():
@@ -76,7 +130,7 @@ def test_bad_files_are_named(tmp_path, name, text, message):
 
 
 def test_unknown_names_list_the_known_ones():
-    with pytest.raises(ValueError, match=r"'openai80'.*openai_80.*simple"):
+    with pytest.raises(ValueError, match=r"'openai80'.*nearest are openai_80"):
         load_templates("openai80")
     with pytest.raises(ValueError, match="empty"):
         load_templates([])

@@ -1,6 +1,7 @@
 """Lists of strings by name or from a file: class names, and the templates of prompts."""
 
 import functools
+import gzip
 import json
 import os
 from collections.abc import Mapping
@@ -11,15 +12,39 @@ from typing import Any
 from absl import logging
 
 from clipjax.data.storage.text_files import decode_text
+from clipjax.ranges import nearest
 from clipjax.strict_json import parse_fields
 
-# A file in prompts/, whose README names its source.
-CLASS_NAMES: dict[str, str] = {"imagenet": "imagenet_classes.json"}
+# Files in prompts/, whose README names their sources.
+_IMAGENET = "imagenet_classes.json"
+_SETS = "sets.json.gz"
+# Sets whose classes are ImageNet's 1,000.
+SETS_OF_IMAGENET = ("imagenet", "imagenet1k", "imagenetv2", "imagenet_sketch")
 
 
-def _read_packaged(file_name: str) -> tuple[str, ...]:
-    text = (resources.files("clipjax.data") / "prompts" / file_name).read_text(encoding="utf-8")
-    return tuple(json.loads(text))
+def _read_packaged(file_name: str) -> Any:
+    data = (resources.files("clipjax.data") / "prompts" / file_name).read_bytes()
+    return json.loads(gzip.decompress(data) if file_name.endswith(".gz") else data)
+
+
+@functools.cache
+def load_sets(kind: str) -> Mapping[str, Any]:
+    """Gives what was published with evaluation sets, by the name of the set (`food101`).
+
+    A name with a language (`imagenet1k/it`) is a translation; `clip/NAME` is that of the CLIP
+    paper where CLIP_benchmark has another.
+
+    Args:
+        kind: `class_names`, lists in the order of the labels; `class_ids`, what folders of these
+            classes are called (WordNet ids); or `templates`, lists of these, or maps from class to
+            prompts.
+    """
+    return _read_packaged(_SETS)[kind]
+
+
+def known_class_names() -> dict[str, Any]:
+    """Gives the packaged lists of class names: name -> the names, or their file in prompts/."""
+    return {**load_sets("class_names"), **dict.fromkeys(SETS_OF_IMAGENET, _IMAGENET)}
 
 
 def load_json(name: str, what: str) -> Any:
@@ -73,7 +98,7 @@ def strings_of_lines(text: str, where: str, *, comments: bool) -> dict[str, str]
 
 
 def load_strings(
-    name_or_path: str, table: dict, what: str, *, comments: bool = True, hint: str = ""
+    name_or_path: str, table: Mapping[str, Any], what: str, *, comments: bool = True, hint: str = ""
 ) -> dict[str, str]:
     """Loads the strings of a name or a file.
 
@@ -89,11 +114,14 @@ def load_strings(
     name, path = name_or_path, Path(name_or_path).expanduser()
     entry = table.get(name)
     strings = _read_packaged(entry) if isinstance(entry, str) else entry or load_json(name, what)
+    if entry is not None:  # as published: one set has a class without a name
+        return {f"{name}, entry {number}": s for number, s in enumerate(strings, start=1)}
     if strings is None:
         if not path.is_file() or path.suffix.lower() == ".json":
             raise ValueError(
-                f"{what} {name!r} are neither a known name nor a file; known names: "
-                f"{', '.join(sorted(table))}; a file holds one a line, or a JSON list{hint}"
+                f"{what} {name!r} are neither a known name nor a file; of the {len(table)} names "
+                f"the nearest are {nearest(name, table)} (docs/evaluation.md lists them); a file "
+                f"holds one a line, or a JSON list{hint}"
             )
         found = strings_of_lines(decode_text(path.read_bytes(), name), name, comments=comments)
     elif isinstance(strings, list | tuple) and all(isinstance(s, str) for s in strings):
@@ -111,10 +139,11 @@ def load_strings(
 
 
 def load_class_names(name_or_path: str) -> tuple[str, ...]:
-    """Loads class names in label order: a name of CLASS_NAMES, a text file, or a JSON list."""
+    """Loads class names in label order: of a set by its name, a text file, or a JSON list."""
     hint = f"; a single class is written `{name_or_path},` in a SPEC"
-    found = load_strings(name_or_path, CLASS_NAMES, "class names", comments=False, hint=hint)
-    if name_or_path not in CLASS_NAMES:  # those are as published
+    known = known_class_names()
+    found = load_strings(name_or_path, known, "class names", comments=False, hint=hint)
+    if name_or_path not in known:  # those are as published
         warn_of_twins(found)
     return tuple(found.values())
 
@@ -122,7 +151,7 @@ def load_class_names(name_or_path: str) -> tuple[str, ...]:
 @functools.cache
 def load_imagenet_ids() -> tuple[str, ...]:
     """Gives the WordNet ids of ImageNet's 1,000 classes, in the order of its labels."""
-    return _read_packaged("imagenet_wnids.json")
+    return tuple(_read_packaged("imagenet_wnids.json"))
 
 
 def warn_of_twins(names: Mapping[str, str]) -> None:
