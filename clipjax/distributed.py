@@ -9,7 +9,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from absl import logging
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from clipjax.clusters import find_cluster
 
@@ -80,6 +82,29 @@ def _registering(timeout_s: int) -> Iterator[None]:
         yield
     finally:
         _jax.get_distributed_runtime_service = plain
+
+
+def connect(mesh: Mesh) -> None:
+    """Has all processes come to the first collectives of a mesh's axes together.
+
+    gloo, which CPUs use, gives up when a process comes to the first collective of a group of
+    devices 30 s after another, and no option changes that; later ones wait for as long as it
+    takes. Behind this, a process may be late: its data, its compilation, its machine are slower.
+    """
+    if jax.process_count() == 1 or mesh.devices.flat[0].platform != "cpu":
+        return
+    axes = [name for name, size in mesh.shape.items() if size > 1]
+    groups = [g for n in range(len(axes)) for g in itertools.combinations(axes, n + 1)]
+
+    def sums(one: jax.Array) -> list[jax.Array]:
+        return [jax.lax.psum(one, group) for group in groups]
+
+    alike = PartitionSpec()
+    summing = jax.shard_map(sums, mesh=mesh, in_specs=alike, out_specs=alike, check_vma=False)
+    one = np.ones(())
+    program = jax.jit(summing, in_shardings=NamedSharding(mesh, alike)).lower(one).compile()
+    gather(None)
+    jax.block_until_ready(program(one))
 
 
 def process_index() -> int:

@@ -18,7 +18,7 @@ from clipjax.checkpoint import (
     read_newest,
 )
 from clipjax.data.sources import make_source
-from clipjax.distributed import agree, is_lead
+from clipjax.distributed import agree, connect, is_lead
 from clipjax.encoding.prompts import prompts_of_run
 from clipjax.evals import build_evals
 from clipjax.evals.running import (
@@ -61,6 +61,7 @@ def evaluate(experiment: Experiment, names: Sequence[str]) -> dict[str, float]:
 
     manifest, variables, sha256 = read_newest(experiment.workdir, load)
     _announce(sha256, chosen)
+    connect(experiment.program.mesh)
     with experiment.program.scope():
         results = run_evals(chosen, variables)
     if is_lead():
@@ -151,6 +152,7 @@ def evaluate_checkpoint(
         mesh=mesh,
     )
     _announce(sha256, evals)
+    connect(mesh)
     with jax.set_mesh(mesh):
         results = run_evals(evals, model.variables)
     facts = model_facts(manifest.contract, preprocess=preprocess, checkpoint=sha256)

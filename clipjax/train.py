@@ -100,6 +100,7 @@ def train(experiment: Experiment, *, take_over: bool = False) -> TrainState:
                 "step of config.init.checkpoint": init.step_dir.name if init is not None else "",
             }
         )
+        distributed.connect(experiment.program.mesh)
     experiment.workdir.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack, peers.telling():  # before what is open closes, and may wait
         check_owner = stack.enter_context(owned(experiment.workdir, take_over=take_over))

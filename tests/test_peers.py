@@ -116,6 +116,27 @@ def test_a_library_that_aborts_is_no_lost_peer(started):
     assert exit_code == PEER_LOST and "process 1 failed: F0101 CHECK failed: x" in lines[-1]
 
 
+@pytest.mark.nightly
+@pytest.mark.parametrize("connected", [True, False])
+def test_a_process_may_be_late_once_all_are_connected(started, connected):
+    """Where they are not, gloo gives up after 30 s: if it no longer does, `connect` may go."""
+    code = (
+        "import jax\nfrom clipjax.partitioning import make_mesh, replicated\n"
+        "mesh = make_mesh({'data': -1})\n"
+        f"if {connected}: distributed.connect(mesh)\n"
+        "spread = jax.NamedSharding(mesh, jax.P('data'))\n"
+        "ones = jax.make_array_from_process_local_data(spread, jax.numpy.ones(8))\n"
+        "total = jax.jit(jax.numpy.sum, out_shardings=replicated(mesh)).lower(ones).compile()\n"
+        "if me == 1: time.sleep(40)\n"
+        "try: print('total', total(ones), file=sys.stderr)\n"
+        "except Exception as error: print('failed', str(error)[:99], file=sys.stderr)\n"
+        "sys.stderr.flush()\nos._exit(0)\n"
+    )
+    _, shown = started(code)[0]
+    words = "total 16.0" if connected else "failed UNKNOWN: Gloo context"
+    assert any(words in line for line in shown), shown
+
+
 def test_what_is_no_dump_of_a_lost_peer():
     assert peers.read_dump("F0101 CHECK failed: 2 tasks\n1\n", Limits()) is None
     several = (

@@ -83,7 +83,7 @@ def train(workdir, *, wreck=lambda state: state, at_step=lambda step: None, take
             workdir / "checkpoints", keep=2, metadata=METADATA, check_owner=check_owner
         ) as manager,
         guarding() as guard,
-        Watchdog(120),
+        Watchdog(120) as watchdog,
     ):
         restored = manager.restore_latest(abstract_of(state))
         start = 0
@@ -100,6 +100,7 @@ def train(workdir, *, wreck=lambda state: state, at_step=lambda step: None, take
                 state, loss = step_fn(state)
                 check_owner()
                 writer.write(step + 1, {"loss": loss})
+                watchdog.beat()
         manager.save(TOTAL_STEPS, state, block=True)
     return exit_codes.OK, state
 
