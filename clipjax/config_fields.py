@@ -299,6 +299,11 @@ class Settings:
     max_skipped_in_a_row: int = _field(
         5, whole(), "steps with a loss or gradient that is not finite, before the run stops"
     )
+    max_skipped_fraction: float = _field(
+        0.2,
+        FRACTION,
+        "of the last 100 steps that may be skipped, once `max_skipped_in_a_row` of them are",
+    )
     evals: Mapping[str, Any] = _field(
         {}, Group("name -> dict with `name` and `source`"), "see docs/evaluation.md"
     )

@@ -7,6 +7,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -261,6 +262,14 @@ class MetricWriter(contextlib.AbstractContextManager):
                     lines.close()
             if self._events is not None:
                 self._events.close()
+
+
+def keep_metrics(workdir: Path, name: str) -> None:
+    """Copies the files of metrics to `metrics.<name>.jsonl` and so on, before lines are dropped."""
+    for file in (TRAIN_FILE, EVALS_FILE):
+        path = workdir / file
+        if path.exists():
+            shutil.copy2(path, path.with_suffix(f".{name}.jsonl"))
 
 
 def _open_lines(path: Path, start_step: int, is_finished: bool) -> JsonLines | None:

@@ -54,10 +54,11 @@ from clipjax.evals.running import (
 )
 from clipjax.experiment import Experiment, Program, fitting_program
 from clipjax.losses.objectives import split_variables
-from clipjax.metric_writers import MetricWriter, ProgressBar
+from clipjax.metric_writers import MetricWriter, ProgressBar, keep_metrics
 from clipjax.partitioning import global_batch
 from clipjax.report.writing import REPORT, collect_answers, write_report
 from clipjax.signals import StopRequestedError, guarding
+from clipjax.skipped_steps import SKIPPED_FILE, SkippedSteps
 from clipjax.train_state import TrainState
 from clipjax.trees import count_bytes, count_parameters
 from clipjax.watchdog import Watchdog
@@ -72,15 +73,20 @@ class PreemptedError(Exception):
 
 
 class NumericError(Exception):
-    """Too many steps in a row had a loss or gradient that was not finite."""
+    """Too many steps had a loss, gradient or state that was not finite."""
+
+    is_agreed = True  # the count is the same in all processes
 
 
-def train(experiment: Experiment, *, take_over: bool = False) -> TrainState:
+def train(
+    experiment: Experiment, *, take_over: bool = False, resume_step: int | None = None
+) -> TrainState:
     """Trains from where the run stands to its last step.
 
     Args:
         experiment: the run.
         take_over: take the workdir from another run that may still be alive.
+        resume_step: go back to this step of the workdir; later ones are set aside.
 
     Raises:
         WorkdirTakenError: another run writes into the workdir.
@@ -123,6 +129,12 @@ def train(experiment: Experiment, *, take_over: bool = False) -> TrainState:
         stack.enter_context(experiment.program.scope())
         with Watchdog(limits.restore_s, "restoring the state"):
             faults.point("restore")
+            if (
+                resume_step is not None
+                and manager.go_back_to(resume_step)
+                and distributed.is_lead()
+            ):
+                keep_metrics(experiment.workdir, f"after_{resume_step}")
             start = find_start(
                 manager,
                 experiment.program.abstract_state,
@@ -224,6 +236,13 @@ class Loop:
         self.logged_step = start
         self.data_wait_s = 0.0
         self.pending: tuple[int, Any] | None = None  # metrics on the device, and their step
+        self.skipped = SkippedSteps(
+            experiment.workdir / SKIPPED_FILE if distributed.is_lead() else None,
+            in_a_row=self.settings.max_skipped_in_a_row,
+            fraction=self.settings.max_skipped_fraction,
+            total_steps=self.settings.total_steps,
+            examples=lambda step: experiment.loader.indices(step - 1).tolist(),
+        )
 
     def run(self, state: TrainState) -> TrainState:
         """Trains from a state to the last step; gives the state that is saved last."""
@@ -240,12 +259,14 @@ class Loop:
             if step == self.start:
                 self.guard.losing(True)  # until here, starting again costs nothing but time
             self.flush()  # of an earlier step: the device is busy with this one
+            self.check_skipped(self.skipped.give(step + 1, metrics["skipped_in_a_row"]))
             if (step + 1) % settings.log_every == 0 or step + 1 == settings.total_steps:
                 self.pending = (step + 1, metrics)
             # The first loss is fetched by itself, so that the first line has one.
             first = {"loss": jax.device_get(metrics["loss"])} if step == self.start else None
             self.progress.update(step + 1, first)
             self.watchdog.beat()
+        self.check_skipped(self.skipped.read())
         exit_record.at(settings.total_steps)
         faults.point("loop.step", settings.total_steps)
         with self.stopping(settings.total_steps, state):
@@ -390,13 +411,24 @@ class Loop:
         self.check_owner()
         self.writer.write(step, metrics)
         self.progress.update(step, {"loss": metrics["loss"]})
-        if metrics["skipped_in_a_row"] >= self.settings.max_skipped_in_a_row:
-            raise NumericError(
-                f"loss or gradient was not finite in {metrics['skipped_in_a_row']:.0f} steps in a "
-                f"row up to step {step}; the last checkpoint is from before them. Lower "
-                "config.optimizer.learning_rate, set config.optimizer.clip_norm, or look at "
-                "the data of those steps"
+
+    def check_skipped(self, wrong: str) -> None:
+        """Stops the run if too many steps were skipped, and names the step to go back to."""
+        if not wrong:
+            return
+        self.flush()
+        good = self.manager.good_step()
+        back = "no checkpoint is from before them"
+        if good is not None:
+            back = (
+                f"the newest checkpoint from before them is of step {good}: --resume_step={good} "
+                "goes back to it"
             )
+        raise NumericError(
+            f"loss, gradient or state was not finite in {wrong} and these were skipped; {back}. "
+            "Lower config.optimizer.learning_rate, set config.optimizer.clip_norm, or look at the "
+            f"data of those steps ({SKIPPED_FILE} in the workdir lists their examples)"
+        )
 
     def finish(self, state: TrainState) -> None:
         """Writes the report."""

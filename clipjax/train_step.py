@@ -288,9 +288,10 @@ def update_state(
     max_logit_scale: float | None,
     ema_decay: float | None,
 ) -> tuple[TrainState, jax.Array]:
-    """Applies the gradient if it is finite on all devices; otherwise only counts the step.
+    """Applies the gradient if all is finite on all devices; otherwise only counts the step.
 
-    Loss and gradient norm are sums over the whole mesh, so every device sees the same verdict.
+    Loss, gradient and all that the step would write but the optimizer's state, which may hold
+    infinities, are voted on. The verdict is over the whole mesh, so every device sees the same.
     The step moves on either way: the data and the schedule do not slip.
     """
     grad_norm = optax.tree.norm(grads)
@@ -303,6 +304,8 @@ def update_state(
         count = state.step.astype(jnp.float32)
         decay = jnp.minimum(ema_decay, (1 + count) / (10 + count))
         ema_params = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema_params, params)
+
+    finite &= _all_finite((params, model_state, () if ema_decay is None else ema_params))
 
     def choose(new: Any, old: Any) -> Any:
         return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
@@ -318,6 +321,12 @@ def update_state(
         skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
     )
     return new_state, grad_norm
+
+
+def _all_finite(tree: Any) -> jax.Array:
+    """Whether no number of a tree is NaN or infinite, `[]` bool."""
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats]))
 
 
 def clamp_logit_scale(params: Mapping[str, Any], maximum: float | None) -> dict[str, Any]:

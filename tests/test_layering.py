@@ -38,6 +38,7 @@ LAYERS = (
         "ranges",
         "redaction",
         "signals",
+        "skipped_steps",
         "strict_json",
         "trees",
         "watchdog",

@@ -427,6 +427,25 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(hot_program):
         assert int(state.step) == 2
 
 
+def test_an_update_that_is_not_finite_is_skipped_though_the_gradient_is(hot_program):
+    """As of a moment, or of a rate, that is NaN."""
+    program = hot_program
+    with program.scope():
+        state = program.create_state(0)
+        leaf = lambda path: "mu" in jax.tree_util.keystr(path) and "logit_scale" in str(path)  # noqa: E731
+        spoilt = jax.tree_util.tree_map_with_path(
+            lambda path, x: x * jnp.nan if leaf(path) else x, state.opt_state
+        )
+        before = jax.device_get(state)
+        batch = partitioning.global_batch(make_batch(), program.mesh)
+        state, metrics = program.stages[-1].step(state.replace(opt_state=spoilt), batch)
+    assert np.isfinite([metrics["loss"], metrics["grad_norm"]]).all()
+    assert float(metrics["skipped"]) == 1 and int(state.step) == 1
+    for name in ("params", "ema_params"):
+        old, new = getattr(before, name), jax.device_get(getattr(state, name))
+        jax.tree.map(np.testing.assert_array_equal, old, new)
+
+
 def test_the_temperature_is_clamped_after_the_step(hot_program):
     state, losses = run(hot_program, 4)
     assert np.isfinite(losses).all()

@@ -3,6 +3,8 @@
 <directory>/<step>/                a save; it counts only once it holds manifest.json
 <directory>/<step>.damaged[.N]/    set aside by a restore that found it wrong; never deleted
 <directory>/<step>.unfinished/     a save that was cut off; deleted after the next good save
+<directory>/<step>.after_<N>/      set aside as the run went back to step N; never deleted
+<directory>/resumed.after_<N>      that it did: once, whatever starts it again
 <directory>/<step>.deleting/       on its way out
 <directory>/<step>.orbax-checkpoint-tmp*/   being written
 """
@@ -19,11 +21,13 @@ from absl import logging
 
 from clipjax import faults
 from clipjax.data.storage.retrying import is_missing, retry
+from clipjax.strict_json import read_json
 
 MANIFEST = "manifest.json"
 DAMAGED = ".damaged"
 UNFINISHED = ".unfinished"
 DELETING = ".deleting"
+AFTER = ".after_"
 TMP = ".orbax-checkpoint-tmp"  # the name is Orbax's
 _STEP = re.compile(r"0|[1-9][0-9]*")
 DAMAGED_STEP = re.compile(r"[0-9]+\.damaged(\.[0-9]+)?")
@@ -34,6 +38,7 @@ _UNUSABLE = {
     TMP: "its save is not finished",
     UNFINISHED: "its save was cut off",
     DAMAGED: "it was found damaged",
+    AFTER: "the run went back to an earlier one",
 }
 
 
@@ -111,6 +116,48 @@ def committed_steps(directory: Path) -> list[int]:
     return [s for s in step_folders(directory) if is_file(directory / str(s) / MANIFEST)]
 
 
+def newest_good(directory: Path) -> int | None:
+    """The newest step whose manifest tells of no skipped steps just before it."""
+    for step in reversed(committed_steps(directory)):
+        path = directory / str(step) / MANIFEST
+        try:
+            fields = read_json(path)
+            if not fields.get("skipped_in_a_row", 0):
+                return step
+        except (OSError, ValueError, AttributeError) as error:
+            logging.warning("%s cannot be read: %s", path, error)
+    return None
+
+
+def set_later_aside(directory: Path, step: int) -> bool:
+    """Renames all steps after one, unless that was done before; says whether it did.
+
+    Raises:
+        ValueError: there is no such step.
+    """
+    ending, steps = f"{AFTER}{step}", committed_steps(directory)
+    if step not in steps:
+        raise ValueError(
+            f"--resume_step={step}: {directory} holds no such step, only "
+            f"{', '.join(map(str, steps)) or 'none'}"
+        )
+    done = directory / f"resumed{ending}"
+    if done.exists():
+        logging.warning(
+            "the run went back to step %d before, and goes on from its newest; to go back once "
+            "more, remove %s",
+            step,
+            done,
+        )
+        return False
+    for later in reversed(step_folders(directory)):  # the newest first: a step never lacks others
+        if later > step:
+            kept = set_aside(directory / str(later), ending)
+            logging.warning("going back to step %d: step %d is set aside as %s", step, later, kept)
+    done.touch()
+    return True
+
+
 def unusable_after(directory: Path, step: int) -> list[str]:
     """Says of each folder of a later step why it cannot be used, oldest first."""
     found = []
@@ -166,11 +213,13 @@ def delete_old_steps(
 ) -> None:
     """Deletes what retention gives up, and what cut-off saves left behind; `best` stays.
 
+    So does the newest step that no skipped ones precede: those after it may hold a bad state.
     Called after a commit, so that the newest step that stays has just been hashed.
     """
     sweep(directory, UNFINISHED, DELETING)
+    good = newest_good(directory)
     for step in committed_steps(directory)[:-keep]:
-        if step != best and (keep_every is None or step % keep_every):
+        if step not in (best, good) and (keep_every is None or step % keep_every):
             # Renamed first, so that a half-deleted folder is never taken for a save.
             try:
                 faults.point("save.rename_old")

@@ -160,6 +160,7 @@ class CheckpointManager:
         self._open()
         self.check_free_space(count_bytes(state))
         snapshot = take_snapshot(state, self._memory)
+        skipped = int(getattr(state, "skipped_in_a_row", 0))
         # Of one process's own copy nothing is in a hurry. Several begin together, and what is
         # still the state itself has to be read before the next step takes it.
         begins_here = jax.process_count() > 1 or not snapshot.is_copy
@@ -171,7 +172,7 @@ class CheckpointManager:
                 self.check_for_errors()
         self._thread = threading.Thread(
             target=self._finish,
-            args=(step, snapshot, bad_examples, begins_here, self._best.step),
+            args=(step, snapshot, bad_examples, begins_here, self._best.step, skipped),
             name="commit",
         )
         self._thread.start()
@@ -266,6 +267,35 @@ class CheckpointManager:
     def latest_step(self) -> int | None:
         """The newest step that is committed; its content is verified only when it is restored."""
         return max(folders.committed_steps(self.directory), default=None)
+
+    def good_step(self) -> int | None:
+        """The newest step that no skipped ones precede, the last save included."""
+        self._join()
+        return folders.newest_good(self.directory)
+
+    def go_back_to(self, step: int) -> bool:
+        """Sets the steps after one aside, as `<step>.after_<that one>`; a collective.
+
+        Where that was done before, it is not done again: the same command line starts the run
+        again after it was stopped.
+
+        Returns:
+            Whether it was done now.
+
+        Raises:
+            ValueError: there is no such step.
+        """
+        self.wait_until_finished()
+        is_done, wrong = False, ""
+        if is_lead():
+            try:
+                is_done = folders.set_later_aside(self.directory, step)
+            except ValueError as error:
+                wrong = str(error)
+        is_done, wrong = gather((is_done, wrong))[0]
+        if wrong:
+            raise ValueError(wrong)
+        return is_done
 
     def check_for_errors(self) -> None:
         """Raises the error of a save that failed in the background, if there is one."""
@@ -384,6 +414,7 @@ class CheckpointManager:
         bad_examples: Mapping[str, Any] | None,
         has_begun: bool,
         best: int | None,
+        skipped_in_a_row: int,
     ) -> None:
         """Commits a step; runs in a thread."""
         found = None
@@ -411,6 +442,7 @@ class CheckpointManager:
                     self._attachments,
                     bad_examples,
                     metrics=self._best.metrics_of(step),
+                    skipped_in_a_row=skipped_in_a_row,
                     known={k: v for each in everybody for k, v in each["files"].items()},
                 )
                 logging.info("saved step %d to %s", step, step_dir)

@@ -98,6 +98,7 @@ class Manifest:
     bad_examples: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     # What was measured at this step, if steps are compared by it: config.checkpoint.best.
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    skipped_in_a_row: int = 0  # steps just before this state; above 0 it may be a bad one
 
     @property
     def roots(self) -> set[str]:
@@ -189,6 +190,7 @@ def commit_step(
     attachments: Mapping[str, bytes],
     bad_examples: Mapping[str, Any] | None = None,
     metrics: Mapping[str, float] | None = None,
+    skipped_in_a_row: int = 0,
     known: Mapping[str, str] | None = None,
 ) -> None:
     """Hashes the files of a step whose arrays are written, and writes its manifest.
@@ -209,6 +211,7 @@ def commit_step(
         config_sha256=digest(metadata["config"]),
         bad_examples=dict(bad_examples or {}),
         metrics=dict(metrics or {}),
+        skipped_in_a_row=skipped_in_a_row,
         **metadata,
     )
     write_manifest(step_dir, manifest)
@@ -218,8 +221,9 @@ def write_manifest(step_dir: Path, manifest: Manifest) -> None:
     """Commits a step: writes its manifest beside the data, flushes it to disk and renames it."""
     fields = dataclasses.asdict(manifest)
     # An older clipjax reads what has none of these.
-    if not fields["metrics"]:
-        del fields["metrics"]
+    for name in ("metrics", "skipped_in_a_row"):
+        if not fields[name]:
+            del fields[name]
     for leaf in fields["leaves"]:
         if not leaf["blocks"]:
             del leaf["block_shape"], leaf["blocks"]

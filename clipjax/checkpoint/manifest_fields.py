@@ -34,6 +34,7 @@ FIELDS: dict[str, Rule] = {
     "format_version": whole(),
     "bad_examples": Group("reason -> count"),
     "metrics": Group("metric -> value"),
+    "skipped_in_a_row": _COUNT,
 }
 LEAF: dict[str, Rule] = {
     "name": Text("a name", may_be_empty=False),
@@ -49,7 +50,7 @@ FILE: dict[str, Rule] = {
     "sha256": Text(),
 }
 CONTRACT = ("model", "preprocess", "logit_scale", "tokenizer", "plugins")
-_OPTIONAL = ("bad_examples", "metrics", "block_shape", "blocks")
+_OPTIONAL = ("bad_examples", "metrics", "skipped_in_a_row", "block_shape", "blocks")
 
 
 class NewerError(ValueError):

@@ -36,6 +36,7 @@ CHANGES = {
     "logical_axes": "free",
     "loss.layout": "free",
     "loss.tile_size": "free",
+    "max_skipped_fraction": "free",
     "max_skipped_in_a_row": "free",
     "mesh": "free",
     "micro_batch_size": "free",

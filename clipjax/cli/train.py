@@ -24,6 +24,9 @@ _EVAL = flags.DEFINE_list("eval", [], "Evaluations to run on the newest checkpoi
 _TAKE_OVER = flags.DEFINE_bool(
     "take_over", False, "Take the workdir from a run that may still be alive; that one stops."
 )
+_RESUME_STEP = flags.DEFINE_integer(
+    "resume_step", None, "Go back to this step; later ones are set aside, not deleted.", 0
+)
 _DISTRIBUTED = flags.DEFINE_enum(
     "distributed", "auto", ["auto", "on", "off"], "Join the processes of a cluster."
 )
@@ -80,7 +83,7 @@ def main(argv: list[str]) -> int:
         if _EVAL.value:
             results = evaluate(experiment, _EVAL.value)
         else:
-            train(experiment, take_over=_TAKE_OVER.value)
+            train(experiment, take_over=_TAKE_OVER.value, resume_step=_RESUME_STEP.value)
             results = read_results(experiment.workdir)
         if distributed.is_lead():
             print_results(results)

@@ -144,7 +144,7 @@ def test_verbs_that_open_the_checkpoint_say_and_write_none(person):
     for code, words, arguments in (
         (1, r"\x1b[2J.png", ("eval", checkpoint, "--zero_shot=SPEC")),
         (1, "memory://[redacted]@host/classes-none", ("eval", checkpoint, "--retrieval=SPEC-none")),
-        (1, "s3:/[redacted]@b/x", ("eval", "--checkpoint=s3://u:CANARY2@b/x", "--retrieval=SPEC")),
+        (1, "s3://[redacted]@b/x", ("eval", "--checkpoint=s3://u:CANARY2@b/x", "--retrieval=SPEC")),
         (0, "scores; use", ("data", "score", "SPEC", checkpoint, f"--out={out}")),
         (0, "36 examples in 1 shards", ("data", "pack", "--from=SPEC", f"--to={out}.d", MAX_BAD)),
     ):

@@ -22,7 +22,7 @@ from clipjax.data.loading.caption_faults import tell_of_batch
 from clipjax.data.loading.rows import Finishing, Part, RowMaker
 from clipjax.data.loading.workers import Pending, Threads, Workers
 from clipjax.data.loading.workers_processes import Processes
-from clipjax.data.source import DataSource, check_source
+from clipjax.data.source import DataSource, check_source, draw
 from clipjax.data.transforms import Transform
 from clipjax.files import sha256
 from clipjax.prefetching import begun_ahead
@@ -168,6 +168,14 @@ class Loader:
         with contextlib.closing(batches):
             for pending in batches:
                 yield pending.step, self._collect(pending)
+
+    def indices(self, step: int) -> np.ndarray:
+        """Which examples of the source the whole batch of a step is made of, `[batch]` int64.
+
+        An unusable one among them is replaced by another (see `bad_examples`).
+        """
+        positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        return draw(self.source, positions, self.seed)
 
     def counts(self) -> dict[str, int]:
         """Replaced examples by reason, in the batches given out by this process so far.
