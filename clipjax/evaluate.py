@@ -20,7 +20,7 @@ from clipjax.checkpoint import (
 from clipjax.data.sources import make_source
 from clipjax.distributed import agree, connect, is_lead
 from clipjax.encoding.prompts import prompts_of_run
-from clipjax.evals import build_evals
+from clipjax.evals import EVALS, build_evals
 from clipjax.evals.running import (
     ScheduledEval,
     flat_metrics,
@@ -76,6 +76,8 @@ def evaluate_checkpoint(
     *,
     zero_shot: Sequence[str] = (),
     retrieval: Sequence[str] = (),
+    evals: Sequence[tuple[str, str]] = (),
+    fields: Mapping[str, Mapping[str, Any]] | None = None,
     templates: str | Sequence[str] | Mapping[str, Any] | None = None,
     class_names: str | Sequence[str] | None = None,
     classes: str = "all",
@@ -91,6 +93,8 @@ def evaluate_checkpoint(
         path: a workdir, its `checkpoints` folder, or one step's folder.
         zero_shot: datasets (`kind:where[:split]`) with labels.
         retrieval: datasets of images and texts.
+        evals: any evaluations: (kind, of `clipjax.evals.EVALS`; dataset).
+        fields: kind -> fields of its evaluations, as a config gives them.
         templates: of the prompts: a name, a file, or templates; by default the dataset's own, else
             those that the run itself used, else `simple`.
         class_names: a name, a file, or names; by default the dataset's own.
@@ -105,16 +109,26 @@ def evaluate_checkpoint(
         `<kind>/<dataset>/<metric>` -> value, `step`, and beside them what the numbers depend on:
         see `results_document`.
     """
+    given = {kind: dict(of_kind) for kind, of_kind in (fields or {}).items()}
     naming = {"templates": templates, "class_names": class_names, "classes": classes}
-    asked = [("zero_shot", where, naming) for where in zero_shot]
-    asked += [("retrieval", where, {}) for where in retrieval]
-    for (kind, where), count in Counter((kind, where) for kind, where, _ in asked).items():
+    given["zero_shot"] = naming | given.get("zero_shot", {})
+    asked = [("zero_shot", where) for where in zero_shot]
+    asked += [("retrieval", where) for where in retrieval]
+    asked += evals
+    kinds = {kind for kind, _ in asked}
+    for kind in {*kinds, *given} - {*EVALS}:
+        raise ValueError(f"--eval {kind} is unknown; the kinds are {', '.join(EVALS)}")
+    for kind in {*(fields or {})} - kinds:
+        raise ValueError(f"--eval_field {kind}: no evaluation of this kind is asked for")
+    for (kind, where), count in Counter(asked).items():
         if count > 1:
-            raise ValueError(f"--{kind} {where} is given {count} times; keep one of them")
+            raise ValueError(f"{_flag(kind)}{where} is given {count} times; keep one of them")
     open_checkpoint(path)  # a wrong path is told before the data is opened
-    sources = {where: make_source(where, path=f"--{kind}") for kind, where, _ in asked}
-    asks_run = templates is None and any(
-        getattr(sources[where], "templates", None) is None for where in zero_shot
+    sources = {where: make_source(where, path=_flag(kind)[:-1]) for kind, where in asked}
+    asks_run = given["zero_shot"]["templates"] is None and any(
+        getattr(sources[where], "templates", None) is None
+        for kind, where in asked
+        if kind == "zero_shot"
     )
     mesh = make_mesh({"data": -1})
 
@@ -135,12 +149,12 @@ def evaluate_checkpoint(
     manifest, run_prompts, model, sha256 = read_newest(path, load)
     common = {"batch_size": batch_size, "max_bad": max_bad}
     specs: dict[str, dict[str, Any]] = {
-        f"--{kind} {where}": {"name": kind, "source": where, **common, **fields}
-        for kind, where, fields in asked
+        f"{_flag(kind)}{where}": {"name": kind, "source": where, **common, **given.get(kind, {})}
+        for kind, where in asked
     }
-    evals = build_evals(
+    built = build_evals(
         specs,
-        {f"--{kind} {where}": sources[where] for kind, where, _ in asked},
+        {f"{_flag(kind)}{where}": sources[where] for kind, where in asked},
         path="",
         encode_image_fn=model.encode_fns.image,
         encode_text_fn=model.encode_fns.text,
@@ -150,13 +164,19 @@ def evaluate_checkpoint(
         preprocess=model.preprocess,
         tokenizer=model.tokenizer,
         mesh=mesh,
+        weights_sha256=sha256,
     )
-    _announce(sha256, evals)
+    _announce(sha256, built)
     connect(mesh)
     with jax.set_mesh(mesh):
-        results = run_evals(evals, model.variables)
+        results = run_evals(built, model.variables)
     facts = model_facts(manifest.contract, preprocess=preprocess, checkpoint=sha256)
     return results_document(manifest.step, results, facts)
+
+
+def _flag(kind: str) -> str:
+    """What stands in front of a SPEC on the command line, for messages."""
+    return f"--{kind} " if kind in ("zero_shot", "retrieval") else f"--eval {kind}="
 
 
 def _announce(sha256: str | None, evals: Sequence[ScheduledEval]) -> None:

@@ -1,5 +1,6 @@
 """`clipjax eval --checkpoint DIR --zero_shot SPEC[,SPEC] --retrieval SPEC[,SPEC] [--json FILE]`.
 
+Any other kind of evaluation: `--eval KIND=SPEC[,SPEC]`, its fields `--eval_field KIND.NAME=VALUE`.
 A flag that takes SPECs may be given again instead: a comma inside braces, brackets or an option
 belongs to its SPEC.
 """
@@ -19,6 +20,10 @@ from clipjax.clusters import find_cluster
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A workdir, or one step's folder.")
 _ZERO_SHOT = flags.DEFINE_multi_string("zero_shot", [], "Datasets with labels: kind:where[:split].")
 _RETRIEVAL = flags.DEFINE_multi_string("retrieval", [], "Datasets of images and texts.")
+_EVAL = flags.DEFINE_multi_string("eval", [], "Any evaluation, on datasets: KIND=SPEC[,SPEC].")
+_FIELDS = flags.DEFINE_multi_string(
+    "eval_field", [], "A field of the evaluations of a kind: KIND.NAME=VALUE, in JSON or as a text."
+)
 _TEMPLATES = flags.DEFINE_string(
     "templates",
     None,
@@ -54,8 +59,11 @@ def main(argv: list[str]) -> int:
     no_positional(argv)
     checkpoint = given(_CHECKPOINT.value, "--checkpoint", ": a workdir, or one step's folder")
     zero_shot, retrieval = split_specs(_ZERO_SHOT.value), split_specs(_RETRIEVAL.value)
-    if not (zero_shot or retrieval):
-        raise ValueError("nothing to evaluate: give --zero_shot SPEC or --retrieval SPEC")
+    others = [(kind, spec) for kind, text in _pairs(_EVAL) for spec in split_specs([text])]
+    if not (zero_shot or retrieval or others):
+        raise ValueError(
+            "nothing to evaluate: give --zero_shot SPEC, --retrieval SPEC or --eval KIND=SPEC"
+        )
     from clipjax import peers
 
     if _DISTRIBUTED.value != "off" and find_cluster(os.environ) is not None:
@@ -73,6 +81,8 @@ def main(argv: list[str]) -> int:
         checkpoint,
         zero_shot=zero_shot,
         retrieval=retrieval,
+        evals=others,
+        fields=_fields(),
         templates=_TEMPLATES.value or None,  # an empty flag gives none
         class_names=_CLASS_NAMES.value or None,
         classes=_CLASSES.value,
@@ -89,6 +99,33 @@ def main(argv: list[str]) -> int:
         text = json.dumps(results, indent=2, sort_keys=True) + "\n"
         write(table, text.encode("utf-8"))
     return 0
+
+
+def _pairs(flag: flags.FlagHolder[list[str]]) -> list[tuple[str, str]]:
+    """Splits the values of a flag, `NAME=VALUE`."""
+    found = []
+    for text in flag.value:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            form = "KIND=SPEC" if flag is _EVAL else "KIND.NAME=VALUE"
+            raise ValueError(f"--{flag.name} {text}: expected {form}")
+        found.append((name, value))
+    return found
+
+
+def _fields() -> dict[str, dict[str, Any]]:
+    """Reads --eval_field: kind -> field -> value."""
+    fields: dict[str, dict[str, Any]] = {}
+    for name, text in _pairs(_FIELDS):
+        kind, _, field = name.rpartition(".")
+        if not kind or field in fields.setdefault(kind, {}):
+            told = "is given twice" if kind else "expected KIND.NAME=VALUE"
+            raise ValueError(f"--eval_field {name}={text}: {told}")
+        try:
+            fields[kind][field] = json.loads(text)
+        except ValueError:
+            fields[kind][field] = text
+    return fields
 
 
 def _check_table(table: Any) -> None:

@@ -8,12 +8,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clipjax.building import build
+from clipjax.evals.compositional import Compositional
 from clipjax.evals.naming import name_evals
 from clipjax.evals.retrieval import Retrieval
 from clipjax.evals.running import ScheduledEval
 from clipjax.evals.zero_shot import ZeroShot
 
-EVALS = {"zero_shot": ZeroShot, "retrieval": Retrieval}
+EVALS = {
+    "zero_shot": ZeroShot,
+    "retrieval": Retrieval,
+    "compositional": Compositional,
+}
 
 
 def build_evals(

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from jax.sharding import Mesh
@@ -36,7 +36,9 @@ class Evaluation:
     preprocess: Preprocess | PatchPreprocess
     tokenizer: Callable[[list[str]], np.ndarray]
     mesh: Mesh
-    # `batch_size` and `max_bad` stand behind each one's own fields: so messages list them.
+    if TYPE_CHECKING:  # they stand behind each one's own fields: so messages list them
+        batch_size: int
+        max_bad: int
     name: str = "evaluation"
 
     ranges: ClassVar[Mapping[str, Rule]] = {

@@ -36,7 +36,7 @@ IMAGE_TOWER = ("^image_(encoder|projection)/",)  # one pattern: SigLIP has no im
 # What an evaluation is given besides its fields in the config.
 EVAL_RUNTIME = (
     "name", "source", "encode_image_fn", "encode_text_fn", "logit_scale_fn", "logit_bias_fn",
-    "run_prompts", "preprocess", "tokenizer", "mesh",
+    "run_prompts", "preprocess", "tokenizer", "mesh", "weights_sha256",
 )  # fmt: skip
 
 

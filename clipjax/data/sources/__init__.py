@@ -16,6 +16,7 @@ from clipjax.building import build, check_values
 from clipjax.data.classes.named_lists import load_class_names, warn_of_twins
 from clipjax.data.source import DataSource, check_source, parse_spec, split_options
 from clipjax.data.sources.arrayrecord import PackedRecords
+from clipjax.data.sources.caption_groups import Aro, SugarCrepe, Winoground
 from clipjax.data.sources.coco import Coco
 from clipjax.data.sources.folder import Folder
 from clipjax.data.sources.mix import Mix
@@ -31,6 +32,7 @@ from clipjax.data.sources.uid_filter import UidFilter
 
 # kind -> constructor(where, [split,] **options)
 SOURCES = {
+    "aro": Aro,
     "arrayrecord": PackedRecords,
     "coco": Coco,
     "csv": Table,
@@ -38,9 +40,11 @@ SOURCES = {
     "jsonl": Table,
     "openmoji": OpenMoji,
     "parquet": Parquet,
+    "sugarcrepe": SugarCrepe,
     "synthetic": Synthetic,
     "tar": TarShards,
     "tfds": Tfds,
+    "winoground": Winoground,
 }
 
 
