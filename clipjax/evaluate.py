@@ -8,18 +8,17 @@ from typing import Any
 import jax
 from absl import logging
 
+from clipjax.building import check_plugins
 from clipjax.checkpoint import (
     Choice,
     Manifest,
     check_contract,
     load_variables,
     manifest_digest,
-    open_checkpoint,
     read_newest,
 )
 from clipjax.data.sources import make_source
 from clipjax.distributed import agree, connect, is_lead
-from clipjax.encoding.prompts import prompts_of_run
 from clipjax.evals import EVALS, build_evals
 from clipjax.evals.running import (
     ScheduledEval,
@@ -31,7 +30,10 @@ from clipjax.evals.running import (
     write_results,
 )
 from clipjax.experiment import Experiment
-from clipjax.inference import Model
+from clipjax.inference.loading import find_weights
+from clipjax.inference.opened import open_model
+from clipjax.interop import Hints
+from clipjax.interop.reading import recognise
 from clipjax.models.layers_layout import stack_layers
 from clipjax.partitioning import make_mesh
 
@@ -86,11 +88,13 @@ def evaluate_checkpoint(
     max_bad: int = 0,
     plugins: Sequence[str] = (),
     tokenizer: str | os.PathLike[str] | None = None,
+    hints: Hints | None = None,
 ) -> dict[str, Any]:
     """Evaluates any checkpoint on datasets named by SPEC; the checkpoint is all it takes.
 
     Args:
-        path: a workdir, its `checkpoints` folder, or one step's folder.
+        path: whatever `clipjax.load` reads: a workdir, its `checkpoints` folder, one step's folder,
+            or weights of another package.
         zero_shot: datasets (`kind:where[:split]`) with labels.
         retrieval: datasets of images and texts.
         evals: any evaluations: (kind, of `clipjax.evals.EVALS`; dataset).
@@ -104,6 +108,7 @@ def evaluate_checkpoint(
         max_bad: images of each dataset that may fail to decode.
         plugins: modules of yours that the checkpoint may name; it has no other imported.
         tokenizer: file of its vocabulary, for a checkpoint that has none inside.
+        hints: what files of another package cannot say, in place of plugins and tokenizer.
 
     Returns:
         `<kind>/<dataset>/<metric>` -> value, `step`, and beside them what the numbers depend on:
@@ -123,7 +128,8 @@ def evaluate_checkpoint(
     for (kind, where), count in Counter(asked).items():
         if count > 1:
             raise ValueError(f"{_flag(kind)}{where} is given {count} times; keep one of them")
-    open_checkpoint(path)  # a wrong path is told before the data is opened
+    hints = hints or Hints(plugins=check_plugins(plugins, path="plugins"), tokenizer=tokenizer)
+    recognise(find_weights(path), hints)  # a wrong path is told before the data is opened
     sources = {where: make_source(where, path=_flag(kind)[:-1]) for kind, where in asked}
     asks_run = given["zero_shot"]["templates"] is None and any(
         getattr(sources[where], "templates", None) is None
@@ -131,22 +137,8 @@ def evaluate_checkpoint(
         if kind == "zero_shot"
     )
     mesh = make_mesh({"data": -1})
-
-    def load(checkpoint: Choice) -> tuple[Manifest, Any, Model, str | None]:
-        step_dir, manifest = checkpoint.step_dir, checkpoint.manifest
-        prompts = prompts_of_run(manifest.config, step_dir) if asks_run else None
-        model = Model.from_checkpoint(
-            step_dir,
-            mesh=mesh,
-            batch_size=batch_size,
-            preprocess=preprocess,
-            plugins=plugins,
-            tokenizer=tokenizer,
-        )
-        return manifest, prompts, model, manifest_digest(step_dir)
-
-    # One step for all of it: a run that is still going may save a newer one, and delete this one.
-    manifest, run_prompts, model, sha256 = read_newest(path, load)
+    opened = open_model(path, hints, mesh=mesh, batch_size=batch_size, preprocess=preprocess)
+    model = opened.model
     common = {"batch_size": batch_size, "max_bad": max_bad}
     specs: dict[str, dict[str, Any]] = {
         f"{_flag(kind)}{where}": {"name": kind, "source": where, **common, **given.get(kind, {})}
@@ -160,18 +152,18 @@ def evaluate_checkpoint(
         encode_text_fn=model.encode_fns.text,
         logit_scale_fn=model.encode_fns.logit_scale,
         logit_bias_fn=model.encode_fns.logit_bias,
-        run_prompts=run_prompts,
+        run_prompts=model.run_prompts() if asks_run else None,
         preprocess=model.preprocess,
         tokenizer=model.tokenizer,
         mesh=mesh,
-        weights_sha256=sha256,
+        weights_sha256=opened.sha256,
     )
-    _announce(sha256, built)
+    _announce(opened.sha256, built)
     connect(mesh)
     with jax.set_mesh(mesh):
         results = run_evals(built, model.variables)
-    facts = model_facts(manifest.contract, preprocess=preprocess, checkpoint=sha256)
-    return results_document(manifest.step, results, facts)
+    facts = model_facts(opened.contract, preprocess=preprocess, checkpoint=opened.sha256)
+    return results_document(opened.step, results, facts)
 
 
 def _flag(kind: str) -> str:

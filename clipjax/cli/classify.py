@@ -6,7 +6,7 @@ best given whole, by --templates plain. One that holds a comma is given by --lab
 
 from absl import flags
 
-from clipjax.cli import opening
+from clipjax.cli import hints
 from clipjax.cli.main import given
 from clipjax.cli.output import show
 from clipjax.printable import printable
@@ -21,7 +21,7 @@ _PREPROCESS = flags.DEFINE_enum(
     "preprocess", "clipjax", ["clipjax", "open_clip"], "Whose pixels; open_clip's to compare with."
 )
 _TOP = flags.DEFINE_integer("top", 5, "Names to show for each image.", lower_bound=1)
-flags.adopt_module_key_flags(opening)
+flags.adopt_module_key_flags(hints)
 
 
 def main(argv: list[str]) -> int:
@@ -31,14 +31,10 @@ def main(argv: list[str]) -> int:
     checkpoint, _ = given(_CHECKPOINT.value, "--checkpoint DIR"), given(labels, "--labels 'a, b'")
     if not images:
         raise ValueError("name one or more image files behind the flags")
-    from clipjax.inference import Model
+    from clipjax.inference.loading import read_model
+    from clipjax.interop import Hints
 
-    model = Model.from_checkpoint(
-        checkpoint,
-        preprocess=_PREPROCESS.value,
-        plugins=opening.plugins(),
-        tokenizer=opening.tokenizer(),
-    )
+    model = read_model(checkpoint, Hints(**hints.hints()), preprocess=_PREPROCESS.value)
     width = max(len(printable(label)) for label in labels)
     answers = model.classify(images, labels, _TEMPLATES.value or None)  # an empty flag gives none
     for image, ranked in zip(images, answers, strict=True):

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from absl import flags
 from tqdm import tqdm
 
-from clipjax.cli import opening
+from clipjax.cli import hints
 from clipjax.cli.main import given
 from clipjax.cli.output import show
 
@@ -45,7 +45,7 @@ _PREPROCESS = flags.DEFINE_enum(
 )
 _OUT = flags.DEFINE_string("out", None, "score: the Parquet file to write.")
 _DECODE = flags.DEFINE_bool("decode", False, "check: also decode every picture.")
-flags.adopt_module_key_flags(opening)
+flags.adopt_module_key_flags(hints)
 
 
 def main(argv: list[str]) -> int:
@@ -177,8 +177,9 @@ def score(spec: str) -> int:
     from clipjax.data.sources import make_source
     from clipjax.data.storage.files import check_writable
     from clipjax.data.storage.paths import data_path
-    from clipjax.inference import Model
+    from clipjax.inference.loading import read_model
     from clipjax.inference.scoring import new_file, score_pairs, write_scores
+    from clipjax.interop import Hints
 
     checkpoint, out = given(_CHECKPOINT.value, "--checkpoint PATH"), given(_OUT.value, "--out FILE")
     if spec.startswith("mix:"):
@@ -189,12 +190,7 @@ def score(spec: str) -> int:
     new_file(out)  # before the model is loaded
     check_writable(data_path(out))
     source = make_source(spec)
-    model = Model.from_checkpoint(
-        checkpoint,
-        preprocess=_PREPROCESS.value,
-        plugins=opening.plugins(),
-        tokenizer=opening.tokenizer(),
-    )
+    model = read_model(checkpoint, Hints(**hints.hints()), preprocess=_PREPROCESS.value)
     unusable: Counter[str] = Counter()
     scored = score_pairs(model, source, unusable)
     count = write_scores(

@@ -12,12 +12,16 @@ from typing import Any
 from absl import flags
 
 from clipjax import compile_cache, distributed, process_log
-from clipjax.cli import opening
+from clipjax.cli import hints
 from clipjax.cli.main import given, no_positional, print_results
 from clipjax.cli.specs import split_specs
 from clipjax.clusters import find_cluster
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A workdir, or one step's folder.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint",
+    None,
+    "A workdir, one step's folder, or weights of another package, as `clipjax convert` reads them.",
+)
 _ZERO_SHOT = flags.DEFINE_multi_string("zero_shot", [], "Datasets with labels: kind:where[:split].")
 _RETRIEVAL = flags.DEFINE_multi_string("retrieval", [], "Datasets of images and texts.")
 _EVAL = flags.DEFINE_multi_string("eval", [], "Any evaluation, on datasets: KIND=SPEC[,SPEC].")
@@ -51,13 +55,17 @@ _JSON = flags.DEFINE_string("json", None, "Also write the results to this file."
 _DISTRIBUTED = flags.DEFINE_enum(
     "distributed", "auto", ["auto", "on", "off"], "Join the processes of a cluster."
 )
-flags.adopt_module_key_flags(opening)
+flags.adopt_module_key_flags(hints)
 
 
 def main(argv: list[str]) -> int:
     """Evaluates and prints a table."""
     no_positional(argv)
-    checkpoint = given(_CHECKPOINT.value, "--checkpoint", ": a workdir, or one step's folder")
+    checkpoint = given(
+        _CHECKPOINT.value,
+        "--checkpoint",
+        ": a workdir, one step's folder, or a file or folder of weights",
+    )
     zero_shot, retrieval = split_specs(_ZERO_SHOT.value), split_specs(_RETRIEVAL.value)
     others = [(kind, spec) for kind, text in _pairs(_EVAL) for spec in split_specs([text])]
     if not (zero_shot or retrieval or others):
@@ -73,6 +81,7 @@ def main(argv: list[str]) -> int:
     from clipjax.data.storage.files import write
     from clipjax.data.storage.paths import data_path
     from clipjax.evaluate import evaluate_checkpoint
+    from clipjax.interop import Hints
 
     compile_cache.use(cache_dir() / "compiled")
     table = data_path(_JSON.value) if _JSON.value else None
@@ -89,8 +98,7 @@ def main(argv: list[str]) -> int:
         preprocess=_PREPROCESS.value,
         max_bad=_MAX_BAD.value,
         batch_size=_BATCH_SIZE.value,
-        plugins=opening.plugins(),
-        tokenizer=opening.tokenizer(),
+        hints=Hints(**hints.hints()),
     )
     if not distributed.is_lead():
         return 0

@@ -25,7 +25,7 @@ from clipjax.interop.open_clip.rows import ACTIVATIONS
 from clipjax.interop.reading import read_weights, recognise
 from clipjax.interop.shapes import stacked_shapes
 from clipjax.interop.tensors import WeightFileError
-from clipjax.interop.weights import Hints, Weights
+from clipjax.interop.weights import NO_HINTS, Hints, Weights
 from clipjax.models.zoo import MODELS
 from clipjax.partitioning import place, replicated
 from clipjax.trees import unflatten_names
@@ -127,28 +127,47 @@ def load(
     options = {name: said.pop(name) for name in OPTIONS}
     said |= {"rename": tuple(rename), "ignore": tuple(ignore)}
     hints = Hints(plugins=check_plugins(plugins, path="plugins"), **said)
-    path = _find(source)
     with _flags_as_arguments(hints):
-        found = recognise(path, hints)
-        if found == "clipjax":
-            options |= {"mesh": mesh, "plugins": hints.plugins, "tokenizer": tokenizer}
-            try:
-                made = Model.from_checkpoint(path, **options)
-            except DamagedCheckpointError as error:
-                raise WeightFileError(f"{path} is a damaged checkpoint: {error}") from error
-            check_hints(hints, path, made.spec["name"])
-            return made
-        _, weights = read_weights(path, dataclasses.replace(hints, format=found))
-        # It is called after its folder, which is a commit.
-        if str(source).startswith(hub.PREFIX) and weights.spec["name"] == path.name:
-            spec = {**weights.spec, "name": hub.repository(str(source))}
-            weights = dataclasses.replace(weights, spec=spec)
-        for note in weights.notes:
-            logging.info("%s: %s", source, note)
-        return _in_memory(weights, own_mesh(mesh), str(source), **options)
+        return read_model(source, hints, mesh=mesh, **options)
 
 
-def _find(source: str | os.PathLike[str]) -> Path:
+def read_model(
+    source: str | os.PathLike[str],
+    hints: Hints = NO_HINTS,
+    *,
+    mesh: Mesh | None = None,
+    **options: Any,
+) -> Model:
+    """As `load`, for a command: what is said of the files are `Hints`, and messages name flags.
+
+    Args:
+        source: as for `load`.
+        hints: what the files cannot say.
+        mesh: devices that share a batch, of any axes; this process's first device by default.
+        **options: batch_size, dtype, preprocess; see `Model`.
+    """
+    path = find_weights(source)
+    found = recognise(path, hints)
+    if found == "clipjax":
+        options |= {"mesh": mesh, "plugins": hints.plugins, "tokenizer": hints.tokenizer}
+        try:
+            made = Model.from_checkpoint(path, **options)
+        except DamagedCheckpointError as error:
+            raise WeightFileError(f"{path} is a damaged checkpoint: {error}") from error
+        check_hints(hints, path, made.spec["name"])
+        return made
+    _, weights = read_weights(path, dataclasses.replace(hints, format=found))
+    # It is called after its folder, which is a commit.
+    if str(source).startswith(hub.PREFIX) and weights.spec["name"] == path.name:
+        spec = {**weights.spec, "name": hub.repository(str(source))}
+        weights = dataclasses.replace(weights, spec=spec)
+    for note in weights.notes:
+        logging.info("%s: %s", source, note)
+    return _in_memory(weights, own_mesh(mesh), str(source), **options)
+
+
+def find_weights(source: str | os.PathLike[str]) -> Path:
+    """The path of weights that a person names; those of the Hub are downloaded to its cache."""
     if str(source).startswith(hub.PREFIX):
         return hub.fetch(str(source))
     path = local_path(source, way="download it, or mount the bucket")

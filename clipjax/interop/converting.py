@@ -81,11 +81,11 @@ def convert_weights(
     _check_space(weights, target)
     path = local_path(source)
     step_dir = choose_step(path).step_dir if found == "clipjax" else path
-    digests = _digests(step_dir, found)
+    digests = weight_digests(step_dir, found)
     if hints.lora is not None:
-        digests |= _digests(Path(hints.lora), "lora")
+        digests |= weight_digests(Path(hints.lora), "lora")
     if hints.text_from is not None:
-        other = _digests(Path(hints.text_from), found)
+        other = weight_digests(Path(hints.text_from), found)
         digests |= {f"{name} of --from_text": digest for name, digest in other.items()}
     summary = ", ".join(f"{name} (SHA-256 {digest})" for name, digest in digests.items())
     weights = dataclasses.replace(weights, source=f"{found}: {summary}")
@@ -119,7 +119,7 @@ def _check_space(weights: Weights, target: Path) -> None:
         )
 
 
-def _digests(source: Path, kind: str) -> dict[str, str]:
+def weight_digests(source: Path, kind: str) -> dict[str, str]:
     """SHA-256 of the source: of each file of weights, or of the manifest that vouches for all."""
     paths = [source]
     if kind == "clipjax":

@@ -1,0 +1,59 @@
+"""`clipjax eval` on files of other packages, without a conversion."""
+
+import json
+
+import pytest
+from library_folder import weights, write_openai
+
+from clipjax.checkpoint import digest
+from clipjax.interop.converting import convert_weights
+from clipjax.interop.formats import FORMATS
+
+SPEC = "--zero_shot=synthetic:16"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    write_openai(folder / "ViT-B-32.pt")
+    FORMATS["hf"].write(folder / "hf", weights())
+    convert_weights(folder / "hf", folder / "own", "clipjax")
+    return folder
+
+
+def test_weights_of_another_package_give_the_numbers_of_their_conversion(command, folder):
+    found = {}
+    for name in ("hf", "ViT-B-32.pt", "own"):
+        table = folder / f"{name}.json"
+        done = command(
+            "eval", f"--checkpoint={folder / name}", SPEC, f"--json={table}", "--batch_size=8"
+        )
+        assert done.code == 0, done.err
+        found[name] = json.loads(table.read_text())
+    for name in ("hf", "ViT-B-32.pt"):
+        assert found[name]["evaluations"] == found["own"]["evaluations"]
+        assert found[name]["tokenizer"] == found["own"]["tokenizer"]
+    assert len({document["checkpoint_sha256"] for document in found.values()}) == 3
+    done = command("classify", f"--checkpoint={folder / 'hf'}", "--labels=cat, dog", "none.jpg")
+    assert done.code == 1 and "none.jpg" in done.err
+
+
+def test_what_is_said_of_weights_and_is_wrong_is_told_by_the_flag(command, folder, tmp_path):
+    def told(path, *more):
+        done = command("eval", f"--checkpoint={path}", SPEC, *more)
+        assert done.code == 1 and "Traceback" not in done.err
+        return done.err
+
+    assert "leave --model" in told(folder / "own", "--model=RN50")
+    (tmp_path / "words.txt").write_text("cat")
+    assert "--tokenizer" in told(folder / "hf", f"--tokenizer={tmp_path / 'words.txt'}")
+    assert "no such file" in told(tmp_path / "nothing")
+    manifest = next((folder / "own").rglob("manifest.json"))
+    broken = tmp_path / "run" / "checkpoints" / "0"
+    broken.mkdir(parents=True)
+    fields = json.loads(manifest.read_text())
+    fields["contract"] = {}
+    del fields["manifest_sha256"]
+    fields["manifest_sha256"] = digest(fields)
+    (broken / "manifest.json").write_text(json.dumps(fields))
+    assert "contract" in told(tmp_path / "run")
