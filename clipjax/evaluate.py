@@ -102,7 +102,8 @@ def evaluate_checkpoint(
         templates: of the prompts: a name, a file, or templates; by default the dataset's own, else
             those that the run itself used, else `simple`.
         class_names: a name, a file, or names; by default the dataset's own.
-        classes: which names compete, `all` or those that are `present`.
+        classes: which names compete, `all` or those that are `present`; with `listed` only pictures
+            count whose class has a name.
         preprocess: whose pixels, see `clipjax.data.images.naflex.make_preprocess`.
         batch_size: over all devices.
         max_bad: images of each dataset that may fail to decode.

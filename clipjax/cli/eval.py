@@ -37,7 +37,11 @@ _CLASS_NAMES = flags.DEFINE_string(
     "class_names", None, "Class names: a name or a file; by default the dataset's own."
 )
 _CLASSES = flags.DEFINE_enum(
-    "classes", "all", ["all", "present"], "Which class names compete: also those of absent classes?"
+    "classes",
+    "all",
+    ["all", "present", "listed"],
+    "Which class names compete: all, or those that are present; and with `listed`, all, but only "
+    "pictures count whose class is listed.",
 )
 _PREPROCESS = flags.DEFINE_enum(
     "preprocess", "clipjax", ["clipjax", "open_clip"], "Whose pixels; open_clip's to compare with."

@@ -21,12 +21,17 @@ _OPTIONS = re.compile(r"\?([a-z_]+=.*)$")
 
 # What a source may say of itself, None where it does not know; one made of others says it, too:
 # - captions: "lines" or "whole", what the lines of a text are;
+# - group_names: what its examples say their groups of, in `groups`, for an evaluation;
 # - first_label: the number that stands for the first of class names given to an evaluation;
 # - matched: how its classes found the names that it was given, one of `classes.matching.MATCHED`;
 # - numbered_from: the number of the first class, where the source was told it;
+# - several: whether examples have several classes, in `labels`;
 # - task: "zero_shot" or "retrieval", where its data serves only one of them;
 # - templates: of prompts that stand beside its data.
-FACTS = ("captions", "first_label", "matched", "numbered_from", "task", "templates")
+FACTS = (
+    *("captions", "first_label", "group_names", "matched", "numbered_from", "several"),
+    *("task", "templates"),
+)
 
 
 # Captions: one, alternatives, or a map of such by language or by kind.
@@ -45,6 +50,8 @@ class Example(TypedDict):
     text: Texts
     key: str
     label: NotRequired[int]
+    labels: NotRequired[tuple[int, ...]]
+    groups: NotRequired[Mapping[str, str]]
 
 
 @runtime_checkable

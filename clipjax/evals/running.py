@@ -31,7 +31,8 @@ class ScheduledEval:
         name: what it is of.
         every_steps: of training; 0 runs it at the end only.
         eval: has `run(params) -> dict[str, float]`; perhaps `metric_names`, the keys of that, and
-            `about() -> dict`, plain JSON: what its numbers depend on.
+            `about() -> dict`, plain JSON: what its numbers depend on; and `tables() -> dict`, plain
+            JSON: what its last run found besides.
     """
 
     key: str
@@ -73,7 +74,9 @@ def run_evals(
     for scheduled in evals:
         begin = time.monotonic()
         values = scheduled.eval.run(variables)
-        results.append(EvalResult(name=scheduled.name, metrics=values, about=scheduled.about))
+        tables = scheduled.eval.tables() if hasattr(scheduled.eval, "tables") else {}
+        about = {**scheduled.about, "tables": tables} if tables else scheduled.about
+        results.append(EvalResult(name=scheduled.name, metrics=values, about=about))
         logging.info(
             "%s: %s (%.1f s)",
             scheduled.name.prefix,

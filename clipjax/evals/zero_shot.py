@@ -2,22 +2,26 @@
 
 import copy
 import dataclasses
-import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from absl import logging
 
 from clipjax.array_types import PyTree
-from clipjax.data.classes.matching import choose_names, labels_that_occur
+from clipjax.data.classes.matching import (
+    choose_names,
+    labels_of,
+    labels_that_occur,
+    listed_classes,
+)
 from clipjax.data.classes.named_lists import load_class_names
 from clipjax.data.classes.numbers import LabelError, refuse_shifted
 from clipjax.data.images.naflex import to_image
 from clipjax.data.loading.caption_faults import has_words, tell_wordless
+from clipjax.data.source import keys_of
 from clipjax.data.sources.subset import Subset
 from clipjax.distributed import is_lead
 from clipjax.encoding.batches import RowLayout, embed_fn, put_on_mesh, run_batches
@@ -25,14 +29,15 @@ from clipjax.encoding.prompts import Prompts, choose_prompts, warn_of_articles
 from clipjax.encoding.templates import fill_templates
 from clipjax.encoding.zero_shot_head import average_prompts
 from clipjax.evals.evaluation import Evaluation
+from clipjax.evals.groups import Groups
+from clipjax.evals.label_files import load_label_file, stem_of
 from clipjax.evals.reading import ImageBatch, ImageReader
+from clipjax.evals.retrieval import gather_rows
+from clipjax.evals.zero_shot_scores import empty_counts, mean_ap, metric_names, metrics_of, score
 from clipjax.files import sha256
-from clipjax.metrics import count_per_class, mean_per_class_recall, topk_hits
-from clipjax.partitioning import replicated
 from clipjax.ranges import AnyOf, Choice, Group, Many, Optional, Rule, Text
 
-CLASSES = ("all", "present")
-_NUM_NAMED = 3  # names that a Prediction lists
+CLASSES = ("all", "present", "listed")
 
 
 class Prediction(NamedTuple):
@@ -54,39 +59,6 @@ class Prediction(NamedTuple):
     correct: bool
 
 
-@functools.partial(jax.jit, static_argnames="mesh")
-def _score(
-    counts: dict[str, jax.Array],
-    classifier: jax.Array,
-    embeds: jax.Array,
-    labels: jax.Array,
-    mask: jax.Array,
-    scale: jax.Array | None,
-    bias: jax.Array | None,
-    *,
-    mesh: Mesh,
-) -> tuple[dict[str, jax.Array], tuple[jax.Array, jax.Array]]:
-    """Adds one batch to the counts; returns them and (scores, classes) of the best names."""
-    num_classes = classifier.shape[0]
-    cosines = jnp.matmul(embeds, classifier.T, precision=jax.lax.Precision.HIGHEST)
-    finite = jnp.all(jnp.isfinite(cosines), axis=1)
-    hits = topk_hits(cosines, labels, k=1) & mask
-    batch = {
-        "examples": jnp.sum(mask),
-        "nonfinite": jnp.sum(mask & ~finite),
-        "top5": jnp.sum(topk_hits(cosines, labels, k=5) & mask),
-        "hits_per_class": count_per_class(hits, labels, num_classes),
-        "examples_per_class": count_per_class(mask, labels, num_classes),
-    }
-    scores = cosines
-    if scale is not None:
-        logits = scale * cosines
-        scores = jax.nn.softmax(logits) if bias is None else jax.nn.sigmoid(logits + bias)
-    best = jax.lax.top_k(scores, min(_NUM_NAMED, num_classes))
-    result = (jax.tree.map(jnp.add, counts, batch), best)
-    return jax.lax.with_sharding_constraint(result, replicated(mesh))
-
-
 @dataclasses.dataclass(kw_only=True)
 class ZeroShot(Evaluation):
     """Zero-shot accuracy on a labelled dataset.
@@ -97,7 +69,10 @@ class ZeroShot(Evaluation):
         class_names: a name, a file or names, see `load_class_names` and `match_classes`; by default
             the source's own.
         classes: which names compete: `all`, or only those of classes that are `present` in the
-            source.
+            source; with `listed` all do, and only examples count whose class is in `class_names`.
+        label_file: several labels of each picture, see `load_label_file`, in place of the source's.
+        ignored_groups: `column=group` of what the source groups its examples by, that the worst
+            group is not one of.
         logit_scale_fn: params -> factor of the cosines in a prediction's probabilities. Ranks,
             and so accuracies, do not depend on it.
         logit_bias_fn: params -> what is added to them, or None: with a bias each name is a question
@@ -108,6 +83,8 @@ class ZeroShot(Evaluation):
     templates: str | Sequence[str] | Mapping[str, Sequence[str]] | None = None
     class_names: str | Sequence[str] | None = None
     classes: str = "all"
+    label_file: str | None = None
+    ignored_groups: Sequence[str] = ()
     logit_scale_fn: Callable[[PyTree], jax.Array] | None = None
     logit_bias_fn: Callable[[PyTree], jax.Array | None] | None = None
     run_prompts: Prompts | None = None
@@ -124,6 +101,8 @@ class ZeroShot(Evaluation):
             AnyOf((Text("a name or a file"), Many(Text(), "texts"))), "the source's"
         ),
         "classes": Choice(CLASSES),
+        "label_file": Optional(Text("imagenet_real, or a file"), "the source's labels"),
+        "ignored_groups": Many(Text("column=group"), "texts"),
         **Evaluation.ranges,
     }
 
@@ -138,7 +117,11 @@ class ZeroShot(Evaluation):
         origin = "the dataset's own" if given is None else "given: a list"
         if isinstance(given, str):
             given, origin = load_class_names(given), f"given: {given!r}"
-        names, rows, matched = self._match(given, own)
+        self._left_out: dict[str, int] = {}
+        if self.classes == "listed":
+            names, rows, matched = self._listed(given, own)
+        else:
+            names, rows, matched = self._match(given, own)
         if self.classes == "present":
             present = sorted({rows[label] for label in labels_that_occur(self.source)})
             places = {row: place for place, row in enumerate(present)}
@@ -147,6 +130,16 @@ class ZeroShot(Evaluation):
         self.templates = self._prompts.templates
         self.class_names = self._names = tuple(names)
         self._rows = tuple(rows)  # of the classifier, for each label of the source
+        self._label_file = self._labels_of_file() if self.label_file else None
+        self._several = bool(self._label_file) or bool(getattr(self.source, "several", None))
+        self._mean_ap = self._several and not self._label_file
+        self._columns = tuple(getattr(self.source, "group_names", None) or ())
+        self._tables: dict[str, Any] = {}
+        if self.ignored_groups and not self._columns:
+            raise ValueError(
+                f"{self.name}: ignored_groups={list(self.ignored_groups)} is of no use for a "
+                "source without groups: name their columns by ?group_field=NAME in the SPEC"
+            )
         self._names_from, self._matched = origin, matched
         fill_templates(self.templates, self._names)  # has prompts for each, before the work
         warn_of_articles(self._names, self._prompts)
@@ -170,6 +163,51 @@ class ZeroShot(Evaluation):
             matched = getattr(self.source, "matched", None)
         return names, range(len(names)) if places is None else places, matched
 
+    def _listed(
+        self, given: Sequence[str] | None, own: Sequence[str] | None
+    ) -> tuple[Sequence[str], Sequence[int], str | None]:
+        """As `_match`, and leaves out the examples of other classes."""
+        if given is None or own is None:
+            raise ValueError(
+                f"{self.name}: classes=listed is for a source with classes of its own and a list "
+                "of class_names: give that list"
+            )
+        places, by = listed_classes(own, given, self.name)
+        labels = labels_of(self.source)
+        kept = [i for i, label in enumerate(labels) if label is None or places[label] >= 0]
+        self._keep(kept, "of a class that is not listed")
+        return given, places, by
+
+    def _labels_of_file(self) -> dict[str, tuple[int, ...]]:
+        """Reads the label file, and leaves out the examples that have no label in it."""
+        assert self.label_file is not None
+        labels = load_label_file(self.label_file, self._names)
+        stems = [stem_of(key) for key in keys_of(self.source)]
+        missing = [stem for stem in stems if stem not in labels]
+        if missing:
+            raise ValueError(
+                f"{self.name}: {len(missing)} of {len(stems)} pictures are not in label_file "
+                f"{self.label_file}, e.g. {missing[0]!r}: it has to name every one"
+            )
+        self._keep([i for i, stem in enumerate(stems) if labels[stem]], "without a label")
+        return labels
+
+    def _keep(self, kept: Sequence[int], reason: str) -> None:
+        left_out = len(self.source) - len(kept)
+        if not kept:
+            raise ValueError(f"{self.name}: all {left_out} pictures are {reason}")
+        if left_out:
+            logging.info(
+                "%s: %d of %d pictures count; %d are %s",
+                self.name,
+                len(kept),
+                len(self.source),
+                left_out,
+                reason,
+            )
+            self.source = Subset(self.source, np.asarray(kept), reason)
+            self._left_out[reason] = left_out
+
     def about(self) -> dict[str, Any]:
         """What the numbers depend on, as plain JSON."""
         text = json.dumps(self._names, ensure_ascii=False)
@@ -180,7 +218,15 @@ class ZeroShot(Evaluation):
             "classes": self.classes,
             "matched": self._matched,  # one of matching.MATCHED; None: the source's own
         }
-        return {"templates": self._prompts.about(), "class_names": names}
+        about = {"templates": self._prompts.about(), "class_names": names}
+        if self._label_file is not None:
+            labels = json.dumps(self._label_file, sort_keys=True)
+            about["label_file"] = {"from": self.label_file, "sha256": sha256(labels)}
+        return about | ({"left_out": dict(self._left_out)} if self._left_out else {})
+
+    def tables(self) -> dict[str, Any]:
+        """What the last `run` found besides its metrics, as plain JSON: see `metrics_of`."""
+        return self._tables
 
     def run(self, params: PyTree) -> dict[str, float]:
         """Evaluates the model on every example of the source, each counted once.
@@ -189,7 +235,7 @@ class ZeroShot(Evaluation):
             params: the model's variables; on the mesh, or anywhere else (they are then copied).
 
         Returns:
-            "top1", "top5", "mean_per_class_recall" in [0, 1], "num_examples" and "num_classes".
+            Those of `metric_names`; shares in [0, 1].
 
         Raises:
             ValueError: more than `max_bad` images do not decode, or a label has no class name.
@@ -230,10 +276,9 @@ class ZeroShot(Evaluation):
             None if of_params is None else jax.jit(of_params)(params)
             for of_params in (self.logit_scale_fn, self.logit_bias_fn)
         )
-        per_class = dict.fromkeys(("hits_per_class", "examples_per_class"), len(self._names))
-        shapes = {"examples": (), "nonfinite": (), "top5": (), **per_class}
-        zeros = {name: np.zeros(shape, np.int32) for name, shape in shapes.items()}
+        zeros = empty_counts(len(self._names), several=self._several, has_scale=scale is not None)
         counts = put_on_mesh(zeros, self.mesh)
+        groups = Groups(self._columns, self.ignored_groups)
         embed = embed_fn(self.encode_image_fn, self.mesh)
         reader = ImageReader(
             self.source,
@@ -242,27 +287,72 @@ class ZeroShot(Evaluation):
             where=self.name,
             check=self._check_label,
         )
-        best = []
+        best, ranked = [], []
         with reader:
             make = reader.batches(layout)
             for embeds, batch in run_batches(embed, params, layout, make):
                 labels, mask = layout.to_device(self._labels(batch)), layout.to_device(batch.mask)
-                counts, top = _score(
+                counts, top, hits, cosines = score(
                     counts, classifier, embeds, labels, mask, scale, bias, mesh=self.mesh
                 )
                 if keep:
                     best.append(top)
+                    continue
+                groups.add(batch.examples, batch.mask, hits)
+                if self._mean_ap:
+                    ranked.append((cosines, labels, mask))
         if keep:
             reader.check(0)
             return {}, self._predictions(jax.device_get(best), reader)
-        return self._metrics(counts, reader), ()
+        metrics = self._metrics(counts, reader)
+        if ranked:
+            metrics |= self._rank(ranked)
+        if self._columns:
+            found, self._tables["groups"] = groups.metrics(layout)
+            metrics |= found
+        return {name: metrics[name] for name in self.metric_names}, ()
+
+    def _rank(self, ranked: Sequence[tuple[jax.Array, ...]]) -> dict[str, float]:
+        """The mean average precision; every process gets all scores."""
+        whole = [jax.device_get(gather_rows(list(part), mesh=self.mesh)) for part in ranked]
+        scores, targets, mask = (np.concatenate(part) for part in zip(*whole, strict=True))
+        found, self._tables["per_class"] = mean_ap(scores[mask], targets[mask], self._names)
+        return {"mean_ap": found}
+
+    def _truth(self, example: Mapping[str, Any]) -> tuple[int, ...]:
+        """The classes of an example, as places among the names."""
+        if self._label_file is not None:
+            return self._label_file[stem_of(example["key"])]
+        if self._several:
+            return tuple(self._rows[label] for label in example["labels"])
+        return (self._rows[example["label"]],)
 
     def _labels(self, batch: ImageBatch) -> np.ndarray:
-        rows = zip(batch.mask, batch.examples, strict=True)
-        return np.array([self._rows[e["label"]] if real else 0 for real, e in rows], np.int32)
+        truths = [
+            self._truth(e) if real else ()
+            for real, e in zip(batch.mask, batch.examples, strict=True)
+        ]
+        if not self._several:
+            return np.array([truth[0] if truth else 0 for truth in truths], np.int32)
+        labels = np.zeros((len(truths), len(self._names)), bool)
+        for row, truth in enumerate(truths):
+            labels[row, list(truth)] = True
+        return labels
 
     def _check_label(self, example: Mapping[str, Any]) -> None:
-        label, count, key = example.get("label"), len(self._rows), example["key"]
+        Groups(self._columns, ()).check(example)
+        if self._label_file is not None:
+            return
+        labels = example.get("labels") if self._several else (example.get("label"),)
+        if labels is None:
+            raise LabelError(
+                f"{example['key']} has no labels, and the source says several a picture"
+            )
+        for label in labels:
+            self._check_one(label, example["key"])
+
+    def _check_one(self, label: int | None, key: str) -> None:
+        count = len(self._rows)
         refuse_shifted(label, count, getattr(self.source, "numbered_from", None), key)
         if label is None or not 0 <= label < count:
             raise LabelError(
@@ -273,31 +363,28 @@ class ZeroShot(Evaluation):
     @property
     def metric_names(self) -> tuple[str, ...]:
         """What `run` gives."""
-        return ("top1", "top5", "mean_per_class_recall", "num_examples", "num_classes")
+        names = metric_names(
+            several=self._several,
+            has_scale=self.logit_scale_fn is not None,
+            mean_ap=self._mean_ap,
+        )
+        worst = [f"worst_{c}_{metric}" for c in self._columns for metric in ("top1", "top5")]
+        return (*names[:-2], *worst, *names[-2:])
 
     def _metrics(self, counts: dict[str, jax.Array], reader: ImageReader) -> dict[str, float]:
-        recall = jax.jit(mean_per_class_recall)(
-            counts["hits_per_class"], counts["examples_per_class"]
-        )
-        counts, recall = jax.device_get((counts, recall))
-        examples = int(counts["examples"])
+        examples, nonfinite = jax.device_get((counts["examples"], counts["nonfinite"]))
         assert examples <= len(self.source), "an example was counted twice"
         # Counted on the devices over all processes, so that all of them come to one verdict.
-        reader.check(len(self.source) - examples)
+        reader.check(len(self.source) - int(examples))
         if not examples:
             raise ValueError(f"{self.name}: none of the {len(self.source)} images decodes")
-        if counts["nonfinite"]:
+        if nonfinite:
             raise FloatingPointError(
-                f"{self.name}: the scores of {int(counts['nonfinite'])} of {examples} images are "
+                f"{self.name}: the scores of {int(nonfinite)} of {examples} images are "
                 "not finite; look for NaN or infinite parameters in the checkpoint"
             )
-        return {
-            "top1": float(counts["hits_per_class"].sum() / examples),
-            "top5": float(counts["top5"] / examples),
-            "mean_per_class_recall": float(recall),
-            "num_examples": float(examples),
-            "num_classes": float(len(self._names)),
-        }
+        metrics, self._tables = metrics_of(counts, self._names)
+        return metrics
 
     def _predictions(
         self, best: list[tuple[np.ndarray, np.ndarray]], reader: ImageReader
@@ -309,15 +396,15 @@ class ZeroShot(Evaluation):
             example, pixels = reader.read_one(index)
             if pixels is None:
                 continue
-            row = self._rows[example["label"]]
+            truth = self._truth(example)
             predictions.append(
                 Prediction(
                     key=example["key"],
                     image=to_image(pixels),
-                    label=self._names[row],
+                    label=", ".join(self._names[c] for c in truth),
                     names=tuple(self._names[c] for c in places[index]),
                     scores=tuple(float(score) for score in scores[index]),
-                    correct=bool(places[index][0] == row),
+                    correct=int(places[index][0]) in truth,
                 )
             )
         return tuple(predictions)

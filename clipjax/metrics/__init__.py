@@ -3,6 +3,9 @@
 from clipjax.metrics.accuracy import (
     count_per_class,
     mean_per_class_recall,
+    reliability_bins,
     topk_hits,
+    topk_hits_of_several,
 )
+from clipjax.metrics.precision import average_precision
 from clipjax.metrics.retrieval import empty_topk, merge_topk, retrieval_hits

@@ -1,5 +1,7 @@
 """Accuracy of a classifier, over the examples that a mask marks as real."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -24,6 +26,50 @@ def topk_hits(
     """
     best = jax.lax.top_k(scores, min(k, scores.shape[1]))[1]
     return jnp.any(best == labels[:, None], axis=1)
+
+
+def topk_hits_of_several(
+    scores: Float[Array, "batch classes"], targets: Bool[Array, "batch classes"], *, k: int
+) -> Bool[Array, "batch"]:
+    """Tells whether any label of an example is among the k highest scores of its row.
+
+    Args:
+        scores, k: as for `topk_hits`.
+        targets: `[batch, classes]`, bool: whether the example has the label.
+
+    Returns:
+        `[batch]`, bool.
+    """
+    best = jax.lax.top_k(scores, min(k, scores.shape[1]))[1]
+    return jnp.any(jnp.take_along_axis(targets, best, axis=1), axis=1)
+
+
+def reliability_bins(
+    confidence: Float[Array, "batch"],
+    hits: Bool[Array, "batch"],
+    mask: Bool[Array, "batch"],
+    *,
+    num_bins: int,
+) -> Float[Array, "3 bins"]:
+    """Sums examples, confidence and hits by bins of equal width of the confidence.
+
+    A bin holds its upper end and not its lower one. ECE = sum_b |hits_b - confidence_b| / examples.
+
+    Args:
+        confidence: `[batch]`, probability of the best class, in [0, 1].
+        hits: `[batch]`, whether that class is right.
+        mask: `[batch]`, which examples count.
+
+    Returns:
+        `[3, bins]`, float32.
+
+    Reference: arXiv:1706.04599, equation 3.
+    """
+    places = jnp.clip(jnp.ceil(confidence * num_bins).astype(jnp.int32) - 1, 0, num_bins - 1)
+    ones = jnp.ones_like(confidence)
+    sums = jnp.stack([ones, confidence, hits.astype(jnp.float32)]) * mask
+    add = functools.partial(jax.ops.segment_sum, segment_ids=places, num_segments=num_bins)
+    return jax.vmap(add)(sums.astype(jnp.float32))
 
 
 def count_per_class(

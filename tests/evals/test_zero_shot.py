@@ -47,10 +47,14 @@ def brute_force(params, rows, labels):
     scores = unit(params["image"][rows]) @ brute_force_classifier(params).T
     ranks = (scores > scores[np.arange(len(labels)), labels][:, None]).sum(axis=1)
     recalls = [np.mean(ranks[labels == c] == 0) for c in np.unique(labels)]
+    best = scores.argmax(axis=1)
+    both = [(labels == c, best == c) for c in np.unique(labels)]
+    f1 = [2 * np.sum(a & b) / (np.sum(a) + np.sum(b)) for a, b in both]
     return {
         "top1": np.mean(ranks < 1),
         "top5": np.mean(ranks < 5),
         "mean_per_class_recall": np.mean(recalls),
+        "macro_f1": np.mean(f1),
         "num_examples": len(labels),
         "num_classes": len(NAMES),
     }

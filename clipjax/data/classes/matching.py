@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from clipjax.data.classes.named_lists import load_imagenet_ids
+from clipjax.data.classes.named_lists import class_ids
 from clipjax.data.classes.numbers import labels_of_numbers, numbers_of
 from clipjax.data.source import DataSource, SampleError
 
@@ -40,14 +40,15 @@ def match_classes(
     places = _places_by_name(found, given, where)
     if places is not None:
         return Match(places, "name")
-    ids = {wnid: place for place, wnid in enumerate(load_imagenet_ids())}
-    if len(given) == len(ids) and any(name in ids for name in found):
+    ids = {name: place for place, name in enumerate(class_ids(given))}
+    if any(name in ids for name in found):
         unknown = [name for name in found if name not in ids]
         if unknown:
             raise ValueError(
-                f"{where}: {len(found) - len(unknown)} of {len(found)} classes are called by "
-                f"WordNet ids of ImageNet's 1,000, {len(unknown)} are not, e.g. {unknown[0]!r}: "
-                "name them all by ids of the 1,000, or give a list of names of their own"
+                f"{where}: {len(found) - len(unknown)} of {len(found)} classes are called by ids "
+                f"(WordNet's, as ImageNet's folders are) of the {len(ids)} class names, "
+                f"{len(unknown)} are not, e.g. {unknown[0]!r}: name them all by ids of these, give "
+                "a list of names of their own, or leave their pictures out by --classes listed"
             )
         return Match([ids[name] for name in found], "wordnet")
     numbers = numbers_of(found)
@@ -110,12 +111,11 @@ def labels_of_names(names: Sequence[str]) -> dict[str, int]:
     """Says which label a cell of a table means, by the rules of `match_classes` for names and ids.
 
     Returns:
-        Label by name, as it is written and as it is compared; and by WordNet id, of 1,000 names.
+        Label by name, as it is written and as it is compared; and by id, see `class_ids`.
         A name that several classes have is none of theirs.
     """
-    ids = load_imagenet_ids()
     found: dict[str, int] = {}
-    for each in (ids if len(names) == len(ids) else (), map(plain_name, names), names):
+    for each in (class_ids(names), map(plain_name, names), names):
         each = list(each)
         counts = Counter(each)
         found |= {name: label for label, name in enumerate(each) if counts[name] == 1}
@@ -156,19 +156,40 @@ def choose_names(
     return names, None if places == list(range(len(names))) else tuple(places), by
 
 
-def labels_that_occur(source: DataSource) -> list[int]:
-    """Finds the labels of a source's examples, each once, ascending.
+def listed_classes(found: Sequence[str], given: Sequence[str], where: str) -> Match:
+    """Finds the classes of a source that are in a list of class names; -1 for those that are not.
+
+    Args:
+        found: the source's own names, as for `match_classes`.
+    """
+    ids, names = class_ids(given), _plain(given)
+    for own, known, by in ((list(found), ids, "wordnet"), (_plain(found), names, "name")):
+        places = {name: place for place, name in enumerate(known) if known.count(name) == 1}
+        if any(name in places for name in own):
+            return Match([places.get(name, -1) for name in own], by)
+    raise ValueError(
+        f"{where}: none of its {len(found)} classes is among the {len(given)} class names, neither "
+        f"by name nor by id: it has {', '.join(map(repr, found[:3]))}, ..., the list "
+        f"{', '.join(map(repr, given[:3]))}, ..."
+    )
+
+
+def labels_of(source: DataSource) -> list[int | None]:
+    """Gives the labels of a source's examples in order; None of one that cannot be read.
 
     Reads every example, unless the source says its labels by a method `labels`.
     """
     if hasattr(source, "labels"):
-        return sorted(set(source.labels()))
-    found = set()
+        return list(source.labels())
+    found: list[int | None] = []
     for index in range(len(source)):
         try:
-            label = source[index].get("label")
+            found.append(source[index].get("label"))
         except SampleError:  # the evaluation counts it
-            continue
-        if label is not None:
-            found.add(label)
-    return sorted(found)
+            found.append(None)
+    return found
+
+
+def labels_that_occur(source: DataSource) -> list[int]:
+    """Finds the labels of a source's examples, each once, ascending."""
+    return sorted({label for label in labels_of(source) if label is not None})

@@ -4,7 +4,7 @@ import functools
 import gzip
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -148,10 +148,25 @@ def load_class_names(name_or_path: str) -> tuple[str, ...]:
     return tuple(found.values())
 
 
+def load_real_labels() -> list[list[int]]:
+    """Gives the labels of ReaL: those of each validation picture of ImageNet, by its number."""
+    return _read_packaged("imagenet_real.json.gz")
+
+
 @functools.cache
 def load_imagenet_ids() -> tuple[str, ...]:
     """Gives the WordNet ids of ImageNet's 1,000 classes, in the order of its labels."""
     return tuple(_read_packaged("imagenet_wnids.json"))
+
+
+def class_ids(names: Sequence[str]) -> tuple[str, ...]:
+    """Gives what folders of these classes are called besides: WordNet ids of ImageNet's 1,000, in
+    whatever words, and those of a packaged set (`imagenet-a`, `objectnet`); else none."""
+    names, ids = list(names), load_imagenet_ids()
+    if len(names) == len(ids):
+        return ids
+    sets, known = load_sets("class_ids"), load_sets("class_names")
+    return next((tuple(own) for name, own in sets.items() if known[name] == names), ())
 
 
 def warn_of_twins(names: Mapping[str, str]) -> None:

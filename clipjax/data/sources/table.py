@@ -42,7 +42,9 @@ class Table:
             language to caption or captions; by default the first known name (`text`, ...), and
             where there is none, the class is the text. Several columns become a map from their
             names.
-        label_field: a column with the class, as name or number, for evaluation.
+        label_field: a column with the class, as name or number, for evaluation; in JSON a list of
+            them where a picture has several.
+        group_field: columns, of which an evaluation counts by group: `region`, `income`.
         separator: `comma`, `semicolon`, `tab` or `pipe`, or the character, in place of that of the
             file's name; quotes are text beside tabs and `|`.
         root: folder that relative paths start from and that all have to lie in; by default that
@@ -60,6 +62,7 @@ class Table:
         label_field: str | None = None,
         class_names: Sequence[str] | None = None,
         first_label: int | None = None,
+        group_field: str | Sequence[str] = (),
         language: str | None = None,
         captions: str | None = None,
         separator: str | None = None,
@@ -89,12 +92,21 @@ class Table:
         self._language, self.captions, self.numbered_from = language, captions, first_label
         self._classes: LabelColumn | None = None
         self._labels: list[Any] = []
+        self.several = False
+        given = (group_field,) if isinstance(group_field, str) else tuple(group_field)
+        self.group_names = tuple(field_of(first, n, (), "group_field", where) for n in given)
+        self._groups = [
+            {n: "" if row.get(n) is None else str(row[n]) for n in self.group_names} for row in rows
+        ]
         if label_field is not None:
             label_field = field_of(first, label_field, (), "label_field", where)
             self._labels = [row.get(label_field) for row in rows]
+            written = [cell for cell in self._labels if cell is not None]
+            self.several = bool(written) and all(isinstance(cell, list) for cell in written)
+            cells = self._cells()
             if class_names is not None and first_label is None:
-                _refuse_shifted(self._labels, class_names, where)
-            own = functools.partial(class_names_of, self._labels, label_field, where)
+                _refuse_shifted(cells, class_names, where)
+            own = functools.partial(class_names_of, cells, label_field, where)
             self._classes = LabelColumn(class_names, own, first_label)
         else:
             refuse_without_label(where, class_names=class_names, first_label=first_label)
@@ -104,6 +116,7 @@ class Table:
         identity.append(root_identity(self._root, path.parent))
         identity += [captions] if captions == "lines" else []
         identity += [first_label] if first_label else []
+        identity += [self.group_names] if self.group_names else []
         self._fingerprint = sha256(json.dumps(identity), content)
 
     def __len__(self) -> int:
@@ -131,14 +144,29 @@ class Table:
         picture = read_named(self._root, image, key)
         example: Example = {"image": picture, "text": text, "key": key}
         if self._classes is not None:
-            example["label"], name = self._classes.read(self._labels[index], key)
-            example["text"] = text if self._has_texts else name
+            cell = self._labels[index]
+            cells = cell if self.several and cell is not None else [cell]
+            read = [self._classes.read(each, key) for each in cells]
+            if self.several:
+                example["labels"] = tuple(label for label, _ in read)
+            else:
+                example["label"] = read[0][0]
+            names = ", ".join(name for _, name in read)
+            example["text"] = text if self._has_texts else names
+        if self.group_names:
+            example["groups"] = self._groups[index]
         return example
 
     @property
     def matched(self) -> str | None:
         """How the cells find the class names that are given; None where none are."""
-        return None if self._classes is None else self._classes.matched_by(self._labels)
+        return None if self._classes is None else self._classes.matched_by(self._cells())
+
+    def _cells(self) -> list[Any]:
+        """The classes of all rows: several a row where these are lists."""
+        if not self.several:
+            return self._labels
+        return [cell for cells in self._labels for cell in cells or ()]
 
     def keys(self) -> Iterator[str]:
         """Gives the keys of all examples in order."""

@@ -48,6 +48,8 @@ class TarShards:
             `match_classes` says. Without any, a record that has no
             caption has the label alone: enough to evaluate with the evaluation's own names, not to
             train.
+        group_field: what an evaluation counts by: names of the first entries of `.npy`, in their
+            order, as WILDS has its metadata (`region,year`), else fields of `.json`.
         captions: `lines` makes each line of a text a caption; `whole`, the default but where
             CLIP_benchmark says that the data is for retrieval, does not.
         key_ends: `first_dot`, or `last_dot` where keys hold dots; extensions then hold none.
@@ -72,6 +74,7 @@ class TarShards:
         ignore: str | Sequence[str] = (),
         class_names: Sequence[str] | None = None,
         first_label: int | None = None,
+        group_field: str | Sequence[str] = (),
         language: str | None = None,
         captions: str | None = None,
         key_ends: str = "first_dot",
@@ -81,6 +84,9 @@ class TarShards:
         if captions is None and beside is not None and beside.kind == "retrieval":
             captions = "lines"  # as CLIP_benchmark reads its own
         self.captions, self.numbered_from = captions, first_label
+        self.several = beside is not None and beside.kind == "multilabel"
+        given = (group_field,) if isinstance(group_field, str) else tuple(group_field)
+        self.group_names = given
         members = TarMembers(
             image_field=image_field,
             text_field=text_field,
@@ -89,6 +95,8 @@ class TarShards:
             language=language,
             captions=captions,
             key_ends=key_ends,
+            group_names=self.group_names,
+            several=self.several,
         )
         self.indexes = open_indexes(shards, key_ends)
         for shard, index in zip(shards, self.indexes, strict=True):
@@ -101,11 +109,11 @@ class TarShards:
         self.task = None
         if beside is not None and beside.kind == "retrieval" and "cls" not in held:
             self.task = "retrieval"
-        elif beside is not None and held.isdisjoint(members.text_extensions):
+        elif self.several or (beside is not None and held.isdisjoint(members.text_extensions)):
             self.task = "zero_shot"
         self.templates = None if beside is None else beside.templates
         own = None
-        if "cls" in held:
+        if "cls" in held or self.several:
             own = beside.class_names if beside else packed_class_names(shards)
         self.class_names, places, self.matched = choose_names(class_names, own, f"tar:{where}")
         self._members = dataclasses.replace(members, class_names=self.class_names, places=places)

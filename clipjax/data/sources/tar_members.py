@@ -2,8 +2,11 @@
 
 import dataclasses
 import functools
+import io
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from clipjax.data.captions import as_lines, check_how
 from clipjax.data.classes.numbers import refuse_shifted
@@ -20,12 +23,15 @@ from clipjax.data.tar.index import (
 )
 from clipjax.strict_json import parse_fields
 
+_SEVERAL = "several.npy"  # as what a record's marks of classes are read
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TarMembers:
     """The options of a tar source that say how a record is read; they stand at `TarShards`.
 
-    `places` are those of the labels in `class_names`; None where a label is its own.
+    `places` are those of the labels in `class_names`; None where a label is its own. With `several`
+    the classes of a record are where its `.npy` is not zero.
     """
 
     image_field: str | None = None
@@ -37,6 +43,8 @@ class TarMembers:
     captions: str | None = None
     key_ends: str = "first_dot"
     places: Sequence[int] | None = None
+    group_names: Sequence[str] = ()
+    several: bool = False
 
     def __post_init__(self) -> None:
         check_how(self.captions, "tar")
@@ -70,7 +78,8 @@ class TarMembers:
     def known(self) -> set[str]:
         """Extensions that a shard may hold."""
         mine = {*self.images, *(extension for _, extension, _ in self.texts)}
-        return {*mine, *self.ignored, *IMAGE_EXTENSIONS, *TEXT_EXTENSIONS}
+        vector = ("npy",) if self.several or self.group_names else ()
+        return {*mine, *self.ignored, *IMAGE_EXTENSIONS, *TEXT_EXTENSIONS, *vector}
 
     @property
     def text_extensions(self) -> tuple[str, ...]:
@@ -138,6 +147,10 @@ class TarMembers:
         if "cls" in parts and (not texts or self.class_names is not None):
             wanted["cls"] = parts["cls"]
         wanted |= {name: parts[name] for name in texts}
+        if self.several and "npy" in parts:
+            wanted[_SEVERAL] = parts["npy"]
+        elif self.group_names and (beside := parts.get("npy", parts.get("json"))):
+            wanted["groups.npy" if "npy" in parts else "groups.json"] = beside
         if len(wanted) == 1:
             raise SampleError("missing_text", "the shard has no caption of this key", key)
         return wanted
@@ -166,6 +179,12 @@ class TarMembers:
             found["label"] = self._label(files["cls"], key)
             if self.class_names is not None:
                 found["text"] = self.class_names[found["label"]]
+        if self.several:
+            found["labels"] = self._labels(files, key)
+            names = self.class_names or ()
+            found["text"] = ", ".join(names[label] for label in found["labels"])
+        if self.group_names:
+            found["groups"] = self._groups(files, key)
         if self.texts:
             found["text"] = self._text_of_fields(files, key) or found["text"]
         elif "txt" in files:
@@ -192,6 +211,7 @@ class TarMembers:
             "captions": self.captions if self.captions == "lines" else None,
             "key_ends": self.key_ends if self.key_ends != "first_dot" else None,
             "places": self.places,
+            "group_names": self.group_names or None,
         }
         given = {name: value for name, value in named.items() if value is not None}
         return [given] if given else []
@@ -210,6 +230,25 @@ class TarMembers:
         if not found:
             return None
         return text_of(next(iter(found.values())) if len(self.texts) == 1 else found, key)
+
+    def _labels(self, files: Mapping[str, bytes], key: str) -> tuple[int, ...]:
+        if _SEVERAL not in files:
+            raise SampleError("label", "the shard has no .npy with the classes of this key", key)
+        marks = _vector(files[_SEVERAL], key)
+        places = range(len(self.class_names or ())) if self.places is None else self.places
+        if len(marks) != len(places):
+            raise SampleError(
+                "label", f"the .npy has {len(marks)} marks for {len(places)} classes", key
+            )
+        return tuple(place for mark, place in zip(marks, places, strict=True) if mark > 0)
+
+    def _groups(self, files: Mapping[str, bytes], key: str) -> dict[str, str]:
+        """The groups of a record: the first entries of its `.npy`, or fields of its `.json`."""
+        if "groups.npy" in files:
+            values = [f"{value:g}" for value in _vector(files["groups.npy"], key)]
+            return dict(zip(self.group_names, values, strict=False))
+        about = _json_of(files["groups.json"], key) if "groups.json" in files else {}
+        return {name: str(about[name]) for name in self.group_names if about.get(name) is not None}
 
     def _label(self, content: bytes, key: str) -> int:
         text = content.strip().decode("ascii", errors="replace")
@@ -234,6 +273,14 @@ def _member_and_field(name: str) -> tuple[str, str | None]:
             "of one, such as `json:title`"
         )
     return extension, field or None
+
+
+def _vector(content: bytes, key: str) -> np.ndarray:
+    try:
+        found = np.load(io.BytesIO(content), allow_pickle=False)
+        return np.asarray(found, np.float64).reshape(-1)
+    except (ValueError, OSError, EOFError, TypeError, AttributeError) as error:
+        raise SampleError("label", f"the .npy is unreadable: {error}", key) from error
 
 
 def _decode(content: bytes, key: str) -> str:

@@ -2,7 +2,7 @@
 
 ROOT/classnames.txt                           a class a line, in the order of the labels
 ROOT/zeroshot_classification_templates.txt    a template a line, with `{c}` for the class
-ROOT/dataset_type.txt                         `retrieval`; without it, classes
+ROOT/dataset_type.txt                         `retrieval`; `multilabel`; without it, classes
 ROOT/test/nshards.txt                         number of shards
 ROOT/test/0.tar, 1.tar, ...
 """
@@ -20,7 +20,7 @@ NUM_SHARDS = "nshards.txt"
 CLASS_NAMES = "classnames.txt"
 TEMPLATES = "zeroshot_classification_templates.txt"
 KIND = "dataset_type.txt"
-KINDS = ("classification", "retrieval")
+KINDS = ("classification", "retrieval", "multilabel")
 SPLITS = ("test", "train", "val", "validation", "dev")
 
 
@@ -80,9 +80,7 @@ def read_beside(shards: Sequence[StoredFile]) -> BenchmarkFolder | None:
     there = {file.path.name for file in list_files(root)}
     kind = _read_text(root / KIND).strip().lower() if KIND in there else KINDS[0]
     if kind not in KINDS:
-        raise ValueError(
-            f"{root / KIND} says {kind!r:.40}; what can be read is {' and '.join(KINDS)}"
-        )
+        raise ValueError(f"{root / KIND} says {kind!r:.40}; what can be read is {', '.join(KINDS)}")
     return BenchmarkFolder(
         _strings(root / CLASS_NAMES, "class names", False) if CLASS_NAMES in there else None,
         _strings(root / TEMPLATES, "templates", True) if TEMPLATES in there else None,

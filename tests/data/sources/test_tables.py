@@ -219,3 +219,19 @@ def test_captions_in_captions_are_no_bug_of_ours(table):
     with pytest.raises(SampleError) as caught:
         source[1]
     assert caught.value.reason == "missing_text"
+
+
+def test_groups_and_several_classes_of_a_row(table):
+    spec = table("a.csv", "image,class,region\n0.jpg,cat,Asia\n1.jpg,dog,\n2.jpg,cat,0\n")
+    source = make_source(f"{spec}?label_field=class&group_field=region")
+    assert (source.group_names, source.several) == (("region",), False)
+    assert [source[i]["groups"]["region"] for i in range(3)] == ["Asia", "", "0"]
+    with pytest.raises(ValueError, match=r"none of them income: give \?group_field=NAME"):
+        make_source(f"{spec}?label_field=class&group_field=income")
+    rows = [{"image": "0.jpg", "classes": ["dog", "cat"]}, {"image": "1.jpg", "classes": []}]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    spec = table("b.jsonl", lines).replace("csv:", "jsonl:")
+    source = make_source(f"{spec}?label_field=classes")
+    assert source.several and source.class_names == ("cat", "dog")
+    assert [source[i]["labels"] for i in range(2)] == [(1, 0), ()]
+    assert source[0]["text"] == "dog, cat"

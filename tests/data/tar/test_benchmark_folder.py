@@ -1,5 +1,8 @@
 """Datasets in CLIP_benchmark's layout: shards by their number, and the files beside the split."""
 
+import io
+
+import numpy as np
 import pytest
 from archives import png, tar
 from buckets import bucket
@@ -72,8 +75,8 @@ def test_shards_that_are_not_those_it_says(tmp_path):
 
 
 def test_files_beside_a_split_that_cannot_be_meant(tmp_path):
-    root = dataset(tmp_path, shards=1, kind="Multilabel")
-    with pytest.raises(ValueError, match=r"dataset_type\.txt says 'multilabel'; what can be read"):
+    root = dataset(tmp_path, shards=1, kind="Boxes")
+    with pytest.raises(ValueError, match=r"dataset_type\.txt says 'boxes'; what can be read"):
         make_source(f"tar:{root}/test")
     (root / "dataset_type.txt").unlink()
     with pytest.raises(ValueError, match=rf"name a split, tar:{root}/test"):
@@ -121,3 +124,45 @@ def test_commands_take_the_folder_too(tmp_path, capsys):
     assert "indexed 2 shards" in capsys.readouterr().out
     assert run("check", f"tar:{root}/test") == 0
     assert "checked 2 parts with 2 examples; damaged: none" in capsys.readouterr().out
+
+
+def npy(values):
+    buffer = io.BytesIO()
+    np.save(buffer, np.array(values))
+    return buffer.getvalue()
+
+
+def with_vectors(root, vectors, *, kind=None, labels=True):
+    dataset(root, shards=1, kind=kind)
+    members = []
+    for number, vector in enumerate(vectors):
+        members += [(f"s{number}.png", png(number)), (f"s{number}.npy", vector)]
+        members += [(f"s{number}.cls", b"1")] if labels else []
+    tar(root / "test" / "0.tar", members)
+    return f"tar:{root}/test"
+
+
+def test_several_classes_of_a_record(tmp_path):
+    spec = with_vectors(
+        tmp_path, [npy([1, 0, 1]), npy([0, 0, 0]), npy([1, 1])], kind="multilabel", labels=False
+    )
+    source = make_source(spec)
+    assert (source.several, source.task) == (True, "zero_shot")
+    assert (source[0]["labels"], source[0]["text"]) == ((0, 2), "cat, {c} owl")
+    assert source[1]["labels"] == ()
+    with pytest.raises(ValueError, match=r"s2: the \.npy has 2 marks for 3 classes"):
+        source[2]
+    # Other names for the classes find their places.
+    (tmp_path / "other.txt").write_text("{c} owl\nx\ncat\n#1 dog\n")
+    assert make_source(f"{spec}?class_names={tmp_path}/other.txt")[0]["labels"] == (2, 0)
+    with pytest.raises(ValueError, match="unreadable"):
+        make_source(with_vectors(tmp_path / "b", [b"x"], kind="multilabel"))[0]
+
+
+def test_metadata_in_the_layout_of_wilds(tmp_path):
+    spec = with_vectors(tmp_path, [npy([3, 2012, 1]), npy([5, 2016, 1])])
+    source = make_source(f"{spec}?group_field=region,year")
+    assert source.group_names == ("region", "year")
+    assert source[1]["groups"] == {"region": "5", "year": "2016"} and source[1]["label"] == 1
+    with pytest.raises(ValueError, match="extension 'npy' is unknown"):
+        make_source(spec)
