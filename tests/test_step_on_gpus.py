@@ -16,8 +16,9 @@ from clipjax.train_step import update_state
 pytestmark = pytest.mark.gpu
 
 
-def test_a_step_that_may_be_skipped_passes_over_the_state_once():
-    """Reads parameters, two moments and the gradient, writes the first three; and the norm's read.
+def test_a_step_that_may_be_skipped_writes_the_state_once():
+    """The norm reads the gradient; the vote on what would be written reads it, the parameters and
+    both moments (five copies); the update reads these four and writes three.
 
     A `lax.cond` around the update copies the whole state first, three copies more.
     """
@@ -46,5 +47,5 @@ def test_a_step_that_may_be_skipped_passes_over_the_state_once():
     compiled = jax.jit(update, donate_argnums=0).lower(state, grads, loss).compile(COMPILER_OPTIONS)
     module = parse(compiled.as_text())
     copy = sum(x.size * 4 for x in jax.tree.leaves(params))
-    assert 7.9 < count_traffic(module, walk(module)).hbm / copy < 8.1
+    assert 12.9 < count_traffic(module, walk(module)).hbm / copy < 13.1
     assert compiled.memory_analysis().temp_size_in_bytes < copy / 100
