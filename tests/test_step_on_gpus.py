@@ -18,7 +18,7 @@ pytestmark = pytest.mark.gpu
 
 def test_a_step_that_may_be_skipped_writes_the_state_once():
     """The norm reads the gradient; the vote on what would be written reads it, the parameters and
-    both moments (five copies); the update reads these four and writes three.
+    both moments, and leaves the new parameters (five copies); the update reads four, writes three.
 
     A `lax.cond` around the update copies the whole state first, three copies more.
     """
@@ -48,4 +48,4 @@ def test_a_step_that_may_be_skipped_writes_the_state_once():
     module = parse(compiled.as_text())
     copy = sum(x.size * 4 for x in jax.tree.leaves(params))
     assert 12.9 < count_traffic(module, walk(module)).hbm / copy < 13.1
-    assert compiled.memory_analysis().temp_size_in_bytes < copy / 100
+    assert compiled.memory_analysis().temp_size_in_bytes < 1.01 * copy
