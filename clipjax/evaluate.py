@@ -31,7 +31,7 @@ from clipjax.evals.running import (
 )
 from clipjax.experiment import Experiment
 from clipjax.inference.loading import find_weights
-from clipjax.inference.opened import open_model
+from clipjax.inference.opened import Opened, open_model
 from clipjax.interop import Hints
 from clipjax.interop.reading import recognise
 from clipjax.models.layers_layout import stack_layers
@@ -62,7 +62,7 @@ def evaluate(experiment: Experiment, names: Sequence[str]) -> dict[str, float]:
         return checkpoint.manifest, variables, manifest_digest(checkpoint.step_dir)
 
     manifest, variables, sha256 = read_newest(experiment.workdir, load)
-    _announce(sha256, chosen)
+    announce(sha256, chosen)
     connect(experiment.program.mesh)
     with experiment.program.scope():
         results = run_evals(chosen, variables)
@@ -132,22 +132,37 @@ def evaluate_checkpoint(
     hints = hints or Hints(plugins=check_plugins(plugins, path="plugins"), tokenizer=tokenizer)
     recognise(find_weights(path), hints)  # a wrong path is told before the data is opened
     sources = {where: make_source(where, path=_flag(kind)[:-1]) for kind, where in asked}
-    asks_run = given["zero_shot"]["templates"] is None and any(
-        getattr(sources[where], "templates", None) is None
-        for kind, where in asked
-        if kind == "zero_shot"
-    )
     mesh = make_mesh({"data": -1})
     opened = open_model(path, hints, mesh=mesh, batch_size=batch_size, preprocess=preprocess)
-    model = opened.model
     common = {"batch_size": batch_size, "max_bad": max_bad}
     specs: dict[str, dict[str, Any]] = {
         f"{_flag(kind)}{where}": {"name": kind, "source": where, **common, **given.get(kind, {})}
         for kind, where in asked
     }
-    built = build_evals(
+    opened_sources = {f"{_flag(kind)}{where}": sources[where] for kind, where in asked}
+    built = build_on(opened, specs, opened_sources)
+    announce(opened.sha256, built)
+    connect(mesh)
+    with jax.set_mesh(mesh):
+        results = run_evals(built, opened.model.variables)
+    facts = model_facts(opened.contract, preprocess=preprocess, checkpoint=opened.sha256)
+    return results_document(opened.step, results, facts)
+
+
+def build_on(
+    opened: Opened, specs: Mapping[str, Mapping[str, Any]], sources: Mapping[str, Any]
+) -> tuple[ScheduledEval, ...]:
+    """Builds evaluations, see `build_evals`, of a checkpoint that is open."""
+    model = opened.model
+    asks_run = any(
+        spec["name"] == "zero_shot"
+        and spec.get("templates") is None
+        and getattr(sources[key], "templates", None) is None
+        for key, spec in specs.items()
+    )
+    return build_evals(
         specs,
-        {f"{_flag(kind)}{where}": sources[where] for kind, where in asked},
+        sources,
         path="",
         encode_image_fn=model.encode_fns.image,
         encode_text_fn=model.encode_fns.text,
@@ -156,15 +171,9 @@ def evaluate_checkpoint(
         run_prompts=model.run_prompts() if asks_run else None,
         preprocess=model.preprocess,
         tokenizer=model.tokenizer,
-        mesh=mesh,
+        mesh=model.mesh,
         weights_sha256=opened.sha256,
     )
-    _announce(opened.sha256, built)
-    connect(mesh)
-    with jax.set_mesh(mesh):
-        results = run_evals(built, model.variables)
-    facts = model_facts(opened.contract, preprocess=preprocess, checkpoint=opened.sha256)
-    return results_document(opened.step, results, facts)
 
 
 def _flag(kind: str) -> str:
@@ -172,7 +181,7 @@ def _flag(kind: str) -> str:
     return f"--{kind} " if kind in ("zero_shot", "retrieval") else f"--eval {kind}="
 
 
-def _announce(sha256: str | None, evals: Sequence[ScheduledEval]) -> None:
+def announce(sha256: str | None, evals: Sequence[ScheduledEval]) -> None:
     """Checks that all processes evaluate one checkpoint, by its SHA-256, on the same data.
 
     Says which prompts each evaluation takes, and how its classes found the names that are given.

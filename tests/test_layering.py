@@ -49,13 +49,14 @@ LAYERS = (
     ("encoding",),
     ("evals", "inference"),
     ("experiment", "report"),
-    ("train", "evaluate", "plan"),
+    ("train", "evaluate", "evaluate_suite", "plan"),
     ("cli",),
 )
 SIBLINGS = {
     ("train_step", "train_state"),
     ("checkpoint", "train_state"),
     ("train_step", "grad_cache"),
+    ("evaluate_suite", "evaluate"),
     ("interop", "checkpoint"),  # one of the formats is our own
 }
 # The lowest layer is a set of small modules; these pairs are the only ones that may import each

@@ -3,6 +3,7 @@
 Any other kind of evaluation: `--eval KIND=SPEC[,SPEC]`, its fields `--eval_field KIND.NAME=VALUE`.
 A flag that takes SPECs may be given again instead: a comma inside braces, brackets or an option
 belongs to its SPEC.
+The sets of a published table, as far as they are in a folder: `--suite datacomp --data_root DIR`.
 """
 
 import json
@@ -14,6 +15,7 @@ from absl import flags
 from clipjax import compile_cache, distributed, process_log
 from clipjax.cli import hints
 from clipjax.cli.main import given, no_positional, print_results
+from clipjax.cli.output import show
 from clipjax.cli.specs import split_specs
 from clipjax.clusters import find_cluster
 
@@ -55,6 +57,16 @@ _MAX_BAD = flags.DEFINE_integer(
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", 256, "Images, or texts, over all devices.", lower_bound=1
 )
+_SUITE = flags.DEFINE_string(
+    "suite",
+    None,
+    "Sets of a table: datacomp, imagenet_robustness, retrieval, or a file of yours.",
+)
+_DATA_ROOT = flags.DEFINE_string("data_root", None, "Folder that --suite looks for its sets in.")
+_RESULTS = flags.DEFINE_string(
+    "results", None, "Folder that keeps the result of each set of --suite; else one in the cache."
+)
+_SKIP = flags.DEFINE_list("skip", [], "Sets of --suite that are left out.")
 _JSON = flags.DEFINE_string("json", None, "Also write the results to this file.")
 _DISTRIBUTED = flags.DEFINE_enum(
     "distributed", "auto", ["auto", "on", "off"], "Join the processes of a cluster."
@@ -70,12 +82,7 @@ def main(argv: list[str]) -> int:
         "--checkpoint",
         ": a workdir, one step's folder, or a file or folder of weights",
     )
-    zero_shot, retrieval = split_specs(_ZERO_SHOT.value), split_specs(_RETRIEVAL.value)
-    others = [(kind, spec) for kind, text in _pairs(_EVAL) for spec in split_specs([text])]
-    if not (zero_shot or retrieval or others):
-        raise ValueError(
-            "nothing to evaluate: give --zero_shot SPEC, --retrieval SPEC or --eval KIND=SPEC"
-        )
+    asked = _asked()
     from clipjax import peers
 
     if _DISTRIBUTED.value != "off" and find_cluster(os.environ) is not None:
@@ -84,33 +91,98 @@ def main(argv: list[str]) -> int:
     from clipjax.data.storage.cache import cache_dir
     from clipjax.data.storage.files import write
     from clipjax.data.storage.paths import data_path
-    from clipjax.evaluate import evaluate_checkpoint
-    from clipjax.interop import Hints
 
     compile_cache.use(cache_dir() / "compiled")
     table = data_path(_JSON.value) if _JSON.value else None
     _check_table(table)
-    results = evaluate_checkpoint(
-        checkpoint,
-        zero_shot=zero_shot,
-        retrieval=retrieval,
-        evals=others,
-        fields=_fields(),
-        templates=_TEMPLATES.value or None,  # an empty flag gives none
-        class_names=_CLASS_NAMES.value or None,
-        classes=_CLASSES.value,
-        preprocess=_PREPROCESS.value,
-        max_bad=_MAX_BAD.value,
-        batch_size=_BATCH_SIZE.value,
-        hints=Hints(**hints.hints()),
-    )
+    results, failed = _evaluate(checkpoint, asked)
     if not distributed.is_lead():
         return 0
+    _show_suite(results.get("suite"))
     print_results(results)
     if table:
         text = json.dumps(results, indent=2, sort_keys=True) + "\n"
         write(table, text.encode("utf-8"))
+    if failed:
+        told = "\n  ".join(f"{name}: {why}" for name, why in failed.items())
+        raise ValueError(f"{len(failed)} sets could not be evaluated:\n  {told}")
     return 0
+
+
+def _asked() -> dict[str, Any]:
+    """What is to be evaluated, as arguments of `evaluate_checkpoint`; nothing with --suite."""
+    zero_shot, retrieval = split_specs(_ZERO_SHOT.value), split_specs(_RETRIEVAL.value)
+    evals = [(kind, spec) for kind, text in _pairs(_EVAL) for spec in split_specs([text])]
+    asked = {"zero_shot": zero_shot, "retrieval": retrieval, "evals": evals}
+    naming = {
+        "templates": _TEMPLATES.value or None,  # an empty flag gives none
+        "class_names": _CLASS_NAMES.value or None,
+        "classes": _CLASSES.value,
+    }
+    of_suite = {f"--{f.name}": f.value for f in (_DATA_ROOT, _RESULTS, _SKIP) if f.value}
+    if not _SUITE.value:
+        if of_suite:
+            raise ValueError(f"{', '.join(of_suite)}: for --suite, which is not given")
+        if not any(asked.values()):
+            raise ValueError(
+                "nothing to evaluate: give --zero_shot SPEC, --retrieval SPEC, --eval KIND=SPEC or "
+                "--suite NAME"
+            )
+        return {**asked, **naming, "fields": _fields()}
+    given_too = {**asked, **naming, "classes": _CLASSES.value != "all", "eval_field": _FIELDS.value}
+    if idle := [f"--{name}" for name, value in given_too.items() if value]:
+        raise ValueError(
+            f"{', '.join(idle)} with --suite: its sets and their fields stand in its file; copy "
+            "that, and give the path of the copy"
+        )
+    given(_DATA_ROOT.value, "--data_root", ": the folder that the sets of --suite are in")
+    return {}
+
+
+def _evaluate(checkpoint: str, asked: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Gives the document of results, and sets of a suite that failed with why."""
+    from clipjax.data.storage.cache import cache_dir
+    from clipjax.data.storage.files import local_path
+    from clipjax.evals.suite import load_suite
+    from clipjax.evaluate import evaluate_checkpoint
+    from clipjax.evaluate_suite import evaluate_suite
+    from clipjax.interop import Hints
+
+    common: dict[str, Any] = {
+        "preprocess": _PREPROCESS.value,
+        "max_bad": _MAX_BAD.value,
+        "batch_size": _BATCH_SIZE.value,
+        "hints": Hints(**hints.hints()),
+    }
+    if not _SUITE.value:
+        return evaluate_checkpoint(checkpoint, **asked, **common), {}
+    folder = local_path(_RESULTS.value) if _RESULTS.value else cache_dir() / "evaluations"
+    run = evaluate_suite(
+        checkpoint,
+        load_suite(_SUITE.value),
+        _DATA_ROOT.value or "",
+        results=folder,
+        skip=[name.strip() for name in _SKIP.value if name.strip()],
+        **common,
+    )
+    return run.document, dict(run.failed)
+
+
+def _show_suite(suite: dict[str, Any] | None) -> None:
+    """Shows which sets have no number, how to come by them, and of how many the averages are."""
+    if suite is None:
+        return
+    others: dict[tuple[str, str], list[str]] = {}
+    for name, entry in suite["sets"].items():
+        if entry["state"] != "measured":
+            told = entry["state"], entry.get("why") or entry["obtain"]
+            others.setdefault(told, []).append(name)
+    for (state, why), names in others.items():
+        show(f"{state}: {', '.join(names)}")
+        show(f"  {why}")
+    for name, average in suite["averages"].items():
+        value = "none" if average["value"] is None else f"{average['value']:.4f}"
+        show(f"{suite['name']} {name}: {value}, of {average['measured']} of {average['of']} sets")
 
 
 def _pairs(flag: flags.FlagHolder[list[str]]) -> list[tuple[str, str]]:
