@@ -21,9 +21,9 @@ from clipjax.encoding.batches import RowLayout, embed_fn, put_on_mesh, run_batch
 from clipjax.evals.evaluation import Evaluation
 from clipjax.evals.pictures import Pictures
 from clipjax.evals.reading import ImageBatch, ImageReader
-from clipjax.metrics import empty_topk, merge_topk, retrieval_hits
+from clipjax.metrics import best_positive, count_before, no_positive
 from clipjax.partitioning import batch_sharding, replicated
-from clipjax.ranges import Many, Rule, whole
+from clipjax.ranges import Many, Optional, Rule, whole
 
 # A chunk of one side: embeddings [batch, embed] and the image that each row belongs to [batch],
 # -1 for padding. Both lie over the mesh's batch axes.
@@ -32,7 +32,7 @@ Chunk = tuple[jax.Array, jax.Array]
 
 @dataclasses.dataclass(kw_only=True)
 class Retrieval(Evaluation):
-    """Recall@k from text to image and from image to text.
+    """Recall@k and median rank from text to image and from image to text.
 
     A query is a hit if any of its positives is among the k best: an image's positives are its
     captions, a caption's positive is its image. Rows of the source that show the same image are
@@ -41,15 +41,22 @@ class Retrieval(Evaluation):
 
     Scores are held for batch_size x batch_size pairs at a time. An image that fails leaves together
     with its captions.
+
+    Attributes:
+        ks: how many of the best count.
+        fold: pictures a fold: recall is given also as the mean over folds of so many pictures, in
+            the source's order, each searched alone (COCO's 5,000 in five folds of 1,000).
     """
 
     ks: Sequence[int] = (1, 5, 10)
+    fold: int | None = None
     batch_size: int = 256
     max_bad: int = 0
     name: str = "retrieval"
 
     ranges: ClassVar[Mapping[str, Rule]] = {
         "ks": Many(whole(), "whole numbers from 1", at_least=1),
+        "fold": Optional(whole(2), "no folds"),
         **Evaluation.ranges,
     }
 
@@ -68,8 +75,14 @@ class Retrieval(Evaluation):
     def metric_names(self) -> tuple[str, ...]:
         """What `run` gives."""
         ways = ("image_retrieval", "text_retrieval")
-        recalls = (f"{way}_recall@{k}" for way in ways for k in self.ks)
-        return (*recalls, "num_images", "num_texts", "num_rows")
+        names = []
+        for way in ways:
+            names += [f"{way}_recall@{k}" for k in self.ks] + [f"{way}_median_rank"]
+            names += [self._of_folds(f"{way}_recall@{k}") for k in self.ks if self.fold]
+        return (*names, "num_images", "num_texts", "num_rows")
+
+    def _of_folds(self, name: str) -> str:
+        return f"{name}_folds_of_{self.fold}"
 
     def run(self, params: PyTree) -> dict[str, float]:
         """Evaluates the model on every image and every caption, each counted once.
@@ -79,21 +92,31 @@ class Retrieval(Evaluation):
 
         Returns:
             "image_retrieval_recall@k" (text to image) and "text_retrieval_recall@k" (image to
-            text) in [0, 1] for each k, "num_images", "num_texts" and "num_rows" of the source.
+            text) in [0, 1] for each k; "..._median_rank" of a query's best positive, from 1;
+            "num_images", "num_texts" and "num_rows" of the source.
 
         Raises:
             ValueError: more than `max_bad` images do not decode, or an image without captions.
             FloatingPointError: embeddings that are not finite.
         """
+        if self.fold and len(self.pictures) % self.fold:
+            raise ValueError(
+                f"{self.name}: {len(self.pictures)} pictures are no multiple of fold={self.fold}: "
+                "the last fold would be an easier search; choose another, or none"
+            )
         images, texts, num_captions = self.encode(params)
         metrics = {}
         for name, queries, candidates in (
             ("image_retrieval", texts, images),
             ("text_retrieval", images, texts),
         ):
-            hits, total = self._count_hits(queries, candidates)
-            for k, count in zip(self.ks, hits, strict=True):
-                metrics[f"{name}_recall@{k}"] = float(count / total)
+            ranks, of_fold, folds = self._ranks(queries, candidates)
+            for k in self.ks:
+                metrics[f"{name}_recall@{k}"] = float(np.mean(ranks <= k))
+            metrics[f"{name}_median_rank"] = float(np.median(ranks))
+            for k in self.ks if self.fold else ():
+                means = [np.mean(of_fold[folds == fold] <= k) for fold in np.unique(folds)]
+                metrics[self._of_folds(f"{name}_recall@{k}")] = float(np.mean(means))
         metrics["num_images"] = float(np.count_nonzero(num_captions))
         metrics["num_texts"] = float(num_captions.sum())
         metrics["num_rows"] = float(len(self.source))
@@ -238,17 +261,23 @@ class Retrieval(Evaluation):
             for embeds, owners in run_batches(embed, params, layout, rows)
         ]
 
-    def _count_hits(self, queries: list[Chunk], candidates: list[Chunk]) -> tuple[np.ndarray, int]:
-        """Counts the queries that hit, for each k, and the queries."""
+    def _ranks(self, queries: list[Chunk], candidates: list[Chunk]) -> tuple[np.ndarray, ...]:
+        """Ranks the best positive of each query among all candidates, and among those of its fold.
+
+        Returns:
+            (ranks, ranks in the fold, fold), each `[queries]`.
+        """
         stacked = _stack(candidates, mesh=self.mesh)
-        counts = [_hits(*chunk, *stacked, ks=self.ks, mesh=self.mesh) for chunk in queries]
-        hits, totals, nonfinite = (np.stack(c) for c in zip(*jax.device_get(counts), strict=True))
-        if nonfinite.any():
+        found = [_rank(*chunk, *stacked, fold=self.fold, mesh=self.mesh) for chunk in queries]
+        ranks, nonfinite = zip(*jax.device_get(found), strict=True)
+        if any(nonfinite):
             raise FloatingPointError(
-                f"{self.name}: {nonfinite.sum()} embeddings are not finite; look for NaN or "
+                f"{self.name}: {sum(nonfinite)} embeddings are not finite; look for NaN or "
                 "infinite parameters in the checkpoint"
             )
-        return hits.sum(axis=0), int(totals.sum())
+        owners, *both = np.concatenate(ranks, axis=1)
+        real = owners >= 0
+        return (*(each[real] for each in both), owners[real] // (self.fold or len(self.pictures)))
 
 
 def _several(text: Any) -> tuple[Any, ...]:
@@ -269,31 +298,38 @@ def _stack(chunks: list[Chunk], *, mesh: Mesh) -> Chunk:
     return jax.lax.with_sharding_constraint(stacked, sharding)
 
 
-@functools.partial(jax.jit, static_argnames=("ks", "mesh"))
-def _hits(
+@functools.partial(jax.jit, static_argnames=("fold", "mesh"))
+def _rank(
     queries: jax.Array,
     query_owners: jax.Array,
     candidates: jax.Array,
     candidate_owners: jax.Array,
     *,
-    ks: tuple[int, ...],
+    fold: int | None,
     mesh: Mesh,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Counts, for one batch of queries, (hits for each k, queries, queries that are not finite).
+) -> tuple[jax.Array, jax.Array]:
+    """Gives, for one batch of queries, (owners, ranks, ranks in the fold `[3, batch]`; queries that
+    are not finite).
 
     Queries stay where they lie; the candidates come past chunk by chunk, one gathered at a time.
     """
+    starts = jnp.arange(len(candidates), dtype=jnp.int32) * candidates.shape[1]
+    parts = ((candidates, candidate_owners), starts)
 
-    def merge(best: Any, chunk: Chunk) -> tuple[Any, None]:
-        chunk = jax.lax.with_sharding_constraint(chunk, replicated(mesh))
-        return merge_topk(best, queries, *chunk), None
+    def find(best: Any, part: tuple[Chunk, jax.Array]) -> tuple[Any, None]:
+        embeds, owners = jax.lax.with_sharding_constraint(part[0], replicated(mesh))
+        return best_positive(best, queries, query_owners, embeds, owners, part[1]), None
 
-    best = jax.lax.with_sharding_constraint(
-        empty_topk(queries.shape[0], max(ks)), batch_sharding(mesh)
-    )
-    best, _ = jax.lax.scan(merge, best, (candidates, candidate_owners))
-    real = query_owners >= 0
-    nonfinite = jnp.sum(~jnp.isfinite(queries).all(axis=1) & real)
-    hits = jnp.stack([jnp.sum(retrieval_hits(best[1], query_owners, k=k)) for k in ks])
-    result = (hits, jnp.sum(real), nonfinite)
+    def count(ranks: Any, part: tuple[Chunk, jax.Array]) -> tuple[Any, None]:
+        embeds, owners = jax.lax.with_sharding_constraint(part[0], replicated(mesh))
+        given = (best, queries, query_owners, embeds, owners, part[1])
+        more = count_before(*given)
+        of_fold = count_before(*given, fold=fold) if fold else more
+        return ranks + jnp.stack([more, of_fold]), None
+
+    best = jax.lax.with_sharding_constraint(no_positive(len(queries)), batch_sharding(mesh))
+    best, _ = jax.lax.scan(find, best, parts)
+    ranks, _ = jax.lax.scan(count, jnp.ones((2, len(queries)), jnp.int32), parts)
+    nonfinite = jnp.sum(~jnp.isfinite(queries).all(axis=1) & (query_owners >= 0))
+    result = (jnp.concatenate([query_owners[None], ranks]), nonfinite)
     return jax.lax.with_sharding_constraint(result, replicated(mesh))

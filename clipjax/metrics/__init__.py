@@ -1,4 +1,4 @@
-"""Metrics as pure functions of arrays: accuracy of a classifier, recall of a retrieval."""
+"""Metrics as pure functions of arrays: accuracy of a classifier, ranks of a retrieval."""
 
 from clipjax.metrics.accuracy import (
     count_per_class,
@@ -8,4 +8,4 @@ from clipjax.metrics.accuracy import (
     topk_hits_of_several,
 )
 from clipjax.metrics.precision import average_precision
-from clipjax.metrics.retrieval import empty_topk, merge_topk, retrieval_hits
+from clipjax.metrics.retrieval import best_positive, count_before, no_positive

@@ -1,61 +1,88 @@
-"""Recall of a retrieval, with candidates that arrive in chunks and queries with many positives."""
+"""Ranks of a retrieval, with candidates that arrive in chunks and queries with many positives.
+
+The best positive of every query is found first; then, over the same chunks again, how many
+candidates stand before it. No more than a chunk of the score matrix is ever held.
+"""
 
 import jax
 import jax.numpy as jnp
 
 from clipjax.array_types import Array, Bool, Float, Int
 
+Best = tuple[Float[Array, "q"], Int[Array, "q"]]
 
-def empty_topk(num_queries: int, k: int) -> tuple[Float[Array, "q k"], Int[Array, "q k"]]:
-    """Makes the best-k list that `merge_topk` starts from: scores of -inf, owners of -1.
+
+def no_positive(num_queries: int) -> Best:
+    """Makes what `best_positive` starts from: scores of -inf.
 
     Returns:
-        (scores `[q, k]` float32, owners `[q, k]` int32).
+        (scores `[q]` float32, places `[q]` int32).
     """
-    return jnp.full((num_queries, k), -jnp.inf), jnp.full((num_queries, k), -1, jnp.int32)
+    return jnp.full(num_queries, -jnp.inf), jnp.full(num_queries, -1, jnp.int32)
 
 
-def merge_topk(
-    best: tuple[Float[Array, "q k"], Int[Array, "q k"]],
+def best_positive(
+    best: Best,
     queries: Float[Array, "q d"],
+    query_owners: Int[Array, "q"],
     candidates: Float[Array, "c d"],
     owners: Int[Array, "c"],
-) -> tuple[Float[Array, "q k"], Int[Array, "q k"]]:
-    """Merges one chunk of candidates into the k best of every query.
-
-    Scores are inner products. Holding k owners a query instead of a row of the score matrix is what
-    lets a retrieval over any number of candidates run in the memory of one chunk. Equal scores rank
-    by order of arrival, as `jax.lax.top_k` does over the full row.
+    start: Int[Array, ""],
+) -> Best:
+    """Finds the score and the place of every query's best positive, of equal ones the first.
 
     Args:
-        best: (scores `[q, k]`, owners `[q, k]`) of the chunks so far; `empty_topk` at first.
-        queries: `[q, d]`, float32, normalised.
-        candidates: `[c, d]`, float32, normalised.
-        owners: `[c]`, int32; the item that a candidate belongs to, negative for padding.
+        best: of the chunks so far; `no_positive` at first.
+        queries, candidates: float32, normalised; scores are inner products.
+        query_owners, owners: int32; the item that a query, or candidate, belongs to: positive where
+            they are equal. Negative for padding.
+        start: the place of the chunk's first candidate.
 
     Returns:
         The new `best`.
     """
-    scores = jnp.matmul(queries, candidates.T, precision=jax.lax.Precision.HIGHEST)
-    scores = jnp.where(owners >= 0, scores, -jnp.inf)
-    all_scores = jnp.concatenate([best[0], scores], axis=1)
-    all_owners = jnp.concatenate([best[1], jnp.broadcast_to(owners, scores.shape)], axis=1)
-    top_scores, places = jax.lax.top_k(all_scores, best[0].shape[1])
-    return top_scores, jnp.take_along_axis(all_owners, places, axis=1)
+    scores = jnp.where(_same(query_owners, owners), _scores(queries, candidates), -jnp.inf)
+    place = jnp.argmax(scores, axis=1)
+    found = jnp.take_along_axis(scores, place[:, None], axis=1)[:, 0]
+    better = found > best[0]
+    return jnp.maximum(found, best[0]), jnp.where(better, start + place, best[1])
 
 
-def retrieval_hits(
-    best_owners: Int[Array, "q k"], query_owners: Int[Array, "q"], *, k: int
-) -> Bool[Array, "q"]:
-    """Tells whether any of a query's k best candidates belongs to the query's own item.
+def count_before(
+    best: Best,
+    queries: Float[Array, "q d"],
+    query_owners: Int[Array, "q"],
+    candidates: Float[Array, "c d"],
+    owners: Int[Array, "c"],
+    start: Int[Array, ""],
+    *,
+    fold: int | None = None,
+) -> Int[Array, "q"]:
+    """Counts the candidates of a chunk that stand before every query's best positive.
+
+    Equal scores rank by order of arrival, so that a model which gives every candidate the same
+    score gets what chance gives. A query's own positives are never before the best of them.
 
     Args:
-        best_owners: `[q, K]`, int32, best first, K >= k; negative where there is no candidate.
-        query_owners: `[q]`, int32; negative for padding, which never hits.
-        k: how many of the best count.
+        best: over all chunks; the others as for `best_positive`.
+        fold: items a fold: only candidates of the query's own fold, of items that stand in one
+            after the other, count.
 
     Returns:
-        `[q]`, bool.
+        `[q]`, int32.
     """
-    same = best_owners[:, :k] == query_owners[:, None]
-    return jnp.any(same & (query_owners[:, None] >= 0), axis=1)
+    scores, places = _scores(queries, candidates), start + jnp.arange(len(owners))
+    before = scores > best[0][:, None]
+    before |= (scores == best[0][:, None]) & (places[None] < best[1][:, None])
+    before &= (owners >= 0) & ~_same(query_owners, owners)
+    if fold is not None:
+        before &= query_owners[:, None] // fold == owners // fold
+    return jnp.sum(before, axis=1, dtype=jnp.int32)
+
+
+def _same(query_owners: Int[Array, "q"], owners: Int[Array, "c"]) -> Bool[Array, "q c"]:
+    return (query_owners[:, None] == owners) & (owners >= 0)
+
+
+def _scores(queries: Float[Array, "q d"], candidates: Float[Array, "c d"]) -> Float[Array, "q c"]:
+    return jnp.matmul(queries, candidates.T, precision=jax.lax.Precision.HIGHEST)

@@ -150,6 +150,8 @@ def results_tables(results: Mapping[str, float], names: Names) -> str:
 def _cell(name: str, value: float | None) -> str:
     if value is None:
         return ""
+    if name.endswith("_median_rank"):
+        return f"{value:,g}"
     return f"{value:,.0f}" if name.startswith("num_") else percent(value)
 
 

@@ -32,7 +32,19 @@ def related_params():
 
 def brute_force(params, rows, captions, ks=(1, 5, 10)):
     scores = unit(params["image"][rows]) @ unit(params["text"][captions[:, 1]]).T
-    metrics = {"num_images": len(rows), "num_texts": len(captions), "num_rows": len(rows)}
+    own = captions[:, 0] == np.arange(len(rows))[:, None]
+
+    def first_own(
+        axis,
+    ):  # place of the first right answer; others that stand after it do not matter
+        order = np.argsort(-scores, axis=axis, kind="stable")
+        return 1 + np.take_along_axis(own, order, axis=axis).argmax(axis=axis)
+
+    metrics = {
+        "image_retrieval_median_rank": np.median(first_own(0)),
+        "text_retrieval_median_rank": np.median(first_own(1)),
+    }
+    metrics |= {"num_images": len(rows), "num_texts": len(captions), "num_rows": len(rows)}
     owner = captions[:, 0]
     for k in ks:
         images = np.argsort(-scores, axis=0, kind="stable")[:k]
@@ -54,6 +66,27 @@ def test_equals_brute_force_for_any_length_and_mesh(num, num_devices, sizes):
     assert metrics == pytest.approx(brute_force(related_params(), rows, captions), rel=1e-6)
 
 
+def test_folds_are_searched_alone_and_averaged():
+    source, rows, captions = make_source(24)
+    params = related_params()
+    metrics = make_eval(source, mesh_of(2), fold=8).run(params)
+    assert {name: value for name, value in metrics.items() if "folds" not in name} == pytest.approx(
+        brute_force(params, rows, captions), rel=1e-6
+    )
+    alone = []
+    for start in (0, 8, 16):
+        own = captions[(captions[:, 0] >= start) & (captions[:, 0] < start + 8)]
+        alone.append(brute_force(params, rows[start : start + 8], own - [start, 0]))
+    for way in ("image_retrieval", "text_retrieval"):
+        for k in (1, 5, 10):
+            wanted = np.mean([fold[f"{way}_recall@{k}"] for fold in alone])
+            found = metrics[f"{way}_recall@{k}_folds_of_8"]
+            assert found == pytest.approx(wanted, rel=1e-6)
+    assert metrics["image_retrieval_recall@1_folds_of_8"] > metrics["image_retrieval_recall@1"]
+    with pytest.raises(ValueError, match="24 pictures are no multiple of fold=7"):
+        make_eval(source, mesh_of(2), fold=7).run(params)
+
+
 def test_captions_that_belong_together_give_full_recall_and_swapped_ones_do_not():
     params = make_params()
     params["text"] = params["image"]
@@ -63,6 +96,7 @@ def test_captions_that_belong_together_give_full_recall_and_swapped_ones_do_not(
     swapped = [{"image": picture(i), "text": f"{(i + 1) % 13}"} for i in range(13)]
     metrics = make_eval(Source(swapped), mesh_of(2)).run(params)
     assert metrics["image_retrieval_recall@1"] == metrics["text_retrieval_recall@1"] == 0
+    assert metrics["image_retrieval_median_rank"] > 1
 
 
 def test_an_image_that_does_not_decode_leaves_with_its_captions_or_is_an_error():

@@ -2,65 +2,54 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clipjax.metrics import empty_topk, merge_topk, retrieval_hits
+from clipjax.metrics import best_positive, count_before, no_positive
 
 
-def brute_force_hits(queries, query_owners, candidates, owners, k):
-    hits = []
+def brute_force_ranks(queries, query_owners, candidates, owners, fold=None):
+    """Rank of the best positive of every query, by sorting."""
+    ranks = []
     for query, owner in zip(queries, query_owners, strict=True):
         scores = candidates @ query
-        order = sorted(range(len(scores)), key=lambda c, scores=scores: (-scores[c], c))
-        hits.append(any(owners[c] == owner for c in order[:k]))
-    return np.array(hits)
+        there = [c for c in range(len(scores)) if owners[c] >= 0]
+        if fold is not None:
+            there = [c for c in there if owners[c] // fold == owner // fold]
+        order = sorted(there, key=lambda c, scores=scores: (-scores[c], c))
+        ranks.append([owners[c] for c in order].index(owner) + 1)
+    return np.array(ranks)
 
 
-def streamed(queries, candidates, owners, chunk, k):
-    best = empty_topk(len(queries), k)
-    for start in range(0, len(candidates), chunk):
-        part = slice(start, start + chunk)
-        best = merge_topk(
-            best,
-            jnp.asarray(queries),
-            jnp.asarray(candidates[part]),
-            jnp.asarray(owners[part], jnp.int32),
+def ranks_of(queries, query_owners, candidates, owners, chunk, fold=None):
+    given = jnp.asarray(queries), jnp.asarray(query_owners, jnp.int32)
+    parts = [
+        (
+            jnp.asarray(candidates[start : start + chunk]),
+            jnp.asarray(owners[start : start + chunk], jnp.int32),
+            jnp.int32(start),
         )
-    return best
+        for start in range(0, len(candidates), chunk)
+    ]
+    best = no_positive(len(queries))
+    for part in parts:
+        best = best_positive(best, *given, *part)
+    return 1 + sum(np.asarray(count_before(best, *given, *part, fold=fold)) for part in parts)
 
 
 @pytest.mark.parametrize("chunk", [4, 8, 24])
-def test_chunks_equal_the_full_matrix_with_several_positives(chunk):
+@pytest.mark.parametrize("fold", [None, 5])
+def test_chunks_equal_the_sorted_matrix_with_several_positives(chunk, fold):
     rng = np.random.default_rng(0)
-    queries = rng.normal(size=(10, 6)).astype(np.float32)
-    candidates = rng.normal(size=(24, 6)).astype(np.float32)
-    owners = rng.integers(0, 10, 24)
-    scores, best = streamed(queries, candidates, owners, chunk, 5)
-    np.testing.assert_allclose(
-        scores, -np.sort(-(queries @ candidates.T), axis=1)[:, :5], rtol=1e-5
-    )
-    for k in (1, 2, 5):
-        hits = retrieval_hits(best, jnp.arange(10), k=k)
-        wanted = brute_force_hits(queries, np.arange(10), candidates, owners, k)
-        np.testing.assert_array_equal(hits, wanted)
-    # The control: recall grows with k here, so the three comparisons are three.
-    assert wanted.sum() > brute_force_hits(queries, np.arange(10), candidates, owners, 1).sum()
-
-
-def test_padded_candidates_and_queries_never_hit():
-    queries, candidates = np.ones((2, 3), np.float32), np.ones((4, 3), np.float32)
-    best = streamed(queries, candidates, np.full(4, -1), 4, 2)[1]
-    assert not retrieval_hits(best, jnp.array([0, -1]), k=2).any()
-    best = streamed(queries, candidates, np.array([-1, 0, -1, -1]), 4, 2)[1]
-    np.testing.assert_array_equal(retrieval_hits(best, jnp.array([0, -1]), k=2), [True, False])
+    # Whole numbers: many scores are equal, and exact.
+    queries = rng.integers(-2, 3, size=(10, 6)).astype(np.float32)
+    candidates = rng.integers(-2, 3, size=(24, 6)).astype(np.float32)
+    owners = np.concatenate([np.arange(10), rng.integers(0, 10, 12), [-1, -1]])
+    rng.shuffle(owners)
+    found = ranks_of(queries, np.arange(10), candidates, owners, chunk, fold)
+    wanted = brute_force_ranks(queries, np.arange(10), candidates, owners, fold)
+    np.testing.assert_array_equal(found, wanted)
+    assert len(set(wanted)) > 3
 
 
 def test_a_model_that_embeds_everything_alike_gets_chance():
-    n, k = 40, 4
-    same = np.ones((n, 3), np.float32)
-    best = streamed(same, same, np.arange(n), 8, k)[1]
-    assert float(retrieval_hits(best, jnp.arange(n), k=k).mean()) == pytest.approx(k / n)
-
-
-def test_fewer_candidates_than_k():
-    one = np.ones((1, 3), np.float32)
-    best = streamed(one, one, np.array([0]), 1, 10)[1]
-    assert bool(retrieval_hits(best, jnp.array([0]), k=10)[0])
+    same = np.ones((40, 3), np.float32)
+    found = ranks_of(same, np.arange(40), same, np.arange(40), 8)
+    np.testing.assert_array_equal(found, np.arange(1, 41))
