@@ -20,6 +20,7 @@ from clipjax.checkpoint import (
 from clipjax.data.sources import make_source
 from clipjax.distributed import agree, connect, is_lead
 from clipjax.evals import EVALS, build_evals
+from clipjax.evals.naming import EvalName
 from clipjax.evals.running import (
     ScheduledEval,
     flat_metrics,
@@ -29,6 +30,7 @@ from clipjax.evals.running import (
     set_aside_damaged,
     write_results,
 )
+from clipjax.evals.targets import Goal, find_goals, judge
 from clipjax.experiment import Experiment
 from clipjax.inference.loading import find_weights
 from clipjax.inference.opened import Opened, open_model
@@ -89,6 +91,8 @@ def evaluate_checkpoint(
     plugins: Sequence[str] = (),
     tokenizer: str | os.PathLike[str] | None = None,
     hints: Hints | None = None,
+    verify: bool = False,
+    target: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Evaluates any checkpoint on datasets named by SPEC; the checkpoint is all it takes.
 
@@ -110,6 +114,8 @@ def evaluate_checkpoint(
         plugins: modules of yours that the checkpoint may name; it has no other imported.
         tokenizer: file of its vocabulary, for a checkpoint that has none inside.
         hints: what files of another package cannot say, in place of plugins and tokenizer.
+        verify: compare with the target, `verified`, see `clipjax.evals.targets.judge`.
+        target: as `config.target`; by default that of the run.
 
     Returns:
         `<kind>/<dataset>/<metric>` -> value, `step`, and beside them what the numbers depend on:
@@ -141,12 +147,29 @@ def evaluate_checkpoint(
     }
     opened_sources = {f"{_flag(kind)}{where}": sources[where] for kind, where in asked}
     built = build_on(opened, specs, opened_sources)
+    goals = goals_of(opened, target, [each.name for each in built]) if verify else []
     announce(opened.sha256, built)
     connect(mesh)
     with jax.set_mesh(mesh):
         results = run_evals(built, opened.model.variables)
+    facts = facts_of(opened, preprocess)
+    document = results_document(opened.step, results, facts)
+    return document | ({"verified": judge(goals, results)} if verify else {})
+
+
+def facts_of(opened: Opened, preprocess: str) -> dict[str, Any]:
+    """What all results of a checkpoint depend on, with the model's name."""
     facts = model_facts(opened.contract, preprocess=preprocess, checkpoint=opened.sha256)
-    return results_document(opened.step, results, facts)
+    return {"model": opened.model.spec["name"], **facts}
+
+
+def goals_of(
+    opened: Opened, target: Mapping[str, Any] | None, names: Sequence[EvalName]
+) -> list[Goal]:
+    """Finds which evaluations measure a target; None is that of the checkpoint's run."""
+    if target is None:
+        return find_goals(opened.config.get("target") or {}, names, "the checkpoint's run")
+    return find_goals(target, names, "the config")
 
 
 def build_on(

@@ -17,16 +17,17 @@ from clipjax.data.sources import make_source
 from clipjax.data.storage.paths import data_path
 from clipjax.distributed import connect, gather, is_lead
 from clipjax.evals import EVALS
+from clipjax.evals.naming import EvalName
 from clipjax.evals.running import (
     EvalResult,
     ScheduledEval,
-    model_facts,
     results_document,
     results_in,
     run_evals,
 )
 from clipjax.evals.suite import Suite, SuiteSet
-from clipjax.evaluate import announce, build_on
+from clipjax.evals.targets import judge
+from clipjax.evaluate import announce, build_on, facts_of, goals_of
 from clipjax.files import sweep, write_file
 from clipjax.inference.opened import Opened, open_model
 from clipjax.interop import Hints
@@ -62,6 +63,8 @@ def evaluate_suite(
     preprocess: str = "clipjax",
     batch_size: int = 256,
     max_bad: int = 0,
+    verify: bool = False,
+    target: Mapping[str, Any] | None = None,
 ) -> SuiteRun:
     """Evaluates a checkpoint on the sets of a suite that are there.
 
@@ -75,7 +78,7 @@ def evaluate_suite(
         results: folder of the results of single sets.
         skip: names of sets that are left out.
         hints: what the files of the checkpoint cannot say.
-        preprocess, batch_size, max_bad: as for `evaluate_checkpoint`.
+        preprocess, batch_size, max_bad, verify, target: as for `evaluate_checkpoint`.
 
     Raises:
         ValueError: no set is there, one is there in part, or a name is unknown; before the work.
@@ -83,7 +86,11 @@ def evaluate_suite(
     specs = _find_sets(suite, data_root, skip)
     mesh = make_mesh({"data": -1})
     opened = open_model(path, hints, mesh=mesh, batch_size=batch_size, preprocess=preprocess)
-    facts = model_facts(opened.contract, preprocess=preprocess, checkpoint=opened.sha256)
+    facts = facts_of(opened, preprocess)
+    chosen = [one for one in suite.sets if one.name in specs]
+    goals = (
+        goals_of(opened, target, [_name(one, specs[one.name]) for one in chosen]) if verify else []
+    )
     common = {"batch_size": batch_size, "max_bad": max_bad}
     connect(mesh)
     if is_lead():
@@ -91,7 +98,6 @@ def evaluate_suite(
         sweep(results)
     found: dict[str, EvalResult] = {}
     failed: dict[str, str] = {}
-    chosen = [one for one in suite.sets if one.name in specs]
     for number, one in enumerate(chosen, start=1):
         logging.info("%s, %d of %d: %s", suite.name, number, len(chosen), one.name)
         try:
@@ -103,7 +109,14 @@ def evaluate_suite(
             logging.error("%s could not be evaluated: %s", one.name, error)
         faults.point("suite.between_sets", number)
     document = results_document(opened.step, found.values(), facts)
-    return SuiteRun(document=document | _summary(suite, found, failed, skip), failed=failed)
+    document |= _summary(suite, found, failed, skip)
+    if verify:
+        document["verified"] = judge(goals, found.values())
+    return SuiteRun(document=document, failed=failed)
+
+
+def _name(one: SuiteSet, spec: str) -> EvalName:
+    return EvalName(kind=one.kind, dataset=spec_name(one.name), spec=spec)
 
 
 def _find_sets(suite: Suite, data_root: str, skip: Collection[str]) -> dict[str, str]:
@@ -150,8 +163,7 @@ def _evaluate_set(
     source = make_source(spec, path=one.name)
     fields = {"name": one.kind, "source": spec, **common, **one.fields}
     (scheduled,) = build_on(opened, {one.name: fields}, {one.name: source})
-    name = dataclasses.replace(scheduled.name, dataset=spec_name(one.name), languages=())
-    scheduled = dataclasses.replace(scheduled, name=name)
+    scheduled = dataclasses.replace(scheduled, name=_name(one, scheduled.name.spec))
     names = getattr(scheduled.eval, "metric_names", one.metric)
     if missing := [metric for metric in one.metric if metric not in names]:
         raise ValueError(

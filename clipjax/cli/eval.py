@@ -13,11 +13,12 @@ from typing import Any
 from absl import flags
 
 from clipjax import compile_cache, distributed, process_log
-from clipjax.cli import hints
+from clipjax.cli import config_flag, hints
 from clipjax.cli.main import given, no_positional, print_results
 from clipjax.cli.output import show
 from clipjax.cli.specs import split_specs
 from clipjax.clusters import find_cluster
+from clipjax.config import validate
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
@@ -68,6 +69,20 @@ _RESULTS = flags.DEFINE_string(
 )
 _SKIP = flags.DEFINE_list("skip", [], "Sets of --suite that are left out.")
 _JSON = flags.DEFINE_string("json", None, "Also write the results to this file.")
+_FORMAT = flags.DEFINE_enum(
+    "format",
+    "clipjax",
+    ["clipjax", "clip_benchmark"],
+    "Of --json: clip_benchmark writes a file of its keys for each evaluation; the name may hold "
+    "{dataset}, {pretrained}, {model}, {language} and {task}.",
+)
+_VERIFY = flags.DEFINE_bool(
+    "verify",
+    False,
+    "Compare with the target of the run, or of --config; exit 1 where the interval of what was "
+    "measured lies below it.",
+)
+_CONFIG = config_flag.define()
 _DISTRIBUTED = flags.DEFINE_enum(
     "distributed", "auto", ["auto", "on", "off"], "Join the processes of a cluster."
 )
@@ -82,7 +97,7 @@ def main(argv: list[str]) -> int:
         "--checkpoint",
         ": a workdir, one step's folder, or a file or folder of weights",
     )
-    asked = _asked()
+    asked, target = _asked(), _target()
     from clipjax import peers
 
     if _DISTRIBUTED.value != "off" and find_cluster(os.environ) is not None:
@@ -95,18 +110,41 @@ def main(argv: list[str]) -> int:
     compile_cache.use(cache_dir() / "compiled")
     table = data_path(_JSON.value) if _JSON.value else None
     _check_table(table)
-    results, failed = _evaluate(checkpoint, asked)
+    results, failed = _evaluate(checkpoint, asked, target)
+    verified = results.get("verified", [])
+    code = int(any(not verdict["is_met"] for verdict in verified))
     if not distributed.is_lead():
-        return 0
+        return code
     _show_suite(results.get("suite"))
     print_results(results)
-    if table:
-        text = json.dumps(results, indent=2, sort_keys=True) + "\n"
-        write(table, text.encode("utf-8"))
+    for path, text in _files(results, checkpoint).items():
+        write(data_path(path), text.encode("utf-8"))
     if failed:
         told = "\n  ".join(f"{name}: {why}" for name, why in failed.items())
         raise ValueError(f"{len(failed)} sets could not be evaluated:\n  {told}")
-    return 0
+    for verdict in verified:
+        show(
+            f"{'met' if verdict['is_met'] else 'MISSED'}: {verdict['target']} is to be "
+            f"{verdict['wanted']:.4f}; {verdict['metric']} is {verdict['measured']:.4f}, "
+            f"{verdict['low']:.4f} to {verdict['high']:.4f} ({verdict['interval']}, "
+            f"n = {verdict['count']:,.0f})"
+        )
+    return code
+
+
+def _files(results: dict[str, Any], checkpoint: str) -> dict[str, str]:
+    """What --json and --format write, by path."""
+    from clipjax.evals.clip_benchmark import clip_benchmark_results, files_of
+    from clipjax.evals.running import results_in
+
+    if not _JSON.value:
+        return {}
+    if _FORMAT.value == "clipjax":
+        return {_JSON.value: json.dumps(results, indent=2, sort_keys=True) + "\n"}
+    documents = clip_benchmark_results(
+        results_in(results), model=results["model"], pretrained=checkpoint
+    )
+    return files_of(documents, _JSON.value)
 
 
 def _asked() -> dict[str, Any]:
@@ -139,7 +177,22 @@ def _asked() -> dict[str, Any]:
     return {}
 
 
-def _evaluate(checkpoint: str, asked: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+def _target() -> dict[str, Any] | None:
+    """The target of --config; None where it is that of the run."""
+    if _FORMAT.value != "clipjax" and (_EVAL.value or not _JSON.value):
+        raise ValueError(
+            f"--format {_FORMAT.value} is for --json, and for zero-shot and retrieval alone"
+        )
+    if _CONFIG.value is None:
+        return None
+    if not _VERIFY.value:
+        raise ValueError("--config: its target is for --verify, which is not given")
+    return dict(validate(_CONFIG.value, needs_data=False).target)
+
+
+def _evaluate(
+    checkpoint: str, asked: dict[str, Any], target: dict[str, Any] | None
+) -> tuple[dict[str, Any], dict[str, str]]:
     """Gives the document of results, and sets of a suite that failed with why."""
     from clipjax.data.storage.cache import cache_dir
     from clipjax.data.storage.files import local_path
@@ -153,6 +206,8 @@ def _evaluate(checkpoint: str, asked: dict[str, Any]) -> tuple[dict[str, Any], d
         "max_bad": _MAX_BAD.value,
         "batch_size": _BATCH_SIZE.value,
         "hints": Hints(**hints.hints()),
+        "verify": _VERIFY.value,
+        "target": target,
     }
     if not _SUITE.value:
         return evaluate_checkpoint(checkpoint, **asked, **common), {}

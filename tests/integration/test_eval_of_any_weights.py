@@ -57,3 +57,25 @@ def test_what_is_said_of_weights_and_is_wrong_is_told_by_the_flag(command, folde
     fields["manifest_sha256"] = digest(fields)
     (broken / "manifest.json").write_text(json.dumps(fields))
     assert "contract" in told(tmp_path / "run")
+
+
+def test_what_is_measured_stands_beside_the_target(command, folder, tmp_path):
+    def verify(top1, *more):
+        (tmp_path / "config.py").write_text(
+            "from clipjax.config import default_config\n\n\ndef get_config():\n"
+            f"    config = default_config()\n    config.target.synthetic_16_top1 = {top1}\n"
+            "    return config\n"
+        )
+        flags = (f"--config={tmp_path / 'config.py'}", "--batch_size=8", *more)
+        return command("eval", f"--checkpoint={folder / 'own'}", SPEC, "--verify", *flags)
+
+    table = tmp_path / "{dataset}.json"
+    missed = verify(0.99, f"--json={table}", "--format=clip_benchmark")
+    assert missed.code == 1 and "MISSED: synthetic_16_top1 is to be 0.9900" in missed.out
+    assert "n = 16" in missed.out
+    found = json.loads((tmp_path / "synthetic_16.json").read_text())
+    assert found["model"] == "custom" and 0 <= found["metrics"]["acc1"] <= 1
+    met = verify(0.01)
+    assert met.code == 0 and "met: synthetic_16_top1" in met.out
+    done = command("eval", f"--checkpoint={folder / 'own'}", SPEC, "--verify")
+    assert done.code == 1 and "the checkpoint's run has no target" in done.err
