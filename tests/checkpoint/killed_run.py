@@ -1,8 +1,7 @@
 """A run of a few steps that saves all the time: `python killed_run.py WORKDIR [SIGNAL@STEP]`.
 
-The tests kill it at injected points and start it again, and compare it with a run that was left
-alone. Its "model" is a matrix with momentum, so a lost moment, batch or step shows in every later
-loss.
+Tests disturb it, start it again, and compare it with a run that was left alone. Its "model" is a
+matrix with momentum, so a lost moment, batch or step shows in every later loss.
 """
 
 import os
@@ -66,8 +65,8 @@ def abstract_of(state):
     )
 
 
-def train(workdir, *, wreck=lambda state: state, at_step=lambda step: None, take_over=False):
-    """Trains to the end or to a preemption; `wreck` spoils the restored state."""
+def train(workdir, *, at_step=lambda step: None, take_over=False):
+    """Trains to the end or to a preemption."""
     from clipjax import exit_codes
     from clipjax.checkpoint import CheckpointManager, owned
     from clipjax.metric_writers import MetricWriter
@@ -88,7 +87,7 @@ def train(workdir, *, wreck=lambda state: state, at_step=lambda step: None, take
         restored = manager.restore_latest(abstract_of(state))
         start = 0
         if restored is not None:
-            state, start = wreck(restored[0]), restored[1]
+            state, start = restored
         with MetricWriter(workdir, start_step=start, tensorboard=False) as writer:
             for step in range(start, TOTAL_STEPS):
                 at_step(step)

@@ -1,8 +1,7 @@
-"""Real processes that are killed inside a save and started again: the same run, bit for bit."""
+"""Two real processes that save together. Rows K1 and K2 of tests/faults kill one that is alone."""
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -17,13 +16,6 @@ from xla_flags import with_devices
 from clipjax import exit_codes
 
 ROOT = Path(__file__).parents[2]
-POINTS = (
-    "kill@save.before_copy:step=4",
-    "kill@save.mid_write:step=8",
-    "kill@save.before_manifest:step=12",
-    "kill@save.before_rename:step=16",
-    "kill@save.before_delete:step=20",
-)
 
 
 def environment(**changes):
@@ -40,16 +32,6 @@ def command(workdir, *arguments):
     ]
 
 
-def run(workdir, *arguments, **changes):
-    return subprocess.run(
-        command(workdir, *arguments),
-        env=environment(**changes),
-        capture_output=True,
-        text=True,
-        timeout=HANGS_S,
-    )
-
-
 def outcome(workdir, state):
     """The loss of each step, by line, and the bytes of the last state."""
     leaves = [np.asarray(x).tobytes() for x in jax.tree.leaves(state)]
@@ -62,43 +44,6 @@ def undisturbed(tmp_path_factory, killed_run):
     code, state = killed_run.train(workdir)
     assert code == exit_codes.OK
     return outcome(workdir, state)
-
-
-@pytest.mark.parametrize(
-    "points", [POINTS[1:2], pytest.param(POINTS, marks=pytest.mark.slow)], ids=len
-)
-def test_killed_inside_saves_and_the_same_run(tmp_path, killed_run, undisturbed, points):
-    checkpoints = tmp_path / "checkpoints"
-    for point in points:
-        result = run(tmp_path, CLIPJAX_FAULT=point)
-        assert result.returncode == -9, result.stderr
-        step = int(point.rpartition("=")[2])
-        saved = [int(p.parent.name) for p in checkpoints.glob("[0-9]*/manifest.json")]
-        assert max(saved) == (step if "before_delete" in point else step - 2)
-    code, state = killed_run.train(tmp_path)
-    assert code == exit_codes.OK
-    assert outcome(tmp_path, state) == undisturbed
-    assert sorted(p.name for p in checkpoints.iterdir()) == ["22", "24"]  # nothing is left over
-
-
-def test_the_comparison_sees_a_lost_moment_and_a_lost_batch(tmp_path, killed_run, undisturbed):
-    """Negative control of the test above."""
-    spoils = {
-        "moment": lambda s: s | {"mu": s["mu"] * 0},
-        "batch": lambda s: s | {"step": s["step"] + 1},
-        "nothing": lambda s: s,
-    }
-
-    def stop(step):
-        if step == 18:
-            raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        killed_run.train(tmp_path / "stopped", at_step=stop)
-    for name, spoil in spoils.items():
-        workdir = shutil.copytree(tmp_path / "stopped", tmp_path / name)
-        _, state = killed_run.train(workdir, wreck=spoil)
-        assert (outcome(workdir, state) == undisturbed) == (name == "nothing"), name
 
 
 def run_two(workdir, *, arguments=((), ()), changes=({}, {})):

@@ -33,8 +33,8 @@ def run_row(
 ) -> dict[str, Any]:
     """Runs a row's control and some of its trials; what a record holds of them."""
     begin = time.monotonic()
-    shared = folder / "shared"
-    shared.mkdir(parents=True)
+    shared = shared_folder(row, folder)
+    folder = folder / row.name
     failures: list[dict[str, Any]] = []
     control = try_control(row, Trial(0, empty(folder / "control"), shared))
     done = 0
@@ -63,6 +63,13 @@ def run_row(
         **({} if control is None else {"control": control}),
         "minutes": round((time.monotonic() - begin) / 60, 2),
     }
+
+
+def shared_folder(row: Row, folder: Path) -> Path:
+    """Where a row's trials share a run left alone; rows of one module share it too."""
+    shared = folder / row.run.__module__
+    shared.mkdir(parents=True, exist_ok=True)
+    return shared
 
 
 def empty(folder: Path) -> Path:
@@ -102,34 +109,32 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=math.inf, help="no trial begins later")
     parser.add_argument("--record", type=Path, help="a file of one JSON line a row")
     options = parser.parse_args()
-    bad = False
-    for name in options.row or rows:
-        with tempfile.TemporaryDirectory(prefix=f"fault_{name}_") as folder:
-            record = run_row(
-                rows[name],
-                first=options.first,
-                trials=options.trials,
-                folder=Path(folder),
-                minutes=options.minutes,
-            )
-        record |= {
-            "commit": commit(),
-            "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
-            "machine": machine(),
-        }
-        if not record["control_failed"]:
-            print(
-                f"{name}: its control did not fail, so the row shows nothing: {record['control']}"
-            )
-        bad |= bool(record["failures"]) or not record["control_failed"]
+    with tempfile.TemporaryDirectory(prefix="faults_") as folder:
+        return int(any([is_bad(rows[name], options, Path(folder)) for name in options.row or rows]))
+
+
+def is_bad(row: Row, options: argparse.Namespace, folder: Path) -> bool:
+    """Runs a row, says and records how it went; whether it failed or its control did not."""
+    record = run_row(
+        row, first=options.first, trials=options.trials, folder=folder, minutes=options.minutes
+    )
+    record |= {
+        "commit": commit(),
+        "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
+        "machine": machine(),
+    }
+    if not record["control_failed"]:
         print(
-            f"{name}: {record['trials']} of {record['of']} trials, {len(record['failures'])} "
-            f"failures, rate below {record['upper_bound']:.2%} (95 %), {record['minutes']} minutes"
+            f"{row.name}: its control did not fail, so the row shows nothing: {record['control']}"
         )
-        if options.record:
-            with options.record.open("a") as file:
-                file.write(json.dumps(record) + "\n")
-    return int(bad)
+    print(
+        f"{row.name}: {record['trials']} of {record['of']} trials, {len(record['failures'])} "
+        f"failures, rate below {record['upper_bound']:.2%} (95 %), {record['minutes']} minutes"
+    )
+    if options.record:
+        with options.record.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+    return bool(record["failures"]) or not record["control_failed"]
 
 
 if __name__ == "__main__":

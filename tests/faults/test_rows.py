@@ -5,12 +5,9 @@ import pytest
 from tests.faults import page
 from tests.faults.row import Trial, upper_bound
 from tests.faults.rows import all_rows
+from tests.faults.run import shared_folder
 
 ROWS = all_rows()
-
-
-def shared(tmp_path_factory, name):
-    return tmp_path_factory.getbasetemp() / f"faults_{name}"
 
 
 def cases(first, last):
@@ -23,9 +20,7 @@ def cases(first, last):
 
 
 def strike(row, index, tmp_path, tmp_path_factory):
-    folder = shared(tmp_path_factory, row.name)
-    folder.mkdir(exist_ok=True)
-    row.run(Trial(index, tmp_path, folder))
+    row.run(Trial(index, tmp_path, shared_folder(row, tmp_path_factory.getbasetemp())))
 
 
 @pytest.mark.parametrize(("row", "index"), cases(lambda row: 0, lambda row: row.default))
@@ -42,10 +37,8 @@ def test_all_other_trials(row, index, tmp_path, tmp_path_factory):
 @pytest.mark.nightly
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
 def test_each_row_can_fail(row, tmp_path, tmp_path_factory):
-    folder = shared(tmp_path_factory, row.name)
-    folder.mkdir(exist_ok=True)
     with pytest.raises(AssertionError):
-        row.control(Trial(0, tmp_path, folder))
+        row.control(Trial(0, tmp_path, shared_folder(row, tmp_path_factory.getbasetemp())))
 
 
 @pytest.mark.parametrize(
