@@ -84,5 +84,5 @@ setup(
         ],
         "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.30"],
     },
-    entry_points={"console_scripts": ["clipjax=clipjax.cli.main:run"]},
+    entry_points={"console_scripts": ["clipjax=clipjax.cli.main:command"]},
 )

@@ -13,7 +13,7 @@ if (
 ):
     del sys.path[0]
 
-from clipjax.cli.main import run
+from clipjax.cli.main import command
 
 if __name__ == "__main__":
-    run()
+    command()

@@ -134,6 +134,12 @@ def gather(value: Any) -> list[Any]:
     return found
 
 
+def gather_errors(error: BaseException | None) -> str:
+    """What the processes say that failed, and which they are; empty where none of them did."""
+    told = gather(None if error is None else f"{type(error).__name__}: {error}")
+    return "; ".join(f"process {number}: {text}" for number, text in enumerate(told) if text)
+
+
 def agree(values: Mapping[str, str]) -> None:
     """Checks that all processes hold the same named strings (config hash, data fingerprint, ...).
 

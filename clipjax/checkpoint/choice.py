@@ -21,13 +21,13 @@ from clipjax.checkpoint import manifest as manifests
 from clipjax.checkpoint.manifest import DamagedCheckpointError
 from clipjax.data.storage.files import local_path
 from clipjax.data.storage.retrying import StorageError
-from clipjax.distributed import gather, is_lead
+from clipjax.distributed import gather, gather_errors, is_lead
 
 T = TypeVar("T")
 
 CHECKPOINTS = "checkpoints"
 _TRIES = 5  # a reader that is overtaken as often is too slow for what its run keeps
-NO_STEP, WAS_DAMAGED, _STOP = -1, -2, -3
+NO_STEP, WAS_DAMAGED = -1, -2
 
 
 class StepDeletedError(ValueError):
@@ -180,7 +180,7 @@ def agree_on_newest(directory: Path, *, allow_unfinished: bool) -> int:
     Raises:
         Exception: what the lead met, other than damage; a StorageError in the other processes.
     """
-    step, error = _STOP, None
+    step, error = NO_STEP, None
     if is_lead():
         try:
             if allow_unfinished:
@@ -188,12 +188,9 @@ def agree_on_newest(directory: Path, *, allow_unfinished: bool) -> int:
             step = _verify_newest(directory)
         except Exception as found:
             error = found  # raised below: the others wait for an answer
-    step = gather(step)[0]
-    if step == _STOP:
-        raise error or StorageError(
-            f"the lead process could not read {directory}; its own message says why"
-        )
-    return step
+    if failed := gather_errors(error):
+        raise error or StorageError(f"{directory} cannot be read: {failed}")
+    return gather(step)[0]
 
 
 def read_in_all(step_dir: Path) -> manifests.Manifest:
@@ -203,10 +200,9 @@ def read_in_all(step_dir: Path) -> manifests.Manifest:
         found = manifests.read_manifest(step_dir)
     except Exception as met:
         error = met  # raised below: the others wait for an answer
-    told = gather(None if error is None else f"{type(error).__name__}: {error}")
-    failed = [f"process {number}: {text}" for number, text in enumerate(told) if text]
+    failed = gather_errors(error)
     if failed or found is None:
-        raise error or StorageError(f"{step_dir} cannot be read everywhere: {'; '.join(failed)}")
+        raise error or StorageError(f"{step_dir} cannot be read everywhere: {failed}")
     return found
 
 

@@ -46,7 +46,7 @@ from clipjax.checkpoint.snapshot import (
     take_snapshot,
 )
 from clipjax.checkpoint.tokenizer import attach_tokenizer
-from clipjax.distributed import gather, gather_at_lead, is_lead
+from clipjax.distributed import gather, gather_at_lead, gather_errors, is_lead
 from clipjax.trees import count_bytes
 
 MAX_FALLBACKS = 2
@@ -309,10 +309,9 @@ class CheckpointManager:
             self._join()
             # The others finish before the lead writes the manifest, and an error that only one of
             # them met stops them all.
-            if not all(gather(self._error is None)) and self._error is None:
+            if (failed := gather_errors(self._error)) and self._error is None:
                 self._error = CheckpointSaveError(
-                    f"another process could not write its part of the last checkpoint to "
-                    f"{self.directory}; its own message says why"
+                    f"the last checkpoint could not be written to {self.directory}: {failed}"
                 )
         self.check_for_errors()
 
@@ -373,8 +372,8 @@ class CheckpointManager:
         """
         needed = int(FREE_SPACE_FACTOR * state_bytes)
         existing = next(p for p in (self.directory, *self.directory.parents) if p.exists())
-        free = shutil.disk_usage(existing).free
-        if not gather(free >= needed)[0]:
+        free = gather(shutil.disk_usage(existing).free)[0]
+        if free < needed:
             self._error = CheckpointSaveError(
                 f"no space for a checkpoint in {self.directory}: it needs about "
                 f"{needed / 2**20:.0f} MiB, {free / 2**20:.0f} MiB are free; make space or lower "
@@ -417,19 +416,21 @@ class CheckpointManager:
         skipped_in_a_row: int,
     ) -> None:
         """Commits a step; runs in a thread."""
-        found = None
+        found: dict[str, Any] = {}
         try:
             found = self._write(step, snapshot, has_begun)
         except BaseException as error:
             self._fail(step, error)
+            found = {"error": f"{type(error).__name__}: {error}"}
             if is_lead():
                 return  # the others may wait for this one
         try:
             # Those that failed say so: the lead waits for all.
             everybody = gather_at_lead(f"digests/{step}", found)
             if is_lead():
-                if None in everybody:
-                    raise RuntimeError("another process failed, and its own message says why")
+                for number, each in enumerate(everybody):
+                    if "error" in each:
+                        raise RuntimeError(f"process {number}: {each['error']}")
                 self._check_owner()
                 step_dir = self.directory / str(step)
                 commit_step(

@@ -22,7 +22,7 @@ from clipjax.checkpoint.choice import naming_older_steps
 from clipjax.checkpoint.manifest import DamagedCheckpointError, LeafRecord, Manifest
 from clipjax.checkpoint.snapshot import host_value
 from clipjax.data.storage.retrying import is_missing, retry
-from clipjax.distributed import gather
+from clipjax.distributed import gather_errors
 from clipjax.losses.objectives import is_of_objective
 from clipjax.models.layers_layout import laid_out_like
 from clipjax.trees import flatten_with_names, unflatten_names
@@ -54,8 +54,8 @@ def restore_step(step_dir: Path, manifest: Manifest, abstract_state: Any) -> Any
     except DamagedCheckpointError as found:
         error = found
     # Each process checks what it holds; one of them may see what the others cannot.
-    if not all(gather(error is None)):
-        raise error or DamagedCheckpointError(f"{step_dir}: another process found a damaged leaf")
+    if failed := gather_errors(error):
+        raise error or DamagedCheckpointError(f"{step_dir}: {failed}")
     if wanted is abstract_state:
         return state
     stack = jax.jit(  # where the blocks lie: one device may not hold them all

@@ -7,6 +7,7 @@ import importlib
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, TypeVar
 
@@ -21,6 +22,7 @@ from clipjax.printable import describe, guard_tracebacks, printable, show_traceb
 
 T = TypeVar("T")
 
+_EXIT_S = 10.0  # that the interpreter may take to exit after a failure
 _CONFIG_AT_HOME = re.compile(r"(?<=^-config=)~.*|(?<=^--config=)~.*")
 
 
@@ -55,8 +57,23 @@ def usage() -> str:
     return "\n".join([*lines, "", "clipjax VERB --help tells the flags of a verb."])
 
 
+def command() -> None:
+    """The console script: a failure ends the process, whatever threads a library has left behind.
+
+    Orbax's wait for minutes where a save failed at its beginning, and the interpreter for them.
+    """
+    try:
+        run()
+    except SystemExit as stop:
+        if stop.code:
+            late = threading.Timer(_EXIT_S, os._exit, [stop.code])
+            late.daemon = True
+            late.start()
+        raise
+
+
 def run(argv: list[str] | None = None) -> None:
-    """Runs the console script; exits the process."""
+    """Runs a verb; raises SystemExit at its end."""
     argv = sys.argv if argv is None else argv
     verb = argv[1] if len(argv) > 1 else "--help"
     if verb in ("--help", "-h", "help"):

@@ -38,7 +38,7 @@ class Ended(NamedTuple):
 
 
 class Two:
-    """`clipjax train` in two processes; use as a context manager, which leaves none behind.
+    """`clipjax` in two processes; use as a context manager, which leaves none behind.
 
     Args:
         folder: for what they show.
@@ -48,6 +48,7 @@ class Two:
         config: of both.
         count: of processes, where it is not two.
         prefix: of the command.
+        verb: with its arguments, where it is not `train` of the config into the workdir.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Two:
         config: str = CONFIG,
         count: int = 2,
         prefix: Sequence[str] = (),
+        verb: Sequence[str] | None = None,
     ) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -84,8 +86,8 @@ class Two:
                 **(joined if count > 1 else {}),
                 **variables,
             }
-            command = [*prefix, sys.executable, "-m", "clipjax", "train", f"--config={config}"]
-            command += [f"--workdir={workdir}", *flags, *more]
+            verb = verb or ("train", f"--config={config}", f"--workdir={workdir}")
+            command = [*prefix, sys.executable, "-m", "clipjax", *verb, *flags, *more]
             file = trial.folder / f"{workdir.name}_{time.monotonic_ns()}_{number}.txt"
             self.files.append(file)
             with file.open("wb") as stream:

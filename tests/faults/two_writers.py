@@ -42,4 +42,6 @@ def main(workdir: str, name: str, *flags: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    code = main(*sys.argv[1:])
+    sys.stdout.flush()
+    os._exit(code)  # of a save that failed, Orbax's threads wait for minutes

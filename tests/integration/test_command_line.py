@@ -1,6 +1,7 @@
 """What a person types, and what comes back: one line that says what, where and what to do."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -97,3 +98,13 @@ def test_counts_that_are_none_are_refused_with_their_flag(command, flags):
     assert done.code == 1
     flag, _, value = flags[1].partition("=")
     assert f"{flag}={value}" in done.err and "Traceback" not in done.err
+
+
+@pytest.mark.slow
+def test_a_thread_that_a_library_left_holds_up_no_failed_command(clipjax, tmp_path):
+    """As Orbax's do where a save fails before its folder is made."""
+    code = "import threading\nthreading.Thread(target=threading.Event().wait).start()\n"
+    (tmp_path / "sitecustomize.py").write_text(code)
+    path = f"{tmp_path}{os.pathsep}{clipjax.env['PYTHONPATH']}"
+    done = clipjax("eval", env={"PYTHONPATH": path}, check=1, timeout=120)
+    assert "--checkpoint is missing" in done.stderr
