@@ -30,6 +30,7 @@ from clipjax.encoding.templates import fill_templates
 from clipjax.encoding.zero_shot_head import average_prompts
 from clipjax.evals.evaluation import Evaluation
 from clipjax.evals.groups import Groups
+from clipjax.evals.head_cache import cached_head, head_path
 from clipjax.evals.label_files import load_label_file, stem_of
 from clipjax.evals.reading import ImageBatch, ImageReader
 from clipjax.evals.retrieval import gather_rows
@@ -78,6 +79,7 @@ class ZeroShot(Evaluation):
         logit_bias_fn: params -> what is added to them, or None: with a bias each name is a question
             of its own.
         run_prompts: those that the run evaluated with, which trained the model.
+        weights_sha256: of the model's files, which do not change: its classifiers are kept on disk.
     """
 
     templates: str | Sequence[str] | Mapping[str, Sequence[str]] | None = None
@@ -88,6 +90,7 @@ class ZeroShot(Evaluation):
     logit_scale_fn: Callable[[PyTree], jax.Array] | None = None
     logit_bias_fn: Callable[[PyTree], jax.Array | None] | None = None
     run_prompts: Prompts | None = None
+    weights_sha256: str | None = None
     batch_size: int = 256
     max_bad: int = 0
     name: str = "zero_shot"
@@ -263,15 +266,7 @@ class ZeroShot(Evaluation):
         """Returns metrics or, if they are to be kept, the answers to all examples."""
         layout = RowLayout(self.mesh, len(self.source), self.batch_size)
         params = put_on_mesh(params, self.mesh)
-        classifier = average_prompts(
-            params,
-            self._names,
-            self._prompts.templates,
-            encode_text_fn=self.encode_text_fn,
-            tokenizer=self.tokenizer,
-            mesh=self.mesh,
-            batch_size=self.batch_size,
-        )
+        classifier = self._classifier(params)
         scale, bias = (
             None if of_params is None else jax.jit(of_params)(params)
             for of_params in (self.logit_scale_fn, self.logit_bias_fn)
@@ -311,6 +306,22 @@ class ZeroShot(Evaluation):
             found, self._tables["groups"] = groups.metrics(layout)
             metrics |= found
         return {name: metrics[name] for name in self.metric_names}, ()
+
+    def _classifier(self, params: PyTree) -> PyTree:
+        def make() -> jax.Array:
+            return average_prompts(
+                params,
+                self._names,
+                self._prompts.templates,
+                encode_text_fn=self.encode_text_fn,
+                tokenizer=self.tokenizer,
+                mesh=self.mesh,
+                batch_size=self.batch_size,
+            )
+
+        templates = self._prompts.templates
+        path = head_path(self.weights_sha256, self._names, templates, self.tokenizer)
+        return put_on_mesh(cached_head(path, len(self._names), make), self.mesh)
 
     def _rank(self, ranked: Sequence[tuple[jax.Array, ...]]) -> dict[str, float]:
         """The mean average precision; every process gets all scores."""
