@@ -9,6 +9,8 @@ from typing import Any
 
 from clipjax.building import build
 from clipjax.evals.compositional import Compositional
+from clipjax.evals.knn import KNN
+from clipjax.evals.linear_probe import FewShot, LinearProbe
 from clipjax.evals.naming import name_evals
 from clipjax.evals.retrieval import Retrieval
 from clipjax.evals.running import ScheduledEval
@@ -18,6 +20,9 @@ EVALS = {
     "zero_shot": ZeroShot,
     "retrieval": Retrieval,
     "compositional": Compositional,
+    "knn": KNN,
+    "linear_probe": LinearProbe,
+    "few_shot": FewShot,
 }
 
 

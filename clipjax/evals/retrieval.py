@@ -267,7 +267,7 @@ class Retrieval(Evaluation):
         Returns:
             (ranks, ranks in the fold, fold), each `[queries]`.
         """
-        stacked = _stack(candidates, mesh=self.mesh)
+        stacked = stack_chunks(candidates, mesh=self.mesh)
         found = [_rank(*chunk, *stacked, fold=self.fold, mesh=self.mesh) for chunk in queries]
         ranks, nonfinite = zip(*jax.device_get(found), strict=True)
         if any(nonfinite):
@@ -291,7 +291,7 @@ def gather_rows(arrays: list[jax.Array], *, mesh: Mesh) -> list[jax.Array]:
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
-def _stack(chunks: list[Chunk], *, mesh: Mesh) -> Chunk:
+def stack_chunks(chunks: list[Chunk], *, mesh: Mesh) -> Chunk:
     """Stacks chunks to `[chunks, batch, ...]`; the batch stays where it lies."""
     sharding = NamedSharding(mesh, PartitionSpec(None, *batch_sharding(mesh).spec))
     stacked = tuple(jnp.stack(arrays) for arrays in zip(*chunks, strict=True))
