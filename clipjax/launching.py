@@ -88,7 +88,7 @@ def judge(
         return Verdict(False, code, ended)
     if signalled:
         return Verdict(False, code, f"{ended}; the launcher was told to stop")
-    saved, count = _tally(workdir, launch.rpartition("/")[0])
+    saved, count = _tally(workdir, launch)
     since = "before a first checkpoint" if saved < 0 else f"since the checkpoint of step {saved}"
     if count > restarts:
         why = f"{ended}; given up after {restarts} restarts {since} ({RESTARTS} says how many)"
@@ -109,8 +109,9 @@ def _is_alive(record: Mapping[str, Any]) -> bool:
     return True
 
 
-def _tally(workdir: Path, launcher: str) -> tuple[int, int]:
+def _tally(workdir: Path, launch: str) -> tuple[int, int]:
     """Counts a restart; the newest checkpoint's step, and the restarts since there is one."""
+    launcher, _, start = launch.rpartition("/")
     saved = newest_step(workdir)
     path = workdir / TALLY
     try:
@@ -119,9 +120,11 @@ def _tally(workdir: Path, launcher: str) -> tuple[int, int]:
         count = int(before["count"]) + 1 if same else 1
     except (OSError, ValueError, KeyError, TypeError):
         count = 1
-    if workdir.is_dir():
-        tally = {"launcher": launcher, "saved_step": saved, "count": count}
+    tally = {"launcher": launcher, "saved_step": saved, "count": count}
+    try:
         write_file(path, json.dumps(tally) + "\n")
+    except OSError:  # no workdir yet, or a full disk: every start of this launcher counts
+        count = max(count, int(start) + 1) if start.isdecimal() else count
     return saved, count
 
 

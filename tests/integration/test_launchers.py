@@ -200,6 +200,16 @@ def test_restarts_without_a_newer_checkpoint_are_counted(plan, launcher):
     assert "given up after 2 restarts since the checkpoint of step 2" in said
 
 
+def test_restarts_are_counted_where_nothing_can_be_kept(plan):
+    """A process is killed before there is a workdir; the launcher itself shows no traceback."""
+    (plan.folder / "bin" / "clipjax").write_text("#!/usr/bin/env bash\nkill -9 $$\n")
+    plan.workdir.rmdir()
+    found, said = plan("local", "unused")
+    assert found == 137 and said.count("starting again") == 2, said
+    assert "given up after 2 restarts before a first checkpoint" in said
+    assert not plan.workdir.exists() and "Traceback" not in said
+
+
 @pytest.mark.parametrize("code", [*exit_codes.ENDINGS, 137, 2, 255])
 def test_what_is_started_again_is_what_the_table_says(tmp_path, code):
     verdict = launching.judge([(0, code)], tmp_path, launch="me/0")
