@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clipjax.building import build
+from clipjax.evals.caption_score import CaptionScore
 from clipjax.evals.compositional import Compositional
 from clipjax.evals.knn import KNN
 from clipjax.evals.linear_probe import FewShot, LinearProbe
@@ -23,6 +24,7 @@ EVALS = {
     "knn": KNN,
     "linear_probe": LinearProbe,
     "few_shot": FewShot,
+    "caption_score": CaptionScore,
 }
 
 

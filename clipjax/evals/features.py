@@ -33,7 +33,7 @@ def embed_images(
     params: PyTree,
     source: Any,
     *,
-    check: Callable[[Example], None] = lambda example: None,
+    check: Callable[[Example], object] = lambda example: None,
     see: Callable[[int, Example], None] = lambda index, example: None,
 ) -> Features:
     """Embeds every image of a source, each once, over all devices; a collective.

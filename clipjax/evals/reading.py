@@ -51,7 +51,7 @@ class ImageReader:
         *,
         max_bad: int,
         where: str,
-        check: Callable[[Example], None] = lambda example: None,
+        check: Callable[[Example], object] = lambda example: None,
     ) -> None:
         self._source = source
         self._preprocess = preprocess
