@@ -21,11 +21,14 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from benchmarks.common import commit, machine
 from tests.faults.row import Row, Trial, upper_bound
 from tests.faults.rows import all_rows
 
 ROOT = Path(__file__).parents[2]
+DEVICES = 8  # of this process
 
 
 def run_row(
@@ -101,6 +104,8 @@ def try_trial(run: Any, trial: Trial) -> str | None:
 
 def main() -> int:
     os.environ.setdefault("CLIPJAX_RESTARTS", "0")  # a row sees how a run ended
+    if "XLA_FLAGS" not in os.environ:
+        jax.config.update("jax_num_cpu_devices", DEVICES)  # as the tests have
     rows = all_rows()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--row", action="append", choices=list(rows), help="may be repeated")
