@@ -149,6 +149,12 @@ class OptimizerSettings:
         "factors of the learning rate; the first that matches a parameter counts",
     )
     ema_decay: float | None = _field(None, Optional(RATE), "of the averaged parameters")
+    spike_factor: float | None = _field(
+        None,
+        Optional(Number(1, 1e30, open_low=True)),
+        "a step is left out where its gradient's norm is above this times the mean of those before "
+        "it; see docs/checkpoints.md",
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

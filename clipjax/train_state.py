@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from clipjax import spike_guard
 from clipjax.losses.objectives import (
     init_objective,
     join_variables,
@@ -37,6 +38,7 @@ class TrainState:
         ema_params: exponential moving average of the parameters, or None.
         skipped: [] int32, steps whose update was left out for a non-finite gradient.
         skipped_in_a_row: [] int32, of them, those since the last update.
+        spike_guard: of `clipjax.spike_guard`, or None where there is none.
     """
 
     step: jax.Array
@@ -46,6 +48,7 @@ class TrainState:
     ema_params: Any
     skipped: jax.Array
     skipped_in_a_row: jax.Array
+    spike_guard: Any = None
 
 
 def init_variables(init_fn: Callable[..., Any], key: jax.Array, batch: Any) -> Any:
@@ -127,6 +130,7 @@ def create_train_state(
     tx: optax.GradientTransformation,
     *,
     with_ema: bool = False,
+    with_spike_guard: bool = False,
     objective: Any = None,
     apply_fn: Callable[..., Any] | None = None,
     batch: Any = None,
@@ -142,6 +146,7 @@ def create_train_state(
             for a model with running statistics, their collections.
         tx: the optimizer, of optax.
         with_ema: whether an average of the parameters is kept.
+        with_spike_guard: whether the step has a `spike_factor`.
         objective: what the step minimises, if it is a flax module (docs/losses.md): its variables
             are drawn, or loaded where it has files, and kept beside the model's.
         apply_fn: the model, as for `make_train_step`: an objective's sizes follow from its outputs.
@@ -181,6 +186,7 @@ def create_train_state(
         ema_params=jax.tree.map(jnp.copy, params) if with_ema else None,
         skipped=jnp.zeros((), jnp.int32),
         skipped_in_a_row=jnp.zeros((), jnp.int32),
+        spike_guard=spike_guard.init() if with_spike_guard else None,
     )
 
 

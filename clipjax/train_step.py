@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from clipjax import spike_guard
 from clipjax.grad_cache import value_and_grad
 from clipjax.layers.color_jitter import ColorJitter
 from clipjax.losses.objectives import (
@@ -45,6 +46,7 @@ def make_train_step(
     cast: Callable[[str], bool] = lambda name: False,
     num_micro_batches: int = 1,
     color_jitter: ColorJitter | None = None,
+    spike_factor: float | None = None,
 ) -> StepFn:
     """Makes a training step; jit it, with a donated state.
 
@@ -80,11 +82,15 @@ def make_train_step(
             memory of one micro-batch. The scale is then params["logit_scale"], the bias
             params["logit_bias"].
         color_jitter: of the images, before they are normalised; None leaves them as they are.
+        spike_factor: a step is left out, too, where the norm of its gradient is above this times
+            the mean of those before it, see `clipjax.spike_guard`; for a state that was created
+            `with_spike_guard`.
 
     Returns:
         step(state, {"image": [b, H, W, 3], "text": i32[b, L]}) -> (state, metrics): the state of
         `create_train_state`; metrics of float32 scalars: those of the loss, `loss`, `grad_norm`,
-        `skipped` and `skipped_in_a_row` (steps), and with a schedule `learning_rate`.
+        `skipped` and `skipped_in_a_row` (steps), with a schedule `learning_rate`, and with a
+        spike factor `spikes` (steps).
 
     Raises:
         ValueError: one of image_mean and image_std without the other, or a number out of range;
@@ -115,6 +121,8 @@ def make_train_step(
         ```
     """
     _check_numbers(image_mean, image_std, max_logit_scale, num_micro_batches)
+    if spike_factor is not None and not spike_factor > 1:
+        raise ValueError(f"spike_factor = {spike_factor}: it is above 1, or None")
     tx = optax.with_extra_args_support(tx)
     objective = as_objective(loss_fn)
     if num_micro_batches > 1 and not isinstance(objective, PairObjective):
@@ -192,7 +200,10 @@ def make_train_step(
             model_state=model_state,
             max_logit_scale=max_logit_scale,
             ema_decay=ema_decay,
+            spike_factor=spike_factor,
         )
+        if spike_factor is not None:
+            metrics = {**metrics, "spikes": new_state.spike_guard["spikes"]}
         metrics = {**metrics, "loss": loss, "grad_norm": grad_norm}
         metrics["skipped"] = new_state.skipped
         metrics["skipped_in_a_row"] = new_state.skipped_in_a_row
@@ -287,8 +298,12 @@ def update_state(
     model_state: Any,
     max_logit_scale: float | None,
     ema_decay: float | None,
+    spike_factor: float | None = None,
 ) -> tuple[TrainState, jax.Array]:
     """Applies the gradient if all is finite on all devices; otherwise only counts the step.
+
+    With a factor, a step whose gradient is a spike is left out, too, and counted apart: its numbers
+    are sound, so it is none of the skipped ones and ends their row.
 
     Loss, gradient and all that the step would write but the optimizer's state, which may hold
     infinities, are voted on. The verdict is over the whole mesh, so every device sees the same.
@@ -305,10 +320,20 @@ def update_state(
         decay = jnp.minimum(ema_decay, (1 + count) / (10 + count))
         ema_params = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema_params, params)
 
-    finite &= _all_finite((params, model_state, () if ema_decay is None else ema_params))
+    finite &= all_finite((params, model_state, () if ema_decay is None else ema_params))
+
+    taken, guard = finite, state.spike_guard
+    if spike_factor is not None:
+        if guard is None:
+            raise ValueError(
+                f"spike_factor = {spike_factor}: the state keeps no mean of the gradient's norm; "
+                "create it with create_train_state(..., with_spike_guard=True)"
+            )
+        spike, guard = spike_guard.judge(guard, grad_norm, finite, spike_factor)
+        taken = finite & ~spike
 
     def choose(new: Any, old: Any) -> Any:
-        return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+        return jax.tree.map(lambda n, o: jnp.where(taken, n, o), new, old)
 
     bad = jnp.where(finite, 0, 1).astype(jnp.int32)
     new_state = TrainState(
@@ -319,11 +344,12 @@ def update_state(
         ema_params=choose(ema_params, state.ema_params),
         skipped=state.skipped + bad,
         skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
+        spike_guard=guard,
     )
     return new_state, grad_norm
 
 
-def _all_finite(tree: Any) -> jax.Array:
+def all_finite(tree: Any) -> jax.Array:
     """Whether no number of a tree is NaN or infinite, `[]` bool."""
     floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats]))

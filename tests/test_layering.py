@@ -39,6 +39,7 @@ LAYERS = (
         "redaction",
         "signals",
         "skipped_steps",
+        "spike_guard",
         "strict_json",
         "trees",
         "watchdog",

@@ -16,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from clipjax import faults
+from clipjax import faults, spike_guard
 from clipjax.checkpoint import manifest as manifests
 from clipjax.checkpoint.choice import naming_older_steps
 from clipjax.checkpoint.manifest import DamagedCheckpointError, LeafRecord, Manifest
@@ -28,6 +28,7 @@ from clipjax.models.layers_layout import laid_out_like
 from clipjax.trees import flatten_with_names, unflatten_names
 
 STATE = "state"
+GUARD = "spike_guard"  # the only part of a state that another run of the same model may lack
 _SYSTEM_ERROR = re.compile(r"os_error_code='(\d+)'")
 
 
@@ -45,9 +46,16 @@ def restore_step(step_dir: Path, manifest: Manifest, abstract_state: Any) -> Any
         ValueError: the state has another tree, shape or dtype than the checkpoint.
         DamagedCheckpointError: a leaf is not what was saved.
     """
+    guard = getattr(abstract_state, "spike_guard", None)
+    leaves = manifest.leaves
+    if (guard is not None) != (GUARD in manifest.roots):  # it was switched on or off since
+        leaves = tuple(leaf for leaf in leaves if not leaf.name.startswith(f"{GUARD}/"))
+        if guard is not None:
+            without = restore_step(step_dir, manifest, abstract_state.replace(spike_guard=None))
+            return without.replace(spike_guard=jax.tree.map(_place, spike_guard.init(), guard))
     wanted = _as_saved(manifest, abstract_state)
-    check_leaves(manifest.leaves, wanted, where=str(step_dir))
-    state = restore_tree(step_dir, wanted)
+    check_leaves(leaves, wanted, where=str(step_dir))
+    state = restore_tree(step_dir, wanted, partial=len(leaves) < len(manifest.leaves))
     try:
         verify_state(manifest, state)
         error = None
@@ -117,8 +125,7 @@ def restore_tree(step_dir: Path, abstract_tree: Any, *, partial: bool = False) -
     def place_leaf(leaf: jax.Array, wanted: Any) -> jax.Array:
         if wanted.sharding is None or wanted.sharding == leaf.sharding:
             return leaf
-        value = jax.device_get(leaf)
-        return jax.make_array_from_callback(leaf.shape, wanted.sharding, lambda index: value[index])
+        return _place(leaf, wanted)
 
     to_read = jax.tree.map(read_as, abstract_tree)
 
@@ -144,6 +151,12 @@ def restore_tree(step_dir: Path, abstract_tree: Any, *, partial: bool = False) -
             f"first is {absent[0]}"
         )
     return jax.tree.map(place_leaf, tree, abstract_tree)
+
+
+def _place(leaf: Any, wanted: Any) -> jax.Array:
+    """Lays an array, whole in each process, over the devices."""
+    value = np.asarray(jax.device_get(leaf))
+    return jax.make_array_from_callback(leaf.shape, wanted.sharding, lambda index: value[index])
 
 
 @contextmanager

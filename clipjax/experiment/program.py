@@ -141,7 +141,12 @@ def build_program(
 
     def state_of(variables: Mapping[str, Any]) -> TrainState:
         variables = laid_out_like(unbox(variables), params)
-        return create_train_state(variables, tx, with_ema=with_ema)
+        return create_train_state(
+            variables,
+            tx,
+            with_ema=with_ema,
+            with_spike_guard=settings.optimizer.spike_factor is not None,
+        )
 
     def create(key: jax.Array) -> TrainState:
         return state_of(own.init_variables(key))
@@ -205,6 +210,7 @@ def build_program(
             cast=casts_of(stage.spec),
             num_micro_batches=num_micro_batches,
             color_jitter=resolved.color_jitter,
+            spike_factor=settings.optimizer.spike_factor,
         )
 
     flags = step_flags(execution.platform, mesh.devices.size) or None

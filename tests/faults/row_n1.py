@@ -32,8 +32,12 @@ IN_PROCESS = tuple(itertools.product(COUNTS, VALUES, KINDS))
 
 RUN_FIRST = 12  # the first spoilt step, so that step 12 is the last good one
 RUNS = (
-    *itertools.product(("loss:nan", "gradient:inf", "parameters:nan"), (1, 50), (2, 6)),
-    *itertools.product(("huge:1e30",), (1, 50), (1, 2)),  # the last one is what is kept
+    ("loss:nan", 50, 6),
+    ("gradient:inf", 1, 6),
+    ("parameters:nan", 50, 6),
+    ("parameters:nan", 1, 2),
+    ("huge:1e30", 50, 1),  # the last one is what is kept
+    ("huge:1e30", 1, 2),
 )
 
 
@@ -221,11 +225,11 @@ def strike(trial: Trial) -> None:
 
 def without_vote(trial: Trial) -> None:
     """What was done before: what a step would write is not looked at."""
-    vote, train_step._all_finite = train_step._all_finite, lambda tree: jnp.array(True)
+    vote, train_step.all_finite = train_step.all_finite, lambda tree: jnp.array(True)
     try:
         in_process(trial, program.__wrapped__)
     finally:
-        train_step._all_finite = vote
+        train_step.all_finite = vote
 
 
 ROWS = [
