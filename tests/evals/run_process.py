@@ -13,6 +13,7 @@ if __name__ == "__main__":
 
     import test_retrieval
     import test_zero_shot
+    import test_zero_shot_tables
     from stand_ins import make_params
 
     from clipjax.evals.retrieval_answers import find_pictures
@@ -25,6 +26,8 @@ if __name__ == "__main__":
     assert [d.process_index for d in mesh.devices.flat] == [0, 1, 0, 1]
     zero_shot = test_zero_shot.make_eval(test_zero_shot.make_source(23)[0], mesh)
     metrics, predictions = zero_shot.run(make_params()), zero_shot.predict(make_params(), 5)
+    for name, found in test_zero_shot_tables.of_groups_and_several(mesh).items():
+        metrics[name] = found
     retrieval = test_retrieval.make_eval(test_retrieval.make_source(23)[0], mesh)
     metrics |= retrieval.run(test_retrieval.related_params())
     flat = test_retrieval.rows_of(*test_retrieval.make_source(23)[::2], 1)

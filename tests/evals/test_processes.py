@@ -10,6 +10,7 @@ import jax
 import pytest
 import test_retrieval
 import test_zero_shot
+import test_zero_shot_tables
 from counting import HANGS_S
 from stand_ins import make_params
 from xla_flags import with_devices
@@ -51,6 +52,7 @@ def test_two_processes_agree_with_one():
     mesh = test_zero_shot.mesh_of(1)
     zero_shot = test_zero_shot.make_eval(test_zero_shot.make_source(23)[0], mesh)
     metrics, predictions = zero_shot.run(make_params()), zero_shot.predict(make_params(), 5)
+    metrics |= test_zero_shot_tables.of_groups_and_several(mesh)
     retrieval = test_retrieval.make_eval(test_retrieval.make_source(23)[0], mesh)
     metrics |= retrieval.run(test_retrieval.related_params())
     flat = test_retrieval.rows_of(*test_retrieval.make_source(23)[::2], 1)

@@ -157,6 +157,21 @@ def test_the_worst_group(devices):
     assert metrics["worst_region_top1"] == min(expected["Asia"], expected["Africa"])
 
 
+def of_groups_and_several(mesh):
+    """Metrics and tables that processes have to agree on; run by test_processes.py."""
+    rng = np.random.default_rng(4)
+    groups = [{"image": picture(i), "label": i % 6, "groups": {"g": f"{i % 3}"}} for i in range(23)]
+    several = [{"image": picture(i), "labels": (i % 6, i * 5 % 6)} for i in range(23)]
+    rng.shuffle(groups)
+    found = {}
+    for name, examples in (("groups", groups), ("several", several)):
+        source = Source(examples, NAMES)
+        source.group_names, source.several = ("g",) if name == "groups" else (), name == "several"
+        made = evaluation(ZeroShot, source, mesh, templates="plain")
+        found |= {name: made.run(make_params(6)), f"tables of {name}": made.tables()}
+    return found
+
+
 def test_groups_that_do_not_fit_are_named():
     own = {"group_names": ("region",)}
     params = knowing([0, 0])

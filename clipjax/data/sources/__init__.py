@@ -27,6 +27,7 @@ from clipjax.data.sources.synthetic import Synthetic
 from clipjax.data.sources.table import Table
 from clipjax.data.sources.tar import TarShards
 from clipjax.data.sources.tfds import Tfds
+from clipjax.data.sources.translated import Crossmodal3600, Xtd10
 from clipjax.data.sources.uid_filter import SUFFIXES as UID_SUFFIXES
 from clipjax.data.sources.uid_filter import UidFilter
 
@@ -45,6 +46,8 @@ SOURCES = {
     "tar": TarShards,
     "tfds": Tfds,
     "winoground": Winoground,
+    "xm3600": Crossmodal3600,
+    "xtd10": Xtd10,
 }
 
 

@@ -31,7 +31,7 @@ def test_spec_name():
         ("", "kind:where"),
         (None, "kind:where"),
         ("tfds::train", "empty part"),
-        ("nonsense:x", "known are arrayrecord"),
+        ("nonsense:x", "known are aro, arrayrecord"),
         ("openmoji:test", "train, unseen, all"),
         ("openmoji:train:x", "openmoji has no split"),
         ("synthetic:many", "no number"),
