@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clipjax.building import build
+from clipjax.evals.bias import Bias
 from clipjax.evals.caption_score import CaptionScore
 from clipjax.evals.compositional import Compositional
 from clipjax.evals.knn import KNN
@@ -25,6 +26,7 @@ EVALS = {
     "linear_probe": LinearProbe,
     "few_shot": FewShot,
     "caption_score": CaptionScore,
+    "bias": Bias,
 }
 
 
