@@ -158,7 +158,7 @@ def telling() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if _peers is not None and not getattr(error, "is_agreed", False) and not _is_theirs(error):
+        if _peers is not None and not getattr(error, "is_agreed", False) and not is_theirs(error):
             failure = Failure(_peers.process, FAILED, describe(error))
             _peers.closed.set()
             _peers.tell(failure)
@@ -171,7 +171,7 @@ def theirs(error: BaseException) -> Failure | None:
 
     Waits for the other's own word, or for the service to miss it.
     """
-    if _peers is None or not _is_theirs(error):
+    if _peers is None or not is_theirs(error):
         return None
     _peers.closed.set()
     # Of two it is the other. Of more the service says which, by an abort that `guard` reads.
@@ -321,7 +321,7 @@ def _end_late(failure: Failure) -> None:
     os._exit(failure.code)
 
 
-def _is_theirs(error: BaseException) -> bool:
+def is_theirs(error: BaseException) -> bool:
     """Whether an error, or what caused it, comes of a collective that another process left."""
     seen: BaseException | None = error
     while seen is not None:

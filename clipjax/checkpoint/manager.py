@@ -27,7 +27,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from clipjax import faults
+from clipjax import faults, peers, process_log
 from clipjax.checkpoint import choice, folders
 from clipjax.checkpoint import manifest as manifests
 from clipjax.checkpoint.best import BestStep
@@ -461,6 +461,9 @@ class CheckpointManager:
             self._error = error
             return
         text = f"{type(error).__name__}: {error}"
+        if peers.is_theirs(error):  # which one, and how, the end of this process says
+            process_log.write(f"save of step {step}: {text}\n")
+            text = "another process of the run is gone"
         logging.error("save of step %d failed: %s", step, text)
         full = getattr(error, "errno", None) == errno.ENOSPC or "RESOURCE_EXHAUSTED" in text
         reason = "no space left on the device" if full or "No space left" in text else text

@@ -144,6 +144,21 @@ def test_the_only_verified_step_outlives_a_failed_save(tmp_path, kit, monkeypatc
     assert steps_in(tmp_path) == ["2"]  # the next good save sweeps
 
 
+def test_of_a_process_that_is_gone_a_save_shows_no_dump(tmp_path, kit, monkeypatch, caplog):
+    def gone(snapshot):
+        raise jax.errors.JaxRuntimeError(
+            "UNAVAILABLE: recvmsg:Connection reset by peer\nfrom coordination_service while calling"
+        )
+
+    monkeypatch.setattr("clipjax.checkpoint.manager.hash_blocks", gone)
+    manager = kit.manager(tmp_path)
+    manager.save(1, kit.make_state(1))
+    with pytest.raises(CheckpointSaveError, match="another process of the run is gone") as found:
+        manager.wait_until_finished()
+    assert "coordination_service" not in f"{found.value}{caplog.text}"
+    assert "coordination_service" in str(found.value.__cause__)
+
+
 def test_background_error_comes_out_everywhere(tmp_path, kit, monkeypatch):
     monkeypatch.setenv(faults.FAULT, "raise@save.before_rename")
     monkeypatch.setattr(faults, "fired", set())
