@@ -50,7 +50,7 @@ LAYERS = (
     ("encoding",),
     ("evals", "inference"),
     ("experiment", "report"),
-    ("train", "evaluate", "evaluate_suite", "plan"),
+    ("train", "evaluate", "evaluate_suite", "compare", "plan"),
     ("cli",),
 )
 SIBLINGS = {
@@ -58,6 +58,7 @@ SIBLINGS = {
     ("checkpoint", "train_state"),
     ("train_step", "grad_cache"),
     ("evaluate_suite", "evaluate"),
+    ("compare", "evaluate"),
     ("interop", "checkpoint"),  # one of the formats is our own
 }
 # The lowest layer is a set of small modules; these pairs are the only ones that may import each

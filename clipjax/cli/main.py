@@ -37,6 +37,7 @@ class Failed(Exception):
 VERBS = {
     "train": "train a config into a workdir, or evaluate its newest checkpoint with --eval",
     "eval": "evaluate a checkpoint: --zero_shot and --retrieval on datasets named by SPEC",
+    "compare": "compare two checkpoints on one dataset, example by example",
     "classify": "rank labels for your own pictures",
     "convert": "convert weights: OpenAI, OpenCLIP, Hugging Face, big_vision, and back",
     "data": "check, index, pack, stats or score a dataset named by SPEC",

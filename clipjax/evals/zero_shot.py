@@ -246,6 +246,18 @@ class ZeroShot(Evaluation):
         """
         return self._evaluate(params, keep=False)[0]
 
+    def run_with_hits(self, params: PyTree) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
+        """As `run`, and says of each example of the source whether its first answer is right.
+
+        Returns:
+            The metrics; `[examples]`, bool; `[examples]`, bool: whether the image decodes.
+        """
+        noted: list[tuple[jax.Array, jax.Array]] = []
+        metrics = self._evaluate(params, keep=False, noted=noted)[0]
+        whole = [jax.device_get(gather_rows(list(part), mesh=self.mesh)) for part in noted]
+        hits, mask = (np.concatenate(part)[: len(self.source)] for part in zip(*whole, strict=True))
+        return metrics, hits[:, 0].astype(bool), mask.astype(bool)
+
     def predict(self, params: PyTree, num_predictions: int = 48) -> tuple[Prediction, ...]:
         """Answers for evenly spaced examples; reads and encodes only these.
 
@@ -261,7 +273,11 @@ class ZeroShot(Evaluation):
         return asked._evaluate(params, keep=True)[1]
 
     def _evaluate(
-        self, params: PyTree, *, keep: bool
+        self,
+        params: PyTree,
+        *,
+        keep: bool,
+        noted: list[tuple[jax.Array, jax.Array]] | None = None,
     ) -> tuple[dict[str, float], tuple[Prediction, ...]]:
         """Returns metrics or, if they are to be kept, the answers to all examples."""
         layout = RowLayout(self.mesh, len(self.source), self.batch_size)
@@ -294,6 +310,8 @@ class ZeroShot(Evaluation):
                     best.append(top)
                     continue
                 groups.add(batch.examples, batch.mask, hits)
+                if noted is not None:
+                    noted.append((hits, mask))
                 if self._mean_ap:
                     ranked.append((cosines, labels, mask))
         if keep:
