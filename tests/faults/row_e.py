@@ -43,6 +43,7 @@ def train(trial, workdir, processes, devices, *flags, **environment):
         env={
             **kept,
             "JAX_PLATFORMS": "cpu",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiling is most of the time
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "XLA_FLAGS": " ".join([*QUICK, f"{COUNT}={devices}"]),
             **environment,
