@@ -19,6 +19,7 @@ from clipjax.data.sources.arrayrecord import PackedRecords
 from clipjax.data.sources.caption_groups import Aro, SugarCrepe, Winoground
 from clipjax.data.sources.coco import Coco
 from clipjax.data.sources.folder import Folder
+from clipjax.data.sources.hashed_subset import HashedSubset
 from clipjax.data.sources.mix import Mix
 from clipjax.data.sources.openmoji import OpenMoji
 from clipjax.data.sources.parquet import Parquet
@@ -89,7 +90,7 @@ def make_source(
     if twice := options.keys() & written.keys():
         raise ValueError(f"{path}: {', '.join(sorted(twice))} is given twice")
     options |= written
-    rule = options.pop("filter", None)
+    rule, examples = options.pop("filter", None), options.pop("examples", None)
     kind, where, split = parse_spec(text)
     if kind not in SOURCES:
         raise ValueError(
@@ -122,7 +123,7 @@ def make_source(
                 f"{path} = {text!r} is empty: its filter {rule!r} keeps none of the examples; "
                 f"{'take the list of uids of this data' if by_uid else mend}"
             )
-    return source
+    return source if examples is None else HashedSubset(source, examples)
 
 
 def check_options(constructor: Callable, options: Mapping[str, Any], path: str) -> None:
