@@ -418,11 +418,11 @@ class Loop:
             return
         self.flush()
         good = self.manager.good_step()
-        back = "no checkpoint is from before them"
+        back = "no checkpoint is without skipped steps just before it"
         if good is not None:
             back = (
-                f"the newest checkpoint from before them is of step {good}: --resume_step={good} "
-                "goes back to it"
+                f"the newest checkpoint without skipped steps just before it is of step {good}: "
+                f"--resume_step={good} goes back to it"
             )
         raise NumericError(
             f"loss, gradient or state was not finite in {wrong} and these were skipped; {back}. "
