@@ -125,7 +125,7 @@ class JsonLines:
     def sync(self) -> None:
         """Waits until all lines are on the disk."""
         self.check()
-        os.fsync(self._file.fileno())
+        sync(self.path)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Appends a line; it is with the operating system when this returns.

@@ -11,12 +11,12 @@ import tempfile
 import warnings
 
 
-def print_metadata(experiment) -> None:
+def print_metadata(experiment, **_) -> None:
     told = {**experiment.metadata, "hang_timeout_s": experiment.settings.hang_timeout_s}
     sys.stdout.write(json.dumps(told) + "\n")
 
 
-def initialize(mode: str) -> None:
+def initialize(mode: str, limits: object) -> None:
     """What comes before a cluster is joined must not touch a device."""
     assert not xla_bridge.backends_are_initialized()
 

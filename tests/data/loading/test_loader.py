@@ -250,7 +250,8 @@ def test_seed_and_step_matter():
 
 def test_hash_seed_and_process_change_nothing():
     code = (
-        "import hashlib, sys; sys.path[:0] = ['tests/data', 'tests/data/loading']; "
+        "import hashlib, sys; "
+        "sys.path[:0] = ['tests/data', 'tests/data/loading', 'tests/helpers']; "
         "import test_loader as t; b = t.augmented().batch(3); "
         "print(hashlib.sha256(b['image'].tobytes() + b['text'].tobytes()).hexdigest())"
     )
