@@ -315,6 +315,15 @@ class Settings:
     )
     checkpoint: CheckpointSettings = dataclasses.field(default_factory=CheckpointSettings)
     log_every: int = _field(50, whole(), "steps")
+    diagnostics: bool = _field(
+        False,
+        Flag(),
+        "metrics of gradients, updates and embeddings at logging steps, by a program of their own; "
+        "see docs/losses.md",
+    )
+    collapse_steps: int = _field(
+        1000, whole(), "with a loss at chance, before `diagnostics` warn of a collapse"
+    )
     tensorboard: bool = _field(True, Flag(), "event files beside metrics.jsonl")
     report: bool = _field(True, Flag(), "report.html at the end")
     hang_timeout_s: float | None = _field(

@@ -40,6 +40,7 @@ from clipjax import __version__, distributed, exit_record, faults, peers
 from clipjax.checkpoint import CheckpointManager, find_start, manifest_digest, owned
 from clipjax.data.loading.bad_examples import add_states
 from clipjax.device_clock import DeviceClock
+from clipjax.diagnostics import CollapseAlarm
 from clipjax.evals.running import (
     RESULTS,
     SAVED,
@@ -236,6 +237,11 @@ class Loop:
         self.logged_step = start
         self.data_wait_s = 0.0
         self.pending: tuple[int, Any] | None = None  # metrics on the device, and their step
+        of_pairs = self.settings.objective.get("name") == "pair"
+        self.alarm = CollapseAlarm(
+            self.settings.batch_size if of_pairs and self.settings.loss.name == "clip" else None,
+            steps=self.settings.collapse_steps,
+        )
         self.skipped = SkippedSteps(
             experiment.workdir / SKIPPED_FILE if distributed.is_lead() else None,
             in_a_row=self.settings.max_skipped_in_a_row,
@@ -260,7 +266,7 @@ class Loop:
                 self.guard.losing(True)  # until here, starting again costs nothing but time
             self.flush()  # of an earlier step: the device is busy with this one
             self.check_skipped(self.skipped.give(step + 1, metrics["skipped_in_a_row"]))
-            if (step + 1) % settings.log_every == 0 or step + 1 == settings.total_steps:
+            if self.is_logged(step + 1):
                 self.pending = (step + 1, metrics)
             # The first loss is fetched by itself, so that the first line has one.
             first = {"loss": jax.device_get(metrics["loss"])} if step == self.start else None
@@ -275,6 +281,10 @@ class Loop:
             self.evaluate(settings.total_steps, state)
             self.finish(state)
         return state
+
+    def is_logged(self, step: int) -> bool:
+        """Whether the metrics of a finished step are written."""
+        return step % self.settings.log_every == 0 or step == self.settings.total_steps
 
     @contextmanager
     def stopping(self, step: int, state: TrainState) -> Iterator[None]:
@@ -375,8 +385,14 @@ class Loop:
                 stack.enter_context(self.clock_stopped(state))
                 faults.point("compile", step)
                 self.stage = index
+                if self.settings.diagnostics:  # compiles it, in the time that this may take
+                    jax.block_until_ready(program.stages[index].diagnose(state, batch))
             stack.enter_context(jax.transfer_guard("disallow"))
+            more = {}
+            if self.settings.diagnostics and self.is_logged(step + 1):
+                more = program.stages[index].diagnose(state, batch)
             state, metrics = program.stages[index].step(state, batch)
+            metrics = {**metrics, **more}
         self.devices.give(metrics["loss"])
         return state, metrics
 
@@ -396,6 +412,8 @@ class Loop:
             return
         (step, device_metrics), self.pending = self.pending, None
         metrics = {name: value.item() for name, value in jax.device_get(device_metrics).items()}
+        if self.settings.diagnostics:
+            metrics["collapsed"] = float(self.alarm.see(step, metrics))
         now = time.monotonic()
         seconds, steps = max(now - self.clock, 1e-9), step - self.logged_step
         metrics["samples_per_s"] = steps * self.settings.batch_size / seconds

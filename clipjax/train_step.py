@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from clipjax import spike_guard
+from clipjax import diagnostics, spike_guard
 from clipjax.grad_cache import value_and_grad
 from clipjax.layers.color_jitter import ColorJitter
 from clipjax.losses.objectives import (
@@ -47,6 +47,7 @@ def make_train_step(
     num_micro_batches: int = 1,
     color_jitter: ColorJitter | None = None,
     spike_factor: float | None = None,
+    diagnosed_rows: int = 0,
 ) -> StepFn:
     """Makes a training step; jit it, with a donated state.
 
@@ -85,6 +86,8 @@ def make_train_step(
         spike_factor: a step is left out, too, where the norm of its gradient is above this times
             the mean of those before it, see `clipjax.spike_guard`; for a state that was created
             `with_spike_guard`.
+        diagnosed_rows: above 0, the metrics of `clipjax.diagnostics` besides, for a model of ours:
+            the embeddings of the first so many rows are made again.
 
     Returns:
         step(state, {"image": [b, H, W, 3], "text": i32[b, L]}) -> (state, metrics): the state of
@@ -209,6 +212,24 @@ def make_train_step(
         metrics["skipped_in_a_row"] = new_state.skipped_in_a_row
         if schedule is not None:
             metrics["learning_rate"] = schedule(state.step)
+        if diagnosed_rows:
+            changes = jax.tree.map(jnp.subtract, new_state.params, state.params)
+            parts = {"grad_rms": grads, "param_rms": state.params, "update_rms": changes}
+            for name, tree in parts.items():
+                metrics |= diagnostics.rms_by_group(name, tree)
+            some = {k: jax.tree.map(lambda x: x[:diagnosed_rows], examples[k]) for k in examples}
+            (output, sown) = apply_fn(
+                {**split_variables({"params": params})[0], **kept},
+                model_images(some, key),
+                some["text"],
+                train=True,
+                example_ids=some["example_ids"],
+                rngs={"dropout": key},
+                mutable=[*kept, diagnostics.INTERMEDIATES],
+            )
+            embeds = {"image": output.image_embeds, "text": output.text_embeds}
+            norms = sown.get(diagnostics.INTERMEDIATES, {})
+            metrics |= diagnostics.of_embeddings(embeds, norms)
         return new_state, {k: jnp.asarray(v, jnp.float32) for k, v in metrics.items()}
 
     return step

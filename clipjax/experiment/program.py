@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from clipjax import partitioning
+from clipjax import diagnostics, partitioning
 from clipjax.building import ANY_MODULE
 from clipjax.compiler_flags import step_flags
 from clipjax.config_fields import OptimizerSettings, Settings
@@ -194,7 +194,7 @@ def build_program(
     num_micro_batches = _num_micro_batches(settings, mesh)
     check_stateless(abstract.model_state, num_micro_batches, name="config.micro_batch_size")
 
-    def step_of(stage: Stage) -> StepFn:
+    def step_of(stage: Stage, diagnosed_rows: int = 0) -> StepFn:
         return make_train_step(
             stage.under(execution).model.apply,
             objective,
@@ -211,6 +211,7 @@ def build_program(
             num_micro_batches=num_micro_batches,
             color_jitter=resolved.color_jitter,
             spike_factor=settings.optimizer.spike_factor,
+            diagnosed_rows=diagnosed_rows,
         )
 
     flags = step_flags(execution.platform, mesh.devices.size) or None
@@ -228,8 +229,27 @@ def build_program(
             return step
         return StepApart(step, params, stacked, shardings_inside, shardings)
 
+    def jit_diagnose(stage: Stage) -> Any:
+        """A program of its own: that of the step, and so its numbers, stay what they are."""
+        if not settings.diagnostics:
+            return None
+        shards = partitioning.num_batch_shards(mesh)
+        rows = min(settings.batch_size, -(-diagnostics.ROWS // shards) * shards)
+        diagnosed = step_of(stage, rows)
+
+        def diagnose(state: TrainState, batch: Any) -> dict[str, jax.Array]:
+            _, metrics = diagnosed(laid_out_like(state, params), batch)
+            return diagnostics.only_of_here(metrics)
+
+        return jax.jit(
+            diagnose,
+            in_shardings=(shardings, partitioning.batch_sharding(mesh)),
+            out_shardings=partitioning.replicated(mesh),
+            compiler_options=flags,
+        )
+
     return Program(
-        stages=_with_steps(stages, jit_step),
+        stages=_with_steps(stages, jit_step, jit_diagnose),
         mesh=mesh,
         rules=resolved.rules,
         abstract_state=laid_out,
@@ -242,12 +262,18 @@ def build_program(
     )
 
 
-def _with_steps(stages: Sequence[Stage], jit_step: Callable[[Stage], Any]) -> tuple[Stage, ...]:
+def _with_steps(
+    stages: Sequence[Stage],
+    jit_step: Callable[[Stage], Any],
+    jit_diagnose: Callable[[Stage], Any],
+) -> tuple[Stage, ...]:
     """Jits the steps: none is compiled here, and those of equal stages are one."""
     done: list[Stage] = []
     for stage in stages:
-        same = next((earlier.step for earlier in done if earlier.spec == stage.spec), None)
-        done.append(dataclasses.replace(stage, step=same or jit_step(stage)))
+        same = next((earlier for earlier in done if earlier.spec == stage.spec), None)
+        step = same.step if same else jit_step(stage)
+        diagnose = same.diagnose if same else jit_diagnose(stage)
+        done.append(dataclasses.replace(stage, step=step, diagnose=diagnose))
     return tuple(done)
 
 

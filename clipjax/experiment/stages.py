@@ -56,6 +56,7 @@ class Stage:
             a stack: what `config.scan_layers = False` has always started from.
         step: jitted (state, batch) -> (state, metrics); the state is donated. Stages of one spec
             share it.
+        diagnose: jitted (state, batch) -> metrics, by `config.diagnostics`; None without it.
         data: how its examples become rows of a batch, a `Finishing`.
     """
 
@@ -69,6 +70,7 @@ class Stage:
     transforms: tuple[Transform, ...]
     draws_apart: bool = False
     step: Any = None
+    diagnose: Any = None
     data: Any = None
 
     @property

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from clipjax.diagnostics import INTERMEDIATES, NORMS
 from clipjax.layers.activations import gelu
 from clipjax.layers.execution import Execution, under_execution
 from clipjax.layers.initializers import parameter
@@ -172,6 +173,9 @@ class CLIP(nn.Module):
                 f"{tower}_projection = 'none' passes on {pooled.shape[-1]} features, "
                 f"embed_dim = {self.embed_dim}; make them equal or project"
             )
+        if self.is_mutable_collection(INTERMEDIATES):  # asked for, by a diagnosis
+            norms = jnp.linalg.norm(pooled.astype(jnp.float32), axis=-1)
+            self.sow(INTERMEDIATES, NORMS.format(tower), norms)
         return nn.with_logical_constraint(l2_normalise(pooled), ("batch", None))
 
     def image_features(
