@@ -141,6 +141,9 @@ class OptimizerSettings:
     clip_norm: float | None = _field(
         None, Optional(Number(1e-30, 1e30)), "largest norm of the global gradient"
     )
+    clip_update: bool = _field(
+        False, Flag(), "StableAdamW: a tensor's update is divided by max(1, RMS of g / sqrt(v))"
+    )
     mu_dtype: str = _field("float32", DTYPES, "of the first moment")
     freeze: tuple[Any, ...] = _field((), PATTERNS, "parameters that stay fixed")
     lr_scale: tuple[Any, ...] = _field(

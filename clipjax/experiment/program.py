@@ -374,6 +374,7 @@ def _optimizer(
         weight_decay=optimizer.weight_decay,
         mask=optimizer.decay_mask,
         clip_norm=optimizer.clip_norm,
+        clip_update=optimizer.clip_update,
         mu_dtype=optimizer.mu_dtype,
         plugins=ANY_MODULE,
         **who,

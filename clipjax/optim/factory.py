@@ -10,6 +10,8 @@ import optax
 
 from clipjax.building import build
 from clipjax.optim.masks import decay_mask, matcher
+from clipjax.optim.update_clipping import clip_updates
+from clipjax.ranges import FieldError
 from clipjax.trees import flatten_with_names, map_with_names
 
 
@@ -52,6 +54,7 @@ def make_optimizer(
     weight_decay: float = 0.2,
     mask: str = "openai",
     clip_norm: float | None = None,
+    clip_update: bool = False,
     mu_dtype: str = "float32",
     freeze: Sequence[str] = (),
     lr_scale: Sequence[tuple[str, float]] = (),
@@ -71,14 +74,18 @@ def make_optimizer(
         weight_decay: decoupled, times the learning rate.
         mask: a name of DECAY_MASKS.
         clip_norm: of the global gradient over the trained parameters; None clips nothing.
+        clip_update: StableAdamW's, see `clipjax.optim.update_clipping`; of `adamw` only.
         mu_dtype: of the first moment.
         freeze: regular expressions of parameters that stay fixed; they hold no optimizer state.
         lr_scale: (regular expression, factor) pairs; the first that matches a name counts.
         plugins: modules that the name may import, see `clipjax.building.resolve`.
 
     Raises:
-        ValueError: an unknown name, or a pattern that matches no parameter.
+        ValueError: an unknown name, a pattern that matches no parameter, or updates of another
+            optimizer than Adam that are to be clipped.
     """
+    if clip_update and name != "adamw":
+        raise FieldError(f"clip_update = True is of name = 'adamw', and name = {name!r}; set one")
     names = [n for n, _ in flatten_with_names(params)]
     decays = decay_mask(mask)
     chain = [
@@ -110,6 +117,9 @@ def make_optimizer(
         )
     chain.append(scale_by_schedule_of_step(schedule))
     tx = optax.with_extra_args_support(optax.chain(*chain))
+    if clip_update:
+        parts = [optax.with_extra_args_support(part) for part in chain]
+        tx = clip_updates(parts, 1, b2=b2, eps=eps)
     if not freeze:
         return tx
     frozen = matcher(freeze, names, path="freeze")

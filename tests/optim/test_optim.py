@@ -101,6 +101,41 @@ def test_clipping_is_of_the_global_norm_of_the_trained():
     assert np.isfinite(clipped["a"]["kernel"]).all()
 
 
+def test_clipped_updates_are_those_of_stable_adamw():
+    """Algorithm 2 of arXiv:2304.13013 in NumPy, each block of a stack by itself."""
+    b1, b2, eps, rate, decay = 0.9, 0.98, 1e-6, 0.1, 0.5
+    params = {"t": {"blocks": {"kernel": jnp.ones((2, 3))}, "kernel": jnp.ones((3, 2))}}
+    options = {"schedule": optax.constant_schedule(rate), "weight_decay": decay, "b1": b1, "b2": b2}
+    tx = make_optimizer(params, eps=eps, clip_update=True, **options)
+    plain = make_optimizer(params, eps=eps, **options)
+    state, rng = tx.init(params), np.random.default_rng(0)
+    assert jax.tree.structure(state) == jax.tree.structure(plain.init(params))
+    tensors = {"block 0": np.ones(3), "block 1": np.ones(3), "kernel": np.ones((3, 2))}
+    moments = {name: (np.zeros_like(x), np.zeros_like(x)) for name, x in tensors.items()}
+    clipped = 0
+    for step in range(1, 8):
+        # The second block's gradient grows by a factor that its second moment does not follow.
+        grads = {name: rng.normal(size=x.shape) for name, x in tensors.items()}
+        grads["block 1"] *= 100.0 if step == 5 else 1.0
+        for name, g in grads.items():
+            m, v = moments[name]
+            m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+            moments[name] = (m, v)
+            m, v = m / (1 - b1**step), v / (1 - b2**step)
+            eta = rate / max(1, np.sqrt(np.mean(g**2 / np.maximum(v, eps**2))))
+            clipped += eta < rate / 1.5
+            tensors[name] = tensors[name] - eta * (decay * tensors[name] + m / (np.sqrt(v) + eps))
+        stack = np.stack([grads["block 0"], grads["block 1"]])
+        tree = {"t": {"blocks": {"kernel": stack}, "kernel": grads["kernel"]}}
+        tree = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
+        updates, state = tx.update(tree, state, params, step=jnp.asarray(step))
+        params = optax.apply_updates(params, updates)
+    assert clipped
+    wanted = np.stack([tensors["block 0"], tensors["block 1"]])
+    np.testing.assert_allclose(params["t"]["blocks"]["kernel"], wanted, rtol=1e-4)
+    np.testing.assert_allclose(params["t"]["kernel"], tensors["kernel"], rtol=1e-4)
+
+
 def test_factors_scale_the_learning_rate_by_the_first_match():
     updates, _ = apply(lr_scale=(("^b/bias", 0.5), ("^b", 0.1)), weight_decay=0.0, eps=0.0)
     np.testing.assert_allclose(updates["b"]["bias"], -0.05, rtol=1e-6)
@@ -112,6 +147,7 @@ def test_factors_scale_the_learning_rate_by_the_first_match():
     [
         ({"name": "adam"}, "adamw, lion"),
         ({"mask": "some"}, "openclip_legacy"),
+        ({"name": "lion", "clip_update": True}, "of name = 'adamw'"),
         ({"freeze": ("^c/",)}, r"freeze.*\^c/.*matches no parameter"),
         ({"freeze": ("(",)}, "no regular expression"),
         ({"lr_scale": (("^c/", 0.1),)}, "lr_scale"),
