@@ -435,13 +435,15 @@ class Loop:
         if not wrong:
             return
         self.flush()
-        good = self.manager.good_step()
+        good = self.manager.good_steps()
         back = "no checkpoint is without skipped steps just before it"
-        if good is not None:
+        if good:
             back = (
-                f"the newest checkpoint without skipped steps just before it is of step {good}: "
-                f"--resume_step={good} goes back to it"
+                f"the newest checkpoint without skipped steps just before it is of step {good[0]}: "
+                f"--resume_step={good[0]} goes back to it"
             )
+        if good[1:]:
+            back += f", --resume_step={good[1]} where steps after that are skipped again"
         raise NumericError(
             f"loss, gradient or state was not finite in {wrong} and these were skipped; {back}. "
             "Lower config.optimizer.learning_rate, set config.optimizer.clip_norm, or look at the "

@@ -37,14 +37,19 @@ def test_a_run_that_limps_ends(fraction, stops):
     assert step == stops and bool(wrong) is (stops is not None)
 
 
-def test_retention_keeps_the_newest_step_before_the_skipped_ones(tmp_path):
-    for step, skipped in ((2, 0), (4, 0), (6, 1), (8, 3), (10, 5)):
+def test_retention_keeps_the_newest_steps_before_the_skipped_ones(tmp_path):
+    """The state of step 4 may be the bad one: from step 2 the run went on."""
+    for step, skipped in ((1, 0), (2, 0), (4, 0), (6, 1), (8, 3), (10, 5)):
         (tmp_path / str(step)).mkdir()
         fields = {"skipped_in_a_row": skipped} if skipped else {}
         (tmp_path / str(step) / "manifest.json").write_text(json.dumps(fields))
     folders.delete_old_steps(tmp_path, keep=2, keep_every=None)
-    assert folders.committed_steps(tmp_path) == [4, 8, 10]
-    assert folders.newest_good(tmp_path) == 4
+    assert folders.committed_steps(tmp_path) == [2, 4, 8, 10]
+    assert folders.good_steps(tmp_path) == [4, 2]
+    folders.delete_old_steps(tmp_path, keep=1, keep_every=None)
+    assert folders.committed_steps(tmp_path) == [4, 10]
+    (tmp_path / "8").mkdir()
+    (tmp_path / "8" / "manifest.json").write_text("{}")
     with pytest.raises(ValueError, match="no such step, only 4, 8, 10"):
         folders.set_later_aside(tmp_path, 6)
     assert folders.set_later_aside(tmp_path, 4)

@@ -116,17 +116,24 @@ def committed_steps(directory: Path) -> list[int]:
     return [s for s in step_folders(directory) if is_file(directory / str(s) / MANIFEST)]
 
 
-def newest_good(directory: Path) -> int | None:
-    """The newest step whose manifest tells of no skipped steps just before it."""
+def good_steps(directory: Path) -> list[int]:
+    """The two newest steps whose manifests tell of no skipped steps just before them, newest first.
+
+    What made the steps after the first fail may be in its own state, as when an update was far too
+    large. From the second the run went on.
+    """
+    found: list[int] = []
     for step in reversed(committed_steps(directory)):
         path = directory / str(step) / MANIFEST
         try:
             fields = read_json(path)
             if not fields.get("skipped_in_a_row", 0):
-                return step
+                found.append(step)
         except (OSError, ValueError, AttributeError) as error:
             logging.warning("%s cannot be read: %s", path, error)
-    return None
+        if len(found) == 2:
+            break
+    return found
 
 
 def set_later_aside(directory: Path, step: int) -> bool:
@@ -213,13 +220,14 @@ def delete_old_steps(
 ) -> None:
     """Deletes what retention gives up, and what cut-off saves left behind; `best` stays.
 
-    So does the newest step that no skipped ones precede: those after it may hold a bad state.
+    So do the newest that no skipped ones precede, two of them unless one is kept: those after them
+    may hold a bad state.
     Called after a commit, so that the newest step that stays has just been hashed.
     """
     sweep(directory, UNFINISHED, DELETING)
-    good = newest_good(directory)
+    good = good_steps(directory)[: min(keep, 2)]
     for step in committed_steps(directory)[:-keep]:
-        if step not in (best, good) and (keep_every is None or step % keep_every):
+        if step not in (best, *good) and (keep_every is None or step % keep_every):
             # Renamed first, so that a half-deleted folder is never taken for a save.
             try:
                 faults.point("save.rename_old")

@@ -268,10 +268,10 @@ class CheckpointManager:
         """The newest step that is committed; its content is verified only when it is restored."""
         return max(folders.committed_steps(self.directory), default=None)
 
-    def good_step(self) -> int | None:
-        """The newest step that no skipped ones precede, the last save included."""
+    def good_steps(self) -> list[int]:
+        """The two newest steps that no skipped ones precede, the last save included."""
         self._join()
-        return folders.newest_good(self.directory)
+        return folders.good_steps(self.directory)
 
     def go_back_to(self, step: int) -> bool:
         """Sets the steps after one aside, as `<step>.after_<that one>`; a collective.
