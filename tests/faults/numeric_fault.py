@@ -30,9 +30,10 @@ def prepare():
     def spoilt(state, grads, loss, tx, **rest):
         strikes = (state.step >= int(first)) & (state.step < int(first) + int(count))
         added = jnp.where(strikes, float(value), 0.0)
+        inner = tx
 
         def update(*arguments, **extra):
-            updates, opt_state = tx.update(*arguments, **extra)
+            updates, opt_state = inner.update(*arguments, **extra)
             return spoil_first(updates, added), opt_state
 
         if kind == "gradient":
