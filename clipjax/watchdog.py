@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 
 from clipjax import peers, process_log
+from clipjax.distributed import process_index
 from clipjax.exit_codes import HUNG
 
 _STDERR = process_log.STDERR  # the descriptor: whoever hangs may hold the lock of the stream
@@ -83,6 +84,7 @@ class Watchdog:
 
     def give_up(self, reason: str) -> None:
         """Writes the stacks of all threads and ends the process."""
+        process_log.keep(process_index())
         stacks = process_log.where() or "; stacks follow"
         process_log.say(f"clipjax: {reason}, exit {HUNG}{stacks}")
         faulthandler.dump_traceback(file=_STDERR, all_threads=True)

@@ -96,6 +96,7 @@ SIBLINGS |= {
     ("signals", "exit_codes"),
     ("signals", "process_log"),
     ("watchdog", "exit_codes"),
+    ("watchdog", "distributed"),
     ("watchdog", "peers"),
     ("watchdog", "process_log"),
 }
