@@ -51,7 +51,7 @@ LAYERS = (
     ("encoding",),
     ("evals", "inference"),
     ("experiment", "report"),
-    ("train", "evaluate", "evaluate_suite", "compare", "plan"),
+    ("train", "debugging", "evaluate", "evaluate_suite", "compare", "plan"),
     ("cli",),
 )
 SIBLINGS = {

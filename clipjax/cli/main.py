@@ -36,6 +36,7 @@ class Failed(Exception):
 
 VERBS = {
     "train": "train a config into a workdir, or evaluate its newest checkpoint with --eval",
+    "debug": "replay a step of a run and say where its first number arises that is not finite",
     "eval": "evaluate a checkpoint: --zero_shot and --retrieval on datasets named by SPEC",
     "compare": "compare two checkpoints on one dataset, example by example",
     "classify": "rank labels for your own pictures",
