@@ -16,6 +16,7 @@ from clipjax.evals.linear_probe import FewShot, LinearProbe
 from clipjax.evals.naming import name_evals
 from clipjax.evals.retrieval import Retrieval
 from clipjax.evals.running import ScheduledEval
+from clipjax.evals.winogavil import Winogavil
 from clipjax.evals.zero_shot import ZeroShot
 
 EVALS = {
@@ -27,6 +28,7 @@ EVALS = {
     "few_shot": FewShot,
     "caption_score": CaptionScore,
     "bias": Bias,
+    "winogavil": Winogavil,
 }
 
 

@@ -268,12 +268,8 @@ class Retrieval(Evaluation):
             (ranks, ranks in the fold, fold), each `[queries]`.
         """
         stacked = stack_chunks(candidates, mesh=self.mesh)
-        # One after the other: collectives of programs that run at once may wait for one another.
-        found = [
-            jax.device_get(_rank(*chunk, *stacked, fold=self.fold, mesh=self.mesh))
-            for chunk in queries
-        ]
-        ranks, nonfinite = zip(*found, strict=True)
+        found = [_rank(*chunk, *stacked, fold=self.fold, mesh=self.mesh) for chunk in queries]
+        ranks, nonfinite = zip(*jax.device_get(found), strict=True)
         if any(nonfinite):
             raise FloatingPointError(
                 f"{self.name}: {sum(nonfinite)} embeddings are not finite; look for NaN or "

@@ -1,13 +1,11 @@
 """One process of a two-process evaluation; prints its metrics as JSON. Run by test_processes.py."""
 
-import faulthandler
 import json
 import sys
 
 import jax
 
 if __name__ == "__main__":
-    faulthandler.dump_traceback_later(90, exit=True)  # says where it hangs, if it does
     port, process = sys.argv[1:]
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(process), initialization_timeout=600)
 

@@ -16,7 +16,7 @@ from clipjax.building import build, check_values
 from clipjax.data.classes.named_lists import load_class_names, warn_of_twins
 from clipjax.data.source import DataSource, check_source, parse_spec, split_options
 from clipjax.data.sources.arrayrecord import PackedRecords
-from clipjax.data.sources.caption_groups import Aro, SugarCrepe, Winoground
+from clipjax.data.sources.caption_groups import Aro, SugarCrepe, Winogavil, Winoground
 from clipjax.data.sources.coco import Coco
 from clipjax.data.sources.folder import Folder
 from clipjax.data.sources.hashed_subset import HashedSubset
@@ -46,6 +46,7 @@ SOURCES = {
     "synthetic": Synthetic,
     "tar": TarShards,
     "tfds": Tfds,
+    "winogavil": Winogavil,
     "winoground": Winoground,
     "xm3600": Crossmodal3600,
     "xtd10": Xtd10,

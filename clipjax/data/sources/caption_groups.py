@@ -1,4 +1,4 @@
-"""Sets that ask which of a group's captions belongs to which of its images, as published."""
+"""Sets that ask which of a group's texts belongs to which of its images, as published."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,6 +9,7 @@ from clipjax.data.images.preprocess import decode_image
 from clipjax.data.source import Example, SampleError
 from clipjax.data.sources.fields import whole_text
 from clipjax.data.sources.folder import read_named, root_identity
+from clipjax.data.sources.table_rows import read_rows
 from clipjax.data.storage.files import is_folder, read_given
 from clipjax.data.storage.paths import data_path
 from clipjax.data.storage.text_files import decode_text
@@ -32,6 +33,22 @@ class CaptionGroup(NamedTuple):
     images: tuple[int, ...]
     captions: tuple[str, ...]
     category: str = ""
+
+
+class Association(NamedTuple):
+    """Candidate images, some of which a cue was given for.
+
+    Attributes:
+        key: names the record.
+        cue: a word or a few.
+        images: indices of the source, two or more.
+        right: of each of them whether it is associated; of some and not of all.
+    """
+
+    key: str
+    cue: str
+    images: tuple[int, ...]
+    right: tuple[bool, ...]
 
 
 class CaptionGroups:
@@ -217,3 +234,47 @@ class Aro(CaptionGroups):
                 category, self.smallest_category = "_".join(map(str, pair)), 25
             box = (x, y, x + width, y + height)
             yield self._group(key, [name], captions, box=box, category=str(category))
+
+
+class Winogavil(CaptionGroups):
+    """WinoGAViL (arXiv:2207.12576), as `winogavil_dataset.csv` beside `winogavil_images/`.
+
+    A row holds `cue`, and as lists of JSON `candidates`, names of JPEGs, and `associations`, those
+    of them that the cue was given for.
+    """
+
+    task = "winogavil"
+    beside = ("winogavil_images", "images")
+
+    def _read(self, text: str) -> Iterator[CaptionGroup]:
+        self.associations = tuple(self._rows(text))
+        return iter(())  # its pictures have no captions of their own
+
+    def _rows(self, text: str) -> Iterator[Association]:
+        for number, row in enumerate(read_rows(text, ".csv", None, self._where).rows, 1):
+            key = f"row {number}"
+            cue, *cells = self._fields(row, key, ("cue", "candidates", "associations"))
+            candidates, associations = (self._names(cell, key) for cell in cells)
+            twice = len({*candidates}) < len(candidates)
+            if not cue.strip() or twice or not {*associations} < {*candidates} or not associations:
+                raise ValueError(
+                    f"{self._where}, {key}: the cue {cue!r:.80} has the candidates {candidates} "
+                    f"and the associations {associations}; expected a cue, candidates that differ, "
+                    "and some of them, not all, as associations"
+                )
+            names = ((f"{name}.jpg", None) for name in candidates)
+            images = tuple(self._pictures.setdefault(n, len(self._pictures)) for n in names)
+            right = tuple(name in associations for name in candidates)
+            yield Association(key, whole_text(cue), images, right)
+
+    def _names(self, cell: str, key: str) -> list[str]:
+        try:
+            found: Any = parse_fields(cell)
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, list) or not all(isinstance(n, str) and n.strip() for n in found):
+            raise ValueError(
+                f"{self._where}, {key}: {cell!r:.80} is no list of names; expected one as JSON "
+                'writes it, ["bison", "beard"]'
+            )
+        return found
