@@ -10,6 +10,7 @@ from clipjax.compare import paired_bootstrap
 from clipjax.interop.formats import FORMATS
 
 
+@pytest.mark.slow
 def test_a_checkpoint_differs_from_another_and_not_from_itself(command, tmp_path):
     for seed in range(2):
         FORMATS["hf"].write(tmp_path / f"{seed}", weights(SPEC, seed))

@@ -21,6 +21,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_weights_of_another_package_give_the_numbers_of_their_conversion(command, folder):
     found = {}
     for name in ("hf", "ViT-B-32.pt", "own"):

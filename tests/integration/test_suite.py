@@ -53,6 +53,7 @@ def flags(place, results, *more):
     return (*base, f"--data_root={place / 'data'}", f"--results={results}", "--batch_size=8", *more)
 
 
+@pytest.mark.slow
 def test_a_killed_suite_goes_on_and_counts_nothing_twice(clipjax, command, place, tmp_path):
     kept, other = tmp_path / "kept", tmp_path / "other"
     fault = {"CLIPJAX_FAULT": "kill@suite.between_sets:step=1"}
@@ -69,7 +70,13 @@ def test_a_killed_suite_goes_on_and_counts_nothing_twice(clipjax, command, place
     whole = command(*flags(place, other, f"--json={tables[1]}"))
     assert whole.err.count("as it was evaluated before") == 0
     found, wanted = (json.loads(table.read_text()) for table in tables)
-    assert found == wanted
+    # The set of before the kill was summed over another number of devices: to the last digits.
+    numbers, expected = (
+        {name: value for name, value in document.items() if isinstance(value, float)}
+        for document in (found, wanted)
+    )
+    assert numbers == pytest.approx(expected, rel=1e-5) and len(numbers) > 10
+    assert found["suite"] == wanted["suite"]
 
     numbers = found["zero_shot/first/top1"], found["suite"]["sets"]["vtab/second"]["value"]
     parts = [found[f"zero_shot/vtab_second/{m}"] for m in ("top1", "mean_per_class_recall")]
