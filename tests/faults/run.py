@@ -92,14 +92,16 @@ def try_control(row: Row, trial: Trial) -> str | None:
 
 
 def try_trial(run: Any, trial: Trial) -> str | None:
-    """What did not hold; None if all did."""
+    """What did not hold, without this machine's paths; None if all did."""
     try:
         run(trial)
     except AssertionError as error:
-        return f"{error}"[:2000] or traceback.format_exc(limit=-1)[:2000]
+        text = f"{error}" or traceback.format_exc(limit=-1)
     except Exception:
-        return traceback.format_exc(limit=-3)[:2000]
-    return None
+        text = traceback.format_exc(limit=-3)
+    else:
+        return None
+    return text.replace(str(trial.folder), "FOLDER").replace(f"{ROOT}/", "")[:2000]
 
 
 def main() -> int:
