@@ -33,6 +33,9 @@ if __name__ == "__main__":
         flat.pictures = lambda: range(len(flat))
     rows = test_retrieval.make_eval(flat, mesh).run(test_retrieval.related_params())
     metrics |= {f"rows/{name}": value for name, value in rows.items()}
+    folds = test_retrieval.make_eval(test_retrieval.make_source(24)[0], mesh, fold=6)
+    found = folds.run(test_retrieval.related_params())
+    metrics |= {f"folds/{name}": value for name, value in found.items()}
     found = find_pictures(retrieval, test_retrieval.related_params(), num_queries=7)
     metrics["found"] = [[f.caption, f.rank, [p.key for p in f.pictures]] for f in found]
     metrics["predictions"] = [[p.key, p.names, p.scores] for p in predictions]

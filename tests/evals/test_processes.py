@@ -59,6 +59,11 @@ def test_two_processes_agree_with_one():
     rows = test_retrieval.make_eval(flat, mesh).run(test_retrieval.related_params())
     metrics |= {f"rows/{name}": value for name, value in rows.items()}
     assert rows["num_images"] == 23 < rows["num_rows"]
+    folds = test_retrieval.make_eval(test_retrieval.make_source(24)[0], mesh, fold=6)
+    in_folds = folds.run(test_retrieval.related_params())
+    metrics |= {f"folds/{name}": value for name, value in in_folds.items()}
+    name = "image_retrieval_recall@1"
+    assert in_folds[f"{name}_folds_of_6"] != in_folds[name]
     answers = find_pictures(retrieval, test_retrieval.related_params(), num_queries=7)
     metrics["found"] = [[f.caption, f.rank, [p.key for p in f.pictures]] for f in answers]
     for p, (key, names, scores) in zip(predictions, found[0].pop("predictions"), strict=True):
