@@ -231,5 +231,8 @@ def _in_python(text: str, hints: Hints) -> str:
     for phrase, other in _PHRASES.items():
         text = text.replace(phrase, other)
     value = rf"{word}(?: \| {word})*|'[^']*'|[A-Z]{{3,}}\b"
-    text = _IN_PYTHON.sub("", text)
-    return re.sub(rf"(?<![\w/-])--([a-z]\w*)(?: ({value}))?", argument, text)
+    parts = re.split("(`hf [^`]*`)", _IN_PYTHON.sub("", text))  # the flags of another command stay
+    parts[::2] = [
+        re.sub(rf"(?<![\w/-])--([a-z]\w*)(?: ({value}))?", argument, part) for part in parts[::2]
+    ]
+    return "".join(parts)

@@ -544,8 +544,8 @@ def test_blocks_that_were_saved_apart_are_read_where_their_stack_lies(kit, tmp_p
         sharding = NamedSharding(mesh, spec)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    def restore_tree(step_dir, tree):
-        found = original(step_dir, tree)
+    def restore_tree(step_dir, tree, **options):
+        found = original(step_dir, tree, **options)
         read.update(flatten_with_names(found))
         return found
 

@@ -9,8 +9,8 @@ import pytest
 from archives import png
 from data_command import run
 
-from clipjax import inference
 from clipjax.data import make_source
+from clipjax.inference import loading
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -21,7 +21,7 @@ class ByNumber:
     spec = {"name": "by_number"}  # noqa: RUF012
 
     @classmethod
-    def from_checkpoint(cls, path, *, preprocess, **options):
+    def read(cls, path, hints, *, preprocess):
         encoder = cls()
         encoder.pixels = preprocess
         return encoder
@@ -50,7 +50,7 @@ def folder(tmp_path):
 
 
 def test_from_a_folder_to_its_best_part(tmp_path, folder, monkeypatch, capsys):
-    monkeypatch.setattr(inference, "Model", ByNumber)
+    monkeypatch.setattr(loading, "read_model", ByNumber.read)
     out = tmp_path / "out"
     assert run("pack", "--from", f"folder:{folder}", "--to", out, "--shard_size=5") == 0
     assert f"{out}: 12 examples in 3 shards" in capsys.readouterr().out
