@@ -72,11 +72,6 @@ def use(default: Path, *, workdir: Path | None = None) -> Path | None:
     return folder
 
 
-def seconds_saved() -> float:
-    """Seconds of compilation that the cache has saved this process."""
-    return _saved_s
-
-
 def _check_owner(path: Path, *, is_cache: bool) -> None:
     """Checks that no other user can write into a folder, or replace one that is in it."""
     found = path.stat()
