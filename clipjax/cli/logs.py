@@ -29,7 +29,7 @@ class _Handler(python_logging.Handler):
             else:
                 sys.stderr.write(f"{text}\n")
                 sys.stderr.flush()
-        except Exception:
+        except Exception:  # as every handler of logging does: a message may not end the run
             self.handleError(record)
 
 

@@ -88,7 +88,7 @@ class Probe(Evaluation):
         }
 
     def _settings(self) -> dict[str, Any]:
-        raise NotImplementedError
+        raise NotImplementedError  # each probe has its own
 
     @property
     def metric_names(self) -> tuple[str, ...]:

@@ -87,7 +87,7 @@ class CaptionGroups:
         self._fingerprint = sha256(json.dumps(identity), content)
 
     def _read(self, text: str) -> Iterator[CaptionGroup]:
-        raise NotImplementedError
+        raise NotImplementedError  # each published format has its own
 
     def __len__(self) -> int:
         return len(self._places)
