@@ -9,12 +9,12 @@ import numpy as np
 
 import clipjax
 from clipjax.data.sources import make_source
-from clipjax.distributed import connect
 from clipjax.evaluate import announce, build_on, facts_of
 from clipjax.inference.opened import open_model
 from clipjax.interop.weights import NO_HINTS, Hints
 from clipjax.partitioning import make_mesh
 from clipjax.printable import html_text as escape
+from clipjax.processes.distributed import connect
 from clipjax.report.page import page, percent
 
 _SHOWN = 40  # classes on the page, from either end

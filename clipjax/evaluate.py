@@ -18,7 +18,6 @@ from clipjax.checkpoint import (
     read_newest,
 )
 from clipjax.data.sources import make_source
-from clipjax.distributed import agree, connect, is_lead
 from clipjax.evals import EVALS, build_evals
 from clipjax.evals.naming import EvalName
 from clipjax.evals.running import (
@@ -38,6 +37,7 @@ from clipjax.interop import Hints
 from clipjax.interop.reading import recognise
 from clipjax.models.layers_layout import stack_layers
 from clipjax.partitioning import make_mesh
+from clipjax.processes.distributed import agree, connect, is_lead
 
 
 def evaluate(experiment: Experiment, names: Sequence[str]) -> dict[str, float]:

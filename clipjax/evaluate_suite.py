@@ -15,7 +15,6 @@ from clipjax.checkpoint import digest
 from clipjax.data.source import spec_name
 from clipjax.data.sources import make_source
 from clipjax.data.storage.paths import data_path
-from clipjax.distributed import connect, gather, is_lead
 from clipjax.evals import EVALS
 from clipjax.evals.naming import EvalName
 from clipjax.evals.running import (
@@ -33,6 +32,7 @@ from clipjax.inference.opened import Opened, open_model
 from clipjax.interop import Hints
 from clipjax.interop.weights import NO_HINTS
 from clipjax.partitioning import make_mesh
+from clipjax.processes.distributed import connect, gather, is_lead
 from clipjax.strict_json import read_json
 
 _IDENTITY = "identity"

@@ -19,8 +19,8 @@ from absl import logging
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from clipjax.distributed import is_lead
 from clipjax.files import sync, write_file
+from clipjax.processes.distributed import is_lead
 
 TRAIN_FILE = "metrics.jsonl"
 EVALS_FILE = "evals.jsonl"

@@ -9,13 +9,9 @@ languages and emoji need stays: letters of any direction, joiners, variation sel
 import html
 import logging
 import re
-import sys
-import threading
 import traceback
 import unicodedata
-from types import TracebackType
 
-from clipjax import process_log
 from clipjax.redaction import redact
 
 # Format characters (Cf) that are seen, or that writing needs: joiners of Indic, Persian and emoji,
@@ -87,30 +83,7 @@ class LogFormatter(logging.Formatter):
         return f"{time} {level}{message_text(record.getMessage())}"
 
 
-def guard_tracebacks() -> None:
-    """Has the tracebacks of errors that nobody catches shown as messages are."""
-    sys.excepthook = _show_traceback
-    threading.excepthook = lambda given: _show_traceback(
-        given.exc_type, given.exc_value, given.exc_traceback
-    )
-
-
-def show_traceback(error: BaseException) -> None:
-    """Shows the traceback of an error as a message is shown; its end where a log has the whole."""
-    _show_traceback(type(error), error, error.__traceback__)
-
-
 def traceback_text(error: BaseException) -> str:
     """A traceback, without credentials and escaped."""
     told = "".join(traceback.format_exception(error))
     return "\n".join(printable(line) for line in redact(told).split("\n"))
-
-
-def _show_traceback(
-    kind: type[BaseException], error: BaseException | None, trace: TracebackType | None = None
-) -> None:
-    if sys.stderr is None or issubclass(kind, SystemExit):
-        return
-    shown = traceback_text(error) if error is not None else f"{kind.__name__}\n"
-    sys.stderr.write(process_log.shortened(shown))
-    sys.stderr.flush()

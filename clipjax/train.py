@@ -12,7 +12,7 @@ After the last step: the save, then all evaluations and the report, whose result
 checkpoint. A run that is asked to stop does so between two of these, and between two batches of an
 evaluation or, in a single process, while it waits for a batch: it saves state_i, and the
 evaluations that are owed on state_i run when it is started again. Before its first step and after
-its last save it ends at once (clipjax/signals.py).
+its last save it ends at once (clipjax/processes/signals.py).
 
 Saving before the batch of step i is drawn makes (state, data position) one consistent point: the
 data position is the step number, so a resumed run draws exactly the batches that it would have
@@ -36,7 +36,7 @@ from typing import Any
 import jax
 from absl import logging
 
-from clipjax import __version__, distributed, exit_record, faults, peers
+from clipjax import __version__, faults
 from clipjax.checkpoint import CheckpointManager, find_start, manifest_digest, owned
 from clipjax.data.loading.bad_examples import add_states
 from clipjax.device_clock import DeviceClock
@@ -57,12 +57,13 @@ from clipjax.experiment import Experiment, Program, fitting_program
 from clipjax.losses.objectives import split_variables
 from clipjax.metric_writers import MetricWriter, ProgressBar, keep_metrics
 from clipjax.partitioning import global_batch
+from clipjax.processes import distributed, exit_record, peers
+from clipjax.processes.signals import StopRequestedError, guarding
+from clipjax.processes.watchdog import Watchdog
 from clipjax.report.writing import REPORT, collect_answers, write_report
-from clipjax.signals import StopRequestedError, guarding
 from clipjax.skipped_steps import SKIPPED_FILE, SkippedSteps
 from clipjax.train_state import TrainState
 from clipjax.trees import count_bytes, count_parameters
-from clipjax.watchdog import Watchdog
 
 CHECKPOINTS = "checkpoints"
 

@@ -6,5 +6,5 @@
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 # The standard library is enough for the launcher; the processes are found as ever.
-exec python3 -c 'import sys; sys.path.insert(0, sys.argv.pop(1)); from clipjax.launching import main; sys.exit(main())' \
+exec python3 -c 'import sys; sys.path.insert(0, sys.argv.pop(1)); from clipjax.processes.launching import main; sys.exit(main())' \
   "$ROOT" local "$@"

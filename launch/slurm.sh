@@ -23,7 +23,7 @@ while :; do
 done
 [[ "$CODE" -ne 0 ]] || exit 0
 # srun's code is the highest of all tasks'; the lead has written that of the run into exit.json.
-if SAID="$(python -m clipjax.launching judge --code "$CODE" $SIGNALLED -- "$@")" && [[ -n "${SLURM_JOB_ID:-}" ]]; then
+if SAID="$(python -m clipjax.processes.launching judge --code "$CODE" $SIGNALLED -- "$@")" && [[ -n "${SLURM_JOB_ID:-}" ]]; then
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "${SAID:-$CODE}"

@@ -35,6 +35,6 @@ for ((try = 0; ; try++)); do
   LAUNCH="${HOSTNAME:-pod}-$$/$try"
   on all "$INSIDE CLIPJAX_LAUNCH=$LAUNCH clipjax train --distributed=on$FLAGS" && exit 0 || CODE=$?
   # gcloud's code is not that of the run; the lead, worker 0, has written exit.json.
-  SAID="$(on 0 "$INSIDE python -m clipjax.launching judge --launch $LAUNCH --code $CODE $SIGNALLED --$FLAGS")" ||
+  SAID="$(on 0 "$INSIDE python -m clipjax.processes.launching judge --launch $LAUNCH --code $CODE $SIGNALLED --$FLAGS")" ||
     exit "${SAID:-$CODE}"
 done

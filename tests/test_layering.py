@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import itertools
 import re
 from pathlib import Path
 
@@ -14,7 +15,6 @@ LAYERS = (
     (
         "array_types",
         "building",
-        "clusters",
         "color_strengths",
         "compile_cache",
         "compiler_flags",
@@ -22,28 +22,21 @@ LAYERS = (
         "config_fields",
         "device_clock",
         "diagnostics",
-        "distributed",
-        "exit_codes",
-        "exit_record",
         "faults",
         "files",
         "importing",
-        "launching",
         "metric_writers",
         "partitioning",
-        "peers",
         "platforms",
         "prefetching",
         "printable",
-        "process_log",
+        "processes",
         "ranges",
         "redaction",
-        "signals",
         "skipped_steps",
         "spike_guard",
         "strict_json",
         "trees",
-        "watchdog",
     ),
     ("layers", "losses", "optim", "metrics"),
     ("models", "data", "tokenizers"),
@@ -77,28 +70,11 @@ SIBLINGS |= {
     ("trees", "ranges"),
     ("partitioning", "trees"),
     ("compile_cache", "files"),
-    ("distributed", "clusters"),
-    ("exit_record", "exit_codes"),
-    ("exit_record", "files"),
-    ("exit_record", "printable"),
-    ("launching", "exit_codes"),
-    ("launching", "exit_record"),
-    ("launching", "files"),
-    ("metric_writers", "distributed"),
     ("metric_writers", "files"),
-    *(
-        ("peers", lower)
-        for lower in ("distributed", "exit_codes", "exit_record", "printable", "process_log")
-    ),
-    ("printable", "process_log"),
+    ("metric_writers", "processes"),
     ("printable", "redaction"),
-    ("signals", "distributed"),
-    ("signals", "exit_codes"),
-    ("signals", "process_log"),
-    ("watchdog", "exit_codes"),
-    ("watchdog", "distributed"),
-    ("watchdog", "peers"),
-    ("watchdog", "process_log"),
+    ("processes", "files"),
+    ("processes", "printable"),
 }
 
 
@@ -185,6 +161,22 @@ def import_cycles(sources: dict[str, str]) -> list[list[str]]:
 
 FILES = [p for p in sorted(ROOT.rglob("*.py")) if p.parent != ROOT or not p.name.startswith("__")]
 SOURCES = {path.relative_to(ROOT): path.read_text(encoding="utf-8") for path in FILES}
+
+
+def documented_layers(page: str) -> tuple[set[str], ...]:
+    """The names of each layer in the table of docs/architecture.md."""
+    rows = [line.split("|") for line in page.splitlines() if re.match(r"\| \d \|", line)]
+    names = [re.findall(r"(\w+)(/?)", row[2]) for row in rows]
+    for name, slash in itertools.chain.from_iterable(names):
+        assert (ROOT / name).is_dir() if slash else (ROOT / f"{name}.py").is_file(), name
+    return tuple({name for name, _ in row} for row in names)
+
+
+def test_the_documents_show_these_layers():
+    page = (ROOT.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert documented_layers(page) == tuple(map(set, LAYERS))
+    with pytest.raises(AssertionError):
+        documented_layers(page.replace("`encoding/`", "`encoding`"))
 
 
 def test_imports_point_down():

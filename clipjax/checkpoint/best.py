@@ -11,7 +11,7 @@ from absl import logging
 
 from clipjax.checkpoint import folders
 from clipjax.checkpoint import manifest as manifests
-from clipjax.distributed import gather, is_lead
+from clipjax.processes.distributed import gather, is_lead
 
 
 class BestStep:

@@ -21,7 +21,7 @@ from clipjax.checkpoint import manifest as manifests
 from clipjax.checkpoint.manifest import DamagedCheckpointError
 from clipjax.data.storage.files import local_path
 from clipjax.data.storage.retrying import StorageError
-from clipjax.distributed import gather, gather_errors, is_lead
+from clipjax.processes.distributed import gather, gather_errors, is_lead
 
 T = TypeVar("T")
 

@@ -27,7 +27,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from clipjax import faults, peers, process_log
+from clipjax import faults
 from clipjax.checkpoint import choice, folders
 from clipjax.checkpoint import manifest as manifests
 from clipjax.checkpoint.best import BestStep
@@ -46,7 +46,8 @@ from clipjax.checkpoint.snapshot import (
     take_snapshot,
 )
 from clipjax.checkpoint.tokenizer import attach_tokenizer
-from clipjax.distributed import gather, gather_at_lead, gather_errors, is_lead
+from clipjax.processes import peers, process_log
+from clipjax.processes.distributed import gather, gather_at_lead, gather_errors, is_lead
 from clipjax.trees import count_bytes
 
 MAX_FALLBACKS = 2

@@ -22,10 +22,11 @@ from typing import Any
 
 from absl import logging
 
-from clipjax import faults, signals
+from clipjax import faults
 from clipjax.data.storage.retrying import retry
-from clipjax.distributed import gather, is_lead
 from clipjax.files import TEMPORARY, sha256
+from clipjax.processes import signals
+from clipjax.processes.distributed import gather, is_lead
 from clipjax.strict_json import parse_json
 
 OWNER = "owner.json"

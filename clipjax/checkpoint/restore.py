@@ -22,9 +22,9 @@ from clipjax.checkpoint.choice import naming_older_steps
 from clipjax.checkpoint.manifest import DamagedCheckpointError, LeafRecord, Manifest
 from clipjax.checkpoint.snapshot import host_value
 from clipjax.data.storage.retrying import is_missing, retry
-from clipjax.distributed import gather_errors
 from clipjax.losses.objectives import is_of_objective
 from clipjax.models.layers_layout import laid_out_like
+from clipjax.processes.distributed import gather_errors
 from clipjax.trees import flatten_with_names, unflatten_names
 
 STATE = "state"

@@ -12,13 +12,14 @@ from typing import Any
 
 from absl import flags
 
-from clipjax import compile_cache, distributed, process_log
+from clipjax import compile_cache
 from clipjax.cli import config_flag, hints
 from clipjax.cli.main import given, no_positional, print_results
 from clipjax.cli.output import show
 from clipjax.cli.specs import split_specs
-from clipjax.clusters import find_cluster
 from clipjax.config import validate
+from clipjax.processes import distributed, process_log
+from clipjax.processes.clusters import find_cluster
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
@@ -98,7 +99,7 @@ def main(argv: list[str]) -> int:
         ": a workdir, one step's folder, or a file or folder of weights",
     )
     asked, target = _asked(), _target()
-    from clipjax import peers
+    from clipjax.processes import peers
 
     if _DISTRIBUTED.value != "off" and find_cluster(os.environ) is not None:
         process_log.start(None)  # dumps of several processes, of which one is lost

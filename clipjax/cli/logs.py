@@ -8,8 +8,8 @@ from pathlib import Path
 from absl import logging
 from tqdm import tqdm
 
-from clipjax import process_log
 from clipjax.printable import LogFormatter
+from clipjax.processes import process_log
 
 _HERE = Path(__file__).parent.parent
 

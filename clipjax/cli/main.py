@@ -15,10 +15,12 @@ from absl import app, logging
 from absl.flags import FLAGS
 from absl.flags import Error as FlagsError
 
-from clipjax import __version__, exit_codes, exit_record, faults, importing, process_log, signals
+from clipjax import __version__, faults, importing
 from clipjax.cli import logs
 from clipjax.cli.output import complain, show, show_page
-from clipjax.printable import describe, guard_tracebacks, printable, show_traceback
+from clipjax.printable import describe, printable
+from clipjax.processes import exit_codes, exit_record, process_log, signals
+from clipjax.processes.tracebacks import guard_tracebacks, show_traceback
 
 T = TypeVar("T")
 
@@ -127,11 +129,11 @@ def _run_verb(verb: str, main: Callable[[list[str]], int], argv: list[str]) -> N
     logs.configure()  # after absl has parsed its flags, which would set its own handler
     try:
         code = main(argv)
-        if (peers := sys.modules.get("clipjax.peers")) is not None:
+        if (peers := sys.modules.get("clipjax.processes.peers")) is not None:
             peers.leave()
         exit_record.end(code)
     except KeyboardInterrupt as error:
-        if (peers := sys.modules.get("clipjax.peers")) is not None:
+        if (peers := sys.modules.get("clipjax.processes.peers")) is not None:
             peers.fail(error, signals.INTERRUPTED, lambda: complain(f"clipjax {verb}: interrupted"))
         raise
     except Failed as failed:
@@ -181,7 +183,7 @@ def _end(code: int, error: BaseException, say: Callable[[], None]) -> NoReturn:
     """Says an error and exits; of several processes, all end together."""
     if process_log.has_dumps():
         _keep_log()
-    if (peers := sys.modules.get("clipjax.peers")) is not None:
+    if (peers := sys.modules.get("clipjax.processes.peers")) is not None:
         peers.fail(error, code, say)
     exit_record.end(code, describe(error))
     say()
@@ -191,7 +193,9 @@ def _end(code: int, error: BaseException, say: Callable[[], None]) -> NoReturn:
 
 
 def _keep_log() -> None:
-    from clipjax.distributed import process_index  # an import that takes a while: not for --help
+    from clipjax.processes.distributed import (
+        process_index,  # an import that takes a while: not for --help
+    )
 
     process_log.keep(process_index())
 

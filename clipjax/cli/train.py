@@ -4,19 +4,12 @@ import dataclasses
 
 from absl import flags, logging
 
-from clipjax import (
-    compile_cache,
-    distributed,
-    exit_codes,
-    exit_record,
-    faults,
-    process_log,
-    signals,
-)
+from clipjax import compile_cache, faults
 from clipjax.cli import config_flag, opening
 from clipjax.cli.main import Failed, given, no_positional, print_results
 from clipjax.cli.output import show
-from clipjax.watchdog import Watchdog
+from clipjax.processes import distributed, exit_codes, exit_record, process_log, signals
+from clipjax.processes.watchdog import Watchdog
 
 _CONFIG = config_flag.define()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; it resumes by itself.")
@@ -46,7 +39,7 @@ def main(argv: list[str]) -> int:
     workdir = local_path(folder, way=f"{MOUNT} as --workdir")
     resolved = resolve(config, workdir=workdir)  # a typo is found before a pod is joined
     process_log.start(workdir)
-    from clipjax import peers
+    from clipjax.processes import peers
 
     limits = distributed.Limits(**dataclasses.asdict(resolved.settings.distributed))
     peers.guard(limits)

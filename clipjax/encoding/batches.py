@@ -14,12 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from clipjax import faults, signals
+from clipjax import faults
 from clipjax.array_types import PyTree
 from clipjax.layers.normalization import l2_normalise
 from clipjax.models.images import normalise_images
 from clipjax.partitioning import batch_sharding, num_batch_shards, place, replicated
 from clipjax.prefetching import prefetched
+from clipjax.processes import signals
 
 # (variables, uint8 images [b, h, w, 3] or int32 tokens [b, l]) -> embeddings [b, d]
 EncodeFn = Callable[[PyTree, jax.Array], jax.Array]

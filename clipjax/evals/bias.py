@@ -11,13 +11,13 @@ from absl import logging
 from clipjax.array_types import PyTree
 from clipjax.data.classes.numbers import LabelError
 from clipjax.data.source import Example
-from clipjax.distributed import gather
 from clipjax.encoding.batches import put_on_mesh
 from clipjax.encoding.templates import fill_templates
 from clipjax.encoding.zero_shot_head import average_prompts
 from clipjax.evals.evaluation import Evaluation
 from clipjax.evals.features import embed_images
 from clipjax.evals.record_lines import OUTPUT, check_output, write_lines
+from clipjax.processes.distributed import gather
 from clipjax.ranges import Group, Many, Rule, Text
 
 _GROUP = "{group}"

@@ -11,12 +11,12 @@ from clipjax.data.classes.numbers import LabelError
 from clipjax.data.source import Example
 from clipjax.data.storage.files import read_given
 from clipjax.data.storage.text_files import decode_text
-from clipjax.distributed import gather
 from clipjax.encoding.batches import put_on_mesh
 from clipjax.evals.evaluation import Evaluation
 from clipjax.evals.features import embed_images, embed_texts
 from clipjax.evals.record_lines import OUTPUT, check_output, write_lines
 from clipjax.files import sha256
+from clipjax.processes.distributed import gather
 from clipjax.ranges import Optional, Rule, Text
 from clipjax.strict_json import parse_fields
 

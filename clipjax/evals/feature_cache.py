@@ -10,9 +10,9 @@ import numpy as np
 from absl import logging
 
 from clipjax.data.storage.cache import cache_dir
-from clipjax.distributed import gather, is_lead
 from clipjax.evals.features import Features
 from clipjax.files import sha256, write_file
+from clipjax.processes.distributed import gather, is_lead
 
 
 def cache_path(weights_sha256: str, preprocess: object, data_fingerprint: str) -> Path:

@@ -10,9 +10,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from clipjax.data.classes.numbers import LabelError
-from clipjax.distributed import gather
 from clipjax.encoding.batches import RowLayout
 from clipjax.partitioning import replicated
+from clipjax.processes.distributed import gather
 
 
 class Groups:

@@ -12,9 +12,9 @@ import numpy as np
 from absl import logging
 
 from clipjax.data.storage.cache import cache_dir
-from clipjax.distributed import gather, is_lead
 from clipjax.encoding.templates import Templates
 from clipjax.files import sha256, write_file
+from clipjax.processes.distributed import gather, is_lead
 
 _FORMAT = "heads/1"
 

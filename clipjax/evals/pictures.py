@@ -7,7 +7,7 @@ import numpy as np
 from absl import logging
 
 from clipjax.data.source import DataSource, Example, pictures_of, read_example
-from clipjax.distributed import gather, is_lead
+from clipjax.processes.distributed import gather, is_lead
 
 
 class Pictures:

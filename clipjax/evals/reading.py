@@ -15,8 +15,8 @@ from clipjax.data.images.naflex import PatchPreprocess
 from clipjax.data.images.preprocess import Preprocess
 from clipjax.data.source import Example, ExampleError, read_example
 from clipjax.data.storage.retrying import is_of_the_system
-from clipjax.distributed import gather
 from clipjax.encoding.batches import RowLayout
+from clipjax.processes.distributed import gather
 
 _NAMED = 5  # bad images that an error message names
 

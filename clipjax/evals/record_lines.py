@@ -6,7 +6,7 @@ from typing import Any
 
 from clipjax.data.storage.files import check_writable, write
 from clipjax.data.storage.paths import data_path
-from clipjax.distributed import gather, is_lead
+from clipjax.processes.distributed import gather, is_lead
 from clipjax.ranges import Optional, Text
 
 OUTPUT = Optional(Text("a file to write", may_be_empty=False), "none")

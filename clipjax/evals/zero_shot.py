@@ -23,7 +23,6 @@ from clipjax.data.images.naflex import to_image
 from clipjax.data.loading.caption_faults import has_words, tell_wordless
 from clipjax.data.source import keys_of
 from clipjax.data.sources.subset import Subset
-from clipjax.distributed import is_lead
 from clipjax.encoding.batches import RowLayout, embed_fn, put_on_mesh, run_batches
 from clipjax.encoding.prompts import Prompts, choose_prompts, warn_of_articles
 from clipjax.encoding.templates import fill_templates
@@ -36,6 +35,7 @@ from clipjax.evals.reading import ImageBatch, ImageReader
 from clipjax.evals.retrieval import gather_rows
 from clipjax.evals.zero_shot_scores import empty_counts, mean_ap, metric_names, metrics_of, score
 from clipjax.files import sha256
+from clipjax.processes.distributed import is_lead
 from clipjax.ranges import AnyOf, Choice, Group, Many, Optional, Rule, Text
 
 CLASSES = ("all", "present", "listed")

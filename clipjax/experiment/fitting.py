@@ -15,12 +15,12 @@ import jax
 from absl import logging
 
 from clipjax.checkpoint.manifest import digest
-from clipjax.distributed import gather, is_lead
 from clipjax.experiment.compiled_memory import needed_bytes, read_memory
 from clipjax.experiment.program import Program, build_program
 from clipjax.experiment.resolving import Resolved
 from clipjax.files import write_file
 from clipjax.layers.remat import REMAT
+from clipjax.processes.distributed import gather, is_lead
 
 RECORD = "execution.json"
 _GIB = 2**30

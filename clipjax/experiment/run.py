@@ -19,12 +19,12 @@ from clipjax.data.loading.rows import Finishing
 from clipjax.data.source import DataSource
 from clipjax.data.sources import make_source
 from clipjax.data.storage.files import local_path
-from clipjax.distributed import is_lead
 from clipjax.encoding.batches import make_encode_fns
 from clipjax.evals.running import ScheduledEval, list_metrics
 from clipjax.experiment.program import Program, build_program
 from clipjax.experiment.resolving import MOUNT, Resolved
 from clipjax.experiment.start import make_load_init
+from clipjax.processes.distributed import is_lead
 from clipjax.ranges import named
 from clipjax.tokenizers import Tokenizer, make_tokenizer
 

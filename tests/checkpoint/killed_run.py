@@ -67,11 +67,11 @@ def abstract_of(state):
 
 def train(workdir, *, at_step=lambda step: None, take_over=False):
     """Trains to the end or to a preemption."""
-    from clipjax import exit_codes
     from clipjax.checkpoint import CheckpointManager, owned
     from clipjax.metric_writers import MetricWriter
-    from clipjax.signals import guarding
-    from clipjax.watchdog import Watchdog
+    from clipjax.processes import exit_codes
+    from clipjax.processes.signals import guarding
+    from clipjax.processes.watchdog import Watchdog
 
     state, step_fn = make_run()
     workdir = Path(workdir)

@@ -13,7 +13,7 @@ import pytest
 from counting import HANGS_S
 from xla_flags import with_devices
 
-from clipjax import exit_codes
+from clipjax.processes import exit_codes
 
 ROOT = Path(__file__).parents[2]
 

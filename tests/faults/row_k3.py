@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from clipjax.exit_codes import OK, PREEMPTED
+from clipjax.processes.exit_codes import OK, PREEMPTED
 from tests.faults.row import Row, Trial
 from tests.faults.row_m import STARTS_S, Two, losses
 

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from clipjax.exit_codes import FAILED, PEER_LOST
-from clipjax.process_log import FOLDER
+from clipjax.processes.exit_codes import FAILED, PEER_LOST
+from clipjax.processes.process_log import FOLDER
 from tests.faults.row import Row, Trial
 
 ROOT = Path(__file__).parents[2]

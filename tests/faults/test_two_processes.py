@@ -7,7 +7,7 @@ import time
 import pytest
 
 from clipjax.checkpoint.ownership import OWNER
-from clipjax.exit_codes import FAILED, OK, PEER_LOST, PREEMPTED
+from clipjax.processes.exit_codes import FAILED, OK, PEER_LOST, PREEMPTED
 from tests.faults.row import Trial
 from tests.faults.row_m import LOST_S, STARTS_S, STEPS, TOLD_S, Two, finish
 

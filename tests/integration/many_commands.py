@@ -57,5 +57,5 @@ if __name__ == "__main__":
     from clipjax.cli import main
 
     clipjax.train.train = print_metadata
-    clipjax.distributed.initialize = initialize
+    clipjax.processes.distributed.initialize = initialize
     sys.stdout.write(json.dumps([run_forked(argv) for argv in json.load(sys.stdin)]))

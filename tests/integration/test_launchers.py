@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from counting import HANGS_S
 
-from clipjax import exit_codes, exit_record, launching
+from clipjax.processes import exit_codes, exit_record, launching
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
@@ -86,7 +86,7 @@ def test_the_setup_ships_what_is_committed(run):
 # end is an exit code, which exit.json has, too; or `kill`, which leaves what stood there.
 RUN = """
 import os, pathlib, signal, sys, time
-from clipjax import exit_record
+from clipjax.processes import exit_record
 workdir = pathlib.Path(sys.argv[-1])
 number = int(os.environ.get("CLIPJAX_PROCESS_ID", 0))
 with open(workdir / f"starts{number or ''}", "a") as file:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from clipjax import exit_record
+from clipjax.processes import exit_record
 
 
 def write_pictures(folder, *, broken):

@@ -2,7 +2,8 @@
 
 import pytest
 
-from clipjax import exit_codes, faults
+from clipjax import faults
+from clipjax.processes import exit_codes
 
 POINTS = {
     "start.data": ("data_s", "opening the data"),

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from clipjax import faults, signals
+from clipjax import faults
 from clipjax.data import permutation
 from clipjax.data.images.preprocess import Preprocess
 from clipjax.data.loading.bad_examples import BadCount, BadExample, share_of
@@ -26,6 +26,7 @@ from clipjax.data.source import DataSource, check_source, draw
 from clipjax.data.transforms import Transform
 from clipjax.files import sha256
 from clipjax.prefetching import begun_ahead
+from clipjax.processes import signals
 from clipjax.ranges import FRACTION, POSITIVE, Choice, Rule, whole
 
 Batch = dict[str, np.ndarray]

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from clipjax import signals
 from clipjax.data.images.preprocess import Preprocess
 from clipjax.data.loading.bad_examples import (
     BadExample,
@@ -30,6 +29,7 @@ from clipjax.data.source import (
 )
 from clipjax.data.transforms import Transform
 from clipjax.data.transforms.captions import choose_text, clean_caption
+from clipjax.processes import signals
 
 # An unusable example is replaced by another one, drawn by its position; that may be unusable too,
 # and is often left out where a filter takes most.

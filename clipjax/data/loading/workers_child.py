@@ -11,7 +11,8 @@ import traceback
 from typing import Any
 
 from clipjax.data.loading import workers_messages as messages
-from clipjax.printable import LogFormatter, guard_tracebacks
+from clipjax.printable import LogFormatter
+from clipjax.processes.tracebacks import guard_tracebacks
 
 _PR_SET_PDEATHSIG = 1
 

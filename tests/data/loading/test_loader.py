@@ -22,7 +22,7 @@ from clipjax.data.loading.bad_examples import BadCount, BadExample, add_states, 
 from clipjax.data.loading.rows import Finishing, Part, RowMaker
 from clipjax.data.source import draw
 from clipjax.data.transforms.captions import clean_caption
-from clipjax.signals import PreemptionGuard, StopRequestedError
+from clipjax.processes.signals import PreemptionGuard, StopRequestedError
 
 SPECS = (
     {"name": "random_resized_crop", "scale": (0.5, 1.0)},

@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from clipjax.exit_codes import ending
 from clipjax.files import write_file
 from clipjax.printable import line_text
+from clipjax.processes.exit_codes import ending
 
 NAME = "exit.json"
 LAUNCH = "CLIPJAX_LAUNCH"  # set by a launcher: which one, a slash, which of its starts

@@ -1,6 +1,6 @@
 """Exit codes of `clipjax train`: what a launcher or supervisor does next is read from them.
 
-One table for the launch scripts (clipjax/launching.py), docs/launching.md and the tests.
+One table for the launch scripts (clipjax/processes/launching.py), docs/launching.md and the tests.
 """
 
 import signal

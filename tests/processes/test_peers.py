@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from clipjax import peers
-from clipjax.distributed import Limits
-from clipjax.exit_codes import FAILED, PEER_LOST
+from clipjax.processes import peers
+from clipjax.processes.distributed import Limits
+from clipjax.processes.exit_codes import FAILED, PEER_LOST
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # A process that joins, does what the test says, and then waits as in a collective.
 CODE = """
 import os, sys, time
 from pathlib import Path
-from clipjax import distributed, peers, process_log
+from clipjax.processes import distributed, peers, process_log
 limits = distributed.Limits(join_timeout_s=int(sys.argv[2]), heartbeat_timeout_s=3)
 process_log.start(Path(sys.argv[1]))
 peers.guard(limits)

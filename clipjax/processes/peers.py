@@ -26,10 +26,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from clipjax import distributed, exit_record, process_log
-from clipjax.distributed import Limits, process_index
-from clipjax.exit_codes import FAILED, PEER_LOST
 from clipjax.printable import describe, message_text, traceback_text
+from clipjax.processes import distributed, exit_record, process_log
+from clipjax.processes.distributed import Limits, process_index
+from clipjax.processes.exit_codes import FAILED, PEER_LOST
 
 _FIRST, _HEARD = "clipjax/failure", "clipjax/heard"
 _PAUSE_S = 1.0  # between two looks

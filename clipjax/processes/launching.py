@@ -1,14 +1,14 @@
 """What launchers do: start the processes of a run, and start it again or show it to a person.
 
-    python -m clipjax.launching local N [VERB] [--flag=value ...]       launch/local.sh
-    python -m clipjax.launching judge --code=255 [--signalled] -- FLAGS OF TRAIN
+    python -m clipjax.processes.launching local N [VERB] [--flag=value ...]    launch/local.sh
+    python -m clipjax.processes.launching judge --code=255 [--signalled] -- FLAGS OF TRAIN
 
 `judge` is for launchers that start the processes by other means, where the workdir can be seen. It
 prints the exit code of the run and exits with 0 if the run is to be started again.
 
-Which codes are started again, clipjax/exit_codes.py says; what happened, `exit.json` and the codes
-of the processes. A run is not started again when its launcher was told to stop, nor
-more than CLIPJAX_RESTARTS times (5) without a newer checkpoint. The standard library is enough.
+Which codes are started again, exit_codes.py says; what happened, `exit.json` and the codes of the
+processes. A run is not started again when its launcher was told to stop, nor more than
+CLIPJAX_RESTARTS times (5) without a newer checkpoint. The standard library is enough.
 """
 
 import argparse
@@ -24,9 +24,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from clipjax import exit_record
-from clipjax.exit_codes import FAILED, OK, cause, ending
 from clipjax.files import write_file
+from clipjax.processes import exit_record
+from clipjax.processes.exit_codes import FAILED, OK, cause, ending
 
 RESTARTS = "CLIPJAX_RESTARTS"
 TALLY = "restarts.json"
@@ -233,7 +233,7 @@ def local(arguments: Sequence[str]) -> int:
 
 def _judged(arguments: Sequence[str]) -> int:
     """Runs `judge` for a launch script; exits with 0 to start again."""
-    parser = argparse.ArgumentParser(prog="python -m clipjax.launching judge")
+    parser = argparse.ArgumentParser(prog="python -m clipjax.processes.launching judge")
     parser.add_argument("--code", type=int, required=True, help="where the run has said none")
     parser.add_argument("--launch", default=os.environ.get(exit_record.LAUNCH, ""))
     parser.add_argument("--signalled", action="store_true", help="the launcher was told to stop")

@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any
 
-from clipjax import process_log
-from clipjax.exit_codes import PREEMPTED
+from clipjax.processes import process_log
+from clipjax.processes.exit_codes import PREEMPTED
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 INTERRUPTED = 128 + signal.SIGINT
@@ -126,7 +126,7 @@ class PreemptionGuard:
 
     def share(self) -> None:
         """Begins to exchange requests with the other processes; once they are joined."""
-        from clipjax import distributed
+        from clipjax.processes import distributed
 
         self._count = distributed.num_joined()
         if self._count > 1 and self._exchange is None:
@@ -203,7 +203,7 @@ class PreemptionGuard:
     def _end_all(self, code: int, reason: str) -> None:
         """Ends this process and tells the others to end likewise."""
         if self._count > 1:
-            from clipjax import distributed
+            from clipjax.processes import distributed
 
             note = {**(self._note or {}), "code": code, "reason": reason}
             # In a thread: it might wait for a service that does not answer.
@@ -226,7 +226,7 @@ class PreemptionGuard:
         os._exit(code)
 
     def _wait_for_others(self) -> None:
-        from clipjax import distributed
+        from clipjax.processes import distributed
 
         distributed.tell(_GONE, True)
         end = time.monotonic() + _LAST_S
@@ -237,7 +237,7 @@ class PreemptionGuard:
 
     def _exchange_notes(self) -> None:
         """Tells the others what was asked of this process, and finds out where all stop."""
-        from clipjax import distributed
+        from clipjax.processes import distributed
 
         told, since = False, None
         try:

@@ -10,16 +10,17 @@ from pathlib import Path
 import pytest
 from counting import HANGS_S, wait_until
 
-from clipjax import exit_codes, faults
-from clipjax import watchdog as watchdogs
-from clipjax.watchdog import Watchdog
+from clipjax import faults
+from clipjax.processes import exit_codes
+from clipjax.processes import watchdog as watchdogs
+from clipjax.processes.watchdog import Watchdog
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_process_that_hangs_is_ended_with_its_stacks():
     code = (
-        "from clipjax import faults\nfrom clipjax.watchdog import Watchdog\n"
+        "from clipjax import faults\nfrom clipjax.processes.watchdog import Watchdog\n"
         "def stuck_step():\n"
         "    faults.point('step', 4)\n"
         "with Watchdog(0.5) as watchdog:\n"

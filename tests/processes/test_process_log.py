@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from clipjax import process_log
+from clipjax.processes import process_log
 
-ROOT = Path(__file__).parents[1]
-HEAD = "import os, sys\nfrom pathlib import Path\nfrom clipjax import process_log\n"
+ROOT = Path(__file__).parents[2]
+HEAD = "import os, sys\nfrom pathlib import Path\nfrom clipjax.processes import process_log\n"
 
 
 def run(code, *arguments):
@@ -50,7 +50,7 @@ def test_what_is_written_to_descriptor_2_is_in_the_file_and_messages_are_on_the_
 
 def test_a_long_traceback_is_whole_in_the_file_and_without_credentials(tmp_path):
     code = (
-        "from clipjax.printable import guard_tracebacks\n"
+        "from clipjax.processes.tracebacks import guard_tracebacks\n"
         "guard_tracebacks()\n"
         "process_log.start(Path(sys.argv[1]))\n"
         "process_log.keep(0)\n"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from clipjax.clusters import LAUNCHERS, find_cluster
+from clipjax.processes.clusters import LAUNCHERS, find_cluster
 
 SLURM = {
     "SLURM_JOB_ID": "7",
@@ -107,6 +107,6 @@ def test_the_command_refuses_before_the_workdir_is_there(command, monkeypatch, t
 
 
 def test_the_page_has_the_variables():
-    page = (Path(__file__).parents[1] / "docs" / "launching.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "launching.md").read_text(encoding="utf-8")
     for launcher in LAUNCHERS:
         assert f"`{launcher.size or launcher.rank}`" in page, launcher.name

@@ -13,7 +13,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from clipjax.clusters import find_cluster
+from clipjax.processes.clusters import find_cluster
 
 _DAY_MS = 24 * 3600 * 1000
 _PLACE = "clipjax"  # in the key-value store
@@ -55,7 +55,7 @@ def initialize(mode: str = "auto", limits: Limits | None = None) -> bool:
     found = find_cluster(os.environ)
     if found is None and mode == "auto":
         return False
-    # Its handler would take SIGTERM from ours, which hears more (clipjax/signals.py).
+    # Its handler would take SIGTERM from ours, which hears more (clipjax/processes/signals.py).
     jax.config.update("jax_enable_preemption_service", False)
     limits = limits or Limits()
     with _registering(limits.join_timeout_s):

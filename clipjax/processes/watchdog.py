@@ -7,9 +7,9 @@ import threading
 import time
 from collections.abc import Iterator
 
-from clipjax import peers, process_log
-from clipjax.distributed import process_index
-from clipjax.exit_codes import HUNG
+from clipjax.processes import peers, process_log
+from clipjax.processes.distributed import process_index
+from clipjax.processes.exit_codes import HUNG
 
 _STDERR = process_log.STDERR  # the descriptor: whoever hangs may hold the lock of the stream
 _MAX_S = 1e9  # what no clock holds would end the watching thread, not the run

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from counting import HANGS_S, wait_until
 
-from clipjax import exit_codes, faults, signals
-from clipjax.signals import INTERRUPTED, PreemptionGuard, StopRequestedError
+from clipjax import faults
+from clipjax.processes import exit_codes, signals
+from clipjax.processes.signals import INTERRUPTED, PreemptionGuard, StopRequestedError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_exit_codes_differ():
@@ -64,7 +65,9 @@ def test_waiting_threads_are_not_stopped():
 
 def ended(code, **changes):
     """Runs Python in a process of its own; returns its exit code and what it said."""
-    return ends("-c", f"import os, signal, time\nfrom clipjax import signals\n{code}", **changes)
+    return ends(
+        "-c", f"import os, signal, time\nfrom clipjax.processes import signals\n{code}", **changes
+    )
 
 
 def ends(*arguments, **changes):
