@@ -316,6 +316,12 @@ class Settings:
     evals: Mapping[str, Any] = _field(
         {}, Group("name -> dict with `name` and `source`"), "see docs/evaluation.md"
     )
+    eval_time_fraction: float = _field(
+        1.0,
+        FRACTION,
+        "of the run's time that evaluations at `every_steps` may take, before some are left out; "
+        "1 is no limit",
+    )
     checkpoint: CheckpointSettings = dataclasses.field(default_factory=CheckpointSettings)
     log_every: int = _field(50, whole(), "steps")
     diagnostics: bool = _field(

@@ -41,10 +41,12 @@ from clipjax.checkpoint import CheckpointManager, find_start, manifest_digest, o
 from clipjax.data.loading.bad_examples import add_states
 from clipjax.device_clock import DeviceClock
 from clipjax.diagnostics import CollapseAlarm
+from clipjax.evals.budget import LEFT_OUT, EvalBudget
 from clipjax.evals.running import (
     RESULTS,
     SAVED,
     EvalResult,
+    ScheduledEval,
     flat_metrics,
     model_facts,
     read_document,
@@ -232,6 +234,7 @@ class Loop:
         self.devices = DeviceClock()
         stack.callback(self.devices.close)
         self.start = start
+        self.budget = EvalBudget(experiment.evals, self.settings.eval_time_fraction)
         self.is_best = False  # the step whose evaluation was the last one
         self.stage: int | None = None  # of the program, that the last step belongs to
         self.clock = time.monotonic()
@@ -303,35 +306,46 @@ class Loop:
 
     def evaluate(self, step: int, state: TrainState) -> None:
         """Runs the evaluations that are due on state_step."""
-        last = step == self.settings.total_steps
         if step == self.start and step > 0 and not self.owes_evals(step):
             return
+        last = step == self.settings.total_steps
         # Step 0 of a fine-tuning is the baseline: what its parameters could do before it.
-        baseline = step == 0 and self.experiment.load_init is not None
-        due = [
+        all_of_them = last or (step == 0 and self.experiment.load_init is not None)
+        asked = [
             e
             for e in self.experiment.evals
-            if last or baseline or (e.every_steps and step and step % e.every_steps == 0)
+            if all_of_them or (e.every_steps and step and step % e.every_steps == 0)
         ]
-        if not due:
+        if not asked:
             return
+        due = asked if all_of_them else self.budget.choose(step, asked)
+        counts = {LEFT_OUT: len(asked) - len(due)} if len(due) < len(asked) else {}
+        results = self.run_evals(step, state, due) if due else []
+        if not all_of_them:
+            self.budget.took(results)
+        self.check_owner()
+        self.writer.write_evals(step, {**flat_metrics(results), **counts})
+        self.is_best = self.manager.measured(step, flat_metrics(results))
+        if last and distributed.is_lead():
+            self.write_results(step, results)
+
+    def run_evals(
+        self, step: int, state: TrainState, due: Sequence[ScheduledEval]
+    ) -> list[EvalResult]:
+        """Runs evaluations; the clock of the steps stands still meanwhile."""
         self.flush()
         try:
             limit_s = self.settings.hang_timeout_s
             phase = self.watchdog.phase(f"the evaluations of step {step}", limit_s)
             with phase, self.clock_stopped(state):
-                results = run_evals(due, eval_variables(state), beat=self.watchdog.beat)
+                variables, every = eval_variables(state), self.experiment.evals
+                return run_evals(due, variables, of=every, beat=self.watchdog.beat)
         except StopRequestedError:
             raise
         except Exception:
             if jax.process_count() == 1:  # elsewhere the others may not have failed, and would wait
                 self.save_now(step, state, block=True)
             raise
-        self.check_owner()
-        self.writer.write_evals(step, flat_metrics(results))
-        self.is_best = self.manager.measured(step, flat_metrics(results))
-        if last and distributed.is_lead():
-            self.write_results(step, results)
 
     def write_results(self, step: int, results: Sequence[EvalResult]) -> None:
         """Writes results.json, which names the checkpoint by its SHA-256."""

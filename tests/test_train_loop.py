@@ -1,5 +1,6 @@
 """What the host does while the devices compute: the next batch is sent, older metrics are read."""
 
+import json
 import types
 from contextlib import ExitStack
 
@@ -9,6 +10,8 @@ import pytest
 
 from clipjax import train
 from clipjax.config_fields import CheckpointSettings, Settings
+from clipjax.evals.naming import name_evals
+from clipjax.evals.running import ScheduledEval
 
 STEPS = 6
 
@@ -24,6 +27,10 @@ class Manager:
 
     def save(self, step, state, **_):
         self.events.append(("save", step))
+
+    def measured(self, step, metrics):
+        self.events.append(("measured", step, dict(metrics)))
+        return False
 
     def wait_until_finished(self):
         pass
@@ -49,7 +56,7 @@ def events_of(monkeypatch, tmp_path, **changes):
 
     monkeypatch.setattr(train, "global_batch", send)
     monkeypatch.setattr(train, "jax", types.SimpleNamespace(**vars(jax) | {"device_get": read}))
-    every = changes.pop("save_every", 100)
+    every, evals = changes.pop("save_every", 100), changes.pop("evals", ())
     settings = Settings(
         total_steps=STEPS,
         tensorboard=False,
@@ -61,7 +68,7 @@ def events_of(monkeypatch, tmp_path, **changes):
     experiment = types.SimpleNamespace(
         settings=settings,
         workdir=tmp_path,
-        evals=(),
+        evals=evals,
         load_init=None,
         metadata={},
         loader=types.SimpleNamespace(
@@ -95,3 +102,24 @@ def test_a_save_reads_first_what_it_would_leave_unwritten(monkeypatch, tmp_path)
     events = events_of(monkeypatch, tmp_path, log_every=1, save_every=3)
     saved = events.index(("save", 3))
     assert events[saved - 1] == ("read", 2) and events[saved + 1] == ("send", 3)
+
+
+def test_what_there_is_no_time_for_is_counted_and_the_last_step_has_all(monkeypatch, tmp_path):
+    (name,) = name_evals([("zero_shot", "x")])
+    found = types.SimpleNamespace(run=lambda params: {"top1": 0.5})
+    evals = (ScheduledEval(key="x", name=name, every_steps=2, eval=found),)
+    monkeypatch.setattr(train, "eval_variables", lambda state: None)
+    monkeypatch.setattr(train.Loop, "write_results", lambda loop, step, results: None)
+
+    def lines(workdir, **changes):
+        workdir.mkdir()
+        events = events_of(monkeypatch, workdir, evals=evals, log_every=10, **changes)
+        rows = [json.loads(line) for line in (workdir / "evals.jsonl").read_text().splitlines()]
+        return rows, [event[1:] for event in events if event[0] == "measured"]
+
+    top1 = {"zero_shot/x/top1": 0.5}
+    rows, measured = lines(tmp_path / "a", eval_time_fraction=0.0)
+    assert rows == [{"step": s, "evals_left_out": 1} for s in (2, 4)] + [{"step": STEPS, **top1}]
+    assert measured == [(2, {}), (4, {}), (STEPS, top1)]
+    rows, _ = lines(tmp_path / "b")
+    assert rows == [{"step": step, **top1} for step in (2, 4, STEPS)]

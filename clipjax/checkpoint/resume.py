@@ -31,6 +31,7 @@ CHANGES = {
     "data.workers": "free",
     "diagnostics": "free",
     "distributed": "free",
+    "eval_time_fraction": "free",
     "evals": "free",
     "hang_timeout_s": "free",
     "init": "free",  # the checkpoint comes before it

@@ -26,10 +26,11 @@ _OPTIONS = re.compile(r"\?([a-z_]+=.*)$")
 # - matched: how its classes found the names that it was given, one of `classes.matching.MATCHED`;
 # - numbered_from: the number of the first class, where the source was told it;
 # - several: whether examples have several classes, in `labels`;
+# - subset: `examples` of how many `of` were chosen, by the hash of their keys;
 # - task: "zero_shot" or "retrieval", where its data serves only one of them;
 # - templates: of prompts that stand beside its data.
 FACTS = (
-    *("captions", "first_label", "group_names", "matched", "numbered_from", "several"),
+    *("captions", "first_label", "group_names", "matched", "numbered_from", "several", "subset"),
     *("task", "templates"),
 )
 

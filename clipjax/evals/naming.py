@@ -75,6 +75,8 @@ def _name(kind: str, source: str | Mapping[str, Any]) -> tuple[EvalName, str]:
         if isinstance(source, str)
         else options.pop("spec", None) or options.pop("name")
     )
+    if "examples" in options:  # a number over a part says so
+        spec += f"{'&' if '?' in spec else '?'}examples={options.pop('examples')}"
     bare, written = (spec, {}) if spec.startswith("mix:") else split_options(spec)
     options |= written
     language = options.pop("language", None)

@@ -5,7 +5,7 @@ import functools
 import json
 import math
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,24 +47,33 @@ class ScheduledEval:
         source: Any = getattr(self.eval, "source", None)
         if hasattr(source, "fingerprint"):
             about = {"data_fingerprint": source.fingerprint(), **about}
+        if getattr(source, "subset", None):
+            about = {"subset": source.subset, **about}
         return about
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalResult:
-    """What an evaluation found."""
+    """What an evaluation found, and the seconds that it took; 0 where these are not known."""
 
     name: EvalName
     metrics: Mapping[str, float]
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    seconds: float = dataclasses.field(default=0.0, compare=False)
 
 
 def run_evals(
-    evals: Sequence[ScheduledEval], variables: Any, *, beat: Callable[[], None] = lambda: None
+    evals: Sequence[ScheduledEval],
+    variables: Any,
+    *,
+    of: Sequence[ScheduledEval] | None = None,
+    beat: Callable[[], None] = lambda: None,
 ) -> list[EvalResult]:
     """Runs evaluations of a model.
 
     Args:
+        of: all those that the model has, where only some run: a dataset has a mean over all of its
+            languages or none.
         beat: called between evaluations, for a watchdog.
 
     Returns:
@@ -76,22 +85,34 @@ def run_evals(
         values = scheduled.eval.run(variables)
         tables = scheduled.eval.tables() if hasattr(scheduled.eval, "tables") else {}
         about = {**scheduled.about, "tables": tables} if tables else scheduled.about
-        results.append(EvalResult(name=scheduled.name, metrics=values, about=about))
+        seconds = time.monotonic() - begin
+        found = EvalResult(name=scheduled.name, metrics=values, about=about, seconds=seconds)
+        results.append(found)
         logging.info(
             "%s: %s (%.1f s)",
             scheduled.name.prefix,
             ", ".join(f"{key} {value:.4g}" for key, value in values.items()),
-            time.monotonic() - begin,
+            seconds,
         )
         beat()
-    results = with_means(results)
+    results = with_means(results, _languages(evals if of is None else of))
     for name, value in flat_metrics(r for r in results if r.name.is_mean).items():
         logging.info("%s: %.4g", name, value)
     return results
 
 
-def with_means(results: Iterable[EvalResult]) -> list[EvalResult]:
+def _languages(evals: Iterable[ScheduledEval]) -> Counter[tuple[str, str]]:
+    """Counts the languages of each kind and dataset."""
+    return Counter((e.name.kind, e.name.dataset) for e in evals if e.name.languages)
+
+
+def with_means(
+    results: Iterable[EvalResult], languages: Mapping[tuple[str, str], int] | None = None
+) -> list[EvalResult]:
     """Adds the means over evaluations that differ in nothing but the language.
+
+    Args:
+        languages: number of them of each (kind, dataset), without which it has no mean.
 
     Returns:
         The results, then a mean for each dataset that comes in two languages or more, in which each
@@ -102,8 +123,8 @@ def with_means(results: Iterable[EvalResult]) -> list[EvalResult]:
     for result in results:
         if result.name.languages:
             groups[result.name.kind, result.name.dataset].append(result)
-    for group in groups.values():
-        if len(group) < 2:
+    for key, group in groups.items():
+        if len(group) < 2 or (languages is not None and len(group) < languages[key]):
             continue
         values = defaultdict(list)
         for result in group:

@@ -16,6 +16,7 @@ from absl import logging
 
 import clipjax
 from clipjax.checkpoint import Manifest, choose_step
+from clipjax.evals.budget import LEFT_OUT
 from clipjax.evals.retrieval import Retrieval
 from clipjax.evals.retrieval_answers import Found, find_pictures
 from clipjax.evals.running import (
@@ -106,7 +107,7 @@ def write_report(workdir: str | os.PathLike[str], answers: Answers | None = None
             report_page.details(
                 num_parameters,
                 manifest.config if manifest else {},
-                _facts(manifest, document),
+                _facts(manifest, document) | _left_out(evals),
             ),
         ],
         footer=f"Written by clipjax {clipjax.__version__}. This file is complete in itself: "
@@ -184,6 +185,12 @@ def _subtitle(
         f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     ]
     return " · ".join(part for part in parts if part)
+
+
+def _left_out(evals: Mapping[str, Points]) -> dict[str, str]:
+    """What `config.eval_time_fraction` cost."""
+    count = sum(value for _, value in evals.get(LEFT_OUT, ()))
+    return {"evaluations left out for time": f"{count:,.0f}"} if count else {}
 
 
 def _facts(manifest: Manifest | None, document: Mapping[str, Any]) -> dict[str, str]:

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from clipjax.data.captions import as_lines
 from clipjax.data.source import SampleError
 from clipjax.data.storage.text_files import not_utf8
@@ -63,6 +65,29 @@ def fields_of(
         if lowered.isdisjoint(TEXT_FIELDS):
             return ()
     return tuple(field_of(columns, name, TEXT_FIELDS, "text_field", where) for name in names)
+
+
+def group_fields(given: str | Sequence[str]) -> tuple[str, ...]:
+    """Gives the names of what examples are counted by: of one, or of several."""
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def group_text(value: Any, key: str) -> str:
+    """Writes the group that a cell names; empty where it names none.
+
+    A whole number is written as one, however it is held: 5.0 is the group 5.
+
+    Raises:
+        SampleError: `text_encoding`, if it is bytes and not UTF-8.
+    """
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise SampleError("text_encoding", f"the group {not_utf8(error)}", key) from error
+    if isinstance(value, float | np.floating):
+        return "" if np.isnan(value) else f"{value:.0f}" if value.is_integer() else str(value)
+    return "" if value is None else str(value)
 
 
 def renamed(name: str, value: Any, old_name: str, old_value: Any, where: str) -> Any:

@@ -17,6 +17,7 @@ from clipjax.data.classes.named_lists import warn_of_twins
 from clipjax.data.classes.numbers import numbers_of
 from clipjax.data.images import formats as image_formats
 from clipjax.data.source import Example, SampleError
+from clipjax.data.sources.fields import group_fields
 from clipjax.data.storage.files import StoredFile, is_folder, list_files, read, stat
 from clipjax.data.storage.paths import DataPath, data_path
 from clipjax.data.storage.retrying import is_wrong_path
@@ -53,6 +54,8 @@ class Folder:
         class_names: names for the class folders, which are found there as `match_classes` says:
             by name, by WordNet id, by number, or in the folders' alphabetical order.
         first_label: the number of the first of `class_names`.
+        group_field: names of the folders between the class and the picture, of which an evaluation
+            counts by group: `region,country` of `DIR/chair/Africa/Kenya/1.jpg`.
         captions: `lines`, the default, makes each line of a `.txt` a caption; `whole` does not.
 
     Raises:
@@ -67,6 +70,7 @@ class Folder:
         layout: str = "auto",
         class_names: Sequence[str] | None = None,
         first_label: int | None = None,
+        group_field: str | Sequence[str] = (),
         captions: str | None = None,
     ):
         if layout not in LAYOUTS:
@@ -109,11 +113,15 @@ class Folder:
         self.captions = captions or "lines"
         self._told_lines = captions is not None
         self.first_label = first_label
+        self.group_names = group_fields(group_field)
+        self._refuse_without_groups()
         self.class_names = self._labels = None
         self.matched: str | None = None
         if not self._captioned:
             self.class_names, self._labels = self._read_classes(class_names, first_label)
-        for option, given in (("class_names", class_names), ("first_label", first_label)):
+        of_classes = {"class_names": class_names, "first_label": first_label}
+        of_classes["group_field"] = self.group_names or None
+        for option, given in of_classes.items():
             if self._captioned and given is not None:
                 raise ValueError(f"{where} has captions: {option} are of no use there")
         if captions is not None and not self._captioned:
@@ -128,6 +136,9 @@ class Folder:
         if self.class_names is not None and self._labels is not None:
             example["label"] = label = self._labels[_class_of(key)]
             example["text"] = self.class_names[label]
+            if self.group_names:
+                folders = key.split("/")[1:]
+                example["groups"] = dict(zip(self.group_names, folders, strict=False))
         else:
             name = self._texts.get(_stem(key), f"{_stem(key)}.txt")
             example["text"] = _read_captions(self._root / name, key, self.captions)
@@ -146,6 +157,8 @@ class Folder:
         digest = hashlib.sha256(f"folder/2/{self._captioned}/{self.class_names}".encode())
         if self._captioned and self.captions != "lines":
             digest.update(self.captions.encode())
+        if self.group_names:
+            digest.update(json.dumps(self.group_names).encode())
         if not self._is_plain():
             digest.update(json.dumps(self._labels).encode())
         several = 0
@@ -187,7 +200,8 @@ class Folder:
                 f"{top[0]}, and no captions beside them (.txt)"
             )
         folders = sorted({_class_of(name) for name in self._images})
-        self._refuse_one_folder_of_classes(folders)
+        if not self.group_names:
+            self._refuse_one_folder_of_classes(folders)
         try:
             numbers = numbers_of(folders)
         except ValueError as error:
@@ -219,6 +233,17 @@ class Folder:
             raise ValueError(
                 f"{self._root} has one class folder, {folders[0]}, and in it {len(below)} more, "
                 f"e.g. {min(below)}: if these are the classes, write folder:{inner}"
+            )
+
+    def _refuse_without_groups(self) -> None:
+        """Refuses pictures that stand in fewer folders than groups are asked for."""
+        levels = len(self.group_names) + 1
+        flat = [name for name in self._images if name.count("/") < levels]
+        if self.group_names and not self._captioned and flat:
+            raise ValueError(
+                f"{self._root}: group_field={','.join(self.group_names)} names the folders between "
+                f"class and picture, and {len(flat)} of {len(self._images)} pictures do not stand "
+                f"in {levels}, e.g. {flat[0]}; groups in a table are read by csv:FILE or jsonl:FILE"
             )
 
     def _refuse_splits(self) -> None:

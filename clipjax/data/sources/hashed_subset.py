@@ -41,6 +41,7 @@ class HashedSubset(Subset):
         chosen = set(sorted(smallest, key=smallest.__getitem__)[:examples])
         kept = np.flatnonzero([picture in chosen for picture in pictures])
         super().__init__(source, kept, "hashed_subset/1")
+        self.subset = {"examples": examples, "of": len(smallest)}
         logging.info(
             "examples=%d: %d of %d rows, by the SHA-256 of their keys",
             examples,

@@ -10,7 +10,7 @@ from typing import Any
 from clipjax.data.captions import check_how
 from clipjax.data.source import Example, SampleError
 from clipjax.data.sources import downloads
-from clipjax.data.sources.fields import field_of, fields_of, text_of
+from clipjax.data.sources.fields import field_of, fields_of, group_fields, group_text, text_of
 from clipjax.data.sources.folder import name_of_picture, read_named, root_identity
 from clipjax.data.sources.label_column import LabelColumn, refuse_without_label
 from clipjax.data.storage.files import StoredFile, find_files
@@ -37,6 +37,7 @@ class Parquet:
         text_field: the column with the caption, a list of captions, or a map (or struct) from
             language to these; several columns become a map from their names.
         label_field: a column with the class, as number or name.
+        group_field: columns, of which an evaluation counts by group: `region`, `income`.
         root: folder that relative paths start from and that all have to lie in; by default that
             of the first file.
         cache_mb: megabytes of row groups held in memory.
@@ -53,6 +54,7 @@ class Parquet:
         label_field: str | None = None,
         class_names: Sequence[str] | None = None,
         first_label: int | None = None,
+        group_field: str | Sequence[str] = (),
         language: str | None = None,
         captions: str | None = None,
         root: str | None = None,
@@ -90,6 +92,9 @@ class Parquet:
         else:
             refuse_without_label(where, class_names=class_names, first_label=first_label)
         self._label = label_field
+        given = group_fields(group_field)
+        self.group_names = tuple(field_of(columns, n, (), "group_field", where) for n in given)
+        used += self.group_names
         self.class_names = self._classes and self._classes.names
         self._groups.columns = list(dict.fromkeys(used))
         self._groups.warn_if_large(where)
@@ -114,6 +119,8 @@ class Parquet:
         example: Example = {"image": self._picture(values, file, key), "text": "", "key": key}
         if self._classes is not None:
             example["label"], example["text"] = self._classes.read(values[self._label], key)
+        if self.group_names:
+            example["groups"] = {n: group_text(values[n], key) for n in self.group_names}
         if not self._texts:
             return example
         texts = {name: values[name] for name in self._texts}
@@ -163,6 +170,7 @@ class Parquet:
         identity.append(root_identity(self._root, self._folder))
         identity += [self.captions] if self.captions == "lines" else []
         identity += [self.numbered_from] if self.numbered_from else []
+        identity += [self.group_names] if self.group_names else []
         return sha256(json.dumps(identity))
 
     def uids(self) -> Iterator[Any] | None:

@@ -12,6 +12,8 @@ from clipjax.data.sources.fields import (
     IMAGE_FIELDS,
     field_of,
     fields_of,
+    group_fields,
+    group_text,
     text_of,
 )
 from clipjax.data.sources.folder import name_of_picture, read_named, root_identity
@@ -93,10 +95,10 @@ class Table:
         self._classes: LabelColumn | None = None
         self._labels: list[Any] = []
         self.several = False
-        given = (group_field,) if isinstance(group_field, str) else tuple(group_field)
+        given = group_fields(group_field)
         self.group_names = tuple(field_of(first, n, (), "group_field", where) for n in given)
         self._groups = [
-            {n: "" if row.get(n) is None else str(row[n]) for n in self.group_names} for row in rows
+            {n: group_text(row.get(n), where) for n in self.group_names} for row in rows
         ]
         if label_field is not None:
             label_field = field_of(first, label_field, (), "label_field", where)

@@ -13,6 +13,7 @@ from absl import logging
 from clipjax.data.classes.matching import choose_names
 from clipjax.data.packed.folder import packed_class_names
 from clipjax.data.source import Example, SampleError, place_of
+from clipjax.data.sources.fields import group_fields
 from clipjax.data.sources.tar_members import TarMembers
 from clipjax.data.storage.paths import short_names
 from clipjax.data.storage.shard_cache import HotShards
@@ -85,8 +86,7 @@ class TarShards:
             captions = "lines"  # as CLIP_benchmark reads its own
         self.captions, self.numbered_from = captions, first_label
         self.several = beside is not None and beside.kind == "multilabel"
-        given = (group_field,) if isinstance(group_field, str) else tuple(group_field)
-        self.group_names = given
+        self.group_names = group_fields(group_field)
         members = TarMembers(
             image_field=image_field,
             text_field=text_field,

@@ -11,7 +11,7 @@ import numpy as np
 from clipjax.data.captions import as_lines, check_how
 from clipjax.data.classes.numbers import refuse_shifted
 from clipjax.data.source import SampleError
-from clipjax.data.sources.fields import text_of
+from clipjax.data.sources.fields import group_text, text_of
 from clipjax.data.storage.text_files import not_utf8
 from clipjax.data.tar.index import (
     IMAGE_EXTENSIONS,
@@ -245,10 +245,10 @@ class TarMembers:
     def _groups(self, files: Mapping[str, bytes], key: str) -> dict[str, str]:
         """The groups of a record: the first entries of its `.npy`, or fields of its `.json`."""
         if "groups.npy" in files:
-            values = [f"{value:g}" for value in _vector(files["groups.npy"], key)]
+            values = [group_text(value, key) for value in _vector(files["groups.npy"], key)]
             return dict(zip(self.group_names, values, strict=False))
         about = _json_of(files["groups.json"], key) if "groups.json" in files else {}
-        return {name: str(about[name]) for name in self.group_names if about.get(name) is not None}
+        return {name: group_text(about.get(name), key) for name in self.group_names}
 
     def _label(self, content: bytes, key: str) -> int:
         text = content.strip().decode("ascii", errors="replace")

@@ -16,7 +16,7 @@ from clipjax.data.captions import check_how
 from clipjax.data.classes.matching import choose_names
 from clipjax.data.packed.records import READER_OPTIONS, record_errors
 from clipjax.data.source import Example, SampleError, embedded_pictures, place_of
-from clipjax.data.sources.fields import renamed, text_of
+from clipjax.data.sources.fields import group_fields, group_text, renamed, text_of
 from clipjax.data.storage.files import read, stat
 from clipjax.data.storage.paths import DataPath
 from clipjax.files import sha256
@@ -43,6 +43,7 @@ class Tfds:
             the name of the label.
         label_field: the feature that holds the label; by default `label` if there is one. Where
             there are captions, and the classes have no names, it is left out.
+        group_field: features, of which an evaluation counts by group: texts, numbers or labels.
         language: which caption of a map is used, or of captions of which the feature `languages`
             says it, as `clipjax.data.packing.tfds_builder` writes them; by default all are.
         class_names: names of the labels. Those of TFDS serve only where they are words.
@@ -63,6 +64,7 @@ class Tfds:
         text_field: str | None = None,
         label_field: str | None = None,
         class_names: Sequence[str] | None = None,
+        group_field: str | Sequence[str] = (),
         language: str | None = None,
         captions: str | None = None,
         data_dir: str | None = None,
@@ -102,7 +104,9 @@ class Tfds:
             is_label = isinstance(features["label"], tfds.features.ClassLabel)
             label_field = "label" if is_label else None
         self._fields = (image_field, caption_field, label_field)
-        _check_fields(where, features, self._fields)
+        self.group_names = group_fields(group_field)
+        _check_fields(where, features, self._fields, self.group_names)
+        self._group_features = {name: features[name] for name in self.group_names}
         self._language, self.captions = language, captions
         self._with_languages = (
             caption_field == "captions"
@@ -142,6 +146,9 @@ class Tfds:
             if self._label_places is not None:
                 example["label"] = self._label_places[example["label"]]
             example["text"] = self.class_names[example["label"]]
+        if self.group_names:
+            named = self._group_features.items()
+            example["groups"] = {n: _group_of(feature, row[n], key) for n, feature in named}
         if caption_field is not None:
             texts = row[caption_field]
             if not isinstance(texts, bytes | str | Mapping):
@@ -158,6 +165,7 @@ class Tfds:
         """SHA-256 of the dataset's full name with version, the split, its files, and the fields."""
         identity = ["tfds/2", *self._identity, self._fields, self.class_names, self._language]
         identity += [self.captions] if self.captions == "lines" else []
+        identity += [self.group_names] if self.group_names else []
         identity += [] if self._label_places is None else [self._label_places]
         return sha256(json.dumps(identity))
 
@@ -231,8 +239,18 @@ def _open_shard(part: Any) -> list[Any]:
     return [count, part.skip, part.take, size, sha256(content)]
 
 
+def _group_of(feature: Any, value: Any, key: str) -> str:
+    """The group that a feature's value names: that of a label by its name."""
+    if hasattr(feature, "int2str"):
+        return feature.int2str(int(value)) if int(value) >= 0 else ""
+    return group_text(value, key)
+
+
 def _check_fields(
-    where: str, features: Mapping[str, Any], fields: tuple[str, str | None, str | None]
+    where: str,
+    features: Mapping[str, Any],
+    fields: tuple[str, str | None, str | None],
+    groups: Sequence[str],
 ) -> None:
     """Refuses a field that is not there, or holds something else."""
     import tensorflow_datasets as tfds
@@ -242,6 +260,7 @@ def _check_fields(
         ("image_field", image, lambda f: isinstance(f, tfds.features.Image), "Image"),
         ("text_field", caption, _is_text, "Text, or a list or map of these"),
         ("label_field", label, lambda f: isinstance(f, tfds.features.ClassLabel), "ClassLabel"),
+        *(("group_field", g, lambda f: f.shape == (), "one text, number or label") for g in groups),
     ):
         if field is not None and (field not in features or not fits(features[field])):
             raise ValueError(

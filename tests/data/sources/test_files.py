@@ -95,6 +95,23 @@ def test_names_that_are_not_utf8_are_left_out_and_told(tmp_path, caplog):
     assert "caf\\xe9/1.png" in caplog.text
 
 
+def test_groups_are_the_folders_between_class_and_picture(tmp_path):
+    write(
+        tmp_path / "a", {f"chair/{place}/0.jpg": png(0) for place in ("Asia/Nepal", "Europe/Malta")}
+    )
+    source = make_source(f"folder:{tmp_path / 'a'}?group_field=region,country")
+    assert source[1]["groups"] == {"region": "Europe", "country": "Malta"}
+    less = make_source(f"folder:{tmp_path / 'a'}?group_field=region")
+    assert source.fingerprint() != less.fingerprint() and less[1]["groups"] == {"region": "Europe"}
+    told = r"1 of 3 pictures do not stand in 3, e.g. chair/Asia/1.jpg"
+    write(tmp_path / "a", {"chair/Asia/1.jpg": png(0)})
+    with pytest.raises(ValueError, match=told):
+        make_source(f"folder:{tmp_path / 'a'}?group_field=region,country")
+    write(tmp_path / "b", {"1.jpg": png(0), "1.txt": b"one"})
+    with pytest.raises(ValueError, match="has captions: group_field are of no use"):
+        make_source(f"folder:{tmp_path / 'b'}?group_field=region")
+
+
 def test_a_link_that_leads_in_a_circle_is_named(tmp_path):
     write(tmp_path, {"dog/1.png": png("red")})
     (tmp_path / "dog" / "again").symlink_to("..")

@@ -166,6 +166,24 @@ def test_labels_that_are_numbers_in_text(tmp_path):
     assert [reason_of(source, i) for i in (2, 3)] == ["label", "label"]
 
 
+def test_groups_are_columns(tmp_path):
+    groups = {
+        "region": ["Asia", None] * 4,
+        "year": [2012.0, 2016.0] * 4,
+        "cell": [b"a", b"\xff"] * 4,
+    }
+    spec = f"parquet:{write(tmp_path / 'a.parquet', columns(count=8) | groups)}"
+    source = make_source(f"{spec}?group_field=region,year")
+    assert source.group_names == ("region", "year")
+    assert source[0]["groups"] == {"region": "Asia", "year": "2012"}
+    assert source[1]["groups"] == {"region": "", "year": "2016"}  # which an evaluation refuses
+    assert source.fingerprint() != make_source(spec).fingerprint()
+    assert "groups" not in make_source(spec)[0]
+    assert reason_of(make_source(f"{spec}?group_field=cell"), 1) == "text_encoding"
+    with pytest.raises(ValueError, match=r"none of them income: give \?group_field=NAME"):
+        make_source(f"{spec}?group_field=income")
+
+
 def test_the_root_belongs_to_the_fingerprint(tmp_path):
     path = write(tmp_path / "a.parquet", {"image": ["1.png"], "text": ["x"]})
     plain, same, other = (

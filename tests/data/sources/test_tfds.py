@@ -154,6 +154,22 @@ def test_bad_input(data_dir):
             make(data_dir, spec, **options)
 
 
+def test_groups_are_texts_numbers_or_labels(data_dir):
+    source = make(data_dir, group_field=("digits", "scalar"))
+    assert source.group_names == ("digits", "scalar")
+    found = [source[i] for i in range(12)]
+    order = [int(e["groups"]["scalar"]) for e in found]  # TFDS shuffles
+    assert sorted(order) == list(range(12)) and [e["label"] for e in found] == [
+        i % 2 for i in order
+    ]
+    names = ["0", "1", "background"]
+    assert [e["groups"]["digits"] for e in found] == [names[i % 3] for i in order]
+    assert source.fingerprint() != make(data_dir).fingerprint()
+    for wrong in ("captions", "region"):
+        with pytest.raises(ValueError, match=f"no '{wrong}' that is one text.*group_field"):
+            make(data_dir, group_field=wrong)
+
+
 def test_captions_need_no_names_of_classes(data_dir):
     source = make(data_dir, caption_field="captions", label_field="digits")
     assert source.class_names is None and "label" not in source[0] and source[0]["text"]

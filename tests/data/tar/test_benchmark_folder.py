@@ -164,5 +164,9 @@ def test_metadata_in_the_layout_of_wilds(tmp_path):
     source = make_source(f"{spec}?group_field=region,year")
     assert source.group_names == ("region", "year")
     assert source[1]["groups"] == {"region": "5", "year": "2016"} and source[1]["label"] == 1
+    # Numbers of more than six digits stay apart.
+    spec_of_ids = with_vectors(tmp_path / "ids", [npy([1234567]), npy([1234568])])
+    source_of_ids = make_source(f"{spec_of_ids}?group_field=id")
+    assert [source_of_ids[i]["groups"]["id"] for i in (0, 1)] == ["1234567", "1234568"]
     with pytest.raises(ValueError, match="extension 'npy' is unknown"):
         make_source(spec)
