@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from absl import logging
 
-from clipjax.distributed import gather
+from clipjax.processes.distributed import gather
 from clipjax.evals.running import EvalResult, ScheduledEval
 
 LEFT_OUT = "evals_left_out"  # of a step, beside its metrics

@@ -135,8 +135,8 @@ def with_means(
             for metric, v in values.items()
             if len(v) > 1 and (not metric.startswith("num_") or len(set(v)) == 1)
         }
-        languages = tuple(result.name.languages[0] for result in group)
-        name = dataclasses.replace(group[0].name, languages=languages)
+        their_languages = tuple(result.name.languages[0] for result in group)
+        name = dataclasses.replace(group[0].name, languages=their_languages)
         results.append(EvalResult(name=name, metrics=means))
     return results
 
