@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from absl import logging
 
-from clipjax.processes.distributed import gather
 from clipjax.evals.running import EvalResult, ScheduledEval
+from clipjax.processes.distributed import gather
 
 LEFT_OUT = "evals_left_out"  # of a step, beside its metrics
 
