@@ -174,7 +174,9 @@ class CheckpointSettings:
     """config.checkpoint: when a run saves and what it keeps."""
 
     every_steps: int = _field(1000, whole(), "steps from one to the next")
-    keep: int = _field(3, whole(), "of the newest")
+    keep: int = _field(
+        3, whole(), "of the newest; with 1 there is none to go back to from a state that is bad"
+    )
     keep_every: int | None = _field(
         None, Optional(whole()), "multiples of this step are never deleted"
     )

@@ -1,5 +1,6 @@
 """Replaying one step of a run, to find where its first number arises that is not finite."""
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -60,10 +61,11 @@ def replay(experiment: Experiment, step: int) -> list[str]:
         skipped = int(state.skipped)
         state, metrics = stage.step(state, batch)
     if int(state.skipped) > skipped:
-        return [
-            *said,
-            "loss and gradient are finite; what the optimizer or the averages make is not",
-        ]
+        rate = float(metrics["learning_rate"])
+        made = "what the optimizer or the averages make is not"
+        if not math.isfinite(rate):
+            made = f"the learning rate of config.schedule is {rate}"
+        return [*said, f"loss and gradient are finite; {made}"]
     numbers = f"loss {float(metrics['loss']):.6g}, grad_norm {float(metrics['grad_norm']):.6g}"
     return [*said, f"all is finite: {numbers}"]
 

@@ -32,3 +32,34 @@ def test_the_first_module_that_is_not_finite_is_named(tmp_path, command):
     code, _, errors = command("debug", *flags, "--step=9")
     assert code == 1 and "steps of the run are 1 to 8" in errors
     assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+CONFIG = """
+from tests.faults.tiny_run import get_config as tiny
+
+def get_config(arg=None):
+    config = tiny("steps=12,batch_size=8")
+    config.schedule.name, config.schedule.warmup_steps = "rates:broken", 0
+    config.plugins = ("rates",)
+    return config
+"""
+RATES = """
+import jax.numpy as jnp
+
+def broken(*, learning_rate):
+    return lambda step: jnp.where(step >= 5, jnp.nan, learning_rate)
+"""
+
+
+@pytest.mark.slow
+def test_a_rate_that_is_nan_is_voted_on_and_named(tmp_path, command):
+    """It leaves loss and gradient as they are, and would write NaN into every parameter."""
+    (tmp_path / "config.py").write_text(CONFIG)
+    (tmp_path / "rates.py").write_text(RATES)
+    flags = (f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'run'}")
+    code, _, errors = command("train", *flags)
+    assert code == 81 and "--resume_step=4 goes back" in errors, errors
+    kept = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept[:2] == ["10", "2"] and "4" in kept, kept
+    code, said, errors = command("debug", *flags, "--step=6")
+    assert code == 0 and "gradient are finite; the learning rate of config.schedule is nan" in said

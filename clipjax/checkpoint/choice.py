@@ -168,6 +168,22 @@ def naming_older_steps(step_dir: Path) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def condemning_nothing(directory: Path) -> Iterator[None]:
+    """Adds to the message of storage that fails that no checkpoint was taken for damaged.
+
+    Raises:
+        StorageError: in place of what the storage raised.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{error}. No checkpoint in {directory} was renamed or deleted for it: look at the "
+            "storage, then start again"
+        ) from error
+
+
 def agree_on_newest(directory: Path, *, allow_unfinished: bool) -> int:
     """Verifies the newest step and returns it, the same in every process.
 

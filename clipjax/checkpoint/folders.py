@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from absl import logging
@@ -79,7 +79,7 @@ def entries(directory: Path) -> list[Path]:
 
 def step_folders(directory: Path) -> list[int]:
     """Lists the steps that have a folder, finished or not, oldest first."""
-    return sorted(int(p.name) for p in entries(directory) if _STEP.fullmatch(p.name))
+    return sorted(int(p.name) for p in entries(directory) if is_step(p))
 
 
 def refuse_links(step_dir: Path) -> None:
@@ -113,7 +113,11 @@ def _scan(folder: str | Path) -> list[os.DirEntry[str]]:
 
 def committed_steps(directory: Path) -> list[int]:
     """Lists the steps whose folder holds a manifest, oldest first."""
-    return [s for s in step_folders(directory) if is_file(directory / str(s) / MANIFEST)]
+    return _with_manifest(directory, step_folders(directory))
+
+
+def _with_manifest(directory: Path, steps: Iterable[int]) -> list[int]:
+    return [step for step in steps if is_file(directory / str(step) / MANIFEST)]
 
 
 def good_steps(directory: Path) -> list[int]:
@@ -122,16 +126,23 @@ def good_steps(directory: Path) -> list[int]:
     What made the steps after the first fail may be in its own state, as when an update was far too
     large. From the second the run went on.
     """
+    return _good(directory, committed_steps(directory), 2, pass_over=(OSError,))
+
+
+def _good(
+    directory: Path, committed: Sequence[int], count: int, *, pass_over: tuple[type[OSError], ...]
+) -> list[int]:
+    """So many of the newest committed steps that no skipped ones precede, newest first."""
     found: list[int] = []
-    for step in reversed(committed_steps(directory)):
+    for step in reversed(committed):
         path = directory / str(step) / MANIFEST
         try:
-            fields = read_json(path)
+            fields = retry(functools.partial(read_json, path), f"reading {path}")
             if not fields.get("skipped_in_a_row", 0):
                 found.append(step)
-        except (OSError, ValueError, AttributeError) as error:
+        except (*pass_over, ValueError, AttributeError) as error:
             logging.warning("%s cannot be read: %s", path, error)
-        if len(found) == 2:
+        if len(found) == count:
             break
     return found
 
@@ -192,8 +203,12 @@ def set_aside(step_dir: Path, ending: str) -> Path:
 
 def sweep(directory: Path, *endings: str) -> None:
     """Deletes what cut-off saves and deletions left behind; what cannot be deleted stays."""
+    _sweep(entries(directory), *endings)
+
+
+def _sweep(there: Iterable[Path], *endings: str) -> None:
     left_over = re.compile(f"[0-9]+({'|'.join(map(re.escape, endings))}).*")
-    for path in entries(directory):
+    for path in there:
         if left_over.fullmatch(path.name):
             delete(path)
 
@@ -222,11 +237,18 @@ def delete_old_steps(
 
     So do the newest that no skipped ones precede, two of them unless one is kept: those after them
     may hold a bad state.
-    Called after a commit, so that the newest step that stays has just been hashed.
+    Called after a commit, so that the newest step that stays has just been hashed, and whatever
+    storage does here, that step is saved: what fails is told, and tried again after the next save.
     """
-    sweep(directory, UNFINISHED, DELETING)
-    good = good_steps(directory)[: min(keep, 2)]
-    for step in committed_steps(directory)[:-keep]:
+    try:
+        there = entries(directory)
+        steps = _with_manifest(directory, sorted(int(p.name) for p in there if is_step(p)))
+        good = _good(directory, steps, min(keep, 2), pass_over=())
+    except OSError as error:
+        logging.warning("old steps are not deleted yet: %s; tried again later", error)
+        return
+    _sweep(there, UNFINISHED, DELETING)
+    for step in steps[:-keep]:
         if step not in (best, *good) and (keep_every is None or step % keep_every):
             # Renamed first, so that a half-deleted folder is never taken for a save.
             try:

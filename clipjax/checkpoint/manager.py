@@ -216,10 +216,14 @@ class CheckpointManager:
 
         Raises:
             DamagedCheckpointError: no whole step was found within the fallbacks.
-            OSError: the storage failed more than once; nothing is renamed.
+            StorageError: the storage failed more than once; nothing is renamed for it.
             ValueError: the checkpoint is of another config, tree, shape or dtype.
         """
         self.wait_until_finished()
+        with choice.condemning_nothing(self.directory):
+            return self._restore_newest(abstract_state)
+
+    def _restore_newest(self, abstract_state: Any) -> tuple[Any, int] | None:
         for attempt in range(MAX_FALLBACKS + 1):
             step = choice.agree_on_newest(self.directory, allow_unfinished=attempt == 0)
             if step == choice.NO_STEP:

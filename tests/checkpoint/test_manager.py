@@ -21,6 +21,7 @@ from clipjax.checkpoint import (
     DamagedCheckpointError,
     NonFiniteStateError,
     choose_step,
+    folders,
     load_params,
     read_manifest,
     restore,
@@ -457,7 +458,7 @@ def test_storage_that_fails_condemns_nothing(saved, kit, monkeypatch, error, pla
     assert step == 4
     kit.assert_equal(restored, states[4])
     monkeypatch.setenv(faults.FAULT, f"{error}@checkpoint.{place}:times=1000")
-    with pytest.raises(StorageError, match=f"failed 6 times.*{error}"):
+    with pytest.raises(StorageError, match=f"failed 6 times.*{error}.*No checkpoint in .* renamed"):
         kit.manager(directory).restore_latest(abstract)
     with pytest.raises(StorageError, match=error):
         load_params(choose_step(directory).step_dir)
@@ -486,6 +487,30 @@ def test_an_old_step_that_cannot_be_deleted_stops_nothing(
         assert "is not deleted yet" in caplog.text and "EBUSY" in caplog.text
         manager.save(3, kit.make_state(3), block=True)
     assert steps_in(tmp_path) == ["3"]
+
+
+def test_where_old_steps_cannot_be_listed_the_new_one_is_saved(tmp_path, kit, monkeypatch, caplog):
+    """Storage that fails after the commit: nothing is deleted, and nothing is said to be lost."""
+    monkeypatch.setattr(retrying, "FIRST_DELAY_S", 0.001)
+    whole = folders.entries
+    with kit.manager(tmp_path, keep=1) as manager:
+        manager.save(1, kit.make_state(1), block=True)
+        listed = []
+
+        def fail_once(directory):
+            listed.append(directory)
+            if (tmp_path / "2" / folders.MANIFEST).exists() and "tried again" not in caplog.text:
+                raise OSError(errno.EIO, "Input/output error")
+            return whole(directory)
+
+        monkeypatch.setattr(folders, "entries", fail_once)
+        manager.save(2, kit.make_state(2), block=True)
+        assert "old steps are not deleted yet" in caplog.text
+        assert steps_in(tmp_path) == ["1", "2"]
+        listed.clear()
+        manager.save(3, kit.make_state(3), block=True)
+    assert steps_in(tmp_path) == ["3"]
+    assert len(listed) == 2  # before the save, and for all that retention looks at
 
 
 def test_of_an_old_step_that_is_a_link_only_the_link_goes(tmp_path, kit):
