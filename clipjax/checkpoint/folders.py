@@ -126,13 +126,16 @@ def good_steps(directory: Path) -> list[int]:
     What made the steps after the first fail may be in its own state, as when an update was far too
     large. From the second the run went on.
     """
-    return _good(directory, committed_steps(directory), 2, pass_over=(OSError,))
+    return _good(directory, committed_steps(directory), 2)
 
 
 def _good(
-    directory: Path, committed: Sequence[int], count: int, *, pass_over: tuple[type[OSError], ...]
+    directory: Path, committed: Sequence[int], count: int, *, strict: bool = False
 ) -> list[int]:
-    """So many of the newest committed steps that no skipped ones precede, newest first."""
+    """So many of the newest committed steps that no skipped ones precede, newest first.
+
+    Strict, it raises where the storage fails: a step that cannot be read may be one of them.
+    """
     found: list[int] = []
     for step in reversed(committed):
         path = directory / str(step) / MANIFEST
@@ -140,7 +143,9 @@ def _good(
             fields = retry(functools.partial(read_json, path), f"reading {path}")
             if not fields.get("skipped_in_a_row", 0):
                 found.append(step)
-        except (*pass_over, ValueError, AttributeError) as error:
+        except (OSError, ValueError, AttributeError) as error:
+            if strict and isinstance(error, OSError):
+                raise
             logging.warning("%s cannot be read: %s", path, error)
         if len(found) == count:
             break
@@ -243,7 +248,7 @@ def delete_old_steps(
     try:
         there = entries(directory)
         steps = _with_manifest(directory, sorted(int(p.name) for p in there if is_step(p)))
-        good = _good(directory, steps, min(keep, 2), pass_over=())
+        good = _good(directory, steps, min(keep, 2), strict=True)
     except OSError as error:
         logging.warning("old steps are not deleted yet: %s; tried again later", error)
         return
