@@ -25,6 +25,7 @@ CORE = [
     "numpy>=2.0",
     "optax>=0.2.6",
     "orbax-checkpoint>=0.11.33",
+    "packaging>=24.0",
     "pillow>=11.3",
     "pyarrow>=20.0",
     "regex>=2024.5.15",

@@ -44,7 +44,7 @@ LAYERS = (
     ("encoding",),
     ("evals", "inference"),
     ("experiment", "report"),
-    ("train", "debugging", "evaluate", "evaluate_suite", "compare", "plan"),
+    ("train", "debugging", "evaluate", "evaluate_suite", "compare", "plan", "doctor"),
     ("cli",),
 )
 SIBLINGS = {
@@ -53,6 +53,7 @@ SIBLINGS = {
     ("train_step", "grad_cache"),
     ("evaluate_suite", "evaluate"),
     ("compare", "evaluate"),
+    ("doctor", "plan"),
     ("interop", "checkpoint"),  # one of the formats is our own
 }
 # The lowest layer is a set of small modules; these pairs are the only ones that may import each

@@ -46,6 +46,7 @@ VERBS = {
     "data": "check, index, pack, stats or score a dataset named by SPEC",
     "tokenizer": "train a SentencePiece vocabulary on the captions of datasets, or try one",
     "plan": "compile the train step for absent TPUs or GPUs: memory, FLOPs, traffic, bounds, cost",
+    "doctor": "examine this machine, or all hosts of a run, before it: what would stop or slow it",
     "models": "list the named models",
 }
 

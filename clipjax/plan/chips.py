@@ -142,6 +142,13 @@ GPUS = (
     ),
 )  # fmt: skip
 CHIPS: dict[str, Chip] = {chip.name: chip for chip in (*TPUS, *GPUS)}
+# What JAX calls the devices (`jax.Device.device_kind`); a GPU is called as by its driver.
+KINDS = {
+    "TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e", "TPU v6e": "v6e", "TPU7x": "tpu7x",
+    "NVIDIA H100 80GB HBM3": "h100", "NVIDIA H200": "h200", "NVIDIA A100-SXM4-80GB": "a100",
+    "NVIDIA A100-SXM4-40GB": "a100_40", "NVIDIA L4": "l4",
+}  # fmt: skip
 ALIASES = {"7x": "tpu7x", "v7x": "tpu7x", "a100_80": "a100"}
 
 
@@ -183,6 +190,12 @@ def parse_topology(name: str) -> tuple[str, Chip, tuple[int, ...]]:
             f"--topology={name!r} has {math.prod(shape)} chips; {what} at most {chip.max_chips}"
         )
     return f"{chip.name}:{match[2]}", chip, shape
+
+
+def chip_of_kind(device_kind: str) -> Chip | None:
+    """The chip of a device by JAX's name of its kind; None where no figures of it are here."""
+    name = KINDS.get(device_kind)
+    return None if name is None else CHIPS[name]
 
 
 def known_topologies() -> str:
