@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from clipjax.files import write_file
 from clipjax.processes import exit_record
-from clipjax.processes.exit_codes import FAILED, OK, cause, ending
+from clipjax.processes.exit_codes import FAILED, OK, PREEMPTED, cause, ending
 
 RESTARTS = "CLIPJAX_RESTARTS"
 TALLY = "restarts.json"
@@ -156,6 +156,8 @@ class Local:
     def run(self, launch: str) -> list[tuple[int, int]]:
         """Runs all to their ends; number and exit code of each, in the order in which they ended.
 
+        None is started any more once this process was told to stop: it would never hear of it.
+
         What asks this process to stop, each of them is asked once: they have process groups of
         their own, so that Ctrl-C in a terminal does not come to them twice.
         """
@@ -170,6 +172,8 @@ class Local:
             environment = {**common, "CLIPJAX_PROCESS_ID": str(number)}
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)  # until it is one of ours
             try:
+                if self.signalled:
+                    break
                 pid = os.posix_spawnp(
                     self.command[0],
                     self.command,
@@ -211,12 +215,15 @@ def local(arguments: Sequence[str]) -> int:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, processes.pass_on)
     launcher, start = f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}", 0
+    code = PREEMPTED
     while True:
         try:
             ended = processes.run(f"{launcher}/{start}")
         except OSError as error:
             _say(f"{command[0]} cannot be started: {error.strerror}")
             return 127
+        if not ended:  # told to stop before any was started
+            return code
         verdict = judge(
             ended,
             workdir,
@@ -224,6 +231,7 @@ def local(arguments: Sequence[str]) -> int:
             signalled=processes.signalled,
             restarts=_limit(os.environ),
         )
+        code = verdict.code
         if verdict.code != OK:
             _say(verdict.why)
         if not verdict.again or processes.signalled:

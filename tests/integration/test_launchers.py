@@ -230,6 +230,17 @@ def test_a_launcher_that_is_told_to_stop_does_not_start_again(plan, launcher):
     assert "the launcher was told to stop" in said
 
 
+def test_what_comes_between_two_starts_is_heard(tmp_path, monkeypatch):
+    """A signal while no process runs, or only the first of two: nobody could tell the next one."""
+    command = ["touch", str(tmp_path / "started")]
+    processes = launching.Local(1, command)
+    processes.pass_on(signal.SIGTERM, None)
+    assert processes.run("me/0") == [] and not list(tmp_path.iterdir())
+    monkeypatch.setattr(launching.Local, "run", lambda self, launch: [])
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    assert launching.local(["2", "--workdir=x"]) == exit_codes.PREEMPTED
+
+
 def test_the_first_failure_in_time_is_reported(plan):
     code, said = plan("local", "late7/3@0", "2")
     assert code == 3 and "ended with 3 by process 1" in said
