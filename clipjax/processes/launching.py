@@ -81,7 +81,7 @@ def judge(
         codes = [(i, said if i == 0 else code) for i, code in codes] or [(0, said)]
     code = cause([code for _, code in codes]) if codes else fallback
     first = next((number for number, found in codes if found == code), 0)
-    by = f" by process {first}" if first else ""
+    by = f" by process {first}" if len(codes) > 1 else ""
     reason = f": {record['reason']}" if record.get("reason") and said == code else ""
     ended = f"the run ended with {code}{by}, {ending(code).meaning}{reason}"
     if said == OK or workdir is None or restarts == 0 or not ending(code).again:
@@ -185,12 +185,22 @@ class Local:
                 self._running[pid] = number
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        ended = []
+        ended: list[tuple[int, int]] = []
+        stopped: set[int] = set()
         while self._running:
-            pid, status = os.wait()
-            if pid in self._running:
+            pid, status = os.waitpid(-1, os.WUNTRACED | os.WCONTINUED)
+            stopped.discard(pid)
+            if os.WIFSTOPPED(status):
+                stopped.add(pid)
+            elif pid in self._running and not os.WIFCONTINUED(status):
                 code = os.waitstatus_to_exitcode(status)
                 ended.append((self._running.pop(pid), code if code >= 0 else 128 - code))
+            # The others have given it up; it would end as it goes on, which may be never.
+            if any(code != OK for _, code in ended):
+                for lost in stopped & self._running.keys():
+                    _say(f"process {self._running[lost]} is stopped, and the others ended: killed")
+                    os.kill(lost, signal.SIGKILL)
+                stopped.clear()
         return ended
 
     def pass_on(self, number: int, frame: Any) -> None:

@@ -83,7 +83,7 @@ def test_the_setup_ships_what_is_committed(run):
 
 
 # A run that does what $PLAN says: of each start, its end and the step of its newest checkpoint. An
-# end is an exit code, which exit.json has, too; or `kill`, which leaves what stood there.
+# end is an exit code, which exit.json has, too; or `kill` and `stop`, which leave what stood there.
 RUN = """
 import os, pathlib, signal, sys, time
 from clipjax.processes import exit_record
@@ -108,6 +108,8 @@ if end == "wait":
     signal.signal(signal.SIGTERM, lambda *_: (exit_record.end(80), os._exit(80)))
     (workdir / "waits").touch()
     time.sleep(60)
+if end == "stop":
+    os.kill(os.getpid(), signal.SIGSTOP)
 if end == "kill":
     os.kill(os.getpid(), signal.SIGKILL)
 exit_record.at(int(step))
@@ -253,6 +255,13 @@ def test_a_lost_process_starts_all_again(plan):
     code, said = plan("local", "late83/kill@5 0@9", "2")
     assert code == 0 and "ended with 137 by process 1, ended by SIGKILL" in said
     assert plan.starts == 2 == len((plan.workdir / "starts1").read_text().split())
+
+
+def test_a_stopped_process_keeps_nobody_waiting(plan):
+    """The others miss it and end; what is stopped may never go on, nor end."""
+    code, said = plan("local", "late83/stop@5 0@9", "2")
+    assert code == 0 and "process 1 is stopped, and the others ended: killed" in said
+    assert "ended with 137 by process 1, ended by SIGKILL" in said and plan.starts == 2
 
 
 def test_the_lead_says_how_it_ended_before_it_was_aborted(tmp_path, monkeypatch):
