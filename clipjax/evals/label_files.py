@@ -1,12 +1,19 @@
-"""Several labels of each picture, from a file beside the data: ReaL's of ImageNet, or one's own."""
+"""Several labels of each picture, or class, from a file beside the data: those of ReaL and
+ObjectNet, or one's own."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clipjax.data.classes.matching import labels_of_names
-from clipjax.data.classes.named_lists import load_json, load_real_labels
+from clipjax.data.classes.matching import labels_of_names, plain_name
+from clipjax.data.classes.named_lists import (
+    load_json,
+    load_objectnet_map,
+    load_real_labels,
+    load_sets,
+)
 
 REAL = "imagenet_real"
+OBJECTNET = "objectnet"
 
 
 def load_label_file(name: str, class_names: Sequence[str]) -> dict[str, tuple[int, ...]]:
@@ -42,8 +49,57 @@ def load_label_file(name: str, class_names: Sequence[str]) -> dict[str, tuple[in
             raise ValueError(f"label_file {name} names the picture {stem!r} twice: keep one")
         if not isinstance(classes, list):
             raise ValueError(f"label_file {name}: {picture!r} has {classes!r:.40}, not a list")
-        labels[stem] = tuple(_place(c, known, len(class_names), name, picture) for c in classes)
+        where = f"label_file {name}"
+        labels[stem] = tuple(_place(c, known, len(class_names), where, picture) for c in classes)
     return labels
+
+
+def load_class_map(
+    name: str, own: Sequence[str], class_names: Sequence[str]
+) -> list[tuple[int, ...]]:
+    """Reads which of the classes that are answered each class of a source is.
+
+    Args:
+        name: `objectnet` (ObjectNet's 113 folders that are classes of ImageNet), or a JSON file: a
+            map from a class of the source to the list of its classes, by name or number.
+        own: the source's classes, in the order of its labels; `_`, `-`, space and case do not
+            matter.
+
+    Returns:
+        Places among `class_names` of each of `own`; none of one that is not in the map.
+
+    Raises:
+        ValueError: no such file, an entry that is no list of known classes, or no class in common.
+    """
+    if name == OBJECTNET:
+        found: Any = dict(load_objectnet_map())
+        ids, names = (load_sets(kind)[OBJECTNET] for kind in ("class_ids", "class_names"))
+        found |= {each: found[folder] for folder, each in zip(ids, names, strict=True)}
+    else:
+        found = load_json(name, "classes")
+    if not isinstance(found, Mapping) or not found:
+        raise ValueError(
+            f"class_map {name!r} is neither {OBJECTNET} nor a JSON file with a map from a class of "
+            "the source to a list of the classes that it is"
+        )
+    known = labels_of_names(class_names)
+    places: dict[str, tuple[int, ...]] = {}
+    for each, classes in found.items():
+        if not isinstance(classes, list) or not classes:
+            raise ValueError(
+                f"class_map {name}: {each!r} has {classes!r:.40}, not a list of classes"
+            )
+        read = tuple(_place(c, known, len(class_names), f"class_map {name}", each) for c in classes)
+        if places.setdefault(plain_name(each), read) != read:
+            raise ValueError(f"class_map {name} names the class {each!r} twice: keep one")
+    result = [places.get(plain_name(each), ()) for each in own]
+    if not any(result):
+        raise ValueError(
+            f"class_map {name} has none of the source's {len(own)} classes: it has "
+            f"{', '.join(map(repr, list(found)[:3]))}, ..., the source "
+            f"{', '.join(map(repr, own[:3]))}, ..."
+        )
+    return result
 
 
 def stem_of(key: str) -> str:
@@ -52,11 +108,11 @@ def stem_of(key: str) -> str:
     return name[: name.rindex(".")] if "." in name else name
 
 
-def _place(found: Any, known: Mapping[str, int], count: int, name: str, picture: str) -> int:
+def _place(found: Any, known: Mapping[str, int], count: int, where: str, picture: str) -> int:
     place = known.get(found) if isinstance(found, str) else found
     if not isinstance(place, int) or isinstance(place, bool) or not 0 <= place < count:
         raise ValueError(
-            f"label_file {name}: {picture!r} has the class {found!r:.40}, which is none of the "
+            f"{where}: {picture!r} has the class {found!r:.40}, which is none of the "
             f"{count} class names, nor a number from 0 to {count - 1}"
         )
     return place

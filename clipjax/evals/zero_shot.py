@@ -30,7 +30,7 @@ from clipjax.encoding.zero_shot_head import average_prompts
 from clipjax.evals.evaluation import Evaluation
 from clipjax.evals.groups import Groups
 from clipjax.evals.head_cache import cached_head, head_path
-from clipjax.evals.label_files import load_label_file, stem_of
+from clipjax.evals.label_files import load_class_map, load_label_file, stem_of
 from clipjax.evals.reading import ImageBatch, ImageReader
 from clipjax.evals.retrieval import gather_rows
 from clipjax.evals.zero_shot_scores import empty_counts, mean_ap, metric_names, metrics_of, score
@@ -72,6 +72,8 @@ class ZeroShot(Evaluation):
         classes: which names compete: `all`, or only those of classes that are `present` in the
             source; with `listed` all do, and only examples count whose class is in `class_names`.
         label_file: several labels of each picture, see `load_label_file`, in place of the source's.
+        class_map: which of `class_names` each class of the source is, see `load_class_map`; an
+            answer is right if it is one of them, and pictures of other classes are left out.
         ignored_groups: `column=group` of what the source groups its examples by, that the worst
             group is not one of.
         logit_scale_fn: params -> factor of the cosines in a prediction's probabilities. Ranks,
@@ -86,6 +88,7 @@ class ZeroShot(Evaluation):
     class_names: str | Sequence[str] | None = None
     classes: str = "all"
     label_file: str | None = None
+    class_map: str | None = None
     ignored_groups: Sequence[str] = ()
     logit_scale_fn: Callable[[PyTree], jax.Array] | None = None
     logit_bias_fn: Callable[[PyTree], jax.Array | None] | None = None
@@ -105,6 +108,7 @@ class ZeroShot(Evaluation):
         ),
         "classes": Choice(CLASSES),
         "label_file": Optional(Text("imagenet_real, or a file"), "the source's labels"),
+        "class_map": Optional(Text("objectnet, or a file"), "a class is itself"),
         "ignored_groups": Many(Text("column=group"), "texts"),
         **Evaluation.ranges,
     }
@@ -121,7 +125,10 @@ class ZeroShot(Evaluation):
         if isinstance(given, str):
             given, origin = load_class_names(given), f"given: {given!r}"
         self._left_out: dict[str, int] = {}
-        if self.classes == "listed":
+        self._map: list[tuple[int, ...]] | None = None
+        if self.class_map is not None:
+            names, rows, matched = self._mapped(given, own)
+        elif self.classes == "listed":
             names, rows, matched = self._listed(given, own)
         else:
             names, rows, matched = self._match(given, own)
@@ -134,8 +141,9 @@ class ZeroShot(Evaluation):
         self.class_names = self._names = tuple(names)
         self._rows = tuple(rows)  # of the classifier, for each label of the source
         self._label_file = self._labels_of_file() if self.label_file else None
-        self._several = bool(self._label_file) or bool(getattr(self.source, "several", None))
-        self._mean_ap = self._several and not self._label_file
+        own_several = bool(getattr(self.source, "several", None))
+        self._mean_ap = own_several and not self._label_file
+        self._several = own_several or bool(self._label_file) or self._map is not None
         self._columns = tuple(getattr(self.source, "group_names", None) or ())
         self._tables: dict[str, Any] = {}
         if self.ignored_groups and not self._columns:
@@ -181,6 +189,28 @@ class ZeroShot(Evaluation):
         self._keep(kept, "of a class that is not listed")
         return given, places, by
 
+    def _mapped(
+        self, given: Sequence[str] | None, own: Sequence[str] | None
+    ) -> tuple[Sequence[str], Sequence[int], str | None]:
+        """As `_match`, of classes that are one or several of the names, or none and left out."""
+        assert self.class_map is not None
+        if given is None or own is None:
+            raise ValueError(
+                f"{self.name}: class_map is for a source with classes of its own and a list of "
+                "class_names: give that list, as by --class_names imagenet"
+            )
+        if self.classes != "all" or self.label_file or getattr(self.source, "several", None):
+            raise ValueError(
+                f"{self.name}: class_map says itself which classes count, of pictures with one "
+                "class each: leave out `classes` and `label_file`, and take no multilabel source"
+            )
+        self._map = load_class_map(self.class_map, own, given)
+        places = self._map
+        labels = labels_of(self.source)
+        kept = [i for i, label in enumerate(labels) if label is None or places[label]]
+        self._keep(kept, "of a class that class_map does not have")
+        return given, range(len(own)), "name"
+
     def _labels_of_file(self) -> dict[str, tuple[int, ...]]:
         """Reads the label file, and leaves out the examples that have no label in it."""
         assert self.label_file is not None
@@ -225,6 +255,8 @@ class ZeroShot(Evaluation):
         if self._label_file is not None:
             labels = json.dumps(self._label_file, sort_keys=True)
             about["label_file"] = {"from": self.label_file, "sha256": sha256(labels)}
+        if self._map is not None:
+            about["class_map"] = {"from": self.class_map, "sha256": sha256(json.dumps(self._map))}
         return about | ({"left_out": dict(self._left_out)} if self._left_out else {})
 
     def tables(self) -> dict[str, Any]:
@@ -352,6 +384,8 @@ class ZeroShot(Evaluation):
         """The classes of an example, as places among the names."""
         if self._label_file is not None:
             return self._label_file[stem_of(example["key"])]
+        if self._map is not None:
+            return self._map[example["label"]]
         if self._several:
             return tuple(self._rows[label] for label in example["labels"])
         return (self._rows[example["label"]],)
@@ -372,7 +406,7 @@ class ZeroShot(Evaluation):
         Groups(self._columns, ()).check(example)
         if self._label_file is not None:
             return
-        labels = example.get("labels") if self._several else (example.get("label"),)
+        labels = example.get("labels") if self._mean_ap else (example.get("label"),)
         if labels is None:
             raise LabelError(
                 f"{example['key']} has no labels, and the source says several a picture"

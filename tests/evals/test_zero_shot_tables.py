@@ -9,7 +9,7 @@ from stand_ins import Source, evaluation, make_params, mesh_of, picture, unit
 
 from clipjax.data.classes.named_lists import load_class_names, load_imagenet_ids
 from clipjax.evals import ZeroShot
-from clipjax.evals.label_files import load_label_file
+from clipjax.evals.label_files import load_class_map, load_label_file
 from clipjax.metrics import average_precision
 
 NAMES = tuple(f"{c} thing" for c in range(6))
@@ -252,6 +252,72 @@ def test_labels_of_each_picture_from_a_file(tmp_path):
             zero_shot(named("x"), label_file=str(file))
     with pytest.raises(ValueError, match="neither imagenet_real nor a JSON file"):
         zero_shot(named("x"), label_file="real")
+
+
+def test_a_class_that_is_several_of_the_names(tmp_path):
+    file = tmp_path / "map.json"
+    file.write_text(json.dumps({"Alarm-Clock": ["0 thing", 3], "wok": [5]}))
+    own = ("alarm_clock", "apron", "wok")
+    examples = [{"label": label} for label in (0, 0, 0, 1, 2, 2)]
+    found = zero_shot(examples, own, class_names=NAMES, class_map=str(file))
+    metrics = found.run(knowing([0, 3, 5, 0, 5, 3]))  # pictures by their place in the whole source
+    assert (metrics["top1"], metrics["num_examples"], metrics["num_classes"]) == (0.6, 5, 6)
+    assert tuple(metrics) == found.metric_names
+    assert found.about()["left_out"] == {"of a class that class_map does not have": 1}
+    assert found.about()["class_map"]["from"] == str(file)
+    assert [p.correct for p in found.predict(knowing([0, 3, 5, 0, 5, 3]))] == [1, 1, 0, 1, 0]
+    for changes, message in (
+        ({"class_names": None}, "give that list"),
+        ({"classes": "listed"}, "class_map says itself which classes count"),
+        ({"class_map": "objektnet"}, "neither objectnet nor a JSON file"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            options = {"class_names": NAMES, "class_map": str(file)} | changes
+            zero_shot(examples, own, **options)
+    for content, message in (
+        ({"wok": [6]}, "'wok' has the class 6, which is none of the 6"),
+        ({"wok": []}, r"'wok' has \[\], not a list of classes"),
+        ({"wok": [1], "Wok": [2]}, "the class 'Wok' twice"),
+        ({"hat": [1]}, "has none of the source's 3 classes"),
+    ):
+        file.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=message):
+            load_class_map(str(file), own, NAMES)
+
+
+def test_objectnets_classes_among_the_thousand():
+    names = load_class_names("imagenet")
+    own = ("alarm_clock", "apron_of_nobody", "full_sized_towel", "wok")
+    places = load_class_map("objectnet", own, names)
+    found = [[names[place] for place in each] for each in places]
+    assert found == [["analog clock", "digital clock"], [], ["bath towel"], ["wok"]]
+    # By the names that CLIP_benchmark has for the folders, too.
+    by_name = load_class_map("objectnet", load_class_names("objectnet"), names)
+    assert sum(map(len, by_name)) == len({place for each in by_name for place in each}) == 125
+    assert all(by_name) and len(by_name) == 113
+
+
+def test_names_of_some_of_imagenets_classes_in_a_language(tmp_path):
+    file, ids = tmp_path / "babel.json", load_imagenet_ids()
+    languages = {"DE": [[0, 3, 999], ["Schleie", "Tigerhai", "Klopapier"]], "XX": [[0], ["a", "b"]]}
+    file.write_text(json.dumps(languages))
+    names = load_class_names(f"{file}:DE")
+    own = (ids[3], ids[4], ids[999], ids[0])
+    found = zero_shot(
+        [{"label": label} for label in (0, 1, 2, 3)],
+        own,
+        class_names=f"{file}:DE",
+        classes="listed",
+        tokenizer=numbered(names),
+    )
+    metrics = found.run(knowing([1, 0, 2, 1]))
+    assert (metrics["num_classes"], metrics["num_examples"]) == (3, 3)
+    assert metrics["top1"] == pytest.approx(2 / 3)
+    assert found.about()["left_out"] == {"of a class that is not listed": 1}
+    some = zero_shot([{"label": 0}], own[2:], class_names=f"{file}:DE", tokenizer=numbered(names))
+    assert some.about()["class_names"]["matched"] == "wordnet"
+    with pytest.raises(ValueError, match="1 numbers and 2 names"):
+        load_class_names(f"{file}:XX")
 
 
 def test_real_has_the_labels_of_its_authors():

@@ -36,11 +36,11 @@ def match_classes(
     Raises:
         ValueError: neither fits, or a class could be several of the given ones.
     """
+    ids = {name: place for place, name in enumerate(class_ids(given))}
     found, given = list(found), list(given)
     places = _places_by_name(found, given, where)
     if places is not None:
         return Match(places, "name")
-    ids = {name: place for place, name in enumerate(class_ids(given))}
     if any(name in ids for name in found):
         unknown = [name for name in found if name not in ids]
         if unknown:

@@ -138,19 +138,59 @@ def load_strings(
     return found
 
 
+class ImageNetNames(tuple[str, ...]):
+    """Names of some of ImageNet's classes, with the WordNet ids of these in `ids`."""
+
+    ids: tuple[str, ...]
+
+
 def load_class_names(name_or_path: str) -> tuple[str, ...]:
-    """Loads class names in label order: of a set by its name, a text file, or a JSON list."""
+    """Loads class names in label order: of a set by its name, a text file, or a JSON list.
+
+    Of Babel-ImageNet's file (arXiv:2306.08658), `FILE.json:DE`, the names of a language, which are
+    ImageNetNames.
+    """
     hint = f"; a single class is written `{name_or_path},` in a SPEC"
     known = known_class_names()
+    if name_or_path not in known and ":" in name_or_path:
+        babel = _names_and_ids(load_json(name_or_path, "class names"), name_or_path)
+        if babel is not None:
+            return babel
     found = load_strings(name_or_path, known, "class names", comments=False, hint=hint)
     if name_or_path not in known:  # those are as published
         warn_of_twins(found)
     return tuple(found.values())
 
 
+def _names_and_ids(found: Any, where: str) -> ImageNetNames | None:
+    """Reads numbers of ImageNet's classes and their names, a list each; None of another layout."""
+    if not (
+        isinstance(found, list) and len(found) == 2 and all(isinstance(f, list) for f in found)
+    ):
+        return None
+    numbers, names = found
+    ids = load_imagenet_ids()
+    are_numbers = all(type(number) is int and 0 <= number < len(ids) for number in numbers)
+    are_names = all(isinstance(name, str) and name.strip() for name in names)
+    if not (are_numbers and are_names and len(set(numbers)) == len(numbers) == len(names) > 0):
+        raise ValueError(
+            f"{where} holds {len(numbers)} numbers and {len(names)} names: expected numbers from "
+            f"0 to {len(ids) - 1}, each once, and a name for each"
+        )
+    warn_of_twins({f"{where}, class {n}": s for n, s in zip(numbers, names, strict=True)})
+    result = ImageNetNames(names)
+    result.ids = tuple(ids[number] for number in numbers)
+    return result
+
+
 def load_real_labels() -> list[list[int]]:
     """Gives the labels of ReaL: those of each validation picture of ImageNet, by its number."""
     return _read_packaged("imagenet_real.json.gz")
+
+
+def load_objectnet_map() -> dict[str, list[int]]:
+    """Gives which classes of ImageNet, by number, a folder of ObjectNet is: 113 of its 313."""
+    return _read_packaged("objectnet_map.json")
 
 
 @functools.cache
@@ -162,6 +202,8 @@ def load_imagenet_ids() -> tuple[str, ...]:
 def class_ids(names: Sequence[str]) -> tuple[str, ...]:
     """Gives what folders of these classes are called besides: WordNet ids of ImageNet's 1,000, in
     whatever words, and those of a packaged set (`imagenet-a`, `objectnet`); else none."""
+    if isinstance(names, ImageNetNames):
+        return names.ids
     names, ids = list(names), load_imagenet_ids()
     if len(names) == len(ids):
         return ids
