@@ -12,7 +12,14 @@ from ml_collections import ConfigDict
 
 from clipjax import building, partitioning
 from clipjax.building import ANY_MODULE, check_plugins, check_spec, outside_names
-from clipjax.checkpoint import Choice, check_model, choose_step, digest, spec_in
+from clipjax.checkpoint import (
+    Choice,
+    DamagedCheckpointError,
+    check_model,
+    choose_step,
+    digest,
+    spec_in,
+)
 from clipjax.config import check_together, stored, validate
 from clipjax.config_fields import EVAL_FIELDS, Settings
 from clipjax.data.images.naflex import make_preprocess
@@ -108,17 +115,30 @@ def resolve(
     init = None
     if settings.init.checkpoint and (to_run or settings.model.get("name") == CHECKPOINT_MODEL):
         with named("config.init.checkpoint"):
-            try:
-                init = choose_step(settings.init.checkpoint)  # once: a run may save a newer one
-            except ValueError as error:
-                try:
-                    init = choose_step(workdir or "")
-                except ValueError:
-                    raise error from None
-                logging.warning(
-                    "%s. The run needs it no more: it goes on from its own %s", error, init.step_dir
-                )
+            init = _starts_from(settings.init.checkpoint, workdir)
     return _resolve(settings, _spec(settings, init, plugins), plugins, init)
+
+
+def _starts_from(path: str, workdir: str | os.PathLike[str] | None) -> Choice:
+    """The step of config.init.checkpoint; where it is no more, the own one of a run that has saved.
+
+    Chosen once: another run may save a newer one meanwhile.
+    """
+    try:
+        found = choose_step(path)
+        _ = found.manifest  # it has to be whole
+        return found
+    except (ValueError, OSError, DamagedCheckpointError) as error:
+        if workdir is None:
+            raise
+        try:
+            own = choose_step(workdir)
+        except ValueError:
+            raise error from None
+        logging.warning(
+            "%s. The run needs it no more: it goes on from its own %s", error, own.step_dir
+        )
+        return own
 
 
 def _resolve(

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from clipjax import faults
 from clipjax.checkpoint import DamagedCheckpointError, load_params, read_newest
 from clipjax.checkpoint.choice import StepDeletedError
 from clipjax.config import default_config
@@ -79,6 +80,27 @@ def test_a_fine_tuning_that_has_saved_needs_its_source_no_more(tmp_path, caplog)
     assert "goes on from its own" in caplog.text
     with pytest.raises(ValueError, match="no checkpoint at"):
         resolve(config)
+
+
+@pytest.mark.parametrize("fault", ["damage", "EACCES"])
+def test_nor_does_it_need_a_source_that_cannot_be_read(tmp_path, caplog, monkeypatch, fault):
+    spec = tiny_spec(text={"vocab_size": 49408})
+    source = write_checkpoint(tmp_path / "source", spec, step=1)
+    config = default_config()
+    config.data.source = "synthetic:64"
+    config.model.name = "checkpoint"
+    config.init.checkpoint = str(tmp_path / "source")
+    assert resolve(config, workdir=tmp_path / "run").init.step_dir == source
+    if fault == "damage":
+        (source / "manifest.json").write_text("{")
+    else:
+        monkeypatch.setenv(faults.FAULT, f"{fault}@checkpoint.look")
+    with pytest.raises((DamagedCheckpointError, OSError)):
+        resolve(config, workdir=tmp_path / "run")
+    faults.fired.clear()
+    step_dir = write_checkpoint(tmp_path / "run", spec, step=5)
+    assert resolve(config, workdir=tmp_path / "run").init.step_dir == step_dir
+    assert "goes on from its own" in caplog.text
 
 
 def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch, kit):
