@@ -8,14 +8,16 @@ that follows takes what that gives.
 
 import ast
 import dataclasses
+import functools
 import math
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, get_args
 
 from ml_collections import ConfigDict, config_dict
 
 from clipjax.config_fields import EVAL_FIELDS, FIELDS, Settings
+from clipjax.lengths import Length
 from clipjax.ranges import Group, Number, hint, is_list, show, unknown_key
 
 
@@ -34,6 +36,8 @@ def _as_config(group: Any) -> ConfigDict:
         kinds = get_args(field.type) if isinstance(field.type, types.UnionType) else ()
         if dataclasses.is_dataclass(value):
             value = _as_config(value)
+        elif isinstance(field.metadata["field"].allowed, Length):  # a number, or a text
+            value = config_dict.FieldReference(value, field_type=object)
         elif types.NoneType in kinds:
             kind = kinds[0] if kinds[0] in (int, float) else object
             value = config_dict.FieldReference(value, field_type=kind)
@@ -100,7 +104,12 @@ def _parse_value(key: str, text: str, default: Any) -> Any:
     return value
 
 
-def validate(config: ConfigDict, *, needs_data: bool = True) -> Settings:
+def validate(
+    config: ConfigDict,
+    *,
+    needs_data: bool = True,
+    count_examples: Callable[[Any], int] | None = None,
+) -> Settings:
     """Checks keys, types and ranges of a config, before any device or file is touched.
 
     What the parts of a config (model, transforms, evaluations) may hold, their constructors know:
@@ -109,9 +118,10 @@ def validate(config: ConfigDict, *, needs_data: bool = True) -> Settings:
     Args:
         config: of `get_config`, with overrides.
         needs_data: whether config.data.source must be given.
+        count_examples: counts those of config.data.source; called where a length is in epochs.
 
     Returns:
-        The config, typed.
+        The config, typed, with every length in steps.
 
     Raises:
         ValueError: what was found, what is allowed, and the config path.
@@ -123,11 +133,42 @@ def validate(config: ConfigDict, *, needs_data: bool = True) -> Settings:
     for name, value in plain["target"].items():
         for item in value if is_list(value) else (value,):
             Number().check(item, f"config.target.{name}")
+    _resolve_lengths(plain, count_examples)
     settings = _typed(Settings, plain)
     if needs_data and not settings.data.source:
         raise ValueError("config.data.source is empty; give kind:where[:split], see docs/data.md")
     check_together(settings)
     return settings
+
+
+def _resolve_lengths(plain: dict[str, Any], count: Callable[[Any], int] | None) -> None:
+    """Turns every length of a config to steps."""
+
+    @functools.cache
+    def count_examples() -> int:
+        source = plain["data"]["source"]
+        if not source or count is None:
+            raise ValueError(
+                "an epoch is counted in config.data.source, which is "
+                f"{'not opened here' if source else 'empty'}; give the length in examples"
+            )
+        return count(source)
+
+    def in_steps(rule: Length, value: int | str, path: str) -> int:
+        return rule.steps(
+            value, path, batch_size=plain["batch_size"], count_examples=count_examples
+        )
+
+    for path, field in FIELDS.items():
+        if isinstance(field.allowed, Length):
+            *groups, name = path.split(".")
+            group = functools.reduce(lambda node, key: node[key], groups, plain)
+            group[name] = in_steps(field.allowed, group[name], f"config.{path}")
+    for number, stage in enumerate(plain["stages"]):
+        if isinstance(stage.get("until_step"), str):
+            path, rule = f"config.stages[{number}].until_step", Length(1)
+            rule.check(stage["until_step"], path)
+            stage["until_step"] = in_steps(rule, stage["until_step"], path)
 
 
 def check_together(settings: Settings) -> None:
@@ -155,6 +196,12 @@ def check_together(settings: Settings) -> None:
         raise ValueError(
             f"config.schedule.warmup_steps = {settings.schedule.warmup_steps} is not below "
             f"config.total_steps = {settings.total_steps}; lower it, or train longer"
+        )
+    if settings.schedule.warmup_steps + settings.schedule.cooldown_steps > settings.total_steps:
+        raise ValueError(
+            f"config.schedule.cooldown_steps = {settings.schedule.cooldown_steps} begins before "
+            f"the end of config.schedule.warmup_steps = {settings.schedule.warmup_steps}: "
+            f"config.total_steps = {settings.total_steps}; lower one of them, or train longer"
         )
     if settings.loss.layout == "dense" and settings.loss.tile_size is not None:
         raise ValueError(

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from clipjax.lengths import Length
 from clipjax.ranges import (
     FRACTION,
     PATTERNS,
@@ -127,7 +128,11 @@ class LossSettings:
 class OptimizerSettings:
     """config.optimizer."""
 
-    name: str = _field("adamw", Text("`adamw` or `lion`"), "the direction of a step")
+    name: str = _field(
+        "adamw",
+        Text("`adamw`, `lion`, `muon`, `lamb`, `adafactor` or `stableadamw`"),
+        "the direction of a step; see below",
+    )
     learning_rate: float = _field(5e-4, Number(0, 1e6), "at the end of the warm-up")
     b1: float = _field(0.9, RATE, "decay of the first moment")
     b2: float = _field(0.98, RATE, "decay of the second moment")
@@ -145,11 +150,24 @@ class OptimizerSettings:
         False, Flag(), "StableAdamW: a tensor's update is divided by max(1, RMS of g / sqrt(v))"
     )
     mu_dtype: str = _field("float32", DTYPES, "of the first moment")
+    muon_momentum: float = _field(0.95, RATE, "of the matrices under `muon`, Nesterov's")
+    muon_rms: float | None = _field(
+        0.2,
+        Optional(Number(0, 1e6, open_low=True), "sqrt(max(1, outputs / inputs)) of each matrix"),
+        "of a matrix's update under `muon`, before the learning rate: AdamW's is about 0.2",
+    )
     freeze: tuple[Any, ...] = _field((), PATTERNS, "parameters that stay fixed")
     lr_scale: tuple[Any, ...] = _field(
         (),
         Many(Pair(Pattern(), Number(0, 1e6)), "pairs (regular expression, factor from 0)"),
         "factors of the learning rate; the first that matches a parameter counts",
+    )
+    layer_decay: tuple[Any, ...] = _field(
+        (),
+        Many(
+            Pair(Pattern(), Number(0, 1, open_low=True)), "pairs (regular expression, decay to 1)"
+        ),
+        "of the learning rate from block to block, from the last one down; see below",
     )
     ema_decay: float | None = _field(None, Optional(RATE), "of the averaged parameters")
     spike_factor: float | None = _field(
@@ -164,9 +182,20 @@ class OptimizerSettings:
 class ScheduleSettings:
     """config.schedule: of the learning rate."""
 
-    name: str = _field("cosine", Text("`cosine` or `constant`"), "after the warm-up")
-    warmup_steps: int = _field(2000, whole(0), "from 0 to the learning rate; below `total_steps`")
-    end_fraction: float = _field(0.0, FRACTION, "of the learning rate, at `total_steps`")
+    name: str = _field(
+        "cosine",
+        Text("`cosine`, `linear`, `polynomial`, `rsqrt` or `constant`"),
+        "after the warm-up; see below",
+    )
+    warmup_steps: int = _field(2000, Length(), "from 0 to the learning rate; below `total_steps`")
+    end_fraction: float = _field(
+        0.0, FRACTION, "of the learning rate, at `total_steps`; of what the cooldown begins with"
+    )
+    cooldown_steps: int = _field(
+        0, Length(), "at the end of `constant` or `rsqrt`; after the warm-up"
+    )
+    power: float = _field(1.0, Number(1e-3, 1e3), "of `polynomial`, and of the cooldown")
+    timescale_steps: int = _field(10_000, Length(1), "of `rsqrt`: 1 / sqrt(1 + step / this)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -246,7 +275,7 @@ class Settings:
         0, whole(0, 2**63 - 1), "of the parameters, the order of the data and all draws"
     )
     batch_size: int = _field(1024, whole(), "examples a step, over all devices")
-    total_steps: int = _field(10_000, whole(), "optimizer steps")
+    total_steps: int = _field(10_000, Length(1), "the length of the run")
     micro_batch_size: int | None = _field(
         None,
         Optional(whole(), "the whole batch"),

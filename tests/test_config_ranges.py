@@ -16,13 +16,14 @@ from clipjax.evals import EVALS
 from clipjax.experiment.resolving import EVAL_RUNTIME
 from clipjax.layers.execution import ATTENTIONS
 from clipjax.layers.remat import REMAT
+from clipjax.lengths import Length
 from clipjax.losses.layouts import LAYOUTS
 from clipjax.losses.make_loss import DTYPES as LOSS_DTYPES
 from clipjax.models import IMAGE_ENCODERS, MODELS, TEXT_ENCODERS, build_model, resolve_spec
 from clipjax.models.spec_ranges import LOGIT_SCALE, MODEL, PREPROCESS
 from clipjax.optim import DECAY_MASKS
 from clipjax.partitioning.rules import LOGICAL_AXIS_RULES
-from clipjax.ranges import Choice, Flag, Many, Number, Optional
+from clipjax.ranges import Choice, Flag, Many, Number, Optional, whole
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "configs.md"
 
@@ -44,6 +45,8 @@ def defaults():
 
 
 def unwrapped(rule):
+    if isinstance(rule, Length):
+        return whole(rule.low)
     return rule.rule if isinstance(rule, Optional) else rule
 
 

@@ -135,7 +135,8 @@ def build_program(
         if execution.apart:  # a pattern names what is kept, the stacks, as on every platform
             kept = [name for name, _ in flatten_with_names(stacked)]
             matcher(resolved.frozen, kept, path="freeze")
-            matcher([p for p, _ in settings.optimizer.lr_scale], kept, path="lr_scale")
+            for path in ("lr_scale", "layer_decay"):
+                matcher([p for p, _ in getattr(settings.optimizer, path)], kept, path=path)
 
     with_ema = settings.optimizer.ema_decay is not None
 
@@ -363,7 +364,11 @@ def _num_micro_batches(settings: Settings, mesh: Mesh) -> int:
 def _optimizer(
     optimizer: OptimizerSettings, frozen: Sequence[str], params: Any, schedule: Any
 ) -> tuple[Any, str]:
-    who = {"freeze": frozen, "lr_scale": optimizer.lr_scale}
+    who = {
+        "freeze": frozen,
+        "lr_scale": optimizer.lr_scale,
+        "layer_decay": optimizer.layer_decay,
+    }
     tx = make_optimizer(
         params,
         schedule=schedule,
@@ -376,6 +381,8 @@ def _optimizer(
         clip_norm=optimizer.clip_norm,
         clip_update=optimizer.clip_update,
         mu_dtype=optimizer.mu_dtype,
+        momentum=optimizer.muon_momentum,
+        rms=optimizer.muon_rms,
         plugins=ANY_MODULE,
         **who,
     )

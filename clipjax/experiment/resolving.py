@@ -23,6 +23,7 @@ from clipjax.checkpoint import (
 from clipjax.config import check_together, stored, validate
 from clipjax.config_fields import EVAL_FIELDS, Settings
 from clipjax.data.images.naflex import make_preprocess
+from clipjax.data.sources import make_source
 from clipjax.data.storage.files import local_path
 from clipjax.encoding.prompts import stored_templates
 from clipjax.encoding.templates import load_templates
@@ -49,7 +50,7 @@ EVAL_RUNTIME = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Resolved:
-    """All that a config decides. No device is touched, no data is opened.
+    """All that a config decides. No device is touched; data is opened only to count an epoch.
 
     Attributes:
         settings: the config, typed and grouped as it is written.
@@ -108,7 +109,7 @@ def resolve(
     Raises:
         ValueError: names the config path, what was found and what is allowed.
     """
-    settings = validate(config, needs_data=to_run)
+    settings = validate(config, needs_data=to_run, count_examples=_count_examples)
     if settings.resume and to_run:
         local_path(settings.resume, way=f"{MOUNT} as config.resume")
     plugins = _plugins(settings)
@@ -165,6 +166,13 @@ def _resolve(
         config=config,
         config_sha256=digest(config),
     )
+
+
+def _count_examples(source: Any) -> int:
+    """How many examples an epoch has."""
+    path = "config.data.source"
+    with named(path):
+        return len(make_source(source, path=path, plugins=ANY_MODULE))
 
 
 def _rules(settings: Settings) -> partitioning.ShardingRules:

@@ -9,7 +9,11 @@ import numpy as np
 import optax
 
 from clipjax.building import build
+from clipjax.optim.adafactor import scale_by_adafactor
+from clipjax.optim.layer_decay import rate_factors
 from clipjax.optim.masks import decay_mask, matcher
+from clipjax.optim.muon import scale_by_muon
+from clipjax.optim.trust_ratio import scale_by_trust_ratio
 from clipjax.optim.update_clipping import clip_updates
 from clipjax.ranges import FieldError
 from clipjax.trees import flatten_with_names, map_with_names
@@ -36,10 +40,15 @@ def scale_by_schedule_of_step(schedule: optax.Schedule) -> optax.GradientTransfo
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-# The direction of a step: of `b1`, `b2`, `eps` and `mu_dtype` it takes what it names.
+# The direction of a step: of `b1`, `b2`, `eps`, `mu_dtype`, and of `momentum` and `rms`, which are
+# muon's, it takes what it names.
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "adafactor": scale_by_adafactor,
     "adamw": optax.scale_by_adam,
+    "lamb": optax.scale_by_adam,  # and the trust ratio, behind the decay
     "lion": optax.scale_by_lion,
+    "muon": scale_by_muon,
+    "stableadamw": optax.scale_by_adam,  # and `clip_update`
 }
 
 
@@ -56,8 +65,11 @@ def make_optimizer(
     clip_norm: float | None = None,
     clip_update: bool = False,
     mu_dtype: str = "float32",
+    momentum: float = 0.95,
+    rms: float | None = 0.2,
     freeze: Sequence[str] = (),
     lr_scale: Sequence[tuple[str, float]] = (),
+    layer_decay: Sequence[tuple[str, float]] = (),
     plugins: Sequence[str] = (),
 ) -> optax.GradientTransformationExtraArgs:
     """Makes the chain: clip, moments, decoupled decay (arXiv:1711.05101), factors, learning rate.
@@ -65,7 +77,7 @@ def make_optimizer(
     `update` takes the training step as the keyword argument `step`.
 
     Args:
-        params: parameters or their shapes; only names are used.
+        params: parameters or their shapes.
         schedule: learning rate by step.
         name: a key of `OPTIMIZERS`, or `module:name` of one's own.
         b1: decay of the first moment.
@@ -74,18 +86,20 @@ def make_optimizer(
         weight_decay: decoupled, times the learning rate.
         mask: a name of DECAY_MASKS.
         clip_norm: of the global gradient over the trained parameters; None clips nothing.
-        clip_update: StableAdamW's, see `clipjax.optim.update_clipping`; of `adamw` only.
+        clip_update: see `clipjax.optim.update_clipping`; of `adamw`, which then is `stableadamw`.
         mu_dtype: of the first moment.
+        momentum, rms: of `muon`, see `clipjax.optim.muon`.
         freeze: regular expressions of parameters that stay fixed; they hold no optimizer state.
-        lr_scale: (regular expression, factor) pairs; the first that matches a name counts.
+        lr_scale, layer_decay: factors of the rate, see `clipjax.optim.layer_decay`.
         plugins: modules that the name may import, see `clipjax.building.resolve`.
 
     Raises:
         ValueError: an unknown name, a pattern that matches no parameter, or updates of another
             optimizer than Adam that are to be clipped.
     """
-    if clip_update and name != "adamw":
+    if clip_update and name not in ("adamw", "stableadamw"):
         raise FieldError(f"clip_update = True is of name = 'adamw', and name = {name!r}; set one")
+    clip_update = clip_update or name == "stableadamw"
     names = [n for n, _ in flatten_with_names(params)]
     decays = decay_mask(mask)
     chain = [
@@ -98,6 +112,8 @@ def make_optimizer(
             b2=b2,
             eps=eps,
             mu_dtype=jnp.dtype(mu_dtype),
+            momentum=momentum,
+            rms=rms,
         ),
     ]
     if weight_decay:
@@ -106,12 +122,14 @@ def make_optimizer(
                 weight_decay, mask=lambda tree: map_with_names(lambda n, _: decays(n), tree)
             )
         )
-    if lr_scale:
-        factor = lr_factors(lr_scale, names)
+    if name == "lamb":
+        chain.append(scale_by_trust_ratio(decays))
+    if lr_scale or layer_decay:
+        factor = rate_factors(params, lr_scale, layer_decay)
         chain.append(
             optax.stateless(
                 lambda updates, _: map_with_names(
-                    lambda n, u: (u * factor(n)).astype(u.dtype), updates
+                    lambda n, u: (u * factor(n, u.ndim)).astype(u.dtype), updates
                 )
             )
         )
@@ -129,18 +147,6 @@ def make_optimizer(
     )
 
 
-def lr_factors(lr_scale: Sequence[tuple[str, float]], names: Sequence[str]) -> Any:
-    """Makes the function from a parameter's name to its learning-rate factor."""
-    matchers = [
-        (matcher([pattern], names, path="lr_scale"), float(factor)) for pattern, factor in lr_scale
-    ]
-
-    def factor(name: str) -> float:
-        return next((f for matches, f in matchers if matches(name)), 1.0)
-
-    return factor
-
-
 def optimizer_report(
     params: Any,
     *,
@@ -148,20 +154,25 @@ def optimizer_report(
     weight_decay: float,
     freeze: Sequence[str] = (),
     lr_scale: Sequence[tuple[str, float]] = (),
+    layer_decay: Sequence[tuple[str, float]] = (),
 ) -> str:
     """Lists every parameter with its shape and whether it is decayed, frozen or scaled."""
     leaves = flatten_with_names(params)
     names = [name for name, _ in leaves]
     decays = decay_mask(mask)
     frozen = matcher(freeze, names, path="freeze")
-    factor = lr_factors(lr_scale, names)
+    factor = rate_factors(params, lr_scale, layer_decay)
     rows, totals = [], {"decayed": 0, "not decayed": 0, "frozen": 0}
     for name, leaf in leaves:
         size = int(np.prod(leaf.shape))
         state = "decayed" if decays(name) and weight_decay else "not decayed"
         state = "frozen" if frozen(name) else state
         totals[state] += size
-        scale = "" if factor(name) == 1.0 or state == "frozen" else f"lr x {factor(name):g}"
+        factors = np.ravel(factor(name, len(leaf.shape)))
+        span = (
+            f"{factors[0]:g}" if factors[0] == factors[-1] else f"{factors[0]:g}..{factors[-1]:g}"
+        )
+        scale = "" if span == "1" or state == "frozen" else f"lr x {span}"
         rows.append((name, str(tuple(leaf.shape)), f"{size:,}", state, scale))
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
     aligned = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from clipjax.optim.stacks import tensor_axes
 from clipjax.trees import map_with_names
 
 
@@ -38,8 +39,8 @@ def clip_updates(
         moments = optax.tree.bias_correction(kept[adam].nu, b2, kept[adam].count)
 
         def clipped(name: str, update: jax.Array, grad: jax.Array, v: jax.Array) -> jax.Array:
-            axes = tuple(range(int("/blocks/" in name), update.ndim))
             squares = jnp.square(grad.astype(jnp.float32)) / jnp.maximum(v, eps**2)
+            axes = tensor_axes(name, update.ndim)
             rms = jnp.sqrt(jnp.mean(squares, axis=axes, keepdims=True))
             return (update / jnp.maximum(1.0, rms)).astype(update.dtype)
 

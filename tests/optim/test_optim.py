@@ -6,7 +6,9 @@ import numpy as np
 import optax
 import pytest
 
+from clipjax.models.layers_layout import unstack_layers
 from clipjax.optim import DECAY_MASKS, make_optimizer, make_schedule, optimizer_report
+from clipjax.trees import flatten_with_names
 
 DECAYED = {
     # name: masks that decay it
@@ -40,8 +42,40 @@ def test_schedule_warms_up_and_ends():
     assert float(schedule(10)) == pytest.approx(1.0)
     assert float(schedule(60)) == pytest.approx(0.5)
     assert float(schedule(110)) == pytest.approx(0.0, abs=1e-7)
-    with pytest.raises(ValueError, match="constant, cosine"):
-        make_schedule("linear", learning_rate=1.0, total_steps=10)
+    with pytest.raises(ValueError, match="constant, cosine, linear, polynomial, rsqrt"):
+        make_schedule("sawtooth", learning_rate=1.0, total_steps=10)
+
+
+SCHEDULES = {
+    # name, options -> rates at the steps below, of 100 with a warm-up of 10 to 2.0
+    ("linear", ()): [0.0, 1.0, 2.0, 1.0, 0.4, 0.0],
+    ("linear", (("end_fraction", 0.5),)): [0.0, 1.0, 2.0, 1.5, 1.2, 1.0],
+    ("polynomial", (("power", 2.0),)): [0.0, 1.0, 2.0, 0.5, 0.08, 0.0],
+    ("constant", (("cooldown_steps", 36),)): [0.0, 1.0, 2.0, 2.0, 1.0, 0.0],
+    ("constant", (("cooldown_steps", 36), ("power", 2.0))): [0.0, 1.0, 2.0, 2.0, 0.5, 0.0],
+    ("constant", (("cooldown_steps", 36), ("end_fraction", 0.5))): [0.0, 1.0, 2.0, 2.0, 1.5, 1.0],
+    ("rsqrt", (("timescale_steps", 15),)): [
+        0.0, 1.0, 2.0, 2.0 / 2.0, 2.0 / (1 + 72 / 15) ** 0.5, 2.0 / 7**0.5,
+    ],
+    ("rsqrt", (("timescale_steps", 15), ("cooldown_steps", 36))): [
+        0.0, 1.0, 2.0, 2.0 / 2.0, 1.0 / (1 + 72 / 15) ** 0.5, 0.0,
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "options"), SCHEDULES)
+def test_schedules_are_their_formulas(name, options):
+    schedule = make_schedule(
+        name, learning_rate=2.0, total_steps=100, warmup_steps=10, **dict(options)
+    )
+    found = [float(schedule(step)) for step in (0, 5, 10, 55, 82, 100)]
+    np.testing.assert_allclose(found, SCHEDULES[name, options], rtol=1e-5, atol=1e-6)
+
+
+def test_what_has_come_to_its_end_is_not_cooled_down():
+    for name in ("cosine", "linear", "polynomial"):
+        with pytest.raises(ValueError, match=rf"cooldown_steps = 5, and name = '{name}'"):
+            make_schedule(name, learning_rate=1.0, total_steps=10, cooldown_steps=5)
 
 
 PARAMS = {
@@ -142,10 +176,72 @@ def test_factors_scale_the_learning_rate_by_the_first_match():
     np.testing.assert_allclose(updates["a"]["kernel"], -0.1, rtol=1e-6)
 
 
+DEEP = {
+    "image_encoder": {
+        "patch_kernel": jnp.ones((2, 2)),
+        "ln_pre": {"scale": jnp.ones(2)},
+        "transformer": {"blocks": {"kernel": jnp.ones((3, 2, 2)), "bias": jnp.ones((3, 2))}},
+        "ln_post": {"scale": jnp.ones(2)},
+    },
+    "text_encoder": {
+        "token_embedding": jnp.ones((4, 2)),
+        "transformer": {"blocks": {"kernel": jnp.ones((2, 2, 2))}},
+    },
+    "conv_tower": {"kernel": jnp.ones((2, 2))},
+    "logit_scale": jnp.ones(()),
+}
+FACTORS = {
+    # 3 blocks at 0.5, 2 at 0.1; the second of the image tower's pairs is not reached.
+    "image_encoder/patch_kernel": 0.5**4,
+    "image_encoder/ln_pre/scale": 0.5**4,
+    "image_encoder/transformer/block_0/kernel": 0.5**3,
+    "image_encoder/transformer/block_1/kernel": 0.5**2,
+    "image_encoder/transformer/block_2/kernel": 0.5,
+    "image_encoder/transformer/block_2/bias": 0.5,
+    "image_encoder/ln_post/scale": 1.0,
+    "text_encoder/token_embedding": 0.1**3,
+    "text_encoder/transformer/block_0/kernel": 0.1**2,
+    "text_encoder/transformer/block_1/kernel": 0.1,
+    "conv_tower/kernel": 2.0,
+    "logit_scale": 1.0,
+}
+
+
+@pytest.mark.parametrize("arrange", [lambda tree: tree, unstack_layers], ids=["stacked", "apart"])
+def test_layer_decay_lowers_the_rate_from_block_to_block(arrange):
+    params = arrange(DEEP)
+    tx = make_optimizer(
+        params,
+        schedule=optax.constant_schedule(1.0),
+        name="lion",  # whose update is a sign
+        weight_decay=0.0,
+        layer_decay=(("^image_encoder/", 0.5), ("_encoder/", 0.1)),
+        lr_scale=(("^conv_tower/", 2.0),),
+    )
+    updates, _ = tx.update(params, tx.init(params), params, step=jnp.asarray(0))
+    found = dict(flatten_with_names(unstack_layers(updates)))
+    for name, factor in FACTORS.items():
+        np.testing.assert_allclose(found[name], -factor, rtol=1e-6, err_msg=name)
+    report = optimizer_report(
+        params, mask="all", weight_decay=0.1, layer_decay=(("^image_encoder/", 0.5),)
+    )
+    lines = {line.split()[0]: line for line in report.splitlines()[1:]}
+    stacked = lines.get("image_encoder/transformer/blocks/kernel", "lr x 0.125..0.5")
+    assert stacked.endswith("lr x 0.125..0.5")
+    assert lines["image_encoder/patch_kernel"].endswith("lr x 0.0625")
+
+
+def test_layer_decay_of_what_has_no_blocks_is_an_error():
+    with pytest.raises(ValueError, match=r"layer_decay: '\^conv_tower/' matches no block"):
+        make_optimizer(
+            DEEP, schedule=optax.constant_schedule(1.0), layer_decay=(("^conv_tower/", 0.5),)
+        )
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"name": "adam"}, "adamw, lion"),
+        ({"name": "adam"}, "adamw, lamb, lion, muon, stableadamw"),
         ({"mask": "some"}, "openclip_legacy"),
         ({"name": "lion", "clip_update": True}, "of name = 'adamw'"),
         ({"freeze": ("^c/",)}, r"freeze.*\^c/.*matches no parameter"),
