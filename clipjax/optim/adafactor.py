@@ -58,7 +58,7 @@ def _by_layer(inner: optax.GradientTransformation) -> optax.GradientTransformati
         names = [name for name, _ in flatten_with_names(updates)]
         done = [each_layer(n, one)(*each) for n, each in zip(names, leaves, strict=True)]
         structure = jax.tree.structure(updates)
-        scaled, *moments = (structure.unflatten(part) for part in zip(*done, strict=True))
+        scaled, *moments = (jax.tree.unflatten(structure, p) for p in zip(*done, strict=True))
         return scaled, optax.FactoredState(optax.safe_increment(state.count), *moments)
 
     return optax.GradientTransformation(init, update)
