@@ -61,7 +61,7 @@ from clipjax.metric_writers import MetricWriter, ProgressBar, keep_metrics
 from clipjax.partitioning import global_batch
 from clipjax.processes import distributed, exit_record, peers
 from clipjax.processes.signals import StopRequestedError, guarding
-from clipjax.processes.watchdog import Watchdog
+from clipjax.processes.watchdog import Closing, Watchdog
 from clipjax.report.writing import REPORT, collect_answers, write_report
 from clipjax.skipped_steps import SKIPPED_FILE, SkippedSteps
 from clipjax.train_state import TrainState
@@ -119,6 +119,8 @@ def train(
             program = fitting_program(experiment.resolved, experiment.program, experiment.workdir)
             distributed.agree({"config.remat = auto": program.execution.remat})
         experiment = dataclasses.replace(experiment, program=program)
+        closing = Closing(settings.hang_timeout_s)
+        stack.push(closing.end)
         manager = stack.enter_context(
             CheckpointManager(
                 experiment.workdir / CHECKPOINTS,
@@ -131,6 +133,7 @@ def train(
         )
         stack.callback(experiment.loader.close)
         stack.enter_context(experiment.program.scope())
+        stack.push(closing.begin)
         with Watchdog(limits.restore_s, "restoring the state"):
             faults.point("restore")
             if (
@@ -462,7 +465,8 @@ class Loop:
         raise NumericError(
             f"loss, gradient or state was not finite in {wrong} and these were skipped; {back}. "
             "Lower config.optimizer.learning_rate, set config.optimizer.clip_norm, or look at the "
-            f"data of those steps ({SKIPPED_FILE} in the workdir lists their examples)"
+            f"data of those steps ({SKIPPED_FILE} in the workdir lists their examples, and clipjax "
+            "debug --step=N says where it arises in one)"
         )
 
     def finish(self, state: TrainState) -> None:

@@ -6,7 +6,9 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
+from clipjax.printable import describe
 from clipjax.processes import peers, process_log
 from clipjax.processes.distributed import process_index
 from clipjax.processes.exit_codes import HUNG
@@ -90,6 +92,30 @@ class Watchdog:
         faulthandler.dump_traceback(file=_STDERR, all_threads=True)
         peers.warn(HUNG, reason)
         os._exit(HUNG)
+
+
+class Closing:
+    """Ends a process whose parts do not close, as where storage hangs that is still written to.
+
+    `begin` and `end` are exits for an ExitStack, pushed behind and before the parts.
+
+    Args:
+        timeout_s: seconds that all of them may take, up to 1e9; None watches nothing.
+    """
+
+    def __init__(self, timeout_s: float | None) -> None:
+        self._timeout_s = timeout_s
+        self._dog: Watchdog | None = None
+
+    def begin(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        """Watches from here on, and keeps the error that would be said after the closing."""
+        said = "" if error is None else f", which ended with: {describe(error)}"
+        self._dog = Watchdog(self._timeout_s, f"closing the run{said}").__enter__()
+
+    def end(self, *exc_info: object) -> None:
+        """Watches no more."""
+        if self._dog is not None:
+            self._dog.__exit__(*exc_info)
 
 
 def _checked(timeout_s: float | None) -> float | None:

@@ -37,6 +37,30 @@ def test_a_process_that_hangs_is_ended_with_its_stacks():
     assert "no progress for 0.5 s in a step" in result.stderr and "in stuck_step" in result.stderr
 
 
+def test_parts_that_do_not_close_are_ended_and_the_error_before_is_said():
+    code = (
+        "import contextlib\nfrom clipjax import faults\n"
+        "from clipjax.processes.watchdog import Closing\n"
+        "with contextlib.ExitStack() as stack:\n"
+        "    closing = Closing(0.5)\n"
+        "    stack.push(closing.end)\n"
+        "    stack.callback(faults.point, 'step')\n"
+        "    stack.push(closing.begin)\n"
+        "    raise OSError(5, 'the true one')\n"
+    )
+    for hangs in (True, False):  # the other one is the negative control
+        result = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONPATH": str(ROOT), faults.FAULT: "hang@step" * hangs},
+            capture_output=True,
+            text=True,
+            timeout=HANGS_S,
+        )
+        assert result.returncode == (exit_codes.HUNG if hangs else 1)
+        words = "no progress for 0.5 s in closing the run, which ended with: [Errno 5] the true one"
+        assert (words in result.stderr) == hangs
+
+
 def test_a_process_that_makes_progress_is_left_alone(monkeypatch):
     class Clock:
         now, looks = 1000.0, 0
