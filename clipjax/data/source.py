@@ -22,16 +22,18 @@ _OPTIONS = re.compile(r"\?([a-z_]+=.*)$")
 # What a source may say of itself, None where it does not know; one made of others says it, too:
 # - captions: "lines" or "whole", what the lines of a text are;
 # - group_names: what its examples say their groups of, in `groups`, for an evaluation;
+# - empty_classes: classes that its folders name, and of which it has no picture;
 # - first_label: the number that stands for the first of class names given to an evaluation;
 # - matched: how its classes found the names that it was given, one of `classes.matching.MATCHED`;
 # - numbered_from: the number of the first class, where the source was told it;
+# - repeated: how many rows with a class name the picture of a row before them, and which, as text;
 # - several: whether examples have several classes, in `labels`;
 # - subset: `examples` of how many `of` were chosen, by the hash of their keys;
 # - task: "zero_shot" or "retrieval", where its data serves only one of them;
 # - templates: of prompts that stand beside its data.
 FACTS = (
-    *("captions", "first_label", "group_names", "matched", "numbered_from", "several", "subset"),
-    *("task", "templates"),
+    *("captions", "empty_classes", "first_label", "group_names", "matched", "numbered_from"),
+    *("repeated", "several", "subset", "task", "templates"),
 )
 
 

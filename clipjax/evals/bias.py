@@ -14,7 +14,7 @@ from clipjax.data.source import Example
 from clipjax.encoding.batches import put_on_mesh
 from clipjax.encoding.templates import fill_templates
 from clipjax.encoding.zero_shot_head import average_prompts
-from clipjax.evals.evaluation import Evaluation
+from clipjax.evals.evaluation import Evaluation, check_classes
 from clipjax.evals.features import embed_images
 from clipjax.evals.record_lines import OUTPUT, check_output, write_lines
 from clipjax.processes.distributed import gather
@@ -60,6 +60,7 @@ class Bias(Evaluation):
                 f"{len(self.source.class_names or ())} classes; expected one column and a label: "
                 "csv:FILE?label_field=NAME&group_field=NAME"
             )
+        check_classes(self.source, self.name, max_bad=self.max_bad)
         (self._column,), self._classes = columns, tuple(self.source.class_names)
         lacking = [template for template in self.prompts if _GROUP not in template]
         if lacking:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 
 from clipjax.data.images.naflex import PatchPreprocess
@@ -51,3 +52,31 @@ class Evaluation:
         check_fields(self, self.ranges)
         if len(self.source) < 1:
             raise ValueError(f"{self.name}: the source is empty; there is nothing to evaluate")
+
+
+def check_classes(source: Any, where: str, *, max_bad: int, may_be_empty: bool = False) -> None:
+    """Refuses a source with classes that is not the set that it seems to be.
+
+    Args:
+        max_bad: pictures that may stand in the source twice.
+        may_be_empty: whether classes may have no pictures.
+
+    Raises:
+        ValueError: classes without pictures, or more pictures that are there twice.
+    """
+    empty = getattr(source, "empty_classes", None)
+    if empty and not may_be_empty:
+        raise ValueError(
+            f"{where}: {len(empty)} class folders hold no picture, e.g. {empty[0]}: among fewer "
+            "names more answers are right. Fetch the pictures, or remove what is no class; "
+            "--classes present evaluates without them"
+        )
+    count, told = getattr(source, "repeated", None) or (0, "")
+    if count > max_bad:
+        raise ValueError(
+            f"{where}: {count} rows name the picture of another row, {max_bad} allowed (max_bad): "
+            f"{told}. Each picture counts once: keep one row of each; several classes of a picture "
+            "are a list in a .jsonl"
+        )
+    if count:
+        logging.warning("%s: %d rows name the picture of another row: %s", where, count, told)

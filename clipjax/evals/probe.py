@@ -12,7 +12,7 @@ from clipjax.data.classes.numbers import LabelError
 from clipjax.data.source import Example
 from clipjax.data.sources import make_source
 from clipjax.encoding.batches import RowLayout, put_on_mesh
-from clipjax.evals.evaluation import Evaluation
+from clipjax.evals.evaluation import Evaluation, check_classes
 from clipjax.evals.feature_cache import cache_path, read_features, write_features
 from clipjax.evals.features import Features, embed_images
 from clipjax.ranges import Flag, Free, Rule
@@ -48,6 +48,8 @@ class Probe(Evaluation):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._train_source = self._open("train", self.train)
+        for source, what in ((self.source, self.name), (self._train_source, f"{self.name}: train")):
+            check_classes(source, what, max_bad=self.max_bad, may_be_empty=True)
         self._names = tuple(self._train_source.class_names or ())
         self._of_source = self._match(self.source, "the set to evaluate on")
 

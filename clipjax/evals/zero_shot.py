@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -27,7 +28,7 @@ from clipjax.encoding.batches import RowLayout, embed_fn, put_on_mesh, run_batch
 from clipjax.encoding.prompts import Prompts, choose_prompts, warn_of_articles
 from clipjax.encoding.templates import fill_templates
 from clipjax.encoding.zero_shot_head import average_prompts
-from clipjax.evals.evaluation import Evaluation
+from clipjax.evals.evaluation import Evaluation, check_classes
 from clipjax.evals.groups import Groups
 from clipjax.evals.head_cache import cached_head, head_path
 from clipjax.evals.label_files import load_class_map, load_label_file, stem_of
@@ -120,6 +121,9 @@ class ZeroShot(Evaluation):
                 f"{self.name}: the dataset is for retrieval, as dataset_type.txt says, and holds "
                 "no labels: evaluate it by retrieval"
             )
+        check_classes(
+            self.source, self.name, max_bad=self.max_bad, may_be_empty=self.classes != "all"
+        )
         given, own = self.class_names, getattr(self.source, "class_names", None)
         origin = "the dataset's own" if given is None else "given: a list"
         if isinstance(given, str):
@@ -221,6 +225,12 @@ class ZeroShot(Evaluation):
             raise ValueError(
                 f"{self.name}: {len(missing)} of {len(stems)} pictures are not in label_file "
                 f"{self.label_file}, e.g. {missing[0]!r}: it has to name every one"
+            )
+        stem, count = Counter(stems).most_common(1)[0]
+        if count > 1:
+            raise ValueError(
+                f"{self.name}: {count} pictures are called {stem!r}, and label_file "
+                f"{self.label_file} goes by the names of files: rename all but one"
             )
         self._keep([i for i, stem in enumerate(stems) if labels[stem]], "without a label")
         return labels

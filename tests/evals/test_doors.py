@@ -1,10 +1,13 @@
 """Evaluations through the command, of data as it lies in files."""
 
 import json
+import shutil
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
+from clipjax.checkpoint import digest
 
 
 def test_groups_are_the_same_of_a_table_a_folder_and_parquet(
@@ -74,3 +77,58 @@ def test_prompts_of_each_class_and_classes_that_are_several_names(
     (tmp_path / "cupl.json").write_text(json.dumps(files["cupl.json"]))
     done = command("eval", f"--checkpoint={tiny_checkpoint}", *flags, prompts)
     assert done.code == 1 and "'hat'" in done.err and "Traceback" not in done.err
+
+
+def test_what_is_no_set_or_no_model_is_one_clear_error(
+    command, cache, tiny_checkpoint, save_picture, tmp_path
+):
+    for number in range(4):
+        save_picture(tmp_path / "set" / ("cat", "dog")[number % 2] / f"{number}.png", number)
+    spec = f"folder:{tmp_path}/set"
+
+    def told(*flags, checkpoint=tiny_checkpoint):
+        done = command("eval", f"--checkpoint={checkpoint}", *flags)
+        assert done.code == 1 and "Traceback" not in done.err, done.err
+        return done.err
+
+    # A set that nobody knows, or whose pictures nobody has.
+    assert "unknown kind 'nothing'" in told("--zero_shot=nothing:test")
+    assert "its pictures are where you have them" in told("--zero_shot=food101")
+    assert "nearest are food101" in told(f"--zero_shot={spec}", "--class_names=fod101")
+    # A class without pictures.
+    (tmp_path / "set" / "bird").mkdir()
+    assert "1 class folders hold no picture, e.g. bird" in told(f"--zero_shot={spec}")
+    (tmp_path / "set" / "bird").rmdir()
+    # Pictures that stand twice in a file of labels.
+    rows = ["image,class", "set/cat/0.png,cat", "set/dog/1.png,dog", "./set/cat/0.png,dog"]
+    (tmp_path / "t.csv").write_text("\n".join(rows))
+    table = f"csv:{tmp_path}/t.csv?label_field=class"
+    error = told(f"--zero_shot={table}")
+    assert "1 rows name the picture of another row, 0 allowed (max_bad): lines 2 and 4" in error
+    assert "with the classes 'cat' and 'dog'" in error
+    probe = f"--eval_field=knn.train={table}"
+    assert "knn on folder" in (error := told(f"--eval=knn={spec}", probe)) and "lines 2" in error
+    (tmp_path / "l.json").write_text('{"0": [0], "0": [1]}')
+    labels = f"--eval_field=zero_shot.label_file={tmp_path}/l.json"
+    assert "the key '0' stands twice" in told(f"--zero_shot={spec}", labels)
+    # Pictures of one name, which a file of labels goes by.
+    save_picture(tmp_path / "set" / "dog" / "0.png", 0)
+    (tmp_path / "l.json").write_text('{"0": [0], "1": [1], "2": [0], "3": [1]}')
+    assert "2 pictures are called '0'" in told(f"--zero_shot={spec}", labels)
+    # Pictures that do not decode.
+    (tmp_path / "set" / "dog" / "0.png").write_bytes(b"none")
+    error = told(f"--zero_shot={spec}")
+    assert "1 image(s) or text(s) cannot be used, 0 allowed (max_bad): dog/0.png" in error
+    # No checkpoint, one without its contract, and a tokenizer of another model.
+    assert "it holds cat, dog" in told(f"--zero_shot={spec}", checkpoint=tmp_path / "set")
+    other = tmp_path / "other"
+    shutil.copytree(tiny_checkpoint, other)
+    (manifest,) = other.rglob("manifest.json")
+    fields = json.loads(manifest.read_text())
+    del fields["contract"], fields["manifest_sha256"]
+    manifest.write_text(json.dumps({**fields, "manifest_sha256": digest(fields)}))
+    error = told(f"--zero_shot={spec}", checkpoint=other)
+    assert "contract" in error and str(manifest) in error, error
+    vocabulary = tmp_path / "vocab.txt"
+    vocabulary.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n")
+    assert "leave the flag out" in told(f"--zero_shot={spec}", f"--tokenizer={vocabulary}")

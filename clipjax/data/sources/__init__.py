@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from clipjax.building import build, check_values
-from clipjax.data.classes.named_lists import load_class_names, warn_of_twins
+from clipjax.data.classes.named_lists import known_class_names, load_class_names, warn_of_twins
 from clipjax.data.source import DataSource, check_source, parse_spec, split_options
 from clipjax.data.sources.arrayrecord import PackedRecords
 from clipjax.data.sources.caption_groups import Aro, SugarCrepe, Winogavil, Winoground
@@ -94,10 +94,16 @@ def make_source(
     rule, examples = options.pop("filter", None), options.pop("examples", None)
     kind, where, split = parse_spec(text)
     if kind not in SOURCES:
-        raise ValueError(
+        message = (
             f"{path} = {text!r} is of an unknown kind {kind!r}; known are "
             f"{', '.join(sorted([*SOURCES, 'mix']))}, as in `openmoji:train` or `folder:DIR`"
         )
+        if kind in known_class_names():
+            message += (
+                f". Of {kind} names and templates are known (--class_names, --templates); its "
+                f"pictures are where you have them, as folder:DIR or tar:DIR/wds_{kind}/test"
+            )
+        raise ValueError(message)
     if isinstance(options.get("class_names"), str):
         options["class_names"] = load_class_names(options["class_names"])
     elif isinstance(options.get("class_names"), list | tuple):

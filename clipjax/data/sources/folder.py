@@ -116,9 +116,11 @@ class Folder:
         self.group_names = group_fields(group_field)
         self._refuse_without_groups()
         self.class_names = self._labels = None
+        self.empty_classes: tuple[str, ...] = ()
         self.matched: str | None = None
         if not self._captioned:
             self.class_names, self._labels = self._read_classes(class_names, first_label)
+            self.empty_classes = self._find_empty(sizes)
         of_classes = {"class_names": class_names, "first_label": first_label}
         of_classes["group_field"] = self.group_names or None
         for option, given in of_classes.items():
@@ -223,6 +225,15 @@ class Folder:
             where = str(self._root)
             labels, self.matched = match_classes(folders, names, where, first_label=first_label)
         return names, dict(zip(folders, labels, strict=True))
+
+    def _find_empty(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Finds folders beside those of the classes that hold no picture."""
+        there = {_class_of(name) for name in names if "/" in name}
+        if self._root.is_local:  # a bucket has no folder without a file
+            with os.scandir(self._root.url) as entries:
+                there |= {e.name for e in entries if e.is_dir() and _is_text(e.name)}
+        empty = there - {_class_of(name) for name in self._images}
+        return tuple(sorted(name for name in empty if not _is_hidden(name)))
 
     def _refuse_one_folder_of_classes(self, folders: Sequence[str]) -> None:
         """Refuses `DIR/images/cat/1.jpg`, `DIR/images/dog/1.jpg`: one class, by torchvision's rule,

@@ -164,6 +164,22 @@ class Table:
         """How the cells find the class names that are given; None where none are."""
         return None if self._classes is None else self._classes.matched_by(self._cells())
 
+    @functools.cached_property
+    def repeated(self) -> tuple[int, str] | None:
+        """How many rows with a class name the picture of a row before them, and two of these."""
+        if self._classes is None:
+            return None
+        first: dict[str, int] = {}
+        count, told = 0, ""
+        for row, name in enumerate(self.pictures()):
+            before = first.setdefault(name, row) if name is not None else row
+            if before != row:
+                count += 1
+                classes = " and ".join(repr(self._labels[n]) for n in (before, row))
+                lines = f"{self._lines[before]} and {self._lines[row]}"
+                told = told or f"lines {lines} name {name}, with the classes {classes}"
+        return (count, told) if count else None
+
     def _cells(self) -> list[Any]:
         """The classes of all rows: several a row where these are lists."""
         if not self.several:
