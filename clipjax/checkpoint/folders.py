@@ -10,6 +10,7 @@
 """
 
 import functools
+import itertools
 import os
 import re
 import shutil
@@ -198,12 +199,22 @@ def unusable_after(directory: Path, step: int) -> list[str]:
 
 def set_aside(step_dir: Path, ending: str) -> Path:
     """Renames a step's folder, so that it no longer counts but nothing is lost."""
-    target = step_dir.with_name(step_dir.name + ending)
-    number = 1
-    while target.exists():
-        target = step_dir.with_name(f"{step_dir.name}{ending}.{number}")
-        number += 1
-    return step_dir.rename(target)
+    return step_dir.rename(_free(step_dir.with_name(step_dir.name + ending)))
+
+
+def _free(path: Path) -> Path:
+    """A name that nothing has: the path, or with the first number behind it that is free."""
+    names = (path.with_name(f"{path.name}.{n}" if n else path.name) for n in itertools.count())
+    return next(name for name in names if not name.exists())
+
+
+def clear_half_written(directory: Path) -> None:
+    """Deletes what a killed save was writing; what cannot be deleted gives up the step's name."""
+    sweep(directory, TMP)
+    for path in entries(directory):
+        match = _NUMBERED.fullmatch(path.name)
+        if match is not None and (match[2] or "").startswith(TMP):
+            path.rename(_free(path.with_name(match[1] + UNFINISHED)))
 
 
 def sweep(directory: Path, *endings: str) -> None:

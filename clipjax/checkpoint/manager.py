@@ -357,6 +357,7 @@ class CheckpointManager:
             if is_lead():
                 self.directory.mkdir(parents=True, exist_ok=True)
                 choice.set_unfinished_aside(self.directory)
+                folders.clear_half_written(self.directory)  # Orbax would fail where it cannot
             self._orbax = ocp.CheckpointManager(
                 self.directory,
                 options=ocp.CheckpointManagerOptions(

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import threading
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -487,6 +488,27 @@ def test_an_old_step_that_cannot_be_deleted_stops_nothing(
         assert "is not deleted yet" in caplog.text and "EBUSY" in caplog.text
         manager.save(3, kit.make_state(3), block=True)
     assert steps_in(tmp_path) == ["3"]
+
+
+def test_a_half_written_step_that_cannot_be_deleted_stops_nothing(
+    tmp_path, kit, monkeypatch, caplog
+):
+    """A killed save of step 2, with a file that somebody holds, as on NFS: it is saved again."""
+    name, whole = f"2{folders.TMP}", shutil.rmtree
+    (tmp_path / name / "held").mkdir(parents=True)
+
+    def busy(path, *arguments, **options):
+        if (Path(path) / "held").exists():
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        whole(path, *arguments, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    with kit.manager(tmp_path) as manager:
+        manager.save(2, kit.make_state(2), block=True)
+        assert steps_in(tmp_path) == ["2", "2.unfinished"] and "not deleted yet" in caplog.text
+        monkeypatch.setattr(shutil, "rmtree", whole)
+        manager.save(3, kit.make_state(3), block=True)
+    assert steps_in(tmp_path) == ["2", "3"]
 
 
 def test_where_old_steps_cannot_be_listed_the_new_one_is_saved(tmp_path, kit, monkeypatch, caplog):
