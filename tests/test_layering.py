@@ -45,7 +45,10 @@ LAYERS = (
     ("encoding",),
     ("evals", "inference"),
     ("experiment", "report"),
-    ("train", "debugging", "evaluate", "evaluate_suite", "compare", "plan", "doctor"),
+    (
+        *("train", "debugging", "evaluate", "evaluate_suite", "compare"),
+        *("embeddings", "plan", "doctor"),
+    ),
     ("cli",),
 )
 SIBLINGS = {

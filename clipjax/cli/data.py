@@ -186,7 +186,10 @@ def score(spec: str) -> int:
         raise ValueError(f"{spec}: score the sources of a mix one by one, each has its own filter")
     options = split_options(spec)[1]
     if "filter" in options:
-        raise ValueError(f"{spec} has a filter already, and takes one: score all of the data")
+        raise ValueError(
+            f"{spec} has a filter: score all of the data, and give both afterwards, "
+            "filter=FILE.parquet:min=1,SCORES.parquet:top=0.3"
+        )
     new_file(out)  # before the model is loaded
     check_writable(data_path(out))
     source = make_source(spec)

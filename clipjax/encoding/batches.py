@@ -6,7 +6,7 @@ compiles once and counts each item exactly once, on any number of devices and pr
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -167,7 +167,8 @@ def run_batches(
     run: Callable[[PyTree, PyTree], jax.Array],
     variables: PyTree,
     layout: RowLayout,
-    make: Callable[[int], tuple[PyTree, Beside]],
+    make: Callable[[Any], tuple[PyTree, Beside]],
+    batches: Iterable[Any] | None = None,
 ) -> Iterator[tuple[jax.Array, Beside]]:
     """Runs a compiled function over all batches of a layout, in order.
 
@@ -177,6 +178,7 @@ def run_batches(
         run: (variables, rows on the mesh) -> results, one a row.
         make: number of a batch -> this process's rows of it, `[local rows, ...]`, and whatever
             belongs to them beside.
+        batches: what `make` makes batches of, in place of the numbers of all of the layout.
 
     Yields:
         The results of a batch, on the mesh, and what was made beside its rows.
@@ -184,7 +186,8 @@ def run_batches(
     Raises:
         StopRequestedError: the run was asked to stop.
     """
-    for number, (rows, beside) in enumerate(prefetched(make, range(layout.num_batches))):
+    batches = range(layout.num_batches) if batches is None else batches
+    for number, (rows, beside) in enumerate(prefetched(make, batches)):
         faults.point("eval.batch", number)
         signals.poll()
         yield run(variables, layout.to_device(rows)), beside

@@ -17,9 +17,9 @@ from clipjax.data.captions import as_lines, has_lines
 from clipjax.data.loading.caption_faults import NOTABLE, has_words, tell_wordless
 from clipjax.data.sources.subset import Subset
 from clipjax.encoding.batches import RowLayout, embed_fn, put_on_mesh, run_batches
+from clipjax.encoding.reading import ImageBatch, ImageReader
 from clipjax.evals.evaluation import Evaluation
 from clipjax.evals.pictures import Pictures
-from clipjax.evals.reading import ImageBatch, ImageReader
 from clipjax.metrics import best_positive, count_before, no_positive
 from clipjax.partitioning import batch_sharding, replicated
 from clipjax.processes.distributed import is_lead

@@ -7,7 +7,7 @@ import numpy as np
 
 from clipjax.array_types import PyTree
 from clipjax.data.images.naflex import to_image
-from clipjax.evals.reading import ImageReader
+from clipjax.encoding.reading import ImageReader
 from clipjax.evals.retrieval import Chunk, Retrieval, gather_rows
 
 _NUM_SHOWN = 3  # best pictures of a caption

@@ -26,13 +26,13 @@ from clipjax.data.source import keys_of
 from clipjax.data.sources.subset import Subset
 from clipjax.encoding.batches import RowLayout, embed_fn, put_on_mesh, run_batches
 from clipjax.encoding.prompts import Prompts, choose_prompts, warn_of_articles
+from clipjax.encoding.reading import ImageBatch, ImageReader
 from clipjax.encoding.templates import fill_templates
 from clipjax.encoding.zero_shot_head import average_prompts
 from clipjax.evals.evaluation import Evaluation, check_classes
 from clipjax.evals.groups import Groups
 from clipjax.evals.head_cache import cached_head, head_path
 from clipjax.evals.label_files import load_class_map, load_label_file, stem_of
-from clipjax.evals.reading import ImageBatch, ImageReader
 from clipjax.evals.retrieval import gather_rows
 from clipjax.evals.zero_shot_scores import empty_counts, mean_ap, metric_names, metrics_of, score
 from clipjax.files import sha256

@@ -80,7 +80,11 @@ class ZeroShotHead:
 
         Reference: arXiv:2103.00020, section 3.1; arXiv:2303.15343 for the sigmoid.
         """
-        logits = np.float32(self.scale) * (self.encode_image(images) @ self.weights.T)
+        return self.scores_of(self.encode_image(images))
+
+    def scores_of(self, embeds: np.ndarray) -> ZeroShotScores:
+        """Scores the names for embeddings of images, float32 `[n, embed]`, rows of length 1."""
+        logits = np.float32(self.scale) * (embeds @ self.weights.T)
         if self.bias is not None:
             logits = logits + np.float32(self.bias)
             return ZeroShotScores(self.class_names, logits, 1 / (1 + np.exp(-logits)))

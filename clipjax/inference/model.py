@@ -77,6 +77,8 @@ class Model:
         preprocess: image -> uint8 `[size, size, 3]`, or Patches for a model of any aspect.
         encode_fns: the pure functions, as evals take them.
         mesh: the devices.
+        batch_size: most rows that are encoded at once.
+        dtype: of the computation.
 
     Raises:
         ValueError: variables without `params`, an option out of range, or a spec that is none.
@@ -119,14 +121,14 @@ class Model:
         self.preprocess = make_preprocess(spec, preprocess)
         self.run_prompts = run_prompts
         self.module = build_model(spec, dtype=dtype, plugins=plugins)
-        self._dtype = dtype
+        self.dtype = dtype
         self.encode_fns = make_encode_fns(self.module, spec["preprocess"], dtype=dtype)
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._tokens_fns: dict[tuple[Any, ...], RunFn] = {}
 
     def __repr__(self) -> str:
         size = self.spec["image_size"]
-        return f"Model({self.spec['name']!r}, image_size={size}, dtype={self._dtype!r})"
+        return f"Model({self.spec['name']!r}, image_size={size}, dtype={self.dtype!r})"
 
     @classmethod
     def from_checkpoint(
@@ -336,7 +338,7 @@ class Model:
             encode_text_fn=self.encode_fns.text,
             tokenizer=self.tokenizer,
             mesh=self.mesh,
-            batch_size=self._batch_size,
+            batch_size=self.batch_size,
         )
         bias = self.logit_bias
         return ZeroShotHead(
@@ -395,7 +397,7 @@ class Model:
                 number,
                 final_norm=final_norm,
                 preprocess=self.spec["preprocess"],
-                dtype=self._dtype,
+                dtype=self.dtype,
             )
             self._tokens_fns[key] = jax.jit(tokens, out_shardings=batch_sharding(self.mesh))
         return self._tokens_fns[key]
@@ -425,6 +427,6 @@ class Model:
             read,
             blank=self._blank(tower),
             mesh=self.mesh,
-            batch_size=self._batch_size,
+            batch_size=self.batch_size,
             as_jax=as_jax,
         )

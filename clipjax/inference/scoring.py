@@ -1,22 +1,22 @@
 """CLIP scores of a dataset's pairs, to filter it by (arXiv:2304.14108, DataComp)."""
 
 import collections
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from clipjax.data.captions import flatten
-from clipjax.data.images.preprocess import PIXELS
-from clipjax.data.source import DataSource, SampleError, read_example
+from clipjax.data.source import DataSource, Example, check_example
 from clipjax.data.storage.files import local_path
+from clipjax.encoding.batches import RowLayout
+from clipjax.encoding.reading import Embedded, ImageReader, embed_ranges
 from clipjax.files import replacing
 from clipjax.inference.model import Model
 from clipjax.redaction import redact
-
-CHUNK = 1024  # examples that are embedded together
 
 
 def score_pairs(
@@ -32,29 +32,60 @@ def score_pairs(
     Yields:
         Keys and scores, float32, of some examples at a time, in the source's order.
     """
-    to_rgb = PIXELS[model.pixels]
-    for start in range(0, len(source), CHUNK):
-        keys: list[str] = []
-        images, texts, owners = [], [], []
-        for index in range(start, min(start + CHUNK, len(source))):
-            try:
-                example = read_example(source, index)
-                image = to_rgb(example["image"])
-            except SampleError as error:
-                counts[error.reason] += 1
-                continue
-            captions = [text for _, text in flatten(example["text"])]
-            if not captions:
-                counts["text_empty"] += 1
-                continue
-            owners += [len(keys)] * len(captions)
-            keys.append(example["key"])
-            images.append(image)
-            texts += captions
-        if keys:
-            cosines = np.sum(model.encode_image(images)[owners] * model.encode_text(texts), 1)
-            totals = np.bincount(owners, cosines, len(keys)) / np.bincount(owners)
-            yield keys, totals.astype(np.float32)
+    check = functools.partial(check_example, giver="the data source", needed=("text",))
+    for part in embed_source(model, source, check=check):
+        counts.update(part.bad)
+        texts = [[text for _, text in flatten(example["text"])] for example in part.examples]
+        found = np.flatnonzero([bool(captions) for captions in texts])
+        if len(found) < len(texts):
+            counts["text_empty"] += len(texts) - len(found)
+        if len(found):
+            owners = np.repeat(np.arange(len(found)), [len(texts[i]) for i in found])
+            embeds = model.encode_text([text for captions in texts for text in captions])
+            cosines = np.sum(part.embeds[found][owners] * embeds, 1)
+            totals = np.bincount(owners, cosines, len(found)) / np.bincount(owners)
+            yield [part.examples[i]["key"] for i in found], totals.astype(np.float32)
+
+
+def embed_source(
+    model: Model,
+    source: DataSource,
+    *,
+    check: Callable[[Example], object] = lambda example: None,
+    shards: Iterable[range] | None = None,
+    threads: int = 4,
+    max_bad: int | None = None,
+) -> Iterator[Embedded]:
+    """Embeds the images of a source with a model, some at a time, in order.
+
+    Args:
+        model: on devices of this process alone.
+        check: of an example, see `ImageReader`.
+        shards: the parts that are embedded, none of which shares a batch with another; by default
+            all of the source.
+        threads: that read and decode.
+        max_bad: images that may be unusable, which are counted; by default, any number.
+
+    Raises:
+        ValueError: the source fails, `check` refuses, or too many images are unusable.
+        FloatingPointError: embeddings that are not finite.
+    """
+    shards = [range(len(source))] if shards is None else list(shards)
+    layout = RowLayout(model.mesh, max(map(len, shards)), model.batch_size)
+    size = layout.batch_size
+    ranges = (
+        shard[start : start + size] for shard in shards for start in range(0, len(shard), size)
+    )
+    with ImageReader(
+        source,
+        model.preprocess,
+        max_bad=len(source) if max_bad is None else max_bad,
+        where="the data",
+        check=check,
+        alone=True,
+        threads=threads,
+    ) as reader:
+        yield from embed_ranges(model.encode_fns.image, model.variables, reader, ranges, layout)
 
 
 def new_file(path: str | os.PathLike[str]) -> Path:

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 from stand_ins import Source, evaluation, make_params, mesh_of, picture, unit
 
-from clipjax.evals import EVALS, Retrieval, reading
+from clipjax.encoding import reading
+from clipjax.evals import EVALS, Retrieval
 
 
 def make_eval(source, mesh, **changes):

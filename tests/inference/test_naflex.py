@@ -10,7 +10,7 @@ from clipjax.array_types import Patches
 from clipjax.config import merge
 from clipjax.data.images.naflex import PatchPreprocess
 from clipjax.data.images.preprocess import Preprocess
-from clipjax.evals.reading import ImageReader
+from clipjax.encoding.reading import ImageReader
 from clipjax.inference import Model
 from clipjax.models import build_model
 from clipjax.models.images import normalise_images

@@ -1,6 +1,9 @@
 import collections
 import io
+from typing import ClassVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -8,19 +11,28 @@ from checkpoints import write_checkpoint
 from PIL import Image
 from tiny import tiny_spec
 
+from clipjax.data.images.preprocess import Preprocess
 from clipjax.data.sources import make_source
-from clipjax.inference import Model, scoring
+from clipjax.encoding.batches import EncodeFns
+from clipjax.inference import Model
 from clipjax.inference.scoring import score_pairs, write_scores
+from clipjax.partitioning import make_mesh
 
 
 class ByBrightness:
     """Embeds pictures by their brightness and texts by the number in them: the angle."""
 
-    pixels = "clipjax"
+    variables: ClassVar[dict] = {}
 
-    def encode_image(self, images):
-        angles = np.array([np.asarray(image).mean() for image in images]) / 255
-        return np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    def __init__(self, pixels="clipjax", batch_size=256):
+        self.preprocess, self.batch_size = Preprocess(4, pixels=pixels), batch_size
+        self.mesh = make_mesh({"data": 1}, jax.devices()[:1])
+        self.encode_fns = EncodeFns(self.encode_image, None, None, None)
+
+    @staticmethod
+    def encode_image(variables, images):
+        angles = images.astype(jnp.float32).mean((1, 2, 3)) / 255
+        return jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=1)
 
     def encode_text(self, texts):
         angles = np.array([float(text) for text in texts])
@@ -57,12 +69,11 @@ class Pairs:
 EXPECTED = {"k0": 1.0, "k1": (1 + np.cos(1)) / 2, "k3": np.cos(0.5)}
 
 
-@pytest.mark.parametrize("chunk", [2, 1024])
-def test_scores_are_mean_cosines(monkeypatch, chunk):
-    monkeypatch.setattr(scoring, "CHUNK", chunk)
+@pytest.mark.parametrize("batch_size", [2, 256])
+def test_scores_are_mean_cosines(batch_size):
     counts = collections.Counter()
     found = {}
-    for keys, scores in score_pairs(ByBrightness(), Pairs(), counts):
+    for keys, scores in score_pairs(ByBrightness(batch_size=batch_size), Pairs(), counts):
         found |= dict(zip(keys, scores.tolist(), strict=True))
     assert found == pytest.approx(EXPECTED, abs=1e-6)
     assert counts == {"image_format": 1, "text_empty": 1}
@@ -73,11 +84,10 @@ def test_scores_are_of_the_pixels_that_the_encoder_takes():
     Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(file, "PNG")  # clear: white here, black there
     source = Pairs()
     source.rows = ((file.getvalue(), "0.0"),)
-    encoder = ByBrightness()
     found = {}
-    for encoder.pixels in ("clipjax", "open_clip"):
-        ((_, scores),) = score_pairs(encoder, source, collections.Counter())
-        found[encoder.pixels] = scores.item()
+    for pixels in ("clipjax", "open_clip"):
+        ((_, scores),) = score_pairs(ByBrightness(pixels), source, collections.Counter())
+        found[pixels] = scores.item()
     assert found == pytest.approx({"clipjax": np.cos(1), "open_clip": 1.0})
 
 

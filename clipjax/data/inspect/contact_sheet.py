@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -32,14 +32,14 @@ def contact_sheet(source: DataSource, title: str, indices: np.ndarray, suffix: s
         suffix: `.html`, one file without scripts, or `.png`. There, long captions are cut, and
             letters that no font of the machine has are boxes.
     """
-    pairs, title = _pairs(source, indices), line_text(title)
+    pairs, title = thumbnails(source, indices), line_text(title)
     return _page(pairs, title).encode("utf-8") if suffix == ".html" else _picture(pairs, title)
 
 
-def _pairs(
-    source: DataSource, indices: np.ndarray
+def thumbnails(
+    source: DataSource, indices: Sequence[int] | np.ndarray
 ) -> Iterator[tuple[Image.Image | None, list[str], str]]:
-    """Gives thumbnail, captions and key, all printable; of what is unusable the error."""
+    """Gives thumbnail, captions and key of examples, printable; of what is unusable the error."""
     for index in indices:
         try:
             example = read_example(source, int(index))

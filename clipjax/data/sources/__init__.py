@@ -121,14 +121,16 @@ def make_source(
     source = build({"name": kind, **options}, SOURCES, path=path, **place)
     if len(source) == 0:
         raise ValueError(f"{path} = {text!r} is empty: it holds no usable image-text pair")
-    if rule is not None:
-        by_uid = isinstance(rule, str) and rule.endswith(UID_SUFFIXES)
-        source = UidFilter(source, rule) if by_uid else ScoreFilter(source, rule)
+    rules = rule if isinstance(rule, tuple | list) else [] if rule is None else [rule]
+    by_uid = [rule for rule in rules if isinstance(rule, str) and rule.endswith(UID_SUFFIXES)]
+    # Uids are those of the whole data; the best of what is left are the last.
+    for rule in (*by_uid, *(rule for rule in rules if rule not in by_uid)):
+        source = UidFilter(source, rule) if rule in by_uid else ScoreFilter(source, rule)
         if len(source) == 0:
             mend = "lower the `min`, or take a larger `top`"
             raise ValueError(
                 f"{path} = {text!r} is empty: its filter {rule!r} keeps none of the examples; "
-                f"{'take the list of uids of this data' if by_uid else mend}"
+                f"{'take the list of uids of this data' if rule in by_uid else mend}"
             )
     return source if examples is None else HashedSubset(source, examples)
 

@@ -64,7 +64,7 @@ class ScoreFilter(Subset):
         if kind == "top" and not 0 < limit <= 1:
             raise ValueError(f"the filter {rule!r} takes the best {limit}: expected a part of 1")
         told = read_scores(where)
-        _check_same_data(source, told.fingerprint, where)
+        _check_same_data(getattr(source, "whole", source), told.fingerprint, where)
         scores = _scores_of(source, told, where)
         scored = np.flatnonzero(~np.isnan(scores))
         if kind == "min":

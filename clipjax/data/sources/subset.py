@@ -19,10 +19,12 @@ class Subset:
 
     Attributes:
         class_names, and the `FACTS`: those of the source.
+        whole: the source, or what that is a part of.
     """
 
     def __init__(self, source: DataSource, kept: np.ndarray, identity: str):
         self._source, self._identity = source, identity
+        self.whole: DataSource = getattr(source, "whole", source)
         self.class_names = getattr(source, "class_names", None)
         for fact in FACTS:
             setattr(self, fact, getattr(source, fact, None))

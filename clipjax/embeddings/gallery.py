@@ -1,0 +1,108 @@
+"""Pages of pictures: what a search finds, duplicates, and clusters."""
+
+import base64
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import clipjax
+from clipjax.data.inspect.contact_sheet import thumbnails
+from clipjax.data.source import DataSource
+from clipjax.printable import html_text, html_words
+from clipjax.report.page import page
+
+
+class Group(NamedTuple):
+    """Pictures that stand together.
+
+    Attributes:
+        title: text.
+        rows: of the pictures in the source.
+        words: below each of them.
+        best: how many from the first on are framed.
+    """
+
+    title: str
+    rows: Sequence[int]
+    words: Sequence[str]
+    best: int = 0
+
+
+def gallery(
+    source: DataSource,
+    groups: Iterable[Group],
+    *,
+    title: str,
+    subtitle: str,
+    lede: str,
+    figure: str = "",
+) -> bytes:
+    """Gives a page of groups of pictures: one file, which loads nothing from elsewhere.
+
+    Args:
+        figure: HTML before them.
+    """
+    cards = "".join(_card(source, group) for group in groups)
+    return page(
+        title=title,
+        subtitle=subtitle,
+        sections=[
+            f'<p class="lede">{html_text(lede)}</p>',
+            figure,
+            f'<div class="groups">{cards}</div>',
+        ],
+        footer=f"Written by clipjax {clipjax.__version__}.",
+    ).encode("utf-8")
+
+
+def _card(source: DataSource, group: Group) -> str:
+    pictures = zip(_pictures(source, group.rows), group.words, strict=True)
+    shown = "".join(
+        f"<figure{' class=own' if number < group.best else ''}>{picture}"
+        f"<figcaption>{html_words(words)}</figcaption></figure>"
+        for number, (picture, words) in enumerate(pictures)
+    )
+    return (
+        f'<section class="card group" tabindex="0" aria-label="{html_words(group.title)}">'
+        f'<h3>{html_words(group.title)}</h3><div class="row wide">{shown}</div></section>'
+    )
+
+
+def _pictures(source: DataSource, rows: Sequence[int]) -> Iterator[str]:
+    for image, captions, key in thumbnails(source, rows):
+        if image is None:
+            yield f"<p>{html_words(captions[0])}</p>"
+            continue
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=85)
+        data = base64.b64encode(file.getvalue()).decode("ascii")
+        words = html_words("; ".join([key, *captions]))
+        yield (
+            f'<img src="data:image/jpeg;base64,{data}" alt="{words}" title="{words}" '
+            'loading="lazy">'
+        )
+
+
+def histogram_figure(histogram: Sequence[Mapping[str, float]], mark: float) -> str:
+    """Gives a table of how many `pairs` are `from` a cosine `to` another; bold from a mark on."""
+    most = max(1, *(one["pairs"] for one in histogram))
+    rows = "".join(
+        f"<tr><th>{one['from']:.4f} to {one['to']:.4f}</th>"
+        f'<td class="number">{_strong(one["pairs"], one["from"] >= mark)}</td>'
+        f'<td><meter max="1" value="{one["pairs"] / most:.4f}"></meter></td></tr>'
+        for one in histogram
+    )
+    return (
+        '<div class="card scroll" tabindex="0" role="region" aria-label="cosines of pairs">'
+        f"<table><tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _strong(count: float, is_marked: bool) -> str:
+    return f"<b>{count:,}</b>" if is_marked else f"{count:,}"
+
+
+def one_line(record: dict[str, Any], words: str) -> str:
+    """A picture of an index in a line: a number, its key, its first caption."""
+    captions = record["captions"]
+    return f"{words}  {record['key']}{f'  {captions[0]}' if captions else ''}"

@@ -1,0 +1,200 @@
+"""A folder of embeddings, opened: what `clipjax embed` wrote, checked against its `index.json`."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from clipjax.data.source import DataSource
+from clipjax.data.sources import make_source
+from clipjax.data.storage.files import local_path
+from clipjax.embeddings.shards import read_columns, read_embeddings
+from clipjax.strict_json import read_json
+
+FORMAT = "clipjax.embeddings/1"
+INDEX = "index.json"
+_AGAIN = "the same `clipjax embed` makes what is lost anew"
+
+
+class Block(NamedTuple):
+    """Embeddings that stand one after the other.
+
+    Attributes:
+        first: the place of the first in the index.
+        count: how many are embeddings; the rest is padding.
+        embeds: `[rows, embed]`, as stored, the same rows in each block.
+    """
+
+    first: int
+    count: int
+    embeds: np.ndarray
+
+
+class Index:
+    """Embeddings of a dataset, in shards on disk.
+
+    Attributes:
+        directory: of the shards.
+        about: what `index.json` says.
+    """
+
+    def __init__(self, directory: Path, about: Mapping[str, Any]) -> None:
+        self.directory, self.about = directory, about
+        self._ends = np.cumsum([shard["count"] for shard in about["shards"]])
+
+    @classmethod
+    def open(cls, directory: str | os.PathLike[str]) -> "Index":
+        """Opens a folder.
+
+        Raises:
+            ValueError: it is none of embeddings, not finished, or a shard is not what was written.
+        """
+        directory = local_path(directory)
+        if not (directory / INDEX).is_file():
+            raise ValueError(
+                f"{directory} has no {INDEX}: give the folder that `clipjax embed --out` wrote"
+            )
+        about = read_index(directory / INDEX)
+        if not about.get("complete"):
+            raise ValueError(f"{directory} is not finished: start the same `clipjax embed` again")
+        for shard in about["shards"]:
+            for suffix, size in shard["bytes"].items():
+                path = directory / f"{shard['name']}{suffix}"
+                found = path.stat().st_size if path.is_file() else None
+                if found != size:
+                    what = "is missing" if found is None else f"has {found} bytes"
+                    raise ValueError(f"{path} {what}, {INDEX} says {size} bytes; {_AGAIN}")
+        return cls(directory, about)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    @property
+    def embed_dim(self) -> int:
+        """Length of an embedding."""
+        return self.about["model"]["embed_dim"]
+
+    def blocks(self, rows: int, *, start: int = 0) -> Iterator[Block]:
+        """Gives the embeddings from `start` on in order, so many rows at a time, padded."""
+        dtype = self.about["stored"]["dtype"]
+        block, filled, first = np.zeros((rows, self.embed_dim), dtype), 0, start
+        for shard, end in zip(self.about["shards"], self._ends.tolist(), strict=True):
+            if end <= start:
+                continue
+            embeds = self._embeddings(shard)
+            embeds = embeds[max(0, start - (end - len(embeds))) :]
+            while len(embeds):
+                taken = min(len(embeds), rows - filled)
+                block[filled : filled + taken] = embeds[:taken]
+                embeds, filled = embeds[taken:], filled + taken
+                if filled == rows:
+                    yield Block(first, filled, block)
+                    # A device may still read the old one.
+                    block, filled, first = np.zeros_like(block), 0, first + rows
+        if filled:
+            yield Block(first, filled, block)
+
+    def embeddings(self, places: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Gives embeddings by their places in the index: `[places, embed]`, float32."""
+        found = np.zeros((len(places), self.embed_dim), np.float32)
+        for number, of_shard, inside in self._by_shard(places):
+            found[of_shard] = self._embeddings(self.about["shards"][number])[inside]
+        return found
+
+    def columns(self, names: Sequence[str]) -> dict[str, list[Any]]:
+        """Gives whole columns: of `key`, `captions`, `row` (in the source), `width`, `height`."""
+        found: dict[str, list[Any]] = {name: [] for name in names}
+        for shard in self.about["shards"]:
+            table = read_columns(self.directory / shard["name"], names)
+            for name in names:
+                found[name] += table[name].to_pylist()
+        return found
+
+    def records(self, places: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
+        """Gives `key`, `captions` and `row` of places in the index."""
+        found: list[dict[str, Any]] = [{} for _ in places]
+        for number, of_shard, inside in self._by_shard(places):
+            stem = self.directory / self.about["shards"][number]["name"]
+            rows = read_columns(stem, ["key", "captions", "row"]).take(inside).to_pylist()
+            for place, row in zip(of_shard, rows, strict=True):
+                found[place] = row
+        return found
+
+    def source(self, spec: str | None = None) -> DataSource:
+        """Opens the dataset that was embedded.
+
+        Args:
+            spec: where it is now; by default where it was.
+
+        Raises:
+            ValueError: it is not there, or is another.
+        """
+        spec = spec or self.about["data"]["spec"]
+        source = make_source(spec, path="--data")
+        if source.fingerprint() != self.about["data"]["fingerprint"]:
+            raise ValueError(
+                f"{spec} is not the data that was embedded, or it has changed since; say "
+                "where that is by --data SPEC, or embed it anew"
+            )
+        return source
+
+    def _embeddings(self, shard: Mapping[str, Any]) -> np.ndarray:
+        found = read_embeddings(self.directory / shard["name"], self.about["stored"]["form"])
+        if found.shape != (shard["count"], self.embed_dim):
+            raise ValueError(
+                f"{self.directory / shard['name']} holds {list(found.shape)}, {INDEX} says "
+                f"{[shard['count'], self.embed_dim]}; {_AGAIN}"
+            )
+        return found
+
+    def _by_shard(
+        self, places: Sequence[int] | np.ndarray
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Gives (number of a shard, which of `places` are in it, their places inside)."""
+        places = np.asarray(places, np.int64)
+        shards = np.searchsorted(self._ends, places, side="right")
+        for number in np.unique(shards).tolist():
+            of_shard = np.flatnonzero(shards == number)
+            start = self._ends[number] - self.about["shards"][number]["count"]
+            yield number, of_shard, places[of_shard] - start
+
+
+def shard_names(examples: int, shard_size: int) -> list[str]:
+    """Names the shards of so many examples."""
+    return [f"{number:05d}" for number in range(-(-examples // shard_size))]
+
+
+def read_index(path: Path) -> dict[str, Any]:
+    """Reads what a folder of embeddings says of itself; ValueError if it is damaged."""
+    remedy = "delete the folder, and embed anew"
+    try:
+        found = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged, {error}: {remedy}") from error
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise ValueError(f"{path} is no index of the format {FORMAT}: {remedy}")
+    for name, fields in _FIELDS.items():
+        part = found.get(name)
+        for field, kind in fields.items():
+            if not isinstance(part, dict) or type(part.get(field)) is not kind:
+                raise ValueError(f"{path} is damaged, its {name}.{field} is missing: {remedy}")
+    shards = found.get("shards", [])
+    if found.get("complete") and not (isinstance(shards, list) and shards):
+        raise ValueError(f"{path} is damaged, it names no shards: {remedy}")
+    for shard in shards:
+        good = isinstance(shard, dict) and isinstance(shard.get("bytes"), dict)
+        # A name of anything else could lead out of the folder.
+        good = good and str(shard.get("name", "")).isdigit() and type(shard.get("count")) is int
+        if not good or not {*shard["bytes"]} <= {".parquet", ".npy"} or shard["count"] < 0:
+            raise ValueError(f"{path} is damaged, a shard of it is {shard!r:.80}: {remedy}")
+    return found
+
+
+_FIELDS: dict[str, dict[str, type]] = {
+    "model": {"name": str, "embed_dim": int, "dtype": str, "checkpoint": str},
+    "preprocess": {"pixels": str},
+    "data": {"spec": str, "fingerprint": str, "examples": int},
+    "stored": {"form": str, "dtype": str, "shard_size": int},
+}

@@ -1,0 +1,61 @@
+"""What is searched for: texts and pictures, added and taken away."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from clipjax.embeddings.index import Index
+from clipjax.inference.opened import Opened, open_model
+from clipjax.interop.weights import NO_HINTS, Hints
+
+
+def open_model_of(index: Index, checkpoint: str | None = None, hints: Hints = NO_HINTS) -> Opened:
+    """Opens the model whose embeddings an index holds.
+
+    Args:
+        checkpoint: where it is now; by default where it was.
+        hints: what its files cannot say.
+
+    Raises:
+        ValueError: it is another model, or there is none.
+    """
+    told = index.about["model"]
+    path = checkpoint or told["checkpoint"]
+    pixels = index.about["preprocess"]["pixels"]
+    opened = open_model(path, hints, dtype=told["dtype"], preprocess=pixels)
+    if opened.sha256 != told["sha256"]:
+        raise ValueError(
+            f"{index.directory} holds embeddings of another model, {told['name']} with the SHA-256 "
+            f"{told['sha256']}, and {path} has {opened.sha256}: give that one's --checkpoint, or "
+            "embed the data with this one"
+        )
+    return opened
+
+
+def check_query(texts: Sequence[str], images: Sequence[str], minus: Sequence[str]) -> None:
+    """Refuses a query that asks for nothing; ValueError says so."""
+    if any(not text.strip() for text in (*texts, *images, *minus)):
+        raise ValueError("the query is empty: write what to look for, --query 'a red bicycle'")
+    if not texts and not images:
+        raise ValueError("give --query TEXT or --image FILE; --minus only takes away from them")
+
+
+def query_of(
+    opened: Opened, texts: Sequence[str], images: Sequence[str], minus: Sequence[str]
+) -> np.ndarray:
+    """Embeds a query: the sum of its texts and pictures, less what is taken away.
+
+    Returns:
+        `[embed]`, float32, of length 1.
+
+    Raises:
+        ValueError: it asks for nothing, or a picture that cannot be used.
+    """
+    check_query(texts, images, minus)
+    model = opened.model
+    found = model.encode_text([*texts]).sum(0) - model.encode_text([*minus]).sum(0)
+    found += model.encode_image([*images]).sum(0)
+    length = float(np.linalg.norm(found))
+    if length < 1e-6:
+        raise ValueError("the query takes away all that it adds: nothing is left to look for")
+    return found / np.float32(length)

@@ -1,0 +1,159 @@
+"""`clipjax embed`: each picture once, the same files however often it was stopped."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from counting import HANGS_S
+from xla_flags import with_devices
+
+import clipjax
+from clipjax.data.storage.cache import lock
+from clipjax.embeddings.writing import LOCK
+
+ROOT = Path(__file__).parents[2]
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def test_each_picture_stands_once_with_its_key_and_captions(index, checkpoint, pictures):
+    good = [number for number in range(23) if number != 5]
+    tables = [pq.read_table(index / f"{shard:05d}.parquet") for shard in range(3)]
+    assert [len(table) for table in tables] == [7, 8, 7]
+    rows = [row for table in tables for row in table.to_pylist()]
+    assert [row["row"] for row in rows] == good
+    assert [row["key"] for row in rows] == [f"{number:02d}.png" for number in good]
+    assert rows[3]["captions"] == ["picture 3", "number 3"]
+    assert (rows[0]["width"], rows[0]["height"]) == (40, 32)
+    model = clipjax.load(checkpoint)
+    expected = model.encode_image([pictures / f"{number:02d}.png" for number in good])
+    np.testing.assert_allclose([row["embedding"] for row in rows], expected, atol=1e-6)
+    about = json.loads((index / "index.json").read_text())
+    assert about["skipped"] == {"image_format": 1} and about["count"] == 22
+    assert about["preprocess"]["image_size"] == 16 and len(about["model"]["sha256"]) == 64
+    assert {path.name for path in index.iterdir()} == {
+        *("index.json", "00000.parquet", "00001.parquet", "00002.parquet")
+    }
+
+
+def test_what_is_lost_is_made_anew_to_the_bit(index, embed_here, tmp_path):
+    out = tmp_path / "index"
+    shutil.copytree(index, out)
+    before = contents(out)
+    kept = (out / "00000.parquet").stat().st_mtime_ns
+    (out / "00001.parquet").write_bytes(before["00001.parquet"][:-9])
+    (out / "00002.parquet").unlink()
+    (out / ".tmp-0-00002.parquet").write_bytes(b"left over")
+    done = embed_here(out)
+    assert done.code == 0 and "1 of 3 shards are there already" in done.err, done.err
+    assert "16 of 23 pictures" in done.err and "23 of 23 pictures" in done.err
+    assert contents(out) == before
+    assert (out / "00000.parquet").stat().st_mtime_ns == kept
+    assert embed_here(out).code == 0 and contents(out) == before
+
+
+def test_arrays_of_half_the_size_hold_the_same(index, embed_here, tmp_path):
+    done = embed_here(tmp_path / "npy", "--format=npy", "--store=float16")
+    assert done.code == 0, done.err
+    for shard in ("00000", "00001", "00002"):
+        found = np.load(tmp_path / "npy" / f"{shard}.npy")
+        table = pq.read_table(index / f"{shard}.parquet")
+        expected = np.array(table["embedding"].to_pylist(), np.float32)
+        assert found.dtype == np.float16 and (found == expected.astype(np.float16)).all()
+        beside = pq.read_table(tmp_path / "npy" / f"{shard}.parquet")
+        assert beside["key"] == table["key"] and "embedding" not in beside.column_names
+
+
+def test_too_many_unusable_pictures_are_an_error_that_keeps_the_work(embed_here, tmp_path):
+    done = embed_here(tmp_path, "--max_bad_fraction=0.01")
+    assert done.code == 1 and "1 of 23 examples are unusable ({'image_format': 1})" in done.err
+    assert not json.loads((tmp_path / "index.json").read_text())["complete"]
+    assert embed_here(tmp_path).code == 0
+
+
+def test_a_folder_of_something_else_is_refused(index, embed_here, tmp_path):
+    before = contents(index)
+    done = embed_here(index, spec="synthetic:20")
+    assert done.code == 1 and "holds other embeddings: their data is" in done.err
+    done = embed_here(index, "--store=float16")
+    assert done.code == 1 and "their stored is" in done.err
+    with lock(index / LOCK, wait=False):
+        done = embed_here(index)
+    assert done.code == 1 and "is in use: another process embeds into it" in done.err
+    (index / LOCK).unlink()
+    (tmp_path / "notes.txt").write_text("mine")
+    done = embed_here(tmp_path)
+    assert done.code == 1 and "holds notes.txt and no index.json" in done.err
+    assert contents(index) == before
+
+
+def start(checkpoint, spec, out, **env):
+    flags = ("--shard_size=8", "--batch_size=4", "--max_bad_fraction=0.1")
+    command = [sys.executable, "-m", "clipjax", "embed", "--checkpoint", checkpoint, "--data", spec]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), **env}
+    return subprocess.Popen(
+        [*map(str, command), "--out", str(out), *flags], env=environment, stderr=subprocess.PIPE
+    )
+
+
+@pytest.mark.nightly
+def test_killed_at_random_moments_it_leaves_the_same_files(checkpoint, tmp_path):
+    spec, env = "synthetic:400?side=32", {"XLA_FLAGS": with_devices(1)}
+    started = time.monotonic()
+    whole = start(checkpoint, spec, tmp_path / "whole", **env)
+    assert whole.wait(HANGS_S) == 0, whole.stderr.read()
+    takes = time.monotonic() - started
+    expected = contents(tmp_path / "whole")
+    rng, killed, seen = random.Random(0), 0, set()
+    for number in range(20):
+        out = tmp_path / str(number)
+        while True:
+            process = start(checkpoint, spec, out, **env)
+            try:
+                process.wait(rng.uniform(0.3, 1.1) * takes)
+                break
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                killed += 1
+                seen.add(len(list(out.glob("*.parquet"))) if out.exists() else 0)
+        assert process.returncode == 0, process.stderr.read()
+        assert contents(out) == expected
+    assert killed >= 20 or len(seen) > 2, (killed, seen)
+    # The comparison sees one bit.
+    path = tmp_path / "0" / "00003.parquet"
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    assert contents(tmp_path / "0") != expected
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_shards(index, checkpoint, pictures, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    env = {"CLIPJAX_COORDINATOR": address, "CLIPJAX_NUM_PROCESSES": "2"}
+    env["XLA_FLAGS"] = os.environ["XLA_FLAGS"]
+    processes = [
+        start(
+            *(checkpoint, f"folder:{pictures}", tmp_path / "index"),
+            **env,
+            CLIPJAX_PROCESS_ID=str(number),
+        )
+        for number in range(2)
+    ]
+    told = [process.communicate(timeout=HANGS_S)[1].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], told
+    assert "24 of 24" not in told[0] and "pictures" in told[1]
+    assert contents(tmp_path / "index") == contents(index)
