@@ -30,6 +30,7 @@ CORE = [
     "pyarrow>=20.0",
     "regex>=2024.5.15",
     "safetensors>=0.5",
+    "scipy>=1.13",
     "sentencepiece>=0.2.1",
     "tensorboardX>=2.6.2.2",
     "tensorflow-datasets>=4.9.9",

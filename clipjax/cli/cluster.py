@@ -89,7 +89,7 @@ def main(argv: list[str]) -> int:
         write(data_path(_JSON.value), text.encode("utf-8"))
     if _OUT.value:
         write_clusters(_OUT.value, index, found)
-    if source is not None:
+    if _HTML.value and source is not None:
         groups = [
             Group(
                 f"{', '.join(named)}: {len(members):,} pictures",

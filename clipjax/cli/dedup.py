@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
         }
         text = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
         write(data_path(_JSON.value), text.encode("utf-8"))
-    if source is not None:
+    if _HTML.value and source is not None:
         rows = columns["row"]
         shown = [
             Group(
@@ -101,8 +101,10 @@ def main(argv: list[str]) -> int:
         about = index.about["data"]
         facts = {"source": about["spec"], "fingerprint": about["fingerprint"]}
         write_scores(_OUT.value, iter([(keys, kept)]), **facts, threshold=threshold)
-        best = f"{about['spec']}{'&' if '?' in about['spec'] else '?'}filter={_OUT.value}:min=1"
-        show(f"{_OUT.value}: use {shlex.quote(best)}")
+        kept_spec = (
+            f"{about['spec']}{'&' if '?' in about['spec'] else '?'}filter={_OUT.value}:min=1"
+        )
+        show(f"{_OUT.value}: use {shlex.quote(kept_spec)}")
     return 0
 
 

@@ -82,7 +82,7 @@ def main(argv: list[str]) -> int:
             told["faiss"] = {"factory": _FAISS.value, "recall": found_recall}
         text = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
         write(data_path(_JSON.value), text.encode("utf-8"))
-    if source is not None:
+    if _HTML.value and source is not None:
         words = [f"{cosine:.3f}" for cosine in cosines]
         group = Group("Nearest first", [record["row"] for record in records], words)
         page = gallery(

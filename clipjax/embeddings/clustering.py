@@ -9,7 +9,7 @@ import numpy as np
 from absl import logging
 
 from clipjax.data.storage.files import local_path
-from clipjax.embeddings.index import Index
+from clipjax.embeddings.index import Index, on_device
 from clipjax.files import replacing
 
 ROWS = 1 << 14  # of a block
@@ -60,10 +60,10 @@ def k_means(
         sums = jnp.zeros((clusters, index.embed_dim), jnp.float32)
         before, labels, cosines = labels, np.empty_like(labels), np.empty(len(index), np.float32)
         for block in index.blocks(rows):
-            given = (jnp.asarray(block.embeds), jnp.asarray(centres), sums, block.count)
+            given = (on_device(block), jnp.asarray(centres), sums, block.filled)
             sums, own, best = _assign(*given)
-            places = slice(block.first, block.first + block.count)
-            labels[places], cosines[places] = own[: block.count], best[: block.count]
+            places = slice(block.first, block.first + block.filled)
+            labels[places], cosines[places] = own[: block.filled], best[: block.filled]
         means.append(float(cosines.mean()))
         if (labels == before).all() or len(means) > passes:
             break

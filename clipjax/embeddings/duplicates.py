@@ -9,7 +9,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from clipjax.embeddings.index import Block, Index
+from clipjax.embeddings.index import Block, Index, on_device
 
 ROWS = 4096  # of a block: 64 MB of cosines
 _EDGES = 1 << 20  # that are held before they become groups
@@ -63,8 +63,8 @@ def find_duplicates(index: Index, threshold: float, *, rows: int = ROWS) -> Dupl
     for left, right in _block_pairs(index, rows):
         above, bits = jax.device_get(
             _compare(
-                *(jnp.asarray(left.embeds), jnp.asarray(right.embeds), limits),
-                *(left.first, left.count, right.first, right.count),
+                *(on_device(left), on_device(right), limits),
+                *(left.first, left.filled, right.first, right.filled),
             )
         )
         pairs += int(above[0])

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from clipjax.data.source import DataSource
@@ -15,6 +16,7 @@ from clipjax.strict_json import read_json
 
 FORMAT = "clipjax.embeddings/1"
 INDEX = "index.json"
+_ALIGNMENT = 64  # bytes
 _AGAIN = "the same `clipjax embed` makes what is lost anew"
 
 
@@ -23,12 +25,12 @@ class Block(NamedTuple):
 
     Attributes:
         first: the place of the first in the index.
-        count: how many are embeddings; the rest is padding.
+        filled: how many are embeddings; the rest is padding.
         embeds: `[rows, embed]`, as stored, the same rows in each block.
     """
 
     first: int
-    count: int
+    filled: int
     embeds: np.ndarray
 
 
@@ -42,7 +44,7 @@ class Index:
 
     def __init__(self, directory: Path, about: Mapping[str, Any]) -> None:
         self.directory, self.about = directory, about
-        self._ends = np.cumsum([shard["count"] for shard in about["shards"]])
+        self._ends = np.cumsum([shard["pictures"] for shard in about["shards"]])
 
     @classmethod
     def open(cls, directory: str | os.PathLike[str]) -> "Index":
@@ -79,7 +81,7 @@ class Index:
     def blocks(self, rows: int, *, start: int = 0) -> Iterator[Block]:
         """Gives the embeddings from `start` on in order, so many rows at a time, padded."""
         dtype = self.about["stored"]["dtype"]
-        block, filled, first = np.zeros((rows, self.embed_dim), dtype), 0, start
+        block, filled, first = aligned((rows, self.embed_dim), dtype), 0, start
         for shard, end in zip(self.about["shards"], self._ends.tolist(), strict=True):
             if end <= start:
                 continue
@@ -92,7 +94,7 @@ class Index:
                 if filled == rows:
                     yield Block(first, filled, block)
                     # A device may still read the old one.
-                    block, filled, first = np.zeros_like(block), 0, first + rows
+                    block, filled, first = aligned(block.shape, dtype), 0, first + rows
         if filled:
             yield Block(first, filled, block)
 
@@ -142,10 +144,10 @@ class Index:
 
     def _embeddings(self, shard: Mapping[str, Any]) -> np.ndarray:
         found = read_embeddings(self.directory / shard["name"], self.about["stored"]["form"])
-        if found.shape != (shard["count"], self.embed_dim):
+        if found.shape != (shard["pictures"], self.embed_dim):
             raise ValueError(
                 f"{self.directory / shard['name']} holds {list(found.shape)}, {INDEX} says "
-                f"{[shard['count'], self.embed_dim]}; {_AGAIN}"
+                f"{[shard['pictures'], self.embed_dim]}; {_AGAIN}"
             )
         return found
 
@@ -157,8 +159,21 @@ class Index:
         shards = np.searchsorted(self._ends, places, side="right")
         for number in np.unique(shards).tolist():
             of_shard = np.flatnonzero(shards == number)
-            start = self._ends[number] - self.about["shards"][number]["count"]
+            start = self._ends[number] - self.about["shards"][number]["pictures"]
             yield number, of_shard, places[of_shard] - start
+
+
+def aligned(shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """Gives zeros that begin where JAX takes an array of NumPy on a CPU without a copy."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    buffer = np.zeros(size + _ALIGNMENT, np.uint8)
+    start = -buffer.ctypes.data % _ALIGNMENT
+    return buffer[start : start + size].view(dtype).reshape(shape)
+
+
+def on_device(block: Block) -> jax.Array:
+    """Puts the embeddings of a block on the default device, where they must not change any more."""
+    return jax.device_put(block.embeds, may_alias=True)
 
 
 def shard_names(examples: int, shard_size: int) -> list[str]:
@@ -186,8 +201,8 @@ def read_index(path: Path) -> dict[str, Any]:
     for shard in shards:
         good = isinstance(shard, dict) and isinstance(shard.get("bytes"), dict)
         # A name of anything else could lead out of the folder.
-        good = good and str(shard.get("name", "")).isdigit() and type(shard.get("count")) is int
-        if not good or not {*shard["bytes"]} <= {".parquet", ".npy"} or shard["count"] < 0:
+        good = good and str(shard.get("name", "")).isdigit() and type(shard.get("pictures")) is int
+        if not good or not {*shard["bytes"]} <= {".parquet", ".npy"} or shard["pictures"] < 0:
             raise ValueError(f"{path} is damaged, a shard of it is {shard!r:.80}: {remedy}")
     return found
 

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipjax.embeddings.index import Block
+from clipjax.embeddings.index import Block, on_device
 
 _SCORES = 1 << 26  # of a block, held at once: 256 MB
-_ROWS = 1 << 16
+_ROWS = 1 << 14
 
 
 def block_rows(num_queries: int, k: int) -> int:
@@ -22,18 +22,18 @@ def search(queries: np.ndarray, blocks: Iterable[Block], k: int) -> tuple[np.nda
 
     Args:
         queries: `[queries, embed]`, float32, rows of length 1.
-        blocks: all embeddings, in their order, each of one number of rows; float16 is taken as
-            float32. One is held on the device beside the one in work.
+        blocks: all embeddings, in their order; float16 is taken as float32. One is held on the
+            device beside the one in work. Each number of rows is compiled once.
         k: how many; at most as many as there are embeddings.
 
     Returns:
         (cosines float32, places int64), each `[queries, k]`, the nearest first.
     """
-    queries = jnp.asarray(queries, jnp.float32)
+    given = jnp.asarray(queries, jnp.float32)
     best = (jnp.full((len(queries), k), -jnp.inf), jnp.zeros((len(queries), k), jnp.int32))
     before = None
     for block in blocks:
-        best = _better(*best, queries, jnp.asarray(block.embeds), block.first, block.count)
+        best = _better(*best, given, on_device(block), block.first, block.filled)
         if before is not None:
             jax.block_until_ready(before)  # or the blocks of all of them wait in memory
         before = best
@@ -86,7 +86,7 @@ def search_faiss(
         import faiss
     except ImportError as error:
         raise ValueError(f"--faiss needs `pip install faiss-cpu`: {error}") from error
-    data = np.concatenate([block.embeds[: block.count] for block in blocks]).astype(np.float32)
+    data = np.concatenate([block.embeds[: block.filled] for block in blocks]).astype(np.float32)
     try:
         made = faiss.index_factory(data.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
         if not made.is_trained:

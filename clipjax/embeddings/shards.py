@@ -26,13 +26,13 @@ class Shard(NamedTuple):
 
     Attributes:
         name: its number, `00000`.
-        count: embeddings.
+        pictures: embeddings.
         bytes: of its files, by suffix.
         skipped: examples that are left out, by reason.
     """
 
     name: str
-    count: int
+    pictures: int
     bytes: Mapping[str, int]
     skipped: Mapping[str, int]
 
@@ -76,14 +76,15 @@ def write_shard(
     else:
         flat = pa.array(embeds.reshape(-1))
         columns[_EMBEDDING] = pa.FixedSizeListArray.from_arrays(flat, embed_dim)
-    about = {"job": job, "skipped": dict(sorted(skipped.items())), "npy": bytes_.get(".npy")}
+    skipped = dict(sorted(skipped.items()))
+    about = {"job": job, "skipped": skipped, "npy": bytes_.get(".npy")}
     table = pa.table(columns).replace_schema_metadata({_META: json.dumps(about)})
     with replacing(stem.with_suffix(".parquet")) as work:
         pq.write_table(
             table, work, compression="none", use_dictionary=False, write_page_checksum=True
         )
         bytes_[".parquet"] = work.stat().st_size
-    return Shard(stem.name, len(examples), bytes_, about["skipped"])
+    return Shard(stem.name, len(examples), bytes_, skipped)
 
 
 def find_shard(stem: Path, job: str) -> Shard | None:

@@ -277,7 +277,7 @@ def _finish(directory: Path, identity: dict[str, Any], job: str, how: Storing) -
         skipped.update(shard.skipped)
     _check_bad(_bad(skipped), examples, how)
     told = [shard._asdict() for shard in filter(None, shards)]
-    count = sum(shard["count"] for shard in told)
+    count = sum(shard["pictures"] for shard in told)
     if not count:
         raise ValueError(f"none of the {examples} examples can be used: {dict(skipped)}")
     about = {"complete": True, "count": count, "skipped": dict(sorted(skipped.items()))}

@@ -3,7 +3,7 @@ import pytest
 from checkpoints import write_checkpoint
 from embedding import embed
 from PIL import Image
-from tiny import tiny_spec
+from tiny import model_and_params, tiny_spec
 
 COUNT = 23  # pictures, of which number 5 is damaged
 
@@ -13,7 +13,8 @@ def checkpoint(tmp_path_factory):
     """A model that nobody trained, and that tells texts and pictures apart."""
     workdir = tmp_path_factory.mktemp("model")
     size = {"patch_size": 8, "depth": 1}, {"vocab_size": 49408, "context_length": 16, "depth": 1}
-    write_checkpoint(workdir, tiny_spec(image=size[0], text=size[1]))
+    spec = tiny_spec(image=size[0], text=size[1])
+    write_checkpoint(workdir, spec, model_and_params(spec)[1])
     return workdir
 
 

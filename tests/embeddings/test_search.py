@@ -45,7 +45,7 @@ def test_it_is_exact_and_of_equal_ones_the_first_comes_first(rows):
 def test_the_scores_held_at_once_are_bounded():
     for queries in (1, 1000, 10**6):
         assert block_rows(queries, 10) * queries <= 1 << 26
-    assert block_rows(1, 10) == 1 << 16 and block_rows(1, 10**6) == 10**6
+    assert block_rows(1, 10) == 1 << 14 and block_rows(1, 10**6) == 10**6
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def find(command, index):
 
 
 def exact(index, query):
-    embeds = np.concatenate([block.embeds[: block.count] for block in Index.open(index).blocks(5)])
+    embeds = np.concatenate([block.embeds[: block.filled] for block in Index.open(index).blocks(5)])
     cosines = embeds @ (query / np.linalg.norm(query))
     return np.argsort(-cosines, kind="stable"), cosines
 
