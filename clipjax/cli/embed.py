@@ -9,11 +9,12 @@ import os
 from absl import flags
 from tqdm import tqdm
 
-from clipjax import compile_cache, distributed, process_log
+from clipjax import compile_cache
 from clipjax.cli import hints
 from clipjax.cli.main import given, no_positional
 from clipjax.cli.output import show
-from clipjax.clusters import find_cluster
+from clipjax.processes import distributed, process_log
+from clipjax.processes.clusters import find_cluster
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Whatever `clipjax.load` reads.")
 _DATA = flags.DEFINE_string("data", None, "The dataset: kind:where[:split].")
@@ -53,7 +54,7 @@ def main(argv: list[str]) -> int:
     no_positional(argv)
     checkpoint = given(_CHECKPOINT.value, "--checkpoint PATH")
     spec, out = given(_DATA.value, "--data SPEC"), given(_OUT.value, "--out DIR")
-    from clipjax import peers
+    from clipjax.processes import peers
 
     if _DISTRIBUTED.value != "off" and find_cluster(os.environ) is not None:
         process_log.start(None)  # dumps of several processes, of which one is lost

@@ -25,12 +25,12 @@ from absl import logging
 from clipjax.data.source import DataSource, is_filtered
 from clipjax.data.storage.cache import lock
 from clipjax.data.storage.files import local_path
-from clipjax.distributed import agree, gather, is_lead
 from clipjax.embeddings.index import FORMAT, INDEX, Index, read_index, shard_names
 from clipjax.embeddings.shards import DTYPES, FORMS, Shard, find_shard, write_shard
 from clipjax.files import sha256, sweep, write_file
 from clipjax.inference.opened import Opened
 from clipjax.inference.scoring import embed_source
+from clipjax.processes.distributed import agree, gather, is_lead
 from clipjax.ranges import FRACTION, Choice, Rule, whole
 from clipjax.redaction import redact
 
