@@ -113,14 +113,14 @@ def train(
         distributed.connect(experiment.program.mesh)
     experiment.workdir.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack, peers.telling():  # before what is open closes, and may wait
+        closing = Closing(settings.hang_timeout_s)
+        stack.push(closing.end)
         check_owner = stack.enter_context(owned(experiment.workdir, take_over=take_over))
         exit_record.begin()
         with Watchdog(limits.compile_s, "compiling the step"):
             program = fitting_program(experiment.resolved, experiment.program, experiment.workdir)
             distributed.agree({"config.remat = auto": program.execution.remat})
         experiment = dataclasses.replace(experiment, program=program)
-        closing = Closing(settings.hang_timeout_s)
-        stack.push(closing.end)
         manager = stack.enter_context(
             CheckpointManager(
                 experiment.workdir / CHECKPOINTS,
