@@ -14,7 +14,8 @@ set -uo pipefail
 source "${VENV:-.venv}/bin/activate"
 export CLIPJAX_LAUNCH="slurm-${SLURM_JOB_ID:-}/${SLURM_RESTART_COUNT:-0}"
 SIGNALLED=
-srun --kill-on-bad-exit=0 clipjax train "$@" &
+# All tasks end within a minute of one another; of one that is stuck, nobody else would know.
+srun --kill-on-bad-exit=0 --wait=150 clipjax train "$@" &
 STEP=$!
 trap 'SIGNALLED=--signalled; kill -TERM "$STEP" 2>/dev/null || true' TERM INT
 while :; do

@@ -136,7 +136,7 @@ class Plan:
             "clipjax": f'exec {sys.executable} -S {folder / "run.py"} "$@"',
             "python": f'exec {sys.executable} "$@"',
             "gcloud": POD_HERE,
-            "srun": 'shift; exec "$@"',
+            "srun": 'while [[ "$1" == --* ]]; do shift; done; exec "$@"',
             "scontrol": f'echo "$*" >>{folder / "requeued"}',
         }.items():
             (bin_dir / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
