@@ -47,7 +47,7 @@ LAYERS = (
     ("experiment", "report"),
     (
         *("train", "debugging", "evaluate", "evaluate_suite", "compare"),
-        *("embeddings", "plan", "doctor"),
+        *("embeddings", "plan", "doctor", "sweep"),
     ),
     ("cli",),
 )

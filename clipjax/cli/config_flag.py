@@ -10,6 +10,7 @@ import linecache
 import re
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ml_collections.config_flags import config_path
 
 from clipjax.ranges import unknown_key
 
+_CONFIG_WORD = re.compile(r"--?(no)?config([.=]|$)")
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
 
 
@@ -26,11 +28,24 @@ class ConfigError(flags.Error):
     """A config file, or an override, that cannot be used."""
 
 
-def define() -> flags.FlagHolder:
-    """Defines `--config`; a verb calls it once."""
-    holder = config_flags.DEFINE_config_file("config", None, "Config file, :args behind a colon.")
-    flag = flags.FLAGS["config"]
-    flag.parser = _FileParser(flag.parser)
+def define(
+    values: flags.FlagValues = flags.FLAGS, argv: Sequence[str] | None = None
+) -> flags.FlagHolder:
+    """Defines `--config`; a verb calls it once.
+
+    Args:
+        values: the flags that it is one of.
+        argv: the command line that overrides are looked for in; that of this process by default.
+    """
+    holder = config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "Config file, :args behind a colon.",
+        flag_values=values,
+        sys_argv=None if argv is None else list(argv),
+    )
+    flag = values["config"]
+    flag.parser = _FileParser(flag.parser, argv)
     for kind, inner, what in (
         (int, flags.IntegerParser(), "one whole number"),
         (float, flags.FloatParser(), "one number"),
@@ -38,6 +53,32 @@ def define() -> flags.FlagHolder:
         config_flags.register_flag_parser_for_type(kind, _NumberOrNone(inner, what))
     config_flags.register_flag_parser_for_type(bool, _TrueOrFalse())
     return holder
+
+
+def words_of(argv: Sequence[str]) -> list[str]:
+    """Of a command line, the words that make its config: the file and the overrides."""
+    words = flags.FLAGS.read_flags_from_files(list(argv), force_gnu=False)
+    kept = []
+    for number, word in enumerate(words):
+        if _CONFIG_WORD.match(word):
+            kept.append(word)
+            value = words[number + 1 : number + 2]
+            if "=" not in word and value and not value[0].startswith("-"):
+                kept += value
+    return kept
+
+
+def parse(argv: Sequence[str]) -> ConfigDict:
+    """The config of another command line, as `words_of` gives it.
+
+    Raises:
+        ConfigError, ValueError, ...: as for the command line of this process.
+    """
+    values = flags.FlagValues()
+    argv = ["clipjax", *argv]
+    holder = define(values, argv)
+    values(argv)
+    return holder.value
 
 
 class _TrueOrFalse(flags.BooleanParser):
@@ -81,8 +122,8 @@ def _is_pair(argument: Any) -> bool:
 class _FileParser(flags.ArgumentParser):
     """Loads the file, and makes room for the overrides of the model and of evaluations."""
 
-    def __init__(self, inner: flags.ArgumentParser) -> None:
-        self.inner = inner
+    def __init__(self, inner: flags.ArgumentParser, argv: Sequence[str] | None) -> None:
+        self.inner, self.argv = inner, argv
 
     def parse(self, path: str) -> Any:
         try:
@@ -91,7 +132,8 @@ class _FileParser(flags.ArgumentParser):
             raise ConfigError(_where(error, path)) from error
         if isinstance(config, ConfigDict):
             # The dotted paths, where ml_collections looks for them, too.
-            for argument in flags.FLAGS.read_flags_from_files(sys.argv, force_gnu=False):
+            argv = sys.argv if self.argv is None else list(self.argv)
+            for argument in flags.FLAGS.read_flags_from_files(argv, force_gnu=False):
                 if found := _OVERRIDE.match(argument):
                     _make_room(config, found[1])
         return config

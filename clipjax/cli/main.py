@@ -40,6 +40,7 @@ VERBS = {
     "train": "train a config into a workdir, or evaluate its newest checkpoint with --eval",
     "debug": "replay a step of a run and say where its first number arises that is not finite",
     "eval": "evaluate a checkpoint: --zero_shot and --retrieval on datasets named by SPEC",
+    "sweep": "train a config over a grid of fields, one run after another; a table and a page",
     "compare": "compare two checkpoints on one dataset, example by example",
     "classify": "rank labels for your own pictures",
     "convert": "convert weights: OpenAI, OpenCLIP, Hugging Face, big_vision, and back",
@@ -99,6 +100,12 @@ def run(argv: list[str] | None = None) -> None:
     if verb == "train":  # stops where it can go on from
         with signals.PreemptionGuard(is_command=True):
             _start(verb, argv)
+    if verb == "sweep":  # passes what stops it on to its run, and waits for that
+        try:
+            _start(verb, argv)
+        except KeyboardInterrupt:
+            complain("clipjax sweep: interrupted; start it again to go on")
+            sys.exit(signals.INTERRUPTED)
     with signals.interruptible(f"clipjax {verb}: interrupted; start it again to have it all"):
         _start(verb, argv)
 

@@ -146,10 +146,16 @@ def workdir_of(flags: Sequence[str]) -> Path | None:
 
 
 class Local:
-    """N processes of this machine, joined as the hosts of a pod would be."""
+    """N processes of this machine, joined as the hosts of a pod would be; or one by itself.
 
-    def __init__(self, num_processes: int, command: list[str]) -> None:
-        self.num_processes, self.command = num_processes, command
+    Args:
+        num_processes: how many.
+        command: of each.
+        joined: whether they find one another.
+    """
+
+    def __init__(self, num_processes: int, command: list[str], *, joined: bool = True) -> None:
+        self.num_processes, self.command, self._joined = num_processes, command, joined
         self.signalled = False
         self._running: dict[int, int] = {}  # by process id, the number of the process in the run
 
@@ -162,14 +168,14 @@ class Local:
         their own, so that Ctrl-C in a terminal does not come to them twice.
         """
         port = os.environ.get("CLIPJAX_PORT") or _free_port()
-        common = {
-            **os.environ,
+        cluster = {
             "CLIPJAX_COORDINATOR": f"127.0.0.1:{port}",
             "CLIPJAX_NUM_PROCESSES": str(self.num_processes),
-            exit_record.LAUNCH: launch,
         }
         for number in range(self.num_processes):
-            environment = {**common, "CLIPJAX_PROCESS_ID": str(number)}
+            environment = {**os.environ, exit_record.LAUNCH: launch}
+            if self._joined:
+                environment |= {**cluster, "CLIPJAX_PROCESS_ID": str(number)}
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)  # until it is one of ours
             try:
                 if self.signalled:
@@ -220,17 +226,39 @@ def local(arguments: Sequence[str]) -> int:
     verb = flags.pop(0) if flags and flags[0].isalpha() else "train"
     command = [*shlex.split(os.environ.get("CLIPJAX_COMMAND", "clipjax")), verb, *flags]
     workdir = workdir_of(flags) if verb == "train" else None
-    processes = Local(count, command)
-    for number in _STOPS:
-        if signal.getsignal(number) != signal.SIG_IGN:
+    return supervise(Local(count, command), workdir)
+
+
+def supervise(processes: Local, workdir: Path | None) -> int:
+    """Runs processes to their ends, and starts them again as `judge` says.
+
+    Args:
+        processes: what asks this process to stop meanwhile is passed on to them.
+        workdir: of their run; None for what is not started again.
+
+    Returns:
+        The exit code of the run; 127 where its command cannot be started.
+    """
+    before = {number: signal.getsignal(number) for number in _STOPS}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:
             signal.signal(number, processes.pass_on)
+    try:
+        return _supervise(processes, workdir)
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # else it was not Python's
+                signal.signal(number, handler)
+
+
+def _supervise(processes: Local, workdir: Path | None) -> int:
     launcher, start = f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}", 0
     code = PREEMPTED
     while True:
         try:
             ended = processes.run(f"{launcher}/{start}")
         except OSError as error:
-            _say(f"{command[0]} cannot be started: {error.strerror}")
+            _say(f"{processes.command[0]} cannot be started: {error.strerror}")
             return 127
         if not ended:  # told to stop before any was started
             return code
