@@ -3,7 +3,7 @@
 One resolver serves configs and checkpoints; they differ in which modules may be imported, which is
 its argument `plugins`. A config file is code: what it names is imported (`ANY_MODULE`). What is
 read from a checkpoint, a file of weights or a dataset is data: it has nothing imported but the
-modules that the person at work has named, by `--plugin my_lab.towers` or `plugins=`.
+modules that the person at work has named, as `plugins=("my_lab.towers",)`.
 """
 
 import functools
@@ -25,7 +25,7 @@ class UnknownFieldError(FieldError):
     """A spec has a field that what it names does not take."""
 
 
-def check_plugins(plugins: Sequence[str], *, path: str = "--plugin") -> tuple[str, ...]:
+def check_plugins(plugins: Sequence[str], *, path: str = "plugins") -> tuple[str, ...]:
     """Checks a list of modules that may be imported.
 
     Args:
@@ -254,8 +254,8 @@ def check_name(name: str, plugins: Sequence[str], *, path: str) -> None:
     if not (plugins == ANY_MODULE or name in plugins or _is_named(module, plugins)):
         raise FieldError(
             f"{within(path, 'name')} = {name!r:.200} is code from outside clipjax, and what a file "
-            "names is never imported by itself; if it is yours, allow it by --plugin "
-            f"{module!r:.100} (in Python, plugins=)"
+            "names is never imported by itself; if it is yours, allow it by "
+            f"plugins={(module[:100],)!r}"
         )
 
 
@@ -313,7 +313,7 @@ def _import(name: str, place: str, plugins: Sequence[str]) -> Any:
     home = _home(found)
     if not (plugins == ANY_MODULE or name in plugins or _is_named(home, plugins)):
         raise FieldError(
-            f"{place} = {name!r} is defined in {home or 'no module'}, which --plugin does not name"
+            f"{place} = {name!r} is defined in {home or 'no module'}, which plugins= does not name"
         )
     return found
 

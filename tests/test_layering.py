@@ -304,18 +304,34 @@ WITHOUT_CONFIG = ("layers", "losses", "optim", "partitioning", "models", "tokeni
 WITHOUT_CONFIG += ("building", "ranges", "train_state", "train_step", "grad_cache", "trees")
 
 
-def config_names(source: str) -> set[str]:
-    """Fields of a config that the texts of code name, docstrings left out."""
+def messages(source: str) -> set[str]:
+    """The texts of code, docstrings left out; what an f-string computes is `{}` there."""
     nodes = parsed(source)
     docstrings = {
         ast.get_docstring(node, clean=False)
         for node in nodes
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
     }
-    texts = [n.value for n in nodes if isinstance(n, ast.Constant)]
-    texts = [text for text in texts if isinstance(text, str) and text not in docstrings]
+    formatted = [node for node in nodes if isinstance(node, ast.JoinedStr)]
+    inside = {id(part) for node in formatted for part in node.values}
+    texts = {
+        "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
+        for node in formatted
+    }
+    plain = (node for node in nodes if isinstance(node, ast.Constant) and id(node) not in inside)
+    return texts | {n.value for n in plain if isinstance(n.value, str)} - docstrings
+
+
+def config_names(source: str) -> set[str]:
+    """Fields of a config that the texts of code name."""
     pattern = rf"(?<!--)\bconfig\.(?:{'|'.join(default_config())})\b"
-    return {found for text in texts for found in re.findall(pattern, text)}
+    return {found for text in messages(source) for found in re.findall(pattern, text)}
+
+
+def flag_names(source: str) -> set[str]:
+    """Flags that the texts of code name, but those of a whole command in backticks."""
+    texts = (re.sub(r"`(?:clipjax|hf) [^`]*`", "", text) for text in messages(source))
+    return {found for text in texts for found in re.findall(r"(?<![\w-])--[a-z]\w*", text)}
 
 
 def test_messages_of_the_library_do_not_know_the_config():
@@ -327,6 +343,30 @@ def test_messages_of_the_library_do_not_know_the_config():
 def test_a_message_that_knows_the_config_is_seen():
     assert config_names('raise ValueError(f"set config.model.{x}")') == {"config.model"}
     assert config_names('"""As config.model."""\nx = "--config.mesh.data=4, config.json"') == set()
+
+
+# A message names the argument, and `cli/flag_names.py` the flag that gives it. Above these layers
+# are the bodies of the verbs.
+WITHOUT_FLAGS = (*WITHOUT_CONFIG, "checkpoint", "data", "encoding", "inference", "metrics")
+FLAGS_OF_OTHERS = {("interop/hub.py", "--revision"): "part of a command of the Hub's"}
+
+
+def test_messages_of_the_library_name_no_flags():
+    found = {
+        (path.as_posix(), name)
+        for path, source in SOURCES.items()
+        if path.parts[0].removesuffix(".py") in WITHOUT_FLAGS
+        for name in flag_names(source)
+    }
+    assert found == FLAGS_OF_OTHERS.keys()
+
+
+def test_a_flag_in_a_message_is_seen():
+    assert flag_names('raise ValueError(f"{x}: add --model {y}")') == {"--model"}
+    assert flag_names('f"run `hf download {x} " f"--include {y}`"; "a -- b"; """See --x."""') == {
+        "--x"
+    }
+    assert flag_names('"""See --x."""\ny = "`clipjax data pack --format tar`"') == set()
 
 
 # Tests go through the names that modules offer: what begins with `_` may move at any time.

@@ -162,7 +162,7 @@ def set_later_aside(directory: Path, step: int) -> bool:
     ending, steps = f"{AFTER}{step}", committed_steps(directory)
     if step not in steps:
         raise ValueError(
-            f"--resume_step={step}: {directory} holds no such step, only "
+            f"resume_step={step}: {directory} holds no such step, only "
             f"{', '.join(map(str, steps)) or 'none'}"
         )
     done = directory / f"resumed{ending}"

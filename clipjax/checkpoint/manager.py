@@ -347,7 +347,7 @@ class CheckpointManager:
         if step < latest:
             raise ValueError(
                 f"step {step} cannot be saved: {self.directory} holds step {latest} already; "
-                "restore it first, or give another --workdir"
+                "restore it first, or give another workdir"
             )
         return step == latest
 

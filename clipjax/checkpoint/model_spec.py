@@ -78,7 +78,7 @@ def spec_in(
     if tokenizer is not None and (file is not None or needs_file(options)):
         path = os.path.expanduser(str(tokenizer))
         if not epath.Path(path).is_file():
-            raise ValueError(f"--tokenizer {path}: no such file")
+            raise ValueError(f"tokenizer={path!r}: no such file")
     elif file is None:
         return spec
     else:
@@ -102,8 +102,8 @@ def _file_inside(step_dir: Path, file: Any) -> str:
     # Checkpoints of before the files were taken in name one anywhere, by its whole path.
     raise ValueError(
         f"{step_dir} does not hold its tokenizer's vocabulary and names {file!r:.200}; nothing "
-        "outside a checkpoint is opened for it: give the file by --tokenizer FILE (tokenizer= in "
-        "Python)"
+        "outside a checkpoint is opened for it: give the file by "
+        "tokenizer=FILE"
     )
 
 

@@ -148,7 +148,7 @@ class Ownership:
         elif owner.token != self.me.token:
             self._lost = (
                 f"{self._path.parent} was taken over by another run ({owner}): this one stops and "
-                "writes nothing more. Give one of them another --workdir"
+                "writes nothing more. Give one of them another workdir"
             )
         if self._lost:
             raise WorkdirTakenError(self._lost)
@@ -175,7 +175,7 @@ class Ownership:
             ):
                 raise WorkdirTakenError(
                     f"{self._path.parent} is being written by another run ({owner}): stop that "
-                    "one, or give another --workdir; if you know that it is gone, add --take_over"
+                    "one, or give another workdir; if you know that it is gone, add take_over=True"
                 )
             if seen is None:
                 logging.warning(

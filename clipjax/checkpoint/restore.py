@@ -214,7 +214,7 @@ def check_leaves(records: Iterable[LeafRecord], abstract_state: Any, *, where: s
     raise ValueError(
         f"{where} holds another state than this run's:\n"
         + "\n".join(lines)
-        + "\nUse the config it was made with, or another --workdir; to take over its parameters "
+        + "\nUse the config it was made with, or another workdir; to take over its parameters "
         "only, set config.init.checkpoint"
     )
 

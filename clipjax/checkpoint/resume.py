@@ -95,7 +95,7 @@ def check_resume(
             if key == "loss.dtype" and _loss_is_rounded(config):
                 logging.warning(
                     "resuming with another config.loss.dtype: 'float32' before there was a choice, "
-                    "'auto' now, which is bfloat16 here; --config.loss.dtype=float32 keeps it"
+                    "'auto' now, which is bfloat16 here; config.loss.dtype=float32 keeps it"
                 )
             continue  # younger than the checkpoint; all others default to what was done before
         if old == "absent" and (key, new) == ("loss.dtype", "float32"):
@@ -108,13 +108,13 @@ def check_resume(
     if fatal:
         raise ValueError(
             f"workdir of another config: {where} differs from this run in\n{_table(fatal)}\n"
-            "Give these values back to go on with it, or another --workdir to start a run"
+            "Give these values back to go on with it, or another workdir to start a run"
         )
     if ask and not config.get("allow_config_change", False):
         raise ValueError(
             f"workdir of another config: the recipe of {where} differs from this run's in\n"
-            f"{_table(ask)}\nGive these values back, or add --config.allow_config_change=true to "
-            "go on with the new ones, or another --workdir to start a run"
+            f"{_table(ask)}\nGive these values back, or add config.allow_config_change=true to "
+            "go on with the new ones, or another workdir to start a run"
         )
     for key, old, new in ask:
         logging.warning("resuming with another %s: %r before, %r now", key, old, new)

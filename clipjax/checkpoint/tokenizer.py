@@ -69,7 +69,7 @@ def load_tokenizer(
     options, length = spec["tokenizer"], spec["text"]["context_length"]
     if tokenizer is not None and options.get(FILE_OPTION) is None:
         raise ValueError(
-            f"--tokenizer {tokenizer}: {options['name']!r} is shipped with clipjax; leave the flag "
+            f"tokenizer={str(tokenizer)!r}: {options['name']!r} is shipped with clipjax; leave it "
             "out"
         )
     wanted = contract["tokenizer"]
@@ -82,7 +82,9 @@ def load_tokenizer(
         raise ValueError(f"{step_dir}: {error}; it may be from a newer clipjax") from error
     found = made.contract()
     if made.vocab_size > spec["text"]["vocab_size"]:  # others have no row of the embedding
-        who = f"the tokenizer of {step_dir}" if tokenizer is None else f"--tokenizer {tokenizer}"
+        who = (
+            f"the tokenizer of {step_dir}" if tokenizer is None else f"tokenizer={str(tokenizer)!r}"
+        )
         raise ValueError(
             f"{who} has {made.vocab_size} ids, the text tower of {step_dir} has "
             f"{spec['text']['vocab_size']}: it is not its vocabulary"
@@ -91,7 +93,7 @@ def load_tokenizer(
         return made
     if tokenizer is not None and found.get("sha256") != wanted.get("sha256"):
         raise ValueError(
-            f"--tokenizer {tokenizer} is not what {step_dir} was trained with: its SHA-256 is "
+            f"tokenizer={str(tokenizer)!r} is not what {step_dir} was trained with: its SHA-256 is "
             f"{found.get('sha256')}, expected {wanted.get('sha256')}"
         )
     # The spec only names the tokenizer; its vocabulary could have changed since.
@@ -108,7 +110,7 @@ class MissingTokenizer:
         self.context_length = context_length
         self._message = (
             f"{where} came without the vocabulary of its tokenizer ({name}), so it takes images "
-            "but no texts; give it by --tokenizer FILE (in Python, tokenizer=)"
+            "but no texts; give it by tokenizer=FILE"
         )
 
     @property

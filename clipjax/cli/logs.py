@@ -8,6 +8,7 @@ from pathlib import Path
 from absl import logging
 from tqdm import tqdm
 
+from clipjax.cli.flag_names import in_flags
 from clipjax.printable import LogFormatter
 from clipjax.processes import process_log
 
@@ -18,11 +19,18 @@ class _Handler(python_logging.Handler):
     """Writes to the log of the process, and to the terminal above a progress bar, not through it.
 
     Standard error is looked up each time: it is another stream once descriptor 2 is the log's.
+
+    Args:
+        verb: whose flags are named where a record names arguments.
     """
+
+    def __init__(self, verb: str) -> None:
+        super().__init__()
+        self._verb = verb
 
     def emit(self, record: python_logging.LogRecord) -> None:
         try:
-            text = self.format(record)
+            text = in_flags(self.format(record), self._verb)
             process_log.write(f"{time.strftime('%Y-%m-%d')} {text}\n")
             if sys.stderr.isatty():
                 tqdm.write(text, file=sys.stderr)
@@ -38,9 +46,9 @@ def _is_wanted(record: python_logging.LogRecord) -> bool:
     return ours or record.levelno >= python_logging.WARNING
 
 
-def configure() -> None:
-    """Sends log records to standard error, with the time and, above INFO, the level."""
-    handler = _Handler()
+def configure(verb: str) -> None:
+    """Sends a verb's log records to standard error, with the time and, above INFO, the level."""
+    handler = _Handler(verb)
     handler.addFilter(_is_wanted)
     handler.setFormatter(LogFormatter())
     root = python_logging.getLogger()

@@ -17,6 +17,7 @@ from absl.flags import Error as FlagsError
 
 from clipjax import __version__, faults, importing
 from clipjax.cli import logs
+from clipjax.cli.flag_names import name_flags
 from clipjax.cli.output import complain, show, show_page
 from clipjax.printable import describe, printable
 from clipjax.processes import exit_codes, exit_record, process_log, signals
@@ -138,7 +139,7 @@ def parse_flags(verb: str, argv: list[str]) -> list[str]:
 
 
 def _run_verb(verb: str, main: Callable[[list[str]], int], argv: list[str]) -> None:
-    logs.configure()  # after absl has parsed its flags, which would set its own handler
+    logs.configure(verb)  # after absl has parsed its flags, which would set its own handler
     try:
         code = main(argv)
         if (peers := sys.modules.get("clipjax.processes.peers")) is not None:
@@ -150,10 +151,12 @@ def _run_verb(verb: str, main: Callable[[list[str]], int], argv: list[str]) -> N
         raise
     except Failed as failed:
         cause = failed.__cause__ or failed
+        name_flags(cause, verb)
         _end(failed.code, cause, lambda: logging.error("%s", cause))
     except Exception as error:
         from clipjax.checkpoint import CheckpointSaveError, DamagedCheckpointError
 
+        name_flags(error, verb)
         if isinstance(error, (*_EXPECTED, CheckpointSaveError, DamagedCheckpointError)):
             _fail(verb, error)
         if process_log.path() is None:

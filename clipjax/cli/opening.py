@@ -24,7 +24,7 @@ def plugins() -> tuple[str, ...]:
     names = [name.strip() for given in _PLUGIN.value for name in given.split(",")]
     if names:
         make_importable([os.getcwd()])
-    return check_plugins(names)
+    return check_plugins(names, path="--plugin")
 
 
 def tokenizer() -> str | None:

@@ -67,8 +67,8 @@ def prompts_of_run(config: Mapping[str, Any], where: str | Path) -> Prompts | No
     if isinstance(first, str) and first not in known_templates():
         raise ValueError(
             f"the run of {where} took its templates from a file, {first!r}, and the checkpoint is "
-            "from before their text went into it: give them by --templates FILE (in Python, "
-            f"templates=), or a name of docs/evaluation.md"
+            "from before their text went into it: give them by templates=FILE, "
+            f"or a name of docs/evaluation.md"
         )
     name = f"{first!r}" if isinstance(first, str) else "its own"
     if any(other != first for other in used):
@@ -101,7 +101,7 @@ def warn_of_articles(names: Sequence[str], prompts: Prompts) -> None:
         return
     logging.warning(
         "%d of %d labels begin with an article or are sentences, e.g. %r, which becomes %r: give "
-        "nouns, or take them whole by --templates plain (in Python, templates='plain')",
+        "nouns, or take them whole by templates='plain'",
         len(odd),
         len(names),
         odd[0],

@@ -3,9 +3,7 @@
 import dataclasses
 import difflib
 import os
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,6 @@ from clipjax.inference.arguments import OPTIONS, check_arguments, own_mesh
 from clipjax.inference.model import Model
 from clipjax.interop import hub
 from clipjax.interop.clipjax_checkpoint import check_hints
-from clipjax.interop.open_clip.rows import ACTIVATIONS
 from clipjax.interop.reading import read_weights, recognise
 from clipjax.interop.shapes import stacked_shapes
 from clipjax.interop.tensors import WeightFileError
@@ -49,15 +46,6 @@ _RULES: dict[str, ranges.Rule] = {
     "ignore": ranges.PATTERNS,
     **OPTIONS,
 }
-# The messages of `clipjax convert` name its flags; here they are arguments.
-_ARGUMENTS = {
-    "from": "source",
-    "from_format": "format",
-    "from_text": "text_from",
-    "plugin": "plugins",
-}
-_PHRASES = {"leave the flag out": "leave it out", "`clipjax models`": "`clipjax.list_models()`"}
-_IN_PYTHON = re.compile(r" \((?:in Python, )?[a-z_]+=(?: in Python)?\)")
 
 
 def load(
@@ -127,8 +115,7 @@ def load(
     options = {name: said.pop(name) for name in OPTIONS}
     said |= {"rename": tuple(rename), "ignore": tuple(ignore)}
     hints = Hints(plugins=check_plugins(plugins, path="plugins"), **said)
-    with _flags_as_arguments(hints):
-        return read_model(source, hints, mesh=mesh, **options)
+    return read_model(source, hints, mesh=mesh, **options)
 
 
 def read_model(
@@ -138,7 +125,7 @@ def read_model(
     mesh: Mesh | None = None,
     **options: Any,
 ) -> Model:
-    """As `load`, for a command: what is said of the files are `Hints`, and messages name flags.
+    """As `load`; what is said of the files are `Hints`.
 
     Args:
         source: as for `load`.
@@ -204,35 +191,3 @@ def _in_memory(weights: Weights, mesh: Mesh, source: str, **options: Any) -> Mod
         plugins=weights.plugins,
         **options,
     )
-
-
-@contextmanager
-def _flags_as_arguments(hints: Hints) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        error.args = (_in_python(str(error), hints), *error.args[1:])
-        raise
-
-
-def _in_python(text: str, hints: Hints) -> str:
-    """A message with `--model ViT-B-32` as `model="ViT-B-32"`, which can be pasted."""
-    numbers = {str(value) for value in vars(hints).values() if isinstance(value, int | float)}
-    told = {str(value) for value in vars(hints).values() if isinstance(value, str | os.PathLike)}
-    texts = {*told, *MODELS, *ACTIVATIONS} - {""}
-    words = "|".join(map(re.escape, sorted(texts | numbers, key=len, reverse=True)))
-    word = rf"(?:{words})(?![\w/-])"
-
-    def argument(flag: re.Match[str]) -> str:
-        values = (flag[2] or "").split(" | ")
-        quoted = " | ".join(f'"{value}"' if value in texts else value for value in values)
-        return f"{_ARGUMENTS.get(flag[1], flag[1])}={quoted}"
-
-    for phrase, other in _PHRASES.items():
-        text = text.replace(phrase, other)
-    value = rf"{word}(?: \| {word})*|'[^']*'|[A-Z]{{3,}}\b"
-    parts = re.split("(`hf [^`]*`)", _IN_PYTHON.sub("", text))  # the flags of another command stay
-    parts[::2] = [
-        re.sub(rf"(?<![\w/-])--([a-z]\w*)(?: ({value}))?", argument, part) for part in parts[::2]
-    ]
-    return "".join(parts)

@@ -89,13 +89,13 @@ def check_hints(hints: Hints, where: Path, name: str) -> None:
     """
     if hints.model not in (None, name) or hints.activation is not None:
         raise ValueError(
-            f"{where} says itself that it is {name!r} and all about it; leave --model "
-            "and --activation out"
+            f"{where} says itself that it is {name!r} and all about it; leave model= "
+            "and activation= out"
         )
-    if flags := hints.of_names():
+    if told := hints.of_names():
         raise ValueError(
             f"{where} is a checkpoint of clipjax, whose names are its own; leave "
-            f"{', '.join(flags)} out"
+            f"{', '.join(told)} out"
         )
 
 

@@ -74,7 +74,9 @@ def convert_weights(
     known = target_format in WRITTEN or ":" in target_format
     write = named_format(target_format).write if known else None
     if write is None:
-        raise ValueError(f"--format {target_format!r}: formats to write are {', '.join(WRITTEN)}")
+        raise ValueError(
+            f"target_format={target_format!r}: formats to write are {', '.join(WRITTEN)}"
+        )
     check_new(target)
     hints = dataclasses.replace(hints or Hints(), tokenizer=tokenizer)
     found, weights = read_weights(source, hints)
@@ -86,7 +88,7 @@ def convert_weights(
         digests |= weight_digests(Path(hints.lora), "lora")
     if hints.text_from is not None:
         other = weight_digests(Path(hints.text_from), found)
-        digests |= {f"{name} of --from_text": digest for name, digest in other.items()}
+        digests |= {f"{name} of the text tower": digest for name, digest in other.items()}
     summary = ", ".join(f"{name} (SHA-256 {digest})" for name, digest in digests.items())
     weights = dataclasses.replace(weights, source=f"{found}: {summary}")
     # Leaf by leaf: a run that is still going may delete the step meanwhile.

@@ -84,13 +84,17 @@ def merged(
     if hints.lora is not None:
         folder, factors = _adapter(Path(hints.lora))
         if any(_FACTOR.fullmatch(name) for name in tensors):
-            raise WeightFileError("--lora: the file holds LoRA's factors itself; merge those first")
+            raise WeightFileError(
+                "the file holds LoRA's factors itself, beside those of lora=; merge those first"
+            )
         where = str(hints.lora)
     else:
         folder, factors, where = path.parent, dict(tensors), "the file"
         if not any(_FACTOR.fullmatch(name) for name in tensors):
             if hints.lora_alpha is not None:
-                raise ValueError(f"--lora_alpha: {path} holds no lora_A and lora_B")
+                raise ValueError(
+                    f"lora_alpha={hints.lora_alpha}: {path} holds no lora_A and lora_B"
+                )
             return dict(tensors), []
     pairs, rest = _pairs(factors)
     if hints.lora is not None:
@@ -111,14 +115,15 @@ def _adapter(path: Path) -> tuple[Path, Tensors]:
     if path.is_dir():
         files = [path / name for name in FILES if (path / name).is_file()]
         if not files:
-            raise ValueError(f"--lora {path}: it holds none of {', '.join(FILES)}")
+            raise ValueError(f"lora={str(path)!r}: it holds none of {', '.join(FILES)}")
         file = files[0]
     try:
         tensors, _ = without_wrappers(open_tensors(file).tensors)
     except WeightFileError as error:  # not of the weights, whose name is put before others
-        raise ValueError(f"--lora {path}: {str(error).removeprefix(f'{path}: ')}") from error
+        reason = str(error).removeprefix(f"{path}: ")
+        raise ValueError(f"lora={str(path)!r}: {reason}") from error
     if not any(_FACTOR.fullmatch(name) for name in tensors):
-        raise ValueError(f"--lora {path}: it holds no lora_A and lora_B")
+        raise ValueError(f"lora={str(path)!r}: it holds no lora_A and lora_B")
     return file.parent, tensors
 
 
@@ -139,7 +144,7 @@ def _pairs(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, _Pair], Tensors
     if len(adapters) > 1:
         names = ", ".join(sorted(str(name) for name in adapters))
         raise WeightFileError(
-            f"it holds several adapters ({names}); leave all but one with --ignore"
+            f"it holds several adapters ({names}); leave all but one with ignore="
         )
     for name in rest:
         if _MAGNITUDE in name:
@@ -192,7 +197,7 @@ def _base_name(module: str, base: Mapping[str, LazyTensor], where: str) -> str:
         first = next(iter(base), "nothing")
         raise WeightFileError(
             f"{where} has lora_A and lora_B of {module}, whose weights are not there: give the "
-            f"weights with --from and the adapter with --lora (tensors look like {first!r})"
+            f"weights as source= and the adapter as lora= (tensors look like {first!r})"
         )
     return names[0]
 
@@ -220,18 +225,18 @@ def _scales(pairs: Mapping[str, _Pair], folder: Path, hints: Hints, where: str) 
 
     Raises:
         WeightFileError: nobody says alpha, or the config is of another method or rank.
-        ValueError: the flag is no positive number, or contradicts the config.
+        ValueError: alpha is no positive number, or contradicts the config.
     """
     alpha, file = hints.lora_alpha, folder / CONFIG
     if alpha is not None and not POSITIVE.accepts(alpha):
-        raise ValueError(f"--lora_alpha {alpha}: expected a positive number")
+        raise ValueError(f"lora_alpha={alpha}: expected a positive number")
     if file.is_file():
         return _scales_of_config(file, alpha, pairs)
     if alpha is None:
         ranks = ", ".join(str(rank) for rank in sorted({pair.rank for pair in pairs.values()}))
         raise WeightFileError(
             f"{where} holds LoRA of {len(pairs)} layers (rank {ranks}), and no {CONFIG} beside it "
-            "says their alpha, by which they are scaled: add --lora_alpha NUMBER"
+            "says their alpha, by which they are scaled: add lora_alpha=NUMBER"
         )
     return {module: alpha / pair.rank for module, pair in pairs.items()}
 
@@ -249,7 +254,7 @@ def _scales_of_config(
     section.ignore(_NO_MATTER.split())
     section.close(falsy=True)
     if alpha not in (None, usual_alpha):
-        raise ValueError(f"--lora_alpha {alpha}: {file} says {usual_alpha:g}; leave the flag out")
+        raise ValueError(f"lora_alpha={alpha}: {file} says {usual_alpha:g}; leave it out")
     found = {}
     for module, pair in pairs.items():
         rank = _of_layer(ranks, module, usual_rank, file)

@@ -70,23 +70,23 @@ def recognise(source: Path, hints: Hints = NO_HINTS) -> str:
     if tower := _only_tower(tensors):
         raise WeightFileError(
             f"{source} holds {tower} tower alone, and a model here has both: take the file of the "
-            "whole model, or put towers together of transformers' directories (--from_text); its "
+            "whole model, or put towers together of transformers' directories (text_from=); its "
             f"first tensors are {names}"
         )
     raise WeightFileError(
         f"{source}: {len(tensors)} tensors with names of none of the formats {formats}; the first "
-        f"are {names} (--strip_prefix and --rename give other names)"
+        f"are {names} (strip_prefix= and rename= give other names)"
     )
 
 
 def _check_towers(found: str, source: Path, hints: Hints) -> None:
     if hints.text_from is not None and found != "hf":
         raise ValueError(
-            f"--from_text completes a directory of Hugging Face's, {source} is of {found}; leave "
-            "the flag out"
+            f"text_from= completes a directory of Hugging Face's, {source} is of {found}; leave "
+            "it out"
         )
     if hints.logit_scale is not None and hints.text_from is None:
-        raise ValueError("--logit_scale is for two towers (--from_text) that come without one")
+        raise ValueError("logit_scale= is for two towers (text_from=) that come without one")
 
 
 def _only_tower(names: Iterable[str]) -> str | None:
@@ -102,11 +102,11 @@ def _with_tokenizer(weights: Weights, file: str | os.PathLike[str] | None) -> We
         return weights
     path, spec = Path(file), weights.spec
     if not path.is_file():
-        raise ValueError(f"--tokenizer {path}: no such file")
+        raise ValueError(f"tokenizer={str(path)!r}: no such file")
     if not needs_file(spec["tokenizer"]):
         raise ValueError(
-            f"--tokenizer {path}: the model's tokenizer is {spec['tokenizer']['name']!r} and is "
-            "here already; leave the flag out"
+            f"tokenizer={str(path)!r}: the model's tokenizer is {spec['tokenizer']['name']!r} and "
+            "is here already; leave it out"
         )
     tokenizer = {**spec["tokenizer"], "model": path.name}
     with path.open("rb") as opened:

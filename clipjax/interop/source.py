@@ -22,7 +22,7 @@ class Source:
 
     Attributes:
         tensors: by the names that a format's table has.
-        ignored: names that `--ignore` left out.
+        ignored: names that `ignore` left out.
         notes: what was done to come to these names, one line each.
     """
 
@@ -48,11 +48,11 @@ def read_source(path: Path, hints: Hints) -> Source:
     tensors, said = without_wrappers(tensors)
     notes += said
     if hints.rename:
-        tensors = rename_leaves(tensors, hints.rename, where="--rename")
-    ignored = matching_leaves(hints.ignore, tensors, where="--ignore")
+        tensors = rename_leaves(tensors, hints.rename, where="in rename=")
+    ignored = matching_leaves(hints.ignore, tensors, where="in ignore=")
     tensors = {name: x for name, x in tensors.items() if name not in ignored}
     if not tensors:
-        raise ValueError(f"--ignore leaves nothing of {path}")
+        raise ValueError(f"ignore= leaves nothing of {path}")
     try:
         for step in (
             without_wrappers,

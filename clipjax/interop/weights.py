@@ -25,20 +25,20 @@ class Hints:
     """What a person says about a file, for what the file cannot say itself.
 
     Attributes:
-        model: a name of the zoo, `--model`.
-        activation: `--activation`: quick_gelu | gelu | gelu_tanh.
-        plugins: `--plugin`: modules that a checkpoint of clipjax may name.
-        which: `--which`: the set of weights, in a file that holds several.
-        strip_prefix: `--strip_prefix`: what the names start with that is no part of them.
-        rename: `--rename`: pairs (regular expression, replacement), applied to the names in order.
-        ignore: `--ignore`: regular expressions of names (renamed) to leave out.
-        lora: `--lora`: a file or directory of peft's, whose differences are added.
-        lora_alpha: `--lora_alpha`: their scale is this by their rank.
-        text_from: `--from_text`: a directory of transformers whose text tower is taken.
-        logit_scale: `--logit_scale`: the scale of the logits, where two towers come without it.
-        tokenizer: `--tokenizer`: file of the tokenizer's vocabulary.
-        format: `--from_format`: that of the files, a name of FORMATS or `module:Name` of one's
-            own; None finds it by the files.
+        model: a name of the zoo.
+        activation: quick_gelu | gelu | gelu_tanh.
+        plugins: modules that a checkpoint of clipjax may name.
+        which: the set of weights, in a file that holds several.
+        strip_prefix: what the names start with that is no part of them.
+        rename: pairs (regular expression, replacement), applied to the names in order.
+        ignore: regular expressions of names (renamed) to leave out.
+        lora: a file or directory of peft's, whose differences are added.
+        lora_alpha: their scale is this by their rank.
+        text_from: a directory of transformers whose text tower is taken.
+        logit_scale: the scale of the logits, where two towers come without it.
+        tokenizer: file of the tokenizer's vocabulary.
+        format: that of the files, a name of FORMATS or `module:Name` of one's own; None finds it by
+            the files.
     """
 
     model: str | None = None
@@ -61,9 +61,9 @@ class Hints:
                 object.__setattr__(self, name, os.path.expanduser(path))
 
     def of_names(self) -> list[str]:
-        """The flags given that are about the names and the sets of a file of other packages."""
+        """The hints given that are about the names and the sets of a file of other packages."""
         names = ("which", "strip_prefix", "rename", "ignore", "lora", "lora_alpha")
-        return [f"--{name}" for name in names if getattr(self, name)]
+        return [f"{name}=" for name in names if getattr(self, name)]
 
 
 NO_HINTS = Hints()
@@ -175,7 +175,7 @@ def convert(
     if missing or left_over or shapes:
         lines = [f"{where} does not hold the weights of {spec.get('name')!r}:"]
         lines += [f"  missing: {_some(missing)}"] if missing else []
-        advice = "(--ignore leaves tensors out, --rename gives them other names)"
+        advice = "(ignore= leaves tensors out, rename= gives them other names)"
         lines += [f"  of no use: {_some(left_over)} {advice}"] if left_over else []
         lines += [f"  {line}" for line in shapes[:MAX_LISTED]]
         lines += [f"  and {len(shapes) - MAX_LISTED} more"] if len(shapes) > MAX_LISTED else []

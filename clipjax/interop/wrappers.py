@@ -54,14 +54,14 @@ def without_prefix(tensors: Mapping[str, LazyTensor], prefix: str) -> tuple[Tens
     count = sum(name.startswith(prefix) and name != prefix for name in tensors)
     if not count:
         raise ValueError(
-            f"--strip_prefix: no name starts with {prefix!r}; names look like "
+            f"strip_prefix={prefix!r}: no name starts with it; names look like "
             f"{next(iter(tensors), 'nothing')!r}"
         )
     found: Tensors = {}
     for name, tensor in tensors.items():
         new_name = name if name == prefix else name.removeprefix(prefix)
         if new_name in found:
-            raise ValueError(f"--strip_prefix: {prefix!r} gives two tensors the name {new_name!r}")
+            raise ValueError(f"strip_prefix={prefix!r} gives two tensors the name {new_name!r}")
         found[new_name] = tensor
     return found, [f"{prefix!r} taken off {count} of {len(found)} names"]
 

@@ -180,6 +180,5 @@ def unsharded_state(
     if here - cuts[better] <= LARGE_STATE:
         return note + "nor by another cut of these devices: take another number of them"
     return note + (
-        f"--config.mesh.data={devices // better} --config.mesh.fsdp={better} leaves "
-        f"{cuts[better] / 1e6:,.1f} MB"
+        f"a mesh of data={devices // better} x fsdp={better} leaves {cuts[better] / 1e6:,.1f} MB"
     )

@@ -102,7 +102,7 @@ def test_a_checkpoint_without_its_vocabulary_says_so_when_texts_come(tmp_path, k
         m.save(1, kit.make_state(1))
     tokenizer = load_tokenizer(tmp_path / "c" / "1")
     assert isinstance(tokenizer, MissingTokenizer)
-    with pytest.raises(ValueError, match="--tokenizer FILE"):
+    with pytest.raises(ValueError, match="tokenizer=FILE"):
         tokenizer(["a dog"])
     given = load_tokenizer(tmp_path / "c" / "1", tokenizer=source)
     assert given(["a red circle"]).shape == (1, 64)
@@ -122,7 +122,7 @@ def test_a_checkpoint_makes_nobody_import_code(step_dir, tmp_path, monkeypatch, 
     module = types.ModuleType("evil_lab")
     module.Tower = type("Tower", (), {"__module__": "evil_lab"})
     monkeypatch.setitem(sys.modules, "evil_lab", module)  # imported already: no permission either
-    wanted = rf"model.{part}.name = 'evil_lab:Tower'.*--plugin 'evil_lab'"
+    wanted = rf"model.{part}.name = 'evil_lab:Tower'.*plugins=\('evil_lab',\)"
     with pytest.raises(ValueError, match=wanted):
         spec_in(step_dir, contract)
     with pytest.raises(ValueError, match=wanted):

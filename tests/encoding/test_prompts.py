@@ -55,7 +55,7 @@ def test_templates_of_a_file_go_into_the_checkpoint_as_text(tmp_path):
 def test_a_file_that_a_checkpoint_names_is_not_opened(tmp_path):
     secret = tmp_path / "secret.txt"
     secret.write_text("{} is the secret")
-    with pytest.raises(ValueError, match=r"--templates FILE") as error:
+    with pytest.raises(ValueError, match=r"templates=FILE") as error:
         prompts_of_run(run_of(str(secret)), "runs/x")
     assert "is the secret" not in str(error.value)
 

@@ -207,7 +207,7 @@ def test_subsets_of_imagenet_are_matched_by_the_ids_of_their_folders():
     assert (metrics["num_classes"], metrics["num_examples"]) == (200, 3)
     assert metrics["top1"] == pytest.approx(2 / 3)
     assert found.about()["class_names"]["matched"] == "wordnet"
-    with pytest.raises(ValueError, match=r"1 are not, e\.g\. 'n00000000'.*--classes listed"):
+    with pytest.raises(ValueError, match=r"1 are not, e\.g\. 'n00000000'.*classes='listed'"):
         zero_shot([{"label": 0}], (*folders, "n00000000"), class_names="imagenet-a")
 
 

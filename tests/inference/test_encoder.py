@@ -152,7 +152,7 @@ def test_labels_go_into_the_templates_of_the_run(encoder, said, monkeypatch):
         assert encoder.classify(images, labels, "simple") == simple
     assert any("the run's: 'plain'" in line for line in said)
     train_with("/etc/templates.txt")
-    with pytest.raises(ValueError, match="--templates FILE"):
+    with pytest.raises(ValueError, match="templates=FILE"):
         encoder.classify(images, labels)
     encoder.encode_text(labels)  # which needs none
 

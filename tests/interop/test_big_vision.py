@@ -109,7 +109,7 @@ def test_flat_attention_and_positions_in_two_tables():
         file[name] = array
     half = arrays["txt/pos_embedding"] / 2
     file |= {"txt/pos_embedding": half, "txt/Encoder_0/pos_embedding": half}
-    with pytest.raises(ValueError, match="do not say how many heads width 16 has; add --model"):
+    with pytest.raises(ValueError, match="do not say how many heads width 16 has; add model="):
         read(file, HINTS["siglip"])
     parameters, _ = plain_names(lazy(file))
     spec, _, _ = read(arrays, HINTS["siglip"])
@@ -141,7 +141,7 @@ def test_a_published_model_is_known_by_its_sizes(name):
     tensors = abstract(MODELS[name])
     assert spec_of(tensors, Hints()) == MODELS[name]
     assert spec_of(tensors, Hints(name)) == MODELS[name]
-    with pytest.raises(ValueError, match=f"--model siglip-l-16-256 does not fit .* {name}$"):
+    with pytest.raises(ValueError, match=f"model='siglip-l-16-256' does not fit .* {name}$"):
         spec_of(tensors, Hints("siglip-l-16-256"))
 
 
@@ -161,7 +161,7 @@ def test_pixels_that_the_file_cannot_say():
 def test_own_sizes_with_the_constants_of_a_row():
     arrays, *_ = reference("siglip", False)
     parameters, _ = plain_names(lazy(arrays))
-    with pytest.raises(ValueError, match=r"sizes of no published model.*add --model"):
+    with pytest.raises(ValueError, match=r"sizes of no published model.*add model="):
         spec_of(parameters, Hints())
     row = MODELS["siglip2-b-16-224"]
     spec = spec_of(parameters, Hints("siglip2-b-16-224", "gelu"))

@@ -295,7 +295,7 @@ def test_weights_without_their_vocabulary_take_images_only(tmp_path, vocabulary)
     picture = np.zeros((32, 32, 3), np.uint8)
     encoder = Model.from_checkpoint(start)
     assert encoder.encode_image([picture]).shape == (1, 16)
-    with pytest.raises(ValueError, match="--tokenizer FILE"):
+    with pytest.raises(ValueError, match="tokenizer=FILE"):
         encoder.encode_text(["a dog"])
     done = convert_weights(start, tmp_path / "with", "clipjax", tokenizer=vocabulary)
     assert not done.lacks_tokenizer
@@ -331,7 +331,7 @@ def test_every_difference_is_in_one_error():
     assert lines == [
         "x.pt does not hold the weights of 'custom':",
         "  missing: visual.proj",
-        "  of no use: visual.extra (--ignore leaves tensors out, --rename gives them other names)",
+        "  of no use: visual.extra (ignore= leaves tensors out, rename= gives them other names)",
         "  ln_final.bias has shape (17,), the model takes (16,)",
     ]
 
@@ -403,8 +403,8 @@ def test_bad_arguments(tmp_path, monkeypatch):
         ((start, "out", "big_vision"), {}, "formats to write are"),
         ((start, "start", "clipjax"), {}, "exists"),
         ((start, "no/where/out", "clipjax"), {}, "make it first"),
-        ((start, "out", "clipjax"), {"hints": Hints("RN50")}, "leave --model"),
-        ((start, "out", "clipjax"), {"hints": Hints(None, "gelu")}, "leave --model"),
+        ((start, "out", "clipjax"), {"hints": Hints("RN50")}, "leave model="),
+        ((start, "out", "clipjax"), {"hints": Hints(None, "gelu")}, "leave model="),
         ((tmp_path, "out", "clipjax"), {}, "it holds start"),
     ]
     for (source, target, kind), options, message in cases:
@@ -457,7 +457,7 @@ def test_a_checkpoint_that_names_code_is_refused(tmp_path):
     contract = json.loads(json.dumps(manifest.contract))
     contract["model"]["image"] = {"name": "os:mkdir", "path": str(tmp_path / "canary")}
     manifests.write_manifest(step_dir, dataclasses.replace(manifest, contract=contract))
-    with pytest.raises(ValueError, match=r"'os:mkdir'.*--plugin"):
+    with pytest.raises(ValueError, match=r"'os:mkdir'.*plugins="):
         convert_weights(start, tmp_path / "out", "clipjax")
     assert remains(tmp_path, "start") == []
 

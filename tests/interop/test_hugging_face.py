@@ -416,7 +416,7 @@ def test_a_directory_without_vocabulary_takes_it_from_the_flag(without_vocabular
     path, file = without_vocabulary
     bare = convert_weights(path, tmp_path / "images", "clipjax")
     assert bare.lacks_tokenizer
-    with pytest.raises(ValueError, match="--tokenizer FILE"):
+    with pytest.raises(ValueError, match="tokenizer=FILE"):
         load_tokenizer(open_checkpoint(tmp_path / "images").step_dir)(TEXTS)
     whole = convert_weights(path, tmp_path / "texts", "clipjax", tokenizer=file)
     assert not whole.lacks_tokenizer
@@ -426,7 +426,7 @@ def test_a_directory_without_vocabulary_takes_it_from_the_flag(without_vocabular
         load_tokenizer(open_checkpoint(tmp_path / name).step_dir) for name in ("texts", "wanted")
     )
     np.testing.assert_array_equal(found(["a photo of"]), wanted(["a photo of"]))
-    with pytest.raises(ValueError, match="is here already; leave the flag out"):
+    with pytest.raises(ValueError, match="is here already; leave it out"):
         convert_weights(path, tmp_path / "x", "clipjax", tokenizer=file)
 
 
@@ -535,18 +535,16 @@ def test_added_tokens_of_two_files_that_differ(directories, copy):
 def test_hints_are_checked(directories):
     path = directories["clip"][0]
     assert read(directories["siglip"][0], activation="gelu_tanh").spec["name"] == "siglip"
-    with pytest.raises(
-        WeightFileError, match=r"--activation gelu: .*json says gelu and quick_gelu"
-    ):
+    with pytest.raises(WeightFileError, match=r"activation='gelu': .* says gelu and quick_gelu"):
         read(path, activation="gelu")
     with pytest.raises(WeightFileError, match=r"is not ViT-B-32: it has embed_dim 20, not 512"):
         read(path, model="ViT-B-32")
 
 
 CANNOT = {
-    "RN50": r"image.name is 'modified_resnet', .*no tower of CLIPModel.*--format open_clip",
+    "RN50": r"image.name is 'modified_resnet', .*no tower of CLIPModel.*target_format='open_clip'",
     "ViT-H-14-CLIPA": r"transformers has no such model: .*SiglipModel|projection_size",
-    "openvision-vit-tiny-patch16-160": r"image.* in SiglipModel it is .*--format clipjax",
+    "openvision-vit-tiny-patch16-160": r"image.* in SiglipModel it is .*target_format='clipjax'",
     "xlm-roberta-base-ViT-B-32": r"image.name is 'vit', .*no tower of AlignModel",
     "siglip-so400m-16-256-i18n": r"text_projection is 'none', in SiglipModel it is 'linear_bias'",
 }

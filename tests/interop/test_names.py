@@ -74,7 +74,7 @@ REFUSED = {
     "no_such_prefix": (
         PLAIN,
         ["--strip_prefix=net."],
-        "no name starts with 'net.'",
+        "--strip_prefix net.: no name starts with it; names look like",
     ),
     "prefix_of_some": (
         {**prefixed(without(PLAIN, "ln_final.bias"), "net."), "ln_final.bias": np.zeros(16)},
@@ -84,7 +84,7 @@ REFUSED = {
     "prefix_twice": (
         {**PLAIN, "net.logit_scale": np.zeros(())},
         ["--strip_prefix=net."],
-        "'net.' gives two tensors the name 'logit_scale'",
+        "--strip_prefix net. gives two tensors the name 'logit_scale'",
     ),
     "rename_without_effect": (PLAIN, ["--rename=^image=>visual"], "--rename: '^image' changes no"),
     "rename_to_one": (PLAIN, ["--rename=^ln_final.*=>x"], "gives two leaves the name 'x'"),
@@ -116,7 +116,7 @@ REFUSED = {
     ),
     "from_text": (PLAIN, ["--from_text=."], "--from_text completes a directory of Hugging Face's"),
     "logit_scale": (PLAIN, ["--logit_scale=3"], "--logit_scale is for two towers (--from_text)"),
-    "which_of_one": (PLAIN, ["--which=ema"], "holds one set of weights; leave the flag out"),
+    "which_of_one": (PLAIN, ["--which=ema"], "holds one set of weights; leave it out"),
 }
 SETS = "holds 2 sets of weights; choose with --which: "
 

@@ -94,7 +94,7 @@ def test_a_row_is_recognised_by_its_shapes(name):
     assert settle(found, Hints(model=name), where="f") == to_plain(MODELS[name])
     others = [row for row in MODELS.values() if nameless(row) != nameless(MODELS[name])]
     if name in ("ViT-B-32", "ViT-L-14-336", "ViT-H-14"):
-        with pytest.raises(ValueError, match=f"--model {name}-quickgelu"):
+        with pytest.raises(ValueError, match=f"model='{name}-quickgelu'"):
             settle(found, Hints(), where="f")
     else:
         assert nameless(settle(found, Hints(), where="f")) == nameless(to_plain(MODELS[name]))
@@ -105,9 +105,14 @@ def test_a_hint_settles_what_shapes_leave_open():
     found = draft("ViT-L-14")
     with pytest.raises(ValueError) as error:
         settle(found, Hints(), where="weights.pt")
-    for text in ("weights.pt", "ViT-L-14 (gelu", "ViT-L-14-quickgelu (quick_gelu", "0.5, 0.5, 0.5"):
+    for text in (
+        "weights.pt",
+        "'ViT-L-14' (gelu",
+        "'ViT-L-14-quickgelu' (quick_gelu",
+        "0.5, 0.5, 0.5",
+    ):
         assert text in str(error.value)
-    with pytest.raises(ValueError, match=r"add --model ViT-L-14 .*--model ViT-L-14-laion2b"):
+    with pytest.raises(ValueError, match=r"add model='ViT-L-14' .*model='ViT-L-14-laion2b'"):
         settle(found, Hints(activation="gelu"), where="f")
     assert settle(found, Hints(activation="quick_gelu"), where="f")["name"] == "ViT-L-14-quickgelu"
     spec = settle(found, Hints(model="ViT-L-14-laion2b"), where="f")
@@ -117,8 +122,8 @@ def test_a_hint_settles_what_shapes_leave_open():
 @pytest.mark.parametrize(
     ("model", "activation", "message"),
     [
-        ("ViT-B-32", "quick_gelu", "give --model ViT-B-32-quickgelu alone"),
-        ("ViT-B-32-quickgelu", "gelu", "give --model ViT-B-32 alone"),
+        ("ViT-B-32", "quick_gelu", "give model='ViT-B-32-quickgelu' alone"),
+        ("ViT-B-32-quickgelu", "gelu", "give model='ViT-B-32' alone"),
         ("ViT-B-32", "gelu_tanh", "give one of the two alone"),
     ],
 )
@@ -146,7 +151,7 @@ def test_other_pixels_and_a_bias_need_no_row_of_their_own():
     found = draft("ViT-B-32", **changes)
     spec = settle(found, Hints(model="ViT-B-32"), where="f")
     assert (spec["image_size"], spec["logit_bias"]) == (384, -10.0)
-    with pytest.raises(ValueError, match=r"add --activation gelu \| quick_gelu"):
+    with pytest.raises(ValueError, match=r"add activation='gelu' \| 'quick_gelu'"):
         settle(found, Hints(), where="f")
     spec = settle(found, Hints(activation="gelu"), where="f")
     assert (spec["name"], spec["image"]["num_heads"], spec["image_size"]) == ("custom", 12, 384)
@@ -252,13 +257,13 @@ def test_an_archive_of_openai_needs_no_hint(tmp_path):
     assert value.dtype == np.float32 and (value == value.astype(np.float16)).all()
     with pytest.raises(ValueError, match="archive of OpenAI's, whose models have quick_gelu"):
         open_clip.read(path, Hints(activation="gelu"))
-    with pytest.raises(ValueError, match=r"add --activation gelu \| quick_gelu"):
+    with pytest.raises(ValueError, match=r"add activation='gelu' \| 'quick_gelu'"):
         open_clip.read(write_file(tmp_path / "y.safetensors", TINY_VIT), Hints())
 
 
 def test_an_archive_does_not_take_the_name_with_the_other_gelu(tmp_path):
     found = draft("ViT-B-32")
-    with pytest.raises(ValueError, match=r"--model ViT-B-32 has gelu.*archive of OpenAI's"):
+    with pytest.raises(ValueError, match=r"model='ViT-B-32' has gelu.*archive of OpenAI's"):
         open_clip.spec_of_archive(found, Hints(model="ViT-B-32"), "x.pt")
     spec = open_clip.spec_of_archive(found, Hints(model="ViT-B-32-quickgelu"), "x.pt")
     assert spec == to_plain(MODELS["ViT-B-32-quickgelu"])

@@ -92,9 +92,9 @@ def test_a_file_alone_says_its_sizes_and_the_flag_the_rest(tmp_path, spec, famil
 def test_what_a_file_alone_cannot_say(tmp_path):
     file = tmp_path / "x.safetensors"
     bare(file, CLIP, clip)
-    refused(tmp_path, file, r"add --activation gelu \| quick_gelu. Or give the folder with its con")
+    refused(tmp_path, file, r"add activation='gelu' \| 'quick_gelu'. Or give the folder with")
     refused(tmp_path, file, "leaves the|is another model", model="ViT-B-32")
-    refused(tmp_path, file, "--from_text: .* has no config.json beside it", text_from=tmp_path)
+    refused(tmp_path, file, "text_from=: .* has no config.json beside it", text_from=tmp_path)
     tensors = {name: x.read() for name, x in open_tensors(file).tensors.items()}
     del tensors["vision_model.pre_layrnorm.weight"]
     save_tensors(file, tensors)
@@ -116,7 +116,7 @@ def test_a_tower_is_completed_by_a_whole_model(wholes, tower, tmp_path, family):
     hints = Hints(text_from=whole)
     done = convert_weights(image, tmp_path / "a", "clipjax", hints=hints)
     assert done.notes[0] == f"the text tower of {whole}"
-    assert "model.safetensors of --from_text" in done.sha256
+    assert "model.safetensors of the text tower" in done.sha256
     found = leaves_of(tmp_path / "a")
     parts = ("image_encoder/", "image_projection/")
     assert_same(found, {n: x + 1 if n.startswith(parts) else x for n, x in leaves.items()})
@@ -133,11 +133,17 @@ def test_two_towers_are_a_model_with_the_scale_that_is_given(wholes, tower, tmp_
     convert_weights(image, tmp_path / "a", "clipjax", hints=hints)
     leaves = wholes["clip"][2]
     assert_same(leaves_of(tmp_path / "a"), {**leaves, "logit_scale": np.float32(np.log(50.0))})
-    refused(tmp_path, image, "neither .* holds logit_scale, .*--logit_scale NUMBER", text_from=text)
-    refused(tmp_path, image, "--logit_scale 0.0: expected a pos", text_from=text, logit_scale=0.0)
+    refused(tmp_path, image, "neither .* holds logit_scale, .*logit_scale=NUMBER", text_from=text)
+    refused(tmp_path, image, "logit_scale=0.0: expected a pos", text_from=text, logit_scale=0.0)
     whole = wholes["clip"][0]
-    refused(tmp_path, image, "holds it; leave the flag out", text_from=whole, logit_scale=50.0)
-    refused(tmp_path, whole, "--logit_scale is for two towers", logit_scale=50.0)
+    refused(
+        tmp_path,
+        image,
+        "holds logit_scale; leave logit_scale= out",
+        text_from=whole,
+        logit_scale=50.0,
+    )
+    refused(tmp_path, whole, "logit_scale= is for two towers", logit_scale=50.0)
 
 
 def test_a_projection_is_the_other_directorys(wholes, tower, tmp_path):
@@ -152,16 +158,14 @@ def test_a_projection_is_the_other_directorys(wholes, tower, tmp_path):
 
 def test_one_tower_alone_is_refused_with_what_to_add(wholes, tower, tmp_path):
     image, text = tower("clip", VISION), tower("siglip", TEXT)
-    refused(
-        tmp_path, image, r"image tower alone \(clip_vision_model\).*: add --from_text DIRECTORY"
-    )
-    refused(tmp_path, text, r"text tower alone .* give it as --from_text, and as --from the dir")
+    refused(tmp_path, image, r"image tower alone \(clip_vision_model\).*: add text_from=DIRECTORY")
+    refused(tmp_path, text, r"text tower alone .* give it as text_from=, and as source= the d")
     refused(tmp_path, image, "two towers of one family are needed", text_from=text)
     refused(tmp_path, image, "is the image tower alone; the text tower is asked", text_from=image)
     refused(tmp_path, image, "no directory with a config.json", text_from=tmp_path)
     more = {"text_model.head": np.ones(2, np.float32)}
     odd = tower("clip", TEXT, change=lambda tensors: {**tensors, **more})
-    with pytest.raises(ValueError, match=r"of no use: text_model.head \(--ignore"):
+    with pytest.raises(ValueError, match=r"of no use: text_model.head \(ignore="):
         hints = Hints(text_from=odd, logit_scale=1.0)
         convert_weights(image, tmp_path / "out", "clipjax", hints=hints)
     file = tmp_path / "x.safetensors"

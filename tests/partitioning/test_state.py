@@ -120,10 +120,10 @@ def test_state_that_stays_whole_is_named_with_its_bytes_and_the_mesh_that_mends_
     found = note((4096, 1, 1))
     assert f"holds {total / 1e6:,.0f} MB" in found
     assert "its share of 0.2 MB" in found
-    assert "--config.mesh.data=1024 --config.mesh.fsdp=4 leaves 0.2 MB" in found
+    assert "a mesh of data=1024 x fsdp=4 leaves 0.2 MB" in found
     assert note((1024, 4, 1)) is None, "what it proposes holds what it says"
     # With the MLP's width taken by `tensor`, 768 is the other dimension to cut: 3 x 256.
-    assert "data=256 --config.mesh.fsdp=16 leaves 1.3 MB" in note((4096, 1, 2), "tensor")
+    assert "data=256 x fsdp=16 leaves 1.3 MB" in note((4096, 1, 2), "tensor")
 
 
 def test_devices_that_no_cut_mends():
@@ -148,7 +148,7 @@ def test_the_run_is_warned(monkeypatch, caplog):
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert "each device holds 341 MB" in record.message
-    assert "--config.mesh.data=4 --config.mesh.fsdp=2 leaves 170.4 MB" in record.message
+    assert "data=4 x fsdp=2 leaves 170.4 MB" in record.message
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         shardings(towers()[0], towers()[1], "zero1", {"data": 8})

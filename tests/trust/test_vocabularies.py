@@ -119,7 +119,7 @@ def test_a_shipped_tokenizer_takes_no_file(command, original, file, picture, tmp
     for verb in ("classify", "convert"):
         done = command(*arguments[verb], "--tokenizer", file)
         assert done.code == 1
-        assert "leave the flag out" in done.err
+        assert "leave it out" in done.err
 
 
 def test_no_checkpoint_is_written_that_names_a_file_elsewhere(kit, tmp_path):

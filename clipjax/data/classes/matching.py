@@ -48,7 +48,7 @@ def match_classes(
                 f"{where}: {len(found) - len(unknown)} of {len(found)} classes are called by ids "
                 f"(WordNet's, as ImageNet's folders are) of the {len(ids)} class names, "
                 f"{len(unknown)} are not, e.g. {unknown[0]!r}: name them all by ids of these, give "
-                "a list of names of their own, or leave their pictures out by --classes listed"
+                "a list of names of their own, or leave their pictures out by classes='listed'"
             )
         return Match([ids[name] for name in found], "wordnet")
     numbers = numbers_of(found)

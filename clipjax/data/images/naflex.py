@@ -127,6 +127,6 @@ def make_preprocess(
     if pixels != "clipjax":
         raise ValueError(
             f"the model takes images of any aspect as patches, of which there are no pixels of "
-            f"{pixels!r}: leave --preprocess out (in Python, preprocess=)"
+            f"{pixels!r}: leave preprocess= out"
         )
     return PatchPreprocess.from_spec(spec)

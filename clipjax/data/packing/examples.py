@@ -143,15 +143,15 @@ def record_of(example: Example, image: bytes) -> bytes:
     text = example["text"]
     if isinstance(text, dict):
         raise ValueError(
-            "packed records have no languages: pack this source with --format tar, or choose one "
-            "language in its SPEC"
+            "packed records hold no languages: pack it by `clipjax data pack --format tar`, "
+            "or choose one language in its SPEC"
         )
     if not any(flatten(text)):
         if "label" not in example:
             raise SampleError("text_empty", "the caption is empty", example["key"])
         raise ValueError(
             f"{example['key']} has a label and no text, which packed records do not hold: pack "
-            "this source with --format tar, or give its ?class_names="
+            "this source by `clipjax data pack --format tar`, or give its ?class_names="
         )
     return pack_record(
         key=example["key"],

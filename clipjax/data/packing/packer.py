@@ -162,7 +162,7 @@ def _finish(directory: Path, paths: list[Path], identity: dict[str, Any], how: P
         raise ValueError(
             f"{bad.total()} of {identity['examples']} examples are unusable ({dict(bad)}), "
             f"most of them in what became {worst['name']}; allowed is a fraction of "
-            f"{how.max_bad_fraction}. Mend the source, or raise --max_bad_fraction"
+            f"{how.max_bad_fraction}. Mend the source, or raise max_bad_fraction="
         )
     count = sum(shard["count"] for shard in shards)
     manifest = {**identity, "count": count, "skipped": dict(sorted(skipped.items()))}

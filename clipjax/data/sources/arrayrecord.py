@@ -48,7 +48,8 @@ class PackedRecords:
             raise ValueError(
                 f"{where} has {size / 1e9:.3g} GB, and packed records are read from the local "
                 f"disk: set CLIPJAX_SHARD_CACHE, now {budget / 1e9:.3g} GB, to "
-                f"{math.ceil(size / 1e9)}GB or more, or pack them with --format tar"
+                f"{math.ceil(size / 1e9)}GB or more, or pack them by "
+                "`clipjax data pack --format tar`"
             )
         self._names = short_names([file.path.url for file in files])
         self._files = [RecordFile(file.path, verify=verify) for file in files]

@@ -118,7 +118,7 @@ def _row_name(
         allowed = candidates or list(rows)
         if hints.model not in allowed:
             raise ValueError(
-                f"--model {hints.model} does not fit {where}; allowed are {', '.join(allowed)}"
+                f"model={hints.model!r} does not fit {where}; allowed are {', '.join(allowed)}"
             )
         return hints.model
     if len(candidates) == 1:
@@ -126,10 +126,10 @@ def _row_name(
     if candidates:
         raise ValueError(
             f"{where} has the sizes of {', '.join(candidates)}, which differ in what a file "
-            "cannot say (pixels); add --model with one of them"
+            "cannot say (pixels); add model= with one of them"
         )
     raise ValueError(
-        f"{where} has sizes of no published model ({sizes['image']}, {sizes['text']}): add --model "
+        f"{where} has sizes of no published model ({sizes['image']}, {sizes['text']}): add model= "
         "with a row whose tokenizer, preprocessing and scale rule it shares; sizes are the file's"
     )
 
@@ -140,7 +140,7 @@ def _check_heads(row: Mapping[str, Any], sizes: Mapping[str, Any], where: str) -
         if num_heads is None and width != row[tower]["width"]:
             raise ValueError(
                 f"{where} keeps attention as matrices, which do not say how many heads width "
-                f"{width} has; add --model with a row of that width, not {row['name']}"
+                f"{width} has; add model= with a row of that width, not {row['name']}"
             )
 
 

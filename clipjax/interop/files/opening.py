@@ -79,9 +79,7 @@ def open_tensors(path: str | os.PathLike[str], *, which: str | None = None) -> W
     if kind == "torch":
         return torch_zip.read_torch_zip(path, which=which)
     if which is not None:
-        raise WeightFileError(
-            f"--which {which}: {path} holds one set of weights; leave the flag out"
-        )
+        raise WeightFileError(f"which={which!r}: {path} holds one set of weights; leave it out")
     return _READERS[kind](path)
 
 

@@ -236,14 +236,12 @@ def _choose(sets: Mapping[str, int], which: str | None) -> str | None:
     listed = ", ".join(f"{name} ({count} tensors)" for name, count in sets.items())
     if which is not None:
         if len(sets) < 2:
-            raise WeightFileError(
-                f"--which {which}: there is one set of weights; leave the flag out"
-            )
+            raise WeightFileError(f"which={which!r}: there is one set of weights; leave it out")
         if which not in sets:
-            raise WeightFileError(f"--which {which}: the sets of weights are {listed}")
+            raise WeightFileError(f"which={which!r}: the sets of weights are {listed}")
         return which
     if len(sets) > 1:
-        raise WeightFileError(f"holds {len(sets)} sets of weights; choose with --which: {listed}")
+        raise WeightFileError(f"holds {len(sets)} sets of weights; choose with which=: {listed}")
     return next(iter(sets), None)
 
 

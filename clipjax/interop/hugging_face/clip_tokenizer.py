@@ -66,8 +66,8 @@ def write_clip_tokenizer(path: Path, spec: dict[str, Any], context_length: int) 
         range(len(vocabulary), len(vocabulary) + len(added))
     ):
         raise ValueError(
-            "transformers has no such model: tokenizer.added_tokens skips an id; write --format "
-            "clipjax"
+            "transformers has no such model: tokenizer.added_tokens skips an id; write "
+            "target_format='clipjax'"
         )
     for token, _, normalized in added:
         token = AddedToken(token, normalized=normalized, special=not normalized)

@@ -22,7 +22,7 @@ FAMILIES: dict[str, ModuleType] = {
     "align": align,
 }
 OWN_FIELD = "clipjax"
-CONVERT = "write --format clipjax, or --format open_clip where OpenCLIP has the model"
+CONVERT = "write target_format='clipjax', or target_format='open_clip' where OpenCLIP has the model"
 
 
 def read_config(config: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any], Any]:

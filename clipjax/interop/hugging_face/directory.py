@@ -63,7 +63,7 @@ def read(path: Path, hints: Hints) -> Weights:
     if recognises(path.parent):
         return _read_directory(path.parent, path, hints)
     if hints.text_from is not None:
-        raise ValueError(f"--from_text: {path} has no {CONFIG} beside it; give the directory")
+        raise ValueError(f"text_from=: {path} has no {CONFIG} beside it; give the directory")
     return _read_file(path, hints)
 
 
@@ -109,7 +109,9 @@ def _joined(path: Path, file: Path, hints: Hints) -> Joined:
     if hints.text_from is not None:
         other = Path(hints.text_from)
         if not recognises(other):
-            raise ValueError(f"--from_text {other}: no directory with a {CONFIG} of a model_type")
+            raise ValueError(
+                f"text_from={str(other)!r}: no directory with a {CONFIG} of a model_type"
+            )
         return join(path, file, first_of(other, WEIGHT_FILES), hints)
     config = read_json(path / CONFIG)
     refuse_alone(config, path)
@@ -158,13 +160,13 @@ def _check_hints(spec: Mapping[str, Any], hints: Hints, path: Path) -> None:
     found = {spec[tower].get("activation") for tower in ("image", "text")} - {None}
     if hints.activation is not None and found != {hints.activation}:
         raise WeightFileError(
-            f"--activation {hints.activation}: {path / CONFIG} says {' and '.join(sorted(found))}"
+            f"activation={hints.activation!r}: {path / CONFIG} says {' and '.join(sorted(found))}"
         )
     if hints.model is None:
         return
     if hints.model not in MODELS:
         raise ValueError(
-            f"--model {hints.model} is no row of the zoo; the nearest are "
+            f"model={hints.model!r} is no row of the zoo; the nearest are "
             f"{nearest(hints.model, MODELS)} (`clipjax models` lists all)"
         )
     row = {**to_plain(MODELS[hints.model]), "tokenizer": spec["tokenizer"]}

@@ -115,7 +115,7 @@ def write_preprocessor(spec: Mapping[str, Any], kind: str) -> dict[str, Any]:
     if (preprocess["resize"] == "patches") != (kind == PATCHES):
         raise ValueError(
             f"transformers' {kind} cannot preprocess so: preprocess.resize is "
-            f"{preprocess['resize']!r}; write --format clipjax"
+            f"{preprocess['resize']!r}; write target_format='clipjax'"
         )
     if kind == PATCHES:
         size = {"patch_size": spec["image"]["patch_size"]}
@@ -144,7 +144,8 @@ def _size(preprocess: Mapping[str, Any], pixels: int, kind: str) -> dict[str, An
     if (is_shortest and kind != "CLIPImageProcessor") or (crops and not can_crop):
         raise ValueError(
             f"transformers' {kind} cannot preprocess so: preprocess.resize is "
-            f"{preprocess['resize']!r} and crop_fraction {pixels / resized}; write --format clipjax"
+            f"{preprocess['resize']!r} and crop_fraction {pixels / resized}; write "
+            "target_format='clipjax'"
         )
     square = {"height": resized, "width": resized}
     size: dict[str, Any] = {"size": {"shortest_edge": resized} if is_shortest else square}

@@ -43,7 +43,7 @@ def build_tokenizer(model: bytes, end_id: int) -> Tokenizer:
             raise ValueError(
                 "this SentencePiece model cannot be written as a tokenizer.json: "
                 f"{text!r} gives {wanted} there and {found} here. Supported are byte-pair models "
-                "without rules of normalization, as Gemma's; write --format clipjax"
+                "without rules of normalization, as Gemma's; write target_format='clipjax'"
             )
     return backend
 

@@ -126,7 +126,7 @@ def write_tokenizer(path: Path, kind: str, weights: Weights) -> dict[str, Any]:
     for field, theirs, ours in differences(found, wanted):
         raise ValueError(
             f"transformers has no such model: tokenizer.{field} is {ours!r}, in the files of "
-            f"type {kind!r} it is {theirs!r}; write --format clipjax"
+            f"type {kind!r} it is {theirs!r}; write target_format='clipjax'"
         )
     return spec
 
@@ -145,7 +145,7 @@ def _write(path: Path, kind: str, weights: Weights) -> None:
     if name not in allowed.get(kind, ("sentencepiece", "tokenizer_json")):
         raise ValueError(
             f"transformers has no such model: tokenizer.name is {name!r} in a model of type "
-            f"{kind!r}; write --format clipjax"
+            f"{kind!r}; write target_format='clipjax'"
         )
     if name == "clip_bpe":
         write_clip_tokenizer(path, spec, length)
@@ -172,7 +172,7 @@ def _own_file(weights: Weights) -> Path:
     if file is None or not file.is_file():
         raise ValueError(
             f"tokenizer.model is {model!r}, which is no file: {weights.source} came without its "
-            "vocabulary, which a Hugging Face directory needs; give it with --tokenizer FILE"
+            "vocabulary, which a Hugging Face directory needs; give it as tokenizer=FILE"
         )
     return file
 
@@ -290,7 +290,7 @@ def _write_wordpiece(path: Path, file: Path, spec: dict[str, Any], length: int) 
         raise ValueError(
             "transformers has no such model: tokenizer.end_token and cleaning are "
             f"{spec.get('end_token')!r} and {spec.get('cleaning')!r}, BertTokenizer keeps [SEP] "
-            "and cleans nothing; write --format clipjax"
+            "and cleans nothing; write target_format='clipjax'"
         )
     shutil.copyfile(file, path / WORDPIECE)
     names = ("pad", "unk", "cls", "sep", "mask")

@@ -1,7 +1,7 @@
 """Directories that hold one tower alone, and a model made of two directories.
 
 A model here has both towers. So an image tower is completed by the text tower of another directory
-(`--from_text`), and a text tower completes another's image tower.
+(`text_from`), and a text tower completes another's image tower.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ class Joined:
         config: as of a whole model's config.json.
         where: the file or files that say it, for messages.
         tensors: of both towers.
-        ignored: names that `--ignore` left out.
+        ignored: names that `ignore` left out.
         notes: what to say of it.
     """
 
@@ -66,12 +66,12 @@ def refuse_alone(config: Mapping[str, Any], path: Path) -> None:
     whole = _CLASSES[family]
     if tower == "image":
         advice = (
-            "add --from_text DIRECTORY, of a text tower of the same embedding space or of the "
+            "add text_from=DIRECTORY, of a text tower of the same embedding space or of the "
             f"whole {whole} that it was made from"
         )
     else:
         advice = (
-            f"give it as --from_text, and as --from the directory of its image tower or of the "
+            "give it as text_from=, and as source= the directory of its image tower or of the "
             f"whole {whole}"
         )
     raise WeightFileError(
@@ -86,7 +86,7 @@ def join(image_path: Path, image_file: Path, text_file: Path, hints: Hints) -> J
     A tensor that its own directory lacks, such as a projection or the scale, is the other's.
 
     Args:
-        image_path: directory of `--from`.
+        image_path: directory of the image tower.
         image_file: its file of weights.
         text_file: the file of weights in the directory `hints.text_from`.
         hints: of the names in `image_file`, and `logit_scale`.
@@ -167,17 +167,19 @@ def _parts(
     for name in _SCALES[family]:
         found = [tower for tower in ("image", "text") if name in held[tower]]
         if found and hints.logit_scale is not None:
-            raise ValueError(f"--logit_scale: {paths[found[0]]} holds it; leave the flag out")
+            raise ValueError(
+                f"logit_scale={hints.logit_scale}: {paths[found[0]]} holds it; leave it out"
+            )
         if found:
             tensors[name] = held[found[0]][name]
         elif family == "clip" and hints.logit_scale is not None:
             if not POSITIVE.accepts(hints.logit_scale):
-                raise ValueError(f"--logit_scale {hints.logit_scale}: expected a positive number")
+                raise ValueError(f"logit_scale={hints.logit_scale}: expected a positive number")
             tensors[name] = of_array(np.array(math.log(hints.logit_scale), np.float32))
         else:
             raise WeightFileError(
                 f"neither {paths['image']} nor {paths['text']} holds {name}, by which embeddings "
                 "are compared: give the whole model as one of the two"
-                + (", or --logit_scale NUMBER (100 in OpenAI's)" if family == "clip" else "")
+                + (", or logit_scale=NUMBER (100 in OpenAI's)" if family == "clip" else "")
             )
     return tensors, notes

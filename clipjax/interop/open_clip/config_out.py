@@ -124,7 +124,7 @@ def _text(spec: Mapping[str, Any]) -> Config:
     if text.get("eot_id") is not None:
         raise ValueError(
             f"text.eot_id = {text['eot_id']}: OpenCLIP pools at the largest id, which an added "
-            "token may be; write --format clipjax or hf"
+            "token may be; write target_format='clipjax' | 'hf'"
         )
     section |= {"vocab_size": text["vocab_size"], "width": text["width"]}
     section |= {"heads": text["num_heads"], "layers": text["depth"]}

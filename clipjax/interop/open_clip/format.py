@@ -141,10 +141,10 @@ def _spec_of_folder(
     spec = spec_of_config(draft, config, where=str(file))
     said = {"model": hints.model, "activation": hints.activation}
     known = {"model": spec["name"], "activation": activation_of(spec)}
-    for flag, value in said.items():
-        if value is not None and value != known[flag]:
+    for hint, value in said.items():
+        if value is not None and value != known[hint]:
             raise ValueError(
-                f"--{flag} {value}: {file} says {known[flag]}; leave the flag out, or give the "
+                f"{hint}={value!r}: {file} says {known[hint]}; leave it out, or give the "
                 "file of weights in place of the folder"
             )
     text = config["model_cfg"]["text_cfg"]
@@ -156,16 +156,16 @@ def spec_of_archive(draft: Mapping[str, Any], hints: Hints, where: str) -> dict[
     """OpenAI's own archives: all its models have the quick GELU."""
     if hints.activation not in (None, "quick_gelu"):
         raise ValueError(
-            f"--activation {hints.activation}: {where} is an archive of OpenAI's, whose models "
-            "have quick_gelu; leave the flag out"
+            f"activation={hints.activation!r}: {where} is an archive of OpenAI's, whose models "
+            "have quick_gelu; leave it out"
         )
     if hints.model is None:
         return settle(draft, Hints(activation="quick_gelu"), where=where)
     spec = settle(draft, Hints(hints.model), where=where)
     if activation_of(spec) != "quick_gelu":
         raise ValueError(
-            f"--model {hints.model} has {activation_of(spec)}: {where} is an archive of OpenAI's, "
-            "whose models have quick_gelu; leave the flag out"
+            f"model={hints.model!r} has {activation_of(spec)}: {where} is an archive of OpenAI's, "
+            "whose models have quick_gelu; leave it out"
         )
     return spec
 

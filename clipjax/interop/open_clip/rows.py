@@ -77,7 +77,7 @@ def _of_model(draft: Mapping[str, Any], name: str, where: str) -> list[Spec]:
     if name not in MODELS:
         same = _names(candidates(draft))
         raise ValueError(
-            f"--model {name!r} is no row of the zoo (`clipjax models` lists all), the nearest are "
+            f"model={name!r} is no row of the zoo (`clipjax models` lists all), the nearest are "
             f"{nearest(name, MODELS)}; {where} has the sizes of {same}"
         )
     row = to_plain(MODELS[name])
@@ -86,7 +86,7 @@ def _of_model(draft: Mapping[str, Any], name: str, where: str) -> list[Spec]:
     if wrong:
         lines = [f"{k} {theirs[k]!r} in the file, {ours.get(k)!r} in {name}" for k in wrong]
         raise ValueError(
-            f"--model {name}: {where} is another model: {'; '.join(lines)}; it has the sizes of "
+            f"model={name!r}: {where} is another model: {'; '.join(lines)}; it has the sizes of "
             f"{_names(candidates(draft))}"
         )
     return [_with_positions(row, draft)]
@@ -163,15 +163,15 @@ def _check_hints(hints: Hints) -> None:
         others = [name for name in (base, f"{base}-quickgelu") if name in MODELS]
         fitting = [name for name in others if activation_of(MODELS[name]) == hints.activation]
         raise ValueError(
-            f"--model {row['name']} has {activation_of(row)}, --activation {hints.activation} says "
-            f"otherwise: give {f'--model {fitting[0]}' if fitting else 'one of the two'} alone"
+            f"model={row['name']!r} has {activation_of(row)}, activation={hints.activation!r} says "
+            f"otherwise: give {f'model={fitting[0]!r}' if fitting else 'one of the two'} alone"
         )
 
 
 def _with_activation(found: list[Spec], activation: str) -> list[Spec]:
     if activation not in ACTIVATIONS:
         raise ValueError(
-            f"--activation {activation!r} is unknown; allowed are {', '.join(ACTIVATIONS)}"
+            f"activation={activation!r} is unknown; allowed are {', '.join(ACTIVATIONS)}"
         )
     fitting = [spec for spec in found if activation_of(spec) == activation]
     # None has it: the person knows better than the zoo, as with SigLIP's weights in OpenCLIP.
@@ -194,9 +194,9 @@ def _question(found: list[Spec], where: str, config: str) -> str:
     for spec in found:
         if spec["name"] != CUSTOM:
             mean = ", ".join(f"{x:.3g}" for x in spec["preprocess"]["mean"])
-            choices.append(f"--model {spec['name']} ({activation_of(spec)}, pixel means {mean})")
+            choices.append(f"model={spec['name']!r} ({activation_of(spec)}, pixel means {mean})")
     if len(set(activations)) == len(found):
-        choices.append(f"--activation {' | '.join(activations)}")
+        choices.append(f"activation={' | '.join(map(repr, activations))}")
     return (
         f"{where} does not say its activation and preprocessing, and its sizes leave open which "
         f"model it is; add {', or '.join(choices)}. Or give the folder with its {config}, which "
