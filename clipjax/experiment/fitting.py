@@ -8,6 +8,7 @@ that goes on takes it from there.
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,27 +47,46 @@ def fitting_program(resolved: Resolved, program: Program, workdir: Path) -> Prog
         program = _under(resolved, program, remat=remat, memory_bytes=least)
         _say(program, "as this run began")
         return program
-    program, fits = _compiled(resolved, program)
+    sizes: list[float] = []
+
+    def needed(tried: Program) -> float:
+        sizes.append(bytes_needed(tried))
+        return sizes[-1]
+
+    program, fits = first_fitting(
+        program, lambda row: _under(resolved, program, remat=row, memory_bytes=least), needed
+    )
+    advice = "which keeps least; lower config.batch_size or set config.micro_batch_size"
+    _say(program, f"compiled, a step needs {sizes[-1] / _GIB:.2f} GiB" if fits else advice)
     if fits and is_lead():
         record = {"remat": program.execution.remat, "chosen_for": facts}
         write_file(workdir / RECORD, json.dumps(record, indent=1) + "\n")
     return program
 
 
-def _compiled(resolved: Resolved, program: Program) -> tuple[Program, bool]:
-    """The first of the program's rows whose steps fit, or the last one; and whether it does."""
-    rows, memory_bytes = program.rows, program.memory_bytes or 0
-    for row in rows:
+def first_fitting(
+    program: Program, under: Callable[[str], Program], needed: Callable[[Program], float]
+) -> tuple[Program, bool]:
+    """The first of a program's rows of recomputation that fits the devices' memory, or the last.
+
+    Args:
+        program: under the first of its rows.
+        under: builds the same program under another row.
+        needed: compiles a program; bytes of one device for a step and the batch after it.
+
+    Returns:
+        The program, and whether it fits.
+    """
+    memory_bytes = program.memory_bytes or 0
+    for row in program.rows:
         if row != program.execution.remat:
-            program = _under(resolved, program, remat=row, memory_bytes=memory_bytes)
-        needed = bytes_needed(program)
-        if needed <= memory_bytes:
-            _say(program, f"compiled, a step needs {needed / _GIB:.2f} GiB")
+            program = under(row)
+        size = needed(program)
+        if size <= memory_bytes:
             return program, True
         logging.warning(
-            "remat %s: a step needs %.2f GiB of %.2f GiB", row, needed / _GIB, memory_bytes / _GIB
+            "remat %s: a step needs %.2f GiB of %.2f GiB", row, size / _GIB, memory_bytes / _GIB
         )
-    _say(program, "which keeps least; lower config.batch_size or set config.micro_batch_size")
     return program, False
 
 
@@ -90,19 +110,23 @@ def bytes_needed(program: Program) -> int:
         for stage in program.stages:
             batch = program.batch_of(stage)
             lowered = stage.step.lower(program.abstract_state, batch)
-            ahead = sum(
-                math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-                for leaf in jax.tree.leaves(batch)
-            )
             try:
                 total = read_memory(lowered.compile().memory_analysis()).total
-                needed = max(needed, total + ahead)
+                needed = max(needed, total + batch_bytes(batch))
             except jax.errors.JaxRuntimeError as error:
                 found = needed_bytes(str(error))
                 if found is None:
                     raise
                 needed = max(needed, found, int(program.memory_bytes or 0) + 1)
     return needed
+
+
+def batch_bytes(batch: Any) -> int:
+    """Bytes of a batch on one device; the next one is sent while a step runs."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(batch)
+    )
 
 
 def _say(program: Program, why: str) -> None:

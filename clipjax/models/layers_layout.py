@@ -13,9 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipjax.trees import flatten_with_names, unflatten_names
-
-_BLOCK = re.compile(r"^(.*/)block_(\d+)/(.*)$")
 _STACK = re.compile(r"^(.*/)blocks/(.*)$")
 
 
@@ -39,59 +36,34 @@ def unstacked_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[i
     return result
 
 
-def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Turns every stacked transformer of a tree to one subtree a block."""
-    leaves: dict[str, Any] = {}
-    for name, leaf in flatten_with_names(params):
-        names = block_names(name, leaf.shape)
-        leaves |= {apart: leaf[i] for i, apart in enumerate(names)} if names else {name: leaf}
-    return unflatten_names(leaves)
+def unstack_layers(params: Any) -> Any:
+    """Turns every stacked transformer of a tree of dicts to one subtree a block."""
+    if not isinstance(params, Mapping):
+        return params
+    return {key: unstack_layers(value) for key, value in _apart(params).items()}
 
 
-def stack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Turns every unrolled transformer of a tree to stacked parameters."""
-    leaves: dict[str, Any] = {}
-    stacks: dict[str, dict[int, Any]] = {}
-    for name, leaf in flatten_with_names(params):
-        match = _BLOCK.match(name)
-        if match is None:
-            leaves[name] = leaf
-            continue
-        prefix, index, rest = match.groups()
-        stacks.setdefault(f"{prefix}blocks/{rest}", {})[int(index)] = leaf
-    for name, blocks in stacks.items():
-        on_host = isinstance(blocks[0], np.ndarray)
-        leaves[name] = (np if on_host else jnp).stack([blocks[i] for i in range(len(blocks))])
-    return unflatten_names(leaves)
+def stack_layers(params: Any) -> Any:
+    """Turns every unrolled transformer of a tree of dicts to stacked parameters."""
+    if not isinstance(params, Mapping):
+        return params
+    return {key: stack_layers(value) for key, value in _stacked(params, _stack_arrays).items()}
 
 
-def _stack_arrays(*blocks: Any) -> Any:
-    return jnp.stack(blocks)
-
-
-def laid_out_like(tree: Any, like: Any, stack: Callable[..., Any] = _stack_arrays) -> Any:
+def laid_out_like(tree: Any, like: Any, stack: Callable[..., Any] | None = None) -> Any:
     """Stacks the blocks of a tree, or takes them apart, wherever another tree has them so.
 
     Args:
         tree: any tree, such as a train state. Of its dicts those are looked at that have the keys
             of `like`: the parameters, and what an optimizer keeps of them.
         like: parameters in the layout that is wanted; their leaves mean nothing.
-        stack: makes one leaf of those of the blocks; arrays are stacked.
+        stack: makes one leaf of those of the blocks; by default, arrays are stacked.
     """
 
     def convert(node: Any, like: Any) -> Any:
         if not isinstance(node, Mapping) or not isinstance(like, Mapping):
             return node
-        if "blocks" in like and "blocks" not in node:
-            names = _block_keys(node)
-            blocks = jax.tree.map(stack, *(node[name] for name in names))
-            node = {**{k: v for k, v in node.items() if k not in names}, "blocks": blocks}
-        elif "blocks" in node and "blocks" not in like:
-            blocks = {
-                name: jax.tree.map(lambda leaf, i=i: leaf[i], node["blocks"])
-                for i, name in enumerate(_block_keys(like))
-            }
-            node = {**{k: v for k, v in node.items() if k != "blocks"}, **blocks}
+        node = _stacked(node, stack or _stack_arrays) if "blocks" in like else _apart(node)
         return {key: convert(value, like.get(key)) for key, value in node.items()}
 
     def convert_params(node: Any) -> Any:
@@ -104,6 +76,26 @@ def laid_out_like(tree: Any, like: Any, stack: Callable[..., Any] = _stack_array
     return jax.tree.map(convert_params, tree, is_leaf=lambda node: isinstance(node, Mapping))
 
 
-def _block_keys(node: Mapping[str, Any]) -> list[str]:
+def _stacked(node: Mapping[str, Any], stack: Callable[..., Any]) -> Mapping[str, Any]:
+    """One dict with the blocks in it stacked; itself where it has none."""
     names = [name for name in node if re.fullmatch(r"block_\d+", name)]
-    return sorted(names, key=lambda name: int(name.removeprefix("block_")))
+    if not names:
+        return node
+    names.sort(key=lambda name: int(name.removeprefix("block_")))
+    blocks = jax.tree.map(stack, *(node[name] for name in names))
+    return {**{key: node[key] for key in node if key not in names}, "blocks": blocks}
+
+
+def _apart(node: Mapping[str, Any]) -> Mapping[str, Any]:
+    """One dict with a stack in it taken apart; itself where it has none."""
+    if "blocks" not in node:
+        return node
+    depth = jax.tree.leaves(node["blocks"])[0].shape[0]
+    blocks = {
+        f"block_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], node["blocks"]) for i in range(depth)
+    }
+    return {**{key: node[key] for key in node if key != "blocks"}, **blocks}
+
+
+def _stack_arrays(*blocks: Any) -> Any:
+    return (np if isinstance(blocks[0], np.ndarray) else jnp).stack(blocks)

@@ -10,6 +10,7 @@ from absl import logging
 from clipjax import partitioning
 from clipjax.config_fields import Settings
 from clipjax.experiment import Program, Resolved, Stage, build_program
+from clipjax.experiment.fitting import batch_bytes, first_fitting
 from clipjax.experiment.memory import Setting, Step, describes, extra_flops, setting_of, step_of
 from clipjax.plan import gpu
 from clipjax.plan.advice import Preference, prefer, what_fits
@@ -144,15 +145,20 @@ def make_plan(resolved: Resolved, topology: Topology) -> Plan:
             for stage in program.stages
         )
         planned = max(range(len(needs)), key=lambda i: needs[i].train)
-        compiled = compile_step(program, program.stages[planned], topology.chip)
-        for row in program.rows[1:]:  # of config.remat = auto, as a run goes on itself
-            if compiled.memory is not None and compiled.needed_bytes <= memory_bytes:
-                break
-            logging.info("remat %s does not fit; trying %s", program.execution.remat, row)
-            program = build_program(
-                resolved, topology.devices, memory_bytes=memory_bytes, remat=row
-            )
-            compiled = compile_step(program, program.stages[planned], topology.chip)
+        tried: list[Compiled] = []
+
+        def needed(program: Program) -> float:
+            stage = program.stages[planned]
+            tried.append(compile_step(program, stage, topology.chip))
+            if tried[-1].memory is None:
+                return math.inf
+            return tried[-1].needed_bytes + batch_bytes(program.batch_of(stage))
+
+        def under(row: str) -> Program:
+            return build_program(resolved, topology.devices, memory_bytes=memory_bytes, remat=row)
+
+        program, _ = first_fitting(program, under, needed)
+    compiled = tried[-1]
     logging.info("Compiled in %.1f s.", compiled.seconds)
     return describe(resolved.settings, program, topology, compiled, needs, planned)
 
