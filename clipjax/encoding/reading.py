@@ -159,7 +159,7 @@ class ImageReader:
         raise ValueError(
             f"{self._where}: {num_bad} image(s) or text(s) cannot be used, {self._max_bad} allowed "
             f"(max_bad): {'; '.join(named)}. A smaller set is another evaluation: repair or remove "
-            "these examples, or allow so many by --max_bad (in a config, its max_bad)"
+            "these examples, or allow so many by max_bad="
         )
 
 

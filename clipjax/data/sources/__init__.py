@@ -100,7 +100,7 @@ def make_source(
         )
         if kind in known_class_names():
             message += (
-                f". Of {kind} names and templates are known (--class_names, --templates); its "
+                f". Of {kind} names and templates are known (class_names=, templates=); its "
                 f"pictures are where you have them, as folder:DIR or tar:DIR/wds_{kind}/test"
             )
         raise ValueError(message)
