@@ -70,6 +70,12 @@ _RESULTS = flags.DEFINE_string(
 )
 _SKIP = flags.DEFINE_list("skip", [], "Sets of --suite that are left out.")
 _JSON = flags.DEFINE_string("json", None, "Also write the results to this file.")
+_PAGE = flags.DEFINE_string(
+    "page", None, "Also write the results to this file, as a page with tables and pictures."
+)
+_PICTURES = flags.DEFINE_string(
+    "pictures", None, "Also write each picture of the page to this folder, as SVG."
+)
 _FORMAT = flags.DEFINE_enum(
     "format",
     "clipjax",
@@ -110,7 +116,9 @@ def main(argv: list[str]) -> int:
 
     compile_cache.use(cache_dir() / "compiled")
     table = data_path(_JSON.value) if _JSON.value else None
-    _check_table(table)
+    page = data_path(_PAGE.value) if _PAGE.value else None
+    for file in (table, page):
+        _check_table(file)
     results, failed = _evaluate(checkpoint, asked, target)
     verified = results.get("verified", [])
     code = int(any(not verdict["is_met"] for verdict in verified))
@@ -120,6 +128,7 @@ def main(argv: list[str]) -> int:
     print_results(results)
     for path, text in _files(results, checkpoint).items():
         write(data_path(path), text.encode("utf-8"))
+    _write_page(results, checkpoint)
     if failed:
         told = "\n  ".join(f"{name}: {why}" for name, why in failed.items())
         raise ValueError(f"{len(failed)} sets could not be evaluated:\n  {told}")
@@ -146,6 +155,19 @@ def _files(results: dict[str, Any], checkpoint: str) -> dict[str, str]:
         results_in(results), model=results["model"], pretrained=checkpoint
     )
     return files_of(documents, _JSON.value)
+
+
+def _write_page(results: dict[str, Any], checkpoint: str) -> None:
+    """What --page and --pictures write."""
+    from clipjax.data.storage.files import write
+    from clipjax.data.storage.paths import data_path
+    from clipjax.report.writing import results_page, results_pictures
+
+    if _PAGE.value:
+        write(data_path(_PAGE.value), results_page(results, checkpoint).encode("utf-8"))
+    if _PICTURES.value:
+        for name, text in results_pictures(results).items():
+            write(data_path(_PICTURES.value) / f"{name}.svg", text.encode("utf-8"))
 
 
 def _asked() -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from clipjax.evals.naming import EvalName
 from clipjax.printable import html_text as escape
 from clipjax.redaction import redact_tree
-from clipjax.report.curves import NUM_COLOURS, Points, chart
+from clipjax.report.curves import NUM_COLOURS, Points, chart, format_number
 
 # `<kind>/<dataset>` -> what it is of; one that is not there is shown as it is written.
 Names = Mapping[str, EvalName]
@@ -33,6 +33,7 @@ _TRAINING_CHARTS = (
     ("Throughput", {"samples_per_s": "samples/s"}, False),
 )
 _ACCURACIES = ("top1", "top5", "recall@")  # parts of metric names that are curves of accuracy
+_NO_SHARES = ("strength", "clipscore", "refclipscore", "score_gap")
 _COLUMNS = {
     "top1": "top-1",
     "top5": "top-5",
@@ -75,7 +76,7 @@ def tiles(results: Mapping[str, float], names: Names) -> str:
             share = min(1.0, (5 if name == "top5" else 1) / of) if of else None
             chance = "" if share is None or "text_" in name else f"chance {percent(share)}"
             found.append(
-                f'<div class="tile card"><span>{escape(_column(name))}</span>'
+                f'<div class="tile card"><span>{escape(column_title(name))}</span>'
                 f"<b>{percent(metrics[name])}</b>"
                 f"<span>{escape(dataset_title(prefix, names))}</span><span>{chance}</span></div>"
             )
@@ -108,7 +109,7 @@ def _accuracies(evals: Mapping[str, Points], names: Names) -> dict[str, dict[str
     for name, points in evals.items():
         prefix, _, metric = name.rpartition("/")
         if prefix and any(part in metric for part in _ACCURACIES) and not _has_mean(prefix, names):
-            kinds[_kind(prefix)][f"{dataset_title(prefix, names)} {_column(metric)}"] = points
+            kinds[_kind(prefix)][f"{dataset_title(prefix, names)} {column_title(metric)}"] = points
     found = {}
     for kind, lines in kinds.items():
         labels = list(lines)
@@ -131,7 +132,7 @@ def results_tables(results: Mapping[str, float], names: Names) -> str:
         columns = list(dict.fromkeys(name for metrics in evals.values() for name in metrics))
         # Shares first, counts after them, each in the order of the table above.
         columns.sort(key=lambda name: name.startswith("num_"))
-        head = "".join(f'<th class="number">{escape(_column(name))}</th>' for name in columns)
+        head = "".join(f'<th class="number">{escape(column_title(name))}</th>' for name in columns)
         rows = "".join(
             f"<tr><th>{escape(dataset_title(prefix, names))}</th>"
             + "".join(f'<td class="number">{_cell(n, metrics.get(n))}</td>' for n in columns)
@@ -139,7 +140,7 @@ def results_tables(results: Mapping[str, float], names: Names) -> str:
             for prefix, metrics in evals.items()
         )
         parts.append(
-            _scrolling(
+            scrolling(
                 f"<thead><tr><th>{escape(_kind(kind))}</th>{head}</tr></thead><tbody>{rows}</tbody>",
                 _kind(kind),
             )
@@ -150,8 +151,8 @@ def results_tables(results: Mapping[str, float], names: Names) -> str:
 def _cell(name: str, value: float | None) -> str:
     if value is None:
         return ""
-    if name.endswith("_median_rank"):
-        return f"{value:,g}"
+    if name.endswith("_median_rank") or name in _NO_SHARES:
+        return f"{value:,g}" if value >= 1 else format_number(value)
     return f"{value:,.0f}" if name.startswith("num_") else percent(value)
 
 
@@ -171,13 +172,13 @@ def details(
         for name, value in _flatten(redact_tree(config))
     )
     tables = [
-        _scrolling(f"<tbody>{rows}</tbody>", label)
+        scrolling(f"<tbody>{rows}</tbody>", label)
         for rows, label in ((facts, "the run"), (counts, "parameters"))
         if rows
     ]
     folded = (
         f'<details class="card"><summary>The whole config</summary>'
-        f"{_scrolling(f'<tbody>{fields}</tbody>', 'the whole config', kind='')}</details>"
+        f"{scrolling(f'<tbody>{fields}</tbody>', 'the whole config', kind='')}</details>"
         if fields
         else ""
     )
@@ -186,7 +187,7 @@ def details(
     return f'<h2>The run</h2><div class="columns">{"".join(tables)}</div>{folded}'
 
 
-def _scrolling(rows: str, label: str, *, kind: str = "card ") -> str:
+def scrolling(rows: str, label: str, *, kind: str = "card ") -> str:
     """A table that scrolls sideways where it does not fit, also by the keyboard, and shows it."""
     return (
         f'<div class="{kind}scroll" tabindex="0" role="region" aria-label="{escape(label)}">'
@@ -242,7 +243,8 @@ def dataset_title(prefix: str, names: Names) -> str:
     return f"{name.dataset}, {'mean of all languages' if name.is_mean else name.languages[0]}"
 
 
-def _column(metric: str) -> str:
+def column_title(metric: str) -> str:
+    """Names a metric for people."""
     if metric in _COLUMNS:
         return _COLUMNS[metric]
     return (

@@ -33,9 +33,21 @@ from clipjax.metric_writers import EVALS_FILE, TRAIN_FILE
 from clipjax.report import answers as report_answers
 from clipjax.report import page as report_page
 from clipjax.report.curves import Points, format_number
+from clipjax.report.figures import svg_file
+from clipjax.report.found import all_figures, found_section
 from clipjax.strict_json import parse_fields
 
 REPORT = "report.html"
+# Of the page's style sheet what its pictures need, in colours that show on light and on dark.
+_SVG_STYLE = (
+    "text{font:11px system-ui,sans-serif}.label,.tick{fill:#7b828e}.grid,.frame{stroke:#9aa0ab55;"
+    "fill:none}.whisker{stroke:#7b828e;stroke-width:1.5}.s0{fill:#4f86e0}.s1{fill:#d9662b}"
+    ".s2{fill:#2a9660}"
+)
+_FOOTER = (
+    f"Written by clipjax {clipjax.__version__}. This file is complete in itself: no scripts, "
+    "nothing is loaded from elsewhere."
+)
 
 
 class Answers(NamedTuple):
@@ -103,6 +115,7 @@ def write_report(workdir: str | os.PathLike[str], answers: Answers | None = None
             report_page.charts(training, evals, names),
             *(report_answers.answers(p, s, names) for p, s in answers.predictions.items()),
             *(report_answers.finds(p, s, names) for p, s in answers.found.items()),
+            *(found_section(result, names) for result in results_in(document)),
             report_page.results_tables(results, names),
             report_page.details(
                 num_parameters,
@@ -110,11 +123,35 @@ def write_report(workdir: str | os.PathLike[str], answers: Answers | None = None
                 _facts(manifest, document) | _left_out(evals),
             ),
         ],
-        footer=f"Written by clipjax {clipjax.__version__}. This file is complete in itself: "
-        "no scripts, nothing is loaded from elsewhere.",
+        footer=_FOOTER,
     )
     write_file(workdir / REPORT, text)
     return workdir / REPORT
+
+
+def results_page(document: Mapping[str, Any], title: str) -> str:
+    """Writes results, as `clipjax.evals.running.results_document` has them, as a page of HTML."""
+    results = results_in(document)
+    numbers = {name: value for name, value in document.items() if isinstance(value, int | float)}
+    names = {result.name.prefix: result.name for result in results}
+    facts = _facts_of_results(document)
+    return report_page.page(
+        title=title,
+        subtitle=f"{document.get('model', '')}, step {document['step']:,}",
+        sections=[
+            report_page.tiles(numbers, names),
+            *(found_section(result, names) for result in results),
+            report_page.results_tables(numbers, names),
+            report_page.details({}, {}, facts),
+        ],
+        footer=_FOOTER,
+    )
+
+
+def results_pictures(document: Mapping[str, Any]) -> dict[str, str]:
+    """Draws what stands on `results_page`: name -> a file of SVG."""
+    found = all_figures(results_in(document))
+    return {name: svg_file(drawn, _SVG_STYLE) for name, drawn in found}
 
 
 def read_curves(path: Path) -> dict[str, Points]:
@@ -204,6 +241,15 @@ def _facts(manifest: Manifest | None, document: Mapping[str, Any]) -> dict[str, 
     facts["config"] = f"SHA-256 {manifest.config_sha256[:16]}…"
     if manifest.dataset_fingerprint:
         facts["dataset"] = f"fingerprint {manifest.dataset_fingerprint[:16]}…"
+    facts |= _facts_of_results(document)
+    versions = {name: v for name, v in manifest.versions.items() if name != "clipjax"}
+    facts["libraries"] = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return facts
+
+
+def _facts_of_results(document: Mapping[str, Any]) -> dict[str, str]:
+    """What the numbers depend on."""
+    facts = {}
     for part in ("preprocess", "tokenizer"):
         fields = document.get(part) or {}
         if fields:
@@ -211,10 +257,10 @@ def _facts(manifest: Manifest | None, document: Mapping[str, Any]) -> dict[str, 
     for result in results_in(document):
         if result.about:
             facts[f"{result.name.prefix}, SPEC {result.name.spec}"] = "; ".join(
-                f"{name.replace('_', ' ')}: {_short(value)}" for name, value in result.about.items()
+                f"{name.replace('_', ' ')}: {_short(value)}"
+                for name, value in result.about.items()
+                if name != "tables"
             )
-    versions = {name: v for name, v in manifest.versions.items() if name != "clipjax"}
-    facts["libraries"] = ", ".join(f"{name} {version}" for name, version in versions.items())
     return facts
 
 

@@ -25,9 +25,12 @@ def test_groups_are_the_same_of_a_table_a_folder_and_parquet(
     specs = [f"jsonl:{tmp_path}/t.jsonl{how}", f"parquet:{tmp_path}/t.parquet{how}"]
     specs.append(f"folder:{tmp_path}/set?group_field=region")
     flags = [f"--zero_shot={spec}" for spec in specs]
-    found = tmp_path / "found.json"
-    done = command("eval", f"--checkpoint={tiny_checkpoint}", *flags, f"--json={found}")
+    found, drawn = tmp_path / "found.json", tmp_path / "pictures"
+    shown = (f"--json={found}", f"--page={tmp_path}/found.html", f"--pictures={drawn}")
+    done = command("eval", f"--checkpoint={tiny_checkpoint}", *flags, *shown)
     assert done.code == 0, done.err
+    assert "Top-1 by region" in (tmp_path / "found.html").read_text()
+    assert len(list(drawn.glob("*_by_region.svg"))) == 3
     entries = list(json.loads(found.read_text())["evaluations"].values())
     assert len(entries) == 3 and entries[0]["metrics"]["num_examples"] == 12
     groups = entries[0]["tables"]["groups"]["region"]
