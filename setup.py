@@ -78,9 +78,11 @@ setup(
         "hub": HUB,
         "test": TEST,
         "interop": [
+            "clip_benchmark>=1.6.2",
             "diffusers>=0.35",
             "open_clip_torch>=2.30",
             "peft>=0.17",
+            "scikit-learn>=1.5",
             "torch>=2.10",
             "transformers>=4.57",
         ],

@@ -9,10 +9,11 @@ import json
 from absl import flags
 
 from clipjax import compile_cache
-from clipjax.cli import hints
+from clipjax.cli import hints, joining
 from clipjax.cli.main import given
 from clipjax.cli.output import show
 from clipjax.printable import printable
+from clipjax.processes import distributed
 
 _ZERO_SHOT = flags.DEFINE_string("zero_shot", None, "The dataset, with labels: kind:where[:split].")
 _TEMPLATES = flags.DEFINE_string(
@@ -29,6 +30,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the paired bootstrap.", lower_bound=
 _PAGE = flags.DEFINE_string("page", None, "Also write a page, FILE.html.")
 _JSON = flags.DEFINE_string("json", None, "Also write the results to this file.")
 flags.adopt_module_key_flags(hints)
+flags.adopt_module_key_flags(joining)
 
 
 def main(argv: list[str]) -> int:
@@ -37,16 +39,17 @@ def main(argv: list[str]) -> int:
     if len(paths) != 2:
         raise ValueError(f"{len(paths)} checkpoints are given, {paths}: give two, A and B")
     spec = given(_ZERO_SHOT.value, "--zero_shot SPEC")
+    joining.join()
     from clipjax.compare import compare_checkpoints, comparison_page
     from clipjax.data.storage.cache import cache_dir
-    from clipjax.data.storage.files import check_writable, write
+    from clipjax.data.storage.files import write
     from clipjax.data.storage.paths import data_path
+    from clipjax.evals.record_lines import check_output
     from clipjax.interop import Hints
 
     compile_cache.use(cache_dir() / "compiled")
-    for path in (_PAGE.value, _JSON.value):
-        if path:
-            check_writable(data_path(path))
+    check_output(_PAGE.value, "--page")
+    check_output(_JSON.value, "--json")
     naming = {"templates": _TEMPLATES.value, "class_names": _CLASS_NAMES.value}
     found = compare_checkpoints(
         paths,
@@ -58,6 +61,8 @@ def main(argv: list[str]) -> int:
         num_resamples=_RESAMPLES.value,
         seed=_SEED.value,
     )
+    if not distributed.is_lead():
+        return 0
     if _PAGE.value:
         write(data_path(_PAGE.value), comparison_page(found).encode("utf-8"))
     if _JSON.value:

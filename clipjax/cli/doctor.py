@@ -7,15 +7,13 @@ something would stop the run or starve its devices.
 
 import json
 import math
-import os
 
 from absl import flags
 
-from clipjax.cli import config_flag, opening
+from clipjax.cli import config_flag, joining, opening
 from clipjax.cli.main import no_positional
 from clipjax.cli.output import show_page
-from clipjax.processes import distributed, process_log
-from clipjax.processes.clusters import find_cluster
+from clipjax.processes import distributed
 
 _CONFIG = config_flag.define()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder that the run is to write to.")
@@ -25,10 +23,8 @@ _SAMPLES_PER_S = flags.DEFINE_float(
 _MFU = flags.DEFINE_float("mfu", 0.40, "Assumed share of the devices' peak, (0, 1], else.")
 _SECONDS = flags.DEFINE_float("seconds", 5.0, "Of each of the two measurements of the data.")
 _JSON = flags.DEFINE_string("json", None, "Also write the findings to this file.")
-_DISTRIBUTED = flags.DEFINE_enum(
-    "distributed", "auto", ["auto", "on", "off"], "Join the processes of a cluster."
-)
 flags.adopt_module_key_flags(opening)
+flags.adopt_module_key_flags(joining)
 
 
 def main(argv: list[str]) -> int:
@@ -43,7 +39,6 @@ def main(argv: list[str]) -> int:
     from clipjax.data.storage.paths import data_path
     from clipjax.doctor import Demand, examine, is_well, to_json, to_text
     from clipjax.experiment import MOUNT, resolve
-    from clipjax.processes import peers
 
     table = data_path(_JSON.value) if _JSON.value else None
     workdir = local_path(_WORKDIR.value, way=f"{MOUNT} as --workdir") if _WORKDIR.value else None
@@ -51,9 +46,7 @@ def main(argv: list[str]) -> int:
     if _CONFIG.value is not None:
         opening.put_into(_CONFIG.value)
         resolved = resolve(_CONFIG.value, workdir=workdir)  # before the others are waited for
-    if _DISTRIBUTED.value != "off" and find_cluster(os.environ) is not None:
-        process_log.start(None)  # dumps of several processes, of which one is lost
-    peers.join(_DISTRIBUTED.value, distributed.Limits())
+    joining.join()
     if table and distributed.is_lead():
         check_writable(table)
     told = examine(

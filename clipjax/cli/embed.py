@@ -10,11 +10,10 @@ from absl import flags
 from tqdm import tqdm
 
 from clipjax import compile_cache
-from clipjax.cli import hints
+from clipjax.cli import hints, joining
 from clipjax.cli.main import given, no_positional
 from clipjax.cli.output import show
-from clipjax.processes import distributed, process_log
-from clipjax.processes.clusters import find_cluster
+from clipjax.processes import distributed
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Whatever `clipjax.load` reads.")
 _DATA = flags.DEFINE_string("data", None, "The dataset: kind:where[:split].")
@@ -43,10 +42,8 @@ _MAX_BAD = flags.DEFINE_float(
     lower_bound=0,
     upper_bound=1,
 )
-_DISTRIBUTED = flags.DEFINE_enum(
-    "distributed", "auto", ["auto", "on", "off"], "Join the processes of a cluster."
-)
 flags.adopt_module_key_flags(hints)
+flags.adopt_module_key_flags(joining)
 
 
 def main(argv: list[str]) -> int:
@@ -54,11 +51,7 @@ def main(argv: list[str]) -> int:
     no_positional(argv)
     checkpoint = given(_CHECKPOINT.value, "--checkpoint PATH")
     spec, out = given(_DATA.value, "--data SPEC"), given(_OUT.value, "--out DIR")
-    from clipjax.processes import peers
-
-    if _DISTRIBUTED.value != "off" and find_cluster(os.environ) is not None:
-        process_log.start(None)  # dumps of several processes, of which one is lost
-    peers.join(_DISTRIBUTED.value, distributed.Limits())
+    joining.join()
     import jax
 
     from clipjax.data.sources import make_source

@@ -7,19 +7,17 @@ The sets of a published table, as far as they are in a folder: `--suite datacomp
 """
 
 import json
-import os
 from typing import Any
 
 from absl import flags
 
 from clipjax import compile_cache
-from clipjax.cli import config_flag, hints
+from clipjax.cli import config_flag, hints, joining
 from clipjax.cli.main import given, no_positional, print_results
 from clipjax.cli.output import show
 from clipjax.cli.specs import split_specs
 from clipjax.config import validate
-from clipjax.processes import distributed, process_log
-from clipjax.processes.clusters import find_cluster
+from clipjax.processes import distributed
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
@@ -90,10 +88,8 @@ _VERIFY = flags.DEFINE_bool(
     "measured lies below it.",
 )
 _CONFIG = config_flag.define()
-_DISTRIBUTED = flags.DEFINE_enum(
-    "distributed", "auto", ["auto", "on", "off"], "Join the processes of a cluster."
-)
 flags.adopt_module_key_flags(hints)
+flags.adopt_module_key_flags(joining)
 
 
 def main(argv: list[str]) -> int:
@@ -105,20 +101,15 @@ def main(argv: list[str]) -> int:
         ": a workdir, one step's folder, or a file or folder of weights",
     )
     asked, target = _asked(), _target()
-    from clipjax.processes import peers
-
-    if _DISTRIBUTED.value != "off" and find_cluster(os.environ) is not None:
-        process_log.start(None)  # dumps of several processes, of which one is lost
-    peers.join(_DISTRIBUTED.value, distributed.Limits())
+    joining.join()
     from clipjax.data.storage.cache import cache_dir
     from clipjax.data.storage.files import write
     from clipjax.data.storage.paths import data_path
+    from clipjax.evals.record_lines import check_output
 
     compile_cache.use(cache_dir() / "compiled")
-    table = data_path(_JSON.value) if _JSON.value else None
-    page = data_path(_PAGE.value) if _PAGE.value else None
-    for file in (table, page):
-        _check_table(file)
+    check_output(_JSON.value, "--json")
+    check_output(_PAGE.value, "--page")
     results, failed = _evaluate(checkpoint, asked, target)
     verified = results.get("verified", [])
     code = int(any(not verdict["is_met"] for verdict in verified))
@@ -289,18 +280,3 @@ def _fields() -> dict[str, dict[str, Any]]:
         except ValueError:
             fields[kind][field] = text
     return fields
-
-
-def _check_table(table: Any) -> None:
-    """Tries before the work whether the lead can write the table; all processes raise together."""
-    from clipjax.data.storage.files import check_writable
-
-    problem = None
-    if table and distributed.is_lead():
-        try:
-            check_writable(table)
-        except ValueError as error:
-            problem = str(error)
-    problem = distributed.gather(problem)[0]
-    if problem:
-        raise ValueError(problem)

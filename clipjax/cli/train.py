@@ -5,7 +5,7 @@ import dataclasses
 from absl import flags, logging
 
 from clipjax import compile_cache, faults
-from clipjax.cli import config_flag, opening
+from clipjax.cli import config_flag, joining, opening
 from clipjax.cli.main import Failed, given, no_positional, print_results
 from clipjax.cli.output import show
 from clipjax.processes import distributed, exit_codes, exit_record, process_log, signals
@@ -20,10 +20,8 @@ _TAKE_OVER = flags.DEFINE_bool(
 _RESUME_STEP = flags.DEFINE_integer(
     "resume_step", None, "Go back to this step; later ones are set aside, not deleted.", 0
 )
-_DISTRIBUTED = flags.DEFINE_enum(
-    "distributed", "auto", ["auto", "on", "off"], "Join the processes of a cluster."
-)
 flags.adopt_module_key_flags(opening)
+flags.adopt_module_key_flags(joining)
 
 
 def main(argv: list[str]) -> int:
@@ -46,7 +44,7 @@ def main(argv: list[str]) -> int:
     # A little longer than the time after which joining itself says who did not come.
     with Watchdog(limits.join_timeout_s + 60, "joining the other processes"):
         faults.point("start.join")
-        distributed.initialize(_DISTRIBUTED.value, limits)  # nothing before it touched a device
+        distributed.initialize(joining.mode(), limits)  # nothing before it touched a device
     peers.watch(limits)
     if (guard := signals.active()) is not None:
         guard.before_exit.append(exit_record.end)

@@ -66,7 +66,7 @@ class Bias(Evaluation):
         if lacking:
             raise ValueError(f"{self.name}: the prompt {lacking[0]!r} does not hold {_GROUP}")
         fill_templates(self._prompts_of("group"), self._classes)  # has its `{}`, before the work
-        check_output(self.output, self.name)
+        check_output(self.output, f"{self.name}: output")
         self._table: list[dict[str, Any]] = []
 
     def _prompts_of(self, group: str) -> tuple[str, ...]:

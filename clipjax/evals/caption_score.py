@@ -54,7 +54,7 @@ class CaptionScore(Evaluation):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._candidates = self._read(self.candidates) if self.candidates else None
-        check_output(self.output, self.name)
+        check_output(self.output, f"{self.name}: output")
 
     def _read(self, where: str) -> dict[str, str]:
         try:

@@ -68,7 +68,7 @@ class Compositional(Evaluation):
             for category, count in sorted(counts.items())
             if category and count >= smallest and category not in self.leave_out
         ]
-        check_output(self.output, self.name)
+        check_output(self.output, f"{self.name}: output")
 
     @property
     def metric_names(self) -> tuple[str, ...]:

@@ -12,14 +12,19 @@ from clipjax.ranges import Optional, Text
 OUTPUT = Optional(Text("a file to write", may_be_empty=False), "none")
 
 
-def check_output(output: str | None, where: str) -> None:
-    """Tries whether the lead can write the file, before the work; all processes raise together."""
+def check_output(output: str | None, field: str) -> None:
+    """Tries whether the lead can write a file, before the work; all processes raise together.
+
+    Args:
+        output: its path, if there is one.
+        field: what names it, for the message.
+    """
     problem = None
     if output and is_lead():
         try:
             check_writable(data_path(output))
         except ValueError as error:
-            problem = f"{where}: output: {error}"
+            problem = f"{field}: {error}"
     problem = gather(problem)[0]
     if problem:
         raise ValueError(problem)

@@ -45,7 +45,7 @@ class Winogavil(Evaluation):
                 f"{self.name}: the source has no associations: give winogavil:FILE.csv"
             )
         self._associations = found
-        check_output(self.output, self.name)
+        check_output(self.output, f"{self.name}: output")
 
     @property
     def metric_names(self) -> tuple[str, ...]:

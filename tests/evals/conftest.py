@@ -50,3 +50,15 @@ def evaluate(command, cache, tiny_checkpoint, tmp_path):
         return entry["metrics"], entry
 
     return run
+
+
+@pytest.fixture
+def sets(monkeypatch):
+    """What `labelled.make_sets` gives; SPECs of a probe are the names of its sets."""
+    import labelled
+
+    from clipjax.evals import probe
+
+    found, params = labelled.make_sets()
+    monkeypatch.setattr(probe, "make_source", lambda spec, path: found[spec])
+    return found, params

@@ -1,14 +1,18 @@
 """One process of a two-process evaluation; prints its metrics as JSON. Run by test_processes.py."""
 
 import json
+import os
 import sys
+from pathlib import Path
 
 import jax
 
 if __name__ == "__main__":
-    port, process = sys.argv[1:]
+    port, folder, process = sys.argv[1:]
+    os.environ["CLIPJAX_CACHE"] = f"{folder}/cache"
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(process), initialization_timeout=600)
 
+    import every_kind
     import test_retrieval
     import test_zero_shot
     import test_zero_shot_tables
@@ -39,6 +43,7 @@ if __name__ == "__main__":
     found = find_pictures(retrieval, test_retrieval.related_params(), num_queries=7)
     metrics["found"] = [[f.caption, f.rank, [p.key for p in f.pictures]] for f in found]
     metrics["predictions"] = [[p.key, p.names, p.scores] for p in predictions]
+    metrics["kinds"] = every_kind.figures(mesh, Path(folder))
     source = test_zero_shot.make_source(23)[0]
     source.examples[22]["image"] = b"not an image"
     try:

@@ -1,46 +1,11 @@
 import numpy as np
 import pytest
 import scipy.optimize
-from stand_ins import Source, evaluation, make_params, mesh_of, picture, unit
+from labelled import LABELS, NAMES, Labelled, fit_here, rows_of
+from stand_ins import Source, evaluation, mesh_of, picture, unit
 
 from clipjax.evals import KNN, FewShot, LinearProbe, features, logistic, probe
 from clipjax.evals.linear_probe import draw_per_class
-from clipjax.partitioning import place, replicated
-
-NAMES = ("red", "green", "blue", "grey")
-
-
-class Labelled(Source):
-    """Pictures whose classes lie apart in the embeddings, but not without overlap."""
-
-    def __init__(self, rows, labels, class_names=NAMES):
-        examples = [
-            {"image": picture(row), "text": class_names[label], "label": int(label)}
-            for row, label in zip(rows, labels, strict=True)
-        ]
-        super().__init__(examples, class_names)
-        self.rows, self.all_labels = np.asarray(rows), np.asarray(labels)
-
-    def fingerprint(self):
-        return str(hash((tuple(self.rows), tuple(self.all_labels))))
-
-
-LABELS = np.random.default_rng(5).integers(0, len(NAMES), 256)
-
-
-@pytest.fixture
-def sets(monkeypatch):
-    """Training and test set, by their names as SPECs, and the model's parameters."""
-    params = make_params()
-    centres = np.random.default_rng(6).normal(size=(len(NAMES), 8))
-    params["image"] = (params["image"] + centres[LABELS]).astype(np.float32)
-    found = {
-        "train": Labelled(np.arange(150), LABELS[:150]),
-        "test": Labelled(np.arange(150, 221), LABELS[150:221]),
-        "held": Labelled(np.arange(221, 256), LABELS[221:]),
-    }
-    monkeypatch.setattr(probe, "make_source", lambda spec, path: found[spec])
-    return found, params
 
 
 def knn_by_hand(params, train, test, k, temperature):
@@ -76,10 +41,6 @@ def test_knn_is_the_weighted_vote(sets, devices, k, temperature):
     assert k < 20 or (other != hits).any()
 
 
-def train_rows(found, params):
-    return unit(params["image"][found["train"].rows]), found["train"].all_labels
-
-
 def fit_by_hand(rows, labels, strength):
     """The objective in float64, minimised by SciPy."""
     rows, num = rows.astype(np.float64), len(NAMES)
@@ -101,19 +62,12 @@ def fit_by_hand(rows, labels, strength):
     return found.fun, found.x[:-num].reshape(-1, num), found.x[-num:]
 
 
-def fit_here(rows, labels, strength, devices):
-    mesh = mesh_of(devices)
-    on_mesh = place(np.array(strength, np.float32), replicated(mesh))
-    start = logistic.zeros(rows.shape[1], len(NAMES), mesh)
-    return logistic.fit(*probe.on_devices(mesh, rows, labels.astype(np.int32)), on_mesh, start)
-
-
 @pytest.mark.parametrize(
     "strength",
     [pytest.param(1e-3, marks=pytest.mark.slow), 1.0, pytest.param(1e4, marks=pytest.mark.slow)],
 )
 def test_the_fit_is_that_of_float64(sets, strength):
-    rows, labels = train_rows(*sets)
+    rows, labels = rows_of(*sets)
     expected, matrix, bias = fit_by_hand(rows, labels, strength)
     found = fit_here(rows, labels, strength, 8)
     assert float(found.loss) == pytest.approx(expected, abs=1e-4)
@@ -122,25 +76,6 @@ def test_the_fit_is_that_of_float64(sets, strength):
     # The control: another strength has another loss.
     assert abs(fit_by_hand(rows, labels, 3 * strength)[0] - expected) > 1e-4
     assert int(found.iterations) < logistic.MAX_ITERATIONS
-
-
-@pytest.mark.interop
-def test_the_fit_is_scikit_learn_s(sets):
-    from sklearn.linear_model import LogisticRegression
-
-    found, params = sets
-    rows, labels = train_rows(found, params)
-    test = unit(params["image"][found["test"].rows])
-    for strength in (1e-2, 1.0, 100.0):
-        theirs = LogisticRegression(C=1 / strength, max_iter=5000, tol=1e-8).fit(rows, labels)
-        ours = fit_here(rows, labels, strength, 1)
-        weights = theirs.coef_.T.astype(np.float32), theirs.intercept_.astype(np.float32)
-        loss = logistic.objective(
-            logistic.Weights(*weights), rows, labels, np.ones(len(rows)), strength
-        )
-        assert float(ours.loss) == pytest.approx(float(loss), abs=1e-3)
-        answers = (test @ ours.weights.matrix + ours.weights.bias).argmax(axis=1)
-        assert (answers == theirs.predict(test)).all()
 
 
 def test_the_strength_is_searched_as_published():
@@ -161,7 +96,7 @@ def test_a_linear_probe_learns_what_was_held_out_too(sets):
     found, params = sets
     test, mesh = found["test"], mesh_of(2)
     given = evaluation(LinearProbe, test, mesh, train="train", strength=0.1).run(params)
-    _, matrix, bias = fit_by_hand(*train_rows(found, params), 0.1)
+    _, matrix, bias = fit_by_hand(*rows_of(found, params), 0.1)
     scores = unit(params["image"][test.rows]) @ matrix + bias
     assert given["top1"] == pytest.approx((scores.argmax(axis=1) == test.all_labels).mean())
     assert given["top1"] > 0.5 and given["strength"] == 0.1

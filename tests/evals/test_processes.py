@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import every_kind
 import jax
 import pytest
 import test_retrieval
@@ -19,7 +20,7 @@ from clipjax.evals.retrieval_answers import find_pictures
 
 
 @pytest.mark.slow
-def test_two_processes_agree_with_one():
+def test_two_processes_agree_with_one(tmp_path, cache):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -29,7 +30,9 @@ def test_two_processes_agree_with_one():
         "XLA_FLAGS": with_devices(2),
         "PYTHONPATH": f"{here.parents[1]}:{here}:{here.parent / 'helpers'}",
     }
-    command = [sys.executable, str(here / "run_process.py"), port]
+    command = [sys.executable, str(here / "run_process.py"), port, str(tmp_path / "two")]
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
     with contextlib.ExitStack() as stack:
         processes = [
             stack.enter_context(
@@ -50,6 +53,7 @@ def test_two_processes_agree_with_one():
     assert "retrieval: picture 22 has the captions" in found[0].pop("refused")
 
     mesh = test_zero_shot.mesh_of(1)
+    check_every_kind(found[0].pop("kinds"), mesh, tmp_path)
     zero_shot = test_zero_shot.make_eval(test_zero_shot.make_source(23)[0], mesh)
     metrics, predictions = zero_shot.run(make_params()), zero_shot.predict(make_params(), 5)
     metrics |= test_zero_shot_tables.of_groups_and_several(mesh)
@@ -71,3 +75,24 @@ def test_two_processes_agree_with_one():
         assert list(p.scores) == pytest.approx(scores, rel=1e-5)
     assert found[0] == metrics
     assert jax.process_count() == 1
+
+
+def check_every_kind(found, mesh, folder):
+    """Each example counts once, and counts the same as in one process."""
+    wanted = every_kind.figures(mesh, folder / "one")
+    assert found.keys() == wanted.keys()
+    for name, metrics in wanted.items():
+        assert found[name] == pytest.approx(metrics, abs=1e-6), name
+    assert found["knn"] == found["knn by kept features"]
+    assert len(list((folder / "two" / "cache" / "features").iterdir())) == 2
+    counts = {"caption_score": 11, "compositional": 41, "winogavil": 24, "bias": 2}
+    for name, count in counts.items():
+        two, one = (every_kind.records(folder / of, name) for of in ("two", "one"))
+        keys = [record.get("key") or record["group"] for record in two]
+        assert len({*keys}) == len(keys) == count, name
+        assert keys == [record.get("key") or record["group"] for record in one]
+    assert (
+        sum(record["num_examples"] for record in every_kind.records(folder / "two", "bias")) == 23
+    )
+    for name in ("knn", "linear_probe"):
+        assert (found[name]["num_examples"], found[name]["num_train"]) == (71, 150)

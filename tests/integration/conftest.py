@@ -41,6 +41,11 @@ class Command:
             assert done.returncode == check, f"exit {done.returncode}:\n{done.stderr[-3000:]}"
         return done
 
+    def two(self, *args, **options):
+        """The same in two processes, which launch/local.sh joins."""
+        env = {"CLIPJAX_COMMAND": f"{sys.executable} -m clipjax"}
+        return self("2", *args, command=["bash", "launch/local.sh"], env=env, **options)
+
     def train(self, workdir, *flags, **options):
         base = ("train", "--config", "configs/smoke.py", "--workdir", workdir)
         return self(*base, *flags, **options)

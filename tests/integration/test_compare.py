@@ -37,6 +37,29 @@ def test_a_checkpoint_differs_from_another_and_not_from_itself(command, tmp_path
     assert done.code == 1 and "give two, A and B" in done.err
 
 
+@pytest.mark.slow
+def test_two_processes_compare_as_one(clipjax, command, tmp_path):
+    for seed in range(2):
+        FORMATS["hf"].write(tmp_path / f"{seed}", weights(SPEC, seed))
+    flags = ("--zero_shot=synthetic:33", "--batch_size=16", "--templates=plain")
+    found = {}
+    for name, run in (("two", clipjax.two), ("one", command)):
+        table, page = tmp_path / f"{name}.json", tmp_path / f"{name}.html"
+        done = run(
+            *("compare", tmp_path / "0", tmp_path / "1", *flags),
+            *(f"--json={table}", f"--page={page}"),
+        )
+        assert page.exists()
+        found[name] = json.loads(table.read_text())
+        if name == "two":  # the lead alone speaks, of all pictures
+            assert done.stdout.count("paired bootstrap, 95 %, n = 33") == 1, done.stdout
+    two, one = found["two"], found["one"]
+    assert (two["difference"], two["per_class"]) == (one["difference"], one["per_class"])
+    for a, b in zip(two["checkpoints"], one["checkpoints"], strict=True):
+        assert a["metrics"] == pytest.approx(b["metrics"], rel=1e-5)
+        assert a["metrics"]["num_examples"] == 33
+
+
 def test_the_bootstrap_is_that_of_drawing_examples():
     random = np.random.default_rng(0)
     a, b = random.random(400) < 0.5, random.random(400) < 0.6

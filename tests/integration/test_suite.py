@@ -88,6 +88,25 @@ def test_a_killed_suite_goes_on_and_counts_nothing_twice(clipjax, command, place
     assert "mine average: " in resumed.out and "of 2 of 3 sets" in resumed.out
 
 
+@pytest.mark.slow
+def test_two_processes_evaluate_a_suite_as_one(clipjax, command, place, tmp_path):
+    tables = [tmp_path / name for name in ("two.json", "one.json", "kept.json")]
+    clipjax.two(*flags(place, tmp_path / "two", f"--json={tables[0]}"))
+    one = command(*flags(place, tmp_path / "one", f"--json={tables[1]}"))
+    kept = command(*flags(place, tmp_path / "two", f"--json={tables[2]}"))
+    assert one.code == kept.code == 0, one.err + kept.err
+    assert kept.err.count("as it was evaluated before") == 2
+    two, wanted, again = (json.loads(table.read_text()) for table in tables)
+    assert again == two
+    numbers, expected = (
+        {name: value for name, value in document.items() if isinstance(value, float)}
+        for document in (two, wanted)
+    )
+    assert numbers == pytest.approx(expected, rel=1e-5)
+    assert two["suite"] == wanted["suite"]
+    assert [two[f"zero_shot/{name}/num_examples"] for name in ("first", "vtab_second")] == [6, 6]
+
+
 def test_a_kept_result_is_of_this_checkpoint_data_and_prompts(command, place, tmp_path):
     results = tmp_path / "kept"
     assert command(*flags(place, results, "--skip=vtab/second")).code == 0
