@@ -25,8 +25,8 @@ from absl import logging
 from clipjax import faults
 from clipjax.data.storage.retrying import retry
 from clipjax.files import TEMPORARY, sha256
-from clipjax.processes import signals
 from clipjax.processes.distributed import gather, is_lead
+from clipjax.processes.leaving import giving_back
 from clipjax.strict_json import parse_json
 
 OWNER = "owner.json"
@@ -322,7 +322,5 @@ def owned(workdir: Path, *, take_over: bool = False) -> Iterator[Callable[[], No
     if owner is None:
         yield lambda: None
         return
-    if (guard := signals.active()) is not None:
-        guard.before_exit.append(lambda code, reason: owner.release())
-    with owner:
+    with owner, giving_back(owner.release):
         yield owner.check

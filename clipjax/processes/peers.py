@@ -30,6 +30,7 @@ from clipjax.printable import describe, message_text, traceback_text
 from clipjax.processes import distributed, exit_record, process_log
 from clipjax.processes.distributed import Limits, process_index
 from clipjax.processes.exit_codes import FAILED, PEER_LOST
+from clipjax.processes.leaving import end_process
 
 _FIRST, _HEARD = "clipjax/failure", "clipjax/heard"
 _PAUSE_S = 1.0  # between two looks
@@ -126,7 +127,7 @@ class _Peers:
         if self.process == 0:
             self.wait_until_heard()
             time.sleep(_PAUSE_S)  # for who has failed to see it
-        os._exit(PEER_LOST)
+        end_process(PEER_LOST)
 
 
 _peers: _Peers | None = None
@@ -205,7 +206,7 @@ def fail(error: BaseException, code: int, say: Callable[[], None]) -> None:
         _peers.end(failure)
     warn(code, describe(error))
     say()
-    os._exit(code)
+    end_process(code)
 
 
 def warn(code: int, reason: str) -> None:
@@ -298,7 +299,7 @@ def _on_abort(number: int) -> None:
     if peers is not None and peers.own is not None:  # the others were faster to go
         process_log.say(_last_words(peers.own.reason))
         exit_record.end(peers.own.code, peers.own.reason)
-        os._exit(peers.own.code)
+        end_process(peers.own.code)
     found = (peers and peers.theirs) or read_dump(own, _limits)
     if found is None:
         lines = [line for line in own.splitlines() if re.match(r"F\d{4} |terminate called", line)]
@@ -310,7 +311,7 @@ def _on_abort(number: int) -> None:
     exit_record.end(found.code, found.sentence())
     if process_index() == 0:
         time.sleep(2 * _PAUSE_S)  # the service, which is here, tells the others meanwhile
-    os._exit(PEER_LOST)
+    end_process(PEER_LOST)
 
 
 def _end_late(failure: Failure) -> None:
@@ -318,7 +319,7 @@ def _end_late(failure: Failure) -> None:
     process_log.keep(failure.process)
     process_log.say(_last_words(failure.reason))
     exit_record.end(failure.code, failure.reason)
-    os._exit(failure.code)
+    end_process(failure.code)
 
 
 def is_theirs(error: BaseException) -> bool:

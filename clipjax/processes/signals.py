@@ -23,6 +23,7 @@ from typing import Any
 
 from clipjax.processes import process_log
 from clipjax.processes.exit_codes import PREEMPTED
+from clipjax.processes.leaving import end_process
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 INTERRUPTED = 128 + signal.SIGINT
@@ -223,7 +224,7 @@ class PreemptionGuard:
             leaving.start()
             leaving.join(_LAST_S + 1)
         process_log.forget()
-        os._exit(code)
+        end_process(code)
 
     def _wait_for_others(self) -> None:
         from clipjax.processes import distributed

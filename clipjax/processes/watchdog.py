@@ -2,7 +2,6 @@
 
 import contextlib
 import faulthandler
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from clipjax.printable import describe
 from clipjax.processes import peers, process_log
 from clipjax.processes.distributed import process_index
 from clipjax.processes.exit_codes import HUNG
+from clipjax.processes.leaving import end_process
 
 _STDERR = process_log.STDERR  # the descriptor: whoever hangs may hold the lock of the stream
 _MAX_S = 1e9  # what no clock holds would end the watching thread, not the run
@@ -91,7 +91,7 @@ class Watchdog:
         process_log.say(f"clipjax: {reason}, exit {HUNG}{stacks}")
         faulthandler.dump_traceback(file=_STDERR, all_threads=True)
         peers.warn(HUNG, reason)
-        os._exit(HUNG)
+        end_process(HUNG)
 
 
 class Closing:

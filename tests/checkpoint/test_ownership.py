@@ -2,17 +2,21 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from clipjax import faults
 from clipjax.checkpoint import ownership
 from clipjax.checkpoint.ownership import OWNER, Ownership, WorkdirTakenError, owned
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -163,3 +167,16 @@ def test_a_heartbeat_that_fails_stops_nothing(tmp_path, monkeypatch, caplog):
         time.sleep(0.2)
         check()
     assert "heartbeat" in caplog.text
+
+
+@pytest.mark.parametrize(("end", "left"), [("end_process", []), ("os._exit", [OWNER])])
+def test_a_process_that_is_ended_at_once_gives_the_workdir_back(tmp_path, end, left):
+    """As for a lost peer, a hang, a second signal: another machine would wait for two minutes."""
+    code = (
+        "import os\nfrom pathlib import Path\nfrom clipjax.checkpoint.ownership import owned\n"
+        "from clipjax.processes.leaving import end_process\n"
+        f"with owned(Path(os.getcwd())):\n    {end}(83)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment)
+    assert done.returncode == 83 and files(tmp_path) == left
