@@ -13,7 +13,7 @@ from clipjax.checkpoint.contract import (
     make_contract,
     spec_of_contract,
 )
-from clipjax.checkpoint.manager import CheckpointManager, CheckpointSaveError
+from clipjax.checkpoint.manager import CheckpointManager
 from clipjax.checkpoint.manifest import (
     DamagedCheckpointError,
     Manifest,
@@ -26,6 +26,7 @@ from clipjax.checkpoint.model_spec import check_model, needs_file, spec_in
 from clipjax.checkpoint.ownership import WorkdirTakenError, owned
 from clipjax.checkpoint.restore import load_model_state, load_params, load_variables
 from clipjax.checkpoint.resume import check_resume
+from clipjax.checkpoint.saving import CheckpointSaveError
 from clipjax.checkpoint.snapshot import NonFiniteStateError
 from clipjax.checkpoint.start import LoadReport, Start, find_start, load_pretrained
 from clipjax.checkpoint.streaming import StreamedLeaf, write_step

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from clipjax.checkpoint.manager import FREE_SPACE_FACTOR
+from clipjax.checkpoint.saving import FREE_SPACE_FACTOR
 from clipjax.config_fields import Settings
 from clipjax.doctor.findings import BAD, NOTE, OK, Finding
 from clipjax.files import rename_synced, sync

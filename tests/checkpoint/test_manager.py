@@ -152,7 +152,7 @@ def test_of_a_process_that_is_gone_a_save_shows_no_dump(tmp_path, kit, monkeypat
             "UNAVAILABLE: recvmsg:Connection reset by peer\nfrom coordination_service while calling"
         )
 
-    monkeypatch.setattr("clipjax.checkpoint.manager.hash_blocks", gone)
+    monkeypatch.setattr("clipjax.checkpoint.saving.hash_blocks", gone)
     manager = kit.manager(tmp_path)
     manager.save(1, kit.make_state(1))
     with pytest.raises(CheckpointSaveError, match="another process of the run is gone") as found:
@@ -218,7 +218,7 @@ def small_disk(tmp_path):
 def test_disk_that_fills_up_during_a_save(small_disk, kit, monkeypatch):
     noise = np.random.default_rng(0).normal(size=(1024, 256)).astype(np.float32)  # 1 MiB
     small, large = {"params": jnp.ones(3)}, {"params": jnp.asarray(noise)}
-    monkeypatch.setattr("clipjax.checkpoint.manager.FREE_SPACE_FACTOR", 0.0)
+    monkeypatch.setattr("clipjax.checkpoint.saving.FREE_SPACE_FACTOR", 0.0)
     manager = kit.manager(small_disk)
     manager.save(1, small, block=True)
     with pytest.raises(CheckpointSaveError, match="no space left on the device"):
