@@ -84,6 +84,7 @@ setup(
             "peft>=0.17",
             "scikit-learn>=1.5",
             "torch>=2.10",
+            "wandb>=0.19",
             "transformers>=4.57",
         ],
         "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.30"],

@@ -365,6 +365,11 @@ class Settings:
         1000, whole(), "with a loss at chance, before `diagnostics` warn of a collapse"
     )
     tensorboard: bool = _field(True, Flag(), "event files beside metrics.jsonl")
+    trackers: tuple[Any, ...] = _field(
+        (),
+        Many(Group("with a `name`"), "dicts with a `name`"),
+        "where metrics go besides: `wandb`, or `module:Name` of your own; see below",
+    )
     report: bool = _field(True, Flag(), "report.html at the end")
     hang_timeout_s: float | None = _field(
         1800.0,

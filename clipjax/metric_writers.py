@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from clipjax.files import sync, write_file
 from clipjax.processes.distributed import is_lead
+from clipjax.trackers import Trackers
 
 TRAIN_FILE = "metrics.jsonl"
 EVALS_FILE = "evals.jsonl"
@@ -165,7 +166,7 @@ def _step_of(line: bytes) -> int | None:
 
 
 class MetricWriter(contextlib.AbstractContextManager):
-    """Writes training metrics to `metrics.jsonl`, evaluations to `evals.jsonl`, and both as events.
+    """Writes training metrics to `metrics.jsonl`, evaluations to `evals.jsonl`, both as events.
 
     In the processes other than the lead, nothing.
 
@@ -176,6 +177,7 @@ class MetricWriter(contextlib.AbstractContextManager):
         is_finished: whether no training metrics follow. Then a file that cannot be read is left as
             it is, with a warning; else it is an error.
         tensorboard: write event files to `<workdir>/tensorboard` as well.
+        trackers: take the metrics, too; closed with the writer.
     """
 
     def __init__(
@@ -186,8 +188,9 @@ class MetricWriter(contextlib.AbstractContextManager):
         log_every: int | None = None,
         is_finished: bool = False,
         tensorboard: bool = True,
+        trackers: Trackers | None = None,
     ) -> None:
-        self._active = is_lead()
+        self._active, self._trackers = is_lead(), trackers
         if not self._active:
             return
         workdir = Path(workdir).expanduser()
@@ -237,6 +240,9 @@ class MetricWriter(contextlib.AbstractContextManager):
         if self._events is not None:
             for name, value in metrics.items():
                 self._events.add_scalar(f"{group}/{name}", float(value), step)
+        if self._trackers is not None:
+            numbers = {name: float(value) for name, value in metrics.items()}
+            self._trackers.write(group, step, numbers)
 
     def sync(self) -> None:
         """Waits until all is on the disk, before a checkpoint is that goes on from it.
@@ -262,6 +268,8 @@ class MetricWriter(contextlib.AbstractContextManager):
                     lines.close()
             if self._events is not None:
                 self._events.close()
+            if self._trackers is not None:
+                self._trackers.close()
 
 
 def keep_metrics(workdir: Path, name: str) -> None:

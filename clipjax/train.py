@@ -64,6 +64,7 @@ from clipjax.processes.signals import StopRequestedError, guarding
 from clipjax.processes.watchdog import Closing, Watchdog
 from clipjax.report.writing import REPORT, collect_answers, write_report
 from clipjax.skipped_steps import SKIPPED_FILE, SkippedSteps
+from clipjax.trackers import Trackers
 from clipjax.train_state import TrainState
 from clipjax.trees import count_bytes, count_parameters
 
@@ -224,6 +225,11 @@ class Loop:
             log_every=self.settings.log_every,
             is_finished=start == self.settings.total_steps,
             tensorboard=self.settings.tensorboard,
+            trackers=Trackers(
+                self.settings.trackers, experiment.workdir, experiment.resolved.config
+            )
+            if distributed.is_lead()
+            else None,
         )
         if distributed.is_lead():
             set_aside_damaged(experiment.workdir)

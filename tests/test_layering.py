@@ -37,6 +37,7 @@ LAYERS = (
         "skipped_steps",
         "spike_guard",
         "strict_json",
+        "trackers",
         "trees",
     ),
     ("layers", "losses", "optim", "metrics"),
@@ -82,6 +83,10 @@ SIBLINGS |= {
     ("metric_writers", "processes"),
     ("printable", "redaction"),
     ("processes", "files"),
+    ("metric_writers", "trackers"),
+    ("trackers", "building"),
+    ("trackers", "files"),
+    ("trackers", "ranges"),
     ("processes", "printable"),
 }
 

@@ -58,7 +58,12 @@ CHANGES = {
     "start_timeouts": "free",
     "target": "free",
     "tensorboard": "free",
+    "trackers": "free",
 }
+
+
+# Free for a run that goes on; one that is done was done with them.
+_OF_A_RUN = ("data", "evals", "init")
 
 
 def kind_of_change(key: str) -> str:
@@ -118,6 +123,22 @@ def check_resume(
         )
     for key, old, new in ask:
         logging.warning("resuming with another %s: %r before, %r now", key, old, new)
+
+
+def is_same_run(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether a config means a run that another one has done: its recipe, data and evaluations.
+
+    Args:
+        old: of the run's checkpoint.
+        new: as `Resolved.config`.
+    """
+    defaults = dict(iterate_leaves(to_plain(default_config())))
+    for key, before, now in differences(redact_tree(old), redact_tree(new)):
+        younger = before == "absent" and key in defaults and defaults[key] == now
+        is_free = kind_of_change(key) == "free" and key.split(".")[0] not in _OF_A_RUN
+        if not (younger or is_free):
+            return False
+    return True
 
 
 def _loss_is_rounded(config: Mapping[str, Any]) -> bool:

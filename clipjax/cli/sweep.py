@@ -105,6 +105,6 @@ def _run(point: "Point", folder: "Path") -> "Run":
         point=point,
         workdir=workdir,
         command=(*_start(), *words, *passed, "--workdir", str(workdir)),
-        config_sha256=resolved.config_sha256,
+        config=resolved.config,
         is_evaluated=bool(resolved.settings.evals),
     )

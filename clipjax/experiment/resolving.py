@@ -37,6 +37,7 @@ from clipjax.models.clip import CLIP
 from clipjax.ranges import check_known, named
 from clipjax.redaction import redact_tree
 from clipjax.tokenizers import TOKENIZERS
+from clipjax.trackers import check_trackers
 
 CHECKPOINT_MODEL = "checkpoint"
 MOUNT = "mount the bucket, and give the folder that it is mounted at"
@@ -112,6 +113,7 @@ def resolve(
     settings = validate(config, needs_data=to_run, count_examples=_count_examples)
     if settings.resume and to_run:
         local_path(settings.resume, way=f"{MOUNT} as config.resume")
+    check_trackers(settings.trackers, to_run=to_run)
     plugins = _plugins(settings)
     init = None
     if settings.init.checkpoint and (to_run or settings.model.get("name") == CHECKPOINT_MODEL):

@@ -4,8 +4,9 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from clipjax.checkpoint import choose_step
+from clipjax.checkpoint import choose_step, is_same_run
 from clipjax.evals.running import read_results
 from clipjax.metric_writers import TRAIN_FILE
 from clipjax.processes import exit_record
@@ -26,14 +27,14 @@ class Run:
         point: its values.
         workdir: its folder.
         command: that trains it.
-        config_sha256: of its config, as its checkpoints have it.
+        config: as plain data.
         is_evaluated: whether its config has evaluations.
     """
 
     point: Point
     workdir: Path
     command: tuple[str, ...]
-    config_sha256: str
+    config: Mapping[str, Any]
     is_evaluated: bool
 
 
@@ -59,7 +60,7 @@ class Outcome:
 
 
 def is_finished(run: Run) -> bool:
-    """Whether the workdir holds the run to its end, of this very config."""
+    """Whether the workdir holds the run to its end, of this config."""
     record = exit_record.read(run.workdir) or {}
     if record.get("code") != OK:
         return False
@@ -67,7 +68,7 @@ def is_finished(run: Run) -> bool:
         manifest = choose_step(run.workdir).manifest
     except ValueError:
         return False
-    if (manifest.step, manifest.config_sha256) != (record.get("step"), run.config_sha256):
+    if manifest.step != record.get("step") or not is_same_run(manifest.config, run.config):
         return False
     return not run.is_evaluated or read_results(run.workdir).get("step") == manifest.step
 

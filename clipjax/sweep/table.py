@@ -79,7 +79,6 @@ def to_json(outcomes: Sequence[Outcome], metrics: Sequence[str]) -> dict[str, An
                 "values": dict(outcome.run.point.values),
                 "workdir": str(outcome.run.workdir),
                 "command": list(outcome.run.command),
-                "config_sha256": outcome.run.config_sha256,
                 "state": outcome.state,
                 "why": outcome.why,
                 "step": outcome.step,

@@ -7,9 +7,16 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from clipjax.checkpoint import check_resume, find_start, load_params, load_pretrained, read_manifest
+from clipjax.checkpoint import (
+    check_resume,
+    find_start,
+    is_same_run,
+    load_params,
+    load_pretrained,
+    read_manifest,
+)
 from clipjax.checkpoint.resume import kind_of_change
-from clipjax.config import default_config, iterate_leaves
+from clipjax.config import default_config, iterate_leaves, to_plain
 
 
 @pytest.fixture
@@ -205,3 +212,26 @@ def test_scratch_comes_last(start, kit):
     got = start()
     assert (got.source, got.step, got.report, start.drawn) == ("scratch", 0, None, 1)
     kit.assert_equal(got.state, start.fresh)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "same"),
+    [
+        ("log_every", 7, True),
+        ("optimizer.learning_rate", 1.0, False),
+        ("total_steps", 7, False),
+        ("evals.x", {"name": "zero_shot"}, False),
+        ("data.source", "folder:elsewhere", False),
+    ],
+)
+def test_a_run_is_done_for_configs_that_mean_it(path, value, same):
+    old, new = to_plain(default_config()), to_plain(default_config())
+    *groups, name = path.split(".")
+    group = new
+    for part in groups:
+        group = group[part]
+    group[name] = value
+    assert is_same_run(old, new) == same
+    del old["diagnostics"]  # of a checkpoint from before there was the field
+    assert is_same_run(old, new) == same
+    assert not is_same_run(old, {**new, "diagnostics": True}) or same

@@ -186,7 +186,7 @@ def test_what_stops_the_sweep_stops_its_run_and_begins_no_other(run_of, monkeypa
 
 def outcome(name, state="finished", **metrics):
     run = Run(
-        Point((("optimizer.b1", name), ("seed", "0"))), Path("runs") / name, ("x",), "", False
+        Point((("optimizer.b1", name), ("seed", "0"))), Path("runs") / name, ("x",), {}, False
     )
     loss = [(1, 2.0), (2, metrics.get("loss", 1.0))]
     return Outcome(run, state, "out of luck" if state == "failed" else "", 2, metrics, loss)
