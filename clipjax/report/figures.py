@@ -87,7 +87,7 @@ def reliability(curve: Sequence[Mapping[str, float]], ece: float | None) -> str:
     title, size, left, top = "Accuracy by confidence", 230, 52, 6
 
     def x(share: float) -> float:
-        return left + share * (_WIDTH - left - 14)
+        return left + share * (_WIDTH - left - 20)
 
     def y(share: float) -> float:
         return top + (1 - share) * (size - top)
@@ -158,7 +158,8 @@ def svg_file(drawn: str, style: str) -> str:
         style: CSS of the classes that it uses.
     """
     begin, end = drawn.index("<svg "), drawn.index("</svg>")
-    body = drawn[begin:end].replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    named = f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" '
+    body = drawn[begin:end].replace("<svg ", named, 1)
     head, rest = body.split(">", 1)
     return f"{head}><style>{style}</style>{rest}</svg>\n"
 
