@@ -16,9 +16,10 @@ from stand_ins import (
     unit,
 )
 
+from clipjax.encoding import reading
 from clipjax.encoding.batches import RowLayout, put_on_mesh
 from clipjax.encoding.zero_shot_head import average_prompts
-from clipjax.evals import ZeroShot, reading
+from clipjax.evals import ZeroShot
 
 NAMES = tuple(f"{c} thing" for c in range(11))
 TEMPLATES = ("{}", "1{} shiny")  # "4 thing" is id 4 in one and id 14 in the other
