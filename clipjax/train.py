@@ -20,15 +20,9 @@ drawn. The step donates its state. The host reads device values of logging steps
 next step is under way, so that the device does not wait for it; before an evaluation or a save it
 reads at once. What hosts tell one another here goes through the coordination service, not through
 the devices.
-
-The clock of samples_per_s stands still while the step of a stage compiles and while evaluations
-run. data_wait_fraction is the part of its time in which the devices had finished all they were
-given and the next batch was not there.
 """
 
 import dataclasses
-import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -40,7 +34,6 @@ from clipjax import __version__, faults
 from clipjax.checkpoint import CheckpointManager, find_start, manifest_digest, owned
 from clipjax.data.loading.bad_examples import add_states
 from clipjax.device_clock import DeviceClock
-from clipjax.diagnostics import CollapseAlarm
 from clipjax.evals.budget import LEFT_OUT, EvalBudget
 from clipjax.evals.running import (
     RESULTS,
@@ -64,6 +57,7 @@ from clipjax.processes.signals import StopRequestedError, guarding
 from clipjax.processes.watchdog import Closing, Watchdog
 from clipjax.report.writing import REPORT, collect_answers, write_report
 from clipjax.skipped_steps import SKIPPED_FILE, SkippedSteps
+from clipjax.step_log import StepLog
 from clipjax.trackers import Trackers
 from clipjax.train_state import TrainState
 from clipjax.trees import count_bytes, count_parameters
@@ -246,14 +240,13 @@ class Loop:
         self.budget = EvalBudget(experiment.evals, self.settings.eval_time_fraction)
         self.is_best = False  # the step whose evaluation was the last one
         self.stage: int | None = None  # of the program, that the last step belongs to
-        self.clock = time.monotonic()
-        self.logged_step = start
-        self.data_wait_s = 0.0
-        self.pending: tuple[int, Any] | None = None  # metrics on the device, and their step
-        of_pairs = self.settings.objective.get("name") == "pair"
-        self.alarm = CollapseAlarm(
-            self.settings.batch_size if of_pairs and self.settings.loss.name == "clip" else None,
-            steps=self.settings.collapse_steps,
+        self.log = StepLog(
+            experiment,
+            self.writer,
+            self.progress,
+            self.devices,
+            start=start,
+            check_owner=check_owner,
         )
         self.skipped = SkippedSteps(
             experiment.workdir / SKIPPED_FILE if distributed.is_lead() else None,
@@ -277,10 +270,9 @@ class Loop:
             state, metrics = self.step(step, state, batch)
             if step == self.start:
                 self.guard.losing(True)  # until here, starting again costs nothing but time
-            self.flush()  # of an earlier step: the device is busy with this one
+            self.log.flush()  # of an earlier step: the device is busy with this one
             self.check_skipped(self.skipped.give(step + 1, metrics["skipped_in_a_row"]))
-            if self.is_logged(step + 1):
-                self.pending = (step + 1, metrics)
+            self.log.give(step + 1, metrics)
             # The first loss is fetched by itself, so that the first line has one.
             first = {"loss": jax.device_get(metrics["loss"])} if step == self.start else None
             self.progress.update(step + 1, first)
@@ -294,10 +286,6 @@ class Loop:
             self.evaluate(settings.total_steps, state)
             self.finish(state)
         return state
-
-    def is_logged(self, step: int) -> bool:
-        """Whether the metrics of a finished step are written."""
-        return step % self.settings.log_every == 0 or step == self.settings.total_steps
 
     @contextmanager
     def stopping(self, step: int, state: TrainState) -> Iterator[None]:
@@ -342,11 +330,11 @@ class Loop:
         self, step: int, state: TrainState, due: Sequence[ScheduledEval]
     ) -> list[EvalResult]:
         """Runs evaluations; the clock of the steps stands still meanwhile."""
-        self.flush()
+        self.log.flush()
         try:
             limit_s = self.settings.hang_timeout_s
             phase = self.watchdog.phase(f"the evaluations of step {step}", limit_s)
-            with phase, self.clock_stopped(state):
+            with phase, self.log.clock_stopped(state):
                 variables, every = eval_variables(state), self.experiment.evals
                 return run_evals(due, variables, of=every, beat=self.watchdog.beat)
         except StopRequestedError:
@@ -385,17 +373,14 @@ class Loop:
 
     def save_now(self, step: int, state: TrainState, *, block: bool) -> None:
         """Saves state_step."""
-        self.flush()  # a run that goes on from here does not write this step's metrics again
+        self.log.flush()  # a run that goes on from here does not write this step's metrics again
         self.writer.sync()
         bad = distributed.gather_at_lead(f"save/{step}", self.experiment.loader.bad_state())
         self.manager.save(step, state, bad_examples=add_states(bad), block=block)
 
     def next_batch(self, batches: Iterator[Any]) -> Any:
-        """Takes the next batch, and how long it let the loop wait."""
-        begin = time.monotonic()
-        _, batch = next(batches)
-        self.data_wait_s += self.devices.idle_s(begin, time.monotonic())
-        return global_batch(batch, self.experiment.program.mesh)
+        """Takes the next batch."""
+        return global_batch(self.log.next_of(batches), self.experiment.program.mesh)
 
     def step(self, step: int, state: TrainState, batch: Any) -> tuple[TrainState, Any]:
         """Hands state and batch to the step of its stage; compiles it where a stage begins."""
@@ -406,59 +391,25 @@ class Loop:
                 _announce_stage(program, index, step)
                 limit_s = self.settings.start_timeouts.compile_s
                 stack.enter_context(self.watchdog.phase("compiling the step", limit_s))
-                stack.enter_context(self.clock_stopped(state))
+                stack.enter_context(self.log.clock_stopped(state))
                 faults.point("compile", step)
                 self.stage = index
                 if self.settings.diagnostics:  # compiles it, in the time that this may take
                     jax.block_until_ready(program.stages[index].diagnose(state, batch))
             stack.enter_context(jax.transfer_guard("disallow"))
             more = {}
-            if self.settings.diagnostics and self.is_logged(step + 1):
+            if self.settings.diagnostics and self.log.is_due(step + 1):
                 more = program.stages[index].diagnose(state, batch)
             state, metrics = program.stages[index].step(state, batch)
             metrics = {**metrics, **more}
         self.devices.give(metrics["loss"])
         return state, metrics
 
-    @contextmanager
-    def clock_stopped(self, state: TrainState) -> Iterator[None]:
-        """Takes what happens inside out of the clock of samples_per_s and of the progress line."""
-        jax.block_until_ready(state)  # the steps dispatched before belong to the clock
-        begin = time.monotonic()
-        yield
-        stood_still = time.monotonic() - begin
-        self.clock += stood_still
-        self.progress.stand_still(stood_still)
-
-    def flush(self) -> None:
-        """Writes the metrics that are due and not written yet."""
-        if self.pending is None:
-            return
-        (step, device_metrics), self.pending = self.pending, None
-        metrics = {name: value.item() for name, value in jax.device_get(device_metrics).items()}
-        if self.settings.diagnostics:
-            metrics["collapsed"] = float(self.alarm.see(step, metrics))
-        now = time.monotonic()
-        seconds, steps = max(now - self.clock, 1e-9), step - self.logged_step
-        metrics["samples_per_s"] = steps * self.settings.batch_size / seconds
-        metrics["data_wait_fraction"] = self.data_wait_s / seconds
-        program = self.experiment.program
-        if len(program.stages) > 1:
-            metrics["stage"] = program.stage_index(step - 1)
-        bad: Counter[str] = Counter()
-        for counts in distributed.gather_at_lead(f"log/{step}", self.experiment.loader.counts()):
-            bad.update(counts)
-        metrics |= {f"bad/{reason}": n for reason, n in sorted(bad.items())}
-        self.clock, self.logged_step, self.data_wait_s = now, step, 0.0
-        self.check_owner()
-        self.writer.write(step, metrics)
-        self.progress.update(step, {"loss": metrics["loss"]})
-
     def check_skipped(self, wrong: str) -> None:
         """Stops the run if too many steps were skipped, and names the step to go back to."""
         if not wrong:
             return
-        self.flush()
+        self.log.flush()
         good = self.manager.good_steps()
         back = "no checkpoint is without skipped steps just before it"
         if good:

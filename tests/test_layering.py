@@ -47,7 +47,7 @@ LAYERS = (
     ("evals", "inference"),
     ("experiment", "report"),
     (
-        *("train", "debugging", "evaluate", "evaluate_suite", "compare"),
+        *("train", "step_log", "debugging", "evaluate", "evaluate_suite", "compare"),
         *("embeddings", "plan", "doctor", "sweep"),
     ),
     ("cli",),
@@ -56,6 +56,7 @@ SIBLINGS = {
     ("train_step", "train_state"),
     ("checkpoint", "train_state"),
     ("train_step", "grad_cache"),
+    ("train", "step_log"),
     ("evaluate_suite", "evaluate"),
     ("compare", "evaluate"),
     ("doctor", "plan"),

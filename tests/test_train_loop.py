@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from clipjax import train
+from clipjax import step_log, train
 from clipjax.config_fields import CheckpointSettings, Settings
 from clipjax.evals.naming import name_evals
 from clipjax.evals.running import ScheduledEval
@@ -55,7 +55,9 @@ def events_of(monkeypatch, tmp_path, **changes):
         return jax.tree.map(np.asarray, values)
 
     monkeypatch.setattr(train, "global_batch", send)
-    monkeypatch.setattr(train, "jax", types.SimpleNamespace(**vars(jax) | {"device_get": read}))
+    reading = types.SimpleNamespace(**vars(jax) | {"device_get": read})
+    monkeypatch.setattr(train, "jax", reading)
+    monkeypatch.setattr(step_log, "jax", reading)
     every, evals = changes.pop("save_every", 100), changes.pop("evals", ())
     settings = Settings(
         total_steps=STEPS,

@@ -434,7 +434,7 @@ def test_unreadable_is_not_damaged(saved, kit, monkeypatch):
         raise PermissionError(errno.EACCES, "denied")
 
     monkeypatch.setattr(manifests, "sha256_of_file", refuse)
-    with pytest.raises(PermissionError):
+    with pytest.raises(OSError, match=r"denied\. No checkpoint .* was renamed"):
         kit.manager(directory).restore_latest(kit.abstract_of(states[1]))
     assert steps_in(directory) == list("1234")
 

@@ -55,6 +55,29 @@ def test_links_anchors_and_files_exist(path):
     assert missing_files(text) == []
 
 
+def missing_tables(page):
+    """Tables that docs/architecture.md has new parts put into, and that are not where it says."""
+    rows = page.split("## Where something new goes")[1].split("\n\n")[1].splitlines()[2:]
+    found = []
+    for row in rows:
+        register = row.split("|")[-2]
+        for name in re.findall(r"`([A-Z_]+)`", register):
+            said = re.search(rf"`{name}` in `([\w/.]+)`", register)
+            files = (
+                (ROOT / "clipjax").rglob("*.py") if said is None else [ROOT / "clipjax" / said[1]]
+            )
+            assigned = re.compile(rf"^{name}\b.* = \{{", re.M)
+            found += [] if any(assigned.search(file.read_text()) for file in files) else [name]
+    return found
+
+
+def test_new_parts_go_where_the_page_says():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert missing_tables(page) == []
+    assert missing_tables(page.replace("optim/factory.py", "optim/masks.py")) == ["OPTIMIZERS"]
+    assert missing_tables(page.replace("`EVALS`", "`EVALUATIONS`")) == ["EVALUATIONS"]
+
+
 def missing_tests(text):
     """Tests that are named as pytest names them, and are not there."""
     return [

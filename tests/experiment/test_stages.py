@@ -83,7 +83,7 @@ def compilations_of_an_hour():
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("clipjax.train.time", Clock())
+        patch.setattr("clipjax.step_log.time", Clock())
         yield
     jax.monitoring.unregister_event_duration_listener(listen)
 
