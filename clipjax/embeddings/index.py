@@ -143,13 +143,9 @@ class Index:
         return source
 
     def _embeddings(self, shard: Mapping[str, Any]) -> np.ndarray:
-        found = read_embeddings(self.directory / shard["name"], self.about["stored"]["form"])
-        if found.shape != (shard["pictures"], self.embed_dim):
-            raise ValueError(
-                f"{self.directory / shard['name']} holds {list(found.shape)}, {INDEX} says "
-                f"{[shard['pictures'], self.embed_dim]}; {_AGAIN}"
-            )
-        return found
+        stored, shape = self.about["stored"], (shard["pictures"], self.embed_dim)
+        stem = self.directory / shard["name"]
+        return read_embeddings(stem, stored["form"], shape, stored["dtype"])
 
     def _by_shard(
         self, places: Sequence[int] | np.ndarray
@@ -208,7 +204,7 @@ def read_index(path: Path) -> dict[str, Any]:
 
 
 _FIELDS: dict[str, dict[str, type]] = {
-    "model": {"name": str, "embed_dim": int, "dtype": str, "checkpoint": str},
+    "model": {"name": str, "step": int, "embed_dim": int, "dtype": str, "checkpoint": str},
     "preprocess": {"pixels": str},
     "data": {"spec": str, "fingerprint": str, "examples": int},
     "stored": {"form": str, "dtype": str, "shard_size": int},

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from clipjax.data.storage.files import local_path
 from clipjax.embeddings.index import Index
 from clipjax.inference.opened import Opened, open_model
+from clipjax.interop import hub
 from clipjax.interop.weights import NO_HINTS, Hints
 
 
@@ -21,13 +23,19 @@ def open_model_of(index: Index, checkpoint: str | None = None, hints: Hints = NO
     """
     told = index.about["model"]
     path = checkpoint or told["checkpoint"]
+    if not path.startswith(hub.PREFIX) and not local_path(path).exists():
+        raise ValueError(
+            f"{path} is not there, where the model of {index.directory} was: say where it is by "
+            "--checkpoint"
+        )
     pixels = index.about["preprocess"]["pixels"]
     opened = open_model(path, hints, dtype=told["dtype"], preprocess=pixels)
     if opened.sha256 != told["sha256"]:
         raise ValueError(
-            f"{index.directory} holds embeddings of another model, {told['name']} with the SHA-256 "
-            f"{told['sha256']}, and {path} has {opened.sha256}: give that one's --checkpoint, or "
-            "embed the data with this one"
+            f"{index.directory} holds embeddings of another model, {told['name']} of step "
+            f"{told['step']}, SHA-256 {told['sha256']}; {path} is of step {opened.step}, "
+            f"{opened.sha256}: give that one by --checkpoint, of a run that went on its "
+            f"checkpoints/{told['step']}, or embed the data with this one"
         )
     return opened
 

@@ -112,19 +112,33 @@ def find_shard(stem: Path, job: str) -> Shard | None:
         return None
 
 
-def read_embeddings(stem: Path, form: str) -> np.ndarray:
-    """Reads the embeddings of a shard, `[count, embed]` as they are stored.
+def read_embeddings(stem: Path, form: str, shape: tuple[int, int], dtype: str) -> np.ndarray:
+    """Reads the embeddings of a shard as they are stored.
+
+    Args:
+        form: one of FORMS.
+        shape: pictures, length of an embedding.
+        dtype: one of DTYPES.
 
     Raises:
-        ValueError: the file is damaged.
+        ValueError: the file is damaged, or holds something else.
     """
     if form == "npy":
         try:
-            return np.load(stem.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
+            found = np.load(stem.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise ValueError(f"{stem}.npy is damaged: {error}") from error
-    column = read_columns(stem, [_EMBEDDING])[_EMBEDDING].combine_chunks()
-    return column.flatten().to_numpy().reshape(len(column), column.type.list_size)
+    else:
+        column = read_columns(stem, [_EMBEDDING])[_EMBEDDING].combine_chunks()
+        flat = column.flatten() if hasattr(column, "flatten") else column
+        found = flat.to_numpy(zero_copy_only=False)
+        found = found.reshape(shape) if found.size == np.prod(shape) else found
+    if found.shape != shape or found.dtype != dtype:
+        raise ValueError(
+            f"{stem}.{form} holds {found.dtype}{list(found.shape)}, expected {dtype}{list(shape)}: "
+            "it is damaged, and the same `clipjax embed` makes it anew where it is deleted"
+        )
+    return found
 
 
 def read_columns(stem: Path, columns: Sequence[str]) -> Any:

@@ -165,12 +165,12 @@ def _prepare(directory: Path, identity: dict[str, Any]) -> None:
     path = directory / INDEX
     if path.exists():
         found = read_index(path)
-        for part, wanted in identity.items():
-            have = found.get(part)
-            if _without_path(have) != _without_path(wanted):
+        for name, wanted in _flat(identity).items():
+            have = _flat(found).get(name)
+            if have != wanted:
                 raise ValueError(
-                    f"{directory} holds other embeddings: their {part} is {have!r:.200}, here it "
-                    f"is {wanted!r:.200}; give another directory"
+                    f"{directory} holds other embeddings: their {name} is {have!r:.80}, here it is "
+                    f"{wanted!r:.80}; give another directory"
                 )
     elif others := [p.name for p in directory.iterdir() if not p.name.startswith(".")]:
         raise ValueError(
@@ -182,16 +182,21 @@ def _prepare(directory: Path, identity: dict[str, Any]) -> None:
         _write(path, {**identity, "complete": False})
 
 
-def _without_path(value: Any) -> Any:
-    """A checkpoint may have moved."""
-    return (
-        {k: v for k, v in value.items() if k != "checkpoint"} if isinstance(value, dict) else value
-    )
+def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields by their paths, without where the checkpoint and the data were: they may move."""
+    parts = {part: identity[part] for part in ("model", "preprocess", "data", "stored")}
+    fields = {
+        f"{part}.{name}": value
+        for part, of_part in parts.items()
+        if isinstance(of_part, Mapping)
+        for name, value in of_part.items()
+    }
+    moving = {"model.checkpoint", "data.spec"}
+    return {name: value for name, value in fields.items() if name not in moving}
 
 
-def _job(identity: dict[str, Any]) -> str:
-    parts = {name: _without_path(value) for name, value in identity.items()}
-    return sha256(json.dumps(parts, sort_keys=True))
+def _job(identity: Mapping[str, Any]) -> str:
+    return sha256(json.dumps([FORMAT, _flat(identity)], sort_keys=True))
 
 
 def _embed_shards(

@@ -86,9 +86,9 @@ def test_too_many_unusable_pictures_are_an_error_that_keeps_the_work(embed_here,
 def test_a_folder_of_something_else_is_refused(index, embed_here, tmp_path):
     before = contents(index)
     done = embed_here(index, spec="synthetic:20")
-    assert done.code == 1 and "holds other embeddings: their data is" in done.err
+    assert done.code == 1 and "holds other embeddings: their data.fingerprint is" in done.err
     done = embed_here(index, "--store=float16")
-    assert done.code == 1 and "their stored is" in done.err
+    assert done.code == 1 and "their stored.dtype is 'float32'" in done.err
     with lock(index / LOCK, wait=False):
         done = embed_here(index)
     assert done.code == 1 and "is in use: another process embeds into it" in done.err

@@ -6,6 +6,7 @@ import sys
 import types
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from checkpoints import write_checkpoint
 from tiny import tiny_spec
@@ -113,15 +114,32 @@ def test_what_cannot_be_asked_is_one_clear_error(find, index, pictures, tmp_path
         "unfinished": lambda p: (p / "index.json").write_text(
             (p / "index.json").read_text().replace('"complete": true', '"complete": false')
         ),
+        "moved": lambda p: (p / "index.json").write_text(
+            (p / "index.json").read_text().replace('"checkpoint": "', '"checkpoint": "/nowhere')
+        ),
+        "one bit": lambda p: change_in_the_middle(p / "00001.parquet"),
         "none": lambda p: (p / "index.json").unlink(),
         "damaged": lambda p: (p / "index.json").write_text("{}"),
     }.items():
         shutil.copytree(index, tmp_path / name)
         change(tmp_path / name)
         words = {"truncated": "00001.parquet has 4 bytes", "lost": "00001.parquet is missing"}
+        words |= {"moved": "say where it is by --checkpoint", "one bit": "00001.parquet is damaged"}
         words |= {"unfinished": "is not finished", "none": "has no index.json"}
         message = told(query, index=tmp_path / name)
         assert words.get(name, "is no index of the format") in message
+
+
+def change_in_the_middle(path):
+    data = bytearray(path.read_bytes())
+    rows = pq.ParquetFile(path).metadata.row_group(0)
+    column = next(
+        found
+        for number in range(rows.num_columns)
+        if (found := rows.column(number)).path_in_schema.startswith("embedding")
+    )
+    data[column.data_page_offset + column.total_compressed_size - 3] ^= 1
+    path.write_bytes(data)
 
 
 def test_a_page_needs_the_pictures_that_were_embedded(find, tmp_path):
