@@ -11,14 +11,14 @@ import dataclasses
 import functools
 import math
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 from ml_collections import ConfigDict, config_dict
 
-from clipjax.config_fields import EVAL_FIELDS, FIELDS, Settings
+from clipjax.config_fields import AVERAGE_FIELDS, EVAL_FIELDS, FIELDS, HALF_LIFE, Settings
 from clipjax.lengths import Length
-from clipjax.ranges import Group, Number, hint, is_list, show, unknown_key
+from clipjax.ranges import Group, Number, check_known, hint, is_list, show, unknown_key
 
 
 def default_config() -> ConfigDict:
@@ -130,6 +130,7 @@ def validate(
     check_keys(plain, to_plain(default_config()), prefix="")
     _check_plain(plain, "config")
     _check_evals(plain["evals"])
+    _check_averages(plain["optimizer"]["averages"])
     for name, value in plain["target"].items():
         for item in value if is_list(value) else (value,):
             Number().check(item, f"config.target.{name}")
@@ -169,6 +170,10 @@ def _resolve_lengths(plain: dict[str, Any], count: Callable[[Any], int] | None) 
             path, rule = f"config.stages[{number}].until_step", Length(1)
             rule.check(stage["until_step"], path)
             stage["until_step"] = in_steps(rule, stage["until_step"], path)
+    for number, average in enumerate(plain["optimizer"]["averages"]):
+        if "half_life" in average:
+            path = f"config.optimizer.averages[{number}].half_life"
+            average["half_life"] = in_steps(HALF_LIFE, average["half_life"], path)
 
 
 def check_together(settings: Settings) -> None:
@@ -251,6 +256,21 @@ def _check_evals(evals: Mapping[str, Any]) -> None:
         for key, field in EVAL_FIELDS.items():
             if key in spec:
                 field.allowed.check(spec[key], f"{path}.{key}")
+
+
+def _check_averages(averages: Sequence[Mapping[str, Any]]) -> None:
+    names: list[str] = ["params", "ema_params"]  # of a checkpoint's own
+    for number, average in enumerate(averages):
+        path = f"config.optimizer.averages[{number}]"
+        check_known(average, AVERAGE_FIELDS, path, ["name"])
+        if len(average) != 2:
+            raise ValueError(
+                f"{path} = {show(dict(average))}: beside its name it has either a decay or a "
+                "half_life"
+            )
+        if average["name"] in names:
+            raise ValueError(f"{path}.name = {average['name']!r} is taken; give it another")
+        names.append(average["name"])
 
 
 def check_keys(found: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str) -> None:

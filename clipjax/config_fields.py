@@ -20,6 +20,7 @@ from clipjax.ranges import (
     Free,
     Group,
     Many,
+    Matching,
     Number,
     Optional,
     Pair,
@@ -170,6 +171,11 @@ class OptimizerSettings:
         "of the learning rate from block to block, from the last one down; see below",
     )
     ema_decay: float | None = _field(None, Optional(RATE), "of the averaged parameters")
+    averages: tuple[Any, ...] = _field(
+        (),
+        Many(Group("of an average"), "dicts, see below"),
+        "other averages of the trained parameters, evaluated beside the model itself",
+    )
     spike_factor: float | None = _field(
         None,
         Optional(Number(1, 1e30, open_low=True)),
@@ -397,6 +403,14 @@ class Settings:
 
 
 FIELDS: dict[str, Field] = dict(_fields_of(Settings))
+
+HALF_LIFE = Length(1)
+# Of an element of config.optimizer.averages: its name, and one of the others.
+AVERAGE_FIELDS: dict[str, Rule] = {
+    "name": Matching(r"[a-z][a-z0-9_]{0,30}", "small letters, digits and _"),
+    "decay": RATE,
+    "half_life": HALF_LIFE,
+}
 
 # Of an entry of config.evals, besides those of the evaluation that its `name` is.
 EVAL_FIELDS: dict[str, Field] = {

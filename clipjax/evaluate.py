@@ -22,6 +22,7 @@ from clipjax.evals import EVALS, build_evals
 from clipjax.evals.naming import EvalName
 from clipjax.evals.running import (
     ScheduledEval,
+    by_parameters,
     flat_metrics,
     model_facts,
     results_document,
@@ -58,16 +59,18 @@ def evaluate(experiment: Experiment, names: Sequence[str]) -> dict[str, float]:
             raise ValueError(f"--eval={name}: config.evals has {known}; name one of them")
         chosen += [e for e in found if e not in chosen]
 
+    groups = by_parameters(chosen)
+
     def load(checkpoint: Choice) -> tuple[Manifest, Any, str | None]:
         check_contract(checkpoint.manifest.contract, experiment.metadata["contract"])
-        variables = load_variables(checkpoint.step_dir, stack_layers)
+        variables = {w: load_variables(checkpoint.step_dir, stack_layers, w) for w in groups}
         return checkpoint.manifest, variables, manifest_digest(checkpoint.step_dir)
 
     manifest, variables, sha256 = read_newest(experiment.workdir, load)
     announce(sha256, chosen)
     connect(experiment.program.mesh)
     with experiment.program.scope():
-        results = run_evals(chosen, variables)
+        results = [r for w, part in groups.items() for r in run_evals(part, variables[w])]
     if is_lead():
         set_aside_damaged(experiment.workdir)
         facts = model_facts(manifest.contract, checkpoint=sha256)
@@ -160,7 +163,8 @@ def evaluate_checkpoint(
 def facts_of(opened: Opened, preprocess: str) -> dict[str, Any]:
     """What all results of a checkpoint depend on, with the model's name."""
     facts = model_facts(opened.contract, preprocess=preprocess, checkpoint=opened.sha256)
-    return {"model": opened.model.spec["name"], **facts}
+    which = {} if opened.which is None else {"parameters": opened.which}
+    return {"model": opened.model.spec["name"], **which, **facts}
 
 
 def goals_of(
@@ -195,7 +199,7 @@ def build_on(
         preprocess=model.preprocess,
         tokenizer=model.tokenizer,
         mesh=model.mesh,
-        weights_sha256=opened.sha256,
+        weights_sha256=opened.weights_sha256,
     )
 
 

@@ -135,6 +135,20 @@ class Text(Rule):
 
 
 @dataclasses.dataclass(frozen=True)
+class Matching(Rule):
+    """A text that a regular expression matches whole; `about` says which texts it does."""
+
+    pattern: str
+    about: str
+
+    def _accepts(self, value: Any) -> bool:
+        return isinstance(value, str) and re.fullmatch(self.pattern, value) is not None
+
+    def __str__(self) -> str:
+        return f"a text of {self.about}"
+
+
+@dataclasses.dataclass(frozen=True)
 class Choice(Rule):
     """One of several texts, or where it is said `module:Name` of one's own."""
 

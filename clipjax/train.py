@@ -30,7 +30,7 @@ from typing import Any
 import jax
 from absl import logging
 
-from clipjax import __version__, faults
+from clipjax import __version__, averages, faults
 from clipjax.checkpoint import CheckpointManager, find_start, manifest_digest, owned
 from clipjax.data.loading.bad_examples import add_states
 from clipjax.device_clock import DeviceClock
@@ -40,6 +40,7 @@ from clipjax.evals.running import (
     SAVED,
     EvalResult,
     ScheduledEval,
+    by_parameters,
     flat_metrics,
     model_facts,
     read_document,
@@ -335,8 +336,11 @@ class Loop:
             limit_s = self.settings.hang_timeout_s
             phase = self.watchdog.phase(f"the evaluations of step {step}", limit_s)
             with phase, self.log.clock_stopped(state):
-                variables, every = eval_variables(state), self.experiment.evals
-                return run_evals(due, variables, of=every, beat=self.watchdog.beat)
+                results = []
+                for which, part in by_parameters(due).items():
+                    variables, every = eval_variables(state, which), self.experiment.evals
+                    results += run_evals(part, variables, of=every, beat=self.watchdog.beat)
+                return results
         except StopRequestedError:
             raise
         except Exception:
@@ -441,14 +445,22 @@ class Loop:
         if not self.settings.report or is_done:
             return
         faults.point("report")
-        answers = collect_answers(self.experiment.evals, eval_variables(state))
+        own = [each for each in self.experiment.evals if each.which is None]
+        answers = collect_answers(own, eval_variables(state))
         if distributed.is_lead():
             self.check_owner()
             self.writer.close()  # the curves are read from its files
             write_report(self.experiment.workdir, answers)
 
 
-def eval_variables(state: TrainState) -> Any:
-    """What is evaluated: the averaged parameters where there are any, with running statistics."""
+def eval_variables(state: TrainState, which: str | None = None) -> Any:
+    """What is evaluated, with running statistics: `ema_params` where there are any, or an average.
+
+    Args:
+        state: of a run.
+        which: the name of an average of `config.optimizer.averages`; None is the model itself.
+    """
     params = state.params if state.ema_params is None else state.ema_params
+    if which is not None:
+        params = averages.whole(state.params, state.averages[which])
     return split_variables({"params": params, **state.model_state})[0]

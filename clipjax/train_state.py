@@ -1,6 +1,6 @@
 """The train state: arrays only, so that state, checkpoint and sharding are one tree."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import flax.struct
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from clipjax import spike_guard
+from clipjax.averages import init as init_averages
 from clipjax.losses.objectives import (
     init_objective,
     join_variables,
@@ -39,6 +40,7 @@ class TrainState:
         skipped: [] int32, steps whose update was left out for a non-finite gradient.
         skipped_in_a_row: [] int32, of them, those since the last update.
         spike_guard: of `clipjax.spike_guard`, or None where there is none.
+        averages: of `clipjax.averages`, by name, or None where there are none.
     """
 
     step: jax.Array
@@ -49,6 +51,7 @@ class TrainState:
     skipped: jax.Array
     skipped_in_a_row: jax.Array
     spike_guard: Any = None
+    averages: Any = None
 
 
 def init_variables(init_fn: Callable[..., Any], key: jax.Array, batch: Any) -> Any:
@@ -131,6 +134,8 @@ def create_train_state(
     *,
     with_ema: bool = False,
     with_spike_guard: bool = False,
+    averages: Iterable[str] = (),
+    frozen: Callable[[str], bool] = lambda name: False,
     objective: Any = None,
     apply_fn: Callable[..., Any] | None = None,
     batch: Any = None,
@@ -147,6 +152,8 @@ def create_train_state(
         tx: the optimizer, of optax.
         with_ema: whether an average of the parameters is kept.
         with_spike_guard: whether the step has a `spike_factor`.
+        averages: names of other averages of the parameters, as the step has them.
+        frozen: parameters by name that take no gradient, and so have no average of `averages`.
         objective: what the step minimises, if it is a flax module (docs/losses.md): its variables
             are drawn, or loaded where it has files, and kept beside the model's.
         apply_fn: the model, as for `make_train_step`: an objective's sizes follow from its outputs.
@@ -187,6 +194,7 @@ def create_train_state(
         skipped=jnp.zeros((), jnp.int32),
         skipped_in_a_row=jnp.zeros((), jnp.int32),
         spike_guard=spike_guard.init() if with_spike_guard else None,
+        averages=init_averages(params, averages, frozen),
     )
 
 

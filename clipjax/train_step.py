@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from clipjax import diagnostics, spike_guard
+from clipjax.averages import average_of, ramped
+from clipjax.averages import update as update_averages
 from clipjax.grad_cache import value_and_grad
 from clipjax.layers.color_jitter import ColorJitter
 from clipjax.losses.objectives import (
@@ -42,6 +44,7 @@ def make_train_step(
     max_logit_scale: float | None = 100.0,
     schedule: optax.Schedule | None = None,
     ema_decay: float | None = None,
+    averages: Mapping[str, float] | None = None,
     frozen: Callable[[str], bool] = lambda name: False,
     cast: Callable[[str], bool] = lambda name: False,
     num_micro_batches: int = 1,
@@ -76,6 +79,7 @@ def make_train_step(
             update; None leaves it as it is.
         schedule: of the learning rate, for the metrics.
         ema_decay: of the parameters' moving average; None where the state keeps none.
+        averages: decays of other averages by name, as the state was created with.
         frozen: parameters by name ("image_encoder/conv1/kernel") that take no gradient.
         cast: parameters by name that the model uses in `dtype` only: they are cast to it once a
             step, and not at every use; the update is of the parameters themselves.
@@ -113,7 +117,8 @@ def make_train_step(
             image, text = (x / jnp.linalg.norm(x, axis=1, keepdims=True) for x in rows)
             return image, text, params["logit_scale"], None
 
-        params = {"image": jnp.ones((12, 4)), "text": jnp.eye(9, 4), "logit_scale": jnp.array(2.0)}
+        params = {"image": jnp.eye(12, 4), "text": jax.random.normal(jax.random.key(1), (9, 4))}
+        params["logit_scale"] = jnp.array(2.0)
         tx = optax.adamw(1e-3)
         state = clipjax.create_train_state({"params": params}, tx)
         step = jax.jit(clipjax.make_train_step(apply_fn, clipjax.make_loss("clip"), tx))
@@ -121,6 +126,7 @@ def make_train_step(
         batch = {"image": images, "text": jnp.arange(8)[:, None]}
         for _ in range(3):
             state, metrics = step(state, batch)
+        assert metrics["skipped"] == 0
         ```
     """
     _check_numbers(image_mean, image_std, max_logit_scale, num_micro_batches)
@@ -203,6 +209,7 @@ def make_train_step(
             model_state=model_state,
             max_logit_scale=max_logit_scale,
             ema_decay=ema_decay,
+            averages=averages or {},
             spike_factor=spike_factor,
         )
         if spike_factor is not None:
@@ -319,6 +326,7 @@ def update_state(
     model_state: Any,
     max_logit_scale: float | None,
     ema_decay: float | None,
+    averages: Mapping[str, float] | None = None,
     spike_factor: float | None = None,
 ) -> tuple[TrainState, jax.Array]:
     """Applies the gradient if all is finite on all devices; otherwise only counts the step.
@@ -336,12 +344,12 @@ def update_state(
     params = clamp_logit_scale(optax.apply_updates(state.params, updates), max_logit_scale)
     ema_params = state.ema_params
     if ema_decay is not None:
-        # A young average forgets its random start faster: the decay ramps up with the steps.
-        count = state.step.astype(jnp.float32)
-        decay = jnp.minimum(ema_decay, (1 + count) / (10 + count))
-        ema_params = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema_params, params)
+        ema_params = average_of(params, ema_params, ramped(ema_decay, state.step))
+    averaged = state.averages
+    if averages:
+        averaged = update_averages(averaged, params, averages, state.step)
 
-    finite &= all_finite((params, model_state, () if ema_decay is None else ema_params))
+    finite &= all_finite((params, model_state, () if ema_decay is None else ema_params, averaged))
 
     taken, guard = finite, state.spike_guard
     if spike_factor is not None:
@@ -363,6 +371,7 @@ def update_state(
         opt_state=choose(opt_state, state.opt_state),
         model_state=choose(model_state, state.model_state),
         ema_params=choose(ema_params, state.ema_params),
+        averages=choose(averaged, state.averages),
         skipped=state.skipped + bad,
         skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
         spike_guard=guard,

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent / "clipjax"
 LAYERS = (
     (
         "array_types",
+        "averages",
         "building",
         "color_strengths",
         "compile_cache",
@@ -48,7 +49,7 @@ LAYERS = (
     ("experiment", "report"),
     (
         *("train", "step_log", "debugging", "evaluate", "evaluate_suite", "compare"),
-        *("embeddings", "plan", "doctor", "sweep"),
+        *("soup", "embeddings", "plan", "doctor", "sweep"),
     ),
     ("cli",),
 )
@@ -59,12 +60,14 @@ SIBLINGS = {
     ("train", "step_log"),
     ("evaluate_suite", "evaluate"),
     ("compare", "evaluate"),
+    ("soup", "evaluate"),
     ("doctor", "plan"),
     ("interop", "checkpoint"),  # one of the formats is our own
 }
 # The lowest layer is a set of small modules; these pairs are the only ones that may import each
 # other.
 SIBLINGS |= {
+    ("averages", "trees"),
     ("building", "files"),
     ("building", "ranges"),
     ("color_strengths", "ranges"),

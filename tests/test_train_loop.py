@@ -110,7 +110,7 @@ def test_what_there_is_no_time_for_is_counted_and_the_last_step_has_all(monkeypa
     (name,) = name_evals([("zero_shot", "x")])
     found = types.SimpleNamespace(run=lambda params: {"top1": 0.5})
     evals = (ScheduledEval(key="x", name=name, every_steps=2, eval=found),)
-    monkeypatch.setattr(train, "eval_variables", lambda state: None)
+    monkeypatch.setattr(train, "eval_variables", lambda state, which: None)
     monkeypatch.setattr(train.Loop, "write_results", lambda loop, step, results: None)
 
     def lines(workdir, **changes):

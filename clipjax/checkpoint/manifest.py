@@ -110,13 +110,47 @@ class Manifest:
         """Where the parameters are that a model computes with: the averaged ones, if any."""
         return "ema_params" if "ema_params" in self.roots else "params"
 
-    def of_model(self) -> dict[str, LeafRecord]:
-        """The leaves that a model computes with, by their names in its variables."""
+    @property
+    def averages(self) -> list[str]:
+        """The names of the averages of `config.optimizer.averages`."""
+        leaves = [record.name.split("/") for record in self.leaves]
+        return sorted({names[1] for names in leaves if names[0] == "averages"})
+
+    def root_of(self, which: str | None) -> str:
+        """Where the parameters are that a person asks for.
+
+        Args:
+            which: `params`, `ema_params` or the name of an average; None is `model_root`.
+
+        Raises:
+            ValueError: there are no such; those that there are.
+        """
+        if which is None:
+            return self.model_root
+        if which in self.averages:
+            return f"averages/{which}"
+        known = [root for root in ("params", "ema_params") if root in self.roots]
+        if which not in known:
+            raise ValueError(
+                f"which={which!r}: the checkpoint holds {', '.join([*known, *self.averages])}"
+            )
+        return which
+
+    def of_model(self, which: str | None = None) -> dict[str, LeafRecord]:
+        """The leaves that a model computes with, by their names in its variables.
+
+        Args:
+            which: as for `root_of`; what an average lacks was frozen: it is that of `params`.
+        """
+        root = self.root_of(which)
         found = {}
+        for top in ("params", root) if root.startswith("averages/") else (root,):
+            for record in self.leaves:
+                if record.name.startswith(f"{top}/") and not is_of_objective(record.name):
+                    found[f"params/{record.name.removeprefix(f'{top}/')}"] = record
         for record in self.leaves:
-            top, _, name = record.name.partition("/")
-            if top in (self.model_root, "model_state") and not is_of_objective(record.name):
-                found[name if top == "model_state" else f"params/{name}"] = record
+            if record.name.startswith("model_state/") and not is_of_objective(record.name):
+                found[record.name.removeprefix("model_state/")] = record
         return found
 
 

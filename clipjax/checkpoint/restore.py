@@ -219,11 +219,15 @@ def check_leaves(records: Iterable[LeafRecord], abstract_state: Any, *, where: s
     )
 
 
-def load_params(step_dir: str | os.PathLike[str], *, objective: bool = False) -> dict[str, Any]:
+def load_params(
+    step_dir: str | os.PathLike[str], *, objective: bool = False, which: str | None = None
+) -> dict[str, Any]:
     """Loads the parameters of a checkpoint's model, the averaged ones where it has them.
 
     Args:
         step_dir: of `clipjax.checkpoint.open_checkpoint`.
+        which: others than those: `params`, `ema_params`, or an average of
+            `config.optimizer.averages`.
         objective: with those of the objective that it was trained by, under `objective`.
 
     Returns:
@@ -234,10 +238,14 @@ def load_params(step_dir: str | os.PathLike[str], *, objective: bool = False) ->
         ValueError: it holds no parameters.
     """
     manifest = manifests.read_manifest(step_dir)
-    root, roots = manifest.model_root, manifest.roots
-    if root not in roots:
+    root, roots = manifest.root_of(which), manifest.roots
+    if root.partition("/")[0] not in roots:
         raise ValueError(f"{step_dir} holds no {root}; it holds {', '.join(sorted(roots))}")
-    return _load_root(Path(step_dir), manifest, root, objective=objective)
+    found = _load_root(Path(step_dir), manifest, root, objective=objective)
+    if not root.startswith("averages/"):
+        return found
+    whole = _load_root(Path(step_dir), manifest, "params", objective=objective)  # with the frozen
+    return unflatten_names({**dict(flatten_with_names(whole)), **dict(flatten_with_names(found))})
 
 
 def load_model_state(step_dir: str | os.PathLike[str]) -> dict[str, Any]:
@@ -250,14 +258,22 @@ def load_model_state(step_dir: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def load_variables(
-    step_dir: str | os.PathLike[str], to_layout: Callable[[Any], Any] = lambda params: params
+    step_dir: str | os.PathLike[str],
+    to_layout: Callable[[Any], Any] = lambda params: params,
+    which: str | None = None,
 ) -> dict[str, Any]:
     """Loads what a model computes with: its parameters, and its running statistics if it has any.
+
+    Args:
+        step_dir: of a step.
+        to_layout: of the parameters.
+        which: of them, see `load_params`.
 
     Returns:
         The model's variables: `{"params": ...}`, and `batch_stats` for a model that has some.
     """
-    return {"params": to_layout(load_params(step_dir)), **load_model_state(step_dir)}
+    params = to_layout(load_params(step_dir, which=which))
+    return {"params": params, **load_model_state(step_dir)}
 
 
 def _load_root(
@@ -292,4 +308,6 @@ def _load_root(
             verify_state(manifest, tree)
         except DamagedCheckpointError as error:
             raise DamagedCheckpointError(f"{step_dir}: {error}") from error
-    return tree[root]
+    for part in root.split("/"):
+        tree = tree[part]
+    return tree

@@ -21,7 +21,7 @@ from clipjax.trees import flatten_with_names
 
 # Leaves that must be finite: all that evaluation and fine-tuning read. Optimizer states may hold
 # an infinity on purpose (the best loss so far, before there is one).
-FINITE_ROOTS = ("params", "ema_params")
+FINITE_ROOTS = ("params", "ema_params", "averages")
 _ALIGNMENT = 64  # bytes, of XLA's arrays on a CPU
 
 

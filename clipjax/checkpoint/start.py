@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import optax
 from absl import logging
 
 from clipjax.checkpoint.manager import CheckpointManager
@@ -91,11 +92,22 @@ def find_start(
         logging.info("init: %s", line)
     if getattr(state, "ema_params", None) is not None:
         # The average starts at the parameters, in buffers of its own: the step donates both.
-        average = jax.tree.map(
-            lambda x: jax.device_put(x, x.sharding, may_alias=False), state.params
-        )
-        state = state.replace(ema_params=average)
+        state = state.replace(ema_params=jax.tree.map(_copy, state.params))
+    if getattr(state, "averages", None) is not None:
+        averages = {
+            name: jax.tree.map(
+                lambda x, e: e if isinstance(e, optax.MaskedNode) else _copy(x),
+                state.params,
+                average,
+            )
+            for name, average in state.averages.items()
+        }
+        state = state.replace(averages=averages)
     return Start(state, 0, source="init", report=report)
+
+
+def _copy(x: jax.Array) -> jax.Array:
+    return jax.device_put(x, x.sharding, may_alias=False)
 
 
 def load_pretrained(

@@ -19,7 +19,10 @@ _ACTIVATION = flags.DEFINE_enum(
     "Activation, where the file alone cannot say.",
 )
 _WHICH = flags.DEFINE_string(
-    "which", None, "Key of the weights, in a file that holds several sets: state_dict_ema."
+    "which",
+    None,
+    "Key of the weights, in a file that holds several sets: state_dict_ema; of a run, params, "
+    "ema_params or the name of an average.",
 )
 _STRIP_PREFIX = flags.DEFINE_string("strip_prefix", None, "What the names of tensors start with.")
 _RENAME = flags.DEFINE_multi_string(

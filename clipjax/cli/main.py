@@ -43,6 +43,7 @@ VERBS = {
     "eval": "evaluate a checkpoint: --zero_shot and --retrieval on datasets named by SPEC",
     "sweep": "train a config over a grid of fields, one run after another; a table and a page",
     "compare": "compare two checkpoints on one dataset, example by example",
+    "soup": "mix checkpoints of one model: their mean, a greedy soup, the line between two",
     "classify": "rank labels for your own pictures",
     "convert": "convert weights: OpenAI, OpenCLIP, Hugging Face, big_vision, and back",
     "embed": "write the embeddings of a dataset's pictures to a folder",

@@ -30,6 +30,7 @@ class ScheduledEval:
         key: of the entry in the config.
         name: what it is of.
         every_steps: of training; 0 runs it at the end only.
+        which: parameters of a run, by the name of an average; None are those of the model itself.
         eval: has `run(params) -> dict[str, float]`; perhaps `metric_names`, the keys of that, and
             `about() -> dict`, plain JSON: what its numbers depend on; and `tables() -> dict`, plain
             JSON: what its last run found besides.
@@ -39,6 +40,14 @@ class ScheduledEval:
     name: EvalName
     every_steps: int
     eval: Any
+    which: str | None = None
+
+    def of_average(self, name: str) -> "ScheduledEval":
+        """The same evaluation of an average's parameters; its metrics are named after it."""
+        dataset = f"{self.name.dataset}_average_{name}"
+        return dataclasses.replace(
+            self, name=dataclasses.replace(self.name, dataset=dataset), which=name
+        )
 
     @functools.cached_property
     def about(self) -> dict[str, Any]:
@@ -50,6 +59,16 @@ class ScheduledEval:
         if getattr(source, "subset", None):
             about = {"subset": source.subset, **about}
         return about
+
+
+def by_parameters(
+    evals: Sequence[ScheduledEval],
+) -> dict[str | None, list[ScheduledEval]]:
+    """Groups evaluations by the parameters that they are of."""
+    groups: dict[str | None, list[ScheduledEval]] = defaultdict(list)
+    for scheduled in evals:
+        groups[scheduled.which].append(scheduled)
+    return groups
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

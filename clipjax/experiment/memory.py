@@ -102,7 +102,7 @@ def step_of(
 ) -> Step:
     """Sizes of a run in the stage of a spec, from the shapes and shardings of its state."""
     num_parameters = count_parameters(state.params)
-    optimizer = jax.tree.leaves((state.opt_state, state.ema_params))
+    optimizer = jax.tree.leaves((state.opt_state, state.ema_params, state.averages))
     optimizer_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in optimizer)
     held = sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in optimizer

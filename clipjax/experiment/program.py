@@ -11,6 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from clipjax import diagnostics, partitioning
+from clipjax.averages import decay_of
 from clipjax.building import ANY_MODULE
 from clipjax.compiler_flags import step_flags
 from clipjax.config_fields import OptimizerSettings, Settings
@@ -139,6 +140,10 @@ def build_program(
                 matcher([p for p, _ in getattr(settings.optimizer, path)], kept, path=path)
 
     with_ema = settings.optimizer.ema_decay is not None
+    decays = {
+        average["name"]: average["decay"] if "decay" in average else decay_of(average["half_life"])
+        for average in settings.optimizer.averages
+    }
 
     def state_of(variables: Mapping[str, Any]) -> TrainState:
         variables = laid_out_like(unbox(variables), params)
@@ -147,6 +152,8 @@ def build_program(
             tx,
             with_ema=with_ema,
             with_spike_guard=settings.optimizer.spike_factor is not None,
+            averages=decays,
+            frozen=frozen,
         )
 
     def create(key: jax.Array) -> TrainState:
@@ -207,6 +214,7 @@ def build_program(
             max_logit_scale=stage.spec["logit_scale"]["max"],
             schedule=schedule,
             ema_decay=settings.optimizer.ema_decay,
+            averages=decays,
             frozen=frozen,
             cast=casts_of(stage.spec),
             num_micro_batches=num_micro_batches,

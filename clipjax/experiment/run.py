@@ -146,6 +146,8 @@ def _build_evals(
         tokenizer=tokenizer,
         mesh=program.mesh,
     )
+    names = [average["name"] for average in settings.optimizer.averages]
+    built += tuple(each.of_average(name) for name in names for each in built)
     check_best(settings.checkpoint.best, *list_metrics(built))
     return built
 

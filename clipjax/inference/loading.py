@@ -81,7 +81,8 @@ def load(
         model: name of the zoo (`clipjax.list_models()`), where a file alone cannot say.
         activation: `quick_gelu`, `gelu` or `gelu_tanh`, where a file alone cannot say.
         tokenizer: file of the vocabulary, where the weights come without it.
-        which: key of the weights, in a file that holds several sets: `state_dict_ema`.
+        which: key of the weights, in a file that holds several sets: `state_dict_ema`; of a
+            checkpoint of clipjax `params`, `ema_params` or the name of an average.
         strip_prefix: what the names of tensors start with that is no part of them.
         rename: pairs (regular expression, replacement): other names for tensors, in order.
         ignore: regular expressions of names of tensors to leave out.
@@ -137,6 +138,7 @@ def read_model(
     found = recognise(path, hints)
     if found == "clipjax":
         options |= {"mesh": mesh, "plugins": hints.plugins, "tokenizer": hints.tokenizer}
+        options["which"] = hints.which
         try:
             made = Model.from_checkpoint(path, **options)
         except DamagedCheckpointError as error:
@@ -175,16 +177,21 @@ def find_weights(source: str | os.PathLike[str]) -> Path:
     return path
 
 
+def variables_of(weights: Weights, mesh: Mesh) -> dict[str, Any]:
+    """A model's variables, on each device of a mesh."""
+    leaves = weights.stacked(stacked_shapes(weights.spec, weights.plugins))
+    # One after the other: a host never holds a second copy of the model.
+    variables = {name: place(leaf.read(), replicated(mesh)) for name, leaf in leaves.items()}
+    return unflatten_names(variables)
+
+
 def _in_memory(weights: Weights, mesh: Mesh, source: str, **options: Any) -> Model:
     spec, made = weights.tokenizer()
     if made is None:
         made = MissingTokenizer(source, spec["name"], weights.spec["text"]["context_length"])
-    leaves = weights.stacked(stacked_shapes(weights.spec, weights.plugins))
-    # One after the other: a host never holds a second copy of the model.
-    variables = {name: place(leaf.read(), replicated(mesh)) for name, leaf in leaves.items()}
     return Model(
         {**weights.spec, "tokenizer": spec},
-        unflatten_names(variables),
+        variables_of(weights, mesh),
         tokenizer=made,
         mesh=mesh,
         run_prompts=lambda: prompts_of_run({"evals": weights.evals}, source),

@@ -137,6 +137,7 @@ class Model:
         *,
         plugins: Sequence[str] = (),
         tokenizer: str | os.PathLike[str] | None = None,
+        which: str | None = None,
         **options: Any,
     ) -> "Model":
         """Builds the model that a checkpoint of clipjax describes.
@@ -147,6 +148,8 @@ class Model:
             path: a workdir, its `checkpoints` folder, or one step's folder.
             plugins: modules of yours that the checkpoint may name; it has no other imported.
             tokenizer: file of its vocabulary, for a checkpoint that has none inside.
+            which: `params`, `ema_params`, or an average of `config.optimizer.averages`; by default
+                `ema_params` where the checkpoint has them.
             **options: mesh, batch_size, dtype, preprocess; see the class.
 
         Raises:
@@ -162,7 +165,7 @@ class Model:
             check_model(step_dir, manifest, spec, plugins=plugins)
             made = load_tokenizer(step_dir, plugins=plugins, tokenizer=tokenizer)
             # Stacked is how the model is built here, however it was trained.
-            variables = load_variables(step_dir, stack_layers)
+            variables = load_variables(step_dir, stack_layers, which)
             run_prompts = functools.partial(prompts_of_run, manifest.config, step_dir)
             return cls(
                 spec, variables, tokenizer=made, run_prompts=run_prompts, plugins=plugins, **options

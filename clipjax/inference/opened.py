@@ -25,6 +25,7 @@ class Opened:
         config: of the run that trained it; empty where it is not known.
         contract: of the model.
         sha256: of the step's manifest, or of the files of another package.
+        which: of a run's parameters, where a person asks for others than those it computes with.
     """
 
     model: Model
@@ -32,6 +33,14 @@ class Opened:
     config: Mapping[str, Any]
     contract: Mapping[str, Any]
     sha256: str | None
+    which: str | None = None
+
+    @property
+    def weights_sha256(self) -> str | None:
+        """Names the weights: a run's step may hold several."""
+        if self.which is None or self.sha256 is None:
+            return self.sha256
+        return sha256(f"{self.sha256} {self.which}")
 
 
 def open_model(path: str | os.PathLike[str], hints: Hints = NO_HINTS, **options: Any) -> Opened:
@@ -64,7 +73,11 @@ def open_model(path: str | os.PathLike[str], hints: Hints = NO_HINTS, **options:
     def read(choice: Choice) -> Opened:
         step_dir, manifest = choice.step_dir, choice.manifest
         model = Model.from_checkpoint(
-            step_dir, plugins=hints.plugins, tokenizer=hints.tokenizer, **options
+            step_dir,
+            plugins=hints.plugins,
+            tokenizer=hints.tokenizer,
+            which=hints.which,
+            **options,
         )
         check_hints(hints, step_dir, model.spec["name"])
         return Opened(
@@ -73,6 +86,7 @@ def open_model(path: str | os.PathLike[str], hints: Hints = NO_HINTS, **options:
             config=manifest.config,
             contract=manifest.contract,
             sha256=manifest_digest(step_dir),
+            which=hints.which,
         )
 
     # One step for all of it: a run that is still going may save a newer one, and delete this one.

@@ -67,8 +67,9 @@ def read(path: Path, hints: Hints) -> Weights:
     if file is not None:
         files = {Path(file).name: Path(file)}
         spec = {**spec, "tokenizer": {**spec["tokenizer"], "model": Path(file).name}}
-    leaves = _read_leaves(step_dir, manifest)
-    averaged = ", the averaged parameters" if manifest.model_root == "ema_params" else ""
+    leaves = _read_leaves(step_dir, manifest, hints.which)
+    root = manifest.root_of(hints.which)
+    averaged = {"params": "", "ema_params": ", the averaged parameters"}.get(root, f", {root}")
     notes = [f"step {manifest.step} of {step_dir.parent}{averaged}"]
     notes += [choice.warning()] if choice.passed_over else []
     source = f"clipjax {step_dir}"
@@ -92,7 +93,7 @@ def check_hints(hints: Hints, where: Path, name: str) -> None:
             f"{where} says itself that it is {name!r} and all about it; leave model= "
             "and activation= out"
         )
-    if told := hints.of_names():
+    if told := [name for name in hints.of_names() if name != "which="]:
         raise ValueError(
             f"{where} is a checkpoint of clipjax, whose names are its own; leave "
             f"{', '.join(told)} out"
@@ -146,10 +147,10 @@ def _streamed(name: str, shape: tuple[int, ...], weights: Weights) -> StreamedLe
     return StreamedLeaf(in_state, shape, len(blocks) or 1, read_blocks)
 
 
-def _read_leaves(step_dir: Path, manifest: Manifest) -> dict[str, LazyTensor]:
+def _read_leaves(step_dir: Path, manifest: Manifest, which: str | None) -> dict[str, LazyTensor]:
     reader = StateReader(step_dir / "state")
     leaves: dict[str, LazyTensor] = {}
-    for name, record in manifest.of_model().items():
+    for name, record in manifest.of_model(which).items():
         plain = name.removeprefix("params/")
         whole, blocks = reader.tensor(record.name, record.shape), block_names(plain, record.shape)
         leaves |= {name: whole.row(i) for i, name in enumerate(blocks)} or {plain: whole}

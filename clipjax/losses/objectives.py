@@ -183,10 +183,11 @@ def join_variables(model: Variables, own: Variables) -> dict[str, Any]:
 def is_of_objective(leaf: str) -> bool:
     """Whether a leaf of a train state, by its name, belongs to the objective.
 
-    `params/objective/...`, `ema_params/objective/...`, `model_state/COLLECTION/objective/...`.
+    `params/objective/...`, `ema_params/objective/...`, `model_state/COLLECTION/objective/...`,
+    `averages/NAME/objective/...`.
     """
     root, *names = leaf.split("/")
-    return OBJECTIVE in names[1:2] if root == "model_state" else OBJECTIVE in names[:1]
+    return OBJECTIVE in (names[1:2] if root in ("model_state", "averages") else names[:1])
 
 
 def load_collections(objective: Any, abstract: Variables) -> Variables:

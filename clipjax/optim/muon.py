@@ -105,7 +105,8 @@ def orthogonal(x: jax.Array, inputs: tuple[int, ...], outputs: tuple[int, ...]) 
     shape = [x.shape[axis] for axis in order]
     fan_in = math.prod(x.shape[axis] for axis in inputs)
     matrices = x.transpose(order).reshape(*shape[: len(numbers)], fan_in, -1)
-    matrices = _newton_schulz(matrices)
+    with jax.named_scope("optimizer"):  # `clipjax plan` counts its FLOPs by this name
+        matrices = _newton_schulz(matrices)
     return matrices.reshape(shape).transpose([order.index(axis) for axis in range(x.ndim)])
 
 

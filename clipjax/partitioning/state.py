@@ -76,10 +76,14 @@ def state_axes(abstract_state: Any, axes: Any, tx: optax.GradientTransformation)
             "state by jax.tree.map over the parameters alone, as optax.tree_map_params asks "
             f"({type(error).__name__}: {error})"
         ) from error
+    averages = abstract_state.averages
+    if averages is not None:
+        averages = {name: axes_of(average) for name, average in averages.items()}
     return jax.tree.map(none, abstract_state).replace(
         params=param_axes,
         model_state=kept_axes,
         ema_params=None if abstract_state.ema_params is None else param_axes,
+        averages=averages,
         opt_state=opt_state,
     )
 

@@ -15,8 +15,10 @@ from clipjax.plan.products import product_flops
 # Beside the loss only a kernel of attention stands in a shard_map; the rest is left to the
 # partitioner.
 LOSS = re.compile(r"^(?!.*attention).*shard_map")
+OPTIMIZER = "optimizer"  # the scope of its matrix products: muon's
 # Where a FLOP comes from, told by the JAX name of the operation; the first that fits.
 PARTS = (
+    (OPTIMIZER, re.compile(rf"/{OPTIMIZER}/")),
     ("recomputed", re.compile(r"rematted_computation|/remat\d*/|checkpoint/rem")),
     ("loss", LOSS),
     ("backward", re.compile(r"transpose\(")),
@@ -29,7 +31,8 @@ class Flops(NamedTuple):
 
     Attributes:
         total: of all matrix products.
-        by_part: forward, backward, recomputed in the backward pass, loss.
+        by_part: forward, backward, recomputed in the backward pass, loss; and of the optimizer,
+            where it multiplies matrices.
         kernels: of the kernels that are called by name, runs a step and FLOPs by name. They are
             part of the total.
         uncounted: runs a step of kernels that do not say what they compute, by name.
@@ -63,4 +66,6 @@ def count_flops(visits: Iterable[Visit]) -> Flops:
             part = next(p for p, pattern in PARTS if pattern.search(instruction.op_name))
             by_part[part] += times * (work.flops - work.recomputed)
             by_part["recomputed"] += times * work.recomputed
+    if not by_part[OPTIMIZER]:
+        del by_part[OPTIMIZER]
     return Flops(sum(by_part.values()), by_part, kernels, uncounted)

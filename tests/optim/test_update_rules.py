@@ -14,6 +14,8 @@ import pytest
 from clipjax.models.layers_layout import laid_out_like, unstack_layers
 from clipjax.optim import make_optimizer
 from clipjax.optim.muon import matrix_axes, orthogonal
+from clipjax.plan.flops import count_flops
+from clipjax.plan.hlo import parse, walk
 from clipjax.trees import count_bytes, count_parameters, flatten_with_names
 
 # As many layers as optax's adafactor would factor over; qkv and out have 2 heads of 16.
@@ -263,6 +265,13 @@ def test_a_matrix_becomes_orthogonal():
     # Each of the three by itself: another size of one changes the others' numbers nowhere.
     scaled = orthogonal(x * jnp.array([1.0, 100.0, 0.01])[:, None, None, None], (1,), (2, 3))
     np.testing.assert_allclose(scaled.reshape(found.shape), found, atol=1e-4)
+
+
+def test_a_plan_counts_the_products_of_muon_apart():
+    lowered = jax.jit(lambda x: orthogonal(x, (1,), (2,))).lower(jnp.ones((3, 24, 32)))
+    flops = count_flops(walk(parse(lowered.compile().as_text())))
+    once = 2 * 24 * 24 * 32 + 2 * 24**3 + 2 * 24 * 24 * 32
+    assert flops.by_part["optimizer"] == flops.total == 5 * 3 * once
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,20 @@ def test_state_shardings_follow_the_parameters():
     assert tensor.opt_state.mu["mlp"]["kernel"].spec == P(("data", "fsdp"), "tensor")
 
 
+def test_averages_lie_as_the_optimizer_does_and_lack_what_is_frozen():
+    params = {"a": {"kernel": np.zeros((8, 32))}, "b": {"kernel": np.zeros((8, 32))}}
+    axes = {"a": {"kernel": P("embed", "mlp")}, "b": {"kernel": P("mlp", "embed")}}
+    tx = optax.sgd(0.1)
+    averages = {"averages": ("x", "y"), "frozen": lambda name: name.startswith("b/")}
+    shapes = jax.eval_shape(lambda p: create_train_state({"params": p}, tx, **averages), params)
+    of_state = partitioning.state_axes(shapes, {"params": axes}, tx)
+    mesh = partitioning.make_mesh({"data": 4, "fsdp": 2})
+    rules = partitioning.rules_of("zero1")
+    found = partitioning.state_shardings(shapes, of_state, mesh, rules)
+    specs = {name: sharding.spec for name, sharding in flatten_with_names(found.averages)}
+    assert specs == dict.fromkeys(("x/a/kernel", "y/a/kernel"), P(None, ("data", "fsdp")))
+
+
 def test_a_large_parameter_that_no_rule_fits_is_an_error():
     params = {"odd": {"kernel": jax.ShapeDtypeStruct((2049, 2049), np.float32)}}
     with pytest.raises(ValueError, match=r"odd/kernel.* to logical_axes"):
