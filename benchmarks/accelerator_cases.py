@@ -129,7 +129,8 @@ def open_clip_step(
 
 def kernels(model: str, batch: int, tiny: bool, report: Report, *, steps: int = 3) -> None:
     """Kernel times by name of traced steps, after warm ones."""
-    from benchmarks import kernel_times, ours
+    from benchmarks import ours
+    from clipjax.profiling import kernel_times
 
     size = Size(model, batch, tiny=tiny)
     step, compiled = ours.make_step(size)

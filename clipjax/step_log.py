@@ -79,9 +79,12 @@ class StepLog:
         jax.block_until_ready(state)  # the steps dispatched before belong to the clock
         begin = time.monotonic()
         yield
-        stood_still = time.monotonic() - begin
-        self._clock += stood_still
-        self._progress.stand_still(stood_still)
+        self.stood_still(time.monotonic() - begin)
+
+    def stood_still(self, seconds: float) -> None:
+        """Takes time in which no step ran out of both clocks."""
+        self._clock += seconds
+        self._progress.stand_still(seconds)
 
     def flush(self) -> None:
         """Writes the metrics that are due and not written yet."""

@@ -56,6 +56,7 @@ from clipjax.partitioning import global_batch
 from clipjax.processes import distributed, exit_record, peers
 from clipjax.processes.signals import StopRequestedError, guarding
 from clipjax.processes.watchdog import Closing, Watchdog
+from clipjax.profiling import StepProfile
 from clipjax.report.writing import REPORT, collect_answers, write_report
 from clipjax.skipped_steps import SKIPPED_FILE, SkippedSteps
 from clipjax.step_log import StepLog
@@ -79,7 +80,11 @@ class NumericError(Exception):
 
 
 def train(
-    experiment: Experiment, *, take_over: bool = False, resume_step: int | None = None
+    experiment: Experiment,
+    *,
+    take_over: bool = False,
+    resume_step: int | None = None,
+    profile_steps: tuple[int, int] | None = None,
 ) -> TrainState:
     """Trains from where the run stands to its last step.
 
@@ -87,6 +92,7 @@ def train(
         experiment: the run.
         take_over: take the workdir from another run that may still be alive.
         resume_step: go back to this step of the workdir; later ones are set aside.
+        profile_steps: the first and the last step of a trace; see `clipjax.profiling`.
 
     Raises:
         WorkdirTakenError: another run writes into the workdir.
@@ -156,7 +162,8 @@ def train(
         if manager.restored is not None and manager.restored.bad_examples:
             experiment.loader.restore_bad(manager.restored.bad_examples)
         exit_record.begin(start.step)
-        return Loop(experiment, manager, stack, start.step, check_owner).run(start.state)
+        loop = Loop(experiment, manager, stack, start.step, check_owner, profile_steps)
+        return loop.run(start.state)
 
 
 def _announce(experiment: Experiment, step: int, source: str) -> None:
@@ -210,6 +217,7 @@ class Loop:
         stack: ExitStack,
         start: int,
         check_owner: Callable[[], None] = lambda: None,
+        profile_steps: tuple[int, int] | None = None,
     ) -> None:
         self.experiment, self.settings = experiment, experiment.settings
         self.check_owner = check_owner  # before each write into the workdir
@@ -223,12 +231,14 @@ class Loop:
             trackers=Trackers(
                 self.settings.trackers, experiment.workdir, experiment.resolved.config
             )
-            if distributed.is_lead()
+            if self.settings.trackers and distributed.is_lead()
             else None,
         )
         if distributed.is_lead():
             set_aside_damaged(experiment.workdir)
         stack.callback(self.writer.close)
+        self.profile = StepProfile(experiment.workdir, profile_steps, start)
+        stack.callback(self.profile.close)
         self.progress = ProgressBar(
             self.settings.total_steps, batch_size=self.settings.batch_size, start_step=start
         )
@@ -268,7 +278,9 @@ class Loop:
                 self.evaluate(step, state)
                 self.save(step, state)
                 batch = self.next_batch(batches)
+            self.profile.before(step + 1, state)
             state, metrics = self.step(step, state, batch)
+            self.log.stood_still(self.profile.after(step + 1, state))
             if step == self.start:
                 self.guard.losing(True)  # until here, starting again costs nothing but time
             self.log.flush()  # of an earlier step: the device is busy with this one

@@ -49,7 +49,7 @@ LAYERS = (
     ("experiment", "report"),
     (
         *("train", "step_log", "debugging", "evaluate", "evaluate_suite", "compare"),
-        *("soup", "embeddings", "plan", "doctor", "sweep"),
+        *("soup", "embeddings", "plan", "doctor", "sweep", "profiling"),
     ),
     ("cli",),
 )
@@ -62,6 +62,8 @@ SIBLINGS = {
     ("compare", "evaluate"),
     ("soup", "evaluate"),
     ("doctor", "plan"),
+    ("profiling", "plan"),
+    ("train", "profiling"),
     ("interop", "checkpoint"),  # one of the formats is our own
 }
 # The lowest layer is a set of small modules; these pairs are the only ones that may import each

@@ -20,6 +20,11 @@ _TAKE_OVER = flags.DEFINE_bool(
 _RESUME_STEP = flags.DEFINE_integer(
     "resume_step", None, "Go back to this step; later ones are set aside, not deleted.", 0
 )
+_PROFILE_STEPS = flags.DEFINE_string(
+    "profile_steps",
+    None,
+    "FIRST:LAST, such as 10:15: steps to trace, and a table of their kernels.",
+)
 flags.adopt_module_key_flags(opening)
 flags.adopt_module_key_flags(joining)
 
@@ -33,7 +38,9 @@ def main(argv: list[str]) -> int:
     from clipjax.data.storage.cache import cache_dir
     from clipjax.data.storage.files import local_path  # these imports take a while: not for --help
     from clipjax.experiment import MOUNT, build_experiment, resolve
+    from clipjax.profiling import parse_steps
 
+    profile_steps = parse_steps(_PROFILE_STEPS.value) if _PROFILE_STEPS.value else None
     workdir = local_path(folder, way=f"{MOUNT} as --workdir")
     resolved = resolve(config, workdir=workdir)  # a typo is found before a pod is joined
     process_log.start(workdir)
@@ -74,7 +81,12 @@ def main(argv: list[str]) -> int:
         if _EVAL.value:
             results = evaluate(experiment, _EVAL.value)
         else:
-            train(experiment, take_over=_TAKE_OVER.value, resume_step=_RESUME_STEP.value)
+            train(
+                experiment,
+                take_over=_TAKE_OVER.value,
+                resume_step=_RESUME_STEP.value,
+                profile_steps=profile_steps,
+            )
             results = read_results(experiment.workdir)
         if distributed.is_lead():
             print_results(results)

@@ -1,4 +1,4 @@
-"""benchmarks/kernel_times.py: what a trace says is summed once, under the right names."""
+"""What a trace says is summed once, under the right names."""
 
 from types import SimpleNamespace
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks.kernel_times import (
+from clipjax.profiling.kernel_times import (
     Span,
     direction,
     family,
