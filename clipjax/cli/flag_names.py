@@ -30,6 +30,7 @@ def name_flags(error: BaseException, verb: str) -> None:
 def in_flags(text: str, verb: str) -> str:
     """A message with `model='ViT-B-32'` as `--model ViT-B-32`, where the verb has such a flag."""
     flags = {flag.name for flag in FLAGS.get_key_flags_for_module(f"clipjax.cli.{verb}")}
+    flags |= {"config"} & set(FLAGS)  # of a module that several verbs share
     other = {**_OTHER, "source": "from"} if verb == "convert" else _OTHER
 
     def flag(found: re.Match[str]) -> str:
@@ -38,7 +39,7 @@ def in_flags(text: str, verb: str) -> str:
             return found[0]
         return " ".join([f"--{name}", *_words(found[2] or "True")])
 
-    return _ARGUMENT.sub(flag, _FIELD.sub("--", text) if "config" in FLAGS else text)
+    return _ARGUMENT.sub(flag, _FIELD.sub("--", text) if "config" in flags else text)
 
 
 def _words(value: str) -> list[str]:

@@ -38,7 +38,7 @@ def clip_benchmark_results(
             continue  # its tables make means themselves
         if name.kind not in TASKS:
             raise ValueError(
-                f"--format clip_benchmark has no task for {name.prefix}; it has "
+                f"the format clip_benchmark has no task for {name.prefix}; it has "
                 f"{' and '.join(TASKS)}"
             )
         found.append(
@@ -67,7 +67,7 @@ def files_of(documents: Sequence[Mapping[str, Any]], path: str) -> dict[str, str
             where = where.replace(f"{{{field}}}", spec_name(str(document[field])))
         if where in files:
             raise ValueError(
-                f"--json {path}: {len(documents)} evaluations are as many files in the format "
+                f"json={str(path)!r}: {len(documents)} evaluations are as many files in the format "
                 "clip_benchmark: write {dataset} into the name, and {task} or {language} if need be"
             )
         files[where] = json.dumps(document)

@@ -69,7 +69,7 @@ def check_classes(source: Any, where: str, *, max_bad: int, may_be_empty: bool =
         raise ValueError(
             f"{where}: {len(empty)} class folders hold no picture, e.g. {empty[0]}: among fewer "
             "names more answers are right. Fetch the pictures, or remove what is no class; "
-            "--classes present evaluates without them"
+            "classes='present' evaluates without them"
         )
     count, told = getattr(source, "repeated", None) or (0, "")
     if count > max_bad:

@@ -262,7 +262,7 @@ def read_document(workdir: Path) -> dict[str, Any]:
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"{path} does not hold results ({type(error).__name__}: {error}): move it away; "
-            "`train --eval` makes it anew"
+            "`clipjax train --eval` makes it anew"
         ) from error
     return document
 

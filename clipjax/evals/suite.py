@@ -138,7 +138,7 @@ def load_suite(name: str) -> Suite:
     path = Path(name).expanduser()
     if path.suffix != ".json" or not path.is_file():
         raise ValueError(
-            f"--suite {name}: no such suite; there are {nearest(name, list_suites())}, and your "
+            f"suite={name!r}: no such suite; there are {nearest(name, list_suites())}, and your "
             "own by the path of its file, FILE.json"
         )
     try:

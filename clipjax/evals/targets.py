@@ -66,7 +66,7 @@ def find_goals(target: Mapping[str, Any], names: Sequence[EvalName], where: str)
     """
     if not target:
         raise ValueError(
-            f"--verify: {where} has no target; give the recipe's by --config FILE, or write "
+            f"{where} has no target to verify by: give the recipe's by config=FILE, or write "
             "config.target.imagenet_top1 = 0.6332"
         )
     goals = []

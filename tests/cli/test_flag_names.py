@@ -28,7 +28,7 @@ SHOWN = {
     "train": {
         "add take_over=True": "add --take_over",
         "add config.loss.dtype=float32": "add --config.loss.dtype=float32",
-        "model='ViT-L-14'": "model='ViT-L-14'",
+        "by config=FILE, model='ViT-L-14'": "by --config FILE, model='ViT-L-14'",
     },
 }
 # Each verb in a process of its own, as a command is: two have flags of one name.
