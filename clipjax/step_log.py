@@ -16,8 +16,9 @@ import jax
 from clipjax.device_clock import DeviceClock
 from clipjax.diagnostics import CollapseAlarm
 from clipjax.experiment import Experiment
-from clipjax.metric_writers import MetricWriter, ProgressBar
+from clipjax.metric_writers import MetricWriter
 from clipjax.processes import distributed
+from clipjax.progress import ProgressBar
 
 
 class StepLog:

@@ -51,12 +51,13 @@ from clipjax.evals.running import (
 )
 from clipjax.experiment import Experiment, Program, fitting_program
 from clipjax.losses.objectives import split_variables
-from clipjax.metric_writers import MetricWriter, ProgressBar, keep_metrics
+from clipjax.metric_writers import MetricWriter, keep_metrics
 from clipjax.partitioning import global_batch
 from clipjax.processes import distributed, exit_record, peers
 from clipjax.processes.signals import StopRequestedError, guarding
 from clipjax.processes.watchdog import Closing, Watchdog
 from clipjax.profiling import StepProfile
+from clipjax.progress import ProgressBar
 from clipjax.report.writing import REPORT, collect_answers, write_report
 from clipjax.skipped_steps import SKIPPED_FILE, SkippedSteps
 from clipjax.step_log import StepLog

@@ -33,6 +33,7 @@ LAYERS = (
         "prefetching",
         "printable",
         "processes",
+        "progress",
         "ranges",
         "redaction",
         "skipped_steps",
@@ -94,6 +95,7 @@ SIBLINGS |= {
     ("trackers", "files"),
     ("trackers", "ranges"),
     ("processes", "printable"),
+    ("progress", "processes"),
 }
 
 

@@ -1,6 +1,5 @@
 """Lines that come back exactly, every step once, valid JSON whatever the value."""
 
-import io
 import json
 import shutil
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 
 from clipjax import metric_writers
-from clipjax.metric_writers import JsonLines, MetricWriter, ProgressBar, encode_line
+from clipjax.metric_writers import JsonLines, MetricWriter, encode_line
 
 
 def read(path):
@@ -119,69 +118,10 @@ def test_tensorboard_files_hold_the_scalars(tmp_path):
 
 def test_only_the_lead_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    stream = io.StringIO()
-    with (
-        MetricWriter(tmp_path / "run") as writer,
-        ProgressBar(1, batch_size=1, stream=stream) as bar,
-    ):
+    with MetricWriter(tmp_path / "run") as writer:
         writer.write(1, {"loss": 1.0})
         writer.write_evals(1, {"top1": 1.0})
-        bar.update(1)
-    assert not (tmp_path / "run").exists() and stream.getvalue() == ""
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    class Clock:
-        now = 1000.0
-
-        def monotonic(self):
-            return self.now
-
-    clock = Clock()
-    monkeypatch.setattr(metric_writers, "time", clock)
-    return clock
-
-
-def test_lines_are_few_where_there_is_no_terminal(clock):
-    stream = io.StringIO()
-    with ProgressBar(1000, batch_size=64, start_step=200, stream=stream, interval_s=30) as bar:
-        for step in range(201, 1001):
-            clock.now += 0.1
-            bar.update(step, {"loss": 1 / 3})
-    lines = stream.getvalue().splitlines()
-    assert lines[0] == "step 500/1000  640 samples/s  0:00:50 left  loss 0.3333"
-    assert lines[-1] == "step 1000/1000  640 samples/s  0:00:00 left  loss 0.3333"
-    assert len(lines) == 3
-
-
-def test_a_line_without_a_terminal_keeps_the_last_loss_and_a_rate_without_compilation(clock):
-    stream = io.StringIO()
-    with ProgressBar(1000, batch_size=64, stream=stream, interval_s=29.95) as bar:
-        clock.now += 100  # the step compiles
-        bar.stand_still(100)
-        for step in range(1, 1001):
-            clock.now += 0.1
-            bar.update(step)
-            if step % 100 == 50:
-                bar.update(step, {"loss": 1 / step})
-    lines = stream.getvalue().splitlines()
-    assert lines[0] == "step 1/1000  640 samples/s  0:01:40 left"  # 100 s passed, none is known yet
-    assert lines[1] == "step 301/1000  640 samples/s  0:01:10 left  loss 0.004 at step 250"
-    assert lines[-1] == "step 1000/1000  640 samples/s  0:00:00 left  loss 0.001053 at step 950"
-
-
-def test_a_terminal_gets_a_bar():
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    stream = Terminal()
-    with ProgressBar(10, batch_size=64, start_step=4, stream=stream) as bar:
-        for step in range(5, 11):
-            bar.update(step, {"loss": 0.5})
-    shown = stream.getvalue().split("\r")[-1]
-    assert "10/10" in shown and "samples/s, loss 0.5" in shown and "\n" in shown
+    assert not (tmp_path / "run").exists()
 
 
 def test_damaged_lines(tmp_path, caplog):

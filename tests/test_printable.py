@@ -89,7 +89,7 @@ DOORS = {
     "tqdm.write": {"cli/output.py", "cli/logs.py"},
     "html.escape": {"printable.py"},
     # The progress of training shows numbers; what ends a process from a thread writes by itself.
-    "sys.stderr": {"cli/output.py", "cli/logs.py", "cli/main.py", "metric_writers.py"}
+    "sys.stderr": {"cli/output.py", "cli/logs.py", "cli/main.py", "progress.py"}
     | {f"processes/{name}.py" for name in ("launching", "process_log", "tracebacks")},
     "sys.__stderr__": set(),
     "os.write": {"processes/process_log.py"},

@@ -18,7 +18,7 @@ from clipjax.data.loading.rows import RowMaker
 from clipjax.device_clock import DeviceClock
 from clipjax.experiment import build_experiment, build_program, resolve
 from clipjax.faults import InjectedFault
-from clipjax.metric_writers import ProgressBar
+from clipjax.progress import ProgressBar
 from clipjax.train import train
 
 ROOT = Path(__file__).parent.parent.parent
