@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from counting import HANGS_S, wait_until
+from PIL import Image
 from xla_flags import with_devices
 
 import clipjax
@@ -81,6 +82,25 @@ def test_too_many_unusable_pictures_are_an_error_that_keeps_the_work(embed_here,
     assert done.code == 1 and "1 of 23 examples are unusable ({'image_format': 1})" in done.err
     assert not is_complete(tmp_path)
     assert embed_here(tmp_path).code == 0
+
+
+def test_a_shard_of_which_nothing_can_be_used_is_an_empty_one(command, embed_here, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(9):
+        picture = Image.new("RGB", (9, 9), (9 * number, 0, 0))
+        picture.save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"number {number}")
+        if number < 8:
+            (folder / f"{number}.png").write_bytes(b"no picture")
+    flags = {"spec": f"folder:{folder}"}
+    assert embed_here(tmp_path / "index", "--max_bad_fraction=1", **flags).code == 0
+    assert len(pq.read_table(tmp_path / "index" / "00000.parquet")) == 0
+    done = command("search", f"--index={tmp_path}/index", f"--image={folder}/8.png", "--top=1")
+    assert done.code == 0 and done.out == "1.0000  8.png  number 8\n", done.err
+    (folder / "8.png").write_bytes(b"no picture")
+    done = embed_here(tmp_path / "none", "--max_bad_fraction=1", **flags)
+    assert done.code == 1 and "none of the 9 examples can be used" in done.err
 
 
 def test_a_folder_of_something_else_is_refused(index, embed_here, tmp_path):

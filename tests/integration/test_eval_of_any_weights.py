@@ -37,6 +37,12 @@ def test_weights_of_another_package_give_the_numbers_of_their_conversion(command
     assert len({document["checkpoint_sha256"] for document in found.values()}) == 3
     done = command("classify", f"--checkpoint={folder / 'hf'}", "--labels=cat, dog", "none.jpg")
     assert done.code == 1 and "none.jpg" in done.err
+    for name in ("hf", "ViT-B-32.pt"):
+        flags = (f"--checkpoint={folder / name}", "--data=synthetic:16", "--batch_size=8")
+        index = folder / f"{name}_index"
+        assert command("embed", *flags, f"--out={index}").code == 0
+        done = command("search", f"--index={index}", "--query=a red circle", "--top=2")
+        assert done.code == 0 and len(done.out.splitlines()) == 2, done.err
 
 
 def test_what_is_said_of_weights_and_is_wrong_is_told_by_the_flag(command, folder, tmp_path):

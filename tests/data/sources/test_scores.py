@@ -92,8 +92,21 @@ def test_scores_of_other_rows_are_refused(tmp_path, kind):
     spec = f"{kind}:{file}?filter={path}:top=0.34"
     assert make_source(spec)[0]["text"] == "best"
     file.write_text("\n".join([*head, *reversed(rows)]))
-    with pytest.raises(ValueError, match=r"scores of other data.*numbers of rows"):
-        make_source(spec)
+    unsaid = write(tmp_path / "u.parquet", keys_of(make_source(f"{kind}:{file}")), [1, 1, 1])
+    for rules in (f"{path}:top=0.34", f"{unsaid}:min=1,{path}:top=0.34"):
+        with pytest.raises(ValueError, match=r"scores of other data.*numbers of rows"):
+            make_source(f"{kind}:{file}?filter={rules}")
+
+
+def test_each_filter_takes_what_those_before_it_leave(tmp_path, shards, caplog):
+    source = make_source(shards)
+    first = scored(tmp_path / "first.parquet", source, np.arange(30) < 10)
+    rising = scored(tmp_path / "rising.parquet", source, np.arange(30))
+    both = make_source(f"{shards}?filter={first}:min=1,{rising}:top=0.5")
+    assert texts(both) == [5, 6, 7, 8, 9] and "other data" not in caplog.text
+    assert texts(make_source({"spec": shards, "filter": [f"{first}:min=1"]})) == list(range(10))
+    with pytest.raises(ValueError, match="keeps none"):
+        make_source(f"{shards}?filter={rising}:top=0.5,{first}:min=1")
 
 
 def test_scores_of_data_that_changed_are_a_warning_where_keys_are_names(tmp_path, shards, caplog):
