@@ -256,3 +256,21 @@ def make_picture_encoder(size: Size) -> Any:
         return found
 
     return encode
+
+
+def make_head_builder(size: Size) -> Any:
+    """Class names to a zero-shot classifier, by open_clip's own function and templates."""
+    torch, open_clip = libraries()
+    device = device_of(torch)
+    model = build(size).eval()
+    tokenizer = open_clip.get_tokenizer(OPEN_CLIP_NAMES[size.model])
+    templates = open_clip.OPENAI_IMAGENET_TEMPLATES
+
+    def make(names: list[str]) -> Any:
+        with torch.inference_mode():
+            found = open_clip.build_zero_shot_classifier(
+                model, tokenizer, list(names), templates, device=device
+            )
+        return found.cpu().numpy()
+
+    return make

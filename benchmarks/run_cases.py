@@ -19,8 +19,8 @@ class Case(NamedTuple):
 
     Attributes:
         size: what is computed.
-        what: `step` or `embed`.
-        times: steps, or pictures, of one turn.
+        what: `step`, `embed` or `head`.
+        times: steps, pictures, or prompts of a zero-shot classifier, of one turn.
         sides: the first is ours, the others are compared with it.
         note: what differs between the sides, for whoever reads the ratio.
     """
@@ -46,6 +46,15 @@ CASES = {
     "JPEG to embedding, ViT-B/32, float32": Case(
         Size("ViT-B-32", 32, "float32"), "embed", 32, (CLIPJAX, EAGER)
     ),
+    "JPEG to embedding, RN50, float32": Case(
+        Size("RN50", 32, "float32"), "embed", 32, (CLIPJAX, EAGER)
+    ),
+    "prompt to classifier, ViT-B/32, float32": Case(
+        Size("ViT-B-32", 160, "float32"), "head", 160, (CLIPJAX, EAGER)
+    ),
+    "prompt to classifier, RN50, float32": Case(
+        Size("RN50", 160, "float32"), "head", 160, (CLIPJAX, EAGER)
+    ),
     # A stand-in that shows whether all of this runs.
     "tiny": Case(Size("ViT-B-32", 4, "float32", tiny=True), "step", 1, (CLIPJAX, EAGER)),
 }
@@ -56,6 +65,8 @@ def prepare(case: Case, side: str) -> Callable[[], Any]:
     compiled, ours = side == COMPILED, side == CLIPJAX
     if case.what == "embed":
         return prepare_embedding(case, ours=ours)
+    if case.what == "head":
+        return prepare_head(case, ours=ours)
     if ours:
         from benchmarks.ours import make_step
 
@@ -89,6 +100,24 @@ def prepare_embedding(case: Case, *, ours: bool) -> Callable[[], Any]:
 
         encode = make_picture_encoder(case.size)
     return lambda: float(np.linalg.norm(encode(files)))
+
+
+def prepare_head(case: Case, *, ours: bool) -> Callable[[], Any]:
+    """The classifier of ImageNet's first names by OpenAI's 80 templates."""
+    import numpy as np
+
+    from clipjax.data.classes.named_lists import load_class_names
+
+    names = load_class_names("imagenet")[: case.times // 80]
+    if ours:
+        from benchmarks.ours import make_model
+
+        model = make_model(case.size)
+        return lambda: float(np.linalg.norm(model.zero_shot(names, "openai_80").weights))
+    from benchmarks.peers import make_head_builder
+
+    build = make_head_builder(case.size)
+    return lambda: float(np.linalg.norm(build(names)))
 
 
 def make_answer(case: Case, side: str) -> Callable[[str], Any]:

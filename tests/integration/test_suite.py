@@ -2,7 +2,9 @@
 
 import io
 import json
+import subprocess
 import tarfile
+import time
 
 import numpy as np
 import pytest
@@ -86,6 +88,46 @@ def test_a_killed_suite_goes_on_and_counts_nothing_twice(clipjax, command, place
     assert found["suite"]["averages"]["average"]["missing"] == ["third"]
     assert "missing: third\n  ask for third" in resumed.out
     assert "mine average: " in resumed.out and "of 2 of 3 sets" in resumed.out
+
+
+def files_in(folder):
+    return {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.glob("*.json")}
+
+
+@pytest.mark.nightly
+def test_a_suite_that_is_killed_at_any_moments_loses_nothing(clipjax, place, tmp_path):
+    """SIGKILL at five moments of the time that the whole takes, mostly while it evaluates."""
+    names = [f"set{n}" for n in range(6)]
+    for seed, name in enumerate(names):
+        write_set(tmp_path / "data" / f"wds_{name}", seed)
+    suite = tmp_path / "six.json"
+    suite.write_text(json.dumps({"sets": [{"name": name} for name in names]}))
+    kept, tables = tmp_path / "kept", [tmp_path / name for name in ("whole.json", "resumed.json")]
+
+    def run(results, table, **options):
+        asked = (f"--suite={suite}", f"--data_root={tmp_path / 'data'}", f"--json={table}")
+        return clipjax(*flags(place, results, *asked), **options)
+
+    begin = time.monotonic()
+    run(tmp_path / "other", tables[0])
+    whole = time.monotonic() - begin
+    random, seen, killed = np.random.default_rng(), {}, 0
+    for _ in range(5):
+        moment = whole * random.uniform(0.5, 1.0)
+        try:  # what takes longer is killed
+            run(kept, tables[1], timeout=moment, check=None)
+        except subprocess.TimeoutExpired:
+            killed += 1
+        now = files_in(kept) if kept.exists() else {}
+        assert now.items() >= seen.items()  # nothing is lost, and nothing made again
+        seen = now
+    done = run(kept, tables[1])
+    assert done.stderr.count("as it was evaluated before") == len(seen)
+    assert files_in(kept).items() >= seen.items() and len({*kept.iterdir()}) == len(names)
+    assert killed and seen
+    documents = [json.loads(table.read_text()) for table in tables]
+    assert documents[0] == documents[1]
+    assert len(documents[0]["suite"]["sets"]) == len(names)
 
 
 @pytest.mark.slow
