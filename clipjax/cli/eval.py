@@ -110,6 +110,7 @@ def main(argv: list[str]) -> int:
     compile_cache.use(cache_dir() / "compiled")
     check_output(_JSON.value, "--json")
     check_output(_PAGE.value, "--page")
+    check_output(_PICTURES.value and f"{_PICTURES.value}/a.svg", "--pictures")
     results, failed = _evaluate(checkpoint, asked, target)
     verified = results.get("verified", [])
     code = int(any(not verdict["is_met"] for verdict in verified))

@@ -184,7 +184,18 @@ def list_metrics(evals: Iterable[ScheduledEval]) -> tuple[dict[str, int], list[s
         else:
             metrics = dict.fromkeys(names, scheduled.every_steps)
             results.append(EvalResult(name=scheduled.name, metrics=metrics))
-    return {k: math.ceil(v) for k, v in flat_metrics(with_means(results)).items()}, unknown
+    every = {r.name: next(iter(r.metrics.values()), 0) for r in results}
+    found: dict[str, int] = {}
+    for result in with_means(results):
+        of = [
+            int(steps)
+            for name, steps in every.items()
+            if (name.kind, name.dataset) == (result.name.kind, result.name.dataset)
+        ]
+        # A mean is there where all of its languages are due.
+        steps = math.lcm(*of) if result.name.is_mean else every[result.name]
+        found |= {f"{result.name.prefix}/{metric}": int(steps) for metric in result.metrics}
+    return found, unknown
 
 
 def model_facts(

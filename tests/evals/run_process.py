@@ -13,6 +13,7 @@ if __name__ == "__main__":
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(process), initialization_timeout=600)
 
     import every_kind
+    import test_budget
     import test_retrieval
     import test_zero_shot
     import test_zero_shot_tables
@@ -43,6 +44,7 @@ if __name__ == "__main__":
     found = find_pictures(retrieval, test_retrieval.related_params(), num_queries=7)
     metrics["found"] = [[f.caption, f.rank, [p.key for p in f.pictures]] for f in found]
     metrics["predictions"] = [[p.key, p.names, p.scores] for p in predictions]
+    metrics["budget"] = test_budget.of_one_clock(slow=process == "1")
     metrics["kinds"] = every_kind.figures(mesh, Path(folder))
     source = test_zero_shot.make_source(23)[0]
     source.examples[22]["image"] = b"not an image"

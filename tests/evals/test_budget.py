@@ -1,9 +1,11 @@
 """How long evaluations at intervals may take of a run's time."""
 
+import dataclasses
+
 from clipjax.data.sources import make_source
 from clipjax.evals.budget import EvalBudget
 from clipjax.evals.naming import name_evals
-from clipjax.evals.running import ScheduledEval, flat_metrics, run_evals
+from clipjax.evals.running import EvalResult, ScheduledEval, flat_metrics, list_metrics, run_evals
 
 
 class Took:
@@ -49,6 +51,20 @@ def ran(monkeypatch, evals, clock, fraction, *, rounds=40, between=10.0):
     return found, spent / clock.now
 
 
+def of_one_clock(*, slow):
+    """What a process chooses by its own clock; run by test_processes.py."""
+    clock = Clock()
+    evals = scheduled(clock, 1.0, "a", "b")
+    budget = EvalBudget(evals, 0.2, clock)
+    found = []
+    for number in range(8):
+        clock.now += 3.0 if slow else 10.0
+        due = budget.choose(number, evals)
+        budget.took(EvalResult(name=e.name, metrics={}, seconds=2.0) for e in due)
+        found.append([e.key for e in due])
+    return found
+
+
 def test_evaluations_stay_within_their_share_of_the_time(monkeypatch):
     clock = Clock()
     evals = scheduled(clock, 4.0, "a") + scheduled(clock, 0.1, "b")
@@ -71,6 +87,25 @@ def test_a_dataset_has_all_of_its_languages_or_none_and_so_its_mean(monkeypatch)
     assert flat_metrics(run_evals(evals, None, of=evals))[means] == 1.0
     # Two of the three, as where they are due at other steps: the mean would be another number.
     assert means not in flat_metrics(run_evals(evals[:2], None, of=evals))
+
+
+def test_what_is_measured_how_often_is_known_before():
+    clock = Clock()
+    evals = scheduled(clock, 1.0, "names?language=de", every_steps=4)
+    evals += scheduled(clock, 1.0, "names?language=fr", every_steps=6)
+    evals += scheduled(clock, 1.0, "other?language=de", "other?language=fr", every_steps=0)
+    for each in evals:
+        each.eval.metric_names = ("top1",)
+    evals[-1] = dataclasses.replace(evals[-1], every_steps=5)
+    every, unknown = list_metrics(evals)
+    assert unknown == [] and every == {
+        "zero_shot/names_language_de/top1": 4,
+        "zero_shot/names_language_fr/top1": 6,
+        "zero_shot/names_language_mean/top1": 12,  # where both are due
+        "zero_shot/other_language_de/top1": 0,
+        "zero_shot/other_language_fr/top1": 5,
+        "zero_shot/other_language_mean/top1": 0,  # at the end alone
+    }
 
 
 def test_a_number_over_a_part_says_so(cache):

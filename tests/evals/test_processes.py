@@ -9,6 +9,7 @@ from pathlib import Path
 import every_kind
 import jax
 import pytest
+import test_budget
 import test_retrieval
 import test_zero_shot
 import test_zero_shot_tables
@@ -51,6 +52,10 @@ def test_two_processes_agree_with_one(tmp_path, cache):
     assert sum("picture 22" in error for error in errors) == 1
     assert found[0] == found[1]
     assert "retrieval: picture 22 has the captions" in found[0].pop("refused")
+
+    # By the clock of the lead, whatever the other's says: else one would wait for the other.
+    assert found[0].pop("budget") == test_budget.of_one_clock(slow=False)
+    assert test_budget.of_one_clock(slow=True) != test_budget.of_one_clock(slow=False)
 
     mesh = test_zero_shot.mesh_of(1)
     check_every_kind(found[0].pop("kinds"), mesh, tmp_path)
