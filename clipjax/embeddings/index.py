@@ -1,6 +1,7 @@
 """A folder of embeddings, opened: what `clipjax embed` wrote, checked against its `index.json`."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import numpy as np
 from clipjax.data.source import DataSource
 from clipjax.data.sources import make_source
 from clipjax.data.storage.files import local_path
-from clipjax.embeddings.shards import read_columns, read_embeddings
+from clipjax.embeddings.shards import DTYPES, FORMS, read_columns, read_embeddings
 from clipjax.strict_json import read_json
 
 FORMAT = "clipjax.embeddings/1"
@@ -81,21 +82,23 @@ class Index:
     def blocks(self, rows: int, *, start: int = 0) -> Iterator[Block]:
         """Gives the embeddings from `start` on in order, so many rows at a time, padded."""
         dtype = self.about["stored"]["dtype"]
-        block, filled, first = aligned((rows, self.embed_dim), dtype), 0, start
+        block: np.ndarray | None = None
+        filled, first = 0, start
         for shard, end in zip(self.about["shards"], self._ends.tolist(), strict=True):
             if end <= start:
                 continue
             embeds = self._embeddings(shard)
             embeds = embeds[max(0, start - (end - len(embeds))) :]
             while len(embeds):
+                if block is None:  # a device may still read the one before
+                    block = aligned((rows, self.embed_dim), dtype)
                 taken = min(len(embeds), rows - filled)
                 block[filled : filled + taken] = embeds[:taken]
                 embeds, filled = embeds[taken:], filled + taken
                 if filled == rows:
                     yield Block(first, filled, block)
-                    # A device may still read the old one.
-                    block, filled, first = aligned(block.shape, dtype), 0, first + rows
-        if filled:
+                    block, filled, first = None, 0, first + rows
+        if block is not None:
             yield Block(first, filled, block)
 
     def embeddings(self, places: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -191,14 +194,18 @@ def read_index(path: Path) -> dict[str, Any]:
         for field, kind in fields.items():
             if not isinstance(part, dict) or type(part.get(field)) is not kind:
                 raise ValueError(f"{path} is damaged, its {name}.{field} is missing: {remedy}")
+    stored = found["stored"]
+    if stored["form"] not in FORMS or stored["dtype"] not in DTYPES:
+        raise ValueError(f"{path} is damaged, its stored is {stored!r:.80}: {remedy}")
     shards = found.get("shards", [])
     if found.get("complete") and not (isinstance(shards, list) and shards):
         raise ValueError(f"{path} is damaged, it names no shards: {remedy}")
     for shard in shards:
         good = isinstance(shard, dict) and isinstance(shard.get("bytes"), dict)
         # A name of anything else could lead out of the folder.
-        good = good and str(shard.get("name", "")).isdigit() and type(shard.get("pictures")) is int
-        if not good or not {*shard["bytes"]} <= {".parquet", ".npy"} or shard["pictures"] < 0:
+        good = good and re.fullmatch("[0-9]+", str(shard.get("name"))) is not None
+        good = good and type(shard.get("pictures")) is int and shard["pictures"] >= 0
+        if not good or not {*shard["bytes"]} <= {".parquet", ".npy"}:
             raise ValueError(f"{path} is damaged, a shard of it is {shard!r:.80}: {remedy}")
     return found
 

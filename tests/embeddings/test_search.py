@@ -142,6 +142,39 @@ def change_in_the_middle(path):
     path.write_bytes(data)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": "other/1"},
+        {"model": {}},
+        {"data": None},
+        {"shards": []},
+        {"shards": "many"},
+        {"shards": [{"name": "../00000", "pictures": 7, "bytes": {}}]},
+        {"shards": [{"name": "00000", "pictures": -7, "bytes": {}}]},
+        {"shards": [{"name": "00000", "pictures": 7, "bytes": {"/../x": 1}}]},
+        {"shards": [{"name": "00000", "pictures": 7, "bytes": {".parquet": "x"}}]},
+        {"shards": [{"name": "00000", "pictures": 10**12, "bytes": {}}]},
+        {"stored": {"form": "pickle", "dtype": "float32", "shard_size": 8}},
+        {"stored": {"form": "npy", "dtype": "float32", "shard_size": 8}},
+        {"stored": {"form": "parquet", "dtype": "object", "shard_size": 8}},
+        {"stored": {"form": "parquet", "dtype": "float16", "shard_size": 8}},
+    ],
+    ids=str,
+)
+def test_an_index_that_says_anything_else_is_refused(index, tmp_path, change):
+    copy = tmp_path / "index"
+    shutil.copytree(index, copy)
+    about = json.loads((copy / "index.json").read_text())
+    (copy / "index.json").write_text(json.dumps({**about, **change}))
+    with pytest.raises(ValueError, match=r"index\.json|00000"):
+        list(Index.open(copy).blocks(8))
+    width = {"model": {**about["model"], "embed_dim": 10**9}}
+    (copy / "index.json").write_text(json.dumps({**about, **width}))
+    with pytest.raises(ValueError, match=r"expected float32\[7, 1000000000\]"):
+        list(Index.open(copy).blocks(1 << 20))
+
+
 def test_a_page_needs_the_pictures_that_were_embedded(find, tmp_path):
     done = find("--query=a cat", "--top=1", f"--html={tmp_path}/p.html", "--data=synthetic:20")
     assert done.code == 1 and "is not the data that was embedded" in done.err
