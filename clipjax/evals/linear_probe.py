@@ -28,6 +28,7 @@ class _Fitting:
         self._probe, self._num_classes = probe, num_classes
         self._rows = on_devices(probe.mesh, learn.embeds, learn.labels)
         self._fits: dict[float, logistic.Weights] = {}
+        self.tried: dict[float, float] = {}  # strength -> accuracy on the validation images
         self._zeros = logistic.zeros(learn.embeds.shape[1], num_classes, probe.mesh)
 
     def fit(self, strength: float) -> logistic.Weights:
@@ -56,7 +57,8 @@ class _Fitting:
 
         def accuracy(strength: float) -> float:
             top = self.top(self.fit(strength), validation)
-            return float((top[:, 0] == validation.labels).mean())
+            self.tried[strength] = float((top[:, 0] == validation.labels).mean())
+            return self.tried[strength]
 
         return logistic.sweep(accuracy)
 
@@ -143,15 +145,20 @@ class LinearProbe(Probe):
             FloatingPointError: embeddings, or a loss, that are not finite.
         """
         learn, asked = self._both(params)
-        strength = self.strength
+        strength, tried = self.strength, dict[float, float]()
         if strength is None:
             part, held = self._split(params, learn)
-            strength = _Fitting(self, part, len(self._names)).sweep(held)
+            choosing = _Fitting(self, part, len(self._names))
+            strength, tried = choosing.sweep(held), choosing.tried
             if self._validation is not None:
                 learn = Features(*(np.concatenate(p) for p in zip(part, held, strict=True)))
         fitting = _Fitting(self, learn, len(self._names))
         top = fitting.top(fitting.fit(strength), asked)
-        return {**self._metrics(top, learn, asked), "strength": float(strength)}
+        metrics = {**self._metrics(top, learn, asked), "strength": float(strength)}
+        if tried:
+            sweep = [{"strength": float(s), "accuracy": a} for s, a in sorted(tried.items())]
+            self._tables["sweep"] = sweep
+        return metrics
 
     def _split(self, params: PyTree, learn: Features) -> tuple[Features, Features]:
         """Gives the images to learn from and those to choose lambda by."""

@@ -12,6 +12,7 @@ from clipjax.data.classes.numbers import LabelError
 from clipjax.data.source import Example
 from clipjax.data.sources import make_source
 from clipjax.encoding.batches import RowLayout, put_on_mesh
+from clipjax.evals.class_tables import tables_of
 from clipjax.evals.evaluation import Evaluation, check_classes
 from clipjax.evals.feature_cache import cache_path, read_features, write_features
 from clipjax.evals.features import Features, embed_images
@@ -52,6 +53,7 @@ class Probe(Evaluation):
             check_classes(source, what, max_bad=self.max_bad, may_be_empty=True)
         self._names = tuple(self._train_source.class_names or ())
         self._of_source = self._match(self.source, "the set to evaluate on")
+        self._tables: dict[str, Any] = {}
 
     def _open(self, field: str, spec: Any) -> Any:
         source = make_source(spec, path=f"{self.name}: {field}")
@@ -88,6 +90,10 @@ class Probe(Evaluation):
             "num_classes": len(self._names),
             **self._settings(),
         }
+
+    def tables(self) -> dict[str, Any]:
+        """What the last `run` found besides its metrics, as plain JSON."""
+        return self._tables
 
     def _settings(self) -> dict[str, Any]:
         raise NotImplementedError  # each probe has its own
@@ -143,6 +149,7 @@ class Probe(Evaluation):
 
     def _metrics(self, top: np.ndarray, learn: Features, asked: Features) -> dict[str, float]:
         """Scores answers `[images, up to TOP]`, class indices, the best first, -1 for none."""
+        self._tables = tables_of(self._names, asked.labels, top[:, 0])
         hits = top == asked.labels[:, None]
         first = hits[:, 0]
         recalls = [first[asked.labels == label].mean() for label in np.unique(asked.labels)]

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from clipjax.evals.class_tables import MAX_CONFUSION, confusion_table, per_class_table
 from clipjax.metrics import (
     average_precision,
     count_per_class,
@@ -21,7 +22,6 @@ from clipjax.partitioning import replicated
 
 NUM_NAMED = 3  # names that a Prediction lists
 _NUM_BINS = 15  # of the reliability curve, arXiv:1706.04599
-_MAX_CONFUSION = 2000  # classes: the matrix is held once a device
 
 Counts = dict[str, jax.Array]
 
@@ -39,7 +39,7 @@ def empty_counts(num_classes: int, *, several: bool, has_scale: bool) -> dict[st
     if not several:
         names = ("hits_per_class", "examples_per_class", "predicted_per_class")
         shapes |= dict.fromkeys(names, (num_classes,))
-        if num_classes <= _MAX_CONFUSION:
+        if num_classes <= MAX_CONFUSION:  # held once a device
             shapes["confusion"] = (num_classes * num_classes,)
     zeros = {name: np.zeros(shape, np.int32) for name, shape in shapes.items()}
     return zeros | ({"bins": np.zeros((3, _NUM_BINS), np.float32)} if has_scale else {})
@@ -125,19 +125,10 @@ def metrics_of(counts: Counts, names: Sequence[str]) -> tuple[dict[str, float], 
         )
         occur = of_class > 0
         found["macro_f1"] = float(np.mean((2 * hits / np.maximum(of_class + predicted, 1))[occur]))
-        tables["per_class"] = [
-            {
-                "name": name,
-                "examples": int(n),
-                "predicted": int(p),
-                "hits": int(h),
-                "recall": float(h / n) if n else None,
-                "precision": float(h / p) if p else None,
-            }
-            for name, h, n, p in zip(names, hits, of_class, predicted, strict=True)
-        ]
+        tables["per_class"] = per_class_table(names, of_class, predicted, hits)
     if "confusion" in host:
-        tables["confusion"] = _sparse(host["confusion"].reshape(len(names), len(names)))
+        matrix = host["confusion"].reshape(len(names), len(names))
+        tables["confusion"] = confusion_table(matrix)
     if "bins" in host:
         found["ece"] = float(np.abs(host["bins"][2] - host["bins"][1]).sum() / examples)
         tables["reliability"] = _curve(host["bins"])
@@ -165,13 +156,6 @@ def mean_ap(
         for name, ap, n in zip(names, found, counts, strict=True)
     ]
     return float(np.nanmean(found)), table
-
-
-def _sparse(matrix: np.ndarray) -> dict[str, dict[str, int]]:
-    rows = {}
-    for row in np.flatnonzero(matrix.any(axis=1)).tolist():
-        rows[str(row)] = {str(c): int(matrix[row, c]) for c in np.flatnonzero(matrix[row])}
-    return rows
 
 
 def _curve(bins: np.ndarray) -> list[Mapping[str, float]]:

@@ -70,6 +70,9 @@ def figures_of(result: EvalResult) -> Iterator[tuple[str, str]]:
         matrix = tables.get("confusion") or {}
         drawn["confusion"] = confusion(matrix, [each["name"] for each in per_class])
         drawn["confused"] = _confused(matrix, per_class)
+    if tables.get("sweep"):
+        rows = [Bar(f"{each['strength']:.3g}", each["accuracy"]) for each in tables["sweep"]]
+        drawn["sweep"] = bars("Accuracy on validation by lambda", rows)
     if tables.get("reliability"):
         drawn["reliability"] = reliability(tables["reliability"], metrics.get("ece"))
     for column, groups in (tables.get("groups") or {}).items():

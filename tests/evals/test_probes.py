@@ -100,7 +100,12 @@ def test_a_linear_probe_learns_what_was_held_out_too(sets):
     scores = unit(params["image"][test.rows]) @ matrix + bias
     assert given["top1"] == pytest.approx((scores.argmax(axis=1) == test.all_labels).mean())
     assert given["top1"] > 0.5 and given["strength"] == 0.1
-    chosen = evaluation(LinearProbe, test, mesh, train="train", validation="held").run(params)
+    probe = evaluation(LinearProbe, test, mesh, train="train", validation="held")
+    chosen, tables = probe.run(params), probe.tables()
+    tried = {each["strength"]: each["accuracy"] for each in tables["sweep"]}
+    assert tried[chosen["strength"]] == max(tried.values()) and len(tried) >= 7
+    hits = sum(each["hits"] for each in tables["per_class"])
+    assert hits / chosen["num_examples"] == pytest.approx(chosen["top1"])
     assert chosen["num_train"] == 150 + 35
     steps = 8 * (np.log10(chosen["strength"]) + 6)
     assert steps == pytest.approx(round(steps))

@@ -44,7 +44,11 @@ ALL = [
         {f"{s}_retrieval_recall@{k}": k / 20 for s in ("text", "image") for k in (1, 5)},
     ),
     result("few_shot", {"top1_2_shot": 0.5, "top1_16_shot": 0.75, "top1_16_shot_deviation": 0.05}),
-    result("linear_probe", {"top1": 0.5, "top5": 0.75, "strength": 0.001}),
+    result(
+        "linear_probe",
+        {"top1": 0.5, "top5": 0.75, "strength": 0.001},
+        {"sweep": [{"strength": 0.001, "accuracy": 0.625}]},
+    ),
     result("winogavil", {"jaccard": 0.4, "num_groups": 3.0}),
     result(
         "bias",
@@ -82,7 +86,8 @@ def test_the_page_of_results_is_whole_and_its_pictures_are_files(monkeypatch):
             "retrieval_folder_x_retrieval",
             "few_shot_folder_x_few_shot",
         ),
-        *("linear_probe_folder_x_scores", "winogavil_folder_x_scores"),
+        *("linear_probe_folder_x_scores", "linear_probe_folder_x_sweep"),
+        "winogavil_folder_x_scores",
         *("bias_folder_x_bias", "bias_folder_x_flips"),
     }
     for text in found.values():
