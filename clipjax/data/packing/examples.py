@@ -103,14 +103,25 @@ def members_of(
     """Gives names and contents of the files that hold an example in a tar shard.
 
     An example that has a label and no text has no `.txt` and no `.json`: they would be read in
-    place of the label.
+    place of the label. Groups are fields of `.json`.
 
     Raises:
         SampleError: `text_empty` if it has neither, `too_large` if a shard cannot hold it.
+        ValueError: if a group has the name of another field, or there is no `.json` to hold it.
     """
     text, members = example["text"], {extension: image}
+    groups = dict(example.get("groups") or {})
+    if taken := {"key", "caption", "captions", "label"} & groups.keys():
+        raise ValueError(
+            f"a shard's .json has a {min(taken)!r} of its own: rename that group_field"
+        )
+    if groups and not any(flatten(text)):
+        raise ValueError(
+            f"{example['key']} has groups and no text, which a shard does not hold together: give "
+            "the source its ?class_names="
+        )
     if any(flatten(text)):
-        about: dict[str, Any] = {"key": example["key"]}
+        about: dict[str, Any] = {**groups, "key": example["key"]}
         if not isinstance(text, str):
             about["captions"] = text if isinstance(text, dict) else list(text)
         if "label" in example:
@@ -138,9 +149,14 @@ def record_of(example: Example, image: bytes) -> bytes:
 
     Raises:
         SampleError: `text_empty` if it has neither text nor label.
-        ValueError: if records cannot hold it: captions by language, or a label without text.
+        ValueError: if records cannot hold it: captions by language, a label without text, groups.
     """
     text = example["text"]
+    if example.get("groups"):
+        raise ValueError(
+            "packed records hold no groups: pack it by `clipjax data pack --format tar`, or leave "
+            "group_field out of its SPEC"
+        )
     if isinstance(text, dict):
         raise ValueError(
             "packed records hold no languages: pack it by `clipjax data pack --format tar`, "

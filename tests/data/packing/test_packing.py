@@ -200,6 +200,29 @@ def test_languages_and_labels_travel(tmp_path):
         run(Emoji(), tmp_path / "records", format="arrayrecord")
 
 
+def test_groups_travel_in_tars(tmp_path):
+    class Grouped(Pairs):
+        class_names, group_names, field = ("cat", "dog"), ("region",), "region"
+
+        def __getitem__(self, index):
+            example = {**super().__getitem__(index), "label": index % 2}
+            return {**example, "groups": {self.field: ("Asia", "Africa")[index % 2]}}
+
+    source = Grouped()
+    run(source, tmp_path / "out")
+    packed = make_source(f"tar:{tmp_path}/out/*.tar?group_field=region")
+    assert [packed[i]["groups"] for i in range(10)] == [source[i]["groups"] for i in range(10)]
+    assert packed[1]["text"] == "text 1" and packed[1]["label"] == 1
+    with pytest.raises(ValueError, match="hold no groups: pack it by"):
+        run(source, tmp_path / "records", format="arrayrecord")
+    source.field = "label"
+    with pytest.raises(ValueError, match="has a 'label' of its own: rename that group_field"):
+        run(source, tmp_path / "taken")
+    Grouped.field, Grouped.__getitem__ = "region", lambda self, index: {**packed[index], "text": ""}
+    with pytest.raises(ValueError, match="groups and no text"):
+        run(Grouped(), tmp_path / "wordless")
+
+
 def classes(path):
     """A shard of labels without words, with one picture that cannot be used."""
     members = [(f"{i}.png", png(i)) for i in range(4)]
