@@ -214,8 +214,9 @@ class _Kitchen:
         known, _ = list_metrics(self._evals)
         self.metric = metric or f"{self._evals[0].name.prefix}/top1"
         if self.metric not in known:
-            asked = f"--metric {metric}" if metric else "--metric is not given, and the first has"
-            raise ValueError(f"{asked} no such metric; there are {', '.join(known)}")
+            raise ValueError(
+                f"--metric {self.metric}: the evaluations measure {', '.join(known)}; name one"
+            )
 
     def metrics_of(self, shares: Mapping[str, float], **about: Any) -> Mapping[str, float]:
         """All metrics of a mixture."""
