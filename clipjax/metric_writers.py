@@ -116,7 +116,7 @@ class JsonLines:
         if not self.path.exists() or (self._has_links and links == 0):
             raise FileNotFoundError(
                 f"{self.path} was deleted or replaced while the run wrote to it: what it has "
-                "written is lost. Put the workdir back, or start again with another --workdir"
+                "written is lost. Put the workdir back, or start again with another workdir"
             )
 
     def sync(self) -> None:

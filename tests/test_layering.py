@@ -361,6 +361,7 @@ def test_a_message_that_knows_the_config_is_seen():
 # A message names the argument, and `cli/flag_names.py` the flag that gives it. Above these layers
 # are the bodies of the verbs.
 WITHOUT_FLAGS = (*WITHOUT_CONFIG, "checkpoint", "data", "encoding", "evals", "inference", "metrics")
+WITHOUT_FLAGS += ("averages", "diagnostics", "files", "metric_writers", "spike_guard", "trackers")
 FLAGS_OF_OTHERS = {("interop/hub.py", "--revision"): "part of a command of the Hub's"}
 
 

@@ -111,7 +111,7 @@ def test_an_optimizer():
     np.testing.assert_allclose([first["kernel"][0, 0], second["kernel"][0, 0]], [-1, -1.5])
     with pytest.raises(ValueError, match=r"^name = 'my_lab:momentum'.*plugins="):
         make_optimizer(params, name="my_lab:momentum", **how)
-    with pytest.raises(ValueError, match=r"^name = 'adam'.*adamw, lion"):
+    with pytest.raises(ValueError, match=r"^name = 'adam'.*adamw, .*lion"):
         make_optimizer(params, name="adam", **how)
 
 
