@@ -9,7 +9,7 @@ from clipjax.evals.running import EvalResult
 from clipjax.printable import html_text as escape
 from clipjax.printable import html_words
 from clipjax.report.figures import Bar, bars, confusion, reliability, share_bars
-from clipjax.report.page import Names, column_title, dataset_title, percent, scrolling
+from clipjax.report.page import Names, column_title, dataset_title, has_mean, percent, scrolling
 
 _ENDS = 12  # classes, or groups, that a picture shows of either end
 _CONFUSED = 10  # pairs of classes
@@ -40,11 +40,12 @@ def found_section(result: EvalResult, names: Names) -> str:
         return ""
     if not figures:
         return ""
-    title = dataset_title(result.name.prefix, names)
-    return (
-        f"<h2>{escape(result.name.kind.replace('_', ' '))}: {escape(title)}</h2>"
-        f'<div class="charts found">{"".join(figures.values())}</div>{folded}'
-    )
+    kind = result.name.kind.replace("_", " ")
+    title = escape(f"{kind}: {dataset_title(result.name.prefix, names)}")
+    body = f'<div class="charts found">{"".join(figures.values())}</div>{folded}'
+    if has_mean(result.name.prefix, names):  # one language of many
+        return f'<details class="card"><summary>{title}</summary>{body}</details>'
+    return f"<h2>{title}</h2>{body}"
 
 
 def figures_of(result: EvalResult) -> Iterator[tuple[str, str]]:
@@ -65,7 +66,7 @@ def figures_of(result: EvalResult) -> Iterator[tuple[str, str]]:
     per_class = tables.get("per_class") or []
     if per_class and "average_precision" in per_class[0]:
         drawn["per_class"] = _precisions(per_class)
-    elif per_class:
+    elif max((each["examples"] for each in per_class), default=0) > 1:
         drawn["per_class"] = _recall_by_class(per_class)
         matrix = tables.get("confusion") or {}
         drawn["confusion"] = confusion(matrix, [each["name"] for each in per_class])

@@ -67,7 +67,7 @@ def tiles(results: Mapping[str, float], names: Names) -> str:
     found = []
     grouped = _by_eval(results)
     for prefix, metrics in grouped.items():
-        if _has_mean(prefix, names):
+        if has_mean(prefix, names):
             continue
         for name in ("top1", "top5", "image_retrieval_recall@1", "text_retrieval_recall@1"):
             if name not in metrics:
@@ -108,7 +108,7 @@ def _accuracies(evals: Mapping[str, Points], names: Names) -> dict[str, dict[str
     kinds: dict[str, dict[str, Points]] = defaultdict(dict)
     for name, points in evals.items():
         prefix, _, metric = name.rpartition("/")
-        if prefix and any(part in metric for part in _ACCURACIES) and not _has_mean(prefix, names):
+        if prefix and any(part in metric for part in _ACCURACIES) and not has_mean(prefix, names):
             kinds[_kind(prefix)][f"{dataset_title(prefix, names)} {column_title(metric)}"] = points
     found = {}
     for kind, lines in kinds.items():
@@ -210,7 +210,7 @@ def _by_eval(results: Mapping[str, float]) -> dict[str, dict[str, float]]:
     }
 
 
-def _has_mean(prefix: str, names: Names) -> bool:
+def has_mean(prefix: str, names: Names) -> bool:
     """Whether this is one language of a dataset whose mean over the languages is there too."""
     name = names.get(prefix)
     return (

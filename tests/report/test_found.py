@@ -8,7 +8,7 @@ import pytest
 from report_page import HOSTILE, Page
 
 from clipjax.evals.naming import name_evals
-from clipjax.evals.running import EvalResult, results_document
+from clipjax.evals.running import EvalResult, results_document, with_means
 from clipjax.report import figures
 from clipjax.report.figures import Bar, bars, confusion, reliability
 from clipjax.report.found import found_section
@@ -159,3 +159,20 @@ def test_the_report_of_a_run_shows_them_and_keeps_them_out_of_its_facts(tmp_path
     text = write_report(tmp_path).read_text(encoding="utf-8")
     page = Page(text)
     assert "Accuracy by confidence" in page.text and "per_class" not in page.text
+
+
+def test_languages_that_have_a_mean_are_folded_and_single_pictures_have_no_bars():
+    specs = [("zero_shot", f"folder:x?language={language}") for language in ("de", "fr")]
+    tables = {"per_class": [{**CLASSES[0], "examples": 1}], "reliability": CURVE}
+    found = [
+        EvalResult(name=n, metrics={"top1": 0.5}, about={"tables": tables})
+        for n in name_evals(specs)
+    ]
+    text = results_page(results_document(7, with_means(found), {}), "x")
+    assert (
+        len(re.findall('<details class="card"><summary>zero shot: folder_x, (de|fr)<', text)) == 2
+    )
+    assert "<h2>zero shot" not in text and "Recall by class" not in Page(text).text
+    assert "<h2>zero shot: folder_x, de</h2>" in results_page(
+        results_document(7, found[:1], {}), "x"
+    )
