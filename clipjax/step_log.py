@@ -16,6 +16,7 @@ import jax
 from clipjax.device_clock import DeviceClock
 from clipjax.diagnostics import CollapseAlarm
 from clipjax.experiment import Experiment
+from clipjax.goodput import Goodput
 from clipjax.metric_writers import MetricWriter
 from clipjax.processes import distributed
 from clipjax.progress import ProgressBar
@@ -29,6 +30,7 @@ class StepLog:
         writer: of the files.
         progress: for a person.
         devices: what they have left to do; its own to close.
+        goodput: where the time goes.
         start: finished steps of the state that the run starts from.
         check_owner: called before each write into the workdir.
     """
@@ -39,12 +41,14 @@ class StepLog:
         writer: MetricWriter,
         progress: ProgressBar,
         devices: DeviceClock,
+        goodput: Goodput,
         *,
         start: int,
         check_owner: Callable[[], None],
     ) -> None:
         self._experiment, self._settings = experiment, experiment.settings
         self._writer, self._progress, self._devices = writer, progress, devices
+        self._goodput = goodput
         self._check_owner = check_owner
         self._clock = time.monotonic()
         self._written_step = start
@@ -71,15 +75,23 @@ class StepLog:
         """Takes the next batch, and how long the devices wait for it."""
         begin = time.monotonic()
         _, batch = next(batches)
-        self._data_wait_s += self._devices.idle_s(begin, time.monotonic())
+        waited_s = self._devices.idle_s(begin, time.monotonic())
+        self._data_wait_s += waited_s
+        self._goodput.move("data", waited_s)
         return batch
 
     @contextmanager
-    def clock_stopped(self, state: Any) -> Iterator[None]:
-        """Takes what happens inside out of the clock of samples_per_s and of the progress line."""
-        jax.block_until_ready(state)  # the steps dispatched before belong to the clock
+    def clock_stopped(self, state: Any, cause: str) -> Iterator[None]:
+        """Takes what happens inside out of the clock of samples_per_s and of the progress line.
+
+        Args:
+            state: of the steps before, which are waited for: they belong to the clock.
+            cause: that the time is counted for.
+        """
+        jax.block_until_ready(state)
         begin = time.monotonic()
-        yield
+        with self._goodput.spending(cause):
+            yield
         self.stood_still(time.monotonic() - begin)
 
     def stood_still(self, seconds: float) -> None:
@@ -106,7 +118,9 @@ class StepLog:
         for counts in distributed.gather_at_lead(f"log/{step}", loader.counts()):
             bad.update(counts)
         metrics |= {f"bad/{reason}": n for reason, n in sorted(bad.items())}
+        metrics |= self._goodput.metrics()
         self._clock, self._written_step, self._data_wait_s = now, step, 0.0
         self._check_owner()
         self._writer.write(step, metrics)
-        self._progress.update(step, {"loss": metrics["loss"]})
+        self._goodput.save(now=False)
+        self._progress.update(step, {"loss": metrics["loss"], "goodput": metrics["goodput"]})

@@ -50,6 +50,7 @@ from clipjax.evals.running import (
     write_results,
 )
 from clipjax.experiment import Experiment, Program, fitting_program
+from clipjax.goodput import Goodput
 from clipjax.losses.objectives import split_variables
 from clipjax.metric_writers import MetricWriter, keep_metrics
 from clipjax.partitioning import global_batch
@@ -120,7 +121,8 @@ def train(
         stack.push(closing.end)
         check_owner = stack.enter_context(owned(experiment.workdir, take_over=take_over))
         exit_record.begin()
-        with Watchdog(limits.compile_s, "compiling the step"):
+        goodput = Goodput(experiment.workdir, check_owner)
+        with Watchdog(limits.compile_s, "compiling the step"), goodput.spending("compile"):
             program = fitting_program(experiment.resolved, experiment.program, experiment.workdir)
             distributed.agree({"config.remat = auto": program.execution.remat})
         experiment = dataclasses.replace(experiment, program=program)
@@ -163,7 +165,7 @@ def train(
         if manager.restored is not None and manager.restored.bad_examples:
             experiment.loader.restore_bad(manager.restored.bad_examples)
         exit_record.begin(start.step)
-        loop = Loop(experiment, manager, stack, start.step, check_owner, profile_steps)
+        loop = Loop(experiment, manager, stack, start.step, check_owner, profile_steps, goodput)
         return loop.run(start.state)
 
 
@@ -219,6 +221,7 @@ class Loop:
         start: int,
         check_owner: Callable[[], None] = lambda: None,
         profile_steps: tuple[int, int] | None = None,
+        goodput: Goodput | None = None,
     ) -> None:
         self.experiment, self.settings = experiment, experiment.settings
         self.check_owner = check_owner  # before each write into the workdir
@@ -252,11 +255,14 @@ class Loop:
         self.budget = EvalBudget(experiment.evals, self.settings.eval_time_fraction)
         self.is_best = False  # the step whose evaluation was the last one
         self.stage: int | None = None  # of the program, that the last step belongs to
+        self.goodput = goodput or Goodput(experiment.workdir)
+        self.goodput.begin(start)
         self.log = StepLog(
             experiment,
             self.writer,
             self.progress,
             self.devices,
+            self.goodput,
             start=start,
             check_owner=check_owner,
         )
@@ -282,6 +288,7 @@ class Loop:
             self.profile.before(step + 1, state)
             state, metrics = self.step(step, state, batch)
             self.log.stood_still(self.profile.after(step + 1, state))
+            self.goodput.at(step + 1)
             if step == self.start:
                 self.guard.losing(True)  # until here, starting again costs nothing but time
             self.log.flush()  # of an earlier step: the device is busy with this one
@@ -348,7 +355,7 @@ class Loop:
         try:
             limit_s = self.settings.hang_timeout_s
             phase = self.watchdog.phase(f"the evaluations of step {step}", limit_s)
-            with phase, self.log.clock_stopped(state):
+            with phase, self.log.clock_stopped(state, "evaluation"):
                 results = []
                 for which, part in by_parameters(due).items():
                     variables, every = eval_variables(state, which), self.experiment.evals
@@ -391,9 +398,12 @@ class Loop:
     def save_now(self, step: int, state: TrainState, *, block: bool) -> None:
         """Saves state_step."""
         self.log.flush()  # a run that goes on from here does not write this step's metrics again
-        self.writer.sync()
-        bad = distributed.gather_at_lead(f"save/{step}", self.experiment.loader.bad_state())
-        self.manager.save(step, state, bad_examples=add_states(bad), block=block)
+        jax.block_until_ready(state)  # as the copy of it does: till then, steps take the time
+        with self.goodput.spending("checkpoint"):
+            self.writer.sync()
+            bad = distributed.gather_at_lead(f"save/{step}", self.experiment.loader.bad_state())
+            self.manager.save(step, state, bad_examples=add_states(bad), block=block)
+        self.goodput.save()
 
     def next_batch(self, batches: Iterator[Any]) -> Any:
         """Takes the next batch."""
@@ -408,7 +418,7 @@ class Loop:
                 _announce_stage(program, index, step)
                 limit_s = self.settings.start_timeouts.compile_s
                 stack.enter_context(self.watchdog.phase("compiling the step", limit_s))
-                stack.enter_context(self.log.clock_stopped(state))
+                stack.enter_context(self.log.clock_stopped(state, "compile"))
                 faults.point("compile", step)
                 self.stage = index
                 if self.settings.diagnostics:  # compiles it, in the time that this may take
@@ -459,7 +469,9 @@ class Loop:
             return
         faults.point("report")
         own = [each for each in self.experiment.evals if each.which is None]
-        answers = collect_answers(own, eval_variables(state))
+        with self.goodput.spending("evaluation"):
+            answers = collect_answers(own, eval_variables(state))
+        self.goodput.save()
         if distributed.is_lead():
             self.check_owner()
             self.writer.close()  # the curves are read from its files

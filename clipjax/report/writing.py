@@ -15,6 +15,7 @@ import numpy as np
 from absl import logging
 
 import clipjax
+from clipjax import goodput
 from clipjax.checkpoint import Manifest, choose_step
 from clipjax.evals.budget import LEFT_OUT
 from clipjax.evals.retrieval import Retrieval
@@ -120,7 +121,7 @@ def write_report(workdir: str | os.PathLike[str], answers: Answers | None = None
             report_page.details(
                 num_parameters,
                 manifest.config if manifest else {},
-                _facts(manifest, document) | _left_out(evals),
+                _facts(manifest, document) | _left_out(evals) | _time(workdir),
             ),
         ],
         footer=_FOOTER,
@@ -228,6 +229,11 @@ def _left_out(evals: Mapping[str, Points]) -> dict[str, str]:
     """What `config.eval_time_fraction` cost."""
     count = sum(value for _, value in evals.get(LEFT_OUT, ()))
     return {"evaluations left out for time": f"{count:,.0f}"} if count else {}
+
+
+def _time(workdir: Path) -> dict[str, str]:
+    found = goodput.read(workdir)
+    return {"time": goodput.describe(found)} if found else {}
 
 
 def _facts(manifest: Manifest | None, document: Mapping[str, Any]) -> dict[str, str]:

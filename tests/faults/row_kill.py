@@ -22,7 +22,7 @@ FLAGS = (
     "--config.model.text.mlp_dim=16",
     "--config.checkpoint.keep=2",
 )
-TIMES = ("samples_per_s", "data_wait_fraction")  # the only numbers that may differ
+TIMES = ("samples_per_s", "data_wait_fraction", "goodput", "time_s/")  # that may differ
 
 
 class Run:
@@ -68,7 +68,7 @@ class Run:
         path = self.workdir / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         rows = [json.loads(line) for line in lines]
-        return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
+        return [{k: v for k, v in row.items() if not k.startswith(TIMES)} for row in rows]
 
     def steps(self) -> list[int]:
         """Steps whose save is complete."""
