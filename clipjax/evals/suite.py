@@ -16,7 +16,7 @@ from typing import Any
 from clipjax.data.source import spec_name, split_options
 from clipjax.data.storage.files import is_folder
 from clipjax.data.storage.paths import DataPath, data_path
-from clipjax.data.tar.benchmark_folder import find_shards
+from clipjax.data.tar.benchmark_folder import CLASS_NAMES, check_whole
 from clipjax.ranges import AnyOf, Group, Many, Rule, Text, check_known, nearest
 from clipjax.strict_json import parse_json, read_json
 
@@ -81,7 +81,10 @@ class SuiteSet:
         path = root / found[0] / SPLIT
         if not is_folder(path):
             raise ValueError(f"{root / found[0]} has no folder {SPLIT}: fetch it again")
-        find_shards(str(path))
+        beside = check_whole(str(path))
+        named = "class_names" in self.fields or "class_names=" in self.options
+        if self.kind == "zero_shot" and not named and (beside is None or not beside.class_names):
+            raise ValueError(f"{root / found[0]} has no {CLASS_NAMES}: fetch it again")
         return f"tar:{path}{more}"
 
 

@@ -196,6 +196,15 @@ def test_what_cannot_be_run_is_one_clear_error(command, place, tmp_path):
     (half / "wds_third" / "test" / "0.tar").unlink()
     error = told(f"--data_root={half}")
     assert "2 sets of mine cannot be read" in error and "1.tar" in error and "third: " in error
+    parts = tmp_path / "parts"
+    write_set(parts / "wds_first", 0)
+    write_set(parts / "wds_third", 0)
+    shard = parts / "wds_first" / "test" / "0.tar"
+    shard.write_bytes(shard.read_bytes()[:3000])
+    (parts / "wds_third" / "classnames.txt").unlink()
+    error = told(f"--data_root={parts}")
+    assert "2 sets of mine cannot be read" in error and "has no classnames.txt" in error
+    assert f"1 of 1 shards are cut short, e.g. {shard}" in error
 
 
 def test_the_suites_that_come_with_the_package_are_whole():

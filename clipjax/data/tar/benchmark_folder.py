@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from clipjax.data.classes.named_lists import strings_of_lines
-from clipjax.data.storage.files import StoredFile, find_files, is_folder, list_files, read_all
+from clipjax.data.storage.files import StoredFile, find_files, is_folder, list_files, read, read_all
 from clipjax.data.storage.paths import DataPath, data_path, expand_braces
 from clipjax.data.storage.text_files import decode_text
 
@@ -21,6 +21,7 @@ CLASS_NAMES = "classnames.txt"
 TEMPLATES = "zeroshot_classification_templates.txt"
 KIND = "dataset_type.txt"
 KINDS = ("classification", "retrieval", "multilabel")
+_END = 1024  # bytes, zeros, of the end of an archive
 SPLITS = ("test", "train", "val", "validation", "dev")
 
 
@@ -86,6 +87,23 @@ def read_beside(shards: Sequence[StoredFile]) -> BenchmarkFolder | None:
         _strings(root / TEMPLATES, "templates", True) if TEMPLATES in there else None,
         kind,
     )
+
+
+def check_whole(where: str) -> BenchmarkFolder | None:
+    """Looks at the folder of a split without reading its shards.
+
+    Raises:
+        ValueError: if shards are missing, or some on this machine have no end.
+    """
+    shards = find_shards(where)
+    local = [shard for shard in shards if shard.path.is_local]
+    cut = [s for s in local if s.size < _END or read(s.path, s.size - _END, _END).strip(b"\0")]
+    if cut:
+        raise ValueError(
+            f"{len(cut)} of {len(shards)} shards are cut short, e.g. {cut[0].path}: the end marker "
+            "of an archive is missing. Fetch them again"
+        )
+    return read_beside(shards)
 
 
 def _is_there(folder: DataPath, name: str) -> bool:
