@@ -18,6 +18,7 @@ from clipjax.diagnostics import CollapseAlarm
 from clipjax.experiment import Experiment
 from clipjax.goodput import Goodput
 from clipjax.metric_writers import MetricWriter
+from clipjax.plan.mfu import make_mfu
 from clipjax.processes import distributed
 from clipjax.progress import ProgressBar
 
@@ -53,6 +54,7 @@ class StepLog:
         self._clock = time.monotonic()
         self._written_step = start
         self._data_wait_s = 0.0
+        self._mfu = make_mfu(experiment.program, self._settings)
         self._pending: tuple[int, Mapping[str, jax.Array]] | None = None
         is_chance_known = (
             self._settings.objective.get("name") == "pair" and self._settings.loss.name == "clip"
@@ -110,6 +112,9 @@ class StepLog:
         now = time.monotonic()
         seconds, steps = max(now - self._clock, 1e-9), step - self._written_step
         metrics["samples_per_s"] = steps * self._settings.batch_size / seconds
+        if self._mfu is not None:
+            stage = self._experiment.program.stage_index(step - 1)
+            metrics["mfu"] = self._mfu.of(metrics["samples_per_s"], stage)
         metrics["data_wait_fraction"] = self._data_wait_s / seconds
         program, loader = self._experiment.program, self._experiment.loader
         if len(program.stages) > 1:

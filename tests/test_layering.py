@@ -66,6 +66,7 @@ SIBLINGS = {
     ("doctor", "plan"),
     ("profiling", "plan"),
     ("train", "profiling"),
+    ("step_log", "plan"),
     ("interop", "checkpoint"),  # one of the formats is our own
 }
 # The lowest layer is a set of small modules; these pairs are the only ones that may import each

@@ -67,6 +67,8 @@ def events_of(monkeypatch, tmp_path, **changes):
         **changes,
     )
     stage = types.SimpleNamespace(step=step, until_step=STEPS, sizes="")
+    device = types.SimpleNamespace(device_kind="cpu", platform="cpu")
+    mesh = types.SimpleNamespace(devices=np.array([device]))
     experiment = types.SimpleNamespace(
         settings=settings,
         workdir=tmp_path,
@@ -78,7 +80,7 @@ def events_of(monkeypatch, tmp_path, **changes):
             counts=dict,
             bad_state=lambda: {"by_reason": {}, "window": {}},
         ),
-        program=types.SimpleNamespace(mesh=None, stages=(stage,), stage_index=lambda step: 0),
+        program=types.SimpleNamespace(mesh=mesh, stages=(stage,), stage_index=lambda step: 0),
     )
     with ExitStack() as stack:
         train.Loop(experiment, Manager(events), stack, 0).run(np.int32(0))

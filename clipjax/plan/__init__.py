@@ -4,8 +4,9 @@
 not there (compiling.py, topology.py, gpu.py; chips.py has the figures), reads the compiled program
 (hlo.py: what runs how often; flops.py, traffic.py, collectives.py: what that costs) and sets it
 against the model's needs (model_flops.py, formulas.py) and the chip's peaks (roofline.py, which
-adds the cost of the whole run). measured.py holds plans against runs on a device. advice.py,
-search.py and variations.py look for settings that fit; report.py writes the page, which
+adds the cost of the whole run). mfu.py sets a run's rate against the same figures. measured.py
+holds plans against runs on a device. advice.py, search.py and variations.py look for settings that
+fit; report.py writes the page, which
 docs/plan.md explains.
 """
 

@@ -22,7 +22,7 @@ FLAGS = (
     "--config.model.text.mlp_dim=16",
     "--config.checkpoint.keep=2",
 )
-TIMES = ("samples_per_s", "data_wait_fraction", "goodput", "time_s/")  # that may differ
+TIMES = ("samples_per_s", "data_wait_fraction", "mfu", "goodput", "time_s/")  # that may differ
 
 
 class Run:
