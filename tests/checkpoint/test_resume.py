@@ -114,7 +114,7 @@ def test_a_loss_that_is_rounded_since_is_told(manifest, kit, monkeypatch, platfo
         metadata["config"] |= {"dtype": dtype}
         lines.clear()
         check_resume(older, metadata)
-        assert sum("--config.loss.dtype=float32" in line for line in lines) == count
+        assert sum("config.loss.dtype=float32 keeps" in line for line in lines) == count
 
 
 def test_all_differences_are_named_at_once(manifest, kit):
