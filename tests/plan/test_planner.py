@@ -10,6 +10,7 @@ import pytest
 from small_plan import small_config
 
 from clipjax.experiment import resolve
+from clipjax.layers.remat import REMAT
 from clipjax.models import resolve_spec
 from clipjax.partitioning.mesh import mesh_shape
 from clipjax.plan import Assumptions, make_plan, to_json, to_text
@@ -128,6 +129,24 @@ def test_the_stage_that_computes_most_is_planned(topology, monkeypatch):
     assert [stage.num_steps for stage in found.stages] == [8, 16]
     config.stages = ()
     assert make_plan(resolve(config), topology).step.spec["image"]["patch_dropout"] == 0.75
+
+
+def test_the_row_that_a_run_would_take_is_planned(topology, monkeypatch):
+    """The first row's step fits alone, and not beside the batch that is sent while it runs."""
+    config = small_config()
+    config.remat = "auto"
+    room, tried = int(topology.chip.hbm_bytes / topology.chip.devices), []
+
+    def compile_step(program, stage, chip):
+        tried.append(program.execution.remat)
+        needed = room if len(tried) == 1 else room // 2
+        memory = Memory(arguments=needed, temporaries=0, outputs=0, aliased=0, code=0)
+        return Compiled(memory=memory, needed_bytes=needed, text="", seconds=0.0)
+
+    monkeypatch.setattr("clipjax.plan.planner.compile_step", compile_step)
+    found = make_plan(resolve(config), topology)
+    assert tried == list(REMAT)[:2]
+    assert found.setting.remat == tried[1] and found.needed_bytes == room // 2 and found.fits
 
 
 def test_the_page_names_bounds_and_assumptions(plan):
