@@ -113,9 +113,16 @@ class StepProfile:
         return 0.0
 
     def close(self) -> None:
-        """Ends a trace whose last step did not come."""
+        """Ends a trace whose last step did not come; says so of one that was never begun."""
+        if self._steps is not None and not self._active:
+            logging.warning(
+                "--profile_steps=%d:%d: nothing was traced, the run ended before step %d",
+                *self._steps,
+                self._steps[0],
+            )
         if self._active:
             logging.warning("the run ends inside of --profile_steps; there is a trace, no table")
+            self._steps = None
             self._stop()
 
     def _stop(self) -> None:

@@ -57,6 +57,11 @@ def test_steps_that_are_done_are_not_traced(tmp_path, caplog):
     assert "nothing is traced" in caplog.text and not (tmp_path / "profile").exists()
 
 
+def test_steps_that_do_not_come_are_said(tmp_path, caplog):
+    run(StepProfile(tmp_path, (30, 40), 0), range(1, 4), jnp.eye(8))
+    assert "nothing was traced, the run ended before step 30" in caplog.text
+
+
 def test_a_run_that_ends_inside_leaves_its_trace(tmp_path, caplog):
     run(StepProfile(tmp_path, (3, 50), 0), range(1, 5), jnp.eye(8))
     assert "there is a trace, no table" in caplog.text
