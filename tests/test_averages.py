@@ -8,6 +8,7 @@ import pytest
 
 from clipjax import averages
 from clipjax.config import default_config, validate
+from clipjax.inference.opened import Opened
 from clipjax.losses import make_loss
 from clipjax.train_state import create_train_state
 from clipjax.train_step import make_train_step
@@ -117,3 +118,10 @@ def test_averages_of_a_config():
 def test_what_is_wrong_with_an_average_is_named(given, words):
     with pytest.raises(ValueError, match=words):
         validate(written(*given))
+
+
+def test_what_is_kept_of_a_step_is_kept_for_each_of_its_averages():
+    """Classifiers and features on disk are found by this name."""
+    step = {"model": None, "step": 3, "config": {}, "contract": {}, "sha256": "ab"}
+    names = {which: Opened(**step, which=which).weights_sha256 for which in (None, "fast", "slow")}
+    assert names[None] == "ab" and len({*names.values()}) == 3

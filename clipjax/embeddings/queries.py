@@ -30,11 +30,11 @@ def open_model_of(index: Index, checkpoint: str | None = None, hints: Hints = NO
         )
     pixels = index.about["preprocess"]["pixels"]
     opened = open_model(path, hints, dtype=told["dtype"], preprocess=pixels)
-    if opened.sha256 != told["sha256"]:
+    if opened.weights_sha256 != told["sha256"]:
         raise ValueError(
             f"{index.directory} holds embeddings of another model, {told['name']} of step "
             f"{told['step']}, SHA-256 {told['sha256']}; {path} is of step {opened.step}, "
-            f"{opened.sha256}: give that one by --checkpoint, of a run that went on its "
+            f"{opened.weights_sha256}: give that one by --checkpoint, of a run that went on its "
             f"checkpoints/{told['step']}, or embed the data with this one"
         )
     return opened

@@ -73,7 +73,7 @@ def identity_of(
         "format": FORMAT,
         "model": {
             "name": model.spec["name"],
-            "sha256": opened.sha256,
+            "sha256": opened.weights_sha256,
             "step": opened.step,
             "embed_dim": model.spec["embed_dim"],
             "dtype": model.dtype,
