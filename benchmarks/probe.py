@@ -1,4 +1,4 @@
-"""Times the linear probe's fit beside scikit-learn's L-BFGS on the same features.
+"""Times the linear probe's fit beside scikit-learn's on the same features.
 
     python benchmarks/probe.py --rows 50000 --embed 512 --classes 1000 --strength 1
 
@@ -39,6 +39,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--strength", type=float, default=1.0, help="lambda; C is 1 / lambda")
     parser.add_argument("--noise", type=float, default=3.0)
+    parser.add_argument("--solver", default="newton-cg", help="scikit-learn's")
+    parser.add_argument("--tol", type=float, default=1e-4, help="of that solver")
     asked = parser.parse_args()
     rows = asked.rows + asked.rows // 5
     features, labels = draw(rows, asked.embed, asked.classes, asked.noise)
@@ -62,7 +64,12 @@ def main() -> None:
 
     ours = {**took, "compiling": compiling, "iterations": int(found.iterations)}
     ours |= judge(found.weights)
-    theirs = LogisticRegression(C=1 / asked.strength, max_iter=logistic.MAX_ITERATIONS, tol=1e-6)
+    theirs = LogisticRegression(
+        C=1 / asked.strength,
+        max_iter=logistic.MAX_ITERATIONS,
+        solver=asked.solver,
+        tol=asked.tol,
+    )
     begin, spent = time.perf_counter(), time.process_time()
     theirs.fit(features[train], labels[train])
     took = {"seconds": time.perf_counter() - begin, "cpu_seconds": time.process_time() - spent}
