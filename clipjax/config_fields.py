@@ -123,6 +123,12 @@ class LossSettings:
         "that the embeddings are gathered and multiplied in; `auto` is float32 on a CPU and with "
         "`dtype = float32`, else bfloat16",
     )
+    positives: str = _field(
+        "own",
+        Choice(("own", "equal_captions")),
+        "what matches an example: its own pair, or also images and texts of equal captions; see "
+        "docs/losses.md",
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -179,7 +179,7 @@ def make_train_step(
         def head(params: Any, images: jax.Array, texts: jax.Array) -> tuple[jax.Array, Any]:
             params = trained(params)
             scale, bias = params["logit_scale"], params.get("logit_bias")
-            return objective(CLIPOutput(images, texts, scale, bias), None, None)
+            return objective(CLIPOutput(images, texts, scale, bias), examples, None)
 
         def whole(params: Any) -> tuple[jax.Array, Any]:
             of_model, own = split_variables({"params": trained(params)})

@@ -19,6 +19,7 @@ from clipjax.layers.remat import REMAT
 from clipjax.lengths import Length
 from clipjax.losses.layouts import LAYOUTS
 from clipjax.losses.make_loss import DTYPES as LOSS_DTYPES
+from clipjax.losses.make_loss import POSITIVES
 from clipjax.models import IMAGE_ENCODERS, MODELS, TEXT_ENCODERS, build_model, resolve_spec
 from clipjax.models.spec_ranges import LOGIT_SCALE, MODEL, PREPROCESS
 from clipjax.optim import DECAY_MASKS
@@ -157,6 +158,7 @@ def test_choices_are_those_of_the_tables_that_they_choose_from():
         "data.workers": tuple(WORKERS),
         "loss.dtype": LOSS_DTYPES,
         "loss.layout": {"auto", "dense", *LAYOUTS},
+        "loss.positives": POSITIVES,
         "optimizer.decay_mask": DECAY_MASKS,
         "attention": ATTENTIONS,
         "remat": {"auto", *REMAT},

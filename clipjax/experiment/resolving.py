@@ -242,6 +242,7 @@ def make_objective_of(settings: Settings, spec: Mapping[str, Any], mesh: Mesh | 
             layout=settings.loss.layout,
             tile_size=settings.loss.tile_size,
             dtype=dtype if settings.loss.dtype == "auto" and of_pairs else settings.loss.dtype,
+            positives=settings.loss.positives,
             plugins=ANY_MODULE,
         )
     return make_objective(
@@ -255,7 +256,7 @@ def make_objective_of(settings: Settings, spec: Mapping[str, Any], mesh: Mesh | 
 
 
 def _check_objective(settings: Settings) -> None:
-    """Refuses an objective that gradient caching would not be exact for."""
+    """Refuses what is for a loss of pairs alone, where the objective is another."""
     path = "config.objective"
     constructor = check_objective(settings.objective, path=path, plugins=ANY_MODULE)
     micro = settings.micro_batch_size
@@ -264,6 +265,12 @@ def _check_objective(settings: Settings) -> None:
             f"config.micro_batch_size = {micro} and {path}.name = {settings.objective['name']!r}: "
             "gradient caching is exact for losses of pairs only; set config.micro_batch_size to "
             f"None, or {path} to {{'name': 'pair'}}"
+        )
+    if constructor is not PairObjective and settings.loss.positives != "own":
+        raise ValueError(
+            f"config.loss.positives = {settings.loss.positives!r} and {path}.name = "
+            f"{settings.objective['name']!r}: only the objective of pairs hands the loss its "
+            f"captions; set config.loss.positives to 'own', or {path} to {{'name': 'pair'}}"
         )
 
 

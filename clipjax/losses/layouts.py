@@ -14,7 +14,8 @@ import numpy as np
 from jax import lax
 
 from clipjax.array_types import Array
-from clipjax.losses.pair_rule import PairRule, Stats
+from clipjax.losses.equal_rows import Keys
+from clipjax.losses.pair_rule import PairRule, Stats, no_positives
 from clipjax.losses.tiles import Affine, Gradients, Side, backward_tiles, forward_tiles, tile_length
 
 
@@ -145,6 +146,23 @@ class Layout:
         """Global indices of this device's examples."""
         return self.devices.index() * length + jnp.arange(length, dtype=jnp.int32)
 
+    def sides(self, image: Array, text: Array, keys: Keys | None) -> tuple[Side, Side]:
+        """This device's images and texts as the two sides of a block."""
+        ids = self.own_ids(image.shape[0])
+        return Side(image, ids, keys), Side(text, ids, keys)
+
+    def no_stats(self, rows: Side, columns: Side) -> tuple[Stats, Stats]:
+        """Statistics of rows and of columns, before the first tile."""
+
+        def of(side: Side, axis: int) -> Stats:
+            num = side.ids.shape[0]
+            stats = self.rule.init(num, axis=axis)
+            if side.keys is None:
+                return stats
+            return stats._replace(positives=no_positives(num, axis=axis))
+
+        return self.devices.varying((of(rows, 1), of(columns, 0)))
+
     def tile(self, rows: Side, columns: Side) -> tuple[int, int]:
         """Tile shape for one block."""
         return (
@@ -154,12 +172,7 @@ class Layout:
 
     def block_stats(self, rows: Side, columns: Side, affine: Affine) -> tuple[Stats, Stats]:
         """Statistics of one block on its own."""
-        stats = self.devices.varying(
-            (
-                self.rule.init(rows.ids.shape[0], axis=1),
-                self.rule.init(columns.ids.shape[0], axis=0),
-            )
-        )
+        stats = self.no_stats(rows, columns)
         return forward_tiles(self.rule, rows, columns, stats, affine, self.tile(rows, columns))
 
     def block_gradients(
@@ -185,29 +198,27 @@ class Gather(Layout):
     weights of its rows and those of its columns, 10 batch^2 embed / N FLOPs in all.
     """
 
-    def forward(self, image: Array, text: Array, affine: Affine) -> tuple[Stats, Stats, Any]:
+    def forward(self, image: Side, text: Side, affine: Affine) -> tuple[Stats, Stats, Any]:
         """Statistics of this device's rows and columns, and the gathered texts to keep."""
         group = self.devices.all_devices()
-        ids = self.own_ids(image.shape[0])
-        columns = group.all_gather(Side(text, ids))
-        rows, columns_stats = self.block_stats(Side(image, ids), columns, affine)
+        columns = group.all_gather(text)
+        rows, columns_stats = self.block_stats(image, columns, affine)
         return rows, self.rule.merge(columns_stats, group), columns
 
     def backward(
-        self, image: Array, text: Array, normalisers: Any, kept: Any, affine: Affine
+        self, image: Side, text: Side, normalisers: Any, kept: Any, affine: Affine
     ) -> Gradients:
         """Gradients of this device's rows and columns."""
         group = self.devices.all_devices()
-        ids = self.own_ids(image.shape[0])
         row_norm, column_norm = normalisers
-        rows = group.all_gather(Side(image, ids))
+        rows = group.all_gather(image)
         all_rows, all_columns = group.all_gather(normalisers)
         of_image = self.block_gradients(
-            Side(image, ids), kept, (row_norm, all_columns), affine, both=False,
+            image, kept, (row_norm, all_columns), affine, both=False,
             bias=affine.bias is not None,
         )  # fmt: skip
         of_text = self.block_gradients(
-            Side(text, ids), rows, (column_norm, all_rows), affine, both=False, bias=False
+            text, rows, (column_norm, all_rows), affine, both=False, bias=False
         )
         return Gradients(of_image.rows, of_text.rows, of_image.bias)
 
@@ -219,20 +230,16 @@ class Grid(Layout):
     scattered back the same way: 12 batch embed / sqrt(N) bytes, 8 batch^2 embed / N FLOPs.
     """
 
-    def forward(self, image: Array, text: Array, affine: Affine) -> tuple[Stats, Stats, Any]:
+    def forward(self, image: Side, text: Side, affine: Affine) -> tuple[Stats, Stats, Any]:
         """Statistics of this device's rows and columns, and the gathered block to keep."""
         along_row, along_column = self.devices.row_group(), self.devices.column_group()
-        ids = self.own_ids(image.shape[0])
-        rows, columns = (
-            along_row.all_gather(Side(image, ids)),
-            along_column.all_gather(Side(text, ids)),
-        )
+        rows, columns = along_row.all_gather(image), along_column.all_gather(text)
         row_stats, column_stats = self.block_stats(rows, columns, affine)
         merge = self.rule.merge
         return merge(row_stats, along_row), merge(column_stats, along_column), (rows, columns)
 
     def backward(
-        self, image: Array, text: Array, normalisers: Any, kept: Any, affine: Affine
+        self, image: Side, text: Side, normalisers: Any, kept: Any, affine: Affine
     ) -> Gradients:
         """Gradients of this device's rows and columns."""
         del image, text
@@ -255,39 +262,35 @@ class Ring(Layout):
     No device ever holds more than two blocks of texts: the least memory, in N hops.
     """
 
-    def forward(self, image: Array, text: Array, affine: Affine) -> tuple[Stats, Stats, Any]:
+    def forward(self, image: Side, text: Side, affine: Affine) -> tuple[Stats, Stats, Any]:
         """Statistics of this device's rows and columns; nothing is kept."""
         devices = self.devices
-        rows = Side(image, self.own_ids(image.shape[0]))
-        stats = devices.varying(
-            (self.rule.init(image.shape[0], axis=1), self.rule.init(text.shape[0], axis=0))
-        )
-        tile = self.tile(rows, rows)
+        stats = self.no_stats(image, text)
+        tile = self.tile(image, text)
 
         def hop(_: Array, carry: Any) -> Any:
             columns, (row_stats, column_stats) = carry
             # The transfer starts before the tiles, so that it overlaps with them.
             next_columns = devices.ring_shift(columns)
             row_stats, column_stats = forward_tiles(
-                self.rule, rows, columns, (row_stats, column_stats), affine, tile
+                self.rule, image, columns, (row_stats, column_stats), affine, tile
             )
             return next_columns, (row_stats, devices.ring_shift(column_stats))
 
-        carry = (Side(text, rows.ids), stats)
+        carry = (text, stats)
         # After N hops every block, with its finished statistics, is back on its own device.
         _, (row_stats, column_stats) = lax.fori_loop(0, devices.num_devices, hop, carry)
         return row_stats, column_stats, None
 
     def backward(
-        self, image: Array, text: Array, normalisers: Any, kept: Any, affine: Affine
+        self, image: Side, text: Side, normalisers: Any, kept: Any, affine: Affine
     ) -> Gradients:
         """Gradients of this device's rows and columns."""
         del kept
         devices = self.devices
-        rows = Side(image, self.own_ids(image.shape[0]))
         row_norm, column_norm = normalisers
-        tile = self.tile(rows, rows)
-        zeros = devices.varying(jnp.zeros(image.shape, jnp.float32))
+        tile = self.tile(image, text)
+        zeros = devices.varying(jnp.zeros(image.embeds.shape, jnp.float32))
         bias = devices.varying(jnp.float32(0.0)) if affine.bias is not None else None
 
         def hop(_: Array, carry: Any) -> Any:
@@ -298,11 +301,11 @@ class Ring(Layout):
             received = devices.ring_shift(d_columns)
             start = Gradients(d_rows, zeros, d_bias)
             done = backward_tiles(
-                self.rule, rows, columns, (row_norm, column_norm), start, affine, tile
+                self.rule, image, columns, (row_norm, column_norm), start, affine, tile
             )
             return next_columns, done.rows, received + done.columns, done.bias
 
-        carry = ((Side(text, rows.ids), column_norm), zeros, zeros, bias)
+        carry = ((text, column_norm), zeros, zeros, bias)
         _, d_rows, d_columns, d_bias = lax.fori_loop(0, devices.num_devices, hop, carry)
         # The gradient is one hop behind its block: a last hop brings it to its own device.
         return Gradients(d_rows, devices.ring_shift(d_columns), d_bias)

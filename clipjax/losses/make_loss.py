@@ -12,6 +12,7 @@ from jax.sharding import AbstractMesh, Mesh
 from clipjax.array_types import Array, Float
 from clipjax.building import resolve
 from clipjax.losses.clip import SoftmaxPairs, clip_loss
+from clipjax.losses.equal_rows import Keys, equal_pairs, row_keys
 from clipjax.losses.layouts import LAYOUTS, grid_shape
 from clipjax.losses.metrics import pair_metrics
 from clipjax.losses.pair_rule import PairRule
@@ -30,6 +31,7 @@ LossFn = Callable[..., tuple[Array, dict[str, Array]]]
 TILE_SIZES = {"cpu": 1024, "gpu": 4096, "tpu": 1024}
 """Longest edge of a tile by platform; docs/losses.md has what was measured and compiled."""
 DTYPES = ("auto", "float32", "bfloat16")
+POSITIVES = ("own", "equal_captions")
 DENSE_MAX_BATCH = 512
 RING_MIN_BYTES = 2 * 2**30
 
@@ -67,6 +69,7 @@ def make_loss(
     layout: str = "auto",
     tile_size: int | None = None,
     dtype: str = "auto",
+    positives: str = "own",
     plugins: Sequence[str] = (),
 ) -> LossFn:
     """Make the exact contrastive loss over the global batch.
@@ -98,6 +101,9 @@ def make_loss(
             float32 either way, and so is the gradient of float32 embeddings, which the dense
             layout rounds once to the products' dtype. "auto" is bfloat16 on
             GPUs and TPUs, and the embeddings' own on a CPU (see docs/losses.md for the errors).
+        positives: "own": an example matches its own pair alone. "equal_captions": images and texts
+            of equal captions match, too (see docs/losses.md); `loss_fn` then takes the captions,
+            and a train step of `make_train_step` hands it the batch's token ids.
         plugins: modules that the name may import, see `clipjax.building.resolve`.
 
     Returns:
@@ -105,14 +111,18 @@ def make_loss(
         embeddings `[batch, embed]`, L2-normalised, float32 or bfloat16, of the global batch (with
         `axis_name`, of this device's slice); `logit_scale` the LOG of the scale, an array `[]` or a
         float, `logit_bias` likewise; the loss a float32 `[]`, the same on every device; the metrics
-        those of `pair_metrics`, without gradient. With `axis_name`, the gradients of what is
+        those of `pair_metrics`, without gradient. With `positives="equal_captions"` it is
+        `loss_fn(image_embeds, text_embeds, logit_scale, logit_bias, captions)`: integers
+        `[batch, length]`, the token ids with their padding, or `[batch]`, such as class numbers;
+        captions are equal where their rows are. With `axis_name`, the gradients of what is
         replicated over the axes, such as parameters, are summed over them already, as everywhere
         under `check_vma=True`.
 
     Raises:
-        ValueError: unknown name or layout, a tile size that is not positive or would be ignored,
-            axes that the mesh does not have; or, when called, shapes that do not fit the mesh, or
-            embeddings that do not vary over `axis_name`.
+        ValueError: unknown name, layout or positives, positives of a loss that knows of one only, a
+            tile size that is not positive or would be ignored, axes that the mesh does not have;
+            or, when called, shapes that do not fit the mesh, captions where none are due or none
+            where they are, or embeddings or captions that do not vary over `axis_name`.
 
     Example:
         ```python
@@ -133,6 +143,7 @@ def make_loss(
     rule = PAIR_RULES.get(name) if isinstance(name, str) else None
     label = name if isinstance(name, str) else getattr(name, "__name__", repr(name))
     _check_options(label, rule, layout, tile_size, dtype)
+    takes_captions = _check_positives(label, rule, positives)
     placement_of = make_placement(mesh, batch_axes, axis_name)
     logged: set[str] = set()
 
@@ -144,19 +155,29 @@ def make_loss(
         choice = choose_layout(batch_size, embed_dim, num_devices)
         return "grid" if choice == "dense" and tile_size is not None else choice
 
-    def dense_with_metrics(*inputs: Any) -> tuple[Array, dict[str, Array]]:
-        return dense(*inputs), pair_metrics(*inputs[:3])
+    def dense_with_metrics(
+        image: Array, text: Array, scale: Array, bias: Array | None, keys: Keys | None
+    ) -> tuple[Array, dict[str, Array]]:
+        if keys is None:
+            return dense(image, text, scale, bias), pair_metrics(image, text, scale)
+        positive = equal_pairs(keys, keys)
+        loss = dense(image, text, scale, bias, positive)
+        return loss, pair_metrics(image, text, scale, positive)
 
     def loss_fn(
         image_embeds: Float[Array, "batch embed"],
         text_embeds: Float[Array, "batch embed"],
         logit_scale: Float[Array, ""] | float,
         logit_bias: Float[Array, ""] | float | None = None,
+        captions: Array | None = None,
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         _check_shapes(image_embeds, text_embeds)
         logit_scale = as_scalar(logit_scale, "logit_scale")
         bias = None if logit_bias is None else as_scalar(logit_bias, "logit_bias")
-        placement = placement_of(image_embeds, text_embeds)
+        keys = None
+        if takes_captions or captions is not None:
+            keys = row_keys(_checked_captions(captions, len(image_embeds), takes_captions))
+        placement = placement_of(image_embeds, text_embeds, keys)
         batch_size, num_devices = placement.batch_size(image_embeds), placement.devices.num_devices
         choice = chosen(batch_size, image_embeds.shape[1], num_devices)
         edge = tile_size or TILE_SIZES[placement.platform]
@@ -168,18 +189,19 @@ def make_loss(
                 "Loss %s: layout %s, %d device(s), batch %d, tiles up to %d, products of %s.",
                 *(label, choice, num_devices, batch_size, edge, products),
             )
-        inputs = image_embeds, text_embeds, logit_scale, bias
+        inputs = image_embeds, text_embeds, logit_scale, bias, keys
         if rule is None:
             return placement.run_dense(dense_with_metrics, inputs)
         if choice == "dense":
             image, text = image_embeds.astype(products), text_embeds.astype(products)
-            return placement.run_dense(dense_with_metrics, (image, text, logit_scale, bias))
+            return placement.run_dense(dense_with_metrics, (image, text, logit_scale, bias, keys))
         # A softmax does not see a constant shift: without the bias its gradient is exactly zero.
-        inputs = (*inputs[:3], bias if rule.uses_bias else None)
+        inputs = (*inputs[:3], bias if rule.uses_bias else None, keys)
         plan = LAYOUTS[choice](rule, placement.devices, edge, products)
         loss, metrics = pair_loss(plan, placement.mesh, *placement.shard(inputs))
         return loss, jax.lax.stop_gradient(metrics)
 
+    loss_fn.takes_captions = takes_captions  # type: ignore[attr-defined]  # asked by PairObjective
     return loss_fn
 
 
@@ -215,6 +237,41 @@ def _check_options(
             f"tile_size = {tile_size} but the layout is dense, which has no tiles: set tile_size "
             "to None" + (" or take another layout" if rule is not None else "")
         )
+
+
+def _check_positives(name: str, rule: PairRule | None, positives: str) -> bool:
+    """Whether the loss takes captions."""
+    if positives not in POSITIVES:
+        raise ValueError(
+            f"positives = {positives!r} is unknown; allowed are {', '.join(POSITIVES)}"
+        )
+    if rule is None and positives != "own":
+        raise ValueError(
+            f"positives = {positives!r}, but the loss {name!r} has no row in PAIR_RULES, and does "
+            f'not know of several: set positives to "own", or take {" or ".join(PAIR_RULES)}'
+        )
+    return positives != "own"
+
+
+def _checked_captions(captions: Any, batch: int, takes_captions: bool) -> Array:
+    if not takes_captions:
+        raise ValueError(
+            'captions are given, and the loss was made with positives = "own": make it with '
+            'make_loss(..., positives="equal_captions"), or leave them out'
+        )
+    if captions is None:
+        raise ValueError(
+            'positives = "equal_captions": the loss takes (image_embeds, text_embeds, logit_scale, '
+            "logit_bias, captions), and captions are missing: give the token ids [batch, length]"
+        )
+    captions = jnp.asarray(captions)
+    integers = jnp.issubdtype(captions.dtype, jnp.integer) and captions.dtype.itemsize <= 4
+    if captions.ndim not in (1, 2) or len(captions) != batch or not integers:
+        raise ValueError(
+            f"captions are {captions.dtype} {captions.shape}; they must be token ids [batch, "
+            f"length] or numbers [batch], int32, of the {batch} examples of the embeddings"
+        )
+    return captions
 
 
 def _check_shapes(image_embeds: Array, text_embeds: Array) -> None:

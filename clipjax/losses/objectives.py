@@ -40,15 +40,19 @@ class PairObjective:
     needs: tuple[str, ...] = ()
 
     def __init__(self, pair_loss: Callable[..., tuple[Array, dict[str, Array]]]) -> None:
-        """Takes (image_embeds, text_embeds, logit_scale, logit_bias) -> (loss, metrics)."""
+        """Takes (image_embeds, text_embeds, logit_scale, logit_bias) -> (loss, metrics).
+
+        The loss may be one that takes captions, too, see `make_loss`.
+        """
         self.pair_loss = pair_loss
+        self._takes_captions = getattr(pair_loss, "takes_captions", False)
 
     def __call__(self, outputs: Any, batch: Any, rng: Any) -> tuple[Array, dict[str, Array]]:
         """Loss and metrics of the embeddings in `outputs`; see `make_loss`."""
-        del batch, rng
-        return self.pair_loss(
-            outputs.image_embeds, outputs.text_embeds, outputs.logit_scale, outputs.logit_bias
-        )
+        del rng
+        embeds = outputs.image_embeds, outputs.text_embeds
+        captions = (batch["text"],) if self._takes_captions else ()
+        return self.pair_loss(*embeds, outputs.logit_scale, outputs.logit_bias, *captions)
 
 
 OBJECTIVES: dict[str, Any] = {"pair": PairObjective}

@@ -1,6 +1,7 @@
 """Where a loss finds its embeddings: global arrays over a mesh, or slices inside a shard_map."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,13 +12,14 @@ from jax import lax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from clipjax.array_types import Array
+from clipjax.losses.equal_rows import Keys
 from clipjax.losses.layouts import BatchDevices
 from clipjax.platforms import platform_of
 
 DEFAULT_BATCH_AXES = ("data", "fsdp")
 
-# (image_embeds, text_embeds, logit_scale, logit_bias)
-Inputs = tuple[Array, Array, Array, Array | None]
+# (image_embeds, text_embeds, logit_scale, logit_bias, keys)
+Inputs = tuple[Array, Array, Array, Array | None, Keys | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +54,11 @@ class GlobalArrays:
         def lay(x: Array, spec: PartitionSpec) -> Array:
             return jax.sharding.reshard(x, NamedSharding(mesh, spec))
 
-        image, text, scale, bias = inputs
+        image, text, scale, bias, keys = inputs
         rows, whole = PartitionSpec(axes) if axes else PartitionSpec(), PartitionSpec()
         bias = None if bias is None else lay(bias, whole)
-        return lay(image, rows), lay(text, rows), lay(scale, whole), bias
+        keys = jax.tree.map(lambda x: lay(x, rows), keys)
+        return lay(image, rows), lay(text, rows), lay(scale, whole), bias, keys
 
     def run_dense(self, function: Callable[..., Any], inputs: Inputs) -> Any:
         """Runs a function of the whole batch; its results are scalars."""
@@ -85,18 +88,19 @@ class LocalSlices:
 
     def shard(self, inputs: Inputs) -> Inputs:
         """Makes the inputs vary over the same axes."""
-        image, text, scale, bias = inputs
+        image, text, scale, bias, keys = inputs
         everywhere = self.devices.varying_axes
         others = tuple(axis for axis in everywhere if axis not in self.devices.axes)
         image, text = _varying(image, everywhere), _varying(text, everywhere)
         bias = None if bias is None else self._same(bias, others)
-        return image, text, self._same(scale, others), bias
+        keys = jax.tree.map(lambda x: _varying(x, everywhere), keys)
+        return image, text, self._same(scale, others), bias, keys
 
     def run_dense(self, function: Callable[..., Any], inputs: Inputs) -> Any:
         """Runs a function of the whole batch, on every device; its results are scalars."""
-        image, text, *scalars = self.shard(inputs)
-        group = self.devices.all_devices()
-        results = function(group.all_gather(image), group.all_gather(text), *scalars)
+        image, text, scale, bias, keys = self.shard(inputs)
+        image, text, keys = self.devices.all_devices().all_gather((image, text, keys))
+        results = function(image, text, scale, bias, keys)
         # Equal on all devices, which the types do not know.
         return jax.tree.map(lambda x: lax.pmean(x, self.devices.axes), results)
 
@@ -111,7 +115,7 @@ def make_placement(
     mesh: Mesh | AbstractMesh | None,
     batch_axes: str | Sequence[str] | None,
     axis_name: str | Sequence[str] | None,
-) -> Callable[[Array, Array], GlobalArrays | LocalSlices]:
+) -> Callable[[Array, Array, Keys | None], GlobalArrays | LocalSlices]:
     """Checks where a loss is to run; what is left open is found when it is called.
 
     Args:
@@ -120,7 +124,7 @@ def make_placement(
         axis_name: likewise.
 
     Returns:
-        Of the embeddings, where they are.
+        Of the embeddings, and of the keys of their captions, where they are.
 
     Raises:
         ValueError: axes that the mesh does not have, or arguments that exclude each other.
@@ -132,7 +136,7 @@ def make_placement(
                 "for global arrays: give one or the other"
             )
         axes = _axis_names(axis_name, "axis_name")
-        return lambda image, text: _local_slices(axes, image, text)
+        return functools.partial(_local_slices, axes)
     if batch_axes is not None:
         batch_axes = _axis_names(batch_axes, "batch_axes")
     if mesh is not None:
@@ -140,8 +144,8 @@ def make_placement(
             raise ValueError(f"mesh is a {type(mesh).__name__}, expected a jax.sharding.Mesh")
         devices = _batch_devices(mesh, batch_axes)
 
-    def global_arrays(image: Array, text: Array) -> GlobalArrays:
-        del text
+    def global_arrays(image: Array, text: Array, keys: Keys | None) -> GlobalArrays:
+        del text, keys
         context = jax.sharding.get_abstract_mesh()
         _check_outside_shard_map(context, batch_axes or DEFAULT_BATCH_AXES)
         if mesh is not None:
@@ -188,7 +192,9 @@ def _batch_devices(mesh: Mesh | AbstractMesh, batch_axes: tuple[str, ...] | None
     return BatchDevices(axes, math.prod(mesh.shape[axis] for axis in axes), axes)
 
 
-def _local_slices(axes: tuple[str, ...], image: Array, text: Array) -> LocalSlices:
+def _local_slices(
+    axes: tuple[str, ...], image: Array, text: Array, keys: Keys | None
+) -> LocalSlices:
     try:
         num_devices = math.prod(lax.axis_size(axis) for axis in axes)
     except NameError as error:
@@ -198,8 +204,11 @@ def _local_slices(axes: tuple[str, ...], image: Array, text: Array) -> LocalSlic
             f"{', '.join(found) or 'none, it is called outside of one'}; name those that shard "
             "the batch, or use mesh= and batch_axes="
         ) from error
-    varying = _varies_over(image) | _varies_over(text)
-    for name, x in (("image_embeds", image), ("text_embeds", text)):
+    given = {"image_embeds": image, "text_embeds": text}
+    if keys is not None:
+        given["captions"] = keys[0]
+    varying = frozenset[str]().union(*map(_varies_over, given.values()))
+    for name, x in given.items():
         missing = [axis for axis in axes if axis not in _varies_over(x)]
         if missing:
             raise ValueError(

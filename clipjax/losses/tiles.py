@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from clipjax.array_types import Array
+from clipjax.losses.equal_rows import Keys, equal_pairs
 from clipjax.losses.pair_rule import PairRule, Stats, cosines, product
 
 
@@ -19,6 +20,7 @@ class Side(NamedTuple):
 
     embeds: Array
     ids: Array
+    keys: Keys | None = None  # those of equal captions are equal; None: no two match
 
 
 class Affine(NamedTuple):
@@ -49,7 +51,7 @@ def forward_tiles(
     affine: Affine,
     tile: tuple[int, int],
 ) -> tuple[Stats, Stats]:
-    """Update row and column statistics with every negative logit of the block."""
+    """Update row and column statistics with every logit of the block, own pairs left out."""
     lengths = rows.ids.shape[0], columns.ids.shape[0]
     rows, row_stats = _cut(rows, tile[0], -1), _cut(stats[0], tile[0], 0)
     columns, column_stats = _cut(columns, tile[1], -2), _cut(stats[1], tile[1], 0)
@@ -61,9 +63,9 @@ def forward_tiles(
 
         def row_step(i: Array, carry: Any) -> Any:
             row_stats, of_column = carry
-            logits = _negative_logits(_take(rows, i), column, affine, padded)
-            of_row = rule.update(_take(row_stats, i), logits, axis=1)
-            return _put(row_stats, i, of_row), rule.update(of_column, logits, axis=0)
+            logits, positive = _other_logits(_take(rows, i), column, affine, padded)
+            of_row = rule.update(_take(row_stats, i), logits, positive, axis=1)
+            return _put(row_stats, i, of_row), rule.update(of_column, logits, positive, axis=0)
 
         row_stats, of_column = lax.fori_loop(
             0, rows.ids.shape[0], row_step, (row_stats, _take(column_stats, j))
@@ -74,6 +76,13 @@ def forward_tiles(
         0, columns.ids.shape[0], column_step, (row_stats, column_stats)
     )
     return _join(row_stats, lengths[0]), _join(column_stats, lengths[1])
+
+
+class Norms(NamedTuple):
+    """What the weights of a tile need of each row, or of each column."""
+
+    of_rule: Any  # PairRule.normalisers
+    share: Array | None  # one over the number of positives; None where the own pair is the only one
 
 
 class Gradients(NamedTuple):
@@ -88,7 +97,7 @@ def backward_tiles(
     rule: PairRule,
     rows: Side,
     columns: Side,
-    normalisers: tuple[Any, Any],
+    normalisers: tuple[Norms, Norms],
     gradients: Gradients,
     affine: Affine,
     tile: tuple[int, int],
@@ -108,15 +117,20 @@ def backward_tiles(
         def row_step(i: Array, carry: Any) -> Any:
             d_rows, d_column, d_bias = carry
             row = _take(rows, i)
-            logits = _negative_logits(row, column, affine, padded)
-            weights = rule.negative_weights(logits, _take(row_norm, i), of_column)
+            logits, positive = _other_logits(row, column, affine, padded)
+            of_row = _take(row_norm, i)
+            norms = of_row.of_rule, of_column.of_rule
+            weights = rule.negative_weights(logits, *norms)
+            if positive is not None:
+                others = rule.other_positive_weights(logits, *norms, of_row.share)
+                weights = jnp.where(positive, others, weights)
             if d_bias is not None:
                 d_bias = d_bias + jnp.sum(weights)
             weights = weights.astype(dtype)
-            of_row = _take(d_rows, i) + product(weights, column.embeds, (1, 0))
+            d_row = _take(d_rows, i) + product(weights, column.embeds, (1, 0))
             if d_column is not None:
                 d_column = d_column + product(weights, row.embeds, (0, 0))
-            return _put(d_rows, i, of_row), d_column, d_bias
+            return _put(d_rows, i, d_row), d_column, d_bias
 
         d_rows, d_column, d_bias = lax.fori_loop(
             0, rows.ids.shape[0], row_step, (d_rows, _take(d_columns, j), d_bias)
@@ -129,15 +143,23 @@ def backward_tiles(
     return Gradients(_join(d_rows, lengths[0]), _join(d_columns, lengths[1]), d_bias)
 
 
-def _negative_logits(rows: Side, columns: Side, affine: Affine, padded: bool) -> Array:
-    """One tile; -inf where row and column are the same example, and in padding."""
+def _other_logits(
+    rows: Side, columns: Side, affine: Affine, padded: bool
+) -> tuple[Array, Array | None]:
+    """One tile; -inf where row and column are the same example, and in padding.
+
+    Besides, which of the others are positives; None where none can be.
+    """
     logits = affine.scale * cosines(rows.embeds, columns.embeds)
     if affine.bias is not None:
         logits = logits + affine.bias
     masked = rows.ids[:, None] == columns.ids[None, :]
     if padded:
         masked = masked | (rows.ids < 0)[:, None] | (columns.ids < 0)[None, :]
-    return jnp.where(masked, -jnp.inf, logits)
+    logits = jnp.where(masked, -jnp.inf, logits)
+    if rows.keys is None or columns.keys is None:
+        return logits, None
+    return logits, equal_pairs(rows.keys, columns.keys) & ~masked
 
 
 def _cut(tree: Any, size: int | tuple[int, ...], id_fill: int) -> Any:

@@ -42,9 +42,10 @@ def tell_of_batch(tokens: np.ndarray, faults: Mapping[str, int], captions: str |
     if repeated >= NOTABLE * rows:
         logging.warning(
             "%d of %d captions of the first batch stand in it more than once (%.0f %%), and the "
-            "loss takes equal captions for mismatches of one another: the loss has a floor, and of "
-            "the batch no more than %.0f %% can be told apart. More varied captions, a smaller "
-            "batch or more classes help; judge by zero-shot accuracy.",
+            "loss takes equal captions for mismatches of one another, unless config.loss.positives "
+            "is 'equal_captions': the loss has a floor, and of the batch no more than %.0f %% can "
+            "be told apart. That field, more varied captions, a smaller batch or more classes "
+            "help; judge by zero-shot accuracy.",
             repeated,
             rows,
             100 * repeated / rows,
