@@ -3,6 +3,8 @@
 import json
 import shlex
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -10,7 +12,10 @@ from archives import png
 from data_command import run
 
 from clipjax.data import make_source
+from clipjax.data.images.preprocess import Preprocess
+from clipjax.encoding.batches import EncodeFns
 from clipjax.inference import loading
+from clipjax.partitioning import make_mesh
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -19,23 +24,29 @@ class ByNumber:
     """Embeds pictures by their red and captions by the number in them, as angles."""
 
     spec = {"name": "by_number"}  # noqa: RUF012
+    variables = {}  # noqa: RUF012
+    batch_size = 8
+
+    def __init__(self, pixels):
+        self.pixels, self.preprocess = pixels, Preprocess(4, pixels=pixels)
+        self.mesh = make_mesh({"data": 1}, jax.devices()[:1])
+        self.encode_fns = EncodeFns(self.encode_image, None, None, None)
 
     @classmethod
     def read(cls, path, hints, *, preprocess):
-        encoder = cls()
-        encoder.pixels = preprocess
-        return encoder
+        return cls(preprocess)
 
-    def encode_image(self, images):
-        return on_circle([np.asarray(image)[0, 0, 0] for image in images])
+    @staticmethod
+    def encode_image(variables, images):
+        return on_circle(images[:, 0, 0, 0])
 
     def encode_text(self, texts):
-        return on_circle([float(text) for text in texts])
+        return np.asarray(on_circle([float(text) for text in texts]))
 
 
 def on_circle(degrees):
-    angles = np.radians(np.array(degrees, float))
-    return np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    angles = jnp.radians(jnp.asarray(degrees, float))
+    return jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=1)
 
 
 @pytest.fixture
@@ -83,7 +94,7 @@ def test_from_a_folder_to_its_best_part(tmp_path, folder, monkeypatch, capsys):
         (("pack", "--from", "synthetic:3", "--to", "gs://b/out"), "gs://b/out is in a bucket"),
         (("score", "synthetic:3", "--out=s3://b/s.parquet"), "s3://b/s.parquet is in a bucket"),
         (("score", "mix:[]", "--out=s.parquet"), "one by one"),
-        (("score", "synthetic:3?filter=a.parquet:top=1", "--out=s.parquet"), "a filter already"),
+        (("score", "synthetic:3?filter=a.parquet:top=1", "--out=s.parquet"), "has a filter"),
         (("stats", "synthetic:3", "--sheet=http://b/s.html"), "http://"),
         (("stats", "synthetic:3", "--sheet=s.jpg"), r"s\.jpg: a sheet is a file \.html or \.png"),
         (("stats", "synthetic:3", "--limit=0"), "--limit=0: at least 1"),

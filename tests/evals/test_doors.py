@@ -134,4 +134,4 @@ def test_what_is_no_set_or_no_model_is_one_clear_error(
     assert "contract" in error and str(manifest) in error, error
     vocabulary = tmp_path / "vocab.txt"
     vocabulary.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n")
-    assert "leave the flag out" in told(f"--zero_shot={spec}", f"--tokenizer={vocabulary}")
+    assert "leave it out" in told(f"--zero_shot={spec}", f"--tokenizer={vocabulary}")

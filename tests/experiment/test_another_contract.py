@@ -104,7 +104,10 @@ def fine_tune(workdir, config, contract):
 def evaluate_run(workdir, config, contract):
     """As `clipjax eval` does, with an evaluation that must not be reached."""
     run = SimpleNamespace(
-        key="zero_shot", name=SimpleNamespace(kind="zero_shot", prefix="zero_shot/x"), about={}
+        key="zero_shot",
+        name=SimpleNamespace(kind="zero_shot", prefix="zero_shot/x"),
+        about={},
+        which=None,
     )
     experiment = SimpleNamespace(
         evals=[run],

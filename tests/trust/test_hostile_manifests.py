@@ -22,7 +22,8 @@ VERBS = ("classify", "eval", "convert", "finetune")
 class _Leaves(types.SimpleNamespace):
     """A manifest of which only the leaves are asked."""
 
-    roots, model_root, of_model = Manifest.roots, Manifest.model_root, Manifest.of_model
+    roots, model_root, averages = Manifest.roots, Manifest.model_root, Manifest.averages
+    root_of, of_model = Manifest.root_of, Manifest.of_model
 
 
 def put(*path):
