@@ -19,7 +19,13 @@ from flax import linen as nn
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from clipjax.array_types import Array, Bool, Float, Int
-from clipjax.layers.short_attention_blocks import attention_flops, make_blocks, vmem_of
+from clipjax.layers.short_attention_blocks import (
+    LANES,
+    attention_flops,
+    heads_of_whole_lanes,
+    make_blocks,
+    vmem_of,
+)
 from clipjax.partitioning.rules import LOGICAL_AXIS_RULES, spec_of
 
 __all__ = ["attention_flops", "short_attention", "unsupported"]
@@ -48,7 +54,8 @@ def short_attention(
     Raises:
         ValueError: a shape or dtype that the kernel is not for.
     """
-    reason = unsupported(qkv.shape, qkv.dtype, "tpu")
+    interpreted = _device_kind() is None if interpret is None else interpret
+    reason = unsupported(qkv.shape, qkv.dtype, "tpu", interpret=interpreted)
     if reason is not None:
         raise ValueError(f"short_attention: {reason}")
     if valid is not None and valid.ndim == 1:
@@ -57,15 +64,23 @@ def short_attention(
 
 
 def unsupported(
-    qkv_shape: tuple[int, ...], dtype: Any, platform: str, device_kind: str | None = None
+    qkv_shape: tuple[int, ...],
+    dtype: Any,
+    platform: str,
+    device_kind: str | None = None,
+    *,
+    interpret: bool = False,
 ) -> str | None:
     """Why a shape is not for the kernel, or None.
+
+    Under a mesh it is asked of the heads that a device has by the sharding rules.
 
     Args:
         qkv_shape: [batch, length, 3, heads, head_dim].
         dtype: of qkv.
         platform: of the devices; the kernel is for "tpu".
         device_kind: as `jax.Device.device_kind`; None: of the devices in force.
+        interpret: the kernel is not compiled, so any number of heads will do.
     """
     if platform != "tpu":
         return f"the kernel for short sequences is for TPUs, not for {platform}"
@@ -78,6 +93,12 @@ def unsupported(
         return f"the dtype is {name}; the kernel takes {' and '.join(_DTYPES)}"
     device_kind = _device_kind() if device_kind is None else device_kind
     _, length, _, heads, head_dim = qkv_shape
+    here, together = heads // _head_shards(qkv_shape), heads_of_whole_lanes(head_dim)
+    if here % together and not interpret:
+        return (
+            f"a device has {here} heads of {head_dim}, and the kernel takes them by {together}, "
+            f"whose numbers fill {together * head_dim // LANES} x {LANES} lanes"
+        )
     if _blocks("backward", qkv_shape, dtype, device_kind) is None:
         return (
             f"rows of {length} tokens and {heads} heads of {head_dim} in {name} do not fit the "
@@ -172,15 +193,10 @@ def _on_each_device(function: Callable[..., Any], args: tuple[Any, ...], *, out_
     """
     qkv, context = args[0], jax.sharding.get_abstract_mesh()
     mesh = jax.typeof(qkv).sharding.mesh if context.empty else context
-    # Inside another shard_map some axes are cut already.
-    free = {axis: size for axis, size in mesh.shape.items() if axis not in mesh.manual_axes}
+    free = _free_axes(mesh)
     if math.prod(free.values()) == 1:
         return function(*args)
-    rules = nn.get_logical_axis_rules() or LOGICAL_AXIS_RULES["replicated"].params
-    known = [rule for rule in rules if rule[1] is None or {*np.atleast_1d(rule[1])} <= {*free}]
-    uncut = AbstractMesh(tuple(free.values()), tuple(free))
-    spec = spec_of(("batch", None, None, "heads", None), qkv.shape, known, uncut)
-    batch, _, _, heads, _ = (*spec, *[None] * 5)[:5]
+    batch, heads = _cut_axes(qkv.shape, free)
     by_rank = {
         1: PartitionSpec(batch),
         2: PartitionSpec(batch, None),
@@ -196,3 +212,28 @@ def _on_each_device(function: Callable[..., Any], args: tuple[Any, ...], *, out_
         check_vma=False,  # a kernel says nothing of what its results vary over
     )
     return mapped(*args)
+
+
+def _free_axes(mesh: Any) -> dict[str, int]:
+    """The axes along which a mesh is not cut yet; inside another shard_map some are."""
+    return {axis: size for axis, size in mesh.shape.items() if axis not in mesh.manual_axes}
+
+
+def _cut_axes(qkv_shape: tuple[int, ...], free: dict[str, int]) -> tuple[Any, Any]:
+    """Along which mesh axes the rules in force cut examples and heads."""
+    rules = nn.get_logical_axis_rules() or LOGICAL_AXIS_RULES["replicated"].params
+    known = [rule for rule in rules if rule[1] is None or {*np.atleast_1d(rule[1])} <= {*free}]
+    uncut = AbstractMesh(tuple(free.values()), tuple(free))
+    spec = spec_of(("batch", None, None, "heads", None), qkv_shape, known, uncut)
+    batch, _, _, heads, _ = (*spec, *[None] * 5)[:5]
+    return batch, heads
+
+
+def _head_shards(qkv_shape: tuple[int, ...]) -> int:
+    """Among how many devices the rules in force cut the heads."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return 1
+    free = _free_axes(mesh)
+    axes = _cut_axes(qkv_shape, free)[1]
+    return math.prod(free[axis] for axis in ([] if axes is None else np.atleast_1d(axes)))

@@ -10,7 +10,7 @@ _SMALL_VMEM, _VMEM = 16 * MIB, 64 * MIB
 # A block's rows wait in both halves of a double buffer: more images a block only spare the few
 # hundred cycles that a block costs, and take memory from what runs before and after.
 _ROWS_TARGET, MOST_IMAGES = 6 * MIB, 16
-_LANES, _SUBLANE_BYTES = 128, 32
+LANES, _SUBLANE_BYTES = 128, 32
 # Longer rows are cut, so that one head's scores stay a fraction of the memory and the code short.
 WHOLE_ROW, CHUNK = 384, 256
 # Arrays of a head's scores in float32 that the backward pass holds at once, conversions included.
@@ -78,18 +78,18 @@ def make_blocks(
     """
     width = heads * head_dim
     sublanes = _SUBLANE_BYTES // itemsize
-    row_lanes = round_up(3 * width, _LANES) * (2 if which == "backward" else 1) + round_up(
-        width, _LANES
+    row_lanes = round_up(3 * width, LANES) * (2 if which == "backward" else 1) + round_up(
+        width, LANES
     )
     image_bytes = round_up(length, sublanes) * row_lanes * itemsize
     queries = length if length <= WHOLE_ROW else CHUNK
-    work = _LIVE_SCORES[which] * round_up(length, 8) * round_up(queries, _LANES) * 4
+    work = _LIVE_SCORES[which] * round_up(length, 8) * round_up(queries, LANES) * 4
     if queries < length:
-        work += 2 * round_up(length, 8) * round_up(head_dim, _LANES) * 4
+        work += 2 * round_up(length, 8) * round_up(head_dim, LANES) * 4
     if work + 2 * image_bytes > vmem:
         return None
     images = max(1, min(_ROWS_TARGET // (2 * image_bytes), MOST_IMAGES, batch))
-    group = _LANES // math.gcd(head_dim, _LANES)
+    group = heads_of_whole_lanes(head_dim)
     return Blocks(
         batch=batch,
         length=length,
@@ -101,6 +101,11 @@ def make_blocks(
         heads_a_group=group if heads % group == 0 else heads,
         vmem_bytes=min(vmem, max(_SMALL_VMEM, work + 2 * images * image_bytes)),
     )
+
+
+def heads_of_whole_lanes(head_dim: int) -> int:
+    """The fewest heads whose numbers fill the lanes of whole registers."""
+    return LANES // math.gcd(head_dim, LANES)
 
 
 def round_up(size: int, multiple: int) -> int:

@@ -91,12 +91,14 @@ def test_queries_of_their_own_attend_to_the_keys():
         ("gpu", "pallas", jnp.bfloat16, 64, "'auto' takes what there is"),
         ("tpu", "auto", jnp.bfloat16, 72, "pallas"),
         ("tpu", "auto", jnp.float16, 64, "xla"),
+        ("tpu", "auto", jnp.bfloat16, 4, "xla"),
+        ("tpu", "pallas", jnp.bfloat16, 4, "has 16 heads of 4, and the kernel takes them by 32"),
         ("tpu", "pallas", jnp.float16, 64, "the kernel takes float32 and bfloat16"),
         ("gpu", "flash", jnp.bfloat16, 64, "allowed are auto, xla, cudnn, pallas"),
     ],
 )
 def test_what_is_taken_follows_from_platform_and_shapes(platform, asked, dtype, head_dim, expected):
-    qkv = jax.ShapeDtypeStruct((2, 7, 3, 2, head_dim), dtype)
+    qkv = jax.ShapeDtypeStruct((2, 7, 3, 16, head_dim), dtype)
     execution = Execution(platform=platform, attention=asked)
     if expected in ("xla", "cudnn", "pallas"):
         assert choose(qkv, execution=execution) == expected

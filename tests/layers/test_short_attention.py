@@ -155,6 +155,25 @@ def test_memory_decides_by_the_kind_of_the_chip():
     assert "an unknown TPU" in unsupported(shape, "bfloat16", "tpu")
 
 
+@pytest.mark.parametrize(
+    ("heads", "head_dim", "table", "message"),
+    [
+        (16, 72, "fsdp", None),
+        (16, 72, "tensor", "a device has 8 heads of 72, and the kernel takes them by 16"),
+        (4, 64, "tensor", None),
+        (6, 64, "tensor", "a device has 3 heads of 64, and the kernel takes them by 2"),
+        (6, 64, "fsdp", None),
+        (3, 64, "fsdp", "a device has 3 heads of 64"),
+    ],
+)
+def test_the_heads_of_a_device_fill_whole_lanes(heads, head_dim, table, message):
+    """Others do not compile: Mosaic wants what it loads to lie at whole registers."""
+    mesh = partitioning.make_mesh(MESHES[table])
+    with jax.set_mesh(mesh), under_rules(LOGICAL_AXIS_RULES[table].params):
+        reason = unsupported((8, 50, 3, heads, head_dim), "bfloat16", "tpu", "TPU v5 lite")
+    assert reason is None if message is None else message in reason
+
+
 # --- Under a mesh --------------------------------------------------------------------------------
 
 MESHES = {
@@ -170,11 +189,11 @@ def layer_collectives(table, attention):
     rules, mesh = LOGICAL_AXIS_RULES[table].params, partitioning.make_mesh(MESHES[table])
     execution = Execution(platform="tpu", attention=attention)
     config = BlockConfig(
-        depth=1, num_heads=2, mlp_dim=8, activation="gelu", layer_norm_eps=1e-5,
+        depth=1, num_heads=4, mlp_dim=8, activation="gelu", layer_norm_eps=1e-5,
         execution=execution,
     )  # fmt: skip
     layer = Attention(config)
-    x = jax.ShapeDtypeStruct((16, 5, 16), jnp.float32)
+    x = jax.ShapeDtypeStruct((16, 5, 256), jnp.float32)
     boxed = jax.eval_shape(layer.init, jax.random.key(0), x)
     shapes, axes = unbox(boxed), boxed_axes(boxed)
 
@@ -267,6 +286,14 @@ def compile_for(chip, row, which, *, dtype="bfloat16", masked=False):
     assert f"short_attention_{which}" in text
     assert f'"flops":"{blocks.attention_flops(64, length, heads, head_dim)[which]}"' in text
     return True
+
+
+@pytest.mark.tpu
+def test_heads_beside_the_lanes_are_refused_and_would_not_compile(monkeypatch):
+    assert not compile_for("v5e", (17, 2, 16), "forward")
+    monkeypatch.setitem(globals(), "unsupported", lambda *_: None)
+    with pytest.raises(Exception, match="Mosaic failed to compile"):
+        compile_for("v5e", (17, 2, 16), "forward")
 
 
 @pytest.mark.tpu
