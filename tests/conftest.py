@@ -4,16 +4,15 @@ import atexit
 import gc
 import os
 import shutil
-import signal
 import sys
 import tempfile
-import threading
 from pathlib import Path
 
 # Helpers of several folders, which are no packages.
 sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 sys.path.append(str(Path(__file__).parents[1]))  # the package benchmarks
 
+from inherited_signals import hear_signals
 from xla_flags import COUNT, QUICK, with_devices, with_flags
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -27,11 +26,6 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
-
-# A suite in the background, or under nohup, would have its commands ignore these, too.
-if threading.current_thread() is threading.main_thread():
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # A test sees how a run ended; those of the launchers let them start it again.
 os.environ["CLIPJAX_RESTARTS"] = "0"
@@ -55,11 +49,18 @@ def pytest_configure(config):
 
     Commands in processes of their own inherit it: runs that are compared are compiled alike.
     """
+    hear_signals()
     quick = config.getoption("markexpr") not in OPTIMISED
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quick))
     if quick:  # before the first device
         os.environ["XLA_FLAGS"] = with_flags(*QUICK)
     jax.config.update("jax_disable_most_optimizations", quick)
+
+
+def pytest_collection_modifyitems(items):
+    """Those that start processes come first: at the end one worker would wait for the other's."""
+    first = {"integration", "faults", "processes"}
+    items.sort(key=lambda item: not first & {*item.path.parts})
 
 
 @pytest.fixture

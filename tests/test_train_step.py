@@ -321,6 +321,7 @@ def jittered_program():
     return build(jittered_config())
 
 
+@pytest.mark.slow  # tests/layers/test_color_jitter.py has the layer's draws
 def test_colour_jitter_draws_by_example_and_step(plain_program, jittered_program):
     _, plain = run(plain_program, 2)
     _, jittered = run(jittered_program, 2)

@@ -26,6 +26,7 @@ import jax
 from benchmarks.common import commit, machine
 from tests.faults.row import Row, Trial, upper_bound
 from tests.faults.rows import all_rows
+from tests.helpers.inherited_signals import hear_signals
 
 ROOT = Path(__file__).parents[2]
 DEVICES = 8  # of this process
@@ -106,6 +107,7 @@ def try_trial(run: Any, trial: Trial) -> str | None:
 
 def main() -> int:
     os.environ.setdefault("CLIPJAX_RESTARTS", "0")  # a row sees how a run ended
+    hear_signals()
     if "XLA_FLAGS" not in os.environ:
         jax.config.update("jax_num_cpu_devices", DEVICES)  # as the tests have
     rows = all_rows()

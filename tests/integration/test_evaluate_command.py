@@ -109,6 +109,7 @@ def test_what_cannot_be_written_is_said_before_the_work(command, reference, tmp_
     assert "top1" not in done.out + done.err
 
 
+@pytest.mark.slow  # tests/evals/test_golden_figures.py has that package's figures
 def test_a_dataset_of_clip_benchmark_is_evaluated_as_it_is(clipjax, reference, tmp_path):
     root, plain = tmp_path / "wds", tmp_path / "plain"
     (root / "test").mkdir(parents=True)

@@ -156,7 +156,7 @@ def test_the_step_moves_what_the_theory_says(table):
 @pytest.mark.parametrize("table", MESHES)
 @pytest.mark.parametrize(
     "wrong",
-    [x if x in ("fsdp", "tensor") else pytest.param(x, marks=pytest.mark.slow) for x in MESHES],
+    [x if x == "tensor" else pytest.param(x, marks=pytest.mark.slow) for x in MESHES],
 )
 def test_a_step_under_other_rules_is_caught(table, wrong):
     """Negative control: every step against the theory of every other table."""
