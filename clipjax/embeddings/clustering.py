@@ -57,11 +57,10 @@ def k_means(
     centres = index.embeddings(np.sort(chosen))
     labels, means = np.full(len(index), -1, np.int32), []
     while True:
-        sums = jnp.zeros((clusters, index.embed_dim), jnp.float32)
+        sums, near = jnp.zeros((clusters, index.embed_dim), jnp.float32), jnp.asarray(centres)
         before, labels, cosines = labels, np.empty_like(labels), np.empty(len(index), np.float32)
         for block in index.blocks(rows):
-            given = (on_device(block), jnp.asarray(centres), sums, block.filled)
-            sums, own, best = _assign(*given)
+            sums, own, best = _assign(on_device(block), near, sums, block.filled)
             places = slice(block.first, block.first + block.filled)
             labels[places], cosines[places] = own[: block.filled], best[: block.filled]
         means.append(float(cosines.mean()))

@@ -1,6 +1,5 @@
 """Pictures that show the same: pairs above a cosine, and the groups that they connect."""
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -9,7 +8,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from clipjax.embeddings.index import Block, Index, on_device
+from clipjax.embeddings.index import Index, on_device
 
 ROWS = 4096  # of a block: 64 MB of cosines
 _EDGES = 1 << 20  # that are held before they become groups
@@ -60,25 +59,21 @@ def find_duplicates(index: Index, threshold: float, *, rows: int = ROWS) -> Dupl
     labels = _Labels(len(index))
     pairs = 0
     limits = jnp.asarray([threshold, *edges[:-1]], jnp.float32)
-    for left, right in _block_pairs(index, rows):
-        above, bits = jax.device_get(
-            _compare(
-                *(on_device(left), on_device(right), limits),
-                *(left.first, left.filled, right.first, right.filled),
-            )
-        )
-        pairs += int(above[0])
-        counts -= np.diff(above[1:].astype(np.int64), append=0)
-        if above[0]:
-            found = np.unpackbits(bits, axis=1, count=rows).nonzero()
-            labels.connect(left.first + found[0], right.first + found[1])
-    return Duplicates(labels.told(), pairs, edges, counts)
-
-
-def _block_pairs(index: Index, rows: int) -> Iterator[tuple[Block, Block]]:
     for left in index.blocks(rows):
+        embeds = on_device(left)  # once for all that it is compared with
         for right in index.blocks(rows, start=left.first):
-            yield left, right
+            above, bits = jax.device_get(
+                _compare(
+                    *(embeds, on_device(right), limits),
+                    *(left.first, left.filled, right.first, right.filled),
+                )
+            )
+            pairs += int(above[0])
+            counts -= np.diff(above[1:].astype(np.int64), append=0)
+            if above[0]:
+                found = np.unpackbits(bits, axis=1, count=rows).nonzero()
+                labels.connect(left.first + found[0], right.first + found[1])
+    return Duplicates(labels.told(), pairs, edges, counts)
 
 
 @jax.jit
