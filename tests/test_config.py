@@ -2,11 +2,11 @@
 
 import ast
 import dataclasses
-import importlib.util
 import re
 from pathlib import Path
 
 import pytest
+from config_files import read_config_file
 from golden import GOLDEN, golden
 from ml_collections import ConfigDict
 
@@ -15,13 +15,6 @@ from clipjax.config import default_config, merge, parse_arg, to_plain, validate
 from clipjax.experiment import resolve
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
-
-
-def load(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config
 
 
 def valid():
@@ -143,7 +136,7 @@ AIMED = ("clip_vit_l14", "clip_vit_h14", "clip_vit_bigg14", "siglip_vit_b16", "s
 @pytest.mark.parametrize("name", AIMED)
 def test_a_published_recipe_names_its_target_and_its_source(name):
     (path,) = (path for path in CONFIGS if path.stem == name)
-    target = load(path)().target.to_dict()
+    target = read_config_file(path)().target.to_dict()
     assert 0.5 < target["imagenet_top1"] < 1
     for recalls in (target["flickr30k_recall_at_1"], target["coco_recall_at_1"]):
         assert all(0 < recall < 1 for recall in recalls)
@@ -153,7 +146,7 @@ def test_a_published_recipe_names_its_target_and_its_source(name):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
 def test_every_shipped_config_is_whole_and_opens_with_its_command(path):
-    get_config = load(path)
+    get_config = read_config_file(path)
     config = get_config()
     plain = to_plain(config)
     validate(config, needs_data=False)

@@ -1,13 +1,13 @@
 """Evaluating, fine-tuning or resuming with another contract than the checkpoint's is an error."""
 
 import gzip
-import importlib.util
 from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from config_files import shipped
 
 from clipjax.checkpoint import CheckpointManager, make_contract
 from clipjax.config import to_plain
@@ -42,10 +42,7 @@ def vocabularies(tmp_path_factory):
 
 
 def config_of(vocabulary, changes):
-    spec = importlib.util.spec_from_file_location("smoke", ROOT / "configs" / "smoke.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config()
+    config = shipped("smoke")
     with config.unlocked():
         config.model.tokenizer = {"name": "sentencepiece", "model": str(vocabulary)}
         config.update_from_flattened_dict(changes)

@@ -1,11 +1,9 @@
 """config.objective: an objective out of the tree, with parameters and a frozen teacher."""
 
 import functools
-import importlib.util
 import json
 import sys
 import types
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from config_files import shipped
 from extending_page import CAPTIONER
 from flax import linen as nn
 
@@ -26,7 +25,6 @@ from clipjax.train import train
 from clipjax.train_step import make_train_step
 from clipjax.trees import flatten_with_names
 
-ROOT = Path(__file__).parent.parent.parent
 KERNEL = np.arange(32 * 4, dtype=np.float32).reshape(32, 4) / 100
 
 
@@ -94,10 +92,7 @@ def lab():
 
 
 def small_config(objective="my_lab.parts:Distiller", **changes):
-    spec = importlib.util.spec_from_file_location("smoke", ROOT / "configs" / "smoke.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config("steps=4,batch_size=8")
+    config = shipped("smoke", "steps=4,batch_size=8")
     config.model.image.depth = config.model.text.depth = 1
     config.model.text.vocab_size = 49408
     config.scan_layers, config.remat = False, "none"

@@ -1,19 +1,17 @@
 """config.loss.positives: a run on folders of classes, whose captions are equal within a class."""
 
 import functools
-import importlib.util
 import json
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from config_files import shipped
 from PIL import Image
 
 from clipjax.experiment import build_experiment, build_program, resolve
 from clipjax.train import train
 
-ROOT = Path(__file__).parent.parent.parent
 BIAS = -10.0
 
 
@@ -31,10 +29,7 @@ def folder(tmp_path_factory):
 
 
 def small_config(folder, **changes):
-    spec = importlib.util.spec_from_file_location("smoke", ROOT / "configs" / "smoke.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config("steps=2,batch_size=8")
+    config = shipped("smoke", "steps=2,batch_size=8")
     config.data.source = f"folder:{folder}"
     config.model.image.depth = config.model.text.depth = 1
     config.model.text.vocab_size = 49408

@@ -2,16 +2,15 @@
 
 import contextlib
 import functools
-import importlib.util
 import io
 import json
 import logging
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from config_files import shipped
 from counting import wait_until
 
 from clipjax.data.loading.rows import RowMaker
@@ -21,7 +20,6 @@ from clipjax.faults import InjectedFault
 from clipjax.progress import ProgressBar
 from clipjax.train import train
 
-ROOT = Path(__file__).parent.parent.parent
 # What one run compiled, the next one loads; either is counted.
 COMPILED = "/jax/core/compile/backend_compile_duration"
 SLOW_S = 0.1  # what an example takes
@@ -29,11 +27,7 @@ SLOW_S = 0.1  # what an example takes
 
 def smoke_config(stages=True, **changes):
     """configs/smoke.py in nine steps of three stages, with one block a tower."""
-    path = ROOT / "configs" / "smoke.py"
-    spec = importlib.util.spec_from_file_location("smoke", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config(f"steps=9,batch_size=8{',stages' if stages else ''}")
+    config = shipped("smoke", f"steps=9,batch_size=8{',stages' if stages else ''}")
     config.model.image.depth = config.model.text.depth = 1
     config.checkpoint.every_steps = 3
     config.scan_layers, config.remat = False, "none"  # these compile fastest
