@@ -1,7 +1,8 @@
 """Where the wall time of a run goes: steps that count, and what took the rest.
 
-`goodput.json` in the workdir holds the seconds by cause, of all starts of the run together. Time
-between two starts, in which no process was there, is not counted.
+`goodput.json` in the workdir holds the seconds by cause, of all starts of the run together, and
+those of its evaluations at intervals. Time between two starts, in which no process was there, is
+not counted.
 """
 
 import json
@@ -31,12 +32,17 @@ class Goodput:
     Args:
         workdir: of the run.
         check_owner: called before each write into it.
+
+    Attributes:
+        evaluations: seconds of evaluations at intervals, in all and of the last time, by name; for
+            `EvalBudget`, which changes them.
     """
 
     def __init__(self, workdir: Path, check_owner: Callable[[], None] = lambda: None) -> None:
         self._path, self._check_owner = workdir / NAME, check_owner
         before = read(workdir)
         self._seconds = dict.fromkeys((STEPS, *CAUSES), 0.0) | before.get("seconds", {})
+        self.evaluations: dict[str, tuple[float, float]] = before.get("evaluations", {})
         self._starts = int(before.get("starts", 0)) + 1
         self._reached = int(before.get("step", 0))  # of an earlier start; steps up to it come again
         self._step = 0
@@ -74,6 +80,10 @@ class Goodput:
         self._pass_to(self._cause)
         return dict(self._seconds)
 
+    def age_s(self) -> float:
+        """Seconds that the run is old, over all starts."""
+        return sum(self.seconds().values())
+
     def metrics(self) -> dict[str, float]:
         """`goodput`, the share of the steps, and the seconds of each cause."""
         seconds = self.seconds()
@@ -87,6 +97,7 @@ class Goodput:
         self._saved = time.monotonic()
         self._check_owner()
         content = {"starts": self._starts, "step": self._reached, "seconds": self.seconds()}
+        content["evaluations"] = self.evaluations
         try:
             write_file(self._path, json.dumps(content, indent=1) + "\n")
         except OSError as error:
@@ -99,12 +110,17 @@ class Goodput:
 
 
 def read(workdir: Path) -> dict[str, Any]:
-    """What stands in the file: `starts`, `step`, `seconds`; {} where none can be read."""
+    """What stands in the file: `starts`, `step`, `seconds`, `evaluations`; {} if none is read."""
     try:
         found = json.loads((workdir / NAME).read_bytes())
         seconds = {cause: float(found["seconds"][cause]) for cause in (STEPS, *CAUSES)}
-        return {"starts": int(found["starts"]), "step": int(found["step"]), "seconds": seconds}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        evaluations = {  # of a run from before there were any: none
+            str(name): (float(taken), float(last))
+            for name, (taken, last) in found.get("evaluations", {}).items()
+        }
+        counts = {name: int(found[name]) for name in ("starts", "step")}
+        return {**counts, "seconds": seconds, "evaluations": evaluations}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
 
 

@@ -252,11 +252,16 @@ class Loop:
         self.devices = DeviceClock()
         stack.callback(self.devices.close)
         self.start = start
-        self.budget = EvalBudget(experiment.evals, self.settings.eval_time_fraction)
         self.is_best = False  # the step whose evaluation was the last one
         self.stage: int | None = None  # of the program, that the last step belongs to
         self.goodput = goodput or Goodput(experiment.workdir)
         self.goodput.begin(start)
+        self.budget = EvalBudget(
+            experiment.evals,
+            self.settings.eval_time_fraction,
+            self.goodput.age_s,
+            self.goodput.evaluations,
+        )
         self.log = StepLog(
             experiment,
             self.writer,

@@ -21,10 +21,14 @@ from clipjax.models.images import normalise_images
 from clipjax.partitioning import batch_sharding, num_batch_shards, place, replicated
 from clipjax.prefetching import prefetched
 from clipjax.processes import signals
+from clipjax.processes.distributed import gather
 
 # (variables, uint8 images [b, h, w, 3] or int32 tokens [b, l]) -> embeddings [b, d]
 EncodeFn = Callable[[PyTree, jax.Array], jax.Array]
 Beside = TypeVar("Beside")
+
+# Tokens that a batch of texts is cut to. Each is a compilation, so there are few of them.
+TEXT_LENGTHS = (16, 24, 32, 48)
 
 
 class EncodeFns(NamedTuple):
@@ -55,29 +59,82 @@ def make_encode_fns(model: Any, preprocess: dict[str, Any], *, dtype: str = "flo
         pixels = normalise_images(images, mean, std, jnp.dtype(dtype))
         return model.apply(variables, pixels, method="encode_image")
 
-    def encode_text(variables: PyTree, tokens: jax.Array) -> jax.Array:
-        return model.apply(variables, tokens, method="encode_text")
-
     def logit_scale(variables: PyTree) -> jax.Array:
         return jnp.exp(variables["params"]["logit_scale"])
 
     def logit_bias(variables: PyTree) -> jax.Array | None:
         return variables["params"].get("logit_bias")
 
-    return EncodeFns(encode_image, encode_text, logit_scale, logit_bias)
+    return EncodeFns(encode_image, EncodeText(model), logit_scale, logit_bias)
+
+
+class EncodeText:
+    """A model's text tower and projection as an EncodeFn, for texts cut behind their ends, too.
+
+    Args:
+        model: `clipjax.models.CLIP`.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def __call__(self, variables: PyTree, tokens: jax.Array) -> jax.Array:
+        """Embeds ids int32 `[batch, length]`, of the model's length or as `cut` leaves them."""
+        model, length = self._model, tokens.shape[1]
+        tower = model.text_encoder
+        if _trims(tower) and length < tower.context_length:
+            model = model.for_shorter_texts(length)
+        return model.apply(variables, tokens, method="encode_text")
+
+    def cut(self, tokens: np.ndarray, mesh: Mesh) -> np.ndarray:
+        """Leaves out the positions behind the end of every text, if no number depends on them.
+
+        What remains has one of TEXT_LENGTHS, or all tokens where that spares less than a quarter.
+        A collective of the mesh's processes, which agree on the length.
+
+        Args:
+            tokens: int32 `[rows, length]`, this process's rows of a batch over the mesh.
+        """
+        tower, length = self._model.text_encoder, tokens.shape[1]
+        lengths = [each for each in TEXT_LENGTHS if 4 * each <= 3 * length]
+        if not lengths or not _trims(tower):
+            return tokens
+        read = 1 + int(tower.ends(tokens).max(initial=0))
+        if mesh.is_multi_process:
+            read = max(gather(read))
+        return tokens[:, : next((each for each in lengths if each >= read), length)]
+
+
+def _trims(tower: Any) -> bool:
+    return getattr(tower, "trims_behind_end_of_text", False)
+
+
+class EmbedFn:
+    """An encode function, compiled: float32, of length 1, rows over the mesh's batch axes."""
+
+    def __init__(self, encode_fn: EncodeFn, mesh: Mesh) -> None:
+        def embed(variables: PyTree, rows: jax.Array) -> jax.Array:
+            return l2_normalise(encode_fn(variables, rows).astype(jnp.float32))
+
+        self._run = jax.jit(embed, out_shardings=batch_sharding(mesh))
+        self._encode_fn = encode_fn
+
+    def __call__(self, variables: PyTree, rows: PyTree) -> jax.Array:
+        """Embeds rows on the mesh: `[batch, embed]`."""
+        return self._run(variables, rows)
+
+    def cut(self, rows: PyTree, mesh: Mesh) -> PyTree:
+        """Leaves out what the encode function does not read of rows on the host."""
+        return self._encode_fn.cut(rows, mesh) if isinstance(self._encode_fn, EncodeText) else rows
 
 
 @functools.lru_cache(maxsize=16)
-def embed_fn(encode_fn: EncodeFn, mesh: Mesh) -> Callable[[PyTree, jax.Array], jax.Array]:
-    """Compiles an encode function: float32, of length 1, rows over the mesh's batch axes.
+def embed_fn(encode_fn: EncodeFn, mesh: Mesh) -> EmbedFn:
+    """Compiles an encode function.
 
     Cached, so that evals that share an encode function and a batch size share one compilation.
     """
-
-    def embed(variables: PyTree, rows: jax.Array) -> jax.Array:
-        return l2_normalise(encode_fn(variables, rows).astype(jnp.float32))
-
-    return jax.jit(embed, out_shardings=batch_sharding(mesh))
+    return EmbedFn(encode_fn, mesh)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +229,8 @@ def run_batches(
 ) -> Iterator[tuple[jax.Array, Beside]]:
     """Runs a compiled function over all batches of a layout, in order.
 
-    Batches are made in a thread, up to two ahead of the one that the devices work on.
+    Batches are made in a thread, up to two ahead of the one that the devices work on. Texts go to
+    the devices without the positions that an `EmbedFn` does not read.
 
     Args:
         run: (variables, rows on the mesh) -> results, one a row.
@@ -187,7 +245,8 @@ def run_batches(
         StopRequestedError: the run was asked to stop.
     """
     batches = range(layout.num_batches) if batches is None else batches
+    cut = run.cut if isinstance(run, EmbedFn) else lambda rows, mesh: rows
     for number, (rows, beside) in enumerate(prefetched(make, batches)):
         faults.point("eval.batch", number)
         signals.poll()
-        yield run(variables, layout.to_device(rows)), beside
+        yield run(variables, layout.to_device(cut(rows, layout.mesh))), beside

@@ -1,8 +1,7 @@
 """Which evaluations a run has time for, by what they took before."""
 
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 
 from absl import logging
 
@@ -22,20 +21,20 @@ class EvalBudget:
 
     Args:
         evals: of the run.
-        fraction: of the time since now that evaluations at intervals may take; 1 is no limit.
-        clock: gives seconds.
+        fraction: of the run's time that evaluations at intervals may take; 1 is no limit.
+        age_s: gives the seconds that the run is old, those before a restart included.
+        taken: seconds by `kind/dataset`, in all and of the last time; changed by `took`.
     """
 
     def __init__(
         self,
         evals: Iterable[ScheduledEval],
         fraction: float,
-        clock: Callable[[], float] = time.monotonic,
+        age_s: Callable[[], float],
+        taken: MutableMapping[str, tuple[float, float]],
     ) -> None:
-        self._fraction, self._clock, self._begin = fraction, clock, clock()
+        self._fraction, self._age_s, self._taken = fraction, age_s, taken
         self._share = fraction / max(1, len({_group(e) for e in evals if e.every_steps}))
-        self._taken: dict[Group, float] = defaultdict(float)
-        self._last: dict[Group, float] = {}
 
     def choose(self, step: int, due: Sequence[ScheduledEval]) -> list[ScheduledEval]:
         """Gives those of the evaluations that there is time for; a collective where any may not.
@@ -44,12 +43,9 @@ class EvalBudget:
         """
         if self._fraction == 1.0 or not due:
             return list(due)
-        elapsed = self._clock() - self._begin
+        elapsed = self._age_s()
         groups = dict.fromkeys(map(_group, due))
-        own = [
-            self._taken[group] + self._last.get(group, 0.0) < self._share * elapsed
-            for group in groups
-        ]
+        own = [sum(self._of(group)) < self._share * elapsed for group in groups]
         fits = dict(zip(groups, gather(own)[0], strict=True))  # clocks of processes differ
         for group in (group for group in groups if not fits[group]):
             logging.info(
@@ -57,8 +53,7 @@ class EvalBudget:
                 "of %.1f s that the run is old; config.eval_time_fraction = %g gives it %.1f s",
                 step,
                 "/".join(group),
-                self._taken[group],
-                self._last.get(group, 0.0),
+                *self._of(group),
                 elapsed,
                 self._fraction,
                 self._share * elapsed,
@@ -70,9 +65,11 @@ class EvalBudget:
         seconds: dict[Group, float] = defaultdict(float)
         for result in results:
             seconds[result.name.kind, result.name.dataset] += result.seconds
-        self._last |= seconds
         for group, spent in seconds.items():
-            self._taken[group] += spent
+            self._taken["/".join(group)] = (self._of(group)[0] + spent, spent)
+
+    def _of(self, group: Group) -> tuple[float, float]:
+        return self._taken.get("/".join(group), (0.0, 0.0))
 
 
 def _group(scheduled: ScheduledEval) -> Group:

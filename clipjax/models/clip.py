@@ -91,6 +91,10 @@ class CLIP(nn.Module):
         }
         return self.clone(**towers)
 
+    def for_shorter_texts(self, context_length: int) -> "CLIP":
+        """The same model for texts of fewer tokens, where its text tower allows for them."""
+        return self.clone(text_encoder=self.text_encoder.for_shorter_texts(context_length))
+
     def setup(self) -> None:
         """Declares the projections and the temperature."""
         self.image_projection = self._projection("image", self.image_projection_kind)

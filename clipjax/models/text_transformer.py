@@ -102,11 +102,31 @@ class TextTransformer(nn.Module):
         x = LayerNorm(self.layer_norm_eps, name="ln_final")(x)
         return TextFeatures(self._pool(x, tokens), x, hidden)
 
+    @property
+    def trims_behind_end_of_text(self) -> bool:
+        """Whether the pooled row is the same without the positions behind every text's end.
+
+        A tower that inherits from this one may read them, and says for itself that it does not.
+        """
+        return type(self) is TextTransformer and self.pooling != "last"
+
+    def for_shorter_texts(self, context_length: int) -> "TextTransformer":
+        """The same tower, of the same parameters, for texts of fewer tokens."""
+        table_length = self.table_length or self.context_length
+        return self.clone(context_length=context_length, table_length=table_length)
+
+    def ends(self, tokens: Any) -> Any:
+        """Where each text ends: of ids `[batch, length]` the position `[batch]`, as `eot_id` says.
+
+        The first such position, so that what is cut off behind all of them moves none.
+        """
+        ends = tokens if self.eot_id is None else tokens == self.eot_id
+        return ends.argmax(axis=1)
+
     def _pool(self, x: jax.Array, tokens: jax.Array) -> jax.Array:
         if self.pooling == "last":
             return x[:, -1]
-        ends = tokens if self.eot_id is None else tokens == self.eot_id
-        end = ends.argmax(axis=1)
+        end = self.ends(tokens)
         if self.pooling == "eot":
             return jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
         inside = (jnp.arange(x.shape[1]) <= end[:, None]).astype(x.dtype)

@@ -6,6 +6,7 @@ from clipjax.data.sources import make_source
 from clipjax.evals.budget import EvalBudget
 from clipjax.evals.naming import name_evals
 from clipjax.evals.running import EvalResult, ScheduledEval, flat_metrics, list_metrics, run_evals
+from clipjax.goodput import Goodput
 
 
 class Took:
@@ -39,7 +40,7 @@ def scheduled(clock, seconds, *specs, every_steps=100):
 def ran(monkeypatch, evals, clock, fraction, *, rounds=40, between=10.0):
     """Which SPECs ran in each round, and the share of the time that all of them took."""
     monkeypatch.setattr("clipjax.evals.running.time.monotonic", clock)
-    budget, spent, found = EvalBudget(evals, fraction, clock), 0.0, []
+    budget, spent, found = EvalBudget(evals, fraction, clock, {}), 0.0, []
     for number in range(rounds):
         clock.now += between
         due = budget.choose(number, evals)
@@ -55,7 +56,7 @@ def of_one_clock(*, slow):
     """What a process chooses by its own clock; run by test_processes.py."""
     clock = Clock()
     evals = scheduled(clock, 1.0, "a", "b")
-    budget = EvalBudget(evals, 0.2, clock)
+    budget = EvalBudget(evals, 0.2, clock, {})
     found = []
     for number in range(8):
         clock.now += 3.0 if slow else 10.0
@@ -76,6 +77,23 @@ def test_evaluations_stay_within_their_share_of_the_time(monkeypatch):
     clock.now = 0.0
     assert ran(monkeypatch, evals, clock, 1.0)[0] == [["a", "b"]] * 40
     assert ran(monkeypatch, evals, clock, 0.0)[0] == [[]] * 40
+
+
+def test_a_restart_does_not_begin_the_budget_anew(tmp_path):
+    clock = Clock()
+    evals = scheduled(clock, 1.0, "a")
+    first = Goodput(tmp_path)
+    before = EvalBudget(evals, 0.1, clock, first.evaluations)
+    clock.now = 100.0
+    for _ in range(2):
+        before.took([EvalResult(name=evals[0].name, metrics={}, seconds=4.0)])
+    assert before.choose(1, evals) == []  # 8 + 4 of 10 s
+    first.save()
+    again = Goodput(tmp_path).evaluations
+    assert EvalBudget(evals, 0.1, clock, again).choose(1, evals) == []
+    assert EvalBudget(evals, 0.1, clock, {}).choose(1, evals) == evals  # negative control
+    clock.now = 121.0
+    assert EvalBudget(evals, 0.1, clock, again).choose(2, evals) == evals
 
 
 def test_a_dataset_has_all_of_its_languages_or_none_and_so_its_mean(monkeypatch):
