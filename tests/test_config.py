@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from config_files import read_config_file
+from config_files import read_config_file, shipped
 from golden import GOLDEN, golden
 from ml_collections import ConfigDict
 
@@ -158,6 +158,14 @@ def test_every_shipped_config_is_whole_and_opens_with_its_command(path):
     assert f"configs/{path.name}" in path.read_text()
     with pytest.raises(ValueError, match="no_such_argument"):
         get_config("no_such_argument=1")
+
+
+def test_a_recipe_is_chosen_without_the_unseen_names():
+    config = shipped("quickstart", "validation")
+    assert config.data.source.startswith("openmoji:fit?")
+    asked = [spec.source.partition("?") for spec in config.evals.values()]
+    assert {split for split, *_ in asked} == {"openmoji:validation"} and len(set(asked)) == 3
+    assert shipped("quickstart").evals.zero_shot.source == "openmoji:unseen"
 
 
 def test_every_golden_config_is_that_of_a_shipped_one():

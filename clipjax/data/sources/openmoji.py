@@ -15,12 +15,14 @@ from absl import logging
 from PIL import Image
 from tqdm import tqdm
 
+from clipjax.data.images.areas import areas_of
 from clipjax.data.packed.records import RecordFile, pack_record, write_records
 from clipjax.data.source import Example
 from clipjax.data.storage.cache import build_once, cache_dir
 from clipjax.files import sha256
 
-SPLITS = ("train", "unseen", "all")
+SPLITS = ("train", "fit", "validation", "unseen", "all")
+PARTS = ("image", "fill", "lines")
 LANGUAGES = ("ar", "de", "en", "es", "fa", "fr", "id", "it", "ja", "ko", "pt", "ru", "tr", "zh")
 CACHE_VERSION = 1
 CANVAS = 72  # side of every OpenMoji drawing, in its own units
@@ -46,12 +48,16 @@ class OpenMoji:
     zero-shot classification asks which name belongs to a drawing.
 
     Args:
-        where: `train`, `unseen` (a tenth of the drawings, by the hash of their code points) or
-            `all`.
+        where: `all`, `unseen` (a tenth of the drawings, by the hash of their code points), `train`
+            (all others), `validation` (a tenth of `all`, out of `train`, to choose a recipe by) or
+            `fit` (`train` without `validation`).
         language: the text's language, one of `LANGUAGES`; `all` gives a map from language to text.
         aliases: whether the text is `(name, alias...)` instead of the name alone.
         layers: whether the image is a sheet u8 `[2 * side, side, 4]`, the drawing without its
             lines above its lines alone, for transforms that restyle them.
+        areas: whether the drawing's areas stand below these, `[3 * side, side, 4]`: see `areas_of`.
+        part: `image`, `fill` (the drawing without its lines) or `lines` (these alone): what another
+            artist may draw, for evaluations.
         side: the pictures' side in pixels, at most `SIDE`; small ones are faster to transform.
         repeat_plain: how often drawings without a skin tone come in an epoch. Two thirds of the
             drawings differ from another one in the skin tone alone.
@@ -70,6 +76,8 @@ class OpenMoji:
         language: str = "en",
         aliases: bool = False,
         layers: bool = False,
+        areas: bool = False,
+        part: str = "image",
         side: int = SIDE,
         repeat_plain: int = 1,
         limit: int | None = None,
@@ -86,17 +94,26 @@ class OpenMoji:
                 f"openmoji has side={side} and repeat_plain={repeat_plain}; side is 1..{SIDE}, "
                 "repeat_plain at least 1"
             )
+        if part not in PARTS or (layers and part != "image"):
+            raise ValueError(
+                f"openmoji has no part {part!r}{' in layers' * layers}; it has {', '.join(PARTS)}, "
+                "and layers=true has fill and lines at once"
+            )
+        if areas and not layers:
+            raise ValueError("openmoji has areas=true beside layers=true only: set both")
         self._records = open_records(limit)
         self._options = [where, language, aliases, layers, side, repeat_plain]
+        self._options += [part] * (part != "image") + ["areas"] * areas
         self._side = side
-        self._blobs = ("fill", "lines") if layers else ("image",)
+        self._areas = areas
+        self._blobs = ("fill", "lines") if layers else (part,)
         self._images: dict[int, np.ndarray] = {}
         self._texts: list[str | tuple[str, ...] | dict[str, str | tuple[str, ...]]] = []
         self._places, self._keys = [], []
         self._order: list[int] = []
         names: list[str] = []
         for place, (key, meta) in enumerate(self._records.manifest["emoji"].items()):
-            if where == "all" or is_unseen(key) == (where == "unseen"):
+            if where in splits_of(key):
                 name = meta["names"]["en" if language == "all" else language]
                 text = (name, *meta["aliases"]) if aliases else name
                 if language == "all":
@@ -124,7 +141,7 @@ class OpenMoji:
         if label not in self._images:
             with self._lock:  # one decoding at a time is enough: it happens once a picture
                 record = self._records[self._places[label]]
-                self._images[label] = _decode(record, self._blobs, self._side)
+                self._images[label] = _decode(record, self._blobs, self._side, self._areas)
         return {
             "image": self._images[label],
             "text": self._texts[label],
@@ -143,7 +160,15 @@ def is_unseen(codepoints: str) -> bool:
 
     It does if the SHA-256 of its code points lies in the lowest tenth of all values: 392 of 3,944.
     """
-    return int(sha256(codepoints), 16) < 2**256 // 10
+    return "unseen" in splits_of(codepoints)
+
+
+def splits_of(codepoints: str) -> tuple[str, ...]:
+    """The splits that a drawing belongs to, by the tenth of all values its SHA-256 lies in."""
+    tenth = int(sha256(codepoints), 16) // (2**256 // 10)
+    if tenth == 0:
+        return "unseen", "all"
+    return "validation" if tenth == 1 else "fit", "train", "all"
 
 
 def has_skin_tone(codepoints: str) -> bool:
@@ -247,11 +272,14 @@ def split_lines(svg: str, box: tuple[float, float, float]) -> tuple[str, str, st
     return seen(None), seen(True), seen(False)
 
 
-def _decode(record: dict, names: tuple[str, ...], side: int) -> np.ndarray:
+def _decode(record: dict, names: tuple[str, ...], side: int, areas: bool) -> np.ndarray:
     layers = [Image.open(io.BytesIO(record["blobs"][name])).convert("RGBA") for name in names]
     if side != SIDE:
         layers = [layer.resize((side, side), Image.Resampling.LANCZOS) for layer in layers]
-    return np.concatenate([np.asarray(layer) for layer in layers])
+    parts = [np.asarray(layer) for layer in layers]
+    if areas:
+        parts.append(areas_of(parts[0][..., 3], parts[1][..., 3]))
+    return np.concatenate(parts)
 
 
 def _plain(name: str) -> str:

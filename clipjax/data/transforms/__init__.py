@@ -19,12 +19,12 @@ from clipjax.data.transforms.captions import (
 )
 from clipjax.data.transforms.color import (
     ColorJitter,
-    ComposeLayers,
     Cutout,
     RandomBackground,
     RandomBlur,
 )
 from clipjax.data.transforms.geometry import RandomFlip, RandomResizedCrop, ResizeAndCrop, Warp
+from clipjax.data.transforms.layers import ComposeLayers
 
 Transform = Callable[[Example, np.random.Generator], Example]
 

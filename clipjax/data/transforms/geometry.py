@@ -1,6 +1,7 @@
 """Transforms that move pixels: crops, flips, warps."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -13,6 +14,7 @@ from clipjax.data.source import Example
 from clipjax.ranges import (
     FRACTION,
     IMAGE_SIZE,
+    PATTERNS,
     STRENGTH,
     Choice,
     FieldError,
@@ -156,15 +158,25 @@ def _centre(width: int, height: int, size: int) -> Box:
 
 @dataclasses.dataclass(frozen=True)
 class RandomFlip(Ranged):
-    """Mirrors left and right."""
+    """Mirrors left and right.
+
+    Args:
+        probability: how often.
+        unless: regular expressions; an image with a caption in which one is found is left as it is,
+            such as `left` and `right`.
+    """
 
     probability: float = 0.5
+    unless: tuple[str, ...] = ()
 
-    ranges: ClassVar[Mapping[str, Rule]] = {"probability": FRACTION}
+    ranges: ClassVar[Mapping[str, Rule]] = {"probability": FRACTION, "unless": PATTERNS}
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         """Replaces the image by its mirror image, or leaves it."""
         if rng.random() >= self.probability:
+            return example
+        # Of several captions, the text of all of them.
+        if self.unless and any(re.search(p, str(example["text"])) for p in self.unless):
             return example
         return {**example, "image": as_array(example["image"])[:, ::-1]}
 

@@ -11,8 +11,9 @@ from counting import HANGS_S
 from PIL import Image
 
 from clipjax.data import Preprocess, make_source
+from clipjax.data.images.areas import areas_of
 from clipjax.data.sources import openmoji
-from clipjax.data.sources.openmoji import LANGUAGES, emoji_pairs, is_unseen
+from clipjax.data.sources.openmoji import LANGUAGES, emoji_pairs, is_unseen, splits_of
 
 LIMIT = 16
 
@@ -51,6 +52,10 @@ def test_3944_pairs_and_their_split():
         if hashlib.sha256(p.codepoints.encode()).digest() < bytes.fromhex("19" + "99" * 31)
     ]
     assert [p.codepoints for p in unseen] == expected
+    splits = [splits_of(p.codepoints) for p in pairs]
+    assert sum("validation" in found for found in splits) == 382
+    assert all(("train" in found) == ("fit" in found or "validation" in found) for found in splits)
+    assert all(("unseen" in found) != ("train" in found) for found in splits)
     assert all(set(p.names) == set(LANGUAGES) and all(p.names.values()) for p in pairs)
     by_code = {p.codepoints: p for p in pairs}
     assert by_code["1F600"].names["en"] == "grinning face"
@@ -91,6 +96,21 @@ def test_options(cache):
     assert np.abs(together - whole).mean() < 1.0
     assert np.abs(np.asarray(fill).astype(int) - whole).mean() > 1.0
     assert source(layers=True, side=24)[0]["image"].shape == (48, 24, 4)
+    for part, expected in (("fill", fill), ("lines", lines)):
+        np.testing.assert_array_equal(source(part=part)[0]["image"], expected)
+        assert source(part=part).fingerprint() != source().fingerprint()
+    with_areas = source(layers=True, areas=True)[0]["image"]
+    np.testing.assert_array_equal(with_areas[: 2 * openmoji.SIDE], sheet)
+    areas = areas_of(*(part[..., 3] for part in np.split(sheet, 2)))
+    np.testing.assert_array_equal(with_areas[2 * openmoji.SIDE :], areas)
+    assert areas[..., 1].any()
+    for options, told in (
+        ({"areas": True}, "layers=true only"),
+        ({"part": "hair"}, "no part 'hair'"),
+        ({"part": "fill", "layers": True}, "in layers"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            source(**options)
     twice = source(repeat_plain=2)
     assert len(twice) == 2 * LIMIT and twice.class_names == source().class_names
     assert [twice[i]["label"] for i in range(2 * LIMIT)] == [i // 2 for i in range(2 * LIMIT)]

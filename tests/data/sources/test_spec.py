@@ -32,7 +32,7 @@ def test_spec_name():
         (None, "kind:where"),
         ("tfds::train", "empty part"),
         ("nonsense:x", "known are aro, arrayrecord"),
-        ("openmoji:test", "train, unseen, all"),
+        ("openmoji:test", "train, fit, validation, unseen, all"),
         ("openmoji:train:x", "openmoji has no split"),
         ("synthetic:many", "no number"),
         ({"spec": "synthetic:10", "sides": 3}, "sides"),

@@ -9,6 +9,7 @@ from PIL import Image
 
 from clipjax.building import ANY_MODULE
 from clipjax.data import TRANSFORMS, SampleError, make_source, make_transforms
+from clipjax.data.images.areas import areas_of
 from clipjax.data.images.preprocess import as_array
 
 SIZE = 20
@@ -41,7 +42,7 @@ def build(name, **fields):
 
 def images_for(name):
     if name == "compose_layers":
-        return [picture(60, 30, 4)]
+        return [picture(90, 30, 4)]  # with its areas
     return [picture(), picture(30, 40, 4), encoded(), Image.fromarray(picture())]
 
 
@@ -102,6 +103,13 @@ def test_flip_mirrors():
     np.testing.assert_array_equal(out, picture()[:, ::-1])
 
 
+def test_a_flip_spares_what_its_caption_tells_from_its_mirror_image():
+    flip = build("random_flip", probability=1.0, unless=(r"\bleft\b", "right"))
+    for text, spared in (("left arrow", True), (("hand", "right hand"), True), ("cleft", False)):
+        out = flip({**example(), "text": text}, rng())["image"]
+        np.testing.assert_array_equal(out, picture() if spared else picture()[:, ::-1])
+
+
 def test_a_blur_takes_no_colour_from_what_is_transparent():
     image = np.zeros((8, 12, 4), np.uint8)
     image[:, :6] = (200, 30, 90, 255)
@@ -132,6 +140,55 @@ def test_layers_compose_to_the_drawing():
     )
     with pytest.raises(ValueError, match="layers=true"):
         plain(example(picture(30, 40, 4)), rng())
+    with pytest.raises(ValueError, match="areas=true"):
+        build("compose_layers", paint=1.0)(example(sheet), rng())
+
+
+def drawing():
+    """A red square, a ring beside it, an eye in it: fill, lines and areas."""
+    fill, line = np.zeros((2, 24, 24, 4), np.uint8)
+    fill[4:20, 2:10] = (200, 30, 30, 255)
+    line[4:20, 2:10, 3] = 255
+    line[6:18, 4:8, 3] = 0  # the outline of the square
+    line[10:12, 5:7, 3] = 255  # the eye
+    line[4:20, 12:22, 3] = 255
+    line[6:18, 14:20, 3] = 0  # the ring
+    return fill, line, areas_of(fill[..., 3], line[..., 3])
+
+
+def test_areas_are_holes_and_outlines():
+    _, _, areas = drawing()
+    assert (areas[6:18, 14:20, 0] == 1).all() and areas[5, 16, 0] == 1  # out into the line
+    assert (areas[:, :12, 0] == 0).all() and areas[4, 16, 0] == 0  # the outside is no hole
+    assert areas[4, 4, 1] == 255 and areas[4, 16, 1] == 255 and areas[10, 5, 1] == 0  # an eye
+
+
+def test_holes_are_painted_outlines_left_out_and_details_kept():
+    sheet = np.concatenate(drawing())
+    still = {"background": 0, "fade": 0, "shade_probability": 0}
+    bare = build("compose_layers", no_outline=1.0, **still)(example(sheet), rng())["image"]
+    assert (bare[4:6, 2:10] == (200, 30, 30)).all() and (bare[10, 5] == 0).all()
+    painted = [
+        build("compose_layers", paint=1.0, **still)(example(sheet), rng(key))["image"]
+        for key in range(12)
+    ]
+    assert 12 > sum((out[8, 16] != 255).any() for out in painted) > 4
+    assert all((out[8, 4] == (200, 30, 30)).all() and (out[0] == 255).all() for out in painted)
+    # Most of this one is line: without it nothing would be left.
+    fill, line, areas = drawing()
+    kept = np.concatenate([fill * 0, line, areas])
+    out = build("compose_layers", no_outline=1.0, **still)(example(kept), rng())["image"]
+    assert (out[4, 4] == 0).all()
+
+
+def test_cool_fills_turn_and_skin_does_not():
+    sheet = np.zeros((20, 10, 4), np.uint8)
+    sheet[:5], sheet[5:10] = (97, 178, 228, 255), (222, 187, 144, 255)
+    still = {"background": 0, "fade": 0, "shade_probability": 0}
+    out = build("compose_layers", cool_hue=90.0, **still)(example(sheet), rng(3))["image"]
+    assert (out[5:] == (222, 187, 144)).all()
+    assert abs(out[0, 0].astype(int) - (97, 178, 228)).max() > 20
+    assert abs(int(out[0, 0].sum()) - (97 + 178 + 228)) <= 3  # a turn about the grey axis
 
 
 def test_captions():
