@@ -410,9 +410,9 @@ def hot_program():
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(hot_program):
     program = hot_program
-    with program.scope():
+    with program.scope(), jax.default_matmul_precision("highest"):  # as `run`: compiled once
         state = program.create_state(0)
-        bad_params = dict(state.params, logit_scale=jnp.asarray(jnp.nan))
+        bad_params = dict(state.params, logit_scale=jnp.float32(jnp.nan))
         state = state.replace(params=bad_params)
         before = jax.device_get(state)
         batch = partitioning.global_batch(make_batch(), program.mesh)
@@ -422,7 +422,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(hot_program):
         for name in ("params", "opt_state", "ema_params"):
             old, new = getattr(before, name), jax.device_get(getattr(state, name))
             jax.tree.map(np.testing.assert_array_equal, old, new)
-        healed = dict(state.params, logit_scale=jnp.asarray(2.0))
+        healed = dict(state.params, logit_scale=jnp.float32(2.0))
         state, metrics = program.stages[-1].step(state.replace(params=healed), batch)
         assert float(metrics["skipped"]) == 1 and float(metrics["skipped_in_a_row"]) == 0
         assert int(state.step) == 2
@@ -431,7 +431,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(hot_program):
 def test_an_update_that_is_not_finite_is_skipped_though_the_gradient_is(hot_program):
     """As of a moment, or of a rate, that is NaN."""
     program = hot_program
-    with program.scope():
+    with program.scope(), jax.default_matmul_precision("highest"):
         state = program.create_state(0)
         spoilt = jax.tree_util.tree_map_with_path(
             lambda path, x: x * jnp.nan if {".mu", "['logit_scale']"} <= set(map(str, path)) else x,
@@ -451,6 +451,13 @@ def test_the_temperature_is_clamped_after_the_step(hot_program):
     state, losses = run(hot_program, 4)
     assert np.isfinite(losses).all()
     assert 0.0 <= float(state.params["logit_scale"]) <= np.log(100.0) + 1e-6
+
+
+def test_a_batch_whose_texts_are_padding_alone_is_no_lost_step(plain_program):
+    """The other corner cases: row N3 of tests/faults."""
+    padding = lambda step: {**make_batch(step), "text": np.zeros((16, 6), np.int32)}  # noqa: E731
+    state, losses = run(plain_program, 2, padding)
+    assert np.isfinite(losses).all() and int(state.skipped) == 0
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from config_files import shipped
 
 from clipjax.config import default_config
 from clipjax.experiment import fitting, program
@@ -134,8 +135,8 @@ def test_a_text_tower_of_ones_own_is_none_that_the_model_of_the_memory_knows():
 
 @pytest.mark.parametrize("field", ["freeze", "lr_scale"])
 def test_a_single_block_of_a_stack_is_refused_where_it_would_be_apart(field):
-    config = default_config()
-    config.model.name, config.batch_size, config.scan_layers = "ViT-B-32", 8, False
+    config = shipped("smoke", "batch_size=8")
+    config.scan_layers = False
     pattern = "text_encoder/transformer/block_0/"
     config.optimizer[field] = (pattern,) if field == "freeze" else ((pattern, 0.1),)
     with pytest.raises(ValueError, match=rf"config.optimizer.{field}: '{pattern}' matches no"):

@@ -100,6 +100,7 @@ def test_unrolled_blocks_keep_the_same_layer():
         jax.eval_shape(lambda bind: hidden(bind, 4), bind)
 
 
+@pytest.mark.slow  # its stages are golden: tests/models/test_modified_resnet.py
 def test_a_stage_of_a_resnet():
     spec = tiny_spec(image_size=32, image_projection="none", embed_dim=8)
     spec["image"] = {"name": "modified_resnet", "layers": [1, 1, 1, 1], "width": 8}

@@ -49,7 +49,8 @@ def read(arrays, hints):
         ("siglip", False),
         pytest.param("siglip", True, marks=pytest.mark.slow),
         ("naflex", True),
-        ("clipa", False),
+        # Its names go there and back below; what it computes: tests/models.
+        pytest.param("clipa", False, marks=pytest.mark.slow),
     ],
 )
 def test_embeddings_are_those_of_the_reference(family, scan):

@@ -29,14 +29,8 @@ def load(name):
     return golden, spec, {k: weight(k, shape) for k, shape in shapes.items()}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param("RN50", marks=pytest.mark.slow),
-        "ViT-B-32",
-        pytest.param("ViT-B-16-SigLIP", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow  # of narrower towers: tests/models/test_open_clip_parity.py
+@pytest.mark.parametrize("name", ["RN50", "ViT-B-32", "ViT-B-16-SigLIP"])
 def test_published_widths(name):
     golden, spec, tensors = load(name)
     model, variables = build_model(spec), convert_all(tensors, spec)

@@ -163,6 +163,7 @@ def test_projections():
     assert with_bias["text"] == counts["text"] + 8 and with_bias["image"] == counts["image"]
 
 
+@pytest.mark.slow  # its draws: tests/layers/test_initializers.py
 def test_initialisation_of_siglip():
     """big_vision: Xavier kernels, embeddings of deviation width^-0.5, MLP biases next to zero."""
     width = 16

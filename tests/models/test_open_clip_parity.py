@@ -12,7 +12,11 @@ from clipjax.trees import flatten_with_names
 CASES = ("vit_quick_gelu", "vit_gelu", "clipa", "siglip")
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    # The hidden states of the other ViT: tests/inference/test_tokens.py.
+    [pytest.param(x, marks=pytest.mark.slow) if x == "vit_gelu" else x for x in CASES],
+)
 def test_embeddings_and_hidden_states(name):
     spec, golden, params, _, images, tokens = load(name)
     model = build_model(spec)

@@ -61,6 +61,7 @@ def align():
     return golden, want, run, params, tokens
 
 
+@pytest.mark.slow  # as a directory of its files: tests/interop/test_hugging_face.py
 def test_align():
     golden, _, run, params, tokens = align()
     loss, (out, hidden) = jax.jit(run)(params)

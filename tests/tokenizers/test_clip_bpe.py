@@ -70,7 +70,7 @@ def test_sizes_and_shape(tokenizer):
     assert tokenizer([]).shape == (0, 77)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(st.text(max_size=60))
 def test_any_text_is_encoded_and_read_back(text):
     tokenizer = ClipBPE_CACHED
