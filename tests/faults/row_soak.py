@@ -49,8 +49,8 @@ def watch(process: Any, workdir: Path) -> list[dict[str, int]]:
     samples: list[dict[str, int]] = []
     newest = 0
     while process.poll(1.0) is None:
-        saved = workdir.glob("checkpoints/[0-9]*/manifest.json")
-        step = max((int(p.parent.name) for p in saved), default=0)
+        saved = workdir.glob("checkpoints/*/manifest.json")
+        step = max((int(p.parent.name) for p in saved if p.parent.name.isdigit()), default=0)
         if step > newest:
             newest = step
             time.sleep(0.2)  # the threads of the save are over
