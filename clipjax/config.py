@@ -17,8 +17,23 @@ from typing import Any, get_args
 from ml_collections import ConfigDict, config_dict
 
 from clipjax.config_fields import AVERAGE_FIELDS, EVAL_FIELDS, FIELDS, HALF_LIFE, Settings
-from clipjax.lengths import Length
-from clipjax.ranges import Group, Number, check_known, hint, is_list, show, unknown_key
+from clipjax.config_stages import (
+    StageConfig,
+    check_stages,
+    schedule_spans,
+    stage_configs,
+)
+from clipjax.lengths import Length, is_in_steps
+from clipjax.ranges import (
+    FieldError,
+    Group,
+    Number,
+    check_known,
+    hint,
+    is_list,
+    show,
+    unknown_key,
+)
 
 
 def default_config() -> ConfigDict:
@@ -131,6 +146,7 @@ def validate(
     _check_plain(plain, "config")
     _check_evals(plain["evals"])
     _check_averages(plain["optimizer"]["averages"])
+    check_stages(plain["stages"])
     for name, value in plain["target"].items():
         for item in value if is_list(value) else (value,):
             Number().check(item, f"config.target.{name}")
@@ -155,25 +171,54 @@ def _resolve_lengths(plain: dict[str, Any], count: Callable[[Any], int] | None) 
             )
         return count(source)
 
-    def in_steps(rule: Length, value: int | str, path: str) -> int:
-        return rule.steps(
-            value, path, batch_size=plain["batch_size"], count_examples=count_examples
+    def resolve(
+        group: dict[str, Any],
+        name: str,
+        rule: Length,
+        path: str,
+        batch_sizes: set[int],
+        after: tuple[int, int] = (0, 0),
+    ) -> None:
+        if len(batch_sizes) > 1 and not is_in_steps(group[name]):
+            raise FieldError(
+                f"{path} = {show(group[name])} is for stages with batches of "
+                f"{' and '.join(map(str, sorted(batch_sizes)))} examples: give it in steps, or to "
+                "each stage by itself"
+            )
+        group[name] = rule.steps(
+            group[name],
+            path,
+            batch_size=min(batch_sizes),
+            count_examples=count_examples,
+            after=after,
         )
 
-    for path, field in FIELDS.items():
-        if isinstance(field.allowed, Length):
-            *groups, name = path.split(".")
-            group = functools.reduce(lambda node, key: node[key], groups, plain)
-            group[name] = in_steps(field.allowed, group[name], f"config.{path}")
-    for number, stage in enumerate(plain["stages"]):
-        if isinstance(stage.get("until_step"), str):
-            path, rule = f"config.stages[{number}].until_step", Length(1)
-            rule.check(stage["until_step"], path)
-            stage["until_step"] = in_steps(rule, stage["until_step"], path)
+    of_schedule = {
+        path.removeprefix("schedule."): (field.allowed, set[int]())
+        for path, field in FIELDS.items()
+        if path.startswith("schedule.") and isinstance(field.allowed, Length)
+    }
+    batch_sizes, done = set(), (0, 0)  # steps and their examples
+    for number, stage in enumerate((*plain["stages"], plain)):
+        is_own = stage is plain
+        path, name = f"config.stages[{number}]", "until_step"
+        if is_own:
+            path, name = "config", "total_steps"
+        size = stage.get("batch_size", plain["batch_size"])
+        resolve(stage, name, Length(1), f"{path}.{name}", {size}, done)
+        done = stage[name], done[1] + (stage[name] - done[0]) * size
+        batch_sizes.add(size)
+        for key, (rule, inheriting) in of_schedule.items():
+            if is_own or key not in stage.get("schedule", ()):
+                inheriting.add(size)
+            else:
+                resolve(stage["schedule"], key, rule, f"{path}.schedule.{key}", {size})
+    for key, (rule, inheriting) in of_schedule.items():
+        resolve(plain["schedule"], key, rule, f"config.schedule.{key}", inheriting)
     for number, average in enumerate(plain["optimizer"]["averages"]):
         if "half_life" in average:
             path = f"config.optimizer.averages[{number}].half_life"
-            average["half_life"] = in_steps(HALF_LIFE, average["half_life"], path)
+            resolve(average, "half_life", HALF_LIFE, path, batch_sizes)
 
 
 def check_together(settings: Settings) -> None:
@@ -186,36 +231,51 @@ def check_together(settings: Settings) -> None:
     sizes = dataclasses.asdict(mesh)
     if list(sizes.values()).count(-1) > 1:
         raise ValueError(f"config.mesh = {sizes}: one of the sizes may be -1")
-    if -1 not in (mesh.data, mesh.fsdp) and settings.batch_size % (mesh.data * mesh.fsdp):
-        raise ValueError(
-            f"config.batch_size = {settings.batch_size} does not divide over config.mesh data x "
-            f"fsdp = {mesh.data} x {mesh.fsdp}; choose a multiple of their product"
-        )
-    micro = settings.micro_batch_size
-    if micro is not None and settings.batch_size % micro:
-        raise ValueError(
-            f"config.micro_batch_size = {micro} does not divide "
-            f"config.batch_size = {settings.batch_size}"
-        )
-    if settings.schedule.warmup_steps >= settings.total_steps:
-        raise ValueError(
-            f"config.schedule.warmup_steps = {settings.schedule.warmup_steps} is not below "
-            f"config.total_steps = {settings.total_steps}; lower it, or train longer"
-        )
-    if settings.schedule.warmup_steps + settings.schedule.cooldown_steps > settings.total_steps:
-        raise ValueError(
-            f"config.schedule.cooldown_steps = {settings.schedule.cooldown_steps} begins before "
-            f"the end of config.schedule.warmup_steps = {settings.schedule.warmup_steps}: "
-            f"config.total_steps = {settings.total_steps}; lower one of them, or train longer"
-        )
-    if settings.loss.layout == "dense" and settings.loss.tile_size is not None:
-        raise ValueError(
-            f"config.loss.tile_size = {settings.loss.tile_size} and config.loss.layout = 'dense', "
-            "which has no tiles: set the first to None, or take another layout"
-        )
+    *earlier, own = stage_configs(settings)
+    for stage in (own, *earlier):
+        _check_batch(stage)
+        loss = stage.settings.loss
+        if loss.layout == "dense" and loss.tile_size is not None:
+            raise ValueError(
+                f"{stage.where('loss.tile_size')} = {loss.tile_size} and "
+                f"{stage.where('loss.layout')} = 'dense', which has no tiles: set the first to "
+                "None, or take another layout"
+            )
+    for span in schedule_spans((*earlier, own)):
+        _check_schedule(span[0], span[-1].until_step - span[0].from_step)
     if settings.init.lock_image and not settings.init.checkpoint:
         raise ValueError(
             "config.init.lock_image locks a loaded image tower; give config.init.checkpoint"
+        )
+
+
+def _check_batch(stage: StageConfig) -> None:
+    settings, mesh = stage.settings, stage.settings.mesh
+    where, size, micro = stage.where("batch_size"), settings.batch_size, settings.micro_batch_size
+    if -1 not in (mesh.data, mesh.fsdp) and size % (mesh.data * mesh.fsdp):
+        raise ValueError(
+            f"{where} = {size} does not divide over config.mesh data x "
+            f"fsdp = {mesh.data} x {mesh.fsdp}; choose a multiple of their product"
+        )
+    if micro is not None and size % micro:
+        raise ValueError(
+            f"{stage.where('micro_batch_size')} = {micro} does not divide {where} = {size}"
+        )
+
+
+def _check_schedule(stage: StageConfig, steps: int) -> None:
+    """Checks the lengths of a schedule that begins with a stage and is so many steps long."""
+    schedule, all_steps = stage.settings.schedule, stage.settings.total_steps
+    length = f"config.total_steps = {steps}" if steps == all_steps else f"its stages' {steps} steps"
+    warmup, cooldown = stage.where("schedule.warmup_steps"), stage.where("schedule.cooldown_steps")
+    if schedule.warmup_steps >= steps:
+        raise ValueError(
+            f"{warmup} = {schedule.warmup_steps} is not below {length}; lower it, or train longer"
+        )
+    if schedule.warmup_steps + schedule.cooldown_steps > steps:
+        raise ValueError(
+            f"{cooldown} = {schedule.cooldown_steps} begins before the end of {warmup} = "
+            f"{schedule.warmup_steps}: {length}; lower one of them, or train longer"
         )
 
 

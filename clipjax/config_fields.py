@@ -325,7 +325,7 @@ class Settings:
     stages: tuple[Any, ...] = _field(
         (),
         Many(Group("of a stage"), "dicts, see below"),
-        "smaller images, shorter texts or fewer patches up to a step; then the model's own size",
+        "other sizes, batches, rates or data up to a step; then the config's own values",
     )
     data: DataSettings = dataclasses.field(default_factory=DataSettings)
     mesh: MeshSettings = dataclasses.field(default_factory=MeshSettings)

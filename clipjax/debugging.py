@@ -95,7 +95,7 @@ def _of_passes(experiment: Experiment, stage: Any, state: TrainState, batch: Any
     """What of the forward pass, the loss or the gradient is not finite first."""
     settings, spec = experiment.settings, stage.spec
     model = stage.under(APART).model
-    objective = make_objective_of(settings, spec, experiment.program.mesh)
+    objective = make_objective_of(stage.settings, spec, experiment.program.mesh)
     kept, kept_by_objective = split_variables(state.model_state)
     key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
     examples = {**batch, "example_ids": jnp.arange(batch["text"].shape[0])}

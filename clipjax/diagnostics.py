@@ -97,21 +97,28 @@ class CollapseAlarm:
     """Warns where the embeddings collapse: once each time that it begins.
 
     Args:
-        batch_size: whose logarithm is the loss of pairs that are not told apart; None where the
-            loss is not over a softmax.
         steps: for so many has the loss to be there.
     """
 
-    def __init__(self, batch_size: int | None, *, steps: int) -> None:
-        self._chance = math.log(batch_size) if batch_size and batch_size > 1 else None
+    def __init__(self, *, steps: int) -> None:
         self._steps = steps
         self._since: int | None = None  # step that the loss is at chance from
         self._rings = False
 
-    def see(self, step: int, metrics: Mapping[str, float]) -> bool:
-        """Takes the metrics of a logging step; returns whether they are those of a collapse."""
+    def see(self, step: int, metrics: Mapping[str, float], batch_size: int | None) -> bool:
+        """Looks at a logging step.
+
+        Args:
+            step: finished steps.
+            metrics: of it.
+            batch_size: whose logarithm is the loss of pairs that are not told apart; None where the
+                loss is not over a softmax.
+
+        Returns:
+            Whether the embeddings have collapsed.
+        """
         loss, why = metrics["loss"], ""
-        chance = self._chance
+        chance = math.log(batch_size) if batch_size and batch_size > 1 else None
         is_chance = chance is not None and abs(loss - chance) <= AT_CHANCE * chance
         self._since = (step if self._since is None else self._since) if is_chance else None
         if self._since is not None and step - self._since >= self._steps:

@@ -30,7 +30,13 @@ class Length(Rule):
         return f"{whole(self.low)} (steps), or a text in examples or epochs, `3 epochs`"
 
     def steps(
-        self, value: int | str, path: str, *, batch_size: int, count_examples: Callable[[], int]
+        self,
+        value: int | str,
+        path: str,
+        *,
+        batch_size: int,
+        count_examples: Callable[[], int],
+        after: tuple[int, int] = (0, 0),
     ) -> int:
         """The steps of a length, rounded up.
 
@@ -39,6 +45,7 @@ class Length(Rule):
             path: where it stands, for messages.
             batch_size: examples a step.
             count_examples: counts those of an epoch; called for a length in epochs only.
+            after: steps of the length that have another batch size, and the examples they hold.
 
         Raises:
             ValueError: the examples cannot be counted, or the steps are out of range.
@@ -47,18 +54,25 @@ class Length(Rule):
         if parsed is None:
             return int(value)
         number, unit = parsed
-        examples = number * (batch_size if unit == "step" else 1)
         if unit == "epoch":
             try:
-                examples *= count_examples()
+                number *= count_examples()
             except ValueError as error:
                 raise FieldError(f"{path} = {show(value)}: {error}") from error
-        steps = math.ceil(examples / batch_size)
+        steps = math.ceil(number)
+        if unit != "step":
+            steps = after[0] + math.ceil((number - after[1]) / batch_size)
         if not whole(self.low).accepts(steps):
             raise FieldError(
                 f"{path} = {show(value)} is {show(steps)} steps: expected {whole(self.low)}"
             )
         return steps
+
+
+def is_in_steps(value: int | str) -> bool:
+    """Whether a length says its steps, and so depends on no batch size."""
+    parsed = _parse(value) if isinstance(value, str) else None
+    return parsed is None or parsed[1] == "step"
 
 
 def _parse(text: str) -> tuple[Fraction, str] | None:

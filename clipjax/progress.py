@@ -4,7 +4,7 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -23,7 +23,7 @@ class ProgressBar(contextlib.AbstractContextManager):
 
     Args:
         total_steps: steps of the whole run.
-        batch_size: samples a step, over all processes.
+        num_examples: samples of so many first steps, over all processes.
         start_step: finished steps of the state that the run starts from.
         stream: where to show it; standard error if None.
         interval_s: seconds between two lines where there is no terminal.
@@ -33,13 +33,13 @@ class ProgressBar(contextlib.AbstractContextManager):
         self,
         total_steps: int,
         *,
-        batch_size: int,
+        num_examples: Callable[[int], int],
         start_step: int = 0,
         stream: TextIO | None = None,
         interval_s: float = _PLAIN_INTERVAL_S,
     ) -> None:
         self._total, self._start, self._step = total_steps, start_step, start_step
-        self._batch_size = batch_size
+        self._num_examples = num_examples
         self._stream = stream if stream is not None else sys.stderr
         self._interval_s = interval_s
         self._begin = self._shown = time.monotonic()
@@ -64,11 +64,13 @@ class ProgressBar(contextlib.AbstractContextManager):
             return
         is_new, now = step > self._step, time.monotonic()
         self._step = step
-        rate = (step - self._start) / max(now - self._begin, 1e-9)
+        seconds = max(now - self._begin, 1e-9)
+        rate = (step - self._start) / seconds
+        examples = self._num_examples(step) - self._num_examples(self._start)
         if metrics:
             words = ", ".join(f"{name} {float(value):.4g}" for name, value in metrics.items())
             self._metrics = (step, words)
-        samples = f"{rate * self._batch_size:.0f} samples/s"
+        samples = f"{examples / seconds:.0f} samples/s"
         if self._bar is not None:
             if metrics:
                 self._bar.set_postfix_str(f"{samples}, {words}", refresh=False)

@@ -54,15 +54,9 @@ class StepLog:
         self._clock = time.monotonic()
         self._written_step = start
         self._data_wait_s = 0.0
-        self._mfu = make_mfu(experiment.program, self._settings)
+        self._mfu = make_mfu(experiment.program)
         self._pending: tuple[int, Mapping[str, jax.Array]] | None = None
-        is_chance_known = (
-            self._settings.objective.get("name") == "pair" and self._settings.loss.name == "clip"
-        )
-        self._alarm = CollapseAlarm(
-            self._settings.batch_size if is_chance_known else None,
-            steps=self._settings.collapse_steps,
-        )
+        self._alarm = CollapseAlarm(steps=self._settings.collapse_steps)
 
     def is_due(self, step: int) -> bool:
         """Whether the metrics of a finished step are written."""
@@ -107,18 +101,22 @@ class StepLog:
             return
         (step, device_metrics), self._pending = self._pending, None
         metrics = {name: value.item() for name, value in jax.device_get(device_metrics).items()}
-        if self._settings.diagnostics:
-            metrics["collapsed"] = float(self._alarm.see(step, metrics))
-        now = time.monotonic()
-        seconds, steps = max(now - self._clock, 1e-9), step - self._written_step
-        metrics["samples_per_s"] = steps * self._settings.batch_size / seconds
-        if self._mfu is not None:
-            stage = self._experiment.program.stage_index(step - 1)
-            metrics["mfu"] = self._mfu.of(metrics["samples_per_s"], stage)
-        metrics["data_wait_fraction"] = self._data_wait_s / seconds
         program, loader = self._experiment.program, self._experiment.loader
+        index = program.stage_index(step - 1)
+        if self._settings.diagnostics:
+            own = program.stages[index].settings
+            is_chance_known = own.objective.get("name") == "pair" and own.loss.name == "clip"
+            size = own.batch_size if is_chance_known else None
+            metrics["collapsed"] = float(self._alarm.see(step, metrics, size))
+        now = time.monotonic()
+        seconds = max(now - self._clock, 1e-9)
+        examples = program.num_examples(step) - program.num_examples(self._written_step)
+        metrics["samples_per_s"] = examples / seconds
+        if self._mfu is not None:
+            metrics["mfu"] = self._mfu.of(metrics["samples_per_s"], index)
+        metrics["data_wait_fraction"] = self._data_wait_s / seconds
         if len(program.stages) > 1:
-            metrics["stage"] = program.stage_index(step - 1)
+            metrics["stage"] = index
         bad: Counter[str] = Counter()
         for counts in distributed.gather_at_lead(f"log/{step}", loader.counts()):
             bad.update(counts)

@@ -244,7 +244,9 @@ class Loop:
         self.profile = StepProfile(experiment.workdir, profile_steps, start)
         stack.callback(self.profile.close)
         self.progress = ProgressBar(
-            self.settings.total_steps, batch_size=self.settings.batch_size, start_step=start
+            self.settings.total_steps,
+            num_examples=experiment.program.num_examples,
+            start_step=start,
         )
         stack.callback(self.progress.close)
         self.guard = stack.enter_context(guarding())

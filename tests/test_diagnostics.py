@@ -50,19 +50,20 @@ def test_every_parameter_is_in_a_group():
 
 
 def test_the_alarm_rings_once_for_a_loss_at_chance_and_for_few_directions(caplog):
-    alarm = CollapseAlarm(32, steps=100)
+    alarm = CollapseAlarm(steps=100)
     chance = float(np.log(32))
     with caplog.at_level(logging.WARNING, logger="absl"):
-        rang = [alarm.see(step, {"loss": 1.005 * chance}) for step in range(0, 201, 50)]
+        rang = [alarm.see(step, {"loss": 1.005 * chance}, 32) for step in range(0, 201, 50)]
         assert rang == [False, False, True, True, True]
-        assert not alarm.see(250, {"loss": 0.9 * chance})
-        assert not alarm.see(300, {"loss": chance})  # its row begins again
-        assert alarm.see(350, {"loss": 1.0, "participation_ratio/text": 1.5})
+        assert not alarm.see(250, {"loss": 0.9 * chance}, 32)
+        assert not alarm.see(300, {"loss": chance}, 32)  # its row begins again
+        assert alarm.see(350, {"loss": 1.0, "participation_ratio/text": 1.5}, 32)
     assert [r.getMessage()[:8] for r in caplog.records if "collapsed" in r.getMessage()] == [
         "step 100",
         "step 350",
     ]
-    assert not CollapseAlarm(None, steps=0).see(1, {"loss": chance})
+    assert not CollapseAlarm(steps=0).see(1, {"loss": chance}, None)
+    assert not CollapseAlarm(steps=0).see(1, {"loss": chance}, 64)  # of another stage
 
 
 @pytest.mark.slow

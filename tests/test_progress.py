@@ -9,10 +9,14 @@ from clipjax import progress
 from clipjax.progress import ProgressBar
 
 
+def of_64(step):
+    return 64 * step
+
+
 def test_only_the_lead_shows_it(monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     stream = io.StringIO()
-    with ProgressBar(1, batch_size=1, stream=stream) as bar:
+    with ProgressBar(1, num_examples=int, stream=stream) as bar:
         bar.update(1)
     assert stream.getvalue() == ""
 
@@ -32,7 +36,7 @@ def clock(monkeypatch):
 
 def test_lines_are_few_where_there_is_no_terminal(clock):
     stream = io.StringIO()
-    with ProgressBar(1000, batch_size=64, start_step=200, stream=stream, interval_s=30) as bar:
+    with ProgressBar(1000, num_examples=of_64, start_step=200, stream=stream, interval_s=30) as bar:
         for step in range(201, 1001):
             clock.now += 0.1
             bar.update(step, {"loss": 1 / 3})
@@ -44,7 +48,7 @@ def test_lines_are_few_where_there_is_no_terminal(clock):
 
 def test_a_line_without_a_terminal_keeps_the_last_loss_and_a_rate_without_compilation(clock):
     stream = io.StringIO()
-    with ProgressBar(1000, batch_size=64, stream=stream, interval_s=29.95) as bar:
+    with ProgressBar(1000, num_examples=of_64, stream=stream, interval_s=29.95) as bar:
         clock.now += 100  # the step compiles
         bar.stand_still(100)
         for step in range(1, 1001):
@@ -64,7 +68,7 @@ def test_a_terminal_gets_a_bar():
             return True
 
     stream = Terminal()
-    with ProgressBar(10, batch_size=64, start_step=4, stream=stream) as bar:
+    with ProgressBar(10, num_examples=of_64, start_step=4, stream=stream) as bar:
         for step in range(5, 11):
             bar.update(step, {"loss": 0.5})
     shown = stream.getvalue().split("\r")[-1]

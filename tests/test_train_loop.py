@@ -80,7 +80,12 @@ def events_of(monkeypatch, tmp_path, **changes):
             counts=dict,
             bad_state=lambda: {"by_reason": {}, "window": {}},
         ),
-        program=types.SimpleNamespace(mesh=mesh, stages=(stage,), stage_index=lambda step: 0),
+        program=types.SimpleNamespace(
+            mesh=mesh,
+            stages=(stage,),
+            stage_index=lambda step: 0,
+            num_examples=lambda step: 8 * step,
+        ),
     )
     with ExitStack() as stack:
         train.Loop(experiment, Manager(events), stack, 0).run(np.int32(0))

@@ -15,7 +15,7 @@ from clipjax.data.source import SampleError, draw
 from clipjax.doctor.findings import BAD, NOTE, OK, Finding
 from clipjax.experiment import Program
 from clipjax.plan.chips import chip_of_kind
-from clipjax.plan.model_flops import model_flops
+from clipjax.plan.model_flops import flops_of
 
 _DECODING = 'docs/data.md says what makes decoding quick: `decode="fast"`, smaller pictures'
 
@@ -57,13 +57,13 @@ def measure(loader: Loader, settings: Settings, seconds: float) -> Rates:
     first_s = since = 0.0
     made = 0
     skipped = 1 + settings.data.prefetch  # made ahead, before anybody took one
-    for number, _ in enumerate(loader.iterate(0), 1):
+    for number, (_, batch) in enumerate(loader.iterate(0), 1):
         now = time.monotonic()
         if number == 1:
             first_s = now - begin
         if number == skipped:
             since = now
-        made += loader.local_batch_size * (number > skipped)
+        made += len(batch["text"]) * (number > skipped)
         if number > skipped and now - since >= seconds:
             break
     rate = made / max(time.monotonic() - since, 1e-9)
@@ -94,7 +94,7 @@ def _read(loader: Loader, num_threads: int, seconds: float) -> tuple[float, floa
     return sum(count for count, _ in found) / took, sum(total for _, total in found) / took
 
 
-def demanded(program: Program, settings: Settings, demand: Demand) -> tuple[float | None, str]:
+def demanded(program: Program, demand: Demand) -> tuple[float | None, str]:
     """Examples a second that the whole run takes, and where that is from; None if not known.
 
     The stage with the least computation takes the most.
@@ -105,12 +105,7 @@ def demanded(program: Program, settings: Settings, demand: Demand) -> tuple[floa
     chip = chip_of_kind(device.device_kind)
     if chip is None:
         return None, f"no peak of {device.device_kind} is known: --samples_per_s=N says it"
-    needs = min(
-        model_flops(
-            stage.spec, stage.model, settings.batch_size, lock_image=settings.init.lock_image
-        ).train
-        for stage in program.stages
-    )
+    needs = min(flops_of(stage).train for stage in program.stages)
     flops = program.mesh.devices.size * chip.flops / chip.devices * demand.mfu
     how = (
         f"at {demand.mfu:.0%} of the peak of {program.mesh.devices.size} x {chip.name} and "

@@ -102,7 +102,7 @@ def _data(experiment: Experiment, demand: Demand, seconds: float) -> Finding:
     def measured() -> Finding:
         logging.info("measuring the data, about %.0f s", 2 * seconds)
         rates = data_rate.measure(experiment.loader, settings, seconds)
-        wanted, how = data_rate.demanded(experiment.program, settings, demand)
+        wanted, how = data_rate.demanded(experiment.program, demand)
         return data_rate.judge(rates, wanted, how, settings.data.num_workers)
 
     try:

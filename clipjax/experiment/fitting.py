@@ -153,7 +153,8 @@ def _facts(resolved: Resolved, program: Program) -> dict[str, Any]:
                 [settings.scan_layers, settings.scan_unroll, settings.objective],
                 [dataclasses.asdict(part) for part in (settings.loss, settings.optimizer)],
                 settings.logical_axes,
-                resolved.frozen,
+                resolved.stages[-1].frozen,
+                *([settings.stages] if settings.stages else []),
             ]
         ),
     }

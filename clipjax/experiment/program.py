@@ -2,6 +2,7 @@
 
 import bisect
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,16 +15,16 @@ from clipjax import diagnostics, partitioning
 from clipjax.averages import decay_of
 from clipjax.building import ANY_MODULE
 from clipjax.compiler_flags import step_flags
-from clipjax.config_fields import OptimizerSettings, Settings
+from clipjax.config_stages import StageConfig
 from clipjax.experiment.execution import choose_execution, memory_of, rows_that_fit
 from clipjax.experiment.memory import setting_of, step_of
 from clipjax.experiment.resolving import Resolved, make_objective_of
-from clipjax.experiment.stages import Stage, check_same_parameters
+from clipjax.experiment.stages import Stage, check_same_parameters, make_schedules
 from clipjax.layers.execution import Execution
 from clipjax.losses.objectives import join_variables, load_collections, split_variables
 from clipjax.models.clip import CLIP
 from clipjax.models.layers_layout import laid_out_like
-from clipjax.optim import make_optimizer, make_schedule, matcher, optimizer_report
+from clipjax.optim import make_optimizer, make_stage_optimizers, matcher, optimizer_report
 from clipjax.partitioning.boxes import boxed_axes, unbox, under_rules
 from clipjax.ranges import named
 from clipjax.train_state import TrainState, create_train_state
@@ -87,6 +88,11 @@ class Program:
         """The stage that a step belongs to."""
         return bisect.bisect_right([stage.until_step for stage in self.stages[:-1]], step)
 
+    def num_examples(self, step: int) -> int:
+        """How many examples the steps before a step hold."""
+        done = ((min(step, stage.until_step) - stage.from_step, stage) for stage in self.stages)
+        return sum(max(0, steps) * stage.batch_size for steps, stage in done)
+
     @contextmanager
     def scope(self) -> Iterator[None]:
         """The mesh and the rules that the program is traced under."""
@@ -117,27 +123,20 @@ def build_program(
     check_same_parameters(resolved.stages)
     key = jax.eval_shape(lambda: jax.random.key(0))  # a shape: no device is touched up to the mesh
     stacked = unbox(own.abstract_variables["params"])
-    with named("config.schedule"):
-        schedule = make_schedule(
-            learning_rate=settings.optimizer.learning_rate,
-            total_steps=settings.total_steps,
-            plugins=ANY_MODULE,
-            **dataclasses.asdict(settings.schedule),
-        )
+    schedule = make_schedules(resolved.stages)
     with named("config"):
         mesh = partitioning.make_mesh(dataclasses.asdict(settings.mesh), devices)
     execution = choose_execution(settings, mesh)
-    boxed = own.abstract_apart if execution.apart else own.abstract_variables
+    boxed = own.abstract_in(execution)
     params = unbox(boxed["params"])  # as the step has them
+    frozen = {stage.config.path: _frozen(stage, own, execution) for stage in resolved.stages}
     with named("config.optimizer"):
-        tx, summary = _optimizer(settings.optimizer, resolved.frozen, params, schedule)
-        names = [name for name, _ in flatten_with_names(params)]
-        frozen = matcher(resolved.frozen, names, path="freeze")
+        txs, summary = _optimizers(resolved.stages, frozen, params, schedule)
         if execution.apart:  # a pattern names what is kept, the stacks, as on every platform
             kept = [name for name, _ in flatten_with_names(stacked)]
-            matcher(resolved.frozen, kept, path="freeze")
             for path in ("lr_scale", "layer_decay"):
                 matcher([p for p, _ in getattr(settings.optimizer, path)], kept, path=path)
+    tx = txs[own.config.path]  # the state is the same of all
 
     with_ema = settings.optimizer.ema_decay is not None
     decays = {
@@ -153,7 +152,7 @@ def build_program(
             with_ema=with_ema,
             with_spike_guard=settings.optimizer.spike_factor is not None,
             averages=decays,
-            frozen=frozen,
+            frozen=lambda name: all(fixed(name) for fixed in frozen.values()),
         )
 
     def create(key: jax.Array) -> TrainState:
@@ -181,8 +180,11 @@ def build_program(
     )
 
     def create_state(seed: int) -> TrainState:
-        with named("config.objective"):
-            loaded = load_collections(own.objective, split_variables(laid_out.model_state)[1])
+        loaded: dict[str, Any] = {}
+        for stage in (*own.beside, own):
+            with named(stage.config.where("objective")):
+                declared = split_variables(laid_out.model_state)[1]
+                loaded |= load_collections(stage.objective, declared)
         state = jax.jit(create_stacked, out_shardings=shardings)(jax.random.key(seed))
         kept, of_objective = split_variables(state.model_state)
         return state.replace(model_state=join_variables(kept, {**of_objective, **loaded}))
@@ -190,7 +192,7 @@ def build_program(
     memory_bytes = memory_of(mesh) if memory_bytes is None else memory_bytes
     rows: tuple[str, ...] = (remat or execution.remat,)
     if settings.remat == "auto" and remat is None:
-        rows = _rows(settings, resolved.stages, laid_out, mesh, execution, memory_bytes)
+        rows = _rows(resolved.stages, laid_out, mesh, execution, memory_bytes)
     execution = dataclasses.replace(execution, remat=rows[0])
     # What evaluates takes the parameters as they are kept.
     stages = [stage.under(dataclasses.replace(execution, apart=False)) for stage in resolved.stages]
@@ -198,15 +200,14 @@ def build_program(
         with named("config"), jax.set_mesh(mesh), under_rules(resolved.rules.params):
             for stage in stages:
                 jax.eval_shape(stage.init_variables, key)
-    objective = make_objective_of(settings, own.spec, mesh)
-    num_micro_batches = _num_micro_batches(settings, mesh)
-    check_stateless(abstract.model_state, num_micro_batches, name="config.micro_batch_size")
+    micro_batches = [_num_micro_batches(stage.config, mesh) for stage in resolved.stages]
+    check_stateless(abstract.model_state, max(micro_batches), name="config.micro_batch_size")
 
     def step_of(stage: Stage, diagnosed_rows: int = 0) -> StepFn:
         return make_train_step(
             stage.under(execution).model.apply,
-            objective,
-            tx,
+            make_objective_of(stage.settings, own.spec, mesh),
+            txs[stage.config.path],
             seed=settings.seed,
             image_mean=stage.spec["preprocess"]["mean"],
             image_std=stage.spec["preprocess"]["std"],
@@ -215,9 +216,9 @@ def build_program(
             schedule=schedule,
             ema_decay=settings.optimizer.ema_decay,
             averages=decays,
-            frozen=frozen,
+            frozen=frozen[stage.config.path],
             cast=casts_of(stage.spec),
-            num_micro_batches=num_micro_batches,
+            num_micro_batches=_num_micro_batches(stage.config, mesh),
             color_jitter=resolved.color_jitter,
             spike_factor=settings.optimizer.spike_factor,
             diagnosed_rows=diagnosed_rows,
@@ -243,7 +244,7 @@ def build_program(
         if not settings.diagnostics:
             return None
         shards = partitioning.num_batch_shards(mesh)
-        rows = min(settings.batch_size, -(-diagnostics.ROWS // shards) * shards)
+        rows = min(stage.batch_size, -(-diagnostics.ROWS // shards) * shards)
         diagnosed = step_of(stage, rows)
 
         def diagnose(state: TrainState, batch: Any) -> dict[str, jax.Array]:
@@ -279,7 +280,7 @@ def _with_steps(
     """Jits the steps: none is compiled here, and those of equal stages are one."""
     done: list[Stage] = []
     for stage in stages:
-        same = next((earlier for earlier in done if earlier.spec == stage.spec), None)
+        same = next((earlier for earlier in done if earlier.computes == stage.computes), None)
         step = same.step if same else jit_step(stage)
         diagnose = same.diagnose if same else jit_diagnose(stage)
         done.append(dataclasses.replace(stage, step=step, diagnose=diagnose))
@@ -325,7 +326,6 @@ class StepApart:
 
 
 def _rows(
-    settings: Settings,
     stages: Sequence[Stage],
     state: TrainState,
     mesh: Mesh,
@@ -333,11 +333,10 @@ def _rows(
     memory_bytes: float | None,
 ) -> tuple[str, ...]:
     """The rows of recomputation that should fit in every stage."""
-    setting = setting_of(settings, mesh, "none")
     of_stages = [
         rows_that_fit(
-            step_of(settings, state, mesh, stage.spec, execution),
-            setting,
+            step_of(stage.settings, state, mesh, stage.spec, execution),
+            setting_of(stage.settings, mesh, "none"),
             memory_bytes,
             platform=execution.platform,
         )
@@ -357,44 +356,80 @@ def casts_of(spec: Mapping[str, Any]) -> Callable[[str], bool]:
     return lambda name: kernel.fullmatch(name) is not None
 
 
-def _num_micro_batches(settings: Settings, mesh: Mesh) -> int:
+def _num_micro_batches(stage: StageConfig, mesh: Mesh) -> int:
     shards = partitioning.num_batch_shards(mesh)
-    micro = settings.micro_batch_size or settings.batch_size
-    for path, size in (("batch_size", settings.batch_size), ("micro_batch_size", micro)):
+    batch = stage.settings.batch_size
+    micro = stage.settings.micro_batch_size or batch
+    for name, size in (("batch_size", batch), ("micro_batch_size", micro)):
         if size % shards:
             raise ValueError(
-                f"config.{path} = {size} does not divide over the {shards} devices of "
+                f"{stage.where(name)} = {size} does not divide over the {shards} devices of "
                 f"config.mesh data x fsdp; choose a multiple of {shards}"
             )
-    return settings.batch_size // micro
+    return batch // micro
 
 
-def _optimizer(
-    optimizer: OptimizerSettings, frozen: Sequence[str], params: Any, schedule: Any
-) -> tuple[Any, str]:
-    who = {
-        "freeze": frozen,
-        "lr_scale": optimizer.lr_scale,
-        "layer_decay": optimizer.layer_decay,
+def _frozen(stage: Stage, own: Stage, execution: Execution) -> Callable[[str], bool]:
+    """Which parameters a stage leaves as they are, by name: its patterns say, and its objective.
+
+    A pattern names what is kept, the stacks, as on every platform. Of an objective that another
+    stage has, it trains nothing.
+    """
+    kept, params = (
+        [name for name, _ in flatten_with_names(unbox(variables["params"]))]
+        for variables in (own.abstract_variables, own.abstract_in(execution))
+    )
+    with named(stage.config.where("optimizer.freeze").removesuffix(".freeze")):
+        matcher(stage.frozen, kept, path="freeze")
+        fixed = matcher(stage.frozen, params, path="freeze")
+    if not own.beside:
+        return fixed
+    single = dataclasses.replace(stage, beside=())
+    trained = dict(flatten_with_names(unbox(single.abstract_in(execution)["params"])))
+    return lambda name: fixed(name) or name not in trained
+
+
+def _optimizers(
+    stages: Sequence[Stage],
+    frozen: Mapping[str, Callable[[str], bool]],
+    params: Any,
+    schedule: Any,
+) -> tuple[dict[str, Any], str]:
+    """The optimizer of each stage by its path in the config, and what it does as text."""
+    optimizer, patterns = stages[-1].settings.optimizer, stages[-1].frozen
+    factors = {"lr_scale": optimizer.lr_scale, "layer_decay": optimizer.layer_decay}
+    options: dict[str, Any] = {
+        "schedule": schedule,
+        "name": optimizer.name,
+        "b1": optimizer.b1,
+        "b2": optimizer.b2,
+        "eps": optimizer.eps,
+        "weight_decay": optimizer.weight_decay,
+        "mask": optimizer.decay_mask,
+        "clip_norm": optimizer.clip_norm,
+        "clip_update": optimizer.clip_update,
+        "mu_dtype": optimizer.mu_dtype,
+        "momentum": optimizer.muon_momentum,
+        "rms": optimizer.muon_rms,
+        "plugins": ANY_MODULE,
+        **factors,
     }
-    tx = make_optimizer(
-        params,
-        schedule=schedule,
-        name=optimizer.name,
-        b1=optimizer.b1,
-        b2=optimizer.b2,
-        eps=optimizer.eps,
-        weight_decay=optimizer.weight_decay,
-        mask=optimizer.decay_mask,
-        clip_norm=optimizer.clip_norm,
-        clip_update=optimizer.clip_update,
-        mu_dtype=optimizer.mu_dtype,
-        momentum=optimizer.muon_momentum,
-        rms=optimizer.muon_rms,
-        plugins=ANY_MODULE,
-        **who,
-    )
     summary = optimizer_report(
-        params, mask=optimizer.decay_mask, weight_decay=optimizer.weight_decay, **who
+        params,
+        mask=optimizer.decay_mask,
+        weight_decay=optimizer.weight_decay,
+        freeze=patterns,
+        **factors,
     )
-    return tx, summary
+    sizes = {name: math.prod(leaf.shape) for name, leaf in flatten_with_names(params)}
+    fixed = {
+        path: {name for name in sizes if is_frozen(name)} for path, is_frozen in frozen.items()
+    }
+    if all(names == fixed[stages[-1].config.path] for names in fixed.values()):
+        tx = make_optimizer(params, freeze=patterns, **options)
+        return dict.fromkeys(frozen, tx), summary
+    for path, names in fixed.items():
+        count = sum(sizes[name] for name in names)
+        summary += f"\n{path}: {count:,} of {sum(sizes.values()):,} parameters frozen"
+    txs = make_stage_optimizers(params, list(frozen.values()), **options)
+    return dict(zip(frozen, txs, strict=True)), summary

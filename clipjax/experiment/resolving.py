@@ -22,6 +22,7 @@ from clipjax.checkpoint import (
 )
 from clipjax.config import check_together, stored, validate
 from clipjax.config_fields import EVAL_FIELDS, Settings
+from clipjax.config_stages import StageConfig, stage_configs
 from clipjax.data.images.naflex import make_preprocess
 from clipjax.data.sources import make_source
 from clipjax.data.storage.files import local_path
@@ -41,7 +42,6 @@ from clipjax.trackers import check_trackers
 
 CHECKPOINT_MODEL = "checkpoint"
 MOUNT = "mount the bucket, and give the folder that it is mounted at"
-IMAGE_TOWER = ("^image_(encoder|projection)/",)  # one pattern: SigLIP has no image projection
 # What an evaluation is given besides its fields in the config.
 EVAL_RUNTIME = (
     "name", "source", "encode_image_fn", "encode_text_fn", "logit_scale_fn", "logit_bias_fn",
@@ -59,7 +59,6 @@ class Resolved:
         rules: of the sharding.
         plugins: modules that the names in the model's spec may import.
         init: the checkpoint to start from; None for a random start, or a config that is not run.
-        frozen: patterns of the parameters that take no gradient.
         color_jitter: of the devices; None where they do none.
         config: as plain data, without credentials: what a checkpoint holds.
         config_sha256: of it.
@@ -70,7 +69,6 @@ class Resolved:
     rules: partitioning.ShardingRules
     plugins: tuple[str, ...]
     init: Choice | None
-    frozen: tuple[str, ...]
     color_jitter: ColorJitter | None
     config: Mapping[str, Any]
     config_sha256: str
@@ -148,14 +146,15 @@ def _resolve(
     settings: Settings, spec: Mapping[str, Any], plugins: tuple[str, ...], init: Choice | None
 ) -> Resolved:
     rules = _rules(settings)
-    building.resolve(settings.loss.name, LOSSES, path="config.loss", plugins=ANY_MODULE)
     color_jitter = _color_jitter(settings, spec)
-    _check_objective(settings)
-    objective = make_objective_of(settings, spec)
-    stages = make_stages(settings, spec, objective, plugins=plugins)
+    for stage in stage_configs(settings):
+        path = stage.where("loss.name").removesuffix(".name")
+        building.resolve(stage.settings.loss.name, LOSSES, path=path, plugins=ANY_MODULE)
+        _check_objective(stage)
+        _check_bias(stage, spec)
+    stages = make_stages(settings, spec, lambda own: make_objective_of(own, spec), plugins=plugins)
     _check_model_parts(spec, plugins)
     _check_evals(settings)
-    _check_bias(settings, spec)
     config = redact_tree({**stored(settings), "evals": _stored_evals(settings.evals)})
     return Resolved(
         settings=settings,
@@ -163,7 +162,6 @@ def _resolve(
         rules=rules,
         plugins=plugins,
         init=init,
-        frozen=(*settings.optimizer.freeze, *(IMAGE_TOWER if settings.init.lock_image else ())),
         color_jitter=color_jitter,
         config=config,
         config_sha256=digest(config),
@@ -255,22 +253,23 @@ def make_objective_of(settings: Settings, spec: Mapping[str, Any], mesh: Mesh | 
     )
 
 
-def _check_objective(settings: Settings) -> None:
+def _check_objective(stage: StageConfig) -> None:
     """Refuses what is for a loss of pairs alone, where the objective is another."""
-    path = "config.objective"
+    settings, path = stage.settings, stage.where("objective")
     constructor = check_objective(settings.objective, path=path, plugins=ANY_MODULE)
-    micro = settings.micro_batch_size
+    micro, where = settings.micro_batch_size, stage.where("micro_batch_size")
     if constructor is not PairObjective and micro not in (None, settings.batch_size):
         raise ValueError(
-            f"config.micro_batch_size = {micro} and {path}.name = {settings.objective['name']!r}: "
-            "gradient caching is exact for losses of pairs only; set config.micro_batch_size to "
+            f"{where} = {micro} and {path}.name = {settings.objective['name']!r}: "
+            f"gradient caching is exact for losses of pairs only; set {where} to "
             f"None, or {path} to {{'name': 'pair'}}"
         )
-    if constructor is not PairObjective and settings.loss.positives != "own":
+    positives, where = settings.loss.positives, stage.where("loss.positives")
+    if constructor is not PairObjective and positives != "own":
         raise ValueError(
-            f"config.loss.positives = {settings.loss.positives!r} and {path}.name = "
+            f"{where} = {positives!r} and {path}.name = "
             f"{settings.objective['name']!r}: only the objective of pairs hands the loss its "
-            f"captions; set config.loss.positives to 'own', or {path} to {{'name': 'pair'}}"
+            f"captions; set {where} to 'own', or {path} to {{'name': 'pair'}}"
         )
 
 
@@ -292,12 +291,13 @@ def _check_evals(settings: Settings) -> None:
                 load_templates(spec["templates"])
 
 
-def _check_bias(settings: Settings, spec: Mapping[str, Any]) -> None:
+def _check_bias(stage: StageConfig, spec: Mapping[str, Any]) -> None:
     """Refuses a loss that has a bias on a model that has none: it would stay 0 without a word."""
-    rule = PAIR_RULES.get(settings.loss.name)
+    name = stage.settings.loss.name
+    rule = PAIR_RULES.get(name)
     if rule is not None and rule.uses_bias and spec["logit_bias"] is None:
         raise ValueError(
-            f"config.loss.name = {settings.loss.name!r} has a bias and config.model.logit_bias is "
+            f"{stage.where('loss.name')} = {name!r} has a bias and config.model.logit_bias is "
             "None: set config.model.logit_bias = -10.0 and config.model.logit_scale = "
             "{'init': 10.0, 'max': None}, the start of arXiv:2303.15343, or config.loss.name = "
             "'clip'"

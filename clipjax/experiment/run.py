@@ -1,6 +1,7 @@
 """A run from a config: its program, data, evaluations and files."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from absl import logging
 from clipjax import evals
 from clipjax.building import ANY_MODULE
 from clipjax.checkpoint import LoadReport, check_best, make_contract
+from clipjax.config import to_plain
 from clipjax.config_fields import Settings
 from clipjax.data.images.naflex import make_preprocess
 from clipjax.data.images.preprocess import Preprocess
@@ -23,6 +25,7 @@ from clipjax.encoding.batches import make_encode_fns
 from clipjax.evals.running import ScheduledEval, list_metrics
 from clipjax.experiment.program import Program, build_program
 from clipjax.experiment.resolving import MOUNT, Resolved
+from clipjax.experiment.stages import Stage
 from clipjax.experiment.start import make_load_init
 from clipjax.processes.distributed import is_lead
 from clipjax.ranges import named
@@ -64,20 +67,15 @@ def build_experiment(resolved: Resolved, workdir: str | Path) -> Experiment:
         )
     contract = make_contract(spec, tokenizer.contract(), plugins=plugins)
     load_init = make_load_init(resolved, contract)
-    source = _open(settings.data.source, "config.data.source")
-    if settings.batch_size > len(source):
-        raise ValueError(
-            f"config.batch_size = {settings.batch_size}: config.data.source holds {len(source)} "
-            "examples, and a batch would hold a pair twice; make it smaller, or add data"
-        )
+    sources = _open_sources(resolved.stages)
     eval_sources = {
         key: _open(fields["source"], f"config.evals.{key}.source")
         for key, fields in settings.evals.items()
     }
-    program = build_program(_with_data(resolved, tokenizer))
+    program = build_program(_with_data(resolved, tokenizer, sources))
     *earlier, own = program.stages
     loader = Loader(
-        source,
+        sources[-1],
         own.data.transforms,
         tokenizer,
         batch_size=settings.batch_size,
@@ -109,11 +107,30 @@ def build_experiment(resolved: Resolved, workdir: str | Path) -> Experiment:
     )
 
 
-def _with_data(resolved: Resolved, tokenizer: Tokenizer) -> Resolved:
+def _open_sources(stages: Sequence[Stage]) -> list[DataSource]:
+    """The data of each stage: equal specs are one source."""
+    opened: dict[str, DataSource] = {}
+    sources = []
+    for stage in stages:
+        spec, where = stage.settings.data.source, stage.config.where("data.source")
+        key = json.dumps(to_plain(spec), sort_keys=True)
+        if key not in opened:
+            opened[key] = _open(spec, where)
+        size = len(opened[key])
+        if stage.batch_size > size:
+            raise ValueError(
+                f"{stage.config.where('batch_size')} = {stage.batch_size}: {where} holds {size} "
+                "examples, and a batch would hold a pair twice; make it smaller, or add data"
+            )
+        sources.append(opened[key])
+    return sources
+
+
+def _with_data(resolved: Resolved, tokenizer: Tokenizer, sources: Sequence[DataSource]) -> Resolved:
     """Says how examples are finished in every stage; the last one's tokenizer is given."""
     tokenizers = {tokenizer.context_length: tokenizer}
     stages = []
-    for stage in resolved.stages:
+    for stage, source in zip(resolved.stages, sources, strict=True):
         spec, length = stage.spec, stage.spec["text"]["context_length"]
         if length not in tokenizers:
             try:
@@ -122,7 +139,7 @@ def _with_data(resolved: Resolved, tokenizer: Tokenizer) -> Resolved:
                 raise ValueError(f"{stage.path}.context_length = {length}: {error}") from error
         with named("config.model"):
             preprocess = Preprocess.from_spec(spec)
-        data = Finishing(stage.transforms, tokenizers[length], preprocess)
+        data = Finishing(stage.transforms, tokenizers[length], preprocess, stage.batch_size, source)
         stages.append(dataclasses.replace(stage, data=data))
     return dataclasses.replace(resolved, stages=tuple(stages))
 

@@ -1,4 +1,4 @@
-"""Stages of a run: smaller images, shorter texts or fewer patches first (config.stages).
+"""Stages of a run: other sizes, batches, rates first (config.stages).
 
 The parameters are those of the model's own size all along. A stage is another module over them: it
 resizes learned image positions as it uses them and takes the first rows of the text's positions.
@@ -7,32 +7,31 @@ So state, checkpoints and evaluations know nothing of stages.
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from clipjax.building import ANY_MODULE
 from clipjax.config import merge
 from clipjax.config_fields import Settings
+from clipjax.config_stages import StageConfig, schedule_spans, stage_configs
 from clipjax.data.transforms import Transform, make_transforms
 from clipjax.layers.execution import APART, Execution
-from clipjax.losses.objectives import OBJECTIVE
+from clipjax.losses.objectives import OBJECTIVE, join_variables, split_variables
 from clipjax.models import build_model
 from clipjax.models.clip import CLIP
 from clipjax.models.layers_layout import laid_out_like
+from clipjax.optim import make_schedule
 from clipjax.partitioning.boxes import box_like, unbox
-from clipjax.ranges import IMAGE_SIZE, RATE, Group, Rule, check_known, named, whole
+from clipjax.ranges import named
 from clipjax.train_state import init_variables, init_with_objective
 from clipjax.trees import flatten_with_names
 
-FIELDS: dict[str, Rule] = {
-    "until_step": whole(),
-    "image_size": IMAGE_SIZE,
-    "context_length": whole(),
-    "patch_dropout": RATE,
-}
+IMAGE_TOWER = ("^image_(encoder|projection)/",)  # one pattern: SigLIP has no image projection
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,11 +44,12 @@ class Stage:
     Attributes:
         from_step: the first step of this stage.
         until_step: the first step after it.
-        batch_size: examples a step, over all devices.
+        config: what the stage changes of the config.
         spec: the model spec with the stage's sizes.
         model: the module of the spec, over the parameters of the last stage's.
         objective: as built before there is a mesh: it draws the objective's variables and loads
-            its collections, the same in all stages; the steps call `build_program`'s own.
+            its collections; the steps call `build_program`'s own.
+        beside: for the last stage, those with another objective, whose variables it draws, too.
         path: where it stands in the config, for messages.
         transforms: of its examples.
         draws_apart: whether each block's parameters are drawn by its own name, not by its place in
@@ -62,12 +62,13 @@ class Stage:
 
     from_step: int
     until_step: int
-    batch_size: int
+    config: StageConfig
     spec: dict[str, Any]
     model: CLIP
     objective: Any
     path: str
     transforms: tuple[Transform, ...]
+    beside: tuple["Stage", ...] = ()
     draws_apart: bool = False
     step: Any = None
     diagnose: Any = None
@@ -79,12 +80,50 @@ class Stage:
         return self.until_step - self.from_step
 
     @property
+    def settings(self) -> Settings:
+        """The config, with what the stage changes of it."""
+        return self.config.settings
+
+    @property
+    def has_schedule(self) -> bool:
+        """Whether it names its learning rate or a field of its schedule."""
+        return self.config.has_schedule
+
+    @property
+    def batch_size(self) -> int:
+        """Examples a step, over all devices."""
+        return self.settings.batch_size
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Patterns of the parameters that take no gradient."""
+        locked = IMAGE_TOWER if self.settings.init.lock_image else ()
+        return (*self.settings.optimizer.freeze, *locked)
+
+    def is_locked(self, tower: str) -> bool:
+        """Whether a tower, `image` or `text`, takes no gradient at all."""
+        if not self.frozen:
+            return False
+        names = [name for name in _parameter_shapes(self) if name.startswith(f"{tower}_")]
+        return all(any(re.search(each, name) for each in self.frozen) for name in names)
+
+    @property
+    def computes(self) -> list[Any]:
+        """What its step follows from, besides the config: stages where it is equal share one."""
+        settings = self.settings
+        sizes = [self.spec, settings.batch_size, settings.micro_batch_size]
+        return [*sizes, self.frozen, settings.loss, settings.objective]
+
+    @property
     def sizes(self) -> str:
         """What the stage trains on, in words."""
         dropout = self.spec["image"].get("patch_dropout") or 0.0
+        changed = [
+            f", {name} {_value(self.settings, name)}" for name in sorted(self.config.changes)
+        ]
         return (
             f"{self.spec['image_size']} pixels, {self.spec['text']['context_length']} tokens, "
-            f"patch dropout {dropout:g}"
+            f"patch dropout {dropout:g}{''.join(changed)}"
         )
 
     def batch_shapes(self, sharding: Any = None) -> dict[str, jax.ShapeDtypeStruct]:
@@ -101,7 +140,7 @@ class Stage:
         return dataclasses.replace(self, model=self.model.under(execution))
 
     def init_variables(self, key: jax.Array) -> dict[str, Any]:
-        """Draws the variables of model and objective, with flax's boxes, their blocks stacked."""
+        """Draws the variables of model and objectives, with flax's boxes, their blocks stacked."""
         batch = self.batch_shapes()
         with named("config.model"):
             variables = init_variables(self.model.init, key, batch)
@@ -109,7 +148,19 @@ class Stage:
                 drawn = init_variables(self.under(APART).model.init, key, batch)
                 params = laid_out_like(unbox(drawn["params"]), unbox(variables["params"]))
                 variables = {**drawn, "params": box_like(variables["params"], params)}
-        with named("config.objective"):
+        drawn = self._with_objective(variables, key)
+        for stage in self.beside:
+            model, own = split_variables(drawn)
+            _, others = split_variables(stage._with_objective(variables, key))
+            drawn = join_variables(
+                model,
+                {name: {**others.get(name, {}), **own.get(name, {})} for name in {**own, **others}},
+            )
+        return drawn
+
+    def _with_objective(self, variables: dict[str, Any], key: jax.Array) -> dict[str, Any]:
+        batch = self.batch_shapes()
+        with named(self.config.where("objective")):
             return init_with_objective(variables, self.model.apply, self.objective, key, batch)
 
     @functools.cached_property
@@ -117,6 +168,10 @@ class Stage:
         """The shapes of `init_variables`; no device is touched."""
         key = jax.eval_shape(lambda: jax.random.key(0))
         return jax.eval_shape(self.init_variables, key)
+
+    def abstract_in(self, execution: Execution) -> dict[str, Any]:
+        """The shapes as the step has them in a way of running it."""
+        return self.abstract_apart if execution.apart else self.abstract_variables
 
     @functools.cached_property
     def abstract_apart(self) -> dict[str, Any]:
@@ -126,62 +181,83 @@ class Stage:
         return jax.eval_shape(apart.init_variables, key)
 
 
+def _value(settings: Settings, name: str) -> Any:
+    """A field of a config by its dotted name."""
+    return functools.reduce(getattr, name.split("."), settings)
+
+
 def is_unrolled(settings: Settings) -> bool:
     """Whether `config.scan_layers` is False, or `false` of a command line."""
     return str(settings.scan_layers).lower() == "false"
 
 
 def make_stages(
-    settings: Settings, spec: Mapping[str, Any], objective: Any, *, plugins: Sequence[str] = ()
+    settings: Settings,
+    spec: Mapping[str, Any],
+    objective_of: Callable[[Settings], Any],
+    *,
+    plugins: Sequence[str] = (),
 ) -> tuple[Stage, ...]:
     """Resolves config.stages; the last one is the model's own size, up to the run's end.
 
     Args:
-        settings: their stages are dicts with `until_step` and some of image_size, context_length
-            and patch_dropout; what is left out is as the model has it.
+        settings: their stages are dicts as `config_stages` says; what is left out is as the config
+            has it.
         spec: the model's.
-        objective: see `Stage`.
+        objective_of: makes the objective of settings.
         plugins: modules that the towers' names may import.
 
     Raises:
         ValueError: names the stage and its field, what was found and what is allowed.
     """
-    asked: list[tuple[int, dict[str, Any], str]] = []
-    begin = 0
-    for number, fields in enumerate(settings.stages):
-        path = f"config.stages[{number}]"
-        Group("of a stage").check(fields, path)
-        check_known(fields, FIELDS, path, ["until_step"])
-        until = fields["until_step"]
-        if not begin < until <= settings.total_steps:
-            raise ValueError(
-                f"{path}.until_step = {until}: stages end one after the other, so above {begin}, "
-                f"and not after config.total_steps = {settings.total_steps}"
-            )
-        asked.append((until, _staged_spec(fields, spec, path), path))
-        begin = until
-    asked.append((settings.total_steps, dict(spec), "config.model"))
     stages: list[Stage] = []
-    for until, staged, path in asked:
+    own = objective_of(settings)
+    for stage in stage_configs(settings):
+        minimised = stage.settings.loss, stage.settings.objective
+        is_same = minimised == (settings.loss, settings.objective)
+        is_own = stage.path == "config"
+        staged = dict(spec) if is_own else _staged_spec(stage.sizes, spec, stage.path)
+        path = "config.model" if is_own else stage.path
         stages.append(
             Stage(
-                from_step=stages[-1].until_step if stages else 0,
-                until_step=until,
-                batch_size=settings.batch_size,
+                from_step=stage.from_step,
+                until_step=stage.until_step,
+                config=stage,
                 spec=staged,
                 model=_model(settings, staged, spec, path, plugins),
-                objective=objective,
+                objective=own if is_same else objective_of(stage.settings),
                 path=path,
                 draws_apart=is_unrolled(settings),
                 transforms=make_transforms(
-                    settings.data.transforms,
+                    stage.settings.data.transforms,
                     image_size=staged["image_size"],
-                    path="config.data.transforms",
+                    path=stage.where("data.transforms"),
                     plugins=ANY_MODULE,
                 ),
             )
         )
-    return tuple(stages)
+    beside = tuple(stage for stage in stages if stage.objective is not own)
+    return (*stages[:-1], dataclasses.replace(stages[-1], beside=beside))
+
+
+def make_schedules(stages: Sequence[Stage]) -> optax.Schedule:
+    """The learning rate of a run by step: schedule after schedule, see `schedule_spans`."""
+    spans = schedule_spans(stages)
+    schedules = []
+    for span in spans:
+        settings = span[0].settings
+        with named(f"{span[0].path}.schedule" if span[0].has_schedule else "config.schedule"):
+            schedules.append(
+                make_schedule(
+                    learning_rate=settings.optimizer.learning_rate,
+                    total_steps=span[-1].until_step - span[0].from_step,
+                    plugins=ANY_MODULE,
+                    **dataclasses.asdict(settings.schedule),
+                )
+            )
+    if len(schedules) == 1:
+        return schedules[0]
+    return optax.join_schedules(schedules, [span[0].from_step for span in spans[1:]])
 
 
 def _staged_spec(fields: Mapping[str, Any], spec: Mapping[str, Any], path: str) -> dict[str, Any]:
@@ -249,8 +325,11 @@ def check_same_parameters(stages: Sequence[Stage]) -> None:
         return
     *earlier, wanted = [_parameter_shapes(stage) for stage in stages]
     for stage, found in zip(stages, earlier, strict=False):
-        names = (name for name in (*found, *wanted) if found.get(name) != wanted.get(name))
-        if name := next(names, None):
+        lacks = {name for name in wanted if name not in found and name.startswith(f"{OBJECTIVE}/")}
+        names = [name for name in (*found, *wanted) if found.get(name) != wanted.get(name)]
+        if stages[-1].beside:  # those of another stage's objective
+            names = [name for name in names if name not in lacks]
+        if name := next(iter(names), None):
             raise ValueError(_other_parameters(stage, name, found.get(name), wanted.get(name)))
 
 
@@ -264,8 +343,9 @@ def _other_parameters(stage: Stage, name: str, found: Any, wanted: Any) -> str:
     change = f"{name} is {was} and would be {would_be}"
     if name.startswith(f"{OBJECTIVE}/"):
         return (
-            f"{stage.path}: parameters of config.objective depend on its sizes: {change}; make "
-            "them of the model's own size in all stages"
+            f"{stage.path}: parameters of {stage.config.where('objective')} depend on its sizes, "
+            f"or are called as those of another stage's objective: {change}; make them of the "
+            "model's own size in all stages, with names of their own"
         )
     is_text = name.startswith("text")
     tower, field = ("text", "context_length") if is_text else ("image", "image_size")

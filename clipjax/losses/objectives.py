@@ -147,9 +147,9 @@ def apply_objective(
     Returns:
         ((loss, metrics), its collections but the parameters, after the call).
     """
-    if not hasattr(objective, "apply"):
-        return objective(outputs, batch, rng), {}
     kept = [name for name in variables if name != "params"]
+    if not hasattr(objective, "apply"):  # the variables are those of another stage's
+        return objective(outputs, batch, rng), {name: variables[name] for name in kept}
     result, changed = objective.apply(
         variables, outputs, batch, rng, rngs={"dropout": rng}, mutable=kept
     )

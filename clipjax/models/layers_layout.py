@@ -63,7 +63,10 @@ def laid_out_like(tree: Any, like: Any, stack: Callable[..., Any] | None = None)
     def convert(node: Any, like: Any) -> Any:
         if not isinstance(node, Mapping) or not isinstance(like, Mapping):
             return node
-        node = _stacked(node, stack or _stack_arrays) if "blocks" in like else _apart(node)
+        if "blocks" in like:
+            node = _stacked(node, stack or _stack_arrays)
+        else:  # an optimizer keeps nothing of blocks that are frozen
+            node = _apart(node, sum(bool(re.fullmatch(r"block_\d+", name)) for name in like))
         return {key: convert(value, like.get(key)) for key, value in node.items()}
 
     def convert_params(node: Any) -> Any:
@@ -86,11 +89,12 @@ def _stacked(node: Mapping[str, Any], stack: Callable[..., Any]) -> Mapping[str,
     return {**{key: node[key] for key in node if key not in names}, "blocks": blocks}
 
 
-def _apart(node: Mapping[str, Any]) -> Mapping[str, Any]:
+def _apart(node: Mapping[str, Any], depth: int | None = None) -> Mapping[str, Any]:
     """One dict with a stack in it taken apart; itself where it has none."""
     if "blocks" not in node:
         return node
-    depth = jax.tree.leaves(node["blocks"])[0].shape[0]
+    if depth is None:
+        depth = jax.tree.leaves(node["blocks"])[0].shape[0]
     blocks = {
         f"block_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], node["blocks"]) for i in range(depth)
     }

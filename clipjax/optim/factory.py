@@ -147,6 +147,75 @@ def make_optimizer(
     )
 
 
+def make_stage_optimizers(
+    params: Any,
+    frozen: Sequence[Callable[[str], bool]],
+    *,
+    clip_norm: float | None = None,
+    **options: Any,
+) -> list[optax.GradientTransformationExtraArgs]:
+    """Makes the optimizer of each stage of a run, all over one state.
+
+    The state is of the parameters that any stage trains, apart for those that the same stages
+    train: in the others they, their moments and the count of their steps stay as they are.
+
+    Args:
+        params: parameters or their shapes.
+        frozen: of each stage, the parameters by name that stay fixed in it.
+        clip_norm: of the gradient over all that the stage trains.
+        **options: of `make_optimizer`, but `freeze`.
+    """
+    direction = make_optimizer(params, **options)
+    stages_of = {
+        name: tuple(stage for stage, fixed in enumerate(frozen) if not fixed(name))
+        for name, _ in flatten_with_names(params)
+    }
+    labels = map_with_names(lambda name, _: _group(stages_of[name]), params)
+    groups = {_group(stages): stages for stages in stages_of.values()}
+
+    def of_stage(stage: int) -> optax.GradientTransformationExtraArgs:
+        parts = {
+            name: direction if stage in stages else _held(direction)
+            for name, stages in groups.items()
+            if stages
+        }
+        if _group(()) in groups:
+            parts[_group(())] = optax.with_extra_args_support(optax.set_to_zero())
+        return _clipped(optax.partition(parts, labels), clip_norm)
+
+    return [of_stage(stage) for stage in range(len(frozen))]
+
+
+def _group(stages: tuple[int, ...]) -> str:
+    """The name of the state of the parameters that these stages train."""
+    return "_".join(["trained", *map(str, stages)]) if stages else "frozen"
+
+
+def _held(tx: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
+    """No update, over the state of an optimizer, which stays as it is."""
+
+    def update(updates: Any, state: Any, params: Any = None, **_: Any) -> tuple[Any, Any]:
+        del params
+        return jax.tree.map(jnp.zeros_like, updates), state
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
+
+
+def _clipped(
+    tx: optax.GradientTransformationExtraArgs, clip_norm: float | None
+) -> optax.GradientTransformationExtraArgs:
+    """Clips the gradient by its norm over all groups, with no state of its own."""
+    if clip_norm is None:
+        return tx
+    clip = optax.clip_by_global_norm(clip_norm)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        updates, _ = clip.update(updates, optax.EmptyState())
+        return tx.update(updates, state, params, **extra)
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
+
+
 def optimizer_report(
     params: Any,
     *,

@@ -5,10 +5,9 @@ from typing import Any
 
 from absl import logging
 
-from clipjax.config_fields import Settings
 from clipjax.experiment import Program
 from clipjax.plan.chips import chip_of_kind
-from clipjax.plan.model_flops import model_flops
+from clipjax.plan.model_flops import flops_of
 
 
 class Mfu:
@@ -27,7 +26,7 @@ class Mfu:
         return samples_per_s * self._needs[stage] / self._peak
 
 
-def make_mfu(program: Program, settings: Settings) -> Mfu | None:
+def make_mfu(program: Program) -> Mfu | None:
     """The utilisation of a program; None where the peak of its devices is not known."""
     devices: Any = program.mesh.devices
     device = devices.flat[0]
@@ -36,8 +35,5 @@ def make_mfu(program: Program, settings: Settings) -> Mfu | None:
         if device.platform != "cpu":
             logging.info("no peak of %s is known here: metrics have no mfu", device.device_kind)
         return None
-    needs = [
-        model_flops(s.spec, s.model, settings.batch_size, lock_image=settings.init.lock_image).train
-        for s in program.stages
-    ]
+    needs = [flops_of(stage).train for stage in program.stages]
     return Mfu(devices.size * chip.flops / chip.devices, needs)

@@ -8,7 +8,7 @@ Two per multiply-add, matrix products only. For a transformer of `depth` blocks 
 that is 2 N n for its N block parameters, and the two products of attention, full also where a mask
 is causal. The image tower adds its patch embedding, 2 (patches) (3 patch_size^2) w. Training is
 three times the forward pass (6 N n): once forward, twice backward, nothing recomputed; a locked
-image tower is passed once. The loss adds 6 B D for a batch B of embeddings D.
+tower is passed once. The loss adds 6 B D for a batch B of embeddings D.
 """
 
 import math
@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import jaxprs_in_params
 
+from clipjax.experiment import Stage
 from clipjax.experiment.memory import num_image_tokens
 from clipjax.layers.execution import PLAIN
 
@@ -45,7 +46,12 @@ class ModelFlops(NamedTuple):
 
 
 def model_flops(
-    spec: Mapping[str, Any], model: Any, batch_size: int, *, lock_image: bool = False
+    spec: Mapping[str, Any],
+    model: Any,
+    batch_size: int,
+    *,
+    lock_image: bool = False,
+    lock_text: bool = False,
 ) -> ModelFlops:
     """FLOPs of one example of a training step.
 
@@ -54,6 +60,7 @@ def model_flops(
         model: the module of the spec, traced where the formula does not know a tower.
         batch_size: global batch, for the loss.
         lock_image: whether the image tower takes no gradient.
+        lock_text: whether the text tower takes none.
     """
     known = spec["image"].get("pooling") in ("cls", "mean")
     for tower in ("image", "text"):
@@ -64,8 +71,19 @@ def model_flops(
     else:
         image, text = traced_flops(spec, model)
     loss = 6.0 * batch_size * spec["embed_dim"]
-    train = (1 if lock_image else 3) * image + 3 * text + loss
+    train = (1 if lock_image else 3) * image + (1 if lock_text else 3) * text + loss
     return ModelFlops(image, text, loss, train, "formula" if known else "traced")
+
+
+def flops_of(stage: Stage) -> ModelFlops:
+    """FLOPs of one example of a stage of a run."""
+    return model_flops(
+        stage.spec,
+        stage.model,
+        stage.batch_size,
+        lock_image=stage.is_locked("image"),
+        lock_text=stage.is_locked("text"),
+    )
 
 
 def image_flops(spec: Mapping[str, Any]) -> float:

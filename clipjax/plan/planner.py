@@ -8,7 +8,6 @@ from typing import Any
 from absl import logging
 
 from clipjax import partitioning
-from clipjax.config_fields import Settings
 from clipjax.experiment import Program, Resolved, Stage, build_program
 from clipjax.experiment.fitting import batch_bytes, first_fitting
 from clipjax.experiment.memory import Setting, Step, describes, extra_flops, setting_of, step_of
@@ -20,7 +19,7 @@ from clipjax.plan.compiling import Compiled, Memory, compile_step
 from clipjax.plan.flops import Flops, count_flops
 from clipjax.plan.formulas import collective_formulas
 from clipjax.plan.hlo import parse, walk
-from clipjax.plan.model_flops import ModelFlops, model_flops
+from clipjax.plan.model_flops import ModelFlops, flops_of
 from clipjax.plan.roofline import Bounds, bounds
 from clipjax.plan.topology import Topology
 from clipjax.plan.traffic import Traffic, count_traffic
@@ -51,7 +50,7 @@ class Plan:
         mesh: sizes of the mesh axes.
         setting: remat, micro-batches, sharding.
         step: sizes that the memory follows from.
-        batch_size: global.
+        batch_size: of the planned stage, global.
         stages: of the run; one of them is planned.
         needs: FLOPs of each stage's model, one example.
         planned: which, by its place: the one that computes most.
@@ -139,12 +138,12 @@ def make_plan(resolved: Resolved, topology: Topology) -> Plan:
     memory_bytes = topology.chip.hbm_bytes / topology.chip.devices
     with gpu.answering_for(topology.chip):
         program = build_program(resolved, topology.devices, memory_bytes=memory_bytes)
-        lock_image = resolved.settings.init.lock_image
-        needs = tuple(
-            model_flops(stage.spec, stage.model, stage.batch_size, lock_image=lock_image)
-            for stage in program.stages
-        )
-        planned = max(range(len(needs)), key=lambda i: needs[i].train)
+        needs = tuple(flops_of(stage) for stage in program.stages)
+        of_a_step = [
+            stage.batch_size * flops.train
+            for stage, flops in zip(program.stages, needs, strict=True)
+        ]
+        planned = of_a_step.index(max(of_a_step))
         tried: list[Compiled] = []
 
         def needed(program: Program) -> float:
@@ -160,11 +159,10 @@ def make_plan(resolved: Resolved, topology: Topology) -> Plan:
         program, _ = first_fitting(program, under, needed)
     compiled = tried[-1]
     logging.info("Compiled in %.1f s.", compiled.seconds)
-    return describe(resolved.settings, program, topology, compiled, needs, planned)
+    return describe(program, topology, compiled, needs, planned)
 
 
 def describe(
-    settings: Settings,
     program: Program,
     topology: Topology,
     compiled: Compiled,
@@ -172,16 +170,11 @@ def describe(
     planned: int,
 ) -> Plan:
     """Reads a compiled step."""
-    batch_size = settings.batch_size
+    stage = program.stages[planned]
+    settings, batch_size = stage.settings, stage.batch_size
     mesh = dict(program.mesh.shape)
     setting = setting_of(settings, program.mesh, program.execution.remat)
-    step = step_of(
-        settings,
-        program.abstract_state,
-        program.mesh,
-        program.stages[planned].spec,
-        program.execution,
-    )
+    step = step_of(settings, program.abstract_state, program.mesh, stage.spec, program.execution)
     chip = topology.chip
     capacity = chip.hbm_bytes / chip.devices
     needed = compiled.needed_bytes

@@ -294,12 +294,16 @@ def _run(plan: Plan, assumptions: Assumptions) -> Iterator[str]:
     until = 0
     for stage in run["stages"]:
         until += stage["steps"]
-        if len(plan.stages) > 1:
-            yield f"  up to step {until:,}: {stage['sizes']}"
-        yield (
+        rates = (
             f"  {stage['samples_per_s_chip']:,.0f} samples/s a chip, "
             f"{stage['images_per_s_host']:,.0f} images/s a host to decode"
         )
+        if len(plan.stages) > 1:
+            yield f"  up to step {until:,}, {stage['examples']:,} examples: {stage['sizes']}"
+            rates += f"; {digits(stage['chip_hours'], 0)} chip-hours"
+            if stage["cost_usd"] is not None:
+                rates += f", {digits(stage['cost_usd'], 0)} USD"
+        yield rates
     yield f"  {digits(run['chip_hours'], 0)} chip-hours, {digits(run['days'])} days"
     if run["cost_usd"] is not None:
         cost = digits(run["cost_usd"], 0)

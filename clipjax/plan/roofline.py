@@ -143,28 +143,35 @@ def run_cost(
         assumptions: the MFU and the price.
 
     Returns:
-        Totals of the run; rates of each stage under "stages", and of the last one beside them.
+        Totals of the run; rates and costs of each stage under "stages", and the rates of the last
+        one beside them.
     """
-    chips = topology.num_chips
-    rates, chip_hours = [], 0.0
+    chips, price = topology.num_chips, assumptions.price
+    rates: list[dict[str, Any]] = []
     for stage, flops in zip(stages, needs, strict=True):
         samples_per_s_chip = assumptions.mfu * topology.chip.flops / flops.train
-        chip_hours += stage.batch_size * stage.num_steps / samples_per_s_chip / 3600
+        examples = stage.batch_size * stage.num_steps
+        chip_hours = examples / samples_per_s_chip / 3600
         rates.append(
             {
                 "sizes": stage.sizes,
                 "steps": stage.num_steps,
+                "batch_size": stage.batch_size,
+                "examples": examples,
                 "model_flops_per_example": flops.train,
                 "samples_per_s_chip": samples_per_s_chip,
                 "images_per_s_host": samples_per_s_chip * chips / topology.num_hosts,
+                "chip_hours": chip_hours,
+                "cost_usd": None if price is None else chip_hours * price,
             }
         )
+    chip_hours = sum(rate["chip_hours"] for rate in rates)
     return {
-        "examples": sum(stage.batch_size * stage.num_steps for stage in stages),
+        "examples": sum(rate["examples"] for rate in rates),
         "samples_per_s_chip": rates[-1]["samples_per_s_chip"],
         "images_per_s_host": rates[-1]["images_per_s_host"],
         "stages": rates,
         "chip_hours": chip_hours,
         "days": chip_hours / chips / 24,
-        "cost_usd": None if assumptions.price is None else chip_hours * assumptions.price,
+        "cost_usd": None if price is None else chip_hours * price,
     }

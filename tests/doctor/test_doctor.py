@@ -217,23 +217,19 @@ def test_the_data_against_the_devices(made, read, workers, state, remedy):
 
 
 def test_the_stage_that_computes_least_takes_most(monkeypatch):
-    from clipjax.config_fields import Settings
-
     device = types.SimpleNamespace(device_kind="TPU v5 lite")
     devices = types.SimpleNamespace(flat=[device], size=4)
     needs = {"small": 1e9, "large": 4e9}
-    stages = [types.SimpleNamespace(spec=name, model=None) for name in needs]
+    stages = [types.SimpleNamespace(spec=name) for name in needs]
     program = types.SimpleNamespace(mesh=types.SimpleNamespace(devices=devices), stages=stages)
     monkeypatch.setattr(
-        data_rate,
-        "model_flops",
-        lambda spec, *a, **k: types.SimpleNamespace(train=needs[spec]),
+        data_rate, "flops_of", lambda stage: types.SimpleNamespace(train=needs[stage.spec])
     )
-    wanted, how = data_rate.demanded(program, Settings(), Demand(mfu=0.5))
+    wanted, how = data_rate.demanded(program, Demand(mfu=0.5))
     assert wanted == pytest.approx(4 * 1.97e14 * 0.5 / 1e9) and "50% of the peak of 4 x v5e" in how
-    assert data_rate.demanded(program, Settings(), Demand(7.0))[0] == 7.0
+    assert data_rate.demanded(program, Demand(7.0))[0] == 7.0
     device.device_kind = "TPU of tomorrow"
-    assert data_rate.demanded(program, Settings(), Demand())[0] is None
+    assert data_rate.demanded(program, Demand())[0] is None
 
 
 def test_the_page_of_many_processes():

@@ -170,6 +170,29 @@ def test_a_run_goes_on_to_the_bit(trained, tmp_path, monkeypatch):
         np.testing.assert_array_equal(state[name], value, err_msg=name)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("first", [True, False])
+def test_a_stage_leaves_the_objective_of_another_as_it_is(tmp_path, first):
+    """Two steps with the pairs alone before two with the captioner, or after them."""
+    names = ["my_lab.parts:Distiller", "pair"] if first else ["pair", "my_lab.parts:Distiller"]
+    config = small_config(names[1])
+    config.stages = ({"until_step": 2, "objective": {"name": names[0]}},)
+    config.schedule.warmup_steps, config.optimizer.ema_decay = 1, None
+    start = leaves(program_of(config).create_state(config.seed))
+    end = leaves(run(config, tmp_path))
+    middle = load_params(tmp_path / "checkpoints" / "2", objective=True)
+    middle = {f"params/{name}": leaf for name, leaf in flatten_with_names(middle)}
+    own = {name for name in start if name.startswith("params/objective/")}
+    assert own and own < {name for name in start if name.startswith("params/")}
+    before, after = (
+        {name for name in own if not np.array_equal(start[name], middle[name])},
+        {name for name in own if not np.array_equal(middle[name], end[name])},
+    )
+    assert (before, after) == ((own, set()) if first else (set(), own))
+    assert end["model_state/counts/objective/calls"] == 2
+    np.testing.assert_array_equal(end["model_state/teacher/objective/kernel"], KERNEL)
+
+
 def test_a_checkpoint_opens_without_its_objective(trained, monkeypatch):
     """Eval, classify and convert read the towers, and import nothing."""
     for name in ("my_lab", "my_lab.parts", "my_lab.objectives"):

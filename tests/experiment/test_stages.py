@@ -13,21 +13,40 @@ import pytest
 from config_files import shipped
 from counting import wait_until
 
+from clipjax.checkpoint import load_params
 from clipjax.data.loading.rows import RowMaker
 from clipjax.device_clock import DeviceClock
 from clipjax.experiment import build_experiment, build_program, resolve
 from clipjax.faults import InjectedFault
 from clipjax.progress import ProgressBar
 from clipjax.train import train
+from clipjax.trees import flatten_with_names
 
 # What one run compiled, the next one loads; either is counted.
 COMPILED = "/jax/core/compile/backend_compile_duration"
 SLOW_S = 0.1  # what an example takes
+CHANGES = (
+    {"batch_size": 16, "schedule": {"name": "linear", "warmup_steps": 1}},
+    {
+        "batch_size": 4,
+        "optimizer": {"learning_rate": 5e-4, "freeze": ("^text_",)},
+        "loss": {"positives": "equal_captions"},
+        "schedule": {"name": "constant", "warmup_steps": 0},
+        "data": {"source": "synthetic:300"},
+    },
+)
+BATCH_SIZES = (16, 4, 8)
 
 
 def smoke_config(stages=True, **changes):
-    """configs/smoke.py in nine steps of three stages, with one block a tower."""
+    """configs/smoke.py in nine steps of three stages, with one block a tower.
+
+    The first two have other batches, rates and data than the last one, too.
+    """
     config = shipped("smoke", f"steps=9,batch_size=8{',stages' if stages else ''}")
+    config.schedule.warmup_steps = 2
+    for stage, other in zip(config.stages, CHANGES, strict=False):
+        stage.update(other)
     config.model.image.depth = config.model.text.depth = 1
     config.checkpoint.every_steps = 3
     config.scan_layers, config.remat = False, "none"  # these compile fastest
@@ -131,6 +150,25 @@ def test_the_step_compiles_once_a_stage_and_the_log_says_which(reference):
     assert all("  loss " in line for line in lines)
 
 
+def test_each_stage_has_its_schedule_and_its_batches(reference):
+    rates = [row["learning_rate"] for row in read_metrics(reference[0]).values()]
+    wanted = [0, 2e-3, 1e-3, *[5e-4] * 3, 0, 1e-3, 2e-3]
+    np.testing.assert_allclose(rates, wanted, rtol=1e-6)
+    program = build_program(resolve(smoke_config()), jax.devices()[:1])
+    assert [program.batch_of(stage)["text"].shape[0] for stage in program.stages] == [16, 4, 8]
+    assert [program.num_examples(step) for step in (0, 2, 3, 5, 6, 9)] == [0, 32, 48, 56, 60, 84]
+
+
+def test_what_a_stage_freezes_stays_and_moves_again_after_it(reference):
+    saved = [load_params(reference[0] / "checkpoints" / str(step)) for step in (3, 6, 9)]
+    first, second, last = (dict(flatten_with_names(params)) for params in saved)
+    texts = {name for name in last if name.startswith("text_")}
+    assert 0 < len(texts) < len(last)
+    stayed = {name for name in last if np.array_equal(first[name], second[name])}
+    assert stayed == texts
+    assert not any(np.array_equal(second[name], last[name]) for name in last)
+
+
 @pytest.mark.parametrize(
     ("steps", "compilations"),
     [
@@ -199,15 +237,16 @@ def test_the_comparison_sees_a_stage_that_ends_a_step_later(reference, later):
 
 def test_the_clock_stands_still_while_a_step_compiles(reference):
     """With the compilation in the clock, the first step would take an hour."""
-    assert 8 / read_metrics(reference[0])[1]["samples_per_s"] < 3600
+    assert 16 / read_metrics(reference[0])[1]["samples_per_s"] < 3600
 
 
 @pytest.mark.slow
 def test_the_devices_wait_for_slow_data(later):
     for step, row in read_metrics(later).items():
         assert row["data_wait_fraction"] <= 1
+        size = BATCH_SIZES[int(row["stage"])]
         if step % 3:  # at a save the line is written before the next batch is asked for
-            waited_s = row["data_wait_fraction"] * 8 / row["samples_per_s"]
+            waited_s = row["data_wait_fraction"] * size / row["samples_per_s"]
             assert waited_s > 0.9 * SLOW_S  # a sleep may take longer, and not less
 
 

@@ -90,7 +90,13 @@ def test_the_run_costs_what_the_stated_mfu_makes_of_it(plan):
 
 def test_stages_cost_what_each_of_them_computes(plan):
     (whole,), (flops,) = plan.stages, plan.needs
-    small = dataclasses.replace(whole, until_step=30, spec={**whole.spec, "image_size": 16})
+    settings = dataclasses.replace(whole.settings, batch_size=128)
+    small = dataclasses.replace(
+        whole,
+        until_step=30,
+        spec={**whole.spec, "image_size": 16},
+        config=whole.config._replace(settings=settings),
+    )
     staged = dataclasses.replace(
         plan,
         stages=(small, dataclasses.replace(whole, from_step=30, until_step=40)),
@@ -98,15 +104,17 @@ def test_stages_cost_what_each_of_them_computes(plan):
         planned=1,
     )
     one = dataclasses.replace(plan, stages=(dataclasses.replace(whole, until_step=40),))
-    share = (30 / 4 + 10) / 40
-    found, alone = cost(staged, Assumptions()), cost(one, Assumptions())
-    assert found["examples"] == alone["examples"] == 40 * 64
+    share = (2 * 30 / 4 + 10) / 40
+    found, alone = cost(staged, Assumptions(price=3.0)), cost(one, Assumptions())
+    assert (found["examples"], alone["examples"]) == (30 * 128 + 10 * 64, 40 * 64)
     assert found["chip_hours"] == pytest.approx(share * alone["chip_hours"])
     first, last = found["stages"]
     assert first["images_per_s_host"] == pytest.approx(4 * last["images_per_s_host"])
+    assert first["chip_hours"] == pytest.approx(1.5 * last["chip_hours"])
+    assert first["cost_usd"] + last["cost_usd"] == pytest.approx(3 * found["chip_hours"])
     page = to_text(staged, Assumptions())
     assert "Planned is stage 2 of 2, which computes most: 32 pixels" in page
-    assert "up to step 30: 16 pixels" in page
+    assert "up to step 30, 3,840 examples: 16 pixels" in page
     assert "Planned is stage" not in to_text(plan, Assumptions())
 
 

@@ -44,16 +44,19 @@ class Loader:
     the batches of all processes, one after the other, are the global batch of a single process.
 
     The stream is a permutation of the source for every epoch; step `s` takes the positions
-    `s * batch_size ... (s + 1) * batch_size - 1`, process `i` the i-th part of them. An
+    `s * batch_size ... (s + 1) * batch_size - 1`, process `i` the i-th part of them. With stages,
+    stage k has the steps `f_k ... f_(k+1) - 1`, batches of `b_k` examples and a source, in whose
+    stream it goes on where the last stage with that source ended: step `s` of it begins at position
+    `(s - f_k) b_k`, plus `(f_(j+1) - f_j) b_j` of every earlier stage j with the same source. An
     unusable example is replaced in place by one drawn from its position, and counted.
 
     The arguments are those of `make_loader`, and:
 
     Args:
         preprocess: the evaluation's, `Preprocess.from_spec(spec)`.
-        stages: how the examples of the first steps are finished, where not as said above: pairs of
-            the first step that is not of a stage, and how. Which examples a step holds and what is
-            drawn for them do not depend on it.
+        stages: how the examples of the first steps are finished, where not as said above, and from
+            what source and how many: pairs of the first step that is not of a stage, and how. Which
+            examples stand at a position of a source, and what is drawn there, do not depend on it.
         token_cache_bytes: how many bytes of token ids all workers together keep for later epochs.
         max_bad_fraction: the fraction of this process's last `bad_window` examples that may be
             unusable.
@@ -100,33 +103,39 @@ class Loader:
         )
         for name, value, rule in checks:
             rule.check(_plain(value), name)
-        check_source(source, "source")
-        if len(source) == 0:
-            raise ValueError("the data source is empty: there is nothing to train on")
-        if len(source) < batch_size:
-            # The contrastive loss would count copies of a pair as mismatches of one another.
-            raise ValueError(
-                f"batch_size is {batch_size}, the data source holds {len(source)} examples: a "
-                "batch would hold a pair twice. Make the batch smaller, or add data"
-            )
-        if batch_size % process_count:
-            raise ValueError(
-                f"batch_size is {batch_size}: it has to be a multiple of the number of "
-                f"processes, {process_count}"
-            )
+        own = Finishing(tuple(transforms), tokenizer, preprocess, _plain(batch_size), source)
+        finishings = [*(how for _, how in stages), own]
+        sources = [source if how.source is None else how.source for how in finishings]
+        sizes = [_plain(how.batch_size or batch_size) for how in finishings]
+        for given, size in zip(sources, sizes, strict=True):
+            check_source(given, "source")
+            if len(given) == 0:
+                raise ValueError("the data source is empty: there is nothing to train on")
+            if len(given) < size:
+                # The contrastive loss would count copies of a pair as mismatches of one another.
+                raise ValueError(
+                    f"batch_size is {size}, the data source holds {len(given)} examples: a "
+                    "batch would hold a pair twice. Make the batch smaller, or add data"
+                )
+            if size % process_count:
+                raise ValueError(
+                    f"batch_size is {size}: it has to be a multiple of the number of "
+                    f"processes, {process_count}"
+                )
         whole(0, process_count - 1).check(_plain(process_index), "process_index")
         ends = [until_step for until_step, _ in stages]
         if any(low >= high for low, high in itertools.pairwise([0, *ends])):
             raise ValueError(f"stages end at steps {ends}: expected ascending numbers above 0")
-        finishings = [
-            *(how for _, how in stages),
-            Finishing(tuple(transforms), tokenizer, preprocess),
-        ]
-        self.source, self._stage_ends = source, ends
-        self.batch_size, self.seed = _plain(batch_size), _plain(seed)
-        self.local_batch_size = self.batch_size // process_count
+        self.source, self.batch_size, self.seed = source, _plain(batch_size), _plain(seed)
+        self._stage_ends, self._sources, self._batch_sizes = ends, sources, sizes
+        self._begins: list[int] = []  # where in the stream of its source each stage begins
+        taken: collections.Counter[int] = collections.Counter()
+        for begin, end, stream, size in zip(
+            [0, *ends], [*ends, 0], map(id, sources), sizes, strict=True
+        ):
+            self._begins.append(taken[stream])
+            taken[stream] += (end - begin) * size
         self._process = process_index, process_count
-        self._offset = process_index * self.local_batch_size
         self._prefetch = prefetch
         self._bad = BadCount(max_bad_fraction, bad_window)
         # Threads share what they keep, processes do not.
@@ -171,12 +180,12 @@ class Loader:
                 yield pending.step, self._collect(pending)
 
     def indices(self, step: int) -> np.ndarray:
-        """Which examples of the source the whole batch of a step is made of, `[batch]` int64.
+        """Which examples of its source the whole batch of a step is made of, `[batch]` int64.
 
         An unusable one among them is replaced by another (see `bad_examples`).
         """
-        positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        return draw(self.source, positions, self.seed)
+        stage, start, size = self._place(_plain(step))
+        return draw(self._sources[stage], np.arange(start, start + size), self.seed)
 
     def counts(self) -> dict[str, int]:
         """Replaced examples by reason, in the batches given out by this process so far.
@@ -205,6 +214,8 @@ class Loader:
         """SHA-256 of what decides which examples a step holds, besides seed and batch size."""
         identity = ["clipjax.loader/1", permutation.VERSION, len(self.source)]
         identity.append(self.source.fingerprint())
+        others = {id(other): other for other in self._sources if other is not self.source}
+        identity += [[len(other), other.fingerprint()] for other in others.values()]
         return sha256(json.dumps(identity))
 
     def close(self) -> None:
@@ -223,9 +234,16 @@ class Loader:
             raise ValueError("the loader is closed")
         step = _plain(step)
         _INT64.check(step, "step")
+        stage, start, size = self._place(step)
+        index, count = self._process
+        return self.workers.submit(step, stage, start + index * (size // count), size // count)
+
+    def _place(self, step: int) -> tuple[int, int, int]:
+        """The stage of a step, the first position of its batch and how many there are."""
         stage = bisect.bisect_right(self._stage_ends, step)
-        start = step * self.batch_size + self._offset
-        return self.workers.submit(step, stage, start, self.local_batch_size)
+        begin = self._stage_ends[stage - 1] if stage else 0
+        size = self._batch_sizes[stage]
+        return stage, self._begins[stage] + (step - begin) * size, size
 
     def _collect(self, pending: Pending) -> Batch:
         parts: list[Part] = []

@@ -58,11 +58,15 @@ class Finishing:
     Attributes:
         transforms: applied in order; what they leave is brought to size by `preprocess`.
         preprocess: the evaluation's, to the size of the images.
+        batch_size: rows of a batch, over all processes; None is the loader's.
+        source: of the examples; None is the loader's.
     """
 
     transforms: Sequence[Transform]
     tokenizer: Callable[[list[str]], np.ndarray]
     preprocess: Preprocess
+    batch_size: int | None = None
+    source: DataSource | None = None
 
 
 class RowMaker:
@@ -76,12 +80,13 @@ class RowMaker:
         *,
         token_cache_bytes: int = 0,
     ):
-        self.source, self.stages, self.seed = source, tuple(stages), seed
+        self.stages, self.seed = tuple(stages), seed
+        self.sources = tuple(source if how.source is None else how.source for how in stages)
         self.tokens = TokenCache(token_cache_bytes)
 
-    def indices(self, start: int, count: int) -> np.ndarray:
-        """Which examples stand at `count` positions from `start` on, i64 `[count]`."""
-        return draw(self.source, np.arange(start, start + count), self.seed)
+    def indices(self, start: int, count: int, stage: int = -1) -> np.ndarray:
+        """Which examples of a stage's source are at `count` positions from `start` on, i64."""
+        return draw(self.sources[stage], np.arange(start, start + count), self.seed)
 
     def make(
         self, stage: int, start: int, images: np.ndarray, at_work: np.ndarray | None = None
@@ -96,9 +101,9 @@ class RowMaker:
         texts: list[str] = []
         bad: list[BadExample] = []
         faults: collections.Counter[str] = collections.Counter()
-        for slot, index in enumerate(self.indices(start, len(images)).tolist()):
+        for slot, index in enumerate(self.indices(start, len(images), stage).tolist()):
             signals.poll_alone()
-            image, text, raw = self.make_row(self.stages[stage], start + slot, index, bad, at_work)
+            image, text, raw = self.make_row(stage, start + slot, index, bad, at_work)
             images[slot] = image
             texts.append(text)
             faults.update(faults_of(raw))
@@ -107,21 +112,21 @@ class RowMaker:
 
     def make_row(
         self,
-        stage: Finishing,
+        stage: int,
         position: int,
         index: int,
         bad: list[BadExample],
         at_work: np.ndarray,
     ) -> tuple[np.ndarray, str, Any]:
         """Makes one row; gives its picture, its caption, and what the source called its text."""
-        substitutes, first = None, len(bad)
+        substitutes, first, source = None, len(bad), self.sources[stage]
         allowed = {False: MAX_UNUSABLE, True: MAX_FILTERED}
         while True:
             at_work[0] = index
             try:
-                example = read_example(self.source, index)
+                example = read_example(source, index)
                 rng = self._rng(position, _AUGMENT)
-                return *_finish(stage, example, rng), example["text"]
+                return *_finish(self.stages[stage], example, rng), example["text"]
             except SampleError as error:
                 key = error.key or f"example {index}"
                 bad.append(BadExample(position, key, error.reason, error.message))
@@ -131,7 +136,7 @@ class RowMaker:
                 raise TooManyBadExamples(_no_substitute(bad[first:]))
             if substitutes is None:
                 substitutes = self._rng(position, _SUBSTITUTE)
-                others = alternatives(self.source, index)
+                others = alternatives(source, index)
             index = int(substitutes.integers(others.start, others.stop))
 
     def _rng(self, position: int, stream: int) -> np.random.Generator:

@@ -252,7 +252,7 @@ class Processes(Workers):
 
     def _describe(self, task: _Task) -> str:
         order, at_work = task.order, int(task.at_work[0])
-        indices = self.maker.indices(order.start, order.high - order.low).tolist()
+        indices = self.maker.indices(order.start, order.high - order.low, order.stage).tolist()
         at = f"example {at_work} of " if at_work in indices else ""
         return f"step {task.step}, {at}the examples {', '.join(map(str, indices))}"
 
