@@ -36,7 +36,7 @@ from benchmarks.run_cases import CASES, Case
 from benchmarks.workers import Worker, WorkerError
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "open_clip_torch", "simplejpeg", "pillow")
-READY_S = 240.0  # to build and compile a side
+READY_S = 900.0  # to build and compile a side, on a busy machine, too
 # What starts a Python that has done nothing yet; the last is what the others are compared with.
 STARTS = {
     "import clipjax": ["-c", "import clipjax"],

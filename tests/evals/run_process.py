@@ -13,13 +13,17 @@ if __name__ == "__main__":
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(process), initialization_timeout=600)
 
     import every_kind
+    import numpy as np
     import test_budget
     import test_retrieval
     import test_zero_shot
     import test_zero_shot_tables
     from stand_ins import make_params
+    from tiny import tiny_spec
 
+    from clipjax.encoding.batches import EncodeText
     from clipjax.evals.retrieval_answers import find_pictures
+    from clipjax.models import build_model
     from clipjax.partitioning import make_mesh
 
     # Devices in an order in which no process holds adjacent rows.
@@ -46,6 +50,11 @@ if __name__ == "__main__":
     metrics["predictions"] = [[p.key, p.names, p.scores] for p in predictions]
     metrics["budget"] = test_budget.of_one_clock(slow=process == "1")
     metrics["kinds"] = every_kind.figures(mesh, Path(folder))
+    # Texts of 6 tokens here, of 21 there: both cut to what holds the longer ones.
+    tokens = np.zeros((2, 77), np.int32)
+    tokens[:, 5 + 15 * int(process)] = 19
+    model = build_model(tiny_spec(text={"context_length": 77}))
+    metrics["cut"] = EncodeText(model).cut(tokens, mesh).shape[1]
     source = test_zero_shot.make_source(23)[0]
     source.examples[22]["image"] = b"not an image"
     try:
