@@ -8,4 +8,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 ruff check .
 ruff format --check .
 mypy
-exec python -m pytest -n "${CLIPJAX_TEST_WORKERS:-2}" --dist worksteal --durations 15 "$@"
+# The tests of a file share what they compile, so that one worker has them all.
+SPREAD=(-n "${CLIPJAX_TEST_WORKERS:-2}" --dist loadfile --no-loadscope-reorder)
+exec python -m pytest "${SPREAD[@]}" --durations 15 "$@"

@@ -1,4 +1,4 @@
-"""Two real processes that save together. Rows K1 and K2 of tests/faults kill one that is alone."""
+"""Real processes that are killed while they save; rows K1 and K2 of tests/faults kill `train`."""
 
 import json
 import os
@@ -75,6 +75,25 @@ def assert_close(workdir, state, undisturbed):
     for mine, other in zip(*(map(json.loads, x) for x in lines), strict=True):
         assert mine["step"] == other["step"]
         np.testing.assert_allclose(mine["loss"], other["loss"], rtol=1e-5)
+
+
+def test_killed_inside_a_save_a_run_ends_as_if_left_alone(tmp_path, killed_run, undisturbed):
+    """To the bit; what was half written is gone."""
+    done = subprocess.run(
+        command(tmp_path),
+        env=environment(CLIPJAX_FAULT="kill@save.mid_write:step=16"),
+        capture_output=True,
+        text=True,
+        timeout=HANGS_S,
+    )
+    assert done.returncode == -9, done.stderr
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) < killed_run.TOTAL_STEPS
+    complete = [int(path.parent.name) for path in tmp_path.glob("checkpoints/*/manifest.json")]
+    assert max(complete) == 14
+    code, state = killed_run.train(tmp_path)
+    assert code == exit_codes.OK
+    assert outcome(tmp_path, state) == undisturbed
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["22", "24"]
 
 
 @pytest.mark.slow  # tests/integration/test_processes.py stops two of them, too
