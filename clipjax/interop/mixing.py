@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 
 from clipjax.config import iterate_leaves
+from clipjax.interop.hugging_face.comparison import UNSAID
 from clipjax.interop.tensors import LazyTensor
 from clipjax.interop.weights import Weights
 
-_LABELS = ("name", "source", "tokenizer.model")  # of a spec, that change no number
+# Fields of a spec that change no number of a trained model: labels, and rates of training.
+_FREE = (*UNSAID, "tokenizer.model")
 
 
 def check_alike(ingredients: Mapping[str, Weights]) -> None:
@@ -36,7 +38,7 @@ def check_alike(ingredients: Mapping[str, Weights]) -> None:
 
 
 def _said_by(weights: Weights) -> dict[str, Any]:
-    return {k: v for k, v in iterate_leaves(weights.spec) if k not in _LABELS}
+    return {k: v for k, v in iterate_leaves(weights.spec) if k not in _FREE}
 
 
 def _shapes_of(weights: Weights) -> dict[str, tuple[int, ...]]:

@@ -33,7 +33,7 @@ def test_a_diff_of_another_tree_is_seen():
 
 @pytest.mark.docs
 def test_the_diffs_do_what_they_say(tmp_path):
-    for name in ("clipjax", "configs", "tests"):
+    for name in ("clipjax", "configs", "docs", "tests"):
         shutil.copytree(ROOT / name, tmp_path / name)
     shutil.copy2(ROOT / "pyproject.toml", tmp_path)
     for block in DIFFS:

@@ -120,7 +120,8 @@ def write_all(folder):
     write_vocabulary(folder / "c4_en.model")
     make_directory(folder / "DIRECTORY", "siglip")
     mine = weights_of("ViT-B-32-quickgelu")
-    FORMATS["clipjax"].write(folder / "runs" / "mine", mine)
+    for name in ("mine", "multilingual"):
+        FORMATS["clipjax"].write(folder / "runs" / name, mine)
     plain = weights_of("ViT-B-32")
     FORMATS["open_clip"].write(folder / "open_clip_model.safetensors", plain)
     FORMATS["open_clip"].write(folder / "FOLDER", plain)
