@@ -161,7 +161,12 @@ class Stage:
             script.write_text(text, encoding="utf-8")
             command = [self.bin / "python", script]
         done = subprocess.run(
-            command, cwd=self.root, env=self.env, capture_output=True, text=True, timeout=3 * HANGS_S
+            command,
+            cwd=self.root,
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=3 * HANGS_S,
         )
         (self.root / "block.py").unlink(missing_ok=True)  # commands meet the checkout alone
         assert done.returncode == 0, (
