@@ -168,10 +168,11 @@ def u24(number):
     return struct.pack("<I", number)[:3]
 
 
-def bombs():
+def bombs(large):
     """Small files that claim, or unpack to, very much: name -> (bytes, reasons for a refusal).
 
-    Without reasons it is a picture, whatever else stands beside it.
+    Without reasons it is a picture, whatever else stands beside it. `large` names those of LARGE
+    that come as large as is decoded, and a row larger.
     """
     whole, zeros = originals(), packed_zeros(128 << 20)
     size, data = (30_000, 30_000), chunk(b"IDAT", zlib.compress(bytes(1000)))
@@ -232,10 +233,10 @@ def bombs():
             scanned_jpeg(200, 150, progressive=False),
             {"image_scans"},
         ),
-        **{name: (make(*LARGEST), set()) for name, make in LARGE.items()},
+        **{name: (LARGE[name](*LARGEST), set()) for name in large},
         **{
-            f"{name}, a row too many": (make(LARGEST[0], LARGEST[1] + 1), pixels)
-            for name, make in LARGE.items()
+            f"{name}, a row too many": (LARGE[name](LARGEST[0], LARGEST[1] + 1), pixels)
+            for name in large
         },
         "jpeg of 12 scans, 50 megapixels": (scanned_jpeg(7094, 11), set()),
         **avif_bombs(),

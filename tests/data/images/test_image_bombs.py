@@ -80,7 +80,7 @@ needs_peaks = pytest.mark.skipif(
 )
 
 
-FEW = ("png, rgba of 16 bits", "webp")  # of the largest that are decoded
+FEW = ("png, palette", "webp")  # of the largest that are decoded
 
 
 @needs_peaks
@@ -88,9 +88,8 @@ FEW = ("png, rgba of 16 bits", "webp")  # of the largest that are decoded
     "large", [FEW, pytest.param(LARGE, marks=pytest.mark.slow)], ids=["few", "all"]
 )
 def test_bombs(large):
-    left_out = set(LARGE) - set(large)
-    found = {k: check(k, *bomb) for k, bomb in bombs().items() if k not in left_out}
-    assert {name for name in LARGE if found.get(name) == "decoded"} == set(large)
+    found = {k: check(k, *bomb) for k, bomb in bombs(large).items()}
+    assert all(found[name] == "decoded" for name in large)
     assert found["jpeg of 12 scans, 50 megapixels"] == "decoded"
 
 

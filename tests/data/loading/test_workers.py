@@ -102,7 +102,7 @@ def test_bad_examples_are_the_same():
 
 def test_errors_come_as_they_are_and_name_where():
     with (
-        make(Numbers(20, error=[5]), 20) as loader,
+        make(Numbers(20, error=[5]), 20, num_workers=1) as loader,
         pytest.raises(ZeroDivisionError, match="a bug") as caught,
     ):
         loader.batch(0)
@@ -122,7 +122,7 @@ def test_what_cannot_be_sent_is_an_error():
     with pytest.raises(ValueError, match=r"cannot be pickled.*Use 'threads'"):
         make(source, 5)
     with (
-        make(Unreadable(10), 5) as loader,
+        make(Unreadable(10), 5, num_workers=1) as loader,
         pytest.raises(WorkerError, match="cannot start: the storage is not mounted"),
     ):
         loader.batch(0)
@@ -237,7 +237,7 @@ def test_no_worker_outlives_a_parent_that_is_killed():
 
 def test_signals_that_stop_a_run_are_for_the_parent():
     """A preemption comes to all processes of a group: the parent saves first."""
-    with make(Numbers(100, delay_s=0.002), 20) as loader:
+    with make(Numbers(100, delay_s=0.002), 20, num_workers=1) as loader:
         for pid in wait_until_ready(loader):
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
                 os.kill(pid, number)
@@ -248,7 +248,7 @@ def test_signals_that_stop_a_run_are_for_the_parent():
 def test_nothing_is_left_behind():
     gc.collect()  # of earlier tests
     files = len(os.listdir("/proc/self/fd"))
-    loader = make(Numbers(100), 20, prefetch=3)
+    loader = make(Numbers(100), 20, num_workers=1, prefetch=3)
     batches = loader.iterate()
     next(batches)
     pids = loader.workers.pids()
@@ -264,7 +264,7 @@ def test_nothing_is_left_behind():
 
 
 def test_a_dropped_loader_leaves_nothing_behind():
-    loader = make(Numbers(100), 20)
+    loader = make(Numbers(100), 20, num_workers=1)
     loader.batch(0)
     pids, thread = loader.workers.pids(), loader.workers.thread
     del loader
@@ -274,7 +274,7 @@ def test_a_dropped_loader_leaves_nothing_behind():
 
 
 def test_a_cancelled_iteration_leaves_the_loader_whole():
-    with make(Numbers(100, delay_s=0.005), 20, prefetch=4) as loader:
+    with make(Numbers(100, delay_s=0.005), 20, num_workers=1, prefetch=4) as loader:
         batches = loader.iterate()
         next(batches)
         batches.close()
