@@ -74,6 +74,26 @@ def _free_group(fields: Mapping[str, Any]) -> ConfigDict:
     return config
 
 
+def put_stages(config: ConfigDict, *stages: Mapping[str, Any]) -> None:
+    """Writes the stages of a run into its config, the last one as the config's own values.
+
+    Args:
+        config: of `default_config`.
+        *stages: in their order, each as an element of config.stages; the last one ends the run.
+    """
+    *earlier, own = stages
+    places = {
+        "until_step": "total_steps",
+        "image_size": "model.image_size",
+        "context_length": "model.text.context_length",
+        "patch_dropout": "model.image.patch_dropout",
+    }
+    config.stages = tuple(earlier)
+    config.update_from_flattened_dict(
+        {places.get(name, name): value for name, value in iterate_leaves(own)}
+    )
+
+
 def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
     """Parses the part after the colon of `--config configs/x.py:batch_size=64,smoke`.
 
