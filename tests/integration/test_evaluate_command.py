@@ -46,6 +46,7 @@ def test_names_of_datasets_and_classes_are_what_they_say(clipjax, reference, tmp
         reference,
         f"--zero_shot=folder:{tmp_path}/x/a,{shards},folder:{tmp_path}/x_a",
         "--zero_shot=synthetic:128",
+        "--retrieval=synthetic:64",
         "--classes=present",
         "--templates=",
         "--class_names=",
@@ -54,6 +55,7 @@ def test_names_of_datasets_and_classes_are_what_they_say(clipjax, reference, tmp
     )
     assert "templates: the run's: 'plain'" in done.stderr
     results = json.loads(found.read_text())
+    assert 0 <= results["retrieval/synthetic_64/image_retrieval_recall@5"] <= 1
     entries = results["evaluations"]
     folders = {e["spec"].partition(":")[2]: prefix for prefix, e in entries.items()}
     for spec, pictures, classes in (
