@@ -41,7 +41,7 @@ CONFIG = (
     "from clipjax.config import default_config, validate\n"
     "config = default_config()\n"
     "config.data.source = 'synthetic:100'\n"
-    "config.total_steps = 12_000",
+    "config.total_steps = 1_000_000",
     "validate(config)",
 )
 # (document, words of the block): what the text around a Python block takes for granted, and what
