@@ -44,10 +44,11 @@ def parameter(
         shape: of the parameter.
 
     Returns:
-        Its value; flax types it as the box that holds the axes.
+        Its value, on a device where the variables are NumPy's.
     """
+    # flax types it as the box that holds the axes.
     value: Any = module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
-    return value
+    return jnp.asarray(value)
 
 
 def uniform(bound: float) -> Initializer:

@@ -30,11 +30,7 @@ pytestmark = pytest.mark.interop
 def open_clip_siglip():
     """open_clip's CustomTextCLIP with timm's ViT, as small as the reference, tanh-GELU in both."""
     import torch
-
-    # torchvision's wheel registers these operators only beside its own build of torch.
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for operator in ("nms", "qnms"):
-        library.define(operator + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    import torchvision_operators  # noqa: F401  # isort: skip  before what imports torchvision
     import timm
     from open_clip.transformer import LayerNorm, TextTransformer
 
@@ -68,13 +64,13 @@ def open_clip_siglip():
     )
     model.logit_scale = torch.nn.Parameter(torch.zeros(()))
     model.logit_bias = torch.nn.Parameter(torch.zeros(()))
-    return model.eval(), library
+    return model.eval()
 
 
 @pytest.mark.parametrize("scan", [False, True])
 def test_embeddings_are_those_of_open_clip(tmp_path, scan):
     torch = pytest.importorskip("torch")
-    model, _library = open_clip_siglip()
+    model = open_clip_siglip()
     from open_clip.convert import load_big_vision_weights
 
     arrays, *_ = reference("siglip", scan)
