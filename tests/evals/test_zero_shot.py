@@ -137,14 +137,17 @@ def test_two_runs_compile_once():
 
 def count_compiles(run):
     seen = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda name, *_, **__: seen.append(name) if "backend_compile" in name else None
-    )
+
+    def listen(name, *_, **__):
+        if "backend_compile" in name:
+            seen.append(name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         run()
         return len(seen)
     finally:
-        jax.monitoring.clear_event_listeners()
+        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def test_images_that_do_not_decode_are_named_and_never_left_out_in_silence():
