@@ -13,7 +13,7 @@ VERSION = re.search(r'^__version__ = "(.+)"$', INIT, re.M)[1]
 CORE = [
     "absl-py>=2.1",
     "array_record>=0.8.1",
-    "etils[epath]>=1.12",
+    "etils[epath]>=1.13",
     "flatbuffers>=24.3.25",  # jax.export writes and reads programs with it
     "flax>=0.12.8",
     "fsspec>=2025.3",

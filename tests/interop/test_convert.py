@@ -308,7 +308,7 @@ def test_weights_without_their_vocabulary_take_images_only(tmp_path, vocabulary)
     other.write_bytes(vocabulary.read_bytes() + b"\0")
     with pytest.raises(ValueError, match=r"not what .* was trained with|not a SentencePiece"):
         convert_weights(tmp_path / "with", tmp_path / "x", "clipjax", tokenizer=other)
-    with pytest.raises(ValueError, match=r"no such file|there is no SentencePiece model"):
+    with pytest.raises(ValueError, match="no such file"):
         convert_weights(start, tmp_path / "x", "clipjax", tokenizer=tmp_path / "nothing")
 
 
