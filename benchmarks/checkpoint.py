@@ -16,7 +16,6 @@ import shutil
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from typing import Any
 if __name__ == "__main__" and not __package__:  # a file: the checkout in place of its folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.common import load_average, paired_ratio, setting_lines
+from benchmarks.common import load_average, paired_ratio, setting_lines, timed
 from benchmarks.sizes import SEED, Size
 from benchmarks.workers import Worker, serve
 
@@ -89,14 +88,6 @@ def make_torch(folder: Path, tiny: bool) -> Callable[[str], Any]:
         return timed(lambda: torch.save(arrays, path))
 
     return answer
-
-
-def timed(run: Callable[[], Any]) -> dict[str, float]:
-    begin, spent = time.perf_counter(), time.process_time()
-    kept = run()
-    found = {"wall_s": time.perf_counter() - begin, "cpu_s": time.process_time() - spent}
-    del kept
-    return found
 
 
 def main() -> None:

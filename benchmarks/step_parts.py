@@ -13,8 +13,6 @@ import contextlib
 import os
 import statistics
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,7 +20,7 @@ from unittest import mock
 if __name__ == "__main__" and not __package__:  # a file: the checkout in place of its folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.common import load_average, paired_ratio, setting_lines
+from benchmarks.common import load_average, paired_ratio, setting_lines, timed
 from benchmarks.sizes import QUICKSTART, SEED, Size
 
 WHOLE = "whole"
@@ -78,16 +76,17 @@ class Variant:
         if self.state is None:
             with self.program.scope():
                 self.state = jax.block_until_ready(self.program.create_state(SEED))
-        begin, spent = time.perf_counter(), time.process_time()
-        self.state, metrics = self.compiled(self.state, self.batch)
-        jax.block_until_ready((self.state, metrics))
-        return {"wall_s": time.perf_counter() - begin, "cpu_s": time.process_time() - spent}
+
+        def step() -> None:
+            self.state, metrics = self.compiled(self.state, self.batch)
+            jax.block_until_ready((self.state, metrics))
+
+        return timed(step)
 
 
-@contextlib.contextmanager
-def unguarded(there: bool) -> Iterator[None]:
-    with mock.patch("clipjax.train_step.jnp", Unguarded()) if there else contextlib.nullcontext():
-        yield
+def unguarded(there: bool) -> contextlib.AbstractContextManager[Any]:
+    """Traces steps without the guard, or as they are."""
+    return mock.patch("clipjax.train_step.jnp", Unguarded()) if there else contextlib.nullcontext()
 
 
 def main() -> None:
@@ -119,13 +118,12 @@ def main() -> None:
 
 
 def table(variants: dict[str, Variant], times: dict[str, list[dict[str, float]]]) -> list[str]:
-    timed = bool(times[WHOLE])
     whole = variants[WHOLE].gigabytes
     lines = ["| step | GB accessed | adds | CPU s | adds | wall s | adds |", "|---" * 7 + "|"]
     for name, variant in variants.items():
         row = [name if name == WHOLE else f"without {name}", f"{variant.gigabytes:.3f}"]
         row.append("" if name == WHOLE else f"{whole / variant.gigabytes - 1:.2%}")
-        for clock in ("cpu_s", "wall_s") if timed else ():
+        for clock in ("cpu_s", "wall_s") if times[WHOLE] else ():
             row.append(f"{statistics.median(t[clock] for t in times[name]):.3f}")
             ratio = paired_ratio([t[clock] for t in times[WHOLE]], [t[clock] for t in times[name]])
             row.append("" if name == WHOLE else f"{ratio.value - 1:.2%} +- {ratio.noise:.2%}")
