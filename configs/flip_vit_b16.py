@@ -11,7 +11,7 @@ small towers and a few steps on generated pictures).
 
 from ml_collections import ConfigDict
 
-from clipjax.config import default_config, parse_arg
+from clipjax.config import default_config, make_towers_small, parse_arg, put_stages
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -21,8 +21,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     masked, unmasked, warmup = 12_800_000_000, 128_000_000, 51_000_000
     if arg.smoke:
         arg.source, arg.batch_size, masked, unmasked, warmup = "synthetic:64", 32, 96, 64, 32
-        for tower in (config.model.image, config.model.text):
-            tower.update(width=32, depth=1, num_heads=2, mlp_dim=64)
+        make_towers_small(config)
     config.model.text.context_length = 32
     config.data.source = arg.source
     config.data.transforms = (
@@ -30,17 +29,20 @@ def get_config(arg: str | None = None) -> ConfigDict:
         {"name": "random_flip"},
     )
     config.batch_size = arg.batch_size
-    config.stages = (
+    put_stages(
+        config,
         {
-            "until_step": f"{masked} examples",
+            "examples": masked,
             "patch_dropout": 0.5,
             "optimizer": {"learning_rate": 4e-6 * arg.batch_size / 256},
             "schedule": {"warmup_steps": f"{warmup} examples"},
         },
+        {
+            "examples": unmasked,
+            "optimizer": {"learning_rate": 4e-8 * arg.batch_size / 256},
+            "schedule": {"warmup_steps": 0},
+        },
     )
-    config.total_steps = f"{masked + unmasked} examples"
-    config.optimizer.learning_rate = 4e-8 * arg.batch_size / 256
-    config.schedule.warmup_steps = 0
     config.optimizer.b2 = 0.95
     config.optimizer.weight_decay = 0.2
     config.checkpoint.every_steps = 1000

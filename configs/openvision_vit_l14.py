@@ -14,7 +14,7 @@ smoke (a flag: small towers and a few steps on generated pictures).
 
 from ml_collections import ConfigDict
 
-from clipjax.config import default_config, parse_arg, put_stages
+from clipjax.config import default_config, make_towers_small, parse_arg, put_stages
 
 # Pixels, batch size as a part of the first stage's, examples, those of the warm-up, and learning
 # rate at a batch of 32,768 in the first stage.
@@ -34,16 +34,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
     scale = 1
     if arg.smoke:
         arg.source, arg.batch_size, scale = "synthetic:64", 32, 100_000_000
-        for tower in (config.model.image, config.model.text):
-            tower.update(width=32, depth=1, num_heads=2, mlp_dim=64)
+        make_towers_small(config)
         config.mesh.fsdp = 1
-    stages, until = [], 0
+    stages = []
     for pixels, part, examples, warmup, rate in STAGES:
         batch_size = arg.batch_size // part
-        until += max(examples // scale, 2 * batch_size)
         stages.append(
             {
-                "until_step": f"{until} examples",
+                "examples": max(examples // scale, 2 * batch_size),
                 "image_size": pixels,
                 "batch_size": batch_size,
                 "optimizer": {"learning_rate": rate * arg.batch_size / 32_768},
