@@ -117,16 +117,16 @@ def stage_configs(settings: Settings) -> tuple[StageConfig, ...]:
     return (*found, own)
 
 
-def schedule_spans(stages: Sequence[Any]) -> list[list[Any]]:
+def schedule_spans(stages: Sequence[StageConfig]) -> list[list[StageConfig]]:
     """Cuts stages that have steps into rows of one schedule each, which begins with the row.
 
     A stage that names its learning rate or a field of its schedule is a row; stages that follow one
     another and name neither are one, of the config's.
 
     Args:
-        stages: in their order: each with from_step, until_step and `has_schedule`.
+        stages: in their order.
     """
-    spans: list[list[Any]] = []
+    spans: list[list[StageConfig]] = []
     for stage in stages:
         if stage.from_step == stage.until_step:
             continue

@@ -123,7 +123,7 @@ def build_program(
     check_same_parameters(resolved.stages)
     key = jax.eval_shape(lambda: jax.random.key(0))  # a shape: no device is touched up to the mesh
     stacked = unbox(own.abstract_variables["params"])
-    schedule = make_schedules(resolved.stages)
+    schedule = make_schedules([stage.config for stage in resolved.stages])
     with named("config"):
         mesh = partitioning.make_mesh(dataclasses.asdict(settings.mesh), devices)
     execution = choose_execution(settings, mesh)
@@ -200,8 +200,11 @@ def build_program(
         with named("config"), jax.set_mesh(mesh), under_rules(resolved.rules.params):
             for stage in stages:
                 jax.eval_shape(stage.init_variables, key)
-    micro_batches = [_num_micro_batches(stage.config, mesh) for stage in resolved.stages]
-    check_stateless(abstract.model_state, max(micro_batches), name="config.micro_batch_size")
+    micro_batches = {
+        stage.config.path: _num_micro_batches(stage.config, mesh) for stage in resolved.stages
+    }
+    most = max(micro_batches.values())
+    check_stateless(abstract.model_state, most, name="config.micro_batch_size")
 
     def step_of(stage: Stage, diagnosed_rows: int = 0) -> StepFn:
         return make_train_step(
@@ -218,7 +221,7 @@ def build_program(
             averages=decays,
             frozen=frozen[stage.config.path],
             cast=casts_of(stage.spec),
-            num_micro_batches=_num_micro_batches(stage.config, mesh),
+            num_micro_batches=micro_batches[stage.config.path],
             color_jitter=resolved.color_jitter,
             spike_factor=settings.optimizer.spike_factor,
             diagnosed_rows=diagnosed_rows,

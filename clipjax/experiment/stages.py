@@ -31,6 +31,7 @@ from clipjax.ranges import named
 from clipjax.train_state import init_variables, init_with_objective
 from clipjax.trees import flatten_with_names
 
+_OF_OBJECTIVE = f"{OBJECTIVE}/"
 IMAGE_TOWER = ("^image_(encoder|projection)/",)  # one pattern: SigLIP has no image projection
 
 
@@ -42,15 +43,12 @@ class Stage:
     data.
 
     Attributes:
-        from_step: the first step of this stage.
-        until_step: the first step after it.
-        config: what the stage changes of the config.
+        config: its steps, and what it changes of the config.
         spec: the model spec with the stage's sizes.
         model: the module of the spec, over the parameters of the last stage's.
         objective: as built before there is a mesh: it draws the objective's variables and loads
             its collections; the steps call `build_program`'s own.
         beside: for the last stage, those with another objective, whose variables it draws, too.
-        path: where it stands in the config, for messages.
         transforms: of its examples.
         draws_apart: whether each block's parameters are drawn by its own name, not by its place in
             a stack: what `config.scan_layers = False` has always started from.
@@ -60,19 +58,31 @@ class Stage:
         data: how its examples become rows of a batch, a `Finishing`.
     """
 
-    from_step: int
-    until_step: int
     config: StageConfig
     spec: dict[str, Any]
     model: CLIP
     objective: Any
-    path: str
     transforms: tuple[Transform, ...]
     beside: tuple["Stage", ...] = ()
     draws_apart: bool = False
     step: Any = None
     diagnose: Any = None
     data: Any = None
+
+    @property
+    def from_step(self) -> int:
+        """The first step of this stage."""
+        return self.config.from_step
+
+    @property
+    def until_step(self) -> int:
+        """The first step after it."""
+        return self.config.until_step
+
+    @property
+    def path(self) -> str:
+        """Where its sizes stand in the config, for messages."""
+        return _place_of(self.config)
 
     @property
     def num_steps(self) -> int:
@@ -83,11 +93,6 @@ class Stage:
     def settings(self) -> Settings:
         """The config, with what the stage changes of it."""
         return self.config.settings
-
-    @property
-    def has_schedule(self) -> bool:
-        """Whether it names its learning rate or a field of its schedule."""
-        return self.config.has_schedule
 
     @property
     def batch_size(self) -> int:
@@ -181,6 +186,10 @@ class Stage:
         return jax.eval_shape(apart.init_variables, key)
 
 
+def _place_of(stage: StageConfig) -> str:
+    return "config.model" if stage.path == "config" else stage.path
+
+
 def _value(settings: Settings, name: str) -> Any:
     """A field of a config by its dotted name."""
     return functools.reduce(getattr, name.split("."), settings)
@@ -215,18 +224,13 @@ def make_stages(
     for stage in stage_configs(settings):
         minimised = stage.settings.loss, stage.settings.objective
         is_same = minimised == (settings.loss, settings.objective)
-        is_own = stage.path == "config"
-        staged = dict(spec) if is_own else _staged_spec(stage.sizes, spec, stage.path)
-        path = "config.model" if is_own else stage.path
+        staged = _staged_spec(stage.sizes, spec, stage.path)
         stages.append(
             Stage(
-                from_step=stage.from_step,
-                until_step=stage.until_step,
                 config=stage,
                 spec=staged,
-                model=_model(settings, staged, spec, path, plugins),
+                model=_model(settings, staged, spec, _place_of(stage), plugins),
                 objective=own if is_same else objective_of(stage.settings),
-                path=path,
                 draws_apart=is_unrolled(settings),
                 transforms=make_transforms(
                     stage.settings.data.transforms,
@@ -240,7 +244,7 @@ def make_stages(
     return (*stages[:-1], dataclasses.replace(stages[-1], beside=beside))
 
 
-def make_schedules(stages: Sequence[Stage]) -> optax.Schedule:
+def make_schedules(stages: Sequence[StageConfig]) -> optax.Schedule:
     """The learning rate of a run by step: schedule after schedule, see `schedule_spans`."""
     spans = schedule_spans(stages)
     schedules = []
@@ -325,11 +329,12 @@ def check_same_parameters(stages: Sequence[Stage]) -> None:
         return
     *earlier, wanted = [_parameter_shapes(stage) for stage in stages]
     for stage, found in zip(stages, earlier, strict=False):
-        lacks = {name for name in wanted if name not in found and name.startswith(f"{OBJECTIVE}/")}
-        names = [name for name in (*found, *wanted) if found.get(name) != wanted.get(name)]
-        if stages[-1].beside:  # those of another stage's objective
-            names = [name for name in names if name not in lacks]
-        if name := next(iter(names), None):
+        if stages[-1].beside:  # which it holds for other stages' objectives
+            own = {n: s for n, s in wanted.items() if n in found or not n.startswith(_OF_OBJECTIVE)}
+        else:
+            own = wanted
+        names = (name for name in (*found, *own) if found.get(name) != own.get(name))
+        if name := next(names, None):
             raise ValueError(_other_parameters(stage, name, found.get(name), wanted.get(name)))
 
 
@@ -341,7 +346,7 @@ def _parameter_shapes(stage: Stage) -> dict[str, tuple[int, ...]]:
 def _other_parameters(stage: Stage, name: str, found: Any, wanted: Any) -> str:
     was, would_be = ("absent" if x is None else x for x in (wanted, found))
     change = f"{name} is {was} and would be {would_be}"
-    if name.startswith(f"{OBJECTIVE}/"):
+    if name.startswith(_OF_OBJECTIVE):
         return (
             f"{stage.path}: parameters of {stage.config.where('objective')} depend on its sizes, "
             f"or are called as those of another stage's objective: {change}; make them of the "

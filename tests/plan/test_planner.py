@@ -93,17 +93,21 @@ def test_stages_cost_what_each_of_them_computes(plan):
     settings = dataclasses.replace(whole.settings, batch_size=128)
     small = dataclasses.replace(
         whole,
-        until_step=30,
         spec={**whole.spec, "image_size": 16},
-        config=whole.config._replace(settings=settings),
+        config=whole.config._replace(settings=settings, until_step=30),
     )
+
+    def whole_from(step):
+        steps = whole.config._replace(from_step=step, until_step=40)
+        return dataclasses.replace(whole, config=steps)
+
     staged = dataclasses.replace(
         plan,
-        stages=(small, dataclasses.replace(whole, from_step=30, until_step=40)),
+        stages=(small, whole_from(30)),
         needs=(flops._replace(train=flops.train / 4), flops),
         planned=1,
     )
-    one = dataclasses.replace(plan, stages=(dataclasses.replace(whole, until_step=40),))
+    one = dataclasses.replace(plan, stages=(whole_from(0),))
     share = (2 * 30 / 4 + 10) / 40
     found, alone = cost(staged, Assumptions(price=3.0)), cost(one, Assumptions())
     assert (found["examples"], alone["examples"]) == (30 * 128 + 10 * 64, 40 * 64)
