@@ -4,7 +4,7 @@ import dataclasses
 import math
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -52,6 +52,12 @@ def choose_text(text: Texts | bytes, rng: np.random.Generator) -> str:
             return clean_caption(text)  # which refuses it
         text = text[int(rng.integers(len(text)))] if text else ""
     return _decoded(text) if isinstance(text, bytes) else text
+
+
+def matches_any(text: Texts | bytes, patterns: Iterable[str]) -> bool:
+    """Whether one of some regular expressions is found in a caption, or in several as one text."""
+    written = str(text)
+    return any(re.search(pattern, written) for pattern in patterns)  # re keeps them compiled
 
 
 def clean_caption(text: Any) -> str:
@@ -221,7 +227,7 @@ class FilterCaption(Ranged):
         too_many = self.max_words is not None and words > self.max_words
         if too_many or (self.max_chars is not None and chars > self.max_chars):
             return "filtered_long"
-        if any(re.search(pattern, text) for pattern in self.patterns):  # re keeps them compiled
+        if matches_any(text, self.patterns):
             return "filtered_pattern"
         return None
 

@@ -1,7 +1,6 @@
 """Transforms that move pixels: crops, flips, warps."""
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -11,6 +10,7 @@ from PIL import Image
 from clipjax.data.images.limits import Box
 from clipjax.data.images.preprocess import INTERPOLATIONS, Preprocess, as_array, as_pil, to_rgb
 from clipjax.data.source import Example
+from clipjax.data.transforms.captions import matches_any
 from clipjax.ranges import (
     FRACTION,
     IMAGE_SIZE,
@@ -175,8 +175,7 @@ class RandomFlip(Ranged):
         """Replaces the image by its mirror image, or leaves it."""
         if rng.random() >= self.probability:
             return example
-        # Of several captions, the text of all of them.
-        if self.unless and any(re.search(p, str(example["text"])) for p in self.unless):
+        if self.unless and matches_any(example["text"], self.unless):
             return example
         return {**example, "image": as_array(example["image"])[:, ::-1]}
 

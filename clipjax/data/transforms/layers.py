@@ -2,13 +2,13 @@
 
 import dataclasses
 import functools
-import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
 from clipjax.data.source import Example
+from clipjax.data.transforms.captions import matches_any
 from clipjax.data.transforms.color import turn_about_grey
 from clipjax.ranges import FRACTION, PATTERNS, STRENGTH, Ranged, Rule
 
@@ -19,8 +19,8 @@ class ComposeLayers(Ranged):
 
     The image is a sheet u8 `[2 * side, side, 4]`: the drawing without its lines above its lines
     alone, as `openmoji:train?layers=true` gives it; with `areas=true` its areas stand below. Shaded
-    fills, faded or coloured lines and
-    coloured grounds keep a model from learning one artist's line and palette.
+    fills, faded or coloured lines and coloured grounds keep a model from learning one artist's line
+    and palette.
 
     Args:
         background: probability of a random ground instead of white.
@@ -79,7 +79,8 @@ class ComposeLayers(Ranged):
         if self.cool_hue:
             _turn_cool(fill, np.deg2rad(rng.uniform(-self.cool_hue, self.cool_hue)))
         if self.hair and rng.random() < self.hair:
-            _dye(fill, areas[..., 2] > 0, rng, spared=self._keeps_hair(example))
+            spared = matches_any(example["text"], self.keep_hair)
+            _dye(fill, areas[..., 2] > 0, rng, spared=spared)
         if self.paint and rng.random() < self.paint:
             _paint(fill, areas[..., 0], rng)
         if self.no_outline and rng.random() < self.no_outline:
@@ -98,9 +99,6 @@ class ComposeLayers(Ranged):
                 color = np.maximum(color, out * np.float32(rng.uniform(0.2, 0.8)))
         out = out + (color - out) * alpha
         return {**example, "image": np.clip(out, 0, 255).astype(np.uint8)}
-
-    def _keeps_hair(self, example: Example) -> bool:
-        return any(re.search(p, str(example["text"])) for p in self.keep_hair)
 
     def _ground(self, rng: np.random.Generator) -> np.ndarray:
         if rng.random() >= self.background:
