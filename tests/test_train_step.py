@@ -455,7 +455,10 @@ def test_the_temperature_is_clamped_after_the_step(hot_program):
 
 def test_a_batch_whose_texts_are_padding_alone_is_no_lost_step(plain_program):
     """The other corner cases: row N3 of tests/faults."""
-    padding = lambda step: {**make_batch(step), "text": np.zeros((16, 6), np.int32)}  # noqa: E731
+
+    def padding(step):
+        return {**make_batch(step), "text": np.zeros((16, 6), np.int32)}
+
     state, losses = run(plain_program, 2, padding)
     assert np.isfinite(losses).all() and int(state.skipped) == 0
 
