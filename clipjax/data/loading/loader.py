@@ -105,6 +105,8 @@ class Loader:
             rule.check(_plain(value), name)
         own = Finishing(tuple(transforms), tokenizer, preprocess, _plain(batch_size), source)
         finishings = [*(how for _, how in stages), own]
+        for how in finishings:
+            how.prepare()
         sources = [source if how.source is None else how.source for how in finishings]
         sizes = [_plain(how.batch_size or batch_size) for how in finishings]
         for given, size in zip(sources, sizes, strict=True):

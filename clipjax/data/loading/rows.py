@@ -30,6 +30,7 @@ from clipjax.data.source import (
 from clipjax.data.transforms import Transform
 from clipjax.data.transforms.captions import choose_text, clean_caption
 from clipjax.processes import signals
+from clipjax.ranges import named
 
 # An unusable example is replaced by another one, drawn by its position; that may be unusable too,
 # and is often left out where a filter takes most.
@@ -67,6 +68,18 @@ class Finishing:
     preprocess: Preprocess
     batch_size: int | None = None
     source: DataSource | None = None
+
+    def prepare(self) -> None:
+        """Has transforms load what they need, such as a lexicon, before anything is read.
+
+        Raises:
+            ValueError: one cannot.
+        """
+        for number, transform in enumerate(self.transforms):
+            prepare = getattr(transform, "prepare", None)
+            if prepare is not None:
+                with named(f"transforms[{number}]"):
+                    prepare()
 
 
 class RowMaker:

@@ -11,6 +11,7 @@ import numpy as np
 
 from clipjax.building import build
 from clipjax.data.source import Example
+from clipjax.data.transforms.caption_parts import ChooseChunk, DropPrompt, MaskWords
 from clipjax.data.transforms.captions import (
     CaptionTemplate,
     ChooseCaption,
@@ -31,11 +32,14 @@ Transform = Callable[[Example, np.random.Generator], Example]
 TRANSFORMS = {
     "caption_template": CaptionTemplate,
     "choose_caption": ChooseCaption,
+    "choose_chunk": ChooseChunk,
     "color_jitter": ColorJitter,
     "compose_layers": ComposeLayers,
     "cutout": Cutout,
+    "drop_prompt": DropPrompt,
     "drop_word": DropWord,
     "filter_caption": FilterCaption,
+    "mask_words": MaskWords,
     "random_background": RandomBackground,
     "random_blur": RandomBlur,
     "random_flip": RandomFlip,

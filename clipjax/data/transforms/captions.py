@@ -233,8 +233,8 @@ class FilterCaption(Ranged):
 
 
 @dataclasses.dataclass(frozen=True)
-class CaptionTemplate(Ranged):
-    """Puts the caption into a sentence, e.g. `a photo of a {}`."""
+class Templated(Ranged):
+    """Base of transforms with sentences for a caption, e.g. `a photo of a {}`."""
 
     templates: tuple[str, ...]
     probability: float = 0.5
@@ -251,6 +251,11 @@ class CaptionTemplate(Ranged):
                 raise FieldError(
                     f"templates[{number}] = {show(template)}: expected a sentence with one {{}}"
                 )
+
+
+@dataclasses.dataclass(frozen=True)
+class CaptionTemplate(Templated):
+    """Puts the caption into a sentence, e.g. `a photo of a {}`."""
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         """Replaces the text by a sentence, or leaves it."""

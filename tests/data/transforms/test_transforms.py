@@ -13,7 +13,11 @@ from clipjax.data.images.areas import areas_of
 from clipjax.data.images.preprocess import as_array
 
 SIZE = 20
-NEEDED = {"caption_template": {"templates": ("a photo of a {}",)}}
+NEEDED = {
+    "caption_template": {"templates": ("a photo of a {}",)},
+    "drop_prompt": {"templates": ("a {}",)},
+    "mask_words": {"max_words": 1},
+}
 
 
 def rng(key=0):
