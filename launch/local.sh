@@ -2,6 +2,7 @@
 # N processes on this machine, joined as the hosts of a pod would be (CPU collectives by gloo): the
 # place to find out whether a run survives more than one process. VERB is `train` unless given.
 #   bash launch/local.sh N [VERB] [--flag=value ...]
+#   bash launch/local.sh --dry_run N ...     prints the commands and runs none
 #   CLIPJAX_RESTARTS=0     report how the run ended, and do not start it again (docs/launching.md)
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"

@@ -1,6 +1,7 @@
 """Which launcher started this process, and as which of how many: read from the environment."""
 
 import importlib.util
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple, NoReturn
 
@@ -89,7 +90,27 @@ def find_cluster(environment: Mapping[str, str]) -> dict[str, Any] | None:
         _refuse(said)
     # JAX's number of processes is SLURM_NTASKS, which may be the job's and not the step's.
     slurm = next((found for found in said if found.launcher is SLURM), None)
-    return {"num_processes": slurm.size} if slurm else {}
+    return {"num_processes": slurm.size, **_gpus_of_task(environment)} if slurm else {}
+
+
+def _gpus_of_task(environment: Mapping[str, str]) -> dict[str, list[int]]:
+    """Which GPUs a task of Slurm takes: what it was bound to, or its equal part of its node's.
+
+    JAX would take the one of the task's local rank: of one task a node the first alone, and one
+    that is not there where each task sees only its own.
+    """
+    allotted = environment.get("SLURM_GPUS_ON_NODE", "")
+    visible = environment.get("CUDA_VISIBLE_DEVICES", "")
+    gpus = len(visible.split(",")) if visible else int(allotted) if allotted.isdecimal() else 0
+    if not gpus or "JAX_LOCAL_DEVICE_IDS" in environment:
+        return {}
+    if allotted.isdecimal() and gpus < int(allotted):
+        return {"local_device_ids": [*range(gpus)]}
+    tasks = re.fullmatch(r"(\d+)(\(x\d+\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    if tasks is None or gpus % int(tasks[1]):
+        return {}
+    share, local = gpus // int(tasks[1]), _number(SLURM.local_rank, environment, 0)
+    return {"local_device_ids": [*range(local * share, (local + 1) * share)]}
 
 
 def _said(launcher: Launcher, environment: Mapping[str, str]) -> _Said | None:

@@ -1,6 +1,6 @@
 """What launchers do: start the processes of a run, and start it again or show it to a person.
 
-    python -m clipjax.processes.launching local N [VERB] [--flag=value ...]    launch/local.sh
+    python -m clipjax.processes.launching local [--dry_run] N [VERB] [--flag=value ...]
     python -m clipjax.processes.launching judge --code=255 [--signalled] -- FLAGS OF TRAIN
 
 `judge` is for launchers that start the processes by other means, where the workdir can be seen. It
@@ -32,7 +32,10 @@ RESTARTS = "CLIPJAX_RESTARTS"
 TALLY = "restarts.json"
 _RESTARTS = 5
 _STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-_USAGE = "usage: bash launch/local.sh N [VERB] [--flag=value ...], VERB is train unless given"
+_USAGE = (
+    "usage: bash launch/local.sh [--dry_run] N [VERB] [--flag=value ...], "
+    "VERB is train unless given"
+)
 
 
 class Verdict(NamedTuple):
@@ -167,15 +170,8 @@ class Local:
         What asks this process to stop, each of them is asked once: they have process groups of
         their own, so that Ctrl-C in a terminal does not come to them twice.
         """
-        port = os.environ.get("CLIPJAX_PORT") or _free_port()
-        cluster = {
-            "CLIPJAX_COORDINATOR": f"127.0.0.1:{port}",
-            "CLIPJAX_NUM_PROCESSES": str(self.num_processes),
-        }
-        for number in range(self.num_processes):
-            environment = {**os.environ, exit_record.LAUNCH: launch}
-            if self._joined:
-                environment |= {**cluster, "CLIPJAX_PROCESS_ID": str(number)}
+        for number, variables in enumerate(self.variables()):
+            environment = {**os.environ, **variables, exit_record.LAUNCH: launch}
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)  # until it is one of ours
             try:
                 if self.signalled:
@@ -209,6 +205,16 @@ class Local:
                 stopped.clear()
         return ended
 
+    def variables(self) -> list[dict[str, str]]:
+        """What the environment of each has, so that they find one another."""
+        if not self._joined:
+            return [{} for _ in range(self.num_processes)]
+        cluster = {
+            "CLIPJAX_COORDINATOR": f"127.0.0.1:{os.environ.get('CLIPJAX_PORT') or _free_port()}",
+            "CLIPJAX_NUM_PROCESSES": str(self.num_processes),
+        }
+        return [{**cluster, "CLIPJAX_PROCESS_ID": str(n)} for n in range(self.num_processes)]
+
     def pass_on(self, number: int, frame: Any) -> None:
         """Passes a signal on to the processes that still run."""
         self.signalled = True
@@ -219,6 +225,8 @@ class Local:
 
 def local(arguments: Sequence[str]) -> int:
     """Runs launch/local.sh; returns its exit code."""
+    dry_run = list(arguments[:1]) == ["--dry_run"]
+    arguments = arguments[dry_run:]
     if not arguments or not arguments[0].isdecimal() or int(arguments[0]) < 1:
         print(_USAGE, file=sys.stderr)
         return 2
@@ -226,6 +234,11 @@ def local(arguments: Sequence[str]) -> int:
     verb = flags.pop(0) if flags and flags[0].isalpha() else "train"
     command = [*shlex.split(os.environ.get("CLIPJAX_COMMAND", "clipjax")), verb, *flags]
     workdir = workdir_of(flags) if verb == "train" else None
+    if dry_run:
+        for variables in Local(count, command).variables():
+            words = [*(f"{name}={value}" for name, value in variables.items()), *command]
+            print(shlex.join(words))
+        return OK
     return supervise(Local(count, command), workdir)
 
 

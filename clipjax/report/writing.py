@@ -183,7 +183,11 @@ def read_curves(path: Path) -> dict[str, Points]:
 
 
 def package_commit() -> str | None:
-    """Finds the commit of this package: of its checkout, or as pip noted it; None if unknown."""
+    """Finds the commit of this package: of its checkout, or as launch/tpu_pod.sh or pip noted it.
+
+    Returns:
+        Its name; None if unknown.
+    """
     root = Path(clipjax.__file__).resolve().parents[1]
     if (root / ".git").exists():
         command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
@@ -193,6 +197,8 @@ def package_commit() -> str | None:
         except (OSError, subprocess.SubprocessError) as error:
             logging.info("the commit is not known: %s", error)
             return None
+    with contextlib.suppress(OSError):
+        return (root / "COMMIT").read_text(encoding="utf-8").strip()
     try:
         noted = importlib.metadata.distribution("clipjax").read_text("direct_url.json")
     except importlib.metadata.PackageNotFoundError:

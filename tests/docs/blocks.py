@@ -11,7 +11,8 @@ DOCUMENTS = [
     *sorted((ROOT / "docs").rglob("*.md")),
     *(ROOT / name for name in ("SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md")),
 ]
-LANGUAGES = ("bash", "python", "json", "diff", "text")
+# `console` is a dry run and what it prints; tests/integration/test_launchers.py runs it.
+LANGUAGES = ("bash", "python", "json", "diff", "text", "console")
 
 _FENCE = re.compile(r"^(\s*)```(.*)$")
 _FILE = re.compile(r"# (\S+\.py)\n")

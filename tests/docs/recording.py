@@ -8,7 +8,7 @@ from pathlib import Path
 
 from blocks import ROOT, Block
 
-PROGRAMS = ("clipjax", "bash", "sbatch", "python", "pip", "pytest")
+PROGRAMS = ("clipjax", "bash", "sbatch", "python", "pip", "pytest", "gcloud", "kubectl")
 
 
 def record(block: Block, folder: Path) -> list[list[str]]:
@@ -52,6 +52,11 @@ def clipjax_commands(block: Block, folder: Path) -> list[list[str]]:
             assert script.is_file(), f"{block.where}: there is no {words[at]}"
             if script.name == "local.sh":
                 flags = flags[1:]
+            elif flags and not flags[0].startswith("-"):
+                flags = flags[1:]  # a verb of tpu_pod.sh
+                if flags and flags[0] == "clipjax":
+                    commands.append(flags[1:])
+                    continue
             if script.name == "local.sh" and flags and not flags[0].startswith("-"):
                 commands.append(flags)  # the verb is given
             elif "--config" in flags:

@@ -75,11 +75,11 @@ def run():
     few_drawings()
     if verb == "models":
         few_models()
-    if verb == "train":
-        # A stand-in for a pod is one process.
-        words = [word for word in words if word != "--distributed=on"]
-        if not any(word.endswith("smoke.py:stages") for word in words):  # its stages take them all
-            words += STEPS
+    # A stand-in for a pod is one process.
+    words = [word for word in words if word != "--distributed=on"]
+    stages = any(word.endswith("smoke.py:stages") for word in words)  # they take all steps
+    if verb == "train" and not stages:
+        words += STEPS
     sys.argv = ["clipjax", *words]
     from clipjax.cli.main import run
 

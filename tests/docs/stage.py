@@ -43,13 +43,17 @@ REPLACED = {
     "benchmarks/accelerator.py --": "benchmarks/accelerator.py --list --",
     "benchmarks.run --": "benchmarks.run --help --",
     "benchmarks/check.py": "benchmarks/check.py --help",
+    "tpu_pod.sh delete": "tpu_pod.sh delete <<<my-pod",  # it asks
 }
 GCLOUD = """#!/bin/bash
 # The pod is this folder: what is to run on all workers runs here, once.
 echo "gcloud $*" >>"$STAGE/gcloud.log"
-[[ "$*" == *" ssh "* && "${@: -1}" == "cd clipjax && source"* ]] || exit 0
-cd "$STAGE/worker"
-exec bash -c "${@: -1}"
+[[ "$*" != *"format=value(state"* ]] || echo ACTIVE
+case "${@: -1}" in
+"bash clipjax-pod/code/launch/tpu_worker.sh"* | "cd clipjax-pod/code && PATH="*)
+  cd "$STAGE/worker" && exec bash -c "${@: -1}"
+  ;;
+esac
 """
 SBATCH = """#!/bin/bash
 while [[ "$1" == --* ]]; do shift; done
@@ -88,6 +92,12 @@ class Stage:
             "PYTEST_ADDOPTS": f"--collect-only -q {' '.join(a_file_of_each_mark())}",
             "CLIPJAX_TEST_WORKERS": "0",
             "CLIPJAX_VENV": str(root / ".venv"),
+            # A document exports them once.
+            "NAME": "my-pod",
+            "ZONE": "z",
+            "TYPE": "v4-32",
+            "VERSION": "v",
+            "POLL_S": "0.1",
         }
         self._checkout()
         self._programs()
@@ -100,8 +110,8 @@ class Stage:
             copy(source, self.root / name)
         for name in LINKED:
             (self.root / name).symlink_to(ROOT / name)
-        (self.root / "worker").mkdir()
-        (self.root / "worker" / "clipjax").symlink_to(self.root)
+        (self.root / "worker" / "clipjax-pod").mkdir(parents=True)
+        (self.root / "worker" / "clipjax-pod" / "code").symlink_to(self.root)
         # The pod's launcher ships what is committed.
         git = ["git", "-C", self.root, "-c", "user.name=x", "-c", "user.email=x@example.org"]
         for command in (["init", "-q"], ["add", "setup.py"], ["commit", "-qm", "x"]):
@@ -111,7 +121,7 @@ class Stage:
         self.bin.mkdir(parents=True)
         (self.bin / "activate").write_text("")
         stamp = subprocess.run(["cksum", "setup.py"], cwd=ROOT, capture_output=True, text=True)
-        for extra in ("demo", "test"):
+        for extra in ("demo", "test", "tpu"):
             (self.bin.parent / f".clipjax-{extra}").write_text(stamp.stdout)
         python = f'#!/bin/bash\nexec "{sys.executable}" "$@"\n'
         programs = {
@@ -123,6 +133,7 @@ class Stage:
             "mypy": "#!/bin/bash\n",  # its minutes are those of the default run
             "pip": PIP.format(python=sys.executable, here=HERE),
             "gcloud": GCLOUD,
+            "kubectl": "#!/bin/bash\n",
             "sbatch": SBATCH,
             "srun": SRUN,
         }

@@ -30,6 +30,7 @@ NOT_RUN = {
 NEEDS = {
     ("docs/plan.md", "--topology v5e"): "libtpu",
     ("README.md", "--topology v5e"): "libtpu",
+    ("docs/launching.md", "--topology v4"): "libtpu",
     ("docs/plan.md", "--topology h100"): "jax_plugins",
     ("README.md", "--topology h100"): "jax_plugins",
     ("docs/interop.md", "local-dir:mine_open_clip"): "open_clip",
@@ -148,9 +149,8 @@ def test_a_broken_block_is_named(language, text, line, tmp_path, cache):
 
 def test_the_pod_gets_the_command(stage):
     """The stand-in for gcloud runs what it is given, so the launcher's last line is real."""
-    text = (
-        "NAME=a ZONE=b bash launch/tpu_pod.sh --config configs/smoke.py --workdir $PWD/runs/pod\n"
-    )
+    flags = "--config configs/smoke.py --workdir $PWD/runs/pod"
+    text = f"NAME=a ZONE=b bash launch/tpu_pod.sh run {flags}\n"
     stage.run(Block(DOCUMENTS[0], 2, "bash", text))
     assert json.loads((stage.root / "runs" / "pod" / "results.json").read_text())
     assert " scp " in (stage.root / "gcloud.log").read_text()

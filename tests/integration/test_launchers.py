@@ -1,7 +1,9 @@
 """The launch scripts against stand-ins for gcloud, srun and the run, which note what they get."""
 
+import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -10,39 +12,15 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from counting import HANGS_S
+from planned_runs import PIP, PYTHON3, Plan, programs
 
 from clipjax.processes import exit_codes, exit_record, launching
+from clipjax.processes.clusters import find_cluster
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
-
-
-@pytest.fixture
-def run(tmp_path):
-    """Runs a script with commands that log their arguments and end with a given code."""
-    bin_dir = tmp_path / "bin"
-    bin_dir.mkdir()
-    log = tmp_path / "log"
-
-    def call(script, *args, fakes, env=None):
-        log.write_text("")
-        for name, body in fakes.items():
-            path = bin_dir / name
-            path.write_text(f'#!/usr/bin/env bash\nprintf "%s\\n" "{name} $*" >>"{log}"\n{body}\n')
-            path.chmod(0o755)
-        environment = {**os.environ, "PATH": f"{bin_dir}:{os.environ['PATH']}", **(env or {})}
-        done = subprocess.run(
-            ["bash", ROOT / "launch" / script, *args],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=HANGS_S,
-            cwd=tmp_path,
-        )
-        return done, log.read_text().splitlines()
-
-    return call
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
@@ -50,134 +28,7 @@ def test_every_script_parses(script):
     subprocess.run(["bash", "-n", script], check=True)
 
 
-POD = {"NAME": "pod", "ZONE": "z", "SKIP_SETUP": "1"}
-
-
-def test_the_pod_gets_the_command_with_every_argument_quoted(run):
-    done, calls = run(
-        "tpu_pod.sh",
-        "--config=configs/x.py:source=tar:/d/{0..9}.tar",
-        "--note=a b; touch /tmp/no",
-        fakes={"gcloud": "exit 0"},
-        env=POD,
-    )
-    assert done.returncode == 0, done.stderr
-    (call,) = calls
-    assert "tpu-vm ssh pod --zone=z --worker=all" in call
-    assert "clipjax train --distributed=on" in call
-    assert r"a\ b\;\ touch\ /tmp/no" in call
-
-
-def test_the_pod_needs_a_name(run):
-    done, calls = run("tpu_pod.sh", fakes={"gcloud": "exit 0"}, env={"ZONE": "z"})
-    assert done.returncode != 0 and "NAME" in done.stderr and not calls
-
-
-def test_the_setup_ships_what_is_committed(run):
-    done, calls = run(
-        "tpu_pod.sh", "--x", fakes={"gcloud": "exit 0"}, env={**POD, "SKIP_SETUP": ""}
-    )
-    assert done.returncode == 0, done.stderr
-    assert "scp" in calls[0] and "clipjax.tar.gz" in calls[0]
-    assert "EXTRA=tpu bash launch/environment.sh" in "\n".join(calls)
-
-
-# A run that does what $PLAN says: of each start, its end and the step of its newest checkpoint. An
-# end is an exit code, which exit.json has, too; or `kill` and `stop`, which leave what stood there.
-RUN = """
-import os, pathlib, signal, sys, time
-from clipjax.processes import exit_record
-workdir = pathlib.Path(sys.argv[-1])
-number = int(os.environ.get("CLIPJAX_PROCESS_ID", 0))
-with open(workdir / f"starts{number or ''}", "a") as file:
-    file.write(os.environ["CLIPJAX_LAUNCH"] + "\\n")
-start = len((workdir / f"starts{number or ''}").read_text().split())
-plan = os.environ["PLAN"].split()
-end, step = plan[min(start, len(plan)) - 1].split("@")
-ends = end.split("/")
-end = ends[min(number, len(ends) - 1)]
-exit_record.open_record(workdir, is_lead=number == 0)
-exit_record.begin(0)
-if int(step):
-    (workdir / "checkpoints" / step).mkdir(parents=True, exist_ok=True)
-    (workdir / "checkpoints" / step / "manifest.json").write_text("{}")
-if end.startswith("late"):
-    time.sleep(0.3)
-    end = end.removeprefix("late")
-if end == "wait":
-    signal.signal(signal.SIGTERM, lambda *_: (exit_record.end(80), os._exit(80)))
-    (workdir / "waits").touch()
-    time.sleep(60)
-if end == "stop":
-    os.kill(os.getpid(), signal.SIGSTOP)
-if end == "kill":
-    os.kill(os.getpid(), signal.SIGKILL)
-exit_record.at(int(step))
-exit_record.end(int(end), "as planned")
-os._exit(int(end))
-"""
-# The pod is this folder. gcloud's own code says nothing of the run's.
-POD_HERE = 'bash -c "${@: -1}" || exit 255'
 LAUNCHERS = ("local", "slurm", "tpu_pod")
-
-
-class Plan:
-    """Runs a launcher with a run that goes as planned."""
-
-    def __init__(self, folder):
-        self.folder, self.workdir = folder, folder / "run"
-        self.workdir.mkdir()
-        (folder / "clipjax" / ".venv" / "bin").mkdir(parents=True)
-        (folder / "clipjax" / ".venv" / "bin" / "activate").write_text("")
-        (folder / "run.py").write_text(RUN)
-        bin_dir = folder / "bin"
-        bin_dir.mkdir()
-        for name, body in {
-            "clipjax": f'exec {sys.executable} -S {folder / "run.py"} "$@"',
-            "python": f'exec {sys.executable} "$@"',
-            "gcloud": POD_HERE,
-            "srun": 'while [[ "$1" == --* ]]; do shift; done; exec "$@"',
-            "scontrol": f'echo "$*" >>{folder / "requeued"}',
-        }.items():
-            (bin_dir / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
-            (bin_dir / name).chmod(0o755)
-        self.env = {
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "PATH": f"{bin_dir}:{os.environ['PATH']}",
-            "CLIPJAX_RESTARTS": "2",
-            "VENV": str(folder / "clipjax" / ".venv"),
-            "SLURM_JOB_ID": "7",
-            **POD,
-        }
-
-    def start(self, launcher, plan, processes="1", **more):
-        command = ["bash", ROOT / "launch" / f"{launcher}.sh"]
-        command += [processes] if launcher == "local" else []
-        return subprocess.Popen(
-            [*command, "--config=x", "--workdir", self.workdir],
-            env={**self.env, "PLAN": plan, **more},
-            cwd=self.folder,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def __call__(self, launcher, plan, processes="1", **more):
-        """Runs it to the end; exit code and what it said."""
-        said = ""
-        for number in range(20):  # Slurm starts a job again that was put back
-            requeued = self.folder / "requeued"
-            requeued.unlink(missing_ok=True)
-            process = self.start(launcher, plan, processes, SLURM_RESTART_COUNT=str(number), **more)
-            said += process.communicate(timeout=HANGS_S)[1]
-            if not requeued.exists():
-                break
-            assert requeued.read_text() == "requeue 7\n"
-        return process.returncode, said
-
-    @property
-    def starts(self):
-        return len((self.workdir / "starts").read_text().split())
 
 
 @pytest.fixture
@@ -297,8 +148,137 @@ def test_the_workdir_among_the_flags(flags, workdir):
     assert launching.workdir_of(flags) == (workdir and Path(workdir))
 
 
+PAGE = ROOT / "docs" / "launching.md"
+
+
+def test_the_page_shows_the_dry_runs():
+    """What they print is what is run: below, and in test_tpu_pod.py."""
+    page = PAGE.read_text(encoding="utf-8")
+    env = {**os.environ, "CLIPJAX_PORT": "12345", "CLIPJAX_COMMAND": "clipjax"}
+    del env["CLIPJAX_RESTARTS"]
+    for line in re.findall(r"^export (.+)$", page, re.MULTILINE):
+        words = ["SETUP=SETUP"] if line.startswith("SETUP=") else shlex.split(line)
+        env |= dict(word.split("=", 1) for word in words)
+    blocks = re.findall(r"^```console\n\$ (bash .*)\n((?:.+\n)+)```$", page, re.MULTILINE)
+    assert len(blocks) == page.count("```console") == 5
+    for command, expected in blocks:
+        done = subprocess.run(
+            command.split(), cwd=ROOT, env=env, capture_output=True, text=True, check=True
+        )
+        found = done.stdout.replace(str(ROOT), "~/clipjax")
+        found = re.sub(r"\b[0-9a-f]{40}\b", "COMMIT", found)
+        found = re.sub(r"my-pod-\d{8}T\d{6}Z-\d+", "my-pod-START", found)
+        assert re.sub(r" +$", "", found, flags=re.MULTILINE) == expected, command
+
+
+@pytest.mark.parametrize("launcher", ["local", "slurm"])
+def test_a_dry_run_prints_what_is_run(tmp_path, launcher):
+    log = tmp_path / "log"
+    note = f'printf "%s\\0" {{}} "$@" "" >>{log}'
+    cluster = (f'"{name}=${name}"' for name in ("CLIPJAX_COORDINATOR", "CLIPJAX_NUM_PROCESSES"))
+    bodies = {
+        "srun": note.format("srun"),
+        "clipjax": note.format(
+            " ".join([*cluster, '"CLIPJAX_PROCESS_ID=$CLIPJAX_PROCESS_ID"', "clipjax"])
+        ),
+        "activate": "",
+    }
+    folder = programs(tmp_path / "bin", bodies)
+    env = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "VENV": str(tmp_path)}
+    env |= {"CLIPJAX_PORT": "12345"}
+    flags = ["--config", "a b/{0..9}.py", '--note=it\'s "so"; $X', "--workdir", str(tmp_path)]
+    flags = ["2", *flags] if launcher == "local" else flags
+
+    def run(*words):
+        command = ["bash", ROOT / "launch" / f"{launcher}.sh", *words]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=HANGS_S)
+        assert done.returncode == 0, done.stderr
+        return [shlex.split(line) for line in done.stdout.splitlines()]
+
+    printed = run("--dry_run", *flags)
+    assert not log.exists()
+    run(*flags)
+    found = [call.split("\0") for call in log.read_text().split("\0\0") if call]
+    if launcher == "slurm":  # a run that ended with 0 is not judged
+        printed.pop()
+    assert sorted(found) == printed
+
+
+# What a task of Slurm sees, by how the GPUs of two nodes were asked for.
+@pytest.mark.parametrize(
+    ("flags", "bound", "gpus"),
+    [
+        ((), False, [[0], [1], [2], [3], [4], [5], [6], [7]]),
+        (("--ntasks-per-node=1",), False, [[0, 1, 2, 3, 4, 5, 6, 7]]),
+        (("--ntasks-per-node=2",), False, [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        (("--gpus-per-node=4", "--ntasks-per-node=4"), False, [[0], [1], [2], [3]]),
+        (("--ntasks-per-node=2",), True, [[0, 1, 2, 3], [0, 1, 2, 3]]),
+    ],
+)
+def test_each_task_of_slurm_takes_its_gpus(flags, bound, gpus):
+    head = (ROOT / "launch" / "slurm.sh").read_text()
+    asked = dict(re.findall(r"^#SBATCH --([\w-]+)=(.*)$", head, re.MULTILINE))
+    assert asked["gpu-bind"] == "none"
+    asked |= dict(flag.removeprefix("--").split("=") for flag in flags)
+    tasks, on_node = int(asked["ntasks-per-node"]), int(asked["gpus-per-node"])
+    found = []
+    for rank in range(2 * tasks):
+        visible = range(on_node // tasks if bound else on_node)
+        environment = {
+            "SLURM_JOB_ID": "7",
+            "SLURM_STEP_ID": "0",
+            "SLURM_STEP_NODELIST": "node[1-2]",
+            "SLURM_STEP_NUM_TASKS": str(2 * tasks),
+            "SLURM_STEP_TASKS_PER_NODE": f"{tasks}(x2)",
+            "SLURM_NTASKS": str(2 * tasks),
+            "SLURM_PROCID": str(rank),
+            "SLURM_LOCALID": str(rank % tasks),
+            "SLURM_GPUS_ON_NODE": str(on_node),
+            "CUDA_VISIBLE_DEVICES": ",".join(map(str, visible)),
+        }
+        options = find_cluster(environment)
+        assert options["num_processes"] == 2 * tasks
+        found.append(options["local_device_ids"])
+        assert "local_device_ids" not in find_cluster({**environment, "JAX_LOCAL_DEVICE_IDS": "0"})
+    assert found == 2 * gpus
+
+
+def test_the_manifest_for_gke_starts_again_what_the_table_says():
+    jobset = yaml.safe_load((ROOT / "launch" / "gke_jobset.yaml").read_text(encoding="utf-8"))
+    assert (jobset["kind"], jobset["apiVersion"]) == ("JobSet", "jobset.x-k8s.io/v1alpha2")
+    policy = jobset["spec"]["failurePolicy"]
+    assert policy["maxRestarts"] == 5
+    (rule,) = policy["rules"]
+    assert (rule["action"], rule["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
+    (replicated,) = jobset["spec"]["replicatedJobs"]
+    job = replicated["template"]["spec"]
+    assert (job["completionMode"], job["backoffLimit"]) == ("Indexed", 0)
+    assert job["parallelism"] == job["completions"]
+    pod = job["template"]["spec"]
+    assert pod["restartPolicy"] == "Never"
+    (container,) = pod["containers"]
+    (failing,) = job["podFailurePolicy"]["rules"]
+    assert (failing["action"], failing["onExitCodes"]["operator"]) == ("FailJob", "In")
+    assert failing["onExitCodes"]["containerName"] == container["name"]
+    given_up = set(failing["onExitCodes"]["values"])
+    for code in (*exit_codes.ENDINGS, 2, 126, 127, 137, 143):
+        assert (code in given_up) == (code != 0 and not exit_codes.ending(code).again), code
+    # The hosts of a slice are as many as its chips need, and each mount is a volume.
+    chips = math.prod(map(int, pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")))
+    limits, requests = (container["resources"][kind] for kind in ("limits", "requests"))
+    assert limits == requests and chips == job["parallelism"] * limits["google.com/tpu"]
+    (mount,) = container["volumeMounts"]
+    assert [volume["name"] for volume in pod["volumes"]] == [mount["name"]]
+    assert launching.workdir_of(container["args"]).is_relative_to(mount["mountPath"])
+    # What GKE and Kubernetes say to a pod has it joined, of one slice and of several.
+    told = {"TPU_WORKER_HOSTNAMES": "a,b,c,d", "TPU_WORKER_ID": "1", "JOB_COMPLETION_INDEX": "1"}
+    several = {"MEGASCALE_COORDINATOR_ADDRESS": "a", "MEGASCALE_NUM_SLICES": "2"}
+    assert find_cluster(told) == find_cluster({**told, **several}) == {}
+    assert container["command"] == ["clipjax", "train", "--distributed=on"]
+
+
 def test_the_page_has_the_table():
-    page = (ROOT / "docs" / "launching.md").read_text(encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8")
     rows = re.findall(r"^\| (?:\d+|128 \+ N) \|.*$", page, re.MULTILINE)
     assert rows == exit_codes.table()
 
@@ -323,27 +303,6 @@ def test_sigkill_leaves_the_record_of_the_start(plan):
     assert (record["state"], record["code"], record["step"]) == ("running", None, 0)
 
 
-# Stand-ins for python3 and for the python of the environment that it makes; $FOR is what the
-# extension modules of the first are for.
-PYTHON3 = r"""#!/usr/bin/env bash
-case "$*" in
-  *version_info*) exit 0 ;;
-  *EXT_SUFFIX*) echo "$FOR" ;;
-  --version) echo "Python 3" ;;
-  "-m venv --clear "*)
-    rm -rf "$4" && mkdir -p "$4/bin" && echo "$FOR" >"$4/for" && cp "$PIP" "$4/bin/python" ;;
-  *) exec "$REAL" "$@" ;;
-esac
-"""
-PIP = r"""#!/usr/bin/env bash
-case "$*" in
-  *EXT_SUFFIX*) cat "$(dirname "$0")/../for" ;;
-  "-m pip install "*) echo "pip ${@: -1}" $(cat ${PIP_CONSTRAINT:-/dev/null}) ;;
-  "-m pytest "*) echo "$*" ;;
-esac
-"""
-
-
 @pytest.fixture
 def checkout(tmp_path):
     """Calls a script of `launch/` in a checkout of its own; returns the lines that it prints."""
@@ -351,11 +310,8 @@ def checkout(tmp_path):
     for name in ("environment", "test", "test_lowest"):
         shutil.copy2(ROOT / f"launch/{name}.sh", tmp_path / "launch")
     shutil.copy2(ROOT / "setup.py", tmp_path)
-    (tmp_path / "bin").mkdir()
     stand_ins = {"python3": PYTHON3, "pip": PIP, "ruff": "#!/bin/sh", "mypy": "#!/bin/sh"}
-    for name, text in stand_ins.items():
-        (tmp_path / "bin" / name).write_text(text)
-        (tmp_path / "bin" / name).chmod(0o755)
+    programs(tmp_path / "bin", stand_ins)
     env = {
         "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
         "PIP": str(tmp_path / "bin" / "pip"),
