@@ -82,7 +82,7 @@ class DataSettings:
     )
     device_color_jitter: Mapping[str, Any] | None = _field(
         None,
-        Optional(Group("of fields of `color_jitter`")),
+        Optional(Group("of fields of `color_jitter`, and `grayscale`")),
         "the devices then do it instead of the workers, on images of one size as they enter the "
         "model; {} takes the defaults",
     )

@@ -3,9 +3,11 @@
     clipjax train --config configs/clipa_vit_h14.py:source=SPEC --workdir DIR
     clipjax plan --config configs/clipa_vit_h14.py --topology v5e:16x16
 
-One run of three stages of 84, 224 and 336 pixels, each with its batch, rate and schedule. Not as
-published: pictures keep their colour (there some lose it), short captions are cut behind the last
-word that fits (there nouns come first) and take the first rows of the text's positions.
+One run of three stages of 84, 224 and 336 pixels, each with its batch, rate and schedule. Of the
+short captions of the first stage nouns come first, which needs the extra [text]. Not as published:
+there classes of words are NLTK's, and of pieces of words; short captions take the first rows of the
+text's positions; colours are jittered in one way for all pictures, there in four of any order for
+four of five.
 Arguments: source (a SPEC, see docs/data.md), batch_size (of the first stage; the others have a half
 and a quarter of it, and the rates go with it), fsdp (devices that share one copy of the state),
 smoke (a flag: small towers and a few steps on generated pictures).
@@ -50,11 +52,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 "schedule": {"warmup_steps": f"{warmup // scale} examples"},
             }
         )
-    put_stages(config, *stages)
-    config.data.source = arg.source
-    config.data.transforms = (
+    transforms = (
         {"name": "random_resized_crop", "scale": (0.4, 1.0), "interpolation": "bilinear"},
-        # Near the published jitter of strength 0.4, which also takes the colour of some pictures.
+        # Near the published jitter of strength 0.4.
         {
             "name": "color_jitter",
             "hue": 29.0,
@@ -63,7 +63,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "channel_gain": 0.0,
             "offset": 0.0,
         },
+        {"name": "random_grayscale", "probability": 0.2},
     )
+    # Six words, as a cut caption has a start and an end beside them.
+    nouns_first = {"name": "mask_words", "max_words": STAGES[0][1] - 2, "kind": "syntax"}
+    stages[0]["data"] = {"transforms": (*transforms, nouns_first)}
+    put_stages(config, *stages)
+    config.data.source = arg.source
+    config.data.transforms = transforms
     config.optimizer.b2 = 0.95
     config.optimizer.eps = 1e-8
     config.optimizer.weight_decay = 0.2

@@ -392,6 +392,14 @@ def test_colours_are_not_jittered_twice(name):
         build(config)
 
 
+def test_colours_of_the_devices_are_not_laid_on_grey_of_the_host():
+    config = jittered_config({"grayscale": 0.2})
+    assert resolve(config).color_jitter.grayscale == 0.2
+    config.data.transforms = ({"name": "random_grayscale"},)
+    with pytest.raises(ValueError, match=r"transforms\[0\].*device_color_jitter\.grayscale"):
+        resolve(config)
+
+
 def test_colour_jitter_of_patches_is_refused():
     config = jittered_config()
     config.model.preprocess.resize = "patches"

@@ -312,6 +312,11 @@ def _color_jitter(settings: Settings, spec: Mapping[str, Any]) -> ColorJitter | 
         return None
     for number, transform in enumerate(settings.data.transforms):
         name = str(transform.get("name"))
+        if name == "random_grayscale" or name.endswith(":RandomGrayscale"):
+            raise ValueError(
+                f"config.data.transforms[{number}] is {name!r} and {path} is set, which would "
+                f"colour its pictures again; set {path}.grayscale to its probability in its place"
+            )
         if name == "color_jitter" or name.endswith(":ColorJitter"):
             raise ValueError(
                 f"config.data.transforms[{number}] is {name!r} and {path} is set: colours would be "

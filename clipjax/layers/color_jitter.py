@@ -1,6 +1,8 @@
 """Colour jitter of a batch on the device, the same as the host's transform of that name."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +10,11 @@ import jax.numpy as jnp
 from clipjax.array_types import Array, Float, Int, Num
 from clipjax.color_strengths import ColorStrengths
 from clipjax.layers.dropout import uniform_per_example
+from clipjax.ranges import FRACTION, Rule
 
 # Folded into the step's key, so that these draws are not those of a module of the model.
-_OWN_DRAWS = 0x636F6C6F
+_OWN_DRAWS, _GREY_DRAWS = 0x636F6C6F, 0x67726579
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, of red, green and blue
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +23,14 @@ class ColorJitter(ColorStrengths):
 
     The draws are keyed by (step key, example id): the micro-batch, device or host that an example
     lands on makes no difference.
+
+    Args:
+        grayscale: how often an image then loses its colour, as by the transform `random_grayscale`.
     """
+
+    grayscale: float = 0.0
+
+    ranges: ClassVar[Mapping[str, Rule]] = {**ColorStrengths.ranges, "grayscale": FRACTION}
 
     def __call__(
         self,
@@ -49,7 +60,14 @@ class ColorJitter(ColorStrengths):
             saturation=low + (high - low) * draws[:, 1],
             gains=gain * (1 + self.channel_gain * either_way[:, 3:6]),
         )
-        return matrices, self.offset * either_way[:, 6:9]
+        offsets = self.offset * either_way[:, 6:9]
+        if self.grayscale:  # draws of its own: without it, colours are those that they were
+            draws = uniform_per_example(jax.random.fold_in(key, _GREY_DRAWS), example_ids, ())
+            grey, luma = draws < self.grayscale, jnp.array(_LUMA, jnp.float32)
+            weights = (luma[:, None] * matrices).sum(1, keepdims=True)
+            matrices = jnp.where(grey[:, None, None], weights, matrices)
+            offsets = jnp.where(grey[:, None], (luma * offsets).sum(1, keepdims=True), offsets)
+        return matrices, offsets
 
 
 def color_matrices(

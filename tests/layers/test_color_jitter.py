@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from clipjax.data.transforms import ColorJitter as HostColorJitter
+from clipjax.data.transforms.color import RandomGrayscale
 from clipjax.layers.color_jitter import ColorJitter, change_colors, color_matrices
 
 KEY = jax.random.key(3)
@@ -31,7 +32,8 @@ class Recorded:
 @pytest.mark.parametrize("jitter", [ColorJitter(), STRONG], ids=["default", "strong"])
 def test_the_host_makes_the_same_pixels_of_the_same_draws(jitter):
     images = pictures(16)
-    host, draws = HostColorJitter(**dataclasses.asdict(jitter)), []
+    fields = {name: getattr(jitter, name) for name in HostColorJitter.ranges}
+    host, draws = HostColorJitter(**fields), []
     wanted = []
     for seed, image in enumerate(images):
         rng = Recorded(seed)
@@ -85,6 +87,28 @@ def test_draws_fill_the_ranges_of_the_host():
 def test_strength_zero_changes_no_bit():
     images = jnp.asarray(pictures(4))
     np.testing.assert_array_equal(NOTHING(images, KEY, jnp.arange(4)), images)
+
+
+def test_some_pictures_lose_their_colour_as_on_the_host():
+    images, ids = jnp.asarray(pictures(400, side=4)), jnp.arange(400)
+    out = np.asarray(dataclasses.replace(NOTHING, grayscale=0.2)(images, KEY, ids))
+    grey = (np.ptp(out, axis=3) < 1e-3).all((1, 2))
+    assert 50 < grey.sum() < 110
+    np.testing.assert_array_equal(out[~grey], images[~grey])
+    host = RandomGrayscale(probability=1.0)
+    for picture, found in zip(np.asarray(images)[grey], out[grey], strict=True):
+        wanted = host({"image": picture}, np.random.default_rng(0))["image"]
+        assert np.abs(found - wanted).max() < 0.51  # which is rounded
+    # What is not grey has the colours that it has without; grey pictures, those of their luma.
+    with_grey, without = dataclasses.replace(STRONG, grayscale=0.5), STRONG
+    (both, offsets), (plain, shifts) = with_grey.draw(KEY, ids), without.draw(KEY, ids)
+    kept = np.asarray((both == plain).all((1, 2)))
+    assert 150 < kept.sum() < 250
+    np.testing.assert_array_equal(offsets[kept], shifts[kept])
+    luma = np.array([0.299, 0.587, 0.114])
+    wanted = np.einsum("c,ncd->nd", luma, np.asarray(plain[~kept], np.float64))
+    np.testing.assert_allclose(both[~kept], np.repeat(wanted[:, None], 3, 1), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(offsets[~kept][:, 1], np.asarray(shifts[~kept]) @ luma, atol=1e-4)
 
 
 def test_colours_follow_the_examples_and_the_key():

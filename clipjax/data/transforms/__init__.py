@@ -23,9 +23,11 @@ from clipjax.data.transforms.color import (
     Cutout,
     RandomBackground,
     RandomBlur,
+    RandomGrayscale,
 )
 from clipjax.data.transforms.geometry import RandomFlip, RandomResizedCrop, ResizeAndCrop, Warp
 from clipjax.data.transforms.layers import ComposeLayers
+from clipjax.data.transforms.rand_augment import RandAugment
 
 Transform = Callable[[Example, np.random.Generator], Example]
 
@@ -40,9 +42,11 @@ TRANSFORMS = {
     "drop_word": DropWord,
     "filter_caption": FilterCaption,
     "mask_words": MaskWords,
+    "rand_augment": RandAugment,
     "random_background": RandomBackground,
     "random_blur": RandomBlur,
     "random_flip": RandomFlip,
+    "random_grayscale": RandomGrayscale,
     "random_resized_crop": RandomResizedCrop,
     "resize_and_crop": ResizeAndCrop,
     "warp": Warp,

@@ -1,4 +1,4 @@
-"""Transforms that change colours: jitter, blur, cutout, backgrounds."""
+"""Transforms that change colours: jitter, grayscale, blur, cutout, backgrounds."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -39,6 +39,27 @@ def turn_about_grey(angle: float) -> tuple[np.ndarray, np.ndarray]:
     cross = np.array([[0, -root, root], [root, 0, -root], [-root, root, 0]])
     turn = np.cos(angle) * np.eye(3) + (1 - np.cos(angle)) * grey + np.sin(angle) * cross
     return grey, turn
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomGrayscale(Ranged):
+    """Takes the colour of a picture and leaves its luma (ITU-R BT.601), as Pillow's mode L does.
+
+    Args:
+        probability: how often.
+    """
+
+    probability: float = 0.2
+
+    ranges: ClassVar[Mapping[str, Rule]] = {"probability": FRACTION}
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        """Replaces the image by a grey one of as many channels, or leaves it."""
+        if rng.random() >= self.probability:
+            return example
+        image = as_pil(example["image"])
+        grey = image.convert("LA" if image.mode == "RGBA" else "L").convert(image.mode)
+        return {**example, "image": np.asarray(grey)}
 
 
 @dataclasses.dataclass(frozen=True)
