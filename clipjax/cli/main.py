@@ -50,6 +50,7 @@ VERBS = {
     "search": "find the pictures of such a folder that are nearest to a text or a picture",
     "dedup": "find its pictures that show the same, and write a filter that keeps one of each",
     "cluster": "group its pictures by what they show, with the nearest words",
+    "serve": "answer over HTTP, with a page: labels for a picture, search of such a folder",
     "data": "check, index, pack, stats or score a dataset named by SPEC",
     "tokenizer": "train a SentencePiece vocabulary on the captions of datasets, or try one",
     "plan": "compile the train step for absent TPUs or GPUs: memory, FLOPs, traffic, bounds, cost",
@@ -102,6 +103,8 @@ def run(argv: list[str] | None = None) -> None:
     if verb == "train":  # stops where it can go on from
         with signals.PreemptionGuard(is_command=True):
             _start(verb, argv)
+    if verb == "serve":  # ends by a signal
+        _start(verb, argv)
     if verb == "sweep":  # passes what stops it on to its run, and waits for that
         try:
             _start(verb, argv)

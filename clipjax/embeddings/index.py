@@ -27,12 +27,12 @@ class Block(NamedTuple):
     Attributes:
         first: the place of the first in the index.
         filled: how many are embeddings; the rest is padding.
-        embeds: `[rows, embed]`, as stored, the same rows in each block.
+        embeds: `[rows, embed]`, as stored, the same rows in each block; on a device if put there.
     """
 
     first: int
     filled: int
-    embeds: np.ndarray
+    embeds: np.ndarray | jax.Array
 
 
 class Index:

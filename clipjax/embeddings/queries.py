@@ -1,6 +1,7 @@
 """What is searched for: texts and pictures, added and taken away."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,12 +12,15 @@ from clipjax.interop import hub
 from clipjax.interop.weights import NO_HINTS, Hints
 
 
-def open_model_of(index: Index, checkpoint: str | None = None, hints: Hints = NO_HINTS) -> Opened:
+def open_model_of(
+    index: Index, checkpoint: str | None = None, hints: Hints = NO_HINTS, **options: Any
+) -> Opened:
     """Opens the model whose embeddings an index holds.
 
     Args:
         checkpoint: where it is now; by default where it was.
         hints: what its files cannot say.
+        **options: mesh, batch_size; see `Model`.
 
     Raises:
         ValueError: it is another model, or there is none.
@@ -29,7 +33,7 @@ def open_model_of(index: Index, checkpoint: str | None = None, hints: Hints = NO
             "--checkpoint"
         )
     pixels = index.about["preprocess"]["pixels"]
-    opened = open_model(path, hints, dtype=told["dtype"], preprocess=pixels)
+    opened = open_model(path, hints, dtype=told["dtype"], preprocess=pixels, **options)
     if opened.weights_sha256 != told["sha256"]:
         raise ValueError(
             f"{index.directory} holds embeddings of another model, {told['name']} of step "
@@ -61,8 +65,22 @@ def query_of(
     """
     check_query(texts, images, minus)
     model = opened.model
-    found = model.encode_text([*texts]).sum(0) - model.encode_text([*minus]).sum(0)
-    found += model.encode_image([*images]).sum(0)
+    return combine(
+        model.encode_text([*texts]), model.encode_image([*images]), model.encode_text([*minus])
+    )
+
+
+def combine(texts: np.ndarray, images: np.ndarray, minus: np.ndarray) -> np.ndarray:
+    """Makes one query of embeddings, each `[n, embed]`: the sum, less what is taken away.
+
+    Returns:
+        `[embed]`, float32, of length 1.
+
+    Raises:
+        ValueError: nothing is left.
+    """
+    found = texts.sum(0) - minus.sum(0)
+    found += images.sum(0)
     length = float(np.linalg.norm(found))
     if length < 1e-6:
         raise ValueError("the query takes away all that it adds: nothing is left to look for")

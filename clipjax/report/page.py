@@ -48,13 +48,22 @@ _COLUMNS = {
 
 def page(*, title: str, subtitle: str, sections: Sequence[str], footer: str) -> str:
     """Puts sections (HTML) under a title (text) in the template."""
-    template = resources.files("clipjax.report").joinpath("template.html")
-    return Template(template.read_text(encoding="utf-8")).substitute(
+    return Template(_packaged("template.html")).substitute(
+        style=style(),
         title=escape(title),
         subtitle=escape(subtitle),
         body="\n".join(section for section in sections if section),
         footer=escape(footer),
     )
+
+
+def style() -> str:
+    """The one style of all pages: CSS, light and dark, on a phone and wide."""
+    return _packaged("style.css")
+
+
+def _packaged(name: str) -> str:
+    return resources.files("clipjax.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def percent(value: float) -> str:

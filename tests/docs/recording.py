@@ -8,7 +8,7 @@ from pathlib import Path
 
 from blocks import ROOT, Block
 
-PROGRAMS = ("clipjax", "bash", "sbatch", "python", "pip", "pytest", "gcloud", "kubectl")
+PROGRAMS = ("clipjax", "bash", "sbatch", "python", "pip", "pytest", "gcloud", "kubectl", "curl")
 
 
 def record(block: Block, folder: Path) -> list[list[str]]:

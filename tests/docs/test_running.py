@@ -19,6 +19,8 @@ NOT_RUN = {
     ("docs/data.md", "oxford_iiit_pet').download"): "downloads a dataset from the internet",
     ("docs/evaluation.md", "--suite datacomp"): "needs folders of the 38 sets; "
     "tests/integration/test_suite.py runs suites on small ones",
+    ("docs/use.md", "clipjax serve"): "serves until it is stopped; tests/serving starts it",
+    ("docs/use.md", "127.0.0.1:8000"): "asks that server; tests/serving asks one the same",
     ("docs/library.md", "import open_clip"): "that of open_clip, to compare; it is parsed",
     ("docs/library.md", "from open_clip import"): "that of open_clip, to compare; it is parsed",
     ("docs/interop.md", 'create_model("ViT-B-32-quickgelu"'): "OpenCLIP builds the full size; "

@@ -1,47 +1,7 @@
-import numpy as np
 import pytest
-from checkpoints import write_checkpoint
-from embedding import embed
-from PIL import Image
-from tiny import model_and_params, tiny_spec
+from embedding import checkpoint, embed, index, pictures
 
-COUNT = 23  # pictures, of which number 5 is damaged
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory):
-    """A model that nobody trained, and that tells texts and pictures apart."""
-    workdir = tmp_path_factory.mktemp("model")
-    size = {"patch_size": 8, "depth": 1}, {"vocab_size": 49408, "context_length": 16, "depth": 1}
-    spec = tiny_spec(image=size[0], text=size[1])
-    write_checkpoint(workdir, spec, model_and_params(spec)[1])
-    return workdir
-
-
-@pytest.fixture(scope="session")
-def pictures(tmp_path_factory):
-    """A folder of pictures with captions, one of them damaged."""
-    folder = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(0)
-    for number in range(COUNT):
-        pixels = rng.integers(0, 255, (4, 5, 3), np.uint8).repeat(8, 0).repeat(8, 1)
-        Image.fromarray(pixels).save(folder / f"{number:02d}.png")
-        (folder / f"{number:02d}.txt").write_text(f"picture {number}\nnumber {number}")
-    (folder / "05.png").write_bytes(b"no picture")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def index(checkpoint, pictures, tmp_path_factory):
-    """Their embeddings, in shards of 8 examples."""
-    from commands import in_this_process
-
-    out = tmp_path_factory.mktemp("embedded") / "index"
-    with in_this_process() as command:
-        done = embed(command, checkpoint, f"folder:{pictures}", out)
-    assert done.code == 0, done.err
-    assert "left out, image_format: 1" in done.out and "22 embeddings of 8 numbers" in done.out
-    return out
+__all__ = ["checkpoint", "index", "pictures"]  # fixtures
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""A model and an index behind a page and an HTTP API."""
