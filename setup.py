@@ -90,6 +90,8 @@ setup(
         "interop": [
             "clip_benchmark>=1.6.2",
             "diffusers>=0.35",
+            "onnxruntime>=1.24",
+            "onnxscript>=0.5",
             "open_clip_torch>=2.30",
             "peft>=0.17",
             "scikit-learn>=1.5",

@@ -109,9 +109,11 @@ def main(argv: list[str]) -> int:
 
 
 def _show_histogram(histogram: list[dict], threshold: float) -> None:
+    from clipjax.embeddings.gallery import bin_words
+
     most = max(*(one["pairs"] for one in histogram), 1)
     for one in histogram:
         if one["to"] > one["from"]:
             bar = "#" * round(_BAR * one["pairs"] / most)
             mark = "same" if one["from"] >= threshold else "    "
-            show(f"  {one['from']:7.4f} to {one['to']:.4f} {mark} {one['pairs']:>12,}  {bar}")
+            show(f"  {bin_words(one):>17} {mark} {one['pairs']:>12,}  {bar}")

@@ -83,14 +83,17 @@ def main(argv: list[str]) -> int:
         text = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
         write(data_path(_JSON.value), text.encode("utf-8"))
     if _HTML.value and source is not None:
-        words = [f"{cosine:.3f}" for cosine in cosines]
+        words = [
+            " ".join([f"{cosine:.3f}", *record["captions"][:1]])
+            for record, cosine in zip(records, cosines, strict=True)
+        ]
         group = Group("Nearest first", [record["row"] for record in records], words)
         page = gallery(
             source,
             [group],
             title=" + ".join(asked).replace("+ - ", "- "),
             subtitle=f"{len(records)} of {len(index):,} pictures",
-            lede="Below each picture the cosine of its embedding and the query's.",
+            lede="Below each picture the cosine of its embedding and the query's, and its caption.",
         )
         write(data_path(_HTML.value), page)
     return 0

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -87,15 +88,22 @@ def histogram_figure(histogram: Sequence[Mapping[str, float]], mark: float) -> s
     """Gives a table of how many `pairs` are `from` a cosine `to` another; bold from a mark on."""
     most = max(1, *(one["pairs"] for one in histogram))
     rows = "".join(
-        f"<tr><th>{one['from']:.4f} to {one['to']:.4f}</th>"
+        f"<tr><th>{bin_words(one)}</th>"
         f'<td class="number">{_strong(one["pairs"], one["from"] >= mark)}</td>'
-        f'<td><meter max="1" value="{one["pairs"] / most:.4f}"></meter></td></tr>'
+        f'<td class="meter"><meter max="1" value="{one["pairs"] / most:.4f}"></meter></td></tr>'
         for one in histogram
     )
     return (
         '<div class="card scroll" tabindex="0" role="region" aria-label="cosines of pairs">'
         f"<table><tbody>{rows}</tbody></table></div>"
     )
+
+
+def bin_words(one: Mapping[str, float]) -> str:
+    """`0.9500 to 0.9625`: the edges of a bin, with as many digits as tell them apart."""
+    width = one["to"] - one["from"]
+    digits = max(4, 1 - math.floor(math.log10(width))) if width > 0 else 4
+    return f"{one['from']:.{digits}f} to {one['to']:.{digits}f}"
 
 
 def _strong(count: float, is_marked: bool) -> str:

@@ -37,6 +37,10 @@ NEEDS = {
     ("README.md", "--topology h100"): "jax_plugins",
     ("docs/interop.md", "local-dir:mine_open_clip"): "open_clip",
     ("docs/interop.md", "from transformers import"): "transformers",
+    ("docs/hand_off.md", "# text_encoder.py"): "diffusers",
+    ("docs/hand_off.md", "# vision_tower.py"): "transformers",
+    ("docs/hand_off.md", "# same_tokens.py"): "diffusers",  # it reads what those two wrote
+    ("docs/hand_off.md", "# to_onnx.py"): "onnxscript",
     ("docs/interop.md", "parity.py --family"): "torch",
     ("docs/losses.md", "loss.py --part"): "torch",
 }
