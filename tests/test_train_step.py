@@ -194,6 +194,16 @@ def test_every_sharding_trains_the_same_curve(single_program, single, name):
         assert "all-gather" in text, "sharded values are gathered before use"
 
 
+@pytest.mark.slow
+def test_two_slices_train_as_one_device(single, monkeypatch):
+    """Two times four devices, FSDP inside of a slice; the slices lie across the devices' order."""
+    slices = [[*jax.devices()[which::2]] for which in range(2)]
+    monkeypatch.setattr(partitioning.mesh, "slices_of", lambda devices: slices)
+    program = build(drawing_config(**LAYOUTS["fsdp"]), 8)
+    assert [*program.mesh.devices[0].flat] == slices[0]
+    np.testing.assert_allclose(run(program, STEPS)[1], single[1], rtol=1e-5)
+
+
 def test_the_curve_sees_other_draws(single_program, single):
     """Negative control: in other rows, the same pairs draw another dropout, and so another loss."""
     _, (loss,) = run(single_program, 1, rolled)

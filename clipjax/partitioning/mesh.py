@@ -36,22 +36,47 @@ def mesh_shape(axis_sizes: Mapping[str, int], num_devices: int) -> dict[str, int
     return sizes
 
 
+def slices_of(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
+    """The devices by slice, whose own network is faster than the one between slices.
+
+    A slice is one of TPUs, or what JAX takes for one elsewhere: hosts whose GPUs share NVLink.
+    """
+    found: dict[int, list[jax.Device]] = {}
+    for device in devices:
+        found.setdefault(getattr(device, "slice_index", None) or 0, []).append(device)
+    return [found[index] for index in sorted(found)]
+
+
 def make_mesh(axis_sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Makes the mesh (data, fsdp, tensor); one size may be -1, for the rest of the devices.
 
     A mesh axis lies along whole axes of a TPU's torus where the sizes allow it, so that its rings
-    close; else the torus axes are split.
+    close; else the torus axes are split. Of several slices, `data` counts the slices first and
+    within each of them then, so that gradients are summed in a slice before they leave it, and what
+    `fsdp` and `tensor` move stays inside (docs/sharding.md).
 
     Raises:
-        ValueError: sizes that do not fit the devices, or devices of several slices.
+        ValueError: sizes that do not fit the devices, or fsdp and tensor that do not fit a slice.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = mesh_shape(axis_sizes, len(devices))
-    num_slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if num_slices > 1:
-        raise ValueError(f"the devices are of {num_slices} slices; a mesh is made of one")
-    shape = tuple(sizes.values())
-    placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    slices = slices_of(devices)
+    alike = len({len(members) for members in slices}) == 1
+    if not alike or sizes["data"] % len(slices):
+        if devices[0].platform == "tpu":
+            raise FieldError(
+                f"mesh = {sizes}: the devices are {len(slices)} slices of "
+                f"{' and '.join(str(len(members)) for members in slices)}; data has to be a "
+                "multiple of their number, so that fsdp x tensor fits into one slice"
+            )
+        slices = [devices]  # GPUs: NCCL finds its own way between hosts
+    inside = (sizes["data"] // len(slices), sizes["fsdp"], sizes["tensor"])
+    placed = np.concatenate(
+        [
+            mesh_utils.create_device_mesh(inside, members, allow_split_physical_axes=True)
+            for members in slices
+        ]
+    )
     return Mesh(placed, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 

@@ -12,12 +12,15 @@ class Torus:
     Attributes:
         axes: dimensions; two links a chip and dimension.
         link_bandwidth: bytes/s of one link in one direction.
+        network_bandwidth: bytes/s of one chip in one direction to other slices, its part of the
+            data-centre network; None where no figure is published.
         chip_config: how libtpu is to show the chip, where its own choice is not what a TPU VM
             shows: the two cores of a v4 are one device there, and JAX makes meshes of no others.
     """
 
     axes: int
     link_bandwidth: float
+    network_bandwidth: float | None = None
     chip_config: str | None = None
 
 
@@ -78,8 +81,10 @@ GIB = 2**30
 GPU_MEMORY_SHARE = 0.92
 GPU_DEFAULT_SHARE = 0.75
 # FLOP/s, bandwidths and shapes of v4 to v6e: "How to Scale Your Model" (jax-ml.github.io/
-# scaling-book/tpus), table of TPU specs; 7x: docs.cloud.google.com/tpu/docs/tpu7x. Memory: what
-# the compiler of libtpu 0.0.42.1 leaves to a program, read from its refusal of one too large.
+# scaling-book/tpus), table of TPU specs; 7x: docs.cloud.google.com/tpu/docs/tpu7x, which also has
+# the network between slices of v5p, v6e and 7x, a chip; that of a v5e is its pod's, 6.4 Tb/s
+# (docs.cloud.google.com/tpu/docs/v5e), over 256 chips. Memory: what the compiler of libtpu 0.0.42.1
+# leaves to a program, read from its refusal of one too large.
 TPUS = (
     Chip(
         name="v4", flops=2.75e14, hbm_bytes=30.75 * GIB, hbm_bandwidth=1.2e12,
@@ -88,19 +93,23 @@ TPUS = (
     ),
     Chip(
         name="v5e", flops=1.97e14, hbm_bytes=15.75 * GIB, hbm_bandwidth=8.1e11,
-        interconnect=Torus(axes=2, link_bandwidth=4.5e10), max_chips=256, example="v5e:16x16",
+        interconnect=Torus(axes=2, link_bandwidth=4.5e10, network_bandwidth=3.125e9),
+        max_chips=256, example="v5e:16x16",
     ),
     Chip(
         name="v5p", flops=4.59e14, hbm_bytes=95.74 * GIB, hbm_bandwidth=2.8e12,
-        interconnect=Torus(axes=3, link_bandwidth=9e10), max_chips=8960, example="v5p:8x8x8",
+        interconnect=Torus(axes=3, link_bandwidth=9e10, network_bandwidth=6.25e9),
+        max_chips=8960, example="v5p:8x8x8",
     ),
     Chip(
         name="v6e", flops=9.2e14, hbm_bytes=31.25 * GIB, hbm_bandwidth=1.6e12,
-        interconnect=Torus(axes=2, link_bandwidth=9e10), max_chips=256, example="v6e:16x16",
+        interconnect=Torus(axes=2, link_bandwidth=9e10, network_bandwidth=1.25e10),
+        max_chips=256, example="v6e:16x16",
     ),
     Chip(
         name="tpu7x", flops=2.307e15, hbm_bytes=189.5 * GIB, hbm_bandwidth=7.38e12,
-        interconnect=Torus(axes=3, link_bandwidth=1e11), max_chips=9216, example="tpu7x:4x4x4",
+        interconnect=Torus(axes=3, link_bandwidth=1e11, network_bandwidth=1.25e10),
+        max_chips=9216, example="tpu7x:4x4x4",
         devices=2,
     ),
 )  # fmt: skip
@@ -152,20 +161,21 @@ KINDS = {
 ALIASES = {"7x": "tpu7x", "v7x": "tpu7x", "a100_80": "a100"}
 
 
-def parse_topology(name: str) -> tuple[str, Chip, tuple[int, ...]]:
+def parse_topology(name: str) -> tuple[str, Chip, tuple[int, ...], int]:
     """Checks the name of a topology and returns it with its chip and shape.
 
     Args:
-        name: `chip:shape`. The shape of a TPU slice has a size for each axis of its torus; that of
-            GPUs is `GPUs` of one host or `HOSTSxGPUs`.
+        name: `chip:shape`. The shape of a TPU slice has a size for each axis of its torus, and
+            `x2slices` behind it for two slices; that of GPUs is `GPUs` of one host or `HOSTSxGPUS`.
 
     Returns:
-        (the name as it is written, its chip, the shape; of GPUs always (hosts, GPUs a host)).
+        (the name as it is written, its chip, the shape of one slice; of GPUs always (hosts, GPUs a
+        host); the number of slices).
 
     Raises:
         ValueError: an unknown chip or a shape that it does not come in; the message lists them.
     """
-    match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name.strip().lower())
+    match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*?)(?:x(\d+)slices?)?", name.strip().lower())
     kind = ALIASES.get(match[1], match[1]) if match else ""
     if match is None or kind not in CHIPS:
         raise ValueError(f"--topology={name!r} is unknown; write chip:shape, {known_topologies()}")
@@ -189,7 +199,20 @@ def parse_topology(name: str) -> tuple[str, Chip, tuple[int, ...]]:
         raise ValueError(
             f"--topology={name!r} has {math.prod(shape)} chips; {what} at most {chip.max_chips}"
         )
-    return f"{chip.name}:{match[2]}", chip, shape
+    written = f"{chip.name}:{match[2]}"
+    if match[3] is None or match[3] == "1":
+        return written, chip, shape, 1
+    if isinstance(interconnect, Switches) or interconnect.network_bandwidth is None:
+        have = ", ".join(
+            c.name for c in TPUS if isinstance(t := c.interconnect, Torus) and t.network_bandwidth
+        )
+        raise ValueError(
+            f"--topology={name!r}: several slices are planned for TPUs whose bandwidth between "
+            f"slices is published: {have}"
+        )
+    if int(match[3]) == 0:
+        raise ValueError(f"--topology={name!r}: one slice is written {written}")
+    return f"{written}x{match[3]}slices", chip, shape, int(match[3])
 
 
 def chip_of_kind(device_kind: str) -> Chip | None:

@@ -33,12 +33,14 @@ class Crossing(NamedTuple):
         size: devices in a group.
         torus_axes: physical axes of the interconnect that a group spans.
         hosts: that the devices of a group stand in, at most.
+        slices: that they are of; between slices it is each device with its like in the others.
     """
 
     label: str
     size: int
     torus_axes: int = 1
     hosts: int = 1
+    slices: int = 1
 
 
 class Collective(NamedTuple):
@@ -72,15 +74,20 @@ def find_collectives(
     mesh_shape: dict[str, int],
     coords: Sequence[Sequence[int]] | None = None,
     hosts: Sequence[int] | None = None,
+    num_slices: int = 1,
 ) -> list[Collective]:
     """Lists the collectives that cross more than one device.
+
+    The program of several slices is one slice's: its groups are of that slice's devices, and what
+    goes to other slices is sent and received by the host.
 
     Args:
         module: the compiled program.
         visits: of `walk(module)`.
-        mesh_shape: sizes of the mesh axes, in the order of the mesh.
-        coords: of the devices in the torus, in the order of the mesh.
+        mesh_shape: sizes of the mesh axes within a slice, in the order of the mesh.
+        coords: of a slice's devices in the torus, in the order of the mesh.
         hosts: of the devices, in the same order.
+        num_slices: that the program is for.
     """
     num_devices = math.prod(mesh_shape.values())
     found = []
@@ -89,6 +96,12 @@ def find_collectives(
         instruction = visit.instruction
         kind = collective_kind(module, visit)
         if kind is None:
+            continue
+        if visit.instruction.opcode == "send":
+            where = Crossing("slices", num_slices, hosts=num_slices, slices=num_slices)
+            size = bytes_received(kind, instruction, visit.computation, num_slices)
+            part = _part(instruction, visit.computation)
+            found.append(Collective(kind, where, visit.times, size, part, instruction.op_name))
             continue
         key = (kind, group_text(instruction))
         if key not in known:
@@ -125,6 +138,10 @@ def collective_kind(module: Module, visit: Visit) -> str | None:
     work that it overlaps: each piece repeats the instruction, only the first one starts it.
     """
     kind = visit.instruction.opcode.removesuffix("-start")
+    if kind == "send":  # to the host, which does with the other slices what is written beside it
+        way = re.search(r'_xla_megascale_transfer_type="(\w+)"', visit.instruction.rest)
+        kind = way[1].lower().replace("_", "-") if way else ""
+        return kind if kind in KINDS else "collective-permute" if way else None
     if kind not in KINDS:
         return None
     if visit.fused:

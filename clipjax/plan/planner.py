@@ -218,12 +218,15 @@ def _count(
     module = parse(text)
     visits = list(walk(module))
     flops, traffic = count_flops(visits), count_traffic(module, visits)
+    # The program is that of one slice, the first along `data`.
+    mesh = dict(program.mesh.shape)
+    mesh["data"] //= topology.num_slices
+    devices = list(program.mesh.devices[: mesh["data"]].flat)
     # The devices of a CPU have no place in a torus.
-    devices = list(program.mesh.devices.flat)
     places: list[Any] = [getattr(device, "coords", None) for device in devices]
     coords = None if None in places else places
     hosts = [device.process_index for device in devices]
-    collectives = find_collectives(module, visits, dict(program.mesh.shape), coords, hosts)
+    collectives = find_collectives(module, visits, mesh, coords, hosts, topology.num_slices)
     return {
         "flops": flops,
         "traffic": traffic,

@@ -13,7 +13,7 @@ from clipjax.plan.chips import GPU_DEFAULT_SHARE, GPU_MEMORY_SHARE
 from clipjax.plan.collectives import Collective
 from clipjax.plan.gpu import unsettled
 from clipjax.plan.planner import Plan
-from clipjax.plan.roofline import Assumptions, run_cost
+from clipjax.plan.roofline import Assumptions, link_seconds, run_cost
 
 GIB = 2**30
 
@@ -57,7 +57,8 @@ def _heading(plan: Plan) -> Iterator[str]:
     yield (
         f"{topology.num_chips:,} {'GPU' if topology.chip.is_gpu else 'chip'}"
         f"{'' if topology.num_chips == 1 else 's'}, {topology.num_hosts:,} "
-        + ("host; mesh " if topology.num_hosts == 1 else "hosts; mesh ")
+        + ("host" if topology.num_hosts == 1 else "hosts")
+        + (f", {topology.num_slices} slices; mesh " if topology.num_slices > 1 else "; mesh ")
         + " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
         + f"; {per_device}{micro}; sharding {setting.sharding}, remat {setting.remat}"
     )
@@ -217,6 +218,13 @@ def _links(plan: Plan) -> Iterator[str]:
     yield "Collectives: MB that each device receives in a step"
     for part, kind, axes, times, size in grouped(plan.collectives):
         yield f"  {part:<5} {kind:<19} over {axes:<12} x {times:<6,} {size / 1e6:10.1f}"
+    between = [c for c in plan.collectives if c.crossing.slices > 1]
+    if plan.topology.num_slices > 1:
+        seconds = sum(link_seconds(plan.topology.chip, c) for c in between)
+        yield (
+            f"  between slices {sum(c.total_bytes for c in between) / 1e6:.1f} of it, "
+            f"{digits(seconds * 1e3)} ms at the network's published bandwidth"
+        )
     for part, formula in plan.collective_formulas.items():
         total = sum(c.total_bytes for c in plan.collectives if c.part == part)
         if formula:
@@ -335,6 +343,7 @@ def to_json(plan: Plan, assumptions: Assumptions) -> dict[str, Any]:
             "chips": topology.num_chips,
             "devices": len(topology.devices),
             "hosts": topology.num_hosts,
+            "slices": topology.num_slices,
             "chip": chip,
         },
         "mesh": plan.mesh,

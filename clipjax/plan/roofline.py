@@ -7,6 +7,7 @@ What a whole run takes at an assumed share of the peak is reckoned from the mode
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -80,10 +81,13 @@ def link_seconds(chip: Chip, collective: Collective) -> float:
     """Time of a collective on its links.
 
     On a torus: two directions of every axis that it spans; a permutation to the next device uses
-    one direction of one axis. Between GPUs: the slower of the switch within a host and the network
-    between hosts.
+    one direction of one axis. Between slices: the chip's part of the network. Between GPUs: the
+    slower of the switch within a host and the network between hosts.
     """
     interconnect = chip.interconnect
+    if isinstance(interconnect, Torus) and collective.crossing.slices > 1:
+        bandwidth = (interconnect.network_bandwidth or math.nan) / chip.devices
+        return collective.total_bytes / bandwidth
     if isinstance(interconnect, Switches):
         return max(
             collective.total_bytes / interconnect.host_bandwidth,

@@ -19,14 +19,15 @@ _LIBTPU_ENVIRONMENT = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A slice of a pod, or GPU hosts.
+    """A slice of a pod, several slices, or GPU hosts.
 
     Attributes:
-        name: as it is written, "v5e:16x16", "h100:32x8".
+        name: as it is written, "v5e:16x16", "v5e:16x16x2slices", "h100:32x8".
         chip: its chips.
         num_chips: how many.
         devices: JAX devices, compile-only.
         num_hosts: that drive them.
+        num_slices: that the chips are of.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Topology:
     num_chips: int
     devices: tuple[Any, ...]
     num_hosts: int
+    num_slices: int = 1
 
 
 def make_topology(name: str) -> Topology:
@@ -42,7 +44,7 @@ def make_topology(name: str) -> Topology:
     Raises:
         ValueError: the compiler is not installed, or does not know the topology.
     """
-    name, chip, shape = parse_topology(name)
+    name, chip, shape, num_slices = parse_topology(name)
     package, extra = gpu.missing_package() if chip.is_gpu else _missing_libtpu()
     if package:
         raise ValueError(
@@ -56,7 +58,8 @@ def make_topology(name: str) -> Topology:
         jax.config.update("jax_platforms", "cpu")
     try:
         if isinstance(chip.interconnect, Torus):
-            devices = _tpu_devices(name, chip.interconnect)
+            one = name.removesuffix(f"x{num_slices}slices")
+            devices = _tpu_devices(one, chip.interconnect, num_slices)
         else:
             devices = gpu.devices(chip, shape)
     except jax.errors.JaxRuntimeError as error:
@@ -65,18 +68,20 @@ def make_topology(name: str) -> Topology:
             f"--topology={name!r}: {chip.compiler} refuses it: {reason}; {known_topologies()}"
         ) from error
     hosts = len({device.process_index for device in devices})
-    return Topology(name, chip, math.prod(shape), devices, hosts)
+    return Topology(name, chip, math.prod(shape) * num_slices, devices, hosts, num_slices)
 
 
 def _missing_libtpu() -> tuple[str, str]:
     return ("", "") if importlib.util.find_spec("libtpu") else ("libtpu", "tpu")
 
 
-def _tpu_devices(name: str, torus: Torus) -> tuple[Any, ...]:
+def _tpu_devices(name: str, torus: Torus, num_slices: int) -> tuple[Any, ...]:
     for key, value in _LIBTPU_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     from jax.experimental import topologies
 
-    options = {"chip_config_name": torus.chip_config} if torus.chip_config else {}
+    options: dict[str, Any] = {"num_slices": num_slices} if num_slices > 1 else {}
+    if torus.chip_config:
+        options["chip_config_name"] = torus.chip_config
     description = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     return tuple(description.devices)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from blocks import ROOT, Block
+from counting import HANGS_S
 
 PROGRAMS = ("clipjax", "bash", "sbatch", "python", "pip", "pytest", "gcloud", "kubectl", "curl")
 
@@ -33,7 +34,7 @@ def record(block: Block, folder: Path) -> list[list[str]]:
         env={"PATH": str(venv), "RECORD": str(log)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANGS_S,
     )
     assert done.returncode == 0, f"{block.where}: {done.stderr}"
     calls = log.read_text(encoding="utf-8").split("\0\0")
@@ -74,7 +75,7 @@ def parse(commands: list[list[str]]) -> list[str]:
         input=json.dumps(commands),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANGS_S,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

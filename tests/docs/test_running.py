@@ -33,6 +33,8 @@ NEEDS = {
     ("docs/plan.md", "--topology v5e"): "libtpu",
     ("README.md", "--topology v5e"): "libtpu",
     ("docs/launching.md", "--topology v4"): "libtpu",
+    ("docs/launching.md", "--topology v5e"): "libtpu",
+    ("docs/sharding.md", "--topology v5e"): "libtpu",
     ("docs/plan.md", "--topology h100"): "jax_plugins",
     ("README.md", "--topology h100"): "jax_plugins",
     ("docs/interop.md", "local-dir:mine_open_clip"): "open_clip",

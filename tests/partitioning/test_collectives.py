@@ -44,7 +44,7 @@ def step_config(table, width, dtype):
 class Step:
     """A compiled step: its parameters and its collectives but for the loss's own."""
 
-    def __init__(self, table, devices, width, dtype):
+    def __init__(self, table, devices, width, dtype, num_slices=1):
         config = step_config(table, width, dtype)
         resolved = resolve(config)
         program = build_program(resolved, devices)
@@ -55,7 +55,9 @@ class Step:
                 program.abstract_state, program.batch_of(program.stages[-1])
             )
             module = parse(lowered.compile(compiler_options=options).as_text())
-        found = find_collectives(module, walk(module), dict(program.mesh.shape))
+        mesh = dict(program.mesh.shape)
+        mesh["data"] //= num_slices
+        found = find_collectives(module, walk(module), mesh, num_slices=num_slices)
         self.collectives = [c for c in found if c.part == "step"]
         self.width, self.item = width, {"float32": 4, "bfloat16": 2}[dtype]
         self.num_params = count_parameters(program.abstract_state.params)
@@ -222,6 +224,24 @@ def test_the_step_for_a_tpu_moves_what_the_theory_says(table, compiled):
     step = for_tpu(compiled)
     found = differences(step, theory(table, step))
     assert (found == []) is (table == compiled), found
+
+
+@pytest.mark.tpu
+@pytest.mark.parametrize("table", ["zero1", "fsdp"])
+def test_between_slices_only_shares_move(table):
+    """Two slices of four: sums of what a slice has summed, and ZeRO-1's new parameters."""
+    pytest.importorskip("libtpu")
+    from clipjax.plan import make_topology
+
+    step = Step(table, make_topology("v5e:2x2x2slices").devices, TPU_WIDTH, "bfloat16", 2)
+    found = traffic(step)
+    expected = {"sum": step.item * step.num_params / 4 / 2}
+    if table == "zero1":
+        expected["gather"] = F32 * step.num_params / 8
+    between = {way: size for (way, axes), size in found.items() if axes == "slices"}
+    assert between == {way: pytest.approx(size, rel=0.03) for way, size in expected.items()}
+    if table == "fsdp":  # the weights' gathers stay inside
+        assert {axes for (way, axes) in found if way == "gather"} == {"fsdp"}
 
 
 @pytest.mark.tpu

@@ -13,8 +13,8 @@ from clipjax.plan.topology import make_topology
 
 @pytest.mark.parametrize("chip", CHIPS.values(), ids=lambda chip: chip.name)
 def test_examples_are_topologies(chip):
-    name, parsed, shape = parse_topology(chip.example)
-    assert (name, parsed) == (chip.example, chip)
+    name, parsed, shape, slices = parse_topology(chip.example)
+    assert (name, parsed, slices) == (chip.example, chip, 1)
     assert len(shape) == (2 if chip.is_gpu else chip.interconnect.axes)
 
 
@@ -40,6 +40,12 @@ def test_figures_of_a_gpu_agree_with_what_cuda_says_of_it():
         assert f'device_description_str: "{properties.name}"' in gpu.target_config(properties)
 
 
+def test_slices_are_counted_behind_the_shape_of_one():
+    assert parse_topology("V5e:4x4x2slices") == ("v5e:4x4x2slices", CHIPS["v5e"], (4, 4), 2)
+    assert parse_topology("v5p:4x4x8x3slices")[2:] == ((4, 4, 8), 3)
+    assert parse_topology("v5e:16x16x1slice") == parse_topology("v5e:16x16")
+
+
 @pytest.mark.parametrize("name", ["7x:4x4x4", "v7x:4x4x4", "TPU7x:4x4x4"])
 def test_other_names_of_a_chip(name):
     assert parse_topology(name)[0] == "tpu7x:4x4x4"
@@ -59,6 +65,11 @@ def test_other_names_of_a_chip(name):
         ("h100:16", "write h100:GPUS for one host or h100:HOSTSxGPUS, at most 8 GPUs a host"),
         ("h100:2x2x2", "h100:HOSTSxGPUS"),
         ("a100:0x8", "a100:HOSTSxGPUS"),
+        ("v5e:4x2slices", "2 dimensions"),
+        ("v5e:32x16x2slices", "512 chips; one pod of v5e has at most 256"),
+        ("v5e:4x4x0slices", "one slice is written v5e:4x4"),
+        ("v4:4x4x4x2slices", "between slices is published: v5e, v5p, v6e, tpu7x"),
+        ("h100:2x8x2slices", "planned for TPUs whose"),
         ("h100:200x8", "1600 chips; plans are made for at most 1024"),
     ],
 )
@@ -116,6 +127,7 @@ def test_a_jax_that_asks_elsewhere_is_named_if_the_trace_fails(monkeypatch):
 def test_libtpu_knows_the_chips():
     for name, devices, hosts in (
         ("v5e:4x4", 16, 4),
+        ("v5e:4x4x2slices", 32, 8),
         ("v5p:4x4x4", 64, 16),
         ("v4:2x2x1", 4, 1),
         ("tpu7x:2x2x1", 8, 1),

@@ -9,8 +9,10 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
+from clipjax.plan.chips import CHIPS
 from clipjax.plan.collectives import crossing, find_collectives, groups_of
 from clipjax.plan.hlo import Instruction, parse, walk
+from clipjax.plan.roofline import link_seconds
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "plan"
 MESH = {"data": 4, "fsdp": 2}
@@ -110,6 +112,30 @@ def test_collectives_of_fsdp_on_tpu():
     renamed = parse(text.replace("all-reduce-scatter", "fused_computation"))
     kinds = [c.kind for c in find_collectives(renamed, walk(renamed), {"data": 4, "fsdp": 4})]
     assert "reduce-scatter" not in kinds
+
+
+def test_gradients_are_summed_in_a_slice_before_they_leave_it():
+    """And shares are gathered between slices first: each sends a fourth, or its eighth."""
+    module = parse((GOLDEN / "slices_v5e_2x2x2slices.hlo").read_text(encoding="utf-8"))
+    found = find_collectives(module, walk(module), {"data": 4}, num_slices=2)
+    weight = 1024 * 1024 * 2
+    rows = {(c.kind, c.crossing.label): c.times * c.bytes_received for c in found}
+    assert rows.pop(("collective-permute", "data"), 0) < weight / 16  # of a share's edges
+    assert rows == {
+        ("reduce-scatter", "data"): pytest.approx(weight * 3 / 4, rel=0.05),
+        ("all-reduce", "slices"): weight / 4,
+        ("all-gather", "slices"): weight / 8,
+        ("all-gather", "data"): pytest.approx(weight * 3 / 4, rel=0.05),
+    }
+    between = [c for c in found if c.crossing.slices > 1]
+    seconds = sum(link_seconds(CHIPS["v5e"], c) for c in between)
+    assert seconds == (weight / 4 + weight / 8) / 3.125e9
+    # Without what the host is told, nothing would seem to leave the slice.
+    text = (GOLDEN / "slices_v5e_2x2x2slices.hlo").read_text(encoding="utf-8")
+    module = parse(text.replace("_xla_megascale_transfer_type", "_"))
+    assert not [
+        c for c in find_collectives(module, walk(module), {"data": 4}) if c.crossing.slices > 1
+    ]
 
 
 def test_permutation_and_reduce_scatter_on_tpu():

@@ -1,4 +1,4 @@
-"""Writes the HLO texts beside it: small programs, compiled by libtpu for an absent v5e:4x4.
+"""Writes the HLO texts beside it: small programs, compiled by libtpu for absent v5es.
 
 python tests/golden/plan/make_hlo.py        needs the extra [tpu]; no TPU
 """
@@ -10,10 +10,32 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from clipjax.partitioning import make_mesh
 from clipjax.plan import make_topology
 
 
 def main():
+    one_slice()
+    two_slices()
+
+
+def two_slices():
+    """A gradient is summed to shares, what they update is gathered, over two slices of four."""
+    mesh = make_mesh({"data": -1}, make_topology("v5e:2x2x2slices").devices)
+    whole, share = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
+
+    def update(moment, x):
+        gradient = jax.lax.with_sharding_constraint(x.T @ x, share)
+        moment = 0.9 * moment + gradient.astype(jnp.float32)
+        return moment.astype(jnp.bfloat16), moment
+
+    moment = jax.ShapeDtypeStruct((1024, 1024), jnp.float32, sharding=share)
+    x = jax.ShapeDtypeStruct((256, 1024), jnp.bfloat16, sharding=share)
+    function = jax.jit(update, out_shardings=(whole, share))
+    write("slices_v5e_2x2x2slices", mesh, function, moment, x)
+
+
+def one_slice():
     devices = make_topology("v5e:4x4").devices
     mesh = jax.make_mesh((4, 4), ("data", "fsdp"), devices=devices, axis_types=(AxisType.Auto,) * 2)
 
@@ -30,7 +52,9 @@ def main():
 
     weights, x = array((6, 1024, 1024), None, "fsdp"), array((2048, 1024), ("data", "fsdp"))
     out = (NamedSharding(mesh, PartitionSpec()), weights.sharding)
-    write("fsdp_scan", mesh, jax.jit(jax.value_and_grad(loss), out_shardings=out), weights, x)
+    write(
+        "fsdp_scan_v5e_4x4", mesh, jax.jit(jax.value_and_grad(loss), out_shardings=out), weights, x
+    )
 
     def exchange(x, weight, other):
         split, by_column = PartitionSpec("data"), PartitionSpec(None, "data")
@@ -46,7 +70,7 @@ def main():
         return f(x, weight) + g(other)
 
     x, weight = array((1024, 256), "data"), array((1024, 1024), None, "data")
-    write("exchange", mesh, jax.jit(exchange), x, weight, x)
+    write("exchange_v5e_4x4", mesh, jax.jit(exchange), x, weight, x)
 
 
 def write(name, mesh, function, *arguments):
@@ -56,7 +80,7 @@ def write(name, mesh, function, *arguments):
     lines = (re.sub(r" stack_frame_id=\d+", "", line) for line in lines)
     # Tables of source lines, which nobody reads.
     kept = [line for line in lines if line.startswith(("HloModule", "%", "ENTRY", "  ", "}"))]
-    Path(__file__).with_name(f"{name}_v5e_4x4.hlo").write_text("\n".join(kept) + "\n")
+    Path(__file__).with_name(f"{name}.hlo").write_text("\n".join(kept) + "\n")
 
 
 if __name__ == "__main__":
