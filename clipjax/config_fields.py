@@ -163,7 +163,9 @@ class OptimizerSettings:
         Optional(Number(0, 1e6, open_low=True), "sqrt(max(1, outputs / inputs)) of each matrix"),
         "of a matrix's update under `muon`, before the learning rate: AdamW's is about 0.2",
     )
-    freeze: tuple[Any, ...] = _field((), PATTERNS, "parameters that stay fixed")
+    freeze: tuple[Any, ...] = _field(
+        (), PATTERNS, "parameters that stay fixed; of a stack, `/block_3/` is one block"
+    )
     lr_scale: tuple[Any, ...] = _field(
         (),
         Many(Pair(Pattern(), Number(0, 1e6)), "pairs (regular expression, factor from 0)"),

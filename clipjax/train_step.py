@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from clipjax import diagnostics, spike_guard
@@ -23,6 +24,7 @@ from clipjax.losses.objectives import (
 )
 from clipjax.models.clip import CLIPOutput
 from clipjax.models.images import normalise_images
+from clipjax.optim import zero_rows
 from clipjax.train_state import OBJECTIVE_STREAM, Output, TrainState, apply_model
 from clipjax.trees import map_with_names
 
@@ -46,6 +48,7 @@ def make_train_step(
     ema_decay: float | None = None,
     averages: Mapping[str, float] | None = None,
     frozen: Callable[[str], bool] = lambda name: False,
+    held: Mapping[str, np.ndarray] | None = None,
     cast: Callable[[str], bool] = lambda name: False,
     num_micro_batches: int = 1,
     color_jitter: ColorJitter | None = None,
@@ -81,6 +84,7 @@ def make_train_step(
         ema_decay: of the parameters' moving average; None where the state keeps none.
         averages: decays of other averages by name, as the state was created with.
         frozen: parameters by name ("image_encoder/conv1/kernel") that take no gradient.
+        held: rows of others that take none, see `clipjax.optim.held_rows`.
         cast: parameters by name that the model uses in `dtype` only: they are cast to it once a
             step, and not at every use; the update is of the parameters themselves.
         num_micro_batches: above 1, gradient caching: the exact gradient of the whole batch in the
@@ -133,7 +137,7 @@ def make_train_step(
     if spike_factor is not None and not spike_factor > 1:
         raise ValueError(f"spike_factor = {spike_factor}: it is above 1, or None")
     tx = optax.with_extra_args_support(tx)
-    objective = as_objective(loss_fn)
+    objective, rows = as_objective(loss_fn), held or {}
     if num_micro_batches > 1 and not isinstance(objective, PairObjective):
         raise ValueError(
             f"num_micro_batches = {num_micro_batches}: gradient caching is exact for losses of "
@@ -156,6 +160,9 @@ def make_train_step(
             )
         return jax.tree.map(lambda x: x.astype(dtype), images)
 
+    def is_fixed(name: str) -> bool:
+        return frozen(name) or (name in rows and bool(rows[name].all()))
+
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         _check_batch(batch, num_micro_batches)
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -165,7 +172,7 @@ def make_train_step(
 
         def trained(params: Any) -> Any:
             return map_with_names(
-                lambda name, p: jax.lax.stop_gradient(p) if frozen(name) else p, params
+                lambda name, p: jax.lax.stop_gradient(p) if is_fixed(name) else p, params
             )
 
         def apply(params: Any, images: Any, micro: Any) -> tuple[Output, Any]:
@@ -201,6 +208,7 @@ def make_train_step(
                 encode, head, params, examples, num_micro=num_micro_batches
             )
         grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
+        grads = zero_rows(grads, rows)
         new_state, grad_norm = update_state(
             state,
             grads,

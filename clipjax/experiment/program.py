@@ -17,6 +17,7 @@ from clipjax.building import ANY_MODULE
 from clipjax.compiler_flags import step_flags
 from clipjax.config_stages import StageConfig
 from clipjax.experiment.execution import choose_execution, memory_of, rows_that_fit
+from clipjax.experiment.freezing import Fixed, fixed_of
 from clipjax.experiment.memory import setting_of, step_of
 from clipjax.experiment.resolving import Resolved, make_objective_of
 from clipjax.experiment.stages import Stage, check_same_parameters, make_schedules
@@ -24,7 +25,13 @@ from clipjax.layers.execution import Execution
 from clipjax.losses.objectives import join_variables, load_collections, split_variables
 from clipjax.models.clip import CLIP
 from clipjax.models.layers_layout import laid_out_like
-from clipjax.optim import make_optimizer, make_stage_optimizers, matcher, optimizer_report
+from clipjax.optim import (
+    hold_rows,
+    make_optimizer,
+    make_stage_optimizers,
+    matcher,
+    optimizer_report,
+)
 from clipjax.partitioning.boxes import boxed_axes, unbox, under_rules
 from clipjax.ranges import named
 from clipjax.train_state import TrainState, create_train_state
@@ -220,6 +227,7 @@ def build_program(
             ema_decay=settings.optimizer.ema_decay,
             averages=decays,
             frozen=frozen[stage.config.path],
+            held=frozen[stage.config.path].rows,
             cast=casts_of(stage.spec),
             num_micro_batches=micro_batches[stage.config.path],
             color_jitter=resolved.color_jitter,
@@ -372,34 +380,32 @@ def _num_micro_batches(stage: StageConfig, mesh: Mesh) -> int:
     return batch // micro
 
 
-def _frozen(stage: Stage, own: Stage, execution: Execution) -> Callable[[str], bool]:
-    """Which parameters a stage leaves as they are, by name: its patterns say, and its objective.
+def _frozen(stage: Stage, own: Stage, execution: Execution) -> Fixed:
+    """Which parameters a stage leaves as they are: its patterns say, and its objective.
 
-    A pattern names what is kept, the stacks, as on every platform. Of an objective that another
-    stage has, it trains nothing.
+    A pattern names what is kept, as on every platform. Of an objective that another stage has, it
+    trains nothing.
     """
-    kept, params = (
-        [name for name, _ in flatten_with_names(unbox(variables["params"]))]
-        for variables in (own.abstract_variables, own.abstract_in(execution))
-    )
+    kept = flatten_with_names(unbox(own.abstract_variables["params"]))
     with named(stage.config.where("optimizer.freeze").removesuffix(".freeze")):
-        matcher(stage.frozen, kept, path="freeze")
-        fixed = matcher(stage.frozen, params, path="freeze")
+        fixed = fixed_of(stage.frozen, {name: leaf.shape for name, leaf in kept})
     if not own.beside:
         return fixed
     single = dataclasses.replace(stage, beside=())
     trained = dict(flatten_with_names(unbox(single.abstract_in(execution)["params"])))
-    return lambda name: fixed(name) or name not in trained
+    params = flatten_with_names(unbox(own.abstract_in(execution)["params"]))
+    others = {name for name, _ in params if name not in trained}
+    return dataclasses.replace(fixed, names=fixed.names | others)
 
 
 def _optimizers(
     stages: Sequence[Stage],
-    frozen: Mapping[str, Callable[[str], bool]],
+    frozen: Mapping[str, Fixed],
     params: Any,
     schedule: Any,
 ) -> tuple[dict[str, Any], str]:
     """The optimizer of each stage by its path in the config, and what it does as text."""
-    optimizer, patterns = stages[-1].settings.optimizer, stages[-1].frozen
+    optimizer, last = stages[-1].settings.optimizer, frozen[stages[-1].config.path]
     factors = {"lr_scale": optimizer.lr_scale, "layer_decay": optimizer.layer_decay}
     options: dict[str, Any] = {
         "schedule": schedule,
@@ -421,7 +427,8 @@ def _optimizers(
         params,
         mask=optimizer.decay_mask,
         weight_decay=optimizer.weight_decay,
-        freeze=patterns,
+        freeze=last,
+        held=last.rows,
         **factors,
     )
     sizes = {name: math.prod(leaf.shape) for name, leaf in flatten_with_names(params)}
@@ -429,10 +436,11 @@ def _optimizers(
         path: {name for name in sizes if is_frozen(name)} for path, is_frozen in frozen.items()
     }
     if all(names == fixed[stages[-1].config.path] for names in fixed.values()):
-        tx = make_optimizer(params, freeze=patterns, **options)
-        return dict.fromkeys(frozen, tx), summary
+        tx = make_optimizer(params, freeze=last if fixed[stages[-1].config.path] else (), **options)
+        return {path: hold_rows(tx, each.rows) for path, each in frozen.items()}, summary
     for path, names in fixed.items():
         count = sum(sizes[name] for name in names)
         summary += f"\n{path}: {count:,} of {sum(sizes.values()):,} parameters frozen"
     txs = make_stage_optimizers(params, list(frozen.values()), **options)
-    return dict(zip(frozen, txs, strict=True)), summary
+    held = [hold_rows(tx, fixed.rows) for tx, fixed in zip(txs, frozen.values(), strict=True)]
+    return dict(zip(frozen, held, strict=True)), summary

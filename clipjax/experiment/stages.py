@@ -7,7 +7,6 @@ So state, checkpoints and evaluations know nothing of stages.
 
 import dataclasses
 import functools
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from clipjax.config import merge
 from clipjax.config_fields import Settings
 from clipjax.config_stages import StageConfig, schedule_spans, stage_configs
 from clipjax.data.transforms import Transform, make_transforms
+from clipjax.experiment.freezing import fixed_of
 from clipjax.layers.execution import APART, Execution
 from clipjax.losses.objectives import OBJECTIVE, join_variables, split_variables
 from clipjax.models import build_model
@@ -109,8 +109,9 @@ class Stage:
         """Whether a tower, `image` or `text`, takes no gradient at all."""
         if not self.frozen:
             return False
-        names = [name for name in _parameter_shapes(self) if name.startswith(f"{tower}_")]
-        return all(any(re.search(each, name) for each in self.frozen) for name in names)
+        shapes = _parameter_shapes(self)
+        fixed = fixed_of(self.frozen, shapes, strict=False)
+        return all(fixed(name) for name in shapes if name.startswith(f"{tower}_"))
 
     @property
     def computes(self) -> list[Any]:

@@ -1,6 +1,6 @@
 """The optimizer: one optax chain made from plain arguments; and what it does, as text."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -67,7 +67,7 @@ def make_optimizer(
     mu_dtype: str = "float32",
     momentum: float = 0.95,
     rms: float | None = 0.2,
-    freeze: Sequence[str] = (),
+    freeze: Sequence[str] | Callable[[str], bool] = (),
     lr_scale: Sequence[tuple[str, float]] = (),
     layer_decay: Sequence[tuple[str, float]] = (),
     plugins: Sequence[str] = (),
@@ -89,7 +89,8 @@ def make_optimizer(
         clip_update: see `clipjax.optim.update_clipping`; of `adamw`, which then is `stableadamw`.
         mu_dtype: of the first moment.
         momentum, rms: of `muon`, see `clipjax.optim.muon`.
-        freeze: regular expressions of parameters that stay fixed; they hold no optimizer state.
+        freeze: regular expressions of parameters that stay fixed, or a function of their names;
+            they hold no optimizer state.
         lr_scale, layer_decay: factors of the rate, see `clipjax.optim.layer_decay`.
         plugins: modules that the name may import, see `clipjax.building.resolve`.
 
@@ -140,7 +141,7 @@ def make_optimizer(
         tx = clip_updates(parts, 1, b2=b2, eps=eps)
     if not freeze:
         return tx
-    frozen = matcher(freeze, names, path="freeze")
+    frozen = freeze if callable(freeze) else matcher(freeze, names, path="freeze")
     return optax.partition(
         {"trained": tx, "frozen": optax.set_to_zero()},
         map_with_names(lambda n, _: "frozen" if frozen(n) else "trained", params),
@@ -221,22 +222,32 @@ def optimizer_report(
     *,
     mask: str,
     weight_decay: float,
-    freeze: Sequence[str] = (),
+    freeze: Sequence[str] | Callable[[str], bool] = (),
+    held: Mapping[str, np.ndarray] | None = None,
     lr_scale: Sequence[tuple[str, float]] = (),
     layer_decay: Sequence[tuple[str, float]] = (),
 ) -> str:
-    """Lists every parameter with its shape and whether it is decayed, frozen or scaled."""
+    """Lists every parameter with its shape and whether it is decayed, frozen or scaled.
+
+    Args:
+        held: of stacks of which some blocks are frozen, see `clipjax.optim.held_rows`.
+    """
     leaves = flatten_with_names(params)
     names = [name for name, _ in leaves]
     decays = decay_mask(mask)
-    frozen = matcher(freeze, names, path="freeze")
+    frozen = freeze if callable(freeze) else matcher(freeze, names, path="freeze")
     factor = rate_factors(params, lr_scale, layer_decay)
     rows, totals = [], {"decayed": 0, "not decayed": 0, "frozen": 0}
     for name, leaf in leaves:
         size = int(np.prod(leaf.shape))
         state = "decayed" if decays(name) and weight_decay else "not decayed"
-        state = "frozen" if frozen(name) else state
-        totals[state] += size
+        fixed = (held or {}).get(name, np.array(frozen(name)))
+        totals["frozen"] += round(size * fixed.mean())
+        totals[state] += size - round(size * fixed.mean())
+        if fixed.all():
+            state = "frozen"
+        elif fixed.any():
+            state += f", {fixed.sum()} of {fixed.size} frozen"
         factors = np.ravel(factor(name, len(leaf.shape)))
         span = (
             f"{factors[0]:g}" if factors[0] == factors[-1] else f"{factors[0]:g}..{factors[-1]:g}"
