@@ -119,6 +119,12 @@ async function encoded(file) {
   });
 }
 
+find("labels").addEventListener("keydown", (event) => {
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  find("classify").requestSubmit();
+});
+
 // Enter in a field, or the button: one request at a time, its error beside the button.
 function onSubmit(form, run) {
   const [button, problem] = [form.querySelector("button"), form.querySelector(".problem")];
