@@ -6,12 +6,15 @@ pack    writes shards: clipjax data pack --from SPEC --to DIR --format tar|array
 stats   counts, sizes, captions, languages, duplicates; --sheet FILE.html or .png shows pairs.
 score   CLIP scores of all pairs: clipjax data score SPEC --checkpoint PATH --out scores.parquet;
         a source takes the best of them by 'tar:DIR/*.tar?filter=scores.parquet:top=0.3'
+split   holds examples out: clipjax data split SPEC --holdout 0.1 --out DIR; DIR/train.parquet and
+        DIR/holdout.parquet are filters, 'tar:DIR/*.tar?filter=DIR/train.parquet:min=1'
 
 SPEC is kind:where[:split][?option=value], as in config.data.source.
 """
 
 import concurrent.futures
 import json
+import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -43,7 +46,14 @@ _PREPROCESS = flags.DEFINE_enum(
     ["clipjax", "open_clip"],
     "score: whose pixels; open_clip's to compare with.",
 )
-_OUT = flags.DEFINE_string("out", None, "score: the Parquet file to write.")
+_OUT = flags.DEFINE_string("out", None, "score: the Parquet file to write; split: the folder.")
+_HOLDOUT = flags.DEFINE_float("holdout", None, "split: the fraction of examples to hold out.")
+_TOGETHER = flags.DEFINE_enum(
+    "together",
+    "pictures",
+    ["pictures", "captions"],
+    "split: what goes to one side: rows of equal pictures, or of equal captions, too.",
+)
 _DECODE = flags.DEFINE_bool("decode", False, "check: also decode every picture.")
 flags.adopt_module_key_flags(hints)
 
@@ -206,9 +216,60 @@ def score(spec: str) -> int:
     )
     for reason, number in sorted(unusable.items()):
         show(f"without a score, {reason}: {number:,}")
-    best = f"{spec}{'&' if options else '?'}filter={out}:top=0.3"
-    show(f"{out}: {count:,} scores; use {shlex.quote(best)}")
+    show(f"{out}: {count:,} scores; use {shlex.quote(_with_filter(spec, f'{out}:top=0.3'))}")
     return 0
+
+
+def split(spec: str) -> int:
+    """Divides a dataset in two, by a hash."""
+    from clipjax.data.inspect.splitting import count_classes
+    from clipjax.data.inspect.splitting import split as split_source
+    from clipjax.data.source import keys_of
+    from clipjax.data.sources import make_source
+    from clipjax.data.storage.files import check_writable
+    from clipjax.data.storage.paths import data_path
+    from clipjax.inference.scoring import new_file, write_scores
+
+    holdout, out = given(_HOLDOUT.value, "--holdout 0.1"), given(_OUT.value, "--out DIR")
+    if spec.startswith("mix:"):
+        raise ValueError(f"{spec}: split the sources of a mix one by one, each has its own filter")
+    files = {side: str(data_path(out) / f"{side}.parquet") for side in ("train", "holdout")}
+    for file in files.values():
+        new_file(file)
+        check_writable(data_path(file))
+    source = make_source(spec)
+    found = split_source(source, holdout, captions=_TOGETHER.value == "captions")
+    held, total = int(found.held.sum()), len(source)
+    show(f"held out: {held:,} of {total:,} examples ({held / total:.1%}); {total - held:,} left")
+    show(f"decided one by one: {found.units:,} {_TOGETHER.value}")
+    for reason, count in sorted(found.unusable.items()):
+        show(f"by the picture alone, {reason}: {count:,}")
+    parts, sizes = count_classes(source, found.held)
+    there = sizes > 0
+    if there.any():
+        shares = parts[there] / sizes[there]
+        none = int((parts[there] == 0).sum())
+        show(
+            f"of {there.sum():,} classes, {shares.min():.1%} to {shares.max():.1%} of the "
+            f"examples are held out; {none:,} {'class has' if none == 1 else 'classes have'} none"
+        )
+    keys, whole = list(keys_of(source)), getattr(source, "whole", source)
+    facts = {"source": spec, "fingerprint": whole.fingerprint(), "holdout": holdout}
+    for side, file in files.items():
+        chosen = (found.held == (side == "holdout")).astype("float32")
+        write_scores(file, iter([(keys, chosen)]), **facts, together=_TOGETHER.value)
+        show(f"{file}: use {shlex.quote(_with_filter(spec, f'{file}:min=1'))}")
+    return 0
+
+
+def _with_filter(spec: str, rule: str) -> str:
+    """A SPEC with one more filter."""
+    from clipjax.data.source import split_options
+
+    options = split_options(spec)[1]
+    if "filter" in options:
+        return re.sub(r"([?&]filter=[^&]*)", lambda found: f"{found[1]},{rule}", spec, count=1)
+    return f"{spec}{'&' if options else '?'}filter={rule}"
 
 
 def _shown_as_made(
@@ -227,4 +288,11 @@ def _shown(value: Any) -> str:
     return f"{value['superfluous']:,} superfluous in {value['groups']:,} groups{largest};"
 
 
-COMMANDS = {"check": check, "index": index, "pack": pack, "score": score, "stats": stats}
+COMMANDS = {
+    "check": check,
+    "index": index,
+    "pack": pack,
+    "score": score,
+    "split": split,
+    "stats": stats,
+}

@@ -341,11 +341,15 @@ def root_identity(root: DataPath, default: DataPath) -> str:
 
 
 def name_of_picture(root: DataPath, name: object) -> str | None:
-    """Gives the path that a row names, written one way; None if it names none that may be read."""
+    """Gives the path that a row names, below the root and written one way, wherever that is.
+
+    None if it names none that may be read.
+    """
     try:
-        return root.below(name).normal if isinstance(name, str) and name else None
+        found = root.below(name).normal if isinstance(name, str) and name else None
     except ValueError:
         return None
+    return None if found is None else found.removeprefix(root.normal).lstrip("/")
 
 
 def read_named(root: DataPath, name: str, key: str) -> bytes:

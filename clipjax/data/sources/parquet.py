@@ -156,7 +156,7 @@ class Parquet:
                 yield path if isinstance(path, str) else None, hashlib.sha256(content).digest()
             else:
                 name = name_of_picture(root, path)
-                yield None if name is None else (name, None)
+                yield None if name is None else (str(root / name), None)
 
     def fingerprint(self) -> str:
         """SHA-256 of the files' sizes and footers, of the columns that are used, and of how `root`
