@@ -9,6 +9,7 @@ import pytest
 from embedding import embed
 from PIL import Image
 
+from clipjax.data.classes.named_lists import load_class_names
 from clipjax.data.sources import make_source
 from clipjax.embeddings.clustering import k_means
 from clipjax.embeddings.duplicates import Duplicates, find_duplicates, largest
@@ -146,5 +147,9 @@ def test_clusters_have_words_and_a_sheet(twins, command, tmp_path):
     assert {k for k, c in zip(table["key"], table["cluster"], strict=True) if c == 0} == {
         *("b16.png", "b32.png", "b64.png")
     }
+    done = command("cluster", flags[0], "--clusters=1", f"--json={tmp_path}/shipped.json")
+    assert done.code == 0, done.err
+    shipped = json.loads((tmp_path / "shipped.json").read_text())["clusters"][0]["words"]
+    assert len(shipped) == 5 and set(shipped) <= set(load_class_names("imagenet"))
     done = command("cluster", *flags[:2], "--clusters=7")
     assert done.code == 1 and "holds 6 pictures" in done.err

@@ -156,6 +156,22 @@ def test_killed_at_random_moments_it_leaves_the_same_files(checkpoint, tmp_path)
     assert contents(tmp_path / "0") != expected
 
 
+@pytest.mark.slow
+def test_a_second_command_is_refused_while_one_writes(checkpoint, tmp_path):
+    job = (checkpoint, "synthetic:100?side=32", tmp_path / "index")
+    first = start(*job)
+    wait_until(lambda: list((tmp_path / "index").glob("*.parquet")))
+    first.send_signal(signal.SIGSTOP)  # it writes for as long as the other one looks
+    try:
+        second = start(*job)
+        _, told = second.communicate(timeout=HANGS_S)
+    finally:
+        first.send_signal(signal.SIGCONT)
+    assert second.returncode == 1 and b"is in use: another process embeds into it" in told, told
+    _, told = first.communicate(timeout=HANGS_S)
+    assert first.returncode == 0 and is_complete(tmp_path / "index"), told
+
+
 def is_complete(folder):
     path = folder / "index.json"
     return path.exists() and json.loads(path.read_text())["complete"]

@@ -45,8 +45,8 @@ def test_it_is_exact_and_of_equal_ones_the_first_comes_first(rows):
 
 def test_the_scores_held_at_once_are_bounded():
     for queries in (1, 1000, 10**6):
-        assert block_rows(queries, 10) * queries <= 1 << 26
-    assert block_rows(1, 10) == 1 << 14 and block_rows(1, 10**6) == 10**6
+        assert block_rows(queries, 10) * queries <= 1 << 24
+    assert block_rows(1, 10) == 1 << 16 and block_rows(1, 10**6) == 10**6
 
 
 @pytest.fixture
