@@ -4,8 +4,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from clipjax.compiler_flags import FLAGS, step_flags
+from clipjax import compiler_flags
+from clipjax.compiler_flags import FLAGS, Flag, encoding_flags, step_flags
+from clipjax.encoding.batches import embed_fn
+from clipjax.partitioning import make_mesh
 
+YNN = "xla_cpu_experimental_ynn_fusion_type"
 SCHEDULER = "xla_gpu_enable_latency_hiding_scheduler"
 
 
@@ -30,3 +34,28 @@ def test_every_flag_has_a_reason_and_xla_knows_those_of_gpus():
     jax.jit(jnp.sin, compiler_options=options).lower(x).compile()
     with pytest.raises(jax.errors.JaxRuntimeError, match="xla_gpu_no_such_flag"):
         jax.jit(jnp.sin, compiler_options={"xla_gpu_no_such_flag": True}).lower(x).compile()
+
+
+def test_encoding_takes_eigens_products_on_x86_alone(monkeypatch):
+    for machine, found in (("x86_64", {YNN: ""}), ("arm64", {})):
+        monkeypatch.setattr(compiler_flags.host, "machine", lambda machine=machine: machine)
+        assert encoding_flags("cpu", 1, {}) == found
+        assert encoding_flags("cpu", 1, {"XLA_FLAGS": f"--{YNN}=x"}) == {}
+        assert encoding_flags("gpu", 2, {}) == {}
+
+
+def test_a_flag_of_encoding_that_xla_has_given_up_is_left_out(monkeypatch):
+    gone = Flag(True, False, "for this test", program="encoding")
+    monkeypatch.setitem(FLAGS["cpu"], "xla_cpu_no_such_flag", gone)
+    assert "xla_cpu_no_such_flag" not in encoding_flags("cpu", 1, {})
+    assert "xla_cpu_no_such_flag" not in step_flags("cpu", 1, {})
+
+
+def test_embeddings_are_compiled_with_the_flags(monkeypatch):
+    known = Flag(True, False, "for this test", program="encoding")
+    monkeypatch.setattr(compiler_flags, "_is_known", lambda name, value: True)
+    monkeypatch.setattr(compiler_flags, "FLAGS", {"cpu": {"xla_cpu_no_such_flag": known}})
+    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    embed = embed_fn(lambda variables, rows: rows * variables, mesh)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_cpu_no_such_flag"):
+        embed(jnp.ones(()), jnp.ones((2, 3)))

@@ -16,9 +16,11 @@ from jax.sharding import Mesh
 
 from clipjax import faults
 from clipjax.array_types import PyTree
+from clipjax.compiler_flags import encoding_flags
 from clipjax.layers.normalization import l2_normalise
 from clipjax.models.images import normalise_images
 from clipjax.partitioning import batch_sharding, num_batch_shards, place, replicated
+from clipjax.platforms import platform_of
 from clipjax.prefetching import prefetched
 from clipjax.processes import signals
 from clipjax.processes.distributed import gather
@@ -54,10 +56,11 @@ def make_encode_fns(model: Any, preprocess: dict[str, Any], *, dtype: str = "flo
         Functions of the model's variables, `{"params": ...}` and what else it holds.
     """
     mean, std = tuple(preprocess["mean"]), tuple(preprocess["std"])
+    of_images = _pooled_only(model)
 
     def encode_image(variables: PyTree, images: jax.Array) -> jax.Array:
         pixels = normalise_images(images, mean, std, jnp.dtype(dtype))
-        return model.apply(variables, pixels, method="encode_image")
+        return of_images.apply(variables, pixels, method="encode_image")
 
     def logit_scale(variables: PyTree) -> jax.Array:
         return jnp.exp(variables["params"]["logit_scale"])
@@ -66,6 +69,15 @@ def make_encode_fns(model: Any, preprocess: dict[str, Any], *, dtype: str = "flo
         return variables["params"].get("logit_bias")
 
     return EncodeFns(encode_image, EncodeText(model), logit_scale, logit_bias)
+
+
+def _pooled_only(model: Any) -> Any:
+    """The same model, whose last block of the image tower computes what is pooled alone."""
+    tower = model.image_encoder
+    if not getattr(tower, "pools_first_token", False):
+        return model
+    execution = dataclasses.replace(tower.execution, pooled_only=True)
+    return model.clone(image_encoder=tower.clone(execution=execution))
 
 
 class EncodeText:
@@ -116,7 +128,10 @@ class EmbedFn:
         def embed(variables: PyTree, rows: jax.Array) -> jax.Array:
             return l2_normalise(encode_fn(variables, rows).astype(jnp.float32))
 
-        self._run = jax.jit(embed, out_shardings=batch_sharding(mesh))
+        flags = encoding_flags(platform_of(mesh), mesh.devices.size)
+        self._run = jax.jit(
+            embed, out_shardings=batch_sharding(mesh), compiler_options=flags or None
+        )
         self._encode_fn = encode_fn
 
     def __call__(self, variables: PyTree, rows: PyTree) -> jax.Array:

@@ -21,6 +21,8 @@ class Execution:
             puts the batch there, and norms and biases read across. For one device: the constraint
             is not partitioned, so that several would gather the batch.
         remat: what the backward pass computes again, a row of `clipjax.layers.remat.REMAT`.
+        pooled_only: a tower that pools one token computes no other in its last block, outside of
+            training; the tokens that it gives are that one. For embeddings (docs/performance.md).
     """
 
     platform: str = "cpu"
@@ -29,6 +31,7 @@ class Execution:
     apart: bool = False
     row_major: bool = False
     remat: str = "none"
+    pooled_only: bool = False
 
     @property
     def summary(self) -> str:

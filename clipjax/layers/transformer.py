@@ -81,9 +81,15 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch length width"], valid: Valid = None
-    ) -> Float[Array, "batch length width"]:
-        """Attends to all keys or to the `valid` ones, see `clipjax.layers.attention.attend`."""
+        self,
+        x: Float[Array, "batch length width"],
+        valid: Valid = None,
+        first_only: bool = False,
+    ) -> Float[Array, "batch queries width"]:
+        """Attends to all keys or to the `valid` ones, see `clipjax.layers.attention.attend`.
+
+        With `first_only` the first token alone asks, of a stack that is not causal.
+        """
         width, dtype = x.shape[-1], self.config.dtype
         inits, zeros = self.config.inits(width), nn.initializers.zeros
         heads, axes = (self.config.num_heads, width // self.config.num_heads), ("heads", "head_dim")
@@ -91,8 +97,15 @@ class Attention(nn.Module):
             self, "qkv_kernel", inits.qkv, ("embed", "qkv", *axes), (width, 3, *heads)
         )
         bias = parameter(self, "qkv_bias", zeros, ("qkv", *axes), (3, *heads))
-        qkv = jnp.einsum("blw,wchd->blchd", x, kernel.astype(dtype)) + bias.astype(dtype)
-        mixed = attend(qkv, valid, is_causal=self.config.causal, execution=self.config.execution)
+        kernel, bias = kernel.astype(dtype), bias.astype(dtype)
+        if first_only:
+            query = jnp.einsum("blw,whd->blhd", x[:, :1], kernel[:, 0]) + bias[0]
+            key_value = jnp.einsum("blw,wchd->blchd", x, kernel[:, 1:]) + bias[1:]
+            mixed = attend(key_value, valid, query=query)
+        else:
+            execution, is_causal = self.config.execution, self.config.causal
+            qkv = jnp.einsum("blw,wchd->blchd", x, kernel) + bias
+            mixed = attend(qkv, valid, is_causal=is_causal, execution=execution)
         kernel = parameter(self, "out_kernel", inits.out, (*axes, "embed"), (*heads, width))
         bias = parameter(self, "out_bias", zeros, ("embed",), (width,))
         return jnp.einsum("blhd,hdw->blw", mixed, kernel.astype(dtype)) + bias.astype(dtype)
@@ -136,8 +149,9 @@ class Block(nn.Module):
         valid: Valid,
         example_ids: Int[Array, " batch"] | None,
         train: bool,
-    ) -> Float[Array, "batch length width"]:
-        """Applies the block."""
+        first_only: bool = False,
+    ) -> Float[Array, "batch queries width"]:
+        """Applies the block, with `first_only` to give the first token alone."""
         config, norm_first = self.config, self.config.norm_first
         x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
         if config.execution.row_major:
@@ -146,8 +160,8 @@ class Block(nn.Module):
         lean = config.execution.lean
         ln_1 = LayerNorm(config.layer_norm_eps, lean, name="ln_1")
         ln_2 = LayerNorm(config.layer_norm_eps, lean, name="ln_2")
-        y = attention(ln_1(x) if norm_first else x, valid)
-        x = x + Dropout(config.dropout)(y, example_ids, train)
+        y = attention(ln_1(x) if norm_first else x, valid, first_only)
+        x = (x[:, :1] if first_only else x) + Dropout(config.dropout)(y, example_ids, train)
         x = checkpoint_name(x if norm_first else ln_1(x), ATTENDED)
         y = mlp(ln_2(x) if norm_first else x)
         x = x + Dropout(config.dropout)(y, example_ids, train)
@@ -180,14 +194,17 @@ class Transformer(nn.Module):
         example_ids: Int[Array, " batch"] | None = None,
         train: bool = False,
         keep_hidden: bool | int = False,
-    ) -> tuple[Float[Array, "batch length width"], Float[Array, "... batch length width"] | None]:
-        """Returns the output, and what `keep_hidden` asks for.
+        first_only: bool = False,
+    ) -> tuple[Float[Array, "batch given width"], Float[Array, "... batch length width"] | None]:
+        """Returns the output, with `first_only` of the first token alone; what `keep_hidden` asks.
 
         True asks for the output of every block, `[depth, batch, length, width]`; a number from 1 to
         the depth for the output of that block, `[batch, length, width]`: a large tower's whole
         stack would not fit.
         """
         depth, execution = self.config.depth, self.config.execution
+        if first_only and not self.is_initializing():
+            return self._first_token(x, valid), None
         keeps_one = not isinstance(keep_hidden, bool)
         if keeps_one and not 1 <= keep_hidden <= depth:
             raise ValueError(f"keep_hidden = {keep_hidden}: the blocks are 1 to {depth}")
@@ -231,3 +248,33 @@ class Transformer(nn.Module):
             numbers = jnp.arange(1, depth + 1)
             return scanned(body_keeping_one)(blocks, (x, jnp.zeros_like(x)), numbers)[0]
         return scanned(body)(blocks, x, None)
+
+    def _first_token(self, x: jax.Array, valid: Valid) -> jax.Array:
+        """The first token behind the last block, which spares the others all but key and value.
+
+        No gradient is taken of it: nothing is recomputed.
+        """
+        if self.config.causal:
+            raise ValueError("the first token of a causal stack sees none but itself")
+        depth, execution = self.config.depth, self.config.execution
+        params = nn.unbox(self.variables["params"])
+        block = Block(self.config, parent=None)
+
+        def apply(number: Any, x: jax.Array, *, first_only: bool = False) -> jax.Array:
+            if execution.apart:
+                own = params[f"block_{number}"]
+            else:
+                own = jax.tree.map(lambda leaf: leaf[number], params["blocks"])
+            return block.apply({"params": own}, x, valid, None, False, first_only)
+
+        if execution.apart:
+            for number in range(depth - 1):
+                x = apply(number, x)
+        else:
+            x, _ = jax.lax.scan(
+                lambda x, number: (apply(number, x), None),
+                x,
+                jnp.arange(depth - 1),
+                unroll=max(1, min(execution.unroll or depth, depth - 1)),
+            )
+        return apply(depth - 1, x, first_only=True)

@@ -110,8 +110,13 @@ class VisionTransformer(nn.Module):
             x = self._drop_patches(x, num_patches, example_ids)
         if self.pre_norm:
             x = LayerNorm(self.layer_norm_eps, name="ln_pre")(x)
+        first_only = self.pools_first_token and self.execution.pooled_only
         x, hidden = Transformer(BlockConfig.of(self), name="transformer")(
-            x, example_ids=example_ids, train=train, keep_hidden=keep_hidden
+            x,
+            example_ids=example_ids,
+            train=train,
+            keep_hidden=keep_hidden,
+            first_only=first_only and not train and keep_hidden is False,
         )
         norm = LayerNorm(self.layer_norm_eps, name="ln_post")
         if self.pooling == "map":
@@ -122,6 +127,14 @@ class VisionTransformer(nn.Module):
             x = x[:, 1:]
         pooled = x[:, 0] if self.pooling == "cls" else x.mean(axis=1)
         return ImageFeatures(norm(pooled), x, hidden)
+
+    @property
+    def pools_first_token(self) -> bool:
+        """Whether of the last block's tokens only the first is pooled.
+
+        A tower that inherits from this one may read the others, and says for itself if not.
+        """
+        return type(self) is VisionTransformer and self.pooling == "cls"
 
     def _embed_patches(self, images: jax.Array) -> jax.Array:
         """The patch convolution as one matrix product, which it is: stride equals kernel."""
