@@ -97,14 +97,14 @@ class Attention(nn.Module):
             self, "qkv_kernel", inits.qkv, ("embed", "qkv", *axes), (width, 3, *heads)
         )
         bias = parameter(self, "qkv_bias", zeros, ("qkv", *axes), (3, *heads))
-        kernel, bias = kernel.astype(dtype), bias.astype(dtype)
         if first_only:
-            query = jnp.einsum("blw,whd->blhd", x[:, :1], kernel[:, 0]) + bias[0]
-            key_value = jnp.einsum("blw,wchd->blchd", x, kernel[:, 1:]) + bias[1:]
-            mixed = attend(key_value, valid, query=query)
+            query = jnp.einsum("blw,whd->blhd", x[:, :1], kernel[:, 0].astype(dtype))
+            query += bias[0].astype(dtype)
+            key_value = jnp.einsum("blw,wchd->blchd", x, kernel[:, 1:].astype(dtype))
+            mixed = attend(key_value + bias[1:].astype(dtype), valid, query=query)
         else:
             execution, is_causal = self.config.execution, self.config.causal
-            qkv = jnp.einsum("blw,wchd->blchd", x, kernel) + bias
+            qkv = jnp.einsum("blw,wchd->blchd", x, kernel.astype(dtype)) + bias.astype(dtype)
             mixed = attend(qkv, valid, is_causal=is_causal, execution=execution)
         kernel = parameter(self, "out_kernel", inits.out, (*axes, "embed"), (*heads, width))
         bias = parameter(self, "out_bias", zeros, ("embed",), (width,))
