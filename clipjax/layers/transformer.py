@@ -265,7 +265,8 @@ class Transformer(nn.Module):
                 own = params[f"block_{number}"]
             else:
                 own = jax.tree.map(lambda leaf: leaf[number], params["blocks"])
-            return block.apply({"params": own}, x, valid, None, False, first_only)
+            found: Any = block.apply({"params": own}, x, valid, None, False, first_only)
+            return found
 
         if execution.apart:
             for number in range(depth - 1):
