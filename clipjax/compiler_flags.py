@@ -77,7 +77,7 @@ def encoding_flags(
 ) -> dict[str, bool | int | str]:
     """Flags of what makes embeddings: as `step_flags`, without those that this XLA lacks."""
     found = _flags("encoding", platform, num_devices, environment)
-    return {name: value for name, value in found.items() if _is_known(name, value)}
+    return {name: value for name, value in found.items() if is_known(name, value)}
 
 
 def _flags(
@@ -97,7 +97,7 @@ def _flags(
 
 
 @functools.cache
-def _is_known(name: str, value: bool | int | str) -> bool:
+def is_known(name: str, value: bool | int | str) -> bool:
     """Whether XLA has a flag: one that is experimental may go."""
     try:
         jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()

@@ -53,7 +53,7 @@ def test_a_flag_of_encoding_that_xla_has_given_up_is_left_out(monkeypatch):
 
 def test_embeddings_are_compiled_with_the_flags(monkeypatch):
     known = Flag(True, False, "for this test", program="encoding")
-    monkeypatch.setattr(compiler_flags, "_is_known", lambda name, value: True)
+    monkeypatch.setattr(compiler_flags, "is_known", lambda name, value: True)
     monkeypatch.setattr(compiler_flags, "FLAGS", {"cpu": {"xla_cpu_no_such_flag": known}})
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     embed = embed_fn(lambda variables, rows: rows * variables, mesh)
