@@ -30,7 +30,7 @@ def test_what_waits_goes_together_and_what_is_given_up_is_left_out(held):
     batcher = Batcher(held, Limits(batch_rows=4, batch_wait_s=0, waiting_rows=9))
     first = batcher.submit([1])
     assert held.begun.wait(60)
-    waiting = [batcher.submit(rows) for rows in ([2], [3, 4], [5], [6, 7])]
+    waiting = [batcher.submit(rows) for rows in ([2, 3], [4], [5], [6, 7])]
     large = batcher.submit([8, 9, 10])
     with pytest.raises(RefusedError, match="busy") as refused:
         batcher.submit([11])
@@ -38,7 +38,7 @@ def test_what_waits_goes_together_and_what_is_given_up_is_left_out(held):
     assert waiting[2].cancel()
     held.go_on.set()
     assert first.result(60) == [10]
-    assert [waiting[n].result(60) for n in (0, 1, 3)] == [[20], [30, 40], [60, 70]]
+    assert [waiting[n].result(60) for n in (0, 1, 3)] == [[20, 30], [40], [60, 70]]
     assert large.result(60) == [80, 90, 100]
     batcher.close()
     assert held.batches == [[1], [2, 3, 4], [6, 7], [8, 9, 10]]
