@@ -132,7 +132,8 @@ def start(checkpoint, spec, out, **env):
 def test_killed_at_random_moments_it_leaves_the_same_files(checkpoint, tmp_path):
     spec, env = "synthetic:400?side=32", {"XLA_FLAGS": with_devices(1)}
     whole = start(checkpoint, spec, tmp_path / "whole", **env)
-    assert whole.wait(HANGS_S) == 0, whole.stderr.read()
+    _, told = whole.communicate(timeout=HANGS_S)  # closes the pipe, too
+    assert whole.returncode == 0, told
     expected = contents(tmp_path / "whole")
     rng, found = random.Random(0), []
     for number in range(20):
