@@ -93,13 +93,14 @@ def distance(reply, answer):
 def test_of_many_requests_none_is_lost_and_memory_stays(checkpoint, index, pictures, capsys):
     asked = list(questions(clipjax.load(checkpoint), index, pictures))
     order = random.Random(0).choices(asked, k=REQUESTS)
-    seconds, far, local = [], [], threading.local()
+    seconds, far, opened, local = [], [], [], threading.local()
 
     def one(question):
         address, fields, answer = question
         began = time.perf_counter()
         if not hasattr(local, "connection"):
             local.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=HANGS_S)
+            opened.append(local.connection)
         headers = {"content-type": "application/json"}
         while True:  # the server closes what was idle for a while
             try:
@@ -120,6 +121,8 @@ def test_of_many_requests_none_is_lost_and_memory_stays(checkpoint, index, pictu
             list(clients.map(one, order[WARM:]))
         rate = (REQUESTS - WARM) / (time.perf_counter() - began)
         after = memory_mb(pid)
+        for connection in opened:
+            connection.close()
     assert len(seconds) == len(far) == REQUESTS
     p50, p99 = np.percentile(seconds[WARM:], [50, 99]) * 1000
     with capsys.disabled():
