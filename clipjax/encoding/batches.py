@@ -129,6 +129,7 @@ class EmbedFn:
             return l2_normalise(encode_fn(variables, rows).astype(jnp.float32))
 
         flags = encoding_flags(platform_of(mesh), mesh.devices.size)
+        self._inside = jax.jit(embed, out_shardings=batch_sharding(mesh))
         self._run = jax.jit(
             embed, out_shardings=batch_sharding(mesh), compiler_options=flags or None
         )
@@ -136,6 +137,8 @@ class EmbedFn:
 
     def __call__(self, variables: PyTree, rows: PyTree) -> jax.Array:
         """Embeds rows on the mesh: `[batch, embed]`."""
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((variables, rows))):
+            return self._inside(variables, rows)  # JAX takes options of the outermost program alone
         return self._run(variables, rows)
 
     def cut(self, rows: PyTree, mesh: Mesh) -> PyTree:
