@@ -96,6 +96,7 @@ def evaluate_checkpoint(
     hints: Hints | None = None,
     verify: bool = False,
     target: Mapping[str, Any] | None = None,
+    keep_examples: bool = False,
 ) -> dict[str, Any]:
     """Evaluates any checkpoint on datasets named by SPEC; the checkpoint is all it takes.
 
@@ -119,6 +120,7 @@ def evaluate_checkpoint(
         hints: what files of another package cannot say, in place of plugins and tokenizer.
         verify: compare with the target, `verified`, see `clipjax.evals.targets.judge`.
         target: as `config.target`; by default that of the run.
+        keep_examples: whether `tables` of zero-shot and retrieval hold rows to look at.
 
     Returns:
         `<kind>/<dataset>/<metric>` -> value, `step`, and beside them what the numbers depend on:
@@ -150,6 +152,8 @@ def evaluate_checkpoint(
     }
     opened_sources = {f"{_flag(kind)}{where}": sources[where] for kind, where in asked}
     built = build_on(opened, specs, opened_sources)
+    for each in built:
+        each.eval.keeps_examples = keep_examples
     goals = goals_of(opened, target, [each.name for each in built]) if verify else []
     announce(opened.sha256, built)
     connect(mesh)

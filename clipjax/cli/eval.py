@@ -151,12 +151,20 @@ def _files(results: dict[str, Any], checkpoint: str) -> dict[str, str]:
 
 def _write_page(results: dict[str, Any], checkpoint: str) -> None:
     """What --page and --pictures write."""
+    from clipjax.data.sources import make_source
     from clipjax.data.storage.files import write
     from clipjax.data.storage.paths import data_path
+    from clipjax.redaction import redact
     from clipjax.report.writing import results_page, results_pictures
 
     if _PAGE.value:
-        write(data_path(_PAGE.value), results_page(results, checkpoint).encode("utf-8"))
+        flags_of = (_ZERO_SHOT.value, _RETRIEVAL.value, [text for _, text in _pairs(_EVAL)])
+        # Results name a SPEC without its credentials.
+        specs = {redact(spec): spec for texts in flags_of for spec in split_specs(texts)}
+        page = results_page(
+            results, checkpoint, lambda spec: make_source(specs[spec], path="--page")
+        )
+        write(data_path(_PAGE.value), page.encode("utf-8"))
     if _PICTURES.value:
         for name, text in results_pictures(results).items():
             write(data_path(_PICTURES.value) / f"{name}.svg", text.encode("utf-8"))
@@ -226,7 +234,8 @@ def _evaluate(
         "target": target,
     }
     if not _SUITE.value:
-        return evaluate_checkpoint(checkpoint, **asked, **common), {}
+        kept = bool(_PAGE.value)
+        return evaluate_checkpoint(checkpoint, **asked, **common, keep_examples=kept), {}
     folder = local_path(_RESULTS.value) if _RESULTS.value else cache_dir() / "evaluations"
     run = evaluate_suite(
         checkpoint,

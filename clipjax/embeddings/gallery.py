@@ -1,15 +1,13 @@
 """Pages of pictures: what a search finds, duplicates, and clusters."""
 
-import base64
-import io
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import clipjax
-from clipjax.data.inspect.contact_sheet import thumbnails
 from clipjax.data.source import DataSource
 from clipjax.printable import html_text, html_words
+from clipjax.report.examples import picture_tags
 from clipjax.report.page import page
 
 
@@ -57,7 +55,7 @@ def gallery(
 
 
 def _card(source: DataSource, group: Group) -> str:
-    pictures = zip(_pictures(source, group.rows), group.words, strict=True)
+    pictures = zip(picture_tags(source, group.rows), group.words, strict=True)
     shown = "".join(
         f"<figure{' class=own' if number < group.best else ''}>{picture}"
         f"<figcaption>{html_words(words)}</figcaption></figure>"
@@ -67,21 +65,6 @@ def _card(source: DataSource, group: Group) -> str:
         f'<section class="card group" tabindex="0" aria-label="{html_words(group.title)}">'
         f'<h3>{html_words(group.title)}</h3><div class="row wide">{shown}</div></section>'
     )
-
-
-def _pictures(source: DataSource, rows: Sequence[int]) -> Iterator[str]:
-    for image, captions, key in thumbnails(source, rows):
-        if image is None:
-            yield f"<p>{html_words(captions[0])}</p>"
-            continue
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=85)
-        data = base64.b64encode(file.getvalue()).decode("ascii")
-        words = html_words("; ".join([key, *captions]))
-        yield (
-            f'<img src="data:image/jpeg;base64,{data}" alt="{words}" title="{words}" '
-            'loading="lazy">'
-        )
 
 
 def histogram_figure(histogram: Sequence[Mapping[str, float]], mark: float) -> str:

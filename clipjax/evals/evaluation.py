@@ -41,6 +41,7 @@ class Evaluation:
         batch_size: int
         max_bad: int
     name: str = "evaluation"
+    keeps_examples = False  # whether `run` notes, in `tables`, rows to look at; set, not given
 
     ranges: ClassVar[Mapping[str, Rule]] = {
         "batch_size": whole(),

@@ -33,6 +33,7 @@ class Truths:
 
     Attributes:
         source: the examples that count.
+        rows: `[examples]`, which of the given source they are.
         names: that compete.
         several: whether an example may be several of them.
         mean_ap: whether the source itself says several a picture.
@@ -52,6 +53,7 @@ class Truths:
         name: str,
     ) -> None:
         self.source, self.name, self.classes = source, name, classes
+        self.rows = np.arange(len(source))
         self.label_file, self.class_map = label_file, class_map
         given, own = class_names, getattr(self.source, "class_names", None)
         origin = "the dataset's own" if given is None else "given: a list"
@@ -227,4 +229,5 @@ class Truths:
                 reason,
             )
             self.source = Subset(self.source, np.asarray(kept), reason)
+            self.rows = self.rows[np.asarray(kept)]
             self._left_out[reason] = left_out

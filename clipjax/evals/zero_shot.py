@@ -18,6 +18,7 @@ from clipjax.encoding.reading import ImageReader
 from clipjax.encoding.templates import fill_templates
 from clipjax.encoding.zero_shot_head import average_prompts
 from clipjax.evals.evaluation import Evaluation, check_classes
+from clipjax.evals.examples import confused_rows
 from clipjax.evals.groups import Groups
 from clipjax.evals.head_cache import cached_head, head_path
 from clipjax.evals.retrieval import gather_rows
@@ -141,7 +142,10 @@ class ZeroShot(Evaluation):
         return {"templates": self._prompts.about(), **self._truths.about()}
 
     def tables(self) -> dict[str, Any]:
-        """What the last `run` found besides its metrics, as plain JSON: see `metrics_of`."""
+        """What the last `run` found besides its metrics, as plain JSON: see `metrics_of`.
+
+        With `keeps_examples`, and one label a picture, `confused` too: see `confused_rows`.
+        """
         return self._tables
 
     def run(self, params: PyTree) -> dict[str, float]:
@@ -212,7 +216,7 @@ class ZeroShot(Evaluation):
             where=self.name,
             check=self._check,
         )
-        best, ranked = [], []
+        best, ranked, answered = [], [], []
         with reader:
             make = reader.batches(layout)
             for embeds, batch in run_batches(embed, params, layout, make):
@@ -229,12 +233,17 @@ class ZeroShot(Evaluation):
                     noted.append((hits, mask))
                 if self._truths.mean_ap:
                     ranked.append((cosines, labels, mask))
+                if self.keeps_examples and not several:
+                    best.append(top)
+                    answered.append((labels, mask))
         if keep:
             reader.check(0)
             return {}, self._predictions(jax.device_get(best), reader)
         metrics = self._metrics(counts, reader)
         if ranked:
             metrics |= self._rank(ranked)
+        if answered:
+            self._tables["confused"] = self._confused(best, answered)
         if self._columns:
             found, self._tables["groups"] = groups.metrics(layout)
             metrics |= found
@@ -262,6 +271,22 @@ class ZeroShot(Evaluation):
         scores, targets, mask = (np.concatenate(part) for part in zip(*whole, strict=True))
         found, self._tables["per_class"] = mean_ap(scores[mask], targets[mask], self._names)
         return {"mean_ap": found}
+
+    def _confused(
+        self, best: Sequence[tuple[jax.Array, jax.Array]], answered: Sequence[tuple[jax.Array, ...]]
+    ) -> list[dict[str, Any]]:
+        """The rows of `confused_rows`; every process gets all answers."""
+        whole = [
+            jax.device_get(gather_rows(list(part), mesh=self.mesh))
+            for part in zip(*answered, strict=True)
+        ]
+        labels, mask = (np.concatenate(part)[: len(self.source)] for part in whole)
+        scores, answers = (
+            np.concatenate([each[:, 0] for each in part])[: len(self.source)]
+            for part in zip(*jax.device_get(list(best)), strict=True)
+        )
+        real = mask.astype(bool)
+        return confused_rows(self._truths.rows[real], labels[real], answers[real], scores[real])
 
     def _check(self, example: Mapping[str, Any]) -> None:
         Groups(self._columns, ()).check(example)

@@ -89,9 +89,12 @@ def score(
     if scale is not None:
         logits = scale * cosines
         scores = jax.nn.softmax(logits) if bias is None else jax.nn.sigmoid(logits + bias)
-    best = jax.lax.top_k(scores, min(NUM_NAMED, num_classes))
+    # By cosine, as hits are counted: probabilities may be equal where these differ.
+    places = jax.lax.top_k(cosines, min(NUM_NAMED, num_classes))[1]
+    best = jnp.take_along_axis(scores, places, axis=1), places
     if scale is not None:
-        batch["bins"] = reliability_bins(best[0][:, 0], hits[:, 0], mask, num_bins=_NUM_BINS)
+        surest = jnp.max(scores, axis=1)
+        batch["bins"] = reliability_bins(surest, hits[:, 0], mask, num_bins=_NUM_BINS)
     result = (jax.tree.map(jnp.add, counts, batch), best)
     return *jax.lax.with_sharding_constraint(result, replicated(mesh)), hits, cosines
 

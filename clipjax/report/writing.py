@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from absl import logging
 import clipjax
 from clipjax import goodput
 from clipjax.checkpoint import Manifest, choose_step
+from clipjax.data.source import DataSource
 from clipjax.evals.budget import LEFT_OUT
 from clipjax.evals.retrieval import Retrieval
 from clipjax.evals.retrieval_answers import Found, find_pictures
@@ -34,6 +35,7 @@ from clipjax.metric_writers import EVALS_FILE, TRAIN_FILE
 from clipjax.report import answers as report_answers
 from clipjax.report import page as report_page
 from clipjax.report.curves import Points, format_number
+from clipjax.report.examples import examples_section
 from clipjax.report.figures import svg_file
 from clipjax.report.found import all_figures, found_section
 from clipjax.strict_json import parse_fields
@@ -130,8 +132,14 @@ def write_report(workdir: str | os.PathLike[str], answers: Answers | None = None
     return workdir / REPORT
 
 
-def results_page(document: Mapping[str, Any], title: str) -> str:
-    """Writes results, as `clipjax.evals.running.results_document` has them, as a page of HTML."""
+def results_page(
+    document: Mapping[str, Any], title: str, open_source: Callable[[str], DataSource]
+) -> str:
+    """Writes results, as `clipjax.evals.running.results_document` has them, as a page of HTML.
+
+    Args:
+        open_source: see `examples_section`.
+    """
     results = results_in(document)
     numbers = {name: value for name, value in document.items() if isinstance(value, int | float)}
     names = {result.name.prefix: result.name for result in results}
@@ -141,7 +149,14 @@ def results_page(document: Mapping[str, Any], title: str) -> str:
         subtitle=f"{document.get('model', '')}, step {document['step']:,}",
         sections=[
             report_page.tiles(numbers, names),
-            *(found_section(result, names) for result in results),
+            *(
+                section
+                for result in results
+                for section in (
+                    found_section(result, names),
+                    examples_section(result, open_source),
+                )
+            ),
             report_page.results_tables(numbers, names),
             report_page.details({}, {}, facts),
         ],

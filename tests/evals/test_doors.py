@@ -1,12 +1,15 @@
 """Evaluations through the command, of data as it lies in files."""
 
 import json
+import re
 import shutil
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
+import clipjax
 from clipjax.checkpoint import digest
 
 
@@ -135,3 +138,37 @@ def test_what_is_no_set_or_no_model_is_one_clear_error(
     vocabulary = tmp_path / "vocab.txt"
     vocabulary.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n")
     assert "leave it out" in told(f"--zero_shot={spec}", f"--tokenizer={vocabulary}")
+
+
+def shown_in(page):
+    """The alternative texts of the pictures, by the title of their card."""
+    cards = re.findall(r'<section class="card group".*?</section>', page.read_text(), re.S)
+    return {re.search("<h3>(.*?)</h3>", c)[1]: re.findall('alt="(.*?)"', c) for c in cards}
+
+
+def test_the_page_shows_pictures_that_were_called_by_another_name(
+    command, cache, tiny_checkpoint, save_picture, tmp_path
+):
+    for number in range(5):  # each under both names: one of them is right, and the other is wrong
+        for name in ("cat", "dog"):
+            save_picture(tmp_path / "set" / name / f"{number}.png", number)
+    found, page = tmp_path / "found.json", tmp_path / "found.html"
+    flags = [f"--checkpoint={tiny_checkpoint}", f"--zero_shot=folder:{tmp_path}/set"]
+    done = command("eval", *flags, f"--json={found}", f"--page={page}")
+    assert done.code == 0, done.err
+    encoder = clipjax.load(tiny_checkpoint)
+    images = [Image.open(tmp_path / "set" / "cat" / f"{number}.png") for number in range(5)]
+    answers = [a[0][0] for a in encoder.classify(images, ["cat", "dog"], templates="simple")]
+    other = {"cat": "dog", "dog": "cat"}
+    wrong = {}
+    for number, answer in enumerate(answers):
+        wrong.setdefault(answer, []).append(f"{other[answer]}/{number}.png")
+    shown = shown_in(page)
+    assert shown.keys() == {f"{other[a]} called {a}: {len(keys)} of 5" for a, keys in wrong.items()}
+    for answer, keys in wrong.items():
+        pictures = shown[f"{other[answer]} called {answer}: {len(keys)} of 5"]
+        assert len(pictures) == min(len(keys), 4)
+        assert {text.split(";")[0] for text in pictures} <= {*keys}
+    assert command("eval", *flags, f"--json={found}").code == 0
+    (entry,) = json.loads(found.read_text())["evaluations"].values()
+    assert "confusion" in entry["tables"] and "confused" not in entry["tables"]

@@ -9,6 +9,7 @@ from stand_ins import Source, evaluation, make_params, mesh_of, picture, unit
 
 from clipjax.data.classes.named_lists import load_class_names, load_imagenet_ids
 from clipjax.evals import ZeroShot
+from clipjax.evals.examples import confused_rows
 from clipjax.evals.label_files import load_class_map, load_label_file
 from clipjax.metrics import average_precision
 
@@ -61,6 +62,59 @@ def test_tables_are_those_counted_by_hand(devices):
         "precision": 0.75,
     }
     assert (tables["per_class"][3]["recall"], tables["per_class"][4]["precision"]) == (None, None)
+
+
+def of_confused(mesh):
+    """Wrong answers of `LABELS` among pictures of a class that is left out, by their rows."""
+    truths, answers = [LABELS[0], 5, *LABELS[1:]] * 3, [ANSWERS[0], 0, *ANSWERS[1:]] * 3
+    source = Source([{"image": picture(i), "label": c} for i, c in enumerate(truths)], NAMES)
+    how = {"class_names": NAMES[:5], "classes": "listed", "templates": "plain"}
+    # Five names: an answer of the sixth is nearest to the first, of the names that are there.
+    params = knowing([a % 5 for a in answers])
+    params["image"][14] += 0.5  # the second picture 3 is less sure
+    found = evaluation(ZeroShot, source, mesh, **how, logit_scale_fn=lambda p: np.float32(4))
+    found.run(params)
+    assert "confused" not in found.tables()
+    found.keeps_examples = True
+    found.run(params)
+    return json.loads(json.dumps(found.tables()["confused"]))
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_confused_pictures_are_those_with_the_surest_wrong_answers(devices):
+    found = of_confused(mesh_of(devices))
+    pairs = {(p["class"], p["answer"]): p for p in found}
+    told = {key: (p["pictures"], p["of"]) for key, p in pairs.items()}
+    assert told == {(0, 1): (3, 9), (1, 2): (3, 6), (2, 0): (3, 12), (4, 0): (3, 3)}
+    assert list(pairs) == [(4, 0), (1, 2), (0, 1), (2, 0)]
+    rows = {key: [each["row"] for each in p["examples"]] for key, p in pairs.items()}
+    assert rows == {
+        (0, 1): [3, 25, 14],
+        (1, 2): [5, 16, 27],
+        (2, 0): [9, 20, 31],
+        (4, 0): [10, 21, 32],
+    }
+    sure, _, unsure = (each["score"] for each in pairs[0, 1]["examples"])
+    assert 1 > sure > unsure > 0.2
+
+
+def test_of_many_confused_pairs_and_pictures_few_are_kept():
+    rng = np.random.default_rng(4)
+    labels, answers = rng.integers(0, 12, (2, 900))
+    scores = rng.random(900)
+    found = confused_rows(np.arange(900) + 7, labels, answers, scores)
+    matrix = np.zeros((12, 12), int)
+    np.add.at(matrix, (labels, answers), 1)
+    shares = matrix / matrix.sum(axis=1, keepdims=True)
+    np.fill_diagonal(shares, 0)
+    assert len(found) == 8
+    best = [matrix[p["class"], p["answer"]] / p["of"] for p in found]
+    assert best == sorted(shares.ravel(), reverse=True)[:8]
+    for pair in found:
+        these = np.flatnonzero((labels == pair["class"]) & (answers == pair["answer"]))
+        surest = these[np.argsort(-scores[these])][:4] + 7
+        assert [each["row"] for each in pair["examples"]] == surest.tolist()
+    assert confused_rows(np.arange(900), labels, labels, scores) == []
 
 
 def test_calibration_is_that_of_its_definition():

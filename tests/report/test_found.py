@@ -4,12 +4,16 @@ import json
 import re
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from report_page import HOSTILE, Page
 
+from clipjax.data.source import SampleError
+from clipjax.data.sources import make_source
 from clipjax.evals.naming import name_evals
 from clipjax.evals.running import EvalResult, results_document, with_means
 from clipjax.report import figures
+from clipjax.report.examples import examples_section
 from clipjax.report.figures import Bar, bars, confusion, reliability
 from clipjax.report.found import found_section
 from clipjax.report.writing import results_page, results_pictures, write_report
@@ -63,7 +67,7 @@ def document():
 
 
 def test_the_page_of_results_is_whole_and_its_pictures_are_files(monkeypatch):
-    page = Page(results_page(document(), HOSTILE))
+    page = Page(results_page(document(), HOSTILE, make_source))
     assert not {"script", "link", "a"} & {tag for tag, _ in page.tags}
     titles = (
         "Recall by class",
@@ -93,7 +97,7 @@ def test_the_page_of_results_is_whole_and_its_pictures_are_files(monkeypatch):
     for text in found.values():
         assert ElementTree.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg"
     monkeypatch.setattr(figures, "html_words", lambda text: text)
-    assert "script" in results_page(document(), "x")
+    assert "script" in results_page(document(), "x", make_source)
 
 
 def rectangles(text, kind="bar"):
@@ -168,11 +172,47 @@ def test_languages_that_have_a_mean_are_folded_and_single_pictures_have_no_bars(
         EvalResult(name=n, metrics={"top1": 0.5}, about={"tables": tables})
         for n in name_evals(specs)
     ]
-    text = results_page(results_document(7, with_means(found), {}), "x")
+    text = results_page(results_document(7, with_means(found), {}), "x", make_source)
     assert (
         len(re.findall('<details class="card"><summary>zero shot: folder_x, (de|fr)<', text)) == 2
     )
     assert "<h2>zero shot" not in text and "Recall by class" not in Page(text).text
     assert "<h2>zero shot: folder_x, de</h2>" in results_page(
-        results_document(7, found[:1], {}), "x"
+        results_document(7, found[:1], {}), "x", make_source
     )
+
+
+def confused(rows):
+    pair = {"class": 1, "answer": 0, "pictures": 7, "of": 9}
+    examples = [{"row": row, "score": 0.5 + row / 100} for row in rows]
+    tables = {
+        "per_class": CLASSES,
+        "reliability": CURVE,
+        "confused": [{**pair, "examples": examples}],
+    }
+    return result("zero_shot", {"top1": 0.5}, tables)
+
+
+def test_pictures_of_confusions_are_the_rows_that_the_table_names(caplog):
+    class Rows:
+        def __getitem__(self, row):
+            if row == 2:
+                raise SampleError("missing_image", "there is no file", "gone.png")
+            image = b"no picture" if row == 3 else np.zeros((4, 8, 3), np.uint8)
+            return {"key": f"{row}.png", "image": image, "text": HOSTILE}
+
+    page = Page(examples_section(confused([5, 2, 3, 0]), lambda spec: Rows()))
+    images = [fields for tag, fields in page.tags if tag == "img"]
+    assert [fields["alt"] for fields in images] == [f"{n}.png; {HOSTILE}" for n in (5, 0)]
+    assert all(fields["src"].startswith("data:image/jpeg;base64,") for fields in images)
+    assert f"{HOSTILE} called cat: 7 of 9" in page.text
+    assert "cat, 55.0 %" in page.text and "cat, 50.0 %" in page.text
+    assert "gone.png: there is no file" in page.text and "3.png: " in page.text
+
+    def closed(spec):
+        raise ValueError(f"{spec} is not there")
+
+    with caplog.at_level("WARNING"):
+        assert examples_section(confused([5]), closed) == ""
+    assert "folder:x is not there" in caplog.text
+    assert examples_section(ZERO_SHOT, closed) == ""

@@ -41,11 +41,14 @@ def thumbnails(
 ) -> Iterator[tuple[Image.Image | None, list[str], str]]:
     """Gives thumbnail, captions and key of examples, printable; of what is unusable the error."""
     for index in indices:
+        key = ""
         try:
             example = read_example(source, int(index))
+            key = example["key"]
             image = to_rgb(as_pil(example["image"]))
         except SampleError as error:
-            yield None, [line_text(error)], ""
+            named = error.key or not key
+            yield None, [line_text(error if named else f"{key}: {error}")], ""
             continue
         image.thumbnail((_THUMBNAIL, _THUMBNAIL))
         captions = [

@@ -1,0 +1,44 @@
+"""Rows of the source that show what an evaluation's numbers are made of, as plain JSON."""
+
+from typing import Any
+
+import numpy as np
+
+MAX_PAIRS, MAX_ROWS = 8, 4  # pairs of classes, pictures of each
+
+
+def confused_rows(
+    rows: np.ndarray, labels: np.ndarray, answers: np.ndarray, scores: np.ndarray
+) -> list[dict[str, Any]]:
+    """Lists the most confused pairs of classes, each with the surest of its wrong answers.
+
+    Args:
+        rows: `[examples]`, of the source.
+        labels, answers: `[examples]`, places of classes.
+        scores: `[examples]`, of the answers.
+
+    Returns:
+        Pairs by the share of the class that is called so: `class`, `answer`, `pictures` that are
+        called so, `of` how many, and `examples`, each a `row` with its `score`.
+    """
+    wrong = np.flatnonzero(labels != answers)
+    pairs, counts = np.unique(
+        np.stack([labels[wrong], answers[wrong]], axis=1), axis=0, return_counts=True
+    )
+    of_class = np.bincount(labels)[pairs[:, 0]]
+    order = np.lexsort((pairs[:, 1], pairs[:, 0], counts, counts / of_class))[::-1][:MAX_PAIRS]
+    scores = np.round(scores.astype(np.float64), 4)  # the last digits differ between devices
+    found = []
+    for label, answer in pairs[order].tolist():
+        these = wrong[(labels[wrong] == label) & (answers[wrong] == answer)]
+        surest = these[np.lexsort((rows[these], -scores[these]))[:MAX_ROWS]]
+        found.append(
+            {
+                "class": label,
+                "answer": answer,
+                "pictures": len(these),
+                "of": int(np.count_nonzero(labels == label)),
+                "examples": [{"row": int(rows[i]), "score": float(scores[i])} for i in surest],
+            }
+        )
+    return found
