@@ -16,7 +16,9 @@ from clipjax.encoding.templates import Templates
 from clipjax.files import sha256, write_file
 from clipjax.processes.distributed import gather, is_lead
 
-_FORMAT = "heads/2"  # 1: of texts with the positions behind their ends, equal but for rounding
+# Those before are equal but for rounding: 1 of texts with the positions behind their ends, 2 by
+# other products of CPUs.
+_FORMAT = "heads/3"
 
 
 def head_path(
