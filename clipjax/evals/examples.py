@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 MAX_PAIRS, MAX_ROWS = 8, 4  # pairs of classes, pictures of each
+MAX_QUERIES, MAX_FOUND = 6, 4  # captions of either kind, pictures found for each
 
 
 def confused_rows(
@@ -42,3 +43,15 @@ def confused_rows(
             }
         )
     return found
+
+
+def hits_and_misses(ranks: np.ndarray) -> np.ndarray:
+    """Chooses queries, `[chosen]`: some of those of rank 1, evenly spaced, and the worst others.
+
+    Args:
+        ranks: `[queries]`, from 1.
+    """
+    hits, misses = np.flatnonzero(ranks == 1), np.flatnonzero(ranks > 1)
+    spaced = np.linspace(0, len(hits) - 1, min(len(hits), MAX_QUERIES)).astype(int)
+    worst = misses[np.argsort(-ranks[misses], kind="stable")[:MAX_QUERIES]]
+    return np.concatenate([hits[spaced], worst])

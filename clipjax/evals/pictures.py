@@ -48,6 +48,10 @@ class Pictures:
     def __len__(self) -> int:
         return len(self._starts)
 
+    def first_row(self, index: int) -> int:
+        """The first row of the source that shows a picture."""
+        return int(self._starts[index])
+
     def __getitem__(self, index: int) -> Example:
         """Reads a picture, with the captions of all rows that show it, as the rows have them."""
         rows = self._rows[self._ends[index] : self._ends[index + 1]].tolist()

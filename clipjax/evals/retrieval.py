@@ -19,8 +19,9 @@ from clipjax.data.sources.subset import Subset
 from clipjax.encoding.batches import RowLayout, embed_fn, put_on_mesh, run_batches
 from clipjax.encoding.reading import ImageBatch, ImageReader
 from clipjax.evals.evaluation import Evaluation
+from clipjax.evals.examples import MAX_FOUND, hits_and_misses
 from clipjax.evals.pictures import Pictures
-from clipjax.metrics import best_positive, count_before, no_positive
+from clipjax.metrics import best_positive, count_before, nearest, no_positive
 from clipjax.partitioning import batch_sharding, replicated
 from clipjax.processes.distributed import is_lead
 from clipjax.ranges import Many, Optional, Rule, whole
@@ -64,6 +65,7 @@ class Retrieval(Evaluation):
         super().__post_init__()
         self.ks = tuple(self.ks)
         self._by_lines = getattr(self.source, "captions", None) is None
+        self._tables: dict[str, Any] = {}
         self._told = False  # what is odd about the captions, as an evaluation runs many times
         if getattr(self.source, "task", None) == "zero_shot":
             raise ValueError(
@@ -83,6 +85,10 @@ class Retrieval(Evaluation):
 
     def _of_folds(self, name: str) -> str:
         return f"{name}_folds_of_{self.fold}"
+
+    def tables(self) -> dict[str, Any]:
+        """With `keeps_examples` the `queries` of the last `run`, as plain JSON: see `_queries`."""
+        return self._tables
 
     def run(self, params: PyTree) -> dict[str, float]:
         """Evaluates the model on every image and every caption, each counted once.
@@ -111,6 +117,9 @@ class Retrieval(Evaluation):
             ("text_retrieval", images, texts),
         ):
             ranks, of_fold, folds = self._ranks(queries, candidates)
+            if self.keeps_examples and name == "image_retrieval":
+                owners = np.repeat(np.arange(len(num_captions)), num_captions)
+                self._tables["queries"] = self._queries(ranks, owners, texts, images)
             for k in self.ks:
                 metrics[f"{name}_recall@{k}"] = float(np.mean(ranks <= k))
             metrics[f"{name}_median_rank"] = float(np.median(ranks))
@@ -261,6 +270,41 @@ class Retrieval(Evaluation):
             for embeds, owners in run_batches(embed, params, layout, rows)
         ]
 
+    def _queries(
+        self, ranks: np.ndarray, owners: np.ndarray, texts: list[Chunk], images: list[Chunk]
+    ) -> list[dict[str, Any]]:
+        """Lists captions that find their picture first, and those that find it last.
+
+        Args:
+            ranks, owners: `[captions]`, rank of the caption's own picture, and which that is.
+
+        Returns:
+            `caption`, the `row` of its picture with its `rank`, and `found`, the best pictures:
+            each a `row` with its `score`.
+        """
+        chosen = hits_and_misses(ranks)
+        size = len(texts[0][1])
+        picked = [_pick(texts[i // size][0], i % size, mesh=self.mesh) for i in chosen.tolist()]
+        stacked = stack_chunks(images, mesh=self.mesh)
+        scores, best = jax.device_get(_find(picked, *stacked, count=MAX_FOUND, mesh=self.mesh))
+        found = []
+        for query, of_query, pictures in zip(chosen.tolist(), scores, best, strict=True):
+            owner = int(owners[query])
+            place = query - int(np.searchsorted(owners, owner))
+            found.append(
+                {
+                    "caption": self.captions_of(self.pictures[owner])[place],
+                    "row": self.pictures.first_row(owner),
+                    "rank": int(ranks[query]),
+                    "found": [
+                        {"row": self.pictures.first_row(int(p)), "score": round(float(s), 4)}
+                        for p, s in zip(pictures, of_query, strict=True)
+                        if p >= 0
+                    ],
+                }
+            )
+        return found
+
     def _ranks(self, queries: list[Chunk], candidates: list[Chunk]) -> tuple[np.ndarray, ...]:
         """Ranks the best positive of each query among all candidates, and among those of its fold.
 
@@ -296,6 +340,33 @@ def stack_chunks(chunks: list[Chunk], *, mesh: Mesh) -> Chunk:
     sharding = NamedSharding(mesh, PartitionSpec(None, *batch_sharding(mesh).spec))
     stacked = tuple(jnp.stack(arrays) for arrays in zip(*chunks, strict=True))
     return jax.lax.with_sharding_constraint(stacked, sharding)
+
+
+@functools.partial(jax.jit, static_argnames="mesh")
+def _pick(embeds: jax.Array, row: int, *, mesh: Mesh) -> jax.Array:
+    return jax.lax.with_sharding_constraint(embeds[row], replicated(mesh))
+
+
+@functools.partial(jax.jit, static_argnames=("count", "mesh"))
+def _find(
+    queries: list[jax.Array],
+    candidates: jax.Array,
+    candidate_owners: jax.Array,
+    *,
+    count: int,
+    mesh: Mesh,
+) -> tuple[jax.Array, jax.Array]:
+    """Gives (scores, owners) of the best candidates `[queries, count]`, see `nearest`."""
+    stacked = jnp.stack(queries)
+
+    def find(best: Any, part: Chunk) -> tuple[Any, None]:
+        embeds, owners = jax.lax.with_sharding_constraint(part, replicated(mesh))
+        return nearest(best, stacked, embeds, owners), None
+
+    shape = (len(queries), count)
+    none = jnp.full(shape, -jnp.inf), jnp.full(shape, -1, jnp.int32)
+    best, _ = jax.lax.scan(find, none, (candidates, candidate_owners))
+    return jax.lax.with_sharding_constraint(best, replicated(mesh))
 
 
 @functools.partial(jax.jit, static_argnames=("fold", "mesh"))

@@ -8,4 +8,4 @@ from clipjax.metrics.accuracy import (
     topk_hits_of_several,
 )
 from clipjax.metrics.precision import average_precision
-from clipjax.metrics.retrieval import best_positive, count_before, no_positive
+from clipjax.metrics.retrieval import best_positive, count_before, nearest, no_positive

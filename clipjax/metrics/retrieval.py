@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from clipjax.array_types import Array, Bool, Float, Int
 
 Best = tuple[Float[Array, "q"], Int[Array, "q"]]
+Nearest = tuple[Float[Array, "q k"], Int[Array, "q k"]]
 
 
 def no_positive(num_queries: int) -> Best:
@@ -78,6 +79,28 @@ def count_before(
     if fold is not None:
         before &= query_owners[:, None] // fold == owners // fold
     return jnp.sum(before, axis=1, dtype=jnp.int32)
+
+
+def nearest(
+    best: Nearest,
+    queries: Float[Array, "q d"],
+    candidates: Float[Array, "c d"],
+    owners: Int[Array, "c"],
+) -> Nearest:
+    """Finds the k best candidates of every query, of equal ones the first.
+
+    Args:
+        best: of the chunks so far, scores and owners, each `[q, k]`; -inf and -1 at first.
+        queries, candidates, owners: as for `best_positive`.
+
+    Returns:
+        The new `best`, the highest score first.
+    """
+    scores = jnp.where(owners >= 0, _scores(queries, candidates), -jnp.inf)
+    scores = jnp.concatenate([best[0], scores], axis=1)
+    both = [best[1], jnp.broadcast_to(owners, (len(queries), len(owners)))]
+    top, places = jax.lax.top_k(scores, best[0].shape[1])
+    return top, jnp.take_along_axis(jnp.concatenate(both, axis=1), places, axis=1)
 
 
 def _same(query_owners: Int[Array, "q"], owners: Int[Array, "c"]) -> Bool[Array, "q c"]:

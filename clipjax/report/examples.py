@@ -37,14 +37,14 @@ def examples_section(result: EvalResult, open_source: Callable[[str], DataSource
         open_source: gives the source of a SPEC, as `EvalName.spec` writes it.
     """
     tables = result.about.get("tables") or {}
-    if not tables.get("confused"):
+    if not (tables.get("confused") or tables.get("queries")):
         return ""
     try:
         source = open_source(result.name.spec)
     except (ValueError, OSError) as error:
         logging.warning("no pictures of %s are shown: %s", result.name.prefix, error)
         return ""
-    return _confused(tables, source)
+    return _confused(tables, source) if "confused" in tables else _queries(tables, source)
 
 
 def _confused(tables: Mapping[str, Any], source: DataSource) -> str:
@@ -52,27 +52,75 @@ def _confused(tables: Mapping[str, Any], source: DataSource) -> str:
     is_share = "reliability" in tables  # else the scores are cosines
     cards = []
     for pair in tables["confused"]:
-        name, answer = html_words(names[pair["class"]]), html_words(names[pair["answer"]])
-        told = f"{name} called {answer}: {pair['pictures']:,} of {pair['of']:,}"
-        rows = [each["row"] for each in pair["examples"]]
-        scores = [each["score"] for each in pair["examples"]]
-        words = [f"{answer}, {percent(s) if is_share else f'cosine {s:.2f}'}" for s in scores]
-        cards.append(_card(told, source, rows, words))
+        answer = names[pair["answer"]]
+        told = f"{names[pair['class']]} called {answer}: {pair['pictures']:,} of {pair['of']:,}"
+        pictures = []
+        for each in pair["examples"]:
+            score = each["score"]
+            sure = percent(score) if is_share else f"cosine {score:.2f}"
+            pictures.append((each["row"], html_words(f"{answer}, {sure}")))
+        cards.append(_card(html_words(told), told, source, pictures))
+    return _cards(
+        "Pictures of the most confused",
+        "Of each pair of classes the pictures with the surest wrong answers; below them the answer "
+        f"and its {'confidence' if is_share else 'cosine'}.",
+        cards,
+    )
+
+
+def _queries(tables: Mapping[str, Any], source: DataSource) -> str:
+    cards = []
+    for query in tables["queries"]:
+        own, rank = query["row"], f"✓ rank {query['rank']:,}"
+        pictures = [
+            (each["row"], f"{f'{rank}, ' if each['row'] == own else ''}cosine {each['score']:.2f}")
+            for each in query["found"]
+        ]
+        if all(row != own for row, _ in pictures):
+            pictures.append((own, rank))
+        verdict, mark = ("right", "✓") if query["rank"] == 1 else ("wrong", "✗")
+        caption = query["caption"]
+        title = f'<em aria-label="{verdict}">{mark}</em> {html_words(caption)}'
+        kind = f" find {verdict}"
+        cards.append(_card(title, caption, source, pictures, own=own, kind=kind))
+    return _cards(
+        "Pictures found for captions",
+        "Captions that find their own picture first, then those that find it last; each with the "
+        "best pictures, best first. The caption's own picture is framed, with a ✓ and its rank, "
+        "and stands at the end where it is not among them.",
+        cards,
+    )
+
+
+def _cards(title: str, lede: str, cards: Sequence[str]) -> str:
     return (
-        '<h3>Pictures of the most confused</h3><p class="lede">Of each pair of classes the '
-        "pictures with the surest wrong answers; below them the answer and its "
-        f"{'confidence' if is_share else 'cosine'}.</p>"
+        f'<h3>{title}</h3><p class="lede">{html_words(lede)}</p>'
         f'<div class="groups">{"".join(cards)}</div>'
     )
 
 
-def _card(title: str, source: DataSource, rows: Sequence[int], words: Sequence[str]) -> str:
-    """A title and words, both HTML, around pictures."""
+def _card(
+    title: str,
+    label: str,
+    source: DataSource,
+    pictures: Sequence[tuple[int, str]],
+    *,
+    own: int | None = None,
+    kind: str = "",
+) -> str:
+    """Pictures under a title, of HTML: (row, words, of HTML).
+
+    Args:
+        label: text, of the whole.
+        own: the row that is framed.
+    """
+    tags = picture_tags(source, [row for row, _ in pictures])
     shown = "".join(
-        f"<figure>{picture}<figcaption>{told}</figcaption></figure>"
-        for picture, told in zip(picture_tags(source, rows), words, strict=True)
+        f"<figure{' class=own' if row == own else ''}>{tag}"
+        f"<figcaption>{words}</figcaption></figure>"
+        for tag, (row, words) in zip(tags, pictures, strict=True)
     )
     return (
-        f'<section class="card group" tabindex="0" aria-label="{title}"><h3>{title}</h3>'
-        f'<div class="row wide">{shown}</div></section>'
+        f'<section class="card group{kind}" tabindex="0" aria-label="{html_words(label)}">'
+        f'<h3>{title}</h3><div class="row wide">{shown}</div></section>'
     )

@@ -50,6 +50,7 @@ if __name__ == "__main__":
     metrics["predictions"] = [[p.key, p.names, p.scores] for p in predictions]
     metrics["budget"] = test_budget.of_one_clock(slow=process == "1")
     metrics["confused"] = test_zero_shot_tables.of_confused(mesh)
+    metrics["queries"] = test_retrieval.of_queries(mesh)[0]
     metrics["kinds"] = every_kind.figures(mesh, Path(folder))
     # Texts of 6 tokens here, of 21 there: both cut to what holds the longer ones.
     tokens = np.zeros((2, 77), np.int32)

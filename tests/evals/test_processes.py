@@ -81,6 +81,7 @@ def test_two_processes_agree_with_one(tmp_path, cache):
         assert (p.key, list(p.names)) == (key, names)
         assert list(p.scores) == pytest.approx(scores, rel=1e-5)
     metrics["confused"] = test_zero_shot_tables.of_confused(mesh)
+    metrics["queries"] = test_retrieval.of_queries(mesh)[0]
     assert found[0] == metrics
     assert jax.process_count() == 1
 

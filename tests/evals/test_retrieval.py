@@ -5,6 +5,7 @@ from stand_ins import Source, evaluation, make_params, mesh_of, picture, unit
 
 from clipjax.encoding import reading
 from clipjax.evals import EVALS, Retrieval
+from clipjax.evals.examples import hits_and_misses
 
 
 def make_eval(source, mesh, **changes):
@@ -238,3 +239,51 @@ def test_what_an_example_of_ones_own_lacks_is_named(field):
     del example[field]
     with pytest.raises(ValueError, match=rf"the data source, at 0, gives dict without {field};"):
         make_eval([example], mesh_of(1), max_bad=1).run(make_params())
+
+
+def of_queries(mesh, flat=False):
+    """What the captions find that the evaluation notes; of a source of several rows a picture."""
+    source, rows, captions = make_source(40)
+    params = make_params(3)
+    for image, caption in captions.tolist():  # near its picture, or near the last of several
+        params["text"][caption] = unit(params["image"][rows[image]]) + 0.3 * params["text"][caption]
+    source = rows_of(source, captions, 1) if flat else source
+    found = make_eval(source, mesh)
+    found.keeps_examples = True
+    found.run(params)
+    return found.tables()["queries"], (params, source, rows, captions)
+
+
+@pytest.mark.parametrize(("devices", "flat"), [(1, False), (8, False), (2, True)])
+def test_captions_that_find_and_miss_their_picture_are_noted_with_what_they_find(devices, flat):
+    queries, (params, source, rows, captions) = of_queries(mesh_of(devices), flat)
+    texts = [(q["caption"], q["row"]) for q in queries]
+    assert [q["rank"] for q in queries[:6]] == [1] * 6 and len({*texts}) == len(queries) == 12
+    scores = unit(params["text"][np.arange(256)]) @ unit(params["image"][rows]).T
+    shows = [int(e["image"][0, 0, 0]) for e in source.examples]
+    first = {row: shows.index(row) for row in rows.tolist()}  # of a picture its first row
+    own = [(i, image) for image, i in captions.tolist()]
+    ranks = [1 + int((scores[i] > scores[i, image]).sum()) for i, image in own]
+    worst = sorted(ranks, reverse=True)[:6]
+    assert [q["rank"] for q in queries[6:]] == worst and worst[-1] > 1
+    for query in queries:
+        caption = int(query["caption"].split()[1])
+        order = np.argsort(-scores[caption])
+        of_row = {first[row]: image for image, row in enumerate(rows.tolist())}
+        assert query["row"] in of_row and query["rank"] == 1 + order.tolist().index(
+            of_row[query["row"]]
+        )
+        assert [f["row"] for f in query["found"]] == [first[int(rows[p])] for p in order[:4]]
+        shown = [f["score"] for f in query["found"]]
+        assert shown == pytest.approx(scores[caption][order[:4]].tolist(), abs=1e-4)
+
+
+def test_of_few_pictures_and_none_that_is_missed_all_are_noted():
+    assert hits_and_misses(np.array([1, 1, 1])).tolist() == [0, 1, 2]
+    assert hits_and_misses(np.array([2, 4, 4, 3])).tolist() == [1, 2, 3, 0]
+    source = make_source(3)[0]
+    found = make_eval(source, mesh_of(2))
+    found.keeps_examples = True
+    found.run(related_params())
+    for query in found.tables()["queries"]:
+        assert sorted(f["row"] for f in query["found"]) == [0, 1, 2]

@@ -216,3 +216,27 @@ def test_pictures_of_confusions_are_the_rows_that_the_table_names(caplog):
         assert examples_section(confused([5]), closed) == ""
     assert "folder:x is not there" in caplog.text
     assert examples_section(ZERO_SHOT, closed) == ""
+
+
+def test_a_caption_stands_with_what_it_finds_and_its_own_picture_is_marked():
+    class Rows:
+        def __getitem__(self, row):
+            return {"key": f"{row}.png", "image": np.zeros((4, 8, 3), np.uint8), "text": "x"}
+
+    found = [{"row": row, "score": 0.5} for row in (4, 2, 7, 1)]
+    queries = [
+        {"caption": HOSTILE, "row": 4, "rank": 1, "found": found},
+        {"caption": "near", "row": 7, "rank": 3, "found": found},
+        {"caption": "far", "row": 9, "rank": 1234, "found": found},
+    ]
+    shown = result("retrieval", {"image_retrieval_recall@1": 0.5}, {"queries": queries})
+    text = examples_section(shown, lambda spec: Rows())
+    page, cards = Page(text), text.split("<section")[1:]
+    assert HOSTILE in page.text and len(cards) == 3
+    rows = [re.findall(r'alt="(\d+)', card) for card in cards]
+    assert rows == [["4", "2", "7", "1"], ["4", "2", "7", "1"], ["4", "2", "7", "1", "9"]]
+    own = [re.findall(r'<figure class=own><img [^>]*alt="(\d+)', card) for card in cards]
+    assert own == [["4"], ["7"], ["9"]]
+    words = [re.findall("<figcaption>(✓.*?)</figcaption>", card) for card in cards]
+    assert words == [["✓ rank 1, cosine 0.50"], ["✓ rank 3, cosine 0.50"], ["✓ rank 1,234"]]
+    assert re.findall('<em aria-label="(.*?)">', text) == ["right", "wrong", "wrong"]
