@@ -57,7 +57,11 @@ def _confused(tables: Mapping[str, Any], source: DataSource) -> str:
         pictures = []
         for each in pair["examples"]:
             score = each["score"]
-            sure = percent(score) if is_share else f"cosine {score:.2f}"
+            sure = (
+                percent(score).replace(" ", "\N{NO-BREAK SPACE}")
+                if is_share
+                else f"cosine {score:.2f}"
+            )
             pictures.append((each["row"], html_words(f"{answer}, {sure}")))
         cards.append(_card(html_words(told), told, source, pictures))
     return _cards(
@@ -94,8 +98,8 @@ def _queries(tables: Mapping[str, Any], source: DataSource) -> str:
 
 def _cards(title: str, lede: str, cards: Sequence[str]) -> str:
     return (
-        f'<h3>{title}</h3><p class="lede">{html_words(lede)}</p>'
-        f'<div class="groups">{"".join(cards)}</div>'
+        f'<h3 class="shown">{title}</h3><p class="lede">{html_words(lede)}</p>'
+        f'<div class="groups pairs">{"".join(cards)}</div>'
     )
 
 

@@ -206,7 +206,9 @@ def test_pictures_of_confusions_are_the_rows_that_the_table_names(caplog):
     assert [fields["alt"] for fields in images] == [f"{n}.png; {HOSTILE}" for n in (5, 0)]
     assert all(fields["src"].startswith("data:image/jpeg;base64,") for fields in images)
     assert f"{HOSTILE} called cat: 7 of 9" in page.text
-    assert "cat, 55.0 %" in page.text and "cat, 50.0 %" in page.text
+    assert (
+        "cat, 55.0\N{NO-BREAK SPACE}%" in page.text and "cat, 50.0\N{NO-BREAK SPACE}%" in page.text
+    )
     assert "gone.png: there is no file" in page.text and "3.png: " in page.text
 
     def closed(spec):
