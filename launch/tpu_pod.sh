@@ -257,6 +257,7 @@ run() {
       anew
       said="$(on_first "$judge -- $flags")" && again=1 || again=0
     fi
+    [[ "$said" =~ [0-9]$ ]] || again=0 # nobody has judged
   done
   [[ "$said" =~ ([0-9]+)$ ]] || { say "worker 0 does not say how the run ended" && exit 1; }
   say "$NAME still stands, and costs until it is deleted: bash launch/tpu_pod.sh delete"

@@ -50,7 +50,7 @@ GCLOUD = """#!/bin/bash
 echo "gcloud $*" >>"$STAGE/gcloud.log"
 [[ "$*" != *"format=value(state"* ]] || echo ACTIVE
 case "${@: -1}" in
-"bash clipjax-pod/code/launch/tpu_worker.sh"* | "cd clipjax-pod/code && PATH="*)
+*"bash clipjax-pod/code/launch/tpu_worker.sh"* | "cd clipjax-pod/code && PATH="*)
   cd "$STAGE/worker" && exec bash -c "${@: -1}"
   ;;
 esac
