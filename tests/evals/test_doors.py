@@ -11,6 +11,7 @@ from PIL import Image
 
 import clipjax
 from clipjax.checkpoint import digest
+from clipjax.data.sources import make_source
 
 
 def test_groups_are_the_same_of_a_table_a_folder_and_parquet(
@@ -154,8 +155,17 @@ def test_the_page_shows_pictures_that_were_called_by_another_name(
             save_picture(tmp_path / "set" / name / f"{number}.png", number)
     found, page = tmp_path / "found.json", tmp_path / "found.html"
     flags = [f"--checkpoint={tiny_checkpoint}", f"--zero_shot=folder:{tmp_path}/set"]
-    done = command("eval", *flags, f"--json={found}", f"--page={page}")
+    more = ("--retrieval=synthetic:24", f"--json={found}", f"--page={page}")
+    done = command("eval", *flags, *more)
     assert done.code == 0, done.err
+    (queries,) = (
+        entry["tables"]["queries"]
+        for entry in json.loads(found.read_text())["evaluations"].values()
+        if "queries" in entry["tables"]
+    )
+    own = re.findall('<figure class=own><img [^>]*alt="([^;]+);', page.read_text())
+    source = make_source("synthetic:24")
+    assert own == [source[query["row"]]["key"] for query in queries] != []
     encoder = clipjax.load(tiny_checkpoint)
     images = [Image.open(tmp_path / "set" / "cat" / f"{number}.png") for number in range(5)]
     answers = [a[0][0] for a in encoder.classify(images, ["cat", "dog"], templates="simple")]
