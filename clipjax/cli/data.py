@@ -14,7 +14,6 @@ SPEC is kind:where[:split][?option=value], as in config.data.source.
 
 import concurrent.futures
 import json
-import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -183,7 +182,7 @@ def stats(spec: str) -> int:
 
 def score(spec: str) -> int:
     """Scores all pairs of a dataset."""
-    from clipjax.data.source import split_options
+    from clipjax.data.source import split_options, with_filter
     from clipjax.data.sources import make_source
     from clipjax.data.storage.files import check_writable
     from clipjax.data.storage.paths import data_path
@@ -216,7 +215,7 @@ def score(spec: str) -> int:
     )
     for reason, number in sorted(unusable.items()):
         show(f"without a score, {reason}: {number:,}")
-    show(f"{out}: {count:,} scores; use {shlex.quote(_with_filter(spec, f'{out}:top=0.3'))}")
+    show(f"{out}: {count:,} scores; use {shlex.quote(with_filter(spec, f'{out}:top=0.3'))}")
     return 0
 
 
@@ -224,7 +223,7 @@ def split(spec: str) -> int:
     """Divides a dataset in two, by a hash."""
     from clipjax.data.inspect.splitting import count_classes
     from clipjax.data.inspect.splitting import split as split_source
-    from clipjax.data.source import keys_of
+    from clipjax.data.source import keys_of, with_filter
     from clipjax.data.sources import make_source
     from clipjax.data.storage.files import check_writable
     from clipjax.data.storage.paths import data_path
@@ -258,18 +257,8 @@ def split(spec: str) -> int:
     for side, file in files.items():
         chosen = (found.held == (side == "holdout")).astype("float32")
         write_scores(file, iter([(keys, chosen)]), **facts, together=_TOGETHER.value)
-        show(f"{file}: use {shlex.quote(_with_filter(spec, f'{file}:min=1'))}")
+        show(f"{file}: use {shlex.quote(with_filter(spec, f'{file}:min=1'))}")
     return 0
-
-
-def _with_filter(spec: str, rule: str) -> str:
-    """A SPEC with one more filter."""
-    from clipjax.data.source import split_options
-
-    options = split_options(spec)[1]
-    if "filter" in options:
-        return re.sub(r"([?&]filter=[^&]*)", lambda found: f"{found[1]},{rule}", spec, count=1)
-    return f"{spec}{'&' if options else '?'}filter={rule}"
 
 
 def _shown_as_made(

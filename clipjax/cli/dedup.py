@@ -32,6 +32,7 @@ def main(argv: list[str]) -> int:
     directory = given(_INDEX.value, "--index DIR")
     import numpy as np
 
+    from clipjax.data.source import with_filter
     from clipjax.data.storage.cache import cache_dir
     from clipjax.data.storage.files import check_writable, write
     from clipjax.data.storage.paths import data_path
@@ -101,9 +102,7 @@ def main(argv: list[str]) -> int:
         about = index.about["data"]
         facts = {"source": about["spec"], "fingerprint": about["fingerprint"]}
         write_scores(_OUT.value, iter([(keys, kept)]), **facts, threshold=threshold)
-        kept_spec = (
-            f"{about['spec']}{'&' if '?' in about['spec'] else '?'}filter={_OUT.value}:min=1"
-        )
+        kept_spec = with_filter(about["spec"], f"{_OUT.value}:min=1")
         show(f"{_OUT.value}: use {shlex.quote(kept_spec)}")
     return 0
 

@@ -253,6 +253,14 @@ def split_options(spec: str) -> tuple[str, dict[str, Any]]:
     return spec[: found.start()], options
 
 
+def with_filter(spec: str, rule: str) -> str:
+    """A spec with one more filter, `FILE:min=1`, behind those that it has."""
+    options = split_options(spec)[1]
+    if "filter" in options:
+        return re.sub(r"([?&]filter=[^&]*)", lambda found: f"{found[1]},{rule}", spec, count=1)
+    return f"{spec}{'&' if options else '?'}filter={rule}"
+
+
 def _option_value(text: str) -> Any:
     if text in ("true", "false"):
         return text == "true"

@@ -39,7 +39,8 @@ def open_model_of(
             f"{index.directory} holds embeddings of another model, {told['name']} of step "
             f"{told['step']}, SHA-256 {told['sha256']}; {path} is of step {opened.step}, "
             f"{opened.weights_sha256}: give that one by --checkpoint, of a run that went on its "
-            f"checkpoints/{told['step']}, or embed the data with this one"
+            f"checkpoints/{told['step']}, with the flags that `clipjax embed` had "
+            "(--which, --activation and the like), or embed the data with this one"
         )
     return opened
 

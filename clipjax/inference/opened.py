@@ -1,6 +1,7 @@
 """A checkpoint of any known kind, opened to be evaluated: model, and what its numbers depend on."""
 
 import dataclasses
+import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -26,6 +27,7 @@ class Opened:
         contract: of the model.
         sha256: of the step's manifest, or of the files of another package.
         which: of a run's parameters, where a person asks for others than those it computes with.
+        told: what a person said that makes another model of the same files; None for nothing.
     """
 
     model: Model
@@ -34,13 +36,15 @@ class Opened:
     contract: Mapping[str, Any]
     sha256: str | None
     which: str | None = None
+    told: str | None = None
 
     @property
     def weights_sha256(self) -> str | None:
-        """Names the weights: a run's step may hold several."""
-        if self.which is None or self.sha256 is None:
+        """Names the weights: one file may hold several, or be taken for several models."""
+        chosen = self.which or self.told
+        if chosen is None or self.sha256 is None:
             return self.sha256
-        return sha256(f"{self.sha256} {self.which}")
+        return sha256(f"{self.sha256} {chosen}")
 
 
 def open_model(path: str | os.PathLike[str], hints: Hints = NO_HINTS, **options: Any) -> Opened:
@@ -68,7 +72,10 @@ def open_model(path: str | os.PathLike[str], hints: Hints = NO_HINTS, **options:
         contract = make_contract(model.spec, tokenizer, plugins=hints.plugins)
         only = next(iter(listed.values())) if len(listed) == 1 else None
         digest = only or sha256(*(f"{name} {value}\n" for name, value in sorted(listed.items())))
-        return Opened(model=model, step=STEP, config={}, contract=contract, sha256=digest)
+        told = _told(hints)
+        return Opened(
+            model=model, step=STEP, config={}, contract=contract, sha256=digest, told=told
+        )
 
     def read(choice: Choice) -> Opened:
         step_dir, manifest = choice.step_dir, choice.manifest
@@ -91,3 +98,16 @@ def open_model(path: str | os.PathLike[str], hints: Hints = NO_HINTS, **options:
 
     # One step for all of it: a run that is still going may save a newer one, and delete this one.
     return read_newest(where, read)
+
+
+# Hints that say how files are read; those that name other files are told apart by their bytes.
+_MAKING = (
+    *("model", "activation", "which", "strip_prefix", "rename", "ignore"),
+    *("lora_alpha", "logit_scale", "format"),
+)
+
+
+def _told(hints: Hints) -> str | None:
+    said = {name: getattr(hints, name) for name in _MAKING}
+    said = {name: value for name, value in said.items() if value != getattr(NO_HINTS, name)}
+    return json.dumps(said, sort_keys=True) if said else None

@@ -9,7 +9,8 @@ from library_folder import SPEC, weights, write_openai
 
 import clipjax
 from clipjax.config import merge, to_plain
-from clipjax.interop import big_vision, export
+from clipjax.inference.opened import open_model
+from clipjax.interop import Hints, big_vision, export
 from clipjax.interop.formats import FORMATS
 from clipjax.models import MODELS
 from clipjax.trees import flatten_with_names
@@ -53,6 +54,17 @@ def test_every_kind_is_the_same_model(files, ours, name):
         np.testing.assert_array_equal(value, wanted[leaf])
     assert model.spec["image"] == ours.spec["image"] and model.spec["text"] == ours.spec["text"]
     assert sorted(files.rglob("*")) == before  # nothing is written
+
+
+def test_what_is_kept_of_a_file_is_kept_for_each_model_that_it_is_taken_for(files):
+    """Indices, classifiers and features are found by this name."""
+    names = [
+        open_model(files / "bare.safetensors", Hints(**hints)).weights_sha256
+        for hints in ({"activation": "quick_gelu"}, {"activation": "gelu"})
+    ]
+    assert len({*names}) == 2
+    plain = open_model(files / "openai.pt")
+    assert plain.weights_sha256 == plain.sha256  # as before there was a choice
 
 
 def test_a_file_without_its_vocabulary_takes_images_only(tmp_path):

@@ -1,7 +1,7 @@
 import pytest
 
 from clipjax.data import SOURCES, make_source, parse_spec, spec_name
-from clipjax.data.source import split_options
+from clipjax.data.source import split_options, with_filter
 
 
 @pytest.mark.parametrize(
@@ -85,6 +85,14 @@ def test_options_in_the_spec():
         split_options("tar:x?ignore=npy?filter=s.parquet:top=0.3")
     with pytest.raises(ValueError, match="given twice"):
         make_source({"spec": "synthetic:10?side=32", "side": 16})
+
+
+def test_a_filter_comes_behind_those_of_the_spec():
+    rule = "b.parquet:min=1"
+    assert with_filter("folder:x", rule) == "folder:x?filter=b.parquet:min=1"
+    assert with_filter("tar:x?a=1", rule) == "tar:x?a=1&filter=b.parquet:min=1"
+    both = with_filter("tar:x?filter=a.txt&a=1", rule)
+    assert split_options(both)[1] == {"filter": ("a.txt", rule), "a": 1}
 
 
 def test_options_beside_the_spec(tmp_path):
