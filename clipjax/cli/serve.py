@@ -6,6 +6,7 @@ environment variable CLIPJAX_SERVE_TOKEN or of --token_file. Ctrl-C or SIGTERM e
 """
 
 import contextlib
+import math
 import os
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,9 @@ def main(argv: list[str]) -> int:
     no_positional(argv)
     if not _INDEX.value:
         given(_CHECKPOINT.value, "--checkpoint PATH")
+    for flag in (_BATCH_WAIT_MS, _MAX_BODY_MB, _TIMEOUT_S):
+        if not math.isfinite(flag.value):
+            raise ValueError(f"--{flag.name}={flag.value} is no limit: give a number")
     with contextlib.ExitStack() as stack:
         with signals.interruptible("clipjax serve: interrupted"):
             try:

@@ -27,7 +27,11 @@ def parse(body: bytes, content_type: str, query: str, names: Collection[str]) ->
     kind = content_type.partition(";")[0].strip().lower()
     found: Any
     if kind.startswith("image/") and "image" in names:
-        found = {name: v if v[1:] else v[0] for name, v in parse_qs(query, errors="strict").items()}
+        try:
+            given = parse_qs(query, errors="strict")
+        except ValueError as error:
+            raise RefusedError(400, "the address holds what is no UTF-8, or too much") from error
+        found = {name: v if v[1:] else v[0] for name, v in given.items()}
         found["image"] = body
     elif kind == _JSON:
         found = _json(body)

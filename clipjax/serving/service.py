@@ -151,7 +151,12 @@ class Service:
         """Embeds texts: `[n, embed]`, float32, rows of length 1."""
         if not texts:
             return np.zeros((0, self._head.weights.shape[1]), np.float32)
-        return await asyncio.wrap_future(self._texts.submit(texts))
+        # Many are embedded batch by batch: others come between, and none is left when one gives up.
+        rows, embeds = self.limits.batch_rows, []
+        for start in range(0, len(texts), rows):
+            part = self._texts.submit(texts[start : start + rows])
+            embeds.append(await asyncio.wrap_future(part))
+        return np.concatenate(embeds)
 
     async def _head_of(
         self, labels: tuple[str, ...], templates: str | tuple[str, ...] | None

@@ -80,6 +80,22 @@ def test_pictures_and_texts_are_embedded(server, model, picture):
     np.testing.assert_allclose(found, model.encode_image([picture]), atol=1e-5)
 
 
+def test_many_texts_leave_room_for_those_of_others(checkpoint, model, monkeypatch):
+    sizes, encode = [], clipjax.Model.encode_text
+
+    def recorded(self, texts, **options):
+        sizes.append(len(texts))
+        return encode(self, texts, **options)
+
+    monkeypatch.setattr(clipjax.Model, "encode_text", recorded)
+    texts = [f"text {n}" for n in range(10)]
+    with serving(checkpoint, limits=Limits(batch_rows=4)) as server:
+        sizes.clear()
+        found = server.ask("/api/embed", {"texts": texts}).json["embeddings"]
+    assert sizes == [4, 4, 2]
+    np.testing.assert_allclose(found, encode(model, texts), atol=1e-5)
+
+
 def test_an_index_is_searched_as_by_the_command(server, command, index, pictures, tmp_path):
     path = pictures / "07.png"
     flags = ("--query=a red bicycle", "--query=snow", "--minus=a car", f"--image={path}")
@@ -177,6 +193,9 @@ def test_what_is_malformed_gets_one_clear_error(server, picture, pictures):
     assert reply.status == 400 and "16,000 texts, allowed are 10,000" in reply.json["error"]
     reply = server.ask("/api/embed", body=b"texts=a", content_type="text/plain")
     assert reply.status == 415 and "application/json" in reply.json["error"]
+    address = "/api/classify?labels=%ff,b"
+    reply = server.ask(address, body=picture, content_type="image/png")
+    assert reply.status == 400 and "no UTF-8" in reply.json["error"], reply.body
     assert ranked(server.ask("/api/classify", {"image": encoded(picture), "labels": "cat"}))
 
 

@@ -74,6 +74,8 @@ def test_what_others_reach_needs_a_token(command, checkpoint, tmp_path, monkeypa
         (("--checkpoint=nowhere", "--port=0"), "nowhere: no such file"),
         (("--index=nowhere", "--port=0"), "has no index.json"),
         (("--checkpoint=c", "--port=70000"), "--port"),
+        (("--checkpoint=c", "--timeout_s=inf"), "--timeout_s=inf is no limit"),
+        (("--checkpoint=c", "--max_body_mb=nan"), "--max_body_mb=nan is no limit"),
     ],
 )
 def test_what_cannot_be_served_is_said(command, flags, words):
