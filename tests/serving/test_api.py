@@ -10,6 +10,7 @@ import zlib
 import numpy as np
 import pytest
 from checkpoints import write_checkpoint
+from counting import HANGS_S
 from embedding import COUNT
 from PIL import Image
 from serving import encoded, serving
@@ -309,9 +310,20 @@ def test_the_page_loads_nothing_from_elsewhere(server):
 
 
 def test_the_log_names_no_path_that_was_asked_for(server, caplog):
+    def logged(count):  # the server writes a line behind the answer
+        late = time.monotonic() + HANGS_S
+        while True:
+            told = [record.getMessage() for record in [*caplog.records]]
+            lines = [line for line in told if "GET" in line]
+            if len(lines) >= count:
+                return lines
+            assert time.monotonic() < late, lines
+            time.sleep(0.01)
+
     with caplog.at_level("INFO"):
         server.ask("/home/me/secret.png?token=abc")
+        logged(1)
         server.ask("/api/pictures/3")
-    lines = [record.getMessage() for record in caplog.records if "GET" in record.getMessage()]
+        lines = logged(2)
     assert lines[0].startswith("GET elsewhere: 404, ")
     assert lines[1].startswith("GET /api/pictures/N: 200, ")
