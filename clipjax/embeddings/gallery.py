@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import clipjax
 from clipjax.data.source import DataSource
 from clipjax.printable import html_text, html_words
-from clipjax.report.examples import picture_tags
+from clipjax.report.examples import Shown, picture_card
 from clipjax.report.page import page
 
 
@@ -55,16 +55,11 @@ def gallery(
 
 
 def _card(source: DataSource, group: Group) -> str:
-    pictures = zip(picture_tags(source, group.rows), group.words, strict=True)
-    shown = "".join(
-        f"<figure{' class=own' if number < group.best else ''}>{picture}"
-        f"<figcaption>{html_words(words)}</figcaption></figure>"
-        for number, (picture, words) in enumerate(pictures)
-    )
-    return (
-        f'<section class="card group" tabindex="0" aria-label="{html_words(group.title)}">'
-        f'<h3>{html_words(group.title)}</h3><div class="row wide">{shown}</div></section>'
-    )
+    pictures = [
+        Shown(row, html_words(words), number < group.best)
+        for number, (row, words) in enumerate(zip(group.rows, group.words, strict=True))
+    ]
+    return picture_card(source, html_words(group.title), group.title, pictures)
 
 
 def histogram_figure(histogram: Sequence[Mapping[str, float]], mark: float) -> str:

@@ -30,15 +30,16 @@ def confused_rows(
     order = np.lexsort((pairs[:, 1], pairs[:, 0], counts, counts / of_class))[::-1][:MAX_PAIRS]
     scores = np.round(scores.astype(np.float64), 4)  # the last digits differ between devices
     found = []
-    for label, answer in pairs[order].tolist():
+    for pair in order.tolist():
+        label, answer = pairs[pair].tolist()
         these = wrong[(labels[wrong] == label) & (answers[wrong] == answer)]
         surest = these[np.lexsort((rows[these], -scores[these]))[:MAX_ROWS]]
         found.append(
             {
                 "class": label,
                 "answer": answer,
-                "pictures": len(these),
-                "of": int(np.count_nonzero(labels == label)),
+                "pictures": int(counts[pair]),
+                "of": int(of_class[pair]),
                 "examples": [{"row": int(rows[i]), "score": float(scores[i])} for i in surest],
             }
         )

@@ -1,17 +1,30 @@
 """The parts of a page that show pictures of what an evaluation confused, and found."""
 
 import base64
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import logging
 
-from clipjax.data.inspect.contact_sheet import thumbnails
+from clipjax.data.inspect.contact_sheet import jpeg_of, thumbnails
 from clipjax.data.source import DataSource
 from clipjax.evals.running import EvalResult
 from clipjax.printable import html_words
 from clipjax.report.page import percent
+
+
+class Shown(NamedTuple):
+    """A picture on a card.
+
+    Attributes:
+        row: of the source.
+        words: below it, of HTML.
+        is_framed: whether it is told from the others.
+    """
+
+    row: int
+    words: str
+    is_framed: bool = False
 
 
 def picture_tags(source: DataSource, rows: Sequence[int]) -> Iterator[str]:
@@ -20,9 +33,7 @@ def picture_tags(source: DataSource, rows: Sequence[int]) -> Iterator[str]:
         if image is None:
             yield f"<p>{html_words(captions[0])}</p>"
             continue
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=85)
-        data = base64.b64encode(file.getvalue()).decode("ascii")
+        data = base64.b64encode(jpeg_of(image)).decode("ascii")
         words = html_words("; ".join([key, *captions]))
         yield (
             f'<img src="data:image/jpeg;base64,{data}" alt="{words}" title="{words}" '
@@ -62,8 +73,8 @@ def _confused(tables: Mapping[str, Any], source: DataSource) -> str:
                 if is_share
                 else f"cosine {score:.2f}"
             )
-            pictures.append((each["row"], html_words(f"{answer}, {sure}")))
-        cards.append(_card(html_words(told), told, source, pictures))
+            pictures.append(Shown(each["row"], html_words(f"{answer}, {sure}")))
+        cards.append(picture_card(source, html_words(told), told, pictures))
     return _cards(
         "Pictures of the most confused",
         "Of each pair of classes the pictures with the surest wrong answers; below them the answer "
@@ -76,17 +87,16 @@ def _queries(tables: Mapping[str, Any], source: DataSource) -> str:
     cards = []
     for query in tables["queries"]:
         own, rank = query["row"], f"✓ rank {query['rank']:,}"
-        pictures = [
-            (each["row"], f"{f'{rank}, ' if each['row'] == own else ''}cosine {each['score']:.2f}")
-            for each in query["found"]
-        ]
-        if all(row != own for row, _ in pictures):
-            pictures.append((own, rank))
+        pictures = []
+        for each in query["found"]:
+            is_own, cosine = each["row"] == own, f"cosine {each['score']:.2f}"
+            pictures.append(Shown(each["row"], f"{rank}, {cosine}" if is_own else cosine, is_own))
+        if not any(each.is_framed for each in pictures):
+            pictures.append(Shown(own, rank, is_framed=True))
         verdict, mark = ("right", "✓") if query["rank"] == 1 else ("wrong", "✗")
         caption = query["caption"]
         title = f'<em aria-label="{verdict}">{mark}</em> {html_words(caption)}'
-        kind = f" find {verdict}"
-        cards.append(_card(title, caption, source, pictures, own=own, kind=kind))
+        cards.append(picture_card(source, title, caption, pictures, kind=f" find {verdict}"))
     return _cards(
         "Pictures found for captions",
         "Captions that find their own picture first, then those that find it last; each with the "
@@ -103,26 +113,15 @@ def _cards(title: str, lede: str, cards: Sequence[str]) -> str:
     )
 
 
-def _card(
-    title: str,
-    label: str,
-    source: DataSource,
-    pictures: Sequence[tuple[int, str]],
-    *,
-    own: int | None = None,
-    kind: str = "",
+def picture_card(
+    source: DataSource, title: str, label: str, pictures: Sequence[Shown], *, kind: str = ""
 ) -> str:
-    """Pictures under a title, of HTML: (row, words, of HTML).
-
-    Args:
-        label: text, of the whole.
-        own: the row that is framed.
-    """
-    tags = picture_tags(source, [row for row, _ in pictures])
+    """Gives pictures under a title, which is of HTML; the label is text, of the whole."""
+    tags = picture_tags(source, [each.row for each in pictures])
     shown = "".join(
-        f"<figure{' class=own' if row == own else ''}>{tag}"
-        f"<figcaption>{words}</figcaption></figure>"
-        for tag, (row, words) in zip(tags, pictures, strict=True)
+        f"<figure{' class=own' if each.is_framed else ''}>{tag}"
+        f"<figcaption>{each.words}</figcaption></figure>"
+        for tag, each in zip(tags, pictures, strict=True)
     )
     return (
         f'<section class="card group{kind}" tabindex="0" aria-label="{html_words(label)}">'

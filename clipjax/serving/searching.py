@@ -1,12 +1,11 @@
 """An index that is searched again and again: held on the device, its pictures read when shown."""
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from clipjax.data.inspect.contact_sheet import thumbnails
+from clipjax.data.inspect.contact_sheet import jpeg_of, thumbnails
 from clipjax.data.source import DataSource
 from clipjax.embeddings.index import Index, on_device
 from clipjax.embeddings.search import block_rows, search
@@ -75,6 +74,4 @@ class Searcher:
         ((image, _, _),) = thumbnails(self._source, [record["row"]])
         if image is None:
             raise RefusedError(404, "the picture cannot be read")
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=85)
-        return file.getvalue()
+        return jpeg_of(image)

@@ -58,6 +58,13 @@ def thumbnails(
         yield image, captions, line_text(example["key"])
 
 
+def jpeg_of(thumbnail: Image.Image) -> bytes:
+    """Gives a thumbnail as a JPEG file, for pages."""
+    file = io.BytesIO()
+    thumbnail.save(file, "JPEG", quality=85)
+    return file.getvalue()
+
+
 def _page(pairs: Iterator[tuple[Image.Image | None, list[str], str]], title: str) -> str:
     figures = []
     for image, captions, key in pairs:
@@ -65,9 +72,7 @@ def _page(pairs: Iterator[tuple[Image.Image | None, list[str], str]], title: str
         if image is None:
             figures.append(f"<figure><p>{lines}</p></figure>")
             continue
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=85)
-        picture = base64.b64encode(file.getvalue()).decode()
+        picture = base64.b64encode(jpeg_of(image)).decode()
         figures.append(
             f'<figure><img src="data:image/jpeg;base64,{picture}" alt="">'
             f"<figcaption>{lines}</figcaption><small>{html_words(key)}</small></figure>"
