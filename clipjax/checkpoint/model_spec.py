@@ -41,10 +41,10 @@ _GROUPS = {"preprocess": PREPROCESS, "logit_scale": LOGIT_SCALE}
 
 def needs_file(tokenizer: Mapping[str, Any]) -> bool:
     """Whether a tokenizer's spec lacks the file that it cannot do without."""
-    return tokenizer.get(FILE_OPTION) is None and tokenizer["name"] in (
-        "sentencepiece",
-        "tokenizer_json",
-    )
+    is_shipped = tokenizer["name"] not in ("sentencepiece", "tokenizer_json")
+    if tokenizer["name"] == "wordpiece":
+        is_shipped = tokenizer.get("shipped", True)
+    return tokenizer.get(FILE_OPTION) is None and not is_shipped
 
 
 def spec_in(

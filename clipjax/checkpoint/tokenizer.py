@@ -101,6 +101,13 @@ def load_tokenizer(
     return made
 
 
+_VOCABULARIES = {
+    "sentencepiece": "its SentencePiece model (spiece.model, tokenizer.model)",
+    "tokenizer_json": "its tokenizer.json",
+    "wordpiece": "its vocab.txt",
+}
+
+
 class MissingTokenizer:
     """The tokenizer of a converted file that came without its vocabulary: images only."""
 
@@ -110,7 +117,7 @@ class MissingTokenizer:
         self.context_length = context_length
         self._message = (
             f"{where} came without the vocabulary of its tokenizer ({name}), so it takes images "
-            "but no texts; give it by tokenizer=FILE"
+            f"but no texts; give {_VOCABULARIES.get(name, 'it')} by tokenizer=FILE"
         )
 
     @property

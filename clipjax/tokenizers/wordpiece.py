@@ -25,6 +25,7 @@ class WordPiece(BackedTokenizer):
 
     Args:
         model: path of a `vocab.txt`, one piece a line; None for BERT-base-uncased's.
+        shipped: False where the vocabulary is another one, so that `model` has to be given.
         context_length: tokens in a row.
         end_token: `kept`: `[SEP]` ends the words, also when they are cut (BERT, ALIGN).
             `blank`: its place is filled with padding (CLIPA and OpenVision in OpenCLIP).
@@ -44,6 +45,7 @@ class WordPiece(BackedTokenizer):
         self,
         *,
         model: str | None = None,
+        shipped: bool = True,
         context_length: int = 64,
         end_token: str = "kept",
         lower_case: bool = True,
@@ -53,14 +55,16 @@ class WordPiece(BackedTokenizer):
             raise ValueError(
                 f"tokenizer.end_token is {end_token!r}; allowed are {', '.join(END_TOKENS)}"
             )
-        data = read_tokenizer_file(str(model or VOCABULARY), "vocab.txt")
+        if shipped and model is None:
+            model = str(VOCABULARY)
+        data = read_tokenizer_file(model, "vocab.txt")
         self._sha256 = sha256(data)
-        if model is None and self._sha256 != VOCABULARY_SHA256:
+        if model == str(VOCABULARY) and self._sha256 != VOCABULARY_SHA256:
             raise ValueError(
                 f"{VOCABULARY} is damaged: its SHA-256 is {self._sha256}, expected "
                 f"{VOCABULARY_SHA256}. Install clipjax again."
             )
-        ids = _read_pieces(data, str(model or VOCABULARY))
+        ids = _read_pieces(data, str(model))
         self.start_id, self.end_id = ids["[CLS]"], ids["[SEP]"]
         self.end_token, self.lower_case = end_token, lower_case
         super().__init__(

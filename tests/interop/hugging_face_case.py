@@ -21,7 +21,9 @@ from clipjax.tokenizers.wordpiece import VOCABULARY
 from clipjax.trees import unflatten_names
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "interop"
-CASES = ("clip", "siglip", "align")
+CASES = ("clip", "siglip", "align", "chinese_clip")
+# Padding is masked in these: its rows are of no consequence, and not computed alike.
+MASKED = ("align", "chinese_clip")
 BATCH, IMAGE_SIZE, LENGTH = 4, 32, 16
 TEMPERATURE = np.float32(0.08)
 TEXTS = [
@@ -30,6 +32,14 @@ TEXTS = [
     "the dog's picture " * 9,
     "x",
     "caf\u00e9 zebra",
+]
+CHINESE = [
+    "\u4e00\u53ea\u732b\u7684\u7167\u7247",
+    "\u4e24\u53ea\u72d7, on the \u6c99\u53d1!",
+    "\u718a\u732b  Abc 123",
+    "\u732b" * 30,
+    "",
+    "\u9f98 is unknown, caf\u00e9 is not",
 ]
 # Wide and high ones, and one that is too small. Margins are such that transformers, which rounds
 # the offset of the crop down, cuts where OpenAI's pipeline does, which rounds it to even.
@@ -61,6 +71,8 @@ def make_directory(path, case):
         (path / name).write_text(json.dumps(content))
     if case == "siglip":
         (path / "spiece.model").write_bytes(arrays["spiece.model"].tobytes())
+    if case == "chinese_clip":
+        (path / "vocab.txt").write_bytes(arrays["vocab.txt"].tobytes())
     if case == "align":
         shutil.copyfile(VOCABULARY, path / "vocab.txt")
         (path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": LENGTH}))

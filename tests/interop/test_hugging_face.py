@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from hugging_face_case import (
     CASES,
+    CHINESE,
     GOLDEN,
+    MASKED,
     PICTURES,
     TEXTS,
     edit,
@@ -66,10 +68,10 @@ def test_a_directory_computes_what_transformers_does(directories, case):
     assert np.abs(image_embeds - golden["image_embeds"]).max() <= (5e-6 if is_align else 2e-6)
     assert np.abs(text_embeds - golden["text_embeds"]).max() <= 2e-6
     assert np.abs(logits - golden["logits"]).max() <= 1e-4
-    # ALIGN's rows of padding are of no consequence, and nobody normalises them the same way.
-    inside = (inputs(weights.spec)[1] != 0)[None, :, :, None] if is_align else True
+    # Rows of masked padding are of no consequence, and nobody normalises them the same way.
+    inside = (inputs(weights.spec)[1] != 0)[None, :, :, None] if case in MASKED else True
     assert np.abs((hidden - golden["text_hidden"]) * inside).max() <= 1e-5
-    if not is_align:  # what Stable Diffusion 2 is conditioned on
+    if case not in MASKED:  # what Stable Diffusion 2 is conditioned on
         assert np.abs(final_norm(weights, hidden[-2]) - golden["penultimate"]).max() <= 1e-5
 
 
@@ -135,6 +137,7 @@ def test_there_and_back_changes_no_bit(directories, tmp_path, case):
 
 def test_a_row_of_the_zoo_is_recognised_and_its_spec_returns():
     names = ["ViT-B-32-quickgelu", "ViT-L-14", "siglip2-g-opt-16-256", "align-base"]
+    names += ["chinese-clip-vit-huge-patch14"]
     for name in [*names, "siglip2-so400m-16-naflex"]:
         kind, config = write_config(MODELS[name])
         found, spec, own = read_config(json.loads(json.dumps(config)), "config.json")
@@ -227,7 +230,44 @@ def test_siglip_tokenizes_as_transformers(directories, tmp_path):
         np.testing.assert_array_equal(found, golden["token_ids"])
 
 
-@pytest.mark.parametrize("case", ["clip", "siglip", "align"])
+def test_chinese_is_tokenized_as_there(directories, tmp_path):
+    path, golden, _ = directories["chinese_clip"]
+    first = read(path)
+    assert first.spec["text"]["context_length"] == 16
+    assert first.spec["tokenizer"] == {"name": "wordpiece", "model": "vocab.txt"}
+    hugging_face.write(tmp_path / "b", first)
+    for weights in (first, read(tmp_path / "b")):
+        spec = {**weights.spec["tokenizer"], "model": str(weights.tokenizer_files["vocab.txt"])}
+        found = make_tokenizer(spec, context_length=16)(CHINESE)
+        np.testing.assert_array_equal(found, golden["token_ids"])
+
+
+def test_chinese_without_its_vocabulary_asks_for_the_file(copy, directories):
+    path = copy("chinese_clip")
+    (path / "vocab.txt").unlink()
+    with pytest.raises(WeightFileError, match="no one tokenizer of the zoo has 57 ids"):
+        read(path)
+    name = "text_model.embeddings.word_embeddings.weight"
+    words = np.zeros((21_128, 24), np.float32)
+    save_tensors(path / "model.safetensors", {**directories["chinese_clip"][2], name: words})
+    edit(path, "config.json", "text_config", "vocab_size", value=21_128)
+    weights = read(path)
+    assert weights.spec["tokenizer"] == {"name": "wordpiece", "shipped": False}
+    assert weights.tokenizer() == (weights.spec["tokenizer"], None)
+
+
+def test_a_length_that_is_the_tables_own_is_no_choice(copy):
+    path = copy("chinese_clip")
+    edit(path, "config.json", "text_config", "max_position_embeddings", value=60)
+    name = "text_model.embeddings.position_embeddings.weight"
+    tensors = load(path)
+    save_tensors(path / "model.safetensors", {**tensors, name: np.resize(tensors[name], (60, 24))})
+    for length, found in ((40, 40), (60, 52), (10**30, 52)):
+        edit(path, "tokenizer_config.json", "model_max_length", value=length)
+        assert read(path).spec["text"]["context_length"] == found
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_pixels_are_those_of_the_image_processor(directories, case):
     path, golden, _ = directories[case]
     spec = read(path).spec
@@ -545,7 +585,7 @@ CANNOT = {
     "RN50": r"image.name is 'modified_resnet', .*no tower of CLIPModel.*target_format='open_clip'",
     "ViT-H-14-CLIPA": r"transformers has no such model: .*SiglipModel|projection_size",
     "openvision-vit-tiny-patch16-160": r"image.* in SiglipModel it is .*target_format='clipjax'",
-    "xlm-roberta-base-ViT-B-32": r"image.name is 'vit', .*no tower of AlignModel",
+    "xlm-roberta-base-ViT-B-32": r"text.pooling is 'mean', in ChineseCLIPModel it is 'cls'",
     "siglip-so400m-16-256-i18n": r"text_projection is 'none', in SiglipModel it is 'linear_bias'",
 }
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from hugging_face_case import (
+    CHINESE,
     PICTURES,
     edit,
     final_norm,
@@ -173,6 +174,42 @@ def test_align(reference, tmp_path):
     ours = make_tokenizer(weights.spec["tokenizer"], context_length=16)(TEXTS)
     np.testing.assert_array_equal(padded(tokenizer, TEXTS, 16), ours)
     assert_pixels(reference, tmp_path / "ours", weights.spec)
+
+
+def test_chinese_clip(reference, tmp_path):
+    make_directory(tmp_path / "theirs", "chinese_clip")
+    theirs = read(tmp_path / "theirs")
+    weights = random_weights(theirs.spec, theirs.tokenizer_files)
+    hugging_face.write(tmp_path / "ours", weights)
+    images, tokens, pixels, ids = tokens_and_images(reference, weights)
+    image_embeds, text_embeds, logits, _ = run(weights, images, tokens)
+    model, unexpected = reference.load("ChineseCLIPModel", tmp_path / "ours")
+    with reference.torch.no_grad():
+        out = model(input_ids=ids, pixel_values=pixels, attention_mask=(ids != 0).long())
+    assert not unexpected
+    close(image_embeds, out.image_embeds, EMBEDDING)
+    close(text_embeds, out.text_embeds, EMBEDDING)
+    close(logits, out.logits_per_image, LOGITS)
+    tokenizer = reference.transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
+    spec = {**weights.spec["tokenizer"], "model": str(tmp_path / "ours" / "vocab.txt")}
+    ours = make_tokenizer(spec, context_length=16)
+    np.testing.assert_array_equal(padded(tokenizer, CHINESE, 16), ours(CHINESE))
+    assert_pixels(reference, tmp_path / "ours", weights.spec)
+    # As versions from 5 on save a tokenizer: the JSON file alone.
+    model.save_pretrained(tmp_path / "again")
+    tokenizer.save_pretrained(tmp_path / "again")
+    copied = (tmp_path / "ours" / "preprocessor_config.json").read_bytes()
+    (tmp_path / "again" / "preprocessor_config.json").write_bytes(copied)
+    (tmp_path / "again" / "vocab.txt").unlink(missing_ok=True)
+    edit(tmp_path / "again", "config.json", "clipjax", value=None)
+    again = read(tmp_path / "again")
+    assert again.spec["text"] == weights.spec["text"]
+    # Some versions zero the row of padding, which nothing attends to.
+    for name, x in weights.leaves.items():
+        inside = slice(1, None) if name == "text_encoder/token_embedding" else ...
+        np.testing.assert_array_equal(again.leaves[name].read()[inside], x.read()[inside])
+    spec = {**again.spec["tokenizer"], "model": str(again.tokenizer_files["tokenizer.json"])}
+    np.testing.assert_array_equal(make_tokenizer(spec, context_length=16)(CHINESE), ours(CHINESE))
 
 
 @pytest.mark.parametrize("kind", ["pytorch_model.bin", "model.safetensors.index.json"])

@@ -42,6 +42,8 @@ PARAMETERS = {
     "ViT-L-14-CLIPA": (303_964_160 - 263_168, 110_246_400, 414_210_561 - 263_168),
     # As counted in transformers and open_clip, without BERT's pooler, which nothing reads.
     "align-base": (62_143_440, 109_383_808, 171_527_249),
+    "chinese-clip-vit-base-patch16": (86_192_640, 102_070_272, 188_262_913),
+    "chinese-clip-vit-huge-patch14": (632_076_800, 325_521_408, 957_598_209),
     "xlm-roberta-base-ViT-B-32": (87_849_216, 278_272_256, 366_121_473),
     "xlm-roberta-large-ViT-H-14": (632_076_800, 560_937_984, 1_193_014_785),
 }

@@ -87,3 +87,11 @@ def test_bad_input(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "VOCABULARY", damaged)
     with pytest.raises(ValueError, match="SHA-256"):
         make()
+
+
+def test_another_vocabulary_than_the_shipped_one_has_to_be_given(tmp_path):
+    with pytest.raises(ValueError, match=r"vocab\.txt is not shipped with clipjax; give the path"):
+        make(shipped=False)
+    file = tmp_path / "vocab.txt"
+    file.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "\u732b"]))
+    assert make(shipped=False, model=str(file))(["\u732b"])[0][:3].tolist() == [2, 5, 3]

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from clipjax.interop.hugging_face import bert
-from clipjax.interop.hugging_face.transformer import tower_config, tower_spec
 from clipjax.interop.leaves import CONV, Leaf, Transform, batch_norm_leaves, leaf, linear_leaves
 from clipjax.interop.section import Section
 from clipjax.interop.tensors import LazyTensor, of_array
@@ -23,19 +22,7 @@ IN_OTHER_FILES = ("tokenizer", "preprocess", "image_size", "text.context_length"
 _PUBLISHED = bert_text.ROWS["align-base"]
 
 DEFAULTS = {"projection_dim": 640, "temperature_init_value": 1.0}
-TEXT_DEFAULTS = {
-    "vocab_size": 30522,
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-    "hidden_act": "gelu",
-    "max_position_embeddings": 512,
-    "type_vocab_size": 2,
-    "layer_norm_eps": 1e-12,
-    "pad_token_id": 0,
-    "position_embedding_type": "absolute",
-}
+TEXT_DEFAULTS = bert.DEFAULTS
 # The network has one form here, that of EfficientNet with ALIGN's padding: all else is refused.
 _NETWORK = {
     "num_channels": 3,
@@ -71,10 +58,6 @@ def spec_of(config: Section, text: Section, vision: Section) -> dict[str, Any]:
         vision.must_be(name, value)
     # The mean is over the whole map; their size of it and of the image are read by nobody.
     vision.ignore(["hidden_dim", "image_size", "num_hidden_layers"])
-    text.must_be("position_embedding_type", "absolute")
-    vocab_size, pad_id = text.integer("vocab_size"), text.get("pad_token_id")
-    if not isinstance(pad_id, int) or not 0 <= pad_id < vocab_size:
-        raise text.error("pad_token_id", f"an id from 0 to {vocab_size - 1}")
     return {
         **_PUBLISHED,
         "name": "",
@@ -85,16 +68,9 @@ def spec_of(config: Section, text: Section, vision: Section) -> dict[str, Any]:
             "depth_factor": vision.number("depth_coefficient"),
             "drop_connect": vision.fraction("drop_connect_rate"),
         },
-        "text": {
-            "name": TEXT_ENCODER,
-            "vocab_size": vocab_size,
-            "context_length": _PUBLISHED["text"]["context_length"],
-            "num_positions": text.integer("max_position_embeddings"),
-            "num_segments": text.integer("type_vocab_size"),
-            "pad_id": pad_id,
-            "pooling": "cls",
-            **tower_spec(text),
-        },
+        "text": bert.text_spec(
+            text, context_length=_PUBLISHED["text"]["context_length"], pooling="cls"
+        ),
         "logit_scale": {"init": 1 / config.number("temperature_init_value"), "max": None},
         "source": "",
     }
@@ -106,14 +82,7 @@ def config_of(spec: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "projection_dim": spec["embed_dim"],
         "temperature_init_value": 1 / spec["logit_scale"]["init"],
-        "text_config": {
-            "model_type": "align_text_model",
-            **tower_config(text),
-            "vocab_size": text["vocab_size"],
-            "max_position_embeddings": text["num_positions"],
-            "type_vocab_size": text["num_segments"],
-            "pad_token_id": text["pad_id"],
-        },
+        "text_config": {"model_type": "align_text_model", **bert.text_config(text)},
         "vision_config": {
             "model_type": "align_vision_model",
             **_NETWORK,
@@ -179,9 +148,8 @@ def _block(ours: str, theirs: str, expands: bool) -> list[Leaf]:
 
 def ignored(name: str) -> bool:
     """Whether a tensor is a buffer, or of the pooler that nothing reads."""
-    return name.startswith("text_model.pooler.") or name.endswith(
-        (".num_batches_tracked", ".embeddings.position_ids", ".embeddings.token_type_ids")
-    )
+    pooler = name.startswith("text_model.pooler.")
+    return pooler or name.endswith(".num_batches_tracked") or bert.ignored(name)
 
 
 def unused(spec: Mapping[str, Any]) -> dict[str, LazyTensor]:

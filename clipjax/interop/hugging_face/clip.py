@@ -53,8 +53,6 @@ def spec_of(config: Section, text: Section, vision: Section) -> dict[str, Any]:
     """The model spec of a config; tokenizer and preprocessing are OpenAI's."""
     # Only the towers' models by themselves read their own projection_dim; CLIPModel reads its own.
     text.ignore(["projection_dim"])
-    vision.ignore(["projection_dim"])
-    vision.must_be("num_channels", 3)
     vocab_size = text.integer("vocab_size")
     eos_id, pooled_at = text.get("eos_token_id"), {}
     if eos_id not in (LEGACY_END_ID, vocab_size - 1):
@@ -64,18 +62,11 @@ def spec_of(config: Section, text: Section, vision: Section) -> dict[str, Any]:
             raise text.error(
                 "eos_token_id", f"an id below vocab_size = {vocab_size}, or {LEGACY_END_ID}"
             )
-    start = config.number("logit_scale_init_value")
-    is_openai = math.isclose(start, math.log(OPENAI_LOGIT_SCALE["init"]), abs_tol=1e-4)
     return {
         "name": "",
         "embed_dim": config.integer("projection_dim"),
         "image_size": vision.side("image_size"),
-        "image": {
-            "name": IMAGE_ENCODER,
-            "patch_size": vision.side("patch_size"),
-            "pooling": "cls",
-            **tower_spec(vision),
-        },
+        "image": image_spec(vision),
         "text": {
             "name": TEXT_ENCODER,
             "vocab_size": vocab_size,
@@ -86,23 +77,41 @@ def spec_of(config: Section, text: Section, vision: Section) -> dict[str, Any]:
         },
         "tokenizer": {"name": "clip_bpe"},
         "preprocess": OPENAI_PREPROCESS,
-        "logit_scale": OPENAI_LOGIT_SCALE if is_openai else {"init": math.exp(start), "max": 100.0},
+        "logit_scale": scale_spec(config),
         "logit_bias": None,
         "source": "",
     }
 
 
+def image_spec(vision: Section) -> dict[str, Any]:
+    """CLIP's image tower, which other families have as well."""
+    vision.ignore(["projection_dim"])
+    vision.must_be("num_channels", 3)
+    return {
+        "name": IMAGE_ENCODER,
+        "patch_size": vision.side("patch_size"),
+        "pooling": "cls",
+        **tower_spec(vision),
+    }
+
+
+def scale_spec(config: Section) -> dict[str, Any]:
+    """The scale at the start; the file holds its logarithm, and OpenAI's rounded."""
+    start = config.number("logit_scale_init_value")
+    is_openai = math.isclose(start, math.log(OPENAI_LOGIT_SCALE["init"]), abs_tol=1e-4)
+    return OPENAI_LOGIT_SCALE if is_openai else {"init": math.exp(start), "max": 100.0}
+
+
 def config_of(spec: Mapping[str, Any]) -> dict[str, Any]:
     """The config.json of a spec; what it cannot say is found by reading it again."""
-    image, text, size = spec["image"], spec["text"], spec["embed_dim"]
+    text, size = spec["text"], spec["embed_dim"]
     end_id = text.get("eot_id")
     if end_id is None:
         # The largest id is what transformers takes by the older number alone.
         is_last = not spec["tokenizer"].get("added_tokens")
         end_id = text["vocab_size"] - 1 if is_last else LEGACY_END_ID
     return {
-        "projection_dim": size,
-        "logit_scale_init_value": math.log(spec["logit_scale"]["init"]),
+        **joint_config(spec),
         "text_config": {
             "model_type": "clip_text_model",
             **tower_config(text),
@@ -113,28 +122,54 @@ def config_of(spec: Mapping[str, Any]) -> dict[str, Any]:
             "eos_token_id": end_id,
             "pad_token_id": end_id,
         },
-        "vision_config": {
-            "model_type": "clip_vision_model",
-            **tower_config(image),
-            "image_size": spec["image_size"],
-            "patch_size": image["patch_size"],
-            "num_channels": 3,
-            "projection_dim": size,
-        },
+        "vision_config": {"model_type": "clip_vision_model", **image_config(spec)},
+    }
+
+
+def joint_config(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """What belongs to neither tower: the size of the embedding, and the scale."""
+    return {
+        "projection_dim": spec["embed_dim"],
+        "logit_scale_init_value": math.log(spec["logit_scale"]["init"]),
+    }
+
+
+def image_config(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The way back of `image_spec`."""
+    return {
+        **tower_config(spec["image"]),
+        "image_size": spec["image_size"],
+        "patch_size": spec["image"]["patch_size"],
+        "num_channels": 3,
+        "projection_dim": spec["embed_dim"],
     }
 
 
 def leaves(spec: Mapping[str, Any]) -> tuple[Leaf, ...]:
     """The table of tensors."""
     return (
+        *joint_leaves(),
+        *image_leaves(spec["image"]),
+        *text_embeddings(),
+        *encoder("text_encoder", "text_model", spec["text"]),
+    )
+
+
+def joint_leaves() -> tuple[Leaf, ...]:
+    """The scale and both projections, which have no bias."""
+    return (
         leaf("logit_scale", "logit_scale"),
         leaf("image_projection/kernel", "visual_projection.weight", LINEAR),
         leaf("text_projection/kernel", "text_projection.weight", LINEAR),
-        leaf("image_encoder/class_embedding", "vision_model.embeddings.class_embedding"),
-        *image_embeddings(),
+    )
+
+
+def image_leaves(image: Mapping[str, Any], theirs: str = "vision_model") -> tuple[Leaf, ...]:
+    """CLIP's image tower without its projection, by the prefix of its names."""
+    return (
+        leaf("image_encoder/class_embedding", f"{theirs}.embeddings.class_embedding"),
+        *image_embeddings(theirs),
         # The missing letter is theirs.
-        *norm_leaves("image_encoder/ln_pre", "vision_model.pre_layrnorm"),
-        *encoder("image_encoder", "vision_model", spec["image"]),
-        *text_embeddings(),
-        *encoder("text_encoder", "text_model", spec["text"]),
+        *norm_leaves("image_encoder/ln_pre", f"{theirs}.pre_layrnorm"),
+        *encoder("image_encoder", theirs, image),
     )

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from clipjax.config import to_plain
-from clipjax.interop.hugging_face import align, clip, siglip, siglip2
+from clipjax.interop.hugging_face import align, chinese_clip, clip, siglip, siglip2
 from clipjax.interop.hugging_face.comparison import complete, different_numbers
 from clipjax.interop.section import Section
 from clipjax.interop.tensors import WeightFileError
@@ -20,6 +20,7 @@ FAMILIES: dict[str, ModuleType] = {
     "siglip": siglip,
     "siglip2": siglip2,
     "align": align,
+    "chinese_clip": chinese_clip,
 }
 OWN_FIELD = "clipjax"
 CONVERT = "write target_format='clipjax', or target_format='open_clip' where OpenCLIP has the model"
@@ -58,7 +59,17 @@ def write_config(spec: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         ValueError: transformers has no such model; the field is named.
     """
     wanted = complete(spec)
-    kind = _family_of(wanted)
+    refusals = []
+    for kind in _families_of(wanted):
+        try:
+            return kind, {**_config_of(wanted, kind), OWN_FIELD: to_plain(spec)}
+        except ValueError as error:
+            refusals.append(error)
+    raise refusals[0]
+
+
+def _config_of(wanted: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """The config.json of a whole spec in one family."""
     family = FAMILIES[kind]
     try:
         config = family.config_of(wanted)
@@ -79,7 +90,7 @@ def write_config(spec: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
                 f"transformers has no such model: {field} is {ours!r}, in {family.ARCHITECTURE} "
                 f"it is {theirs!r}; {CONVERT}"
             )
-    return kind, {**config, OWN_FIELD: to_plain(spec)}
+    return dict(config)
 
 
 def _section(config: Section, name: str, defaults: Mapping[str, Any]) -> Section:
@@ -95,10 +106,10 @@ def _section(config: Section, name: str, defaults: Mapping[str, Any]) -> Section
     return Section({**values, **defaults, **older}, f"{where}_dict")
 
 
-def _family_of(spec: Mapping[str, Any]) -> str:
-    """The family of both towers; else the first of the text tower, whose message tells the rest."""
+def _families_of(spec: Mapping[str, Any]) -> list[str]:
+    """The families of both towers; else the first of the text's, whose message tells the rest."""
     image, text = spec["image"]["name"], spec["text"]["name"]
     kinds = [kind for kind, family in FAMILIES.items() if text == family.TEXT_ENCODER]
     if not kinds:
         raise ValueError(f"transformers has no such model: text.name is {text!r}; {CONVERT}")
-    return next((kind for kind in kinds if image == FAMILIES[kind].IMAGE_ENCODER), kinds[0])
+    return [kind for kind in kinds if image == FAMILIES[kind].IMAGE_ENCODER] or kinds[:1]

@@ -47,7 +47,7 @@ def recognises(path: Path, hints: Hints = NO_HINTS) -> bool:
 
 
 def read(path: Path, hints: Hints) -> Weights:
-    """Reads a directory of CLIPModel, SiglipModel, Siglip2Model or AlignModel, or a file of one.
+    """Reads a directory of a class of FAMILIES, or a file of one.
 
     Args:
         path: the directory; or its file of weights, with the config.json beside it, or without,
@@ -89,7 +89,10 @@ def _read_directory(path: Path, file: Path, hints: Hints) -> Weights:
     vocab_size = spec["text"]["vocab_size"]
     spec["tokenizer"], files, length = read_tokenizer(text_path, kind, vocab_size)
     if "text.context_length" in family.IN_OTHER_FILES and length is not None:
-        spec["text"]["context_length"] = length
+        # As many as the table has is what BERT's files say that nobody changed, and not a choice.
+        rows = spec["text"]["num_positions"] - spec["text"].get("position_offset", 0)
+        if length < rows or (length == rows and own is not None):
+            spec["text"]["context_length"] = length
     spec = _with_preprocessor(spec, path, kind)
     if own is not None:
         spec = own_spec(own, spec, f"{path / CONFIG}: {OWN_FIELD}")

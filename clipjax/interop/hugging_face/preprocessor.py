@@ -37,12 +37,17 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "include_top": True,
     },
 }
+# Chinese-CLIP's is CLIP's by another name.
+DEFAULTS["ChineseCLIPImageProcessor"] = DEFAULTS["CLIPImageProcessor"]
 PATCHES = "Siglip2ImageProcessor"
 DEFAULTS[PATCHES] = {**_COMMON, "resample": 2, "patch_size": 16, "max_num_patches": 256}
 # The same processor by the name of another version, or of another implementation.
 _TYPES = {name: name for name in DEFAULTS}
 _TYPES |= {f"{name}Fast": name for name in DEFAULTS}
-_TYPES |= {"CLIPFeatureExtractor": "CLIPImageProcessor"}
+_TYPES |= {
+    "CLIPFeatureExtractor": "CLIPImageProcessor",
+    "ChineseCLIPFeatureExtractor": "ChineseCLIPImageProcessor",
+}
 _NO_MATTER = (
     "_processor_class",
     "_valid_processor_keys",
@@ -141,7 +146,7 @@ def _size(preprocess: Mapping[str, Any], pixels: int, kind: str) -> dict[str, An
     is_shortest = preprocess["resize"] == "shortest"
     crops = is_shortest or resized != pixels
     can_crop = "crop_size" in DEFAULTS[kind]
-    if (is_shortest and kind != "CLIPImageProcessor") or (crops and not can_crop):
+    if (is_shortest and "shortest_edge" not in DEFAULTS[kind]["size"]) or (crops and not can_crop):
         raise ValueError(
             f"transformers' {kind} cannot preprocess so: preprocess.resize is "
             f"{preprocess['resize']!r} and crop_fraction {pixels / resized}; write "

@@ -14,7 +14,7 @@ from clipjax.interop.hugging_face.sentencepiece_json import build_tokenizer
 from clipjax.interop.section import read_json, write_json
 from clipjax.interop.tensors import WeightFileError
 from clipjax.interop.weights import Weights
-from clipjax.models.zoo import bert_text, siglip, siglip_naflex
+from clipjax.models.zoo import bert_text, chinese_clip, siglip, siglip_naflex
 from clipjax.tokenizers import make_tokenizer
 from clipjax.tokenizers.wordpiece import VOCABULARY as BERT_VOCABULARY
 
@@ -29,7 +29,13 @@ _SIGLIP_CLEANING = [_LOWER, "strip_punctuation", "collapse_whitespace"]
 # transformers' Gemma classes ignore do_lower_case; SigLIP 2 was trained on lower case.
 _GEMMA_CLEANING = [_LOWER]
 
-_ROWS = {"siglip": siglip.ROWS, "siglip2": siglip_naflex.ROWS, "align": bert_text.ROWS}
+_ROWS = {
+    "siglip": siglip.ROWS,
+    "siglip2": siglip_naflex.ROWS,
+    "align": bert_text.ROWS,
+    "chinese_clip": chinese_clip.ROWS,
+}
+_BERT = ("align", "chinese_clip")
 
 Files = Mapping[str, Path]
 
@@ -61,7 +67,7 @@ def read_tokenizer(
         return read_clip_tokenizer(path), {}, length
     if not any((path / name).is_file() for name in (*SENTENCEPIECE, JSON, WORDPIECE)):
         return _of_zoo(path, kind, vocab_size), {}, length
-    spec, files = _bert(path, config) if kind == "align" else _sentencepiece(path, config)
+    spec, files = _bert(path, config) if kind in _BERT else _sentencepiece(path, config)
     return spec, files, length
 
 
@@ -72,7 +78,7 @@ def _of_zoo(path: Path, kind: str, vocab_size: int | None) -> dict[str, Any]:
     if not found or any(spec != found[0] for spec in found):
         raise WeightFileError(
             f"{path} has no tokenizer: expected one of {', '.join(SENTENCEPIECE)}, {JSON}, or "
-            f"{WORDPIECE} for ALIGN; no one tokenizer of the zoo has {vocab_size} ids"
+            f"{WORDPIECE} for BERT's towers; no one tokenizer of the zoo has {vocab_size} ids"
         )
     return found[0]
 
@@ -141,7 +147,7 @@ def _contract(model: Mapping[str, Any], spec: dict[str, Any], files: Files) -> d
 def _write(path: Path, kind: str, weights: Weights) -> None:
     spec, length = weights.spec["tokenizer"], weights.spec["text"]["context_length"]
     name = spec["name"]
-    allowed = {"clip": ("clip_bpe",), "align": ("wordpiece", "tokenizer_json")}
+    allowed = {"clip": ("clip_bpe",), **dict.fromkeys(_BERT, ("wordpiece", "tokenizer_json"))}
     if name not in allowed.get(kind, ("sentencepiece", "tokenizer_json")):
         raise ValueError(
             f"transformers has no such model: tokenizer.name is {name!r} in a model of type "

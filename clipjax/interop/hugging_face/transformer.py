@@ -55,13 +55,13 @@ def encoder(ours: str, theirs: str, tower: Mapping[str, Any]) -> tuple[Leaf, ...
     return stack_leaves(ours, f"{theirs}.encoder.layers", _BLOCK, tower)
 
 
-def image_embeddings() -> tuple[Leaf, ...]:
+def image_embeddings(theirs: str = "vision_model") -> tuple[Leaf, ...]:
     """Patches and positions of CLIP's and SigLIP's images, and the final normalisation."""
-    ours, theirs = "image_encoder", "vision_model.embeddings"
+    ours = "image_encoder"
     return (
-        leaf(f"{ours}/patch_kernel", f"{theirs}.patch_embedding.weight", CONV),
-        leaf(f"{ours}/position_embedding", f"{theirs}.position_embedding.weight"),
-        *norm_leaves(f"{ours}/ln_post", "vision_model.post_layernorm"),
+        leaf(f"{ours}/patch_kernel", f"{theirs}.embeddings.patch_embedding.weight", CONV),
+        leaf(f"{ours}/position_embedding", f"{theirs}.embeddings.position_embedding.weight"),
+        *norm_leaves(f"{ours}/ln_post", f"{theirs}.post_layernorm"),
     )
 
 

@@ -6,7 +6,15 @@ needs nothing else to build the same model. A family is one file; a new one adds
 
 from typing import Any
 
-from clipjax.models.zoo import bert_text, clip_resnet, clip_vit, clipa, siglip, siglip_naflex
+from clipjax.models.zoo import (
+    bert_text,
+    chinese_clip,
+    clip_resnet,
+    clip_vit,
+    clipa,
+    siglip,
+    siglip_naflex,
+)
 
 MODELS: dict[str, dict[str, Any]] = {
     **clip_vit.ROWS,
@@ -15,4 +23,5 @@ MODELS: dict[str, dict[str, Any]] = {
     **siglip_naflex.ROWS,
     **clipa.ROWS,
     **bert_text.ROWS,
+    **chinese_clip.ROWS,
 }

@@ -25,6 +25,7 @@ import sentencepiece
 import transformers
 from hugging_face_case import (
     BATCH,
+    CHINESE,
     IMAGE_SIZE,
     LENGTH,
     PICTURES,
@@ -187,6 +188,34 @@ def align():
     )
 
 
+def chinese_clip():
+    """As published: images squashed, the first token of BERT projected."""
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz0123"]
+    pieces += [f"##{x}" for x in "abcdeghinot"]
+    pieces += sorted({x for text in CHINESE[:-1] for x in text if x > "\u3000"})
+    config = transformers.ChineseCLIPConfig(
+        text_config={**TEXT, "max_position_embeddings": 20, "vocab_size": len(pieces)},
+        vision_config=IMAGE,
+        projection_dim=20,
+    )
+    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "vocab.txt"
+        file.write_text("\n".join(pieces) + "\n", encoding="utf-8")
+        tokenizer = transformers.BertTokenizer(str(file), model_max_length=LENGTH)
+        padded = {"padding": "max_length", "truncation": True, "max_length": LENGTH}
+        ids = tokenizer(CHINESE, **padded).input_ids
+    found = run(
+        transformers.ChineseCLIPModel(config).eval(),
+        transformers.ChineseCLIPImageProcessorPil(size=size, do_center_crop=False),
+        len(pieces),
+        (tokenizer,),
+        attention_mask=lambda tokens: (tokens != 0).long(),
+    )
+    vocabulary = np.frombuffer("\n".join(pieces).encode(), np.uint8)
+    return {**found, "vocab.txt": vocabulary, "token_ids": np.array(ids, np.int32)}
+
+
 def clip_tokenizer():
     """Ids of CLIPTokenizer, whose files are made of open_clip's vocabulary."""
     simple = SimpleTokenizer()
@@ -217,6 +246,7 @@ def main():
         "clip": clip,
         "siglip": siglip,
         "align": align,
+        "chinese_clip": chinese_clip,
         "clip_tokenizer": clip_tokenizer,
     }
     for name in sys.argv[1:] or cases:
