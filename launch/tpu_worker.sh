@@ -37,13 +37,16 @@ case "$VERB" in
 idle) is_idle ;;
 start)
   is_idle
-  mkdir -p "$RUN" && rm -f "$RUN/pid" "$RUN/code" && echo "$1" >"$RUN/launch"
-  export CLIPJAX_LAUNCH="$1" && shift
+  LAUNCH="$1" && shift
+  mkdir -p "$RUN" && rm -f "$RUN/pid" "$RUN/code" && echo "$LAUNCH" >"$RUN/launch"
+  export CLIPJAX_LAUNCH="$LAUNCH"
   setsid bash -c 'clipjax train --distributed=on "$@" &
     echo "$!" >"$0/pid"
     wait "$!"
     echo "$?" >"$0/code"' "$RUN" "$@" >"$RUN/log" 2>&1 </dev/null &
-  until [[ -s "$RUN/pid" ]]; do sleep 0.1; done
+  # It ends without a word of its process where its folder is lost, or its disk is full.
+  until [[ -s "$RUN/pid" ]] || ! kill -0 "$!" 2>/dev/null; do sleep 0.1; done
+  [[ -s "$RUN/pid" ]] || { echo "$(hostname): the run $LAUNCH did not start" >&2 && exit 1; }
   ;;
 follow)
   [[ -n "$PID" ]] || { echo "$(hostname): nothing was started here" >&2 && exit 1; }

@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from counting import wait_until
 
 from benchmarks import accelerator, accelerator_cases
 from benchmarks.common import ROOT, MissingError, read_lines
@@ -116,8 +117,7 @@ def test_what_a_case_started_ends_with_it(tmp_path):
         accelerator.started(["bash", "-c", body]) as process,
         pytest.raises(subprocess.TimeoutExpired),
     ):
-        while not file.exists() or not file.read_text():
-            time.sleep(0.01)
+        wait_until(lambda: file.exists() and file.read_text())
         process.wait(timeout=0.1)
     state = Path(f"/proc/{file.read_text().strip()}/stat")
     for _ in range(1000):  # a signal is delivered when the process is next at its turn

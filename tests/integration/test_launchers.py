@@ -8,12 +8,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
-from counting import HANGS_S
+from counting import HANGS_S, wait_until
 from planned_runs import PIP, PYTHON3, Plan, programs
 
 from clipjax.processes import exit_codes, exit_record, launching
@@ -75,8 +74,7 @@ def test_what_is_started_again_is_what_the_table_says(tmp_path, code):
 @pytest.mark.parametrize("launcher", ["local", "slurm"])
 def test_a_launcher_that_is_told_to_stop_does_not_start_again(plan, launcher):
     process = plan.start(launcher, "wait@5 0@9")
-    while not (plan.workdir / "waits").exists():
-        time.sleep(0.02)
+    wait_until((plan.workdir / "waits").exists)
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=HANGS_S)[1]
     assert (process.returncode, plan.starts) == (80, 1), said

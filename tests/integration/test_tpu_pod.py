@@ -1,5 +1,6 @@
 """launch/tpu_pod.sh against a cloud that is a folder, with two workers a slice."""
 
+import contextlib
 import json
 import os
 import re
@@ -7,11 +8,10 @@ import shlex
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
-from counting import HANGS_S
+from counting import HANGS_S, wait_until
 from planned_runs import PIP, PYTHON3, ROOT, Plan, programs
 
 QUEUED = {"QUEUED": "1", "SPOT": "1", "STATES": "WAITING_FOR_RESOURCES PROVISIONING ACTIVE"}
@@ -82,8 +82,7 @@ class Cloud(Plan):
         return [["gcloud", *call.split("\0")] for call in calls if call]
 
     def until_all_wait(self, workers=2):
-        while len([*self.workdir.glob("waits*")]) < workers:
-            time.sleep(0.02)
+        wait_until(lambda: len([*self.workdir.glob("waits*")]) == workers)
 
     def take_away(self, state):
         """The machines are lost, in the middle of what they do."""
@@ -100,9 +99,9 @@ def cloud(tmp_path):
     yield cloud
     for process in cloud.started:
         process.kill()
+    wait_until(lambda: not killed(processes_of(tmp_path)))  # they hold its pipes open
+    for process in cloud.started:
         process.communicate()
-    for pid in processes_of(tmp_path):
-        os.kill(pid, signal.SIGKILL)
 
 
 def processes_of(folder, word=""):
@@ -116,6 +115,13 @@ def processes_of(folder, word=""):
         if str(folder) in text and word in text:
             found.append(int(path.parent.name))
     return found
+
+
+def killed(pids):
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return pids
 
 
 def plainly(calls):
@@ -213,10 +219,7 @@ def test_a_broken_connection_ends_nothing(cloud):
     cloud.until_all_wait()
     said = cloud.call("run", "--workdir", cloud.workdir, PLAN="0@9", code=255)[1]
     assert "still goes on: `logs` shows it, `stop` ends it" in said
-    while not (tails := processes_of(cloud.folder, "tail")):
-        time.sleep(0.02)
-    for pid in tails:
-        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: killed(processes_of(cloud.folder, "tail")))
     out, _ = cloud.call("status")
     assert out.count("goes on as process") == 2
     run.kill()  # the terminal is closed
@@ -247,6 +250,14 @@ def test_an_end_that_nobody_has_judged_is_not_started_again(cloud):
     assert "does not say how the run ended" in said and cloud.starts == 1
 
 
+def test_a_start_that_ends_before_its_process_is_no_wait_for_ever(cloud):
+    """As where the machine's folder is lost, or its disk full, in the middle of a start."""
+    cloud.call("create")
+    programs(cloud.folder / "bin", {"setsid": "#!/bin/bash\nexit 1\n"})
+    said = cloud.call("run", "--workdir", cloud.workdir, PLAN="0@9", code=1)[1]
+    assert said.count("did not start") == 2 and not list(cloud.workdir.glob("starts*"))
+
+
 def test_what_is_not_started_is_said_and_nothing_is_left(cloud):
     assert "set NAME" in cloud.call("create", code=1, NAME="")[1]
     assert "set TYPE" in cloud.call("create", code=1, TYPE="")[1]
@@ -269,10 +280,8 @@ def test_what_is_not_started_is_said_and_nothing_is_left(cloud):
     (home / "run").mkdir(parents=True)
     (home / "run" / "launch").mkdir()
     cloud.call("run", "--workdir", cloud.workdir, PLAN="wait@5", code=1)
-    late = time.monotonic() + HANGS_S
-    while processes_of(cloud.folder, "run.py"):  # it was asked to end, and saves its step
-        assert time.monotonic() < late
-        time.sleep(0.02)
+    # It was asked to end, and saves its step.
+    wait_until(lambda: not processes_of(cloud.folder, "run.py"))
 
 
 def test_a_lock_is_of_what_stands_and_installs_that_alone(cloud):

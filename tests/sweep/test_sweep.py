@@ -7,10 +7,10 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
+from counting import wait_until
 
 from clipjax.processes import launching
 from clipjax.report.curves import chart
@@ -171,8 +171,7 @@ def test_what_stops_the_sweep_stops_its_run_and_begins_no_other(run_of, monkeypa
     runs = [run_of("0", "wait"), run_of("1", "0")]
 
     def ask():
-        while not (runs[0].workdir / "waits").exists():
-            time.sleep(0.02)
+        wait_until((runs[0].workdir / "waits").exists)
         os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
