@@ -52,7 +52,7 @@ LAYERS = (
     ("experiment", "report"),
     (
         *("train", "step_log", "debugging", "evaluate", "evaluate_suite", "compare"),
-        *("soup", "embeddings", "plan", "doctor", "sweep", "profiling", "serving"),
+        *("soup", "embeddings", "plan", "doctor", "sweep", "profiling", "scaling", "serving"),
     ),
     ("cli",),
 )
@@ -65,6 +65,7 @@ SIBLINGS = {
     ("compare", "evaluate"),
     ("soup", "evaluate"),
     ("doctor", "plan"),
+    ("scaling", "plan"),
     ("serving", "embeddings"),
     ("profiling", "plan"),
     ("train", "profiling"),

@@ -68,6 +68,12 @@ def words_of(argv: Sequence[str]) -> list[str]:
     return kept
 
 
+def file_of(values: flags.FlagValues) -> str:
+    """The file of `--config`, as it was written, without what stands behind its colon."""
+    flag: Any = values["config"]
+    return str(flag.config_filename)
+
+
 def parse(argv: Sequence[str]) -> ConfigDict:
     """The config of another command line, as `words_of` gives it.
 

@@ -42,6 +42,7 @@ VERBS = {
     "debug": "replay a step of a run and say where its first number arises that is not finite",
     "eval": "evaluate a checkpoint: --zero_shot and --retrieval on datasets named by SPEC",
     "sweep": "train a config over a grid of fields, one run after another; a table and a page",
+    "fit": "scaling laws over a sweep's runs or a published ladder, and what a config should reach",
     "compare": "compare two checkpoints on one dataset, example by example",
     "soup": "mix checkpoints of one model: their mean, a greedy soup, the line between two",
     "classify": "rank labels for your own pictures",

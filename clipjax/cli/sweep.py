@@ -89,6 +89,7 @@ def _start() -> list[str]:
 def _run(point: "Point", folder: "Path") -> "Run":
     """A run, its config checked as `clipjax train` would."""
     from clipjax.experiment import resolve
+    from clipjax.plan.model_flops import forward_size
     from clipjax.sweep import Run
 
     words = [*config_flag.words_of(sys.argv[2:]), *point.overrides]
@@ -97,6 +98,7 @@ def _run(point: "Point", folder: "Path") -> "Run":
         config = config_flag.parse(words)
         opening.put_into(config)
         resolved = resolve(config, workdir=workdir)
+        samples, forward_flops = forward_size(resolved.stages)
     except (ValueError, KeyError, AttributeError, TypeError, flags.Error) as error:
         raise ValueError(f"--grid, at {point.name}: {error}") from error
     passed = [f"--plugin={name}" for name in opening.plugins()]
@@ -107,4 +109,6 @@ def _run(point: "Point", folder: "Path") -> "Run":
         command=(*_start(), *words, *passed, "--workdir", str(workdir)),
         config=resolved.config,
         is_evaluated=bool(resolved.settings.evals),
+        samples=samples,
+        forward_flops=forward_flops,
     )

@@ -100,6 +100,11 @@ class Stage:
         return self.settings.batch_size
 
     @property
+    def num_examples(self) -> int:
+        """Examples of all its steps."""
+        return self.batch_size * self.num_steps
+
+    @property
     def frozen(self) -> tuple[str, ...]:
         """Patterns of the parameters that take no gradient."""
         locked = IMAGE_TOWER if self.settings.init.lock_image else ()

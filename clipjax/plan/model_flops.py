@@ -12,7 +12,7 @@ tower is passed once. The loss adds 6 B D for a batch B of embeddings D.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -84,6 +84,18 @@ def flops_of(stage: Stage) -> ModelFlops:
         lock_image=stage.is_locked("image"),
         lock_text=stage.is_locked("text"),
     )
+
+
+def forward_size(stages: Sequence[Stage]) -> tuple[int, float]:
+    """What a run takes by the measure of scaling laws, whatever it recomputes or freezes.
+
+    Returns:
+        (examples of all stages, FLOPs of both towers' forward passes for one example: the mean).
+    """
+    examples = [stage.num_examples for stage in stages]
+    needs = [flops_of(stage) for stage in stages]
+    total = sum(n * (each.image + each.text) for n, each in zip(examples, needs, strict=True))
+    return sum(examples), total / sum(examples)
 
 
 def image_flops(spec: Mapping[str, Any]) -> float:

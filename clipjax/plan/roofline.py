@@ -132,6 +132,11 @@ class Assumptions:
     price: float | None = None
 
 
+def chip_hours(stage: Stage, needs: ModelFlops, chip: Chip, assumptions: Assumptions) -> float:
+    """Hours of one chip that a stage's examples take at the assumed MFU."""
+    return stage.num_examples * needs.train / (assumptions.mfu * chip.flops) / 3600
+
+
 def run_cost(
     stages: Sequence[Stage],
     needs: Sequence[ModelFlops],
@@ -154,8 +159,8 @@ def run_cost(
     rates: list[dict[str, Any]] = []
     for stage, flops in zip(stages, needs, strict=True):
         samples_per_s_chip = assumptions.mfu * topology.chip.flops / flops.train
-        examples = stage.batch_size * stage.num_steps
-        chip_hours = examples / samples_per_s_chip / 3600
+        examples = stage.num_examples
+        hours = chip_hours(stage, flops, topology.chip, assumptions)
         rates.append(
             {
                 "sizes": stage.sizes,
@@ -165,17 +170,17 @@ def run_cost(
                 "model_flops_per_example": flops.train,
                 "samples_per_s_chip": samples_per_s_chip,
                 "images_per_s_host": samples_per_s_chip * chips / topology.num_hosts,
-                "chip_hours": chip_hours,
-                "cost_usd": None if price is None else chip_hours * price,
+                "chip_hours": hours,
+                "cost_usd": None if price is None else hours * price,
             }
         )
-    chip_hours = sum(rate["chip_hours"] for rate in rates)
+    hours = sum(rate["chip_hours"] for rate in rates)
     return {
         "examples": sum(rate["examples"] for rate in rates),
         "samples_per_s_chip": rates[-1]["samples_per_s_chip"],
         "images_per_s_host": rates[-1]["images_per_s_host"],
         "stages": rates,
-        "chip_hours": chip_hours,
-        "days": chip_hours / chips / 24,
-        "cost_usd": None if price is None else chip_hours * price,
+        "chip_hours": hours,
+        "days": hours / chips / 24,
+        "cost_usd": None if price is None else hours * price,
     }

@@ -29,6 +29,8 @@ class Run:
         command: that trains it.
         config: as plain data.
         is_evaluated: whether its config has evaluations.
+        samples: examples of all its steps.
+        forward_flops: of both towers' forward passes, one example.
     """
 
     point: Point
@@ -36,6 +38,8 @@ class Run:
     command: tuple[str, ...]
     config: Mapping[str, Any]
     is_evaluated: bool
+    samples: int = 0
+    forward_flops: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -82,6 +82,8 @@ def to_json(outcomes: Sequence[Outcome], metrics: Sequence[str]) -> dict[str, An
                 "state": outcome.state,
                 "why": outcome.why,
                 "step": outcome.step,
+                "samples": outcome.run.samples,
+                "forward_flops": outcome.run.forward_flops,
                 "metrics": {
                     name: value if math.isfinite(value) else None
                     for name, value in sorted(outcome.metrics.items())
