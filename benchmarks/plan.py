@@ -4,6 +4,7 @@
     python benchmarks/plan.py --cases b16 l14
     python benchmarks/plan.py --cases scale16 scale4096      compile time against the chips
     python benchmarks/plan.py --cases gpu                    needs [cuda] or [cuda12]; no GPU
+    python benchmarks/plan.py --cases recipes                those of docs/recipes.md; some hours
 
 Each row is one `clipjax plan` in a process of its own. Compile-time facts and bounds from published
 peaks; nothing runs on a chip, and no speed is claimed.
@@ -26,28 +27,59 @@ from benchmarks.common import setting_lines
 GIB = 2**30
 # name: (config and overrides, topology)
 CASES = {
-    "b16": (("configs/clip_vit_b16.py",), "v5e:16x16"),
-    "l14": (("configs/clip_vit_l14.py",), "v5e:16x16"),
-    "h14": (("configs/clip_vit_h14.py",), "v5e:16x16"),
-    "bigg14": (("configs/clip_vit_bigg14.py",), "v5p:8x8x8"),
-    "siglip_b16": (("configs/siglip_vit_b16.py",), "v5e:16x16"),
-    "siglip_so400m": (("configs/siglip_so400m14.py", "--config.mesh.fsdp=4"), "v5p:8x8x8"),
-    "scale16": (("configs/clip_vit_b16.py:batch_size=1024",), "v5p:2x2x4"),
-    "scale4096": (
-        ("configs/clip_vit_b16.py:batch_size=262144", "--config.mesh.fsdp=16"),
-        "v5p:16x16x16",
-    ),
+    "b16": (("configs/openai.py",), "v5e:16x16"),
+    "l14": (("configs/openai.py:recipe=ViT-L-14",), "v5e:16x16"),
+    "h14": (("configs/laion.py:recipe=2b-ViT-H-14,batch_size=32768",), "v5e:16x16"),
+    "bigg14": (("configs/laion.py:recipe=2b-ViT-bigG-14,batch_size=65536",), "v5p:8x8x8"),
+    "scale16": (("configs/openai.py:batch_size=1024",), "v5p:2x2x4"),
+    "scale4096": (("configs/openai.py:batch_size=262144", "--config.mesh.fsdp=16"), "v5p:16x16x16"),
     # One host: as many examples a GPU as 256 of them would have, so that rows can be compared.
-    "b16_h100x8": (("configs/clip_vit_b16.py:batch_size=1024",), "h100:8"),
-    "b16_h100x256": (("configs/clip_vit_b16.py",), "h100:32x8"),
-    "l14_h100x8": (("configs/clip_vit_l14.py:batch_size=1024",), "h100:8"),
-    "l14_h100x256": (("configs/clip_vit_l14.py",), "h100:32x8"),
-    "h14_h100x8": (("configs/clip_vit_h14.py:batch_size=1024", "--config.mesh.fsdp=8"), "h100:8"),
-    "h14_h100x256": (("configs/clip_vit_h14.py", "--config.mesh.fsdp=8"), "h100:32x8"),
-    "siglip_b16_h100x8": (("configs/siglip_vit_b16.py:batch_size=1024",), "h100:8"),
+    "b16_h100x8": (("configs/openai.py:batch_size=1024",), "h100:8"),
+    "b16_h100x256": (("configs/openai.py",), "h100:32x8"),
+    "l14_h100x8": (("configs/openai.py:recipe=ViT-L-14,batch_size=1024",), "h100:8"),
+    "l14_h100x256": (("configs/openai.py:recipe=ViT-L-14",), "h100:32x8"),
+    "h14_h100x8": (("configs/laion.py:recipe=2b-ViT-H-14,batch_size=1024,fsdp=8",), "h100:8"),
+    "h14_h100x256": (("configs/laion.py:recipe=2b-ViT-H-14,batch_size=32768,fsdp=8",), "h100:32x8"),
+    "siglip_b16_h100x8": (("configs/siglip.py:batch_size=1024",), "h100:8"),
 }
+# The published recipes with their own batches, on the pod that docs/recipes.md names; several
+# recipes of one table may have the same step.
+RECIPES = {
+    "openai_rn50": (("configs/openai.py:recipe=RN50",), "v5e:16x16"),
+    "openai_rn50x64": (("configs/openai.py:recipe=RN50x64",), "v5e:16x16"),
+    "openai_b32": (("configs/openai.py:recipe=ViT-B-32",), "v5e:16x16"),
+    "openai_b16_muon": (("configs/openai.py", "--config.optimizer.name=muon"), "v5e:16x16"),
+    "openai_l14_336": (("configs/openai.py:recipe=ViT-L-14-336",), "v5p:8x8x4"),
+    "laion_b32": (("configs/laion.py:recipe=2b-ViT-B-32",), "v5e:16x16"),
+    "laion_b16": (("configs/laion.py:recipe=2b-ViT-B-16",), "v5e:16x16"),
+    "laion_l14": (("configs/laion.py:recipe=2b-ViT-L-14",), "v5p:8x8x4"),
+    "laion_h14": (("configs/laion.py:recipe=2b-ViT-H-14",), "v5p:8x8x4"),
+    "laion_g14": (("configs/laion.py:recipe=2b-ViT-g-14",), "v5p:8x8x4"),
+    "laion_bigg14": (("configs/laion.py:recipe=2b-ViT-bigG-14",), "v5p:8x8x8"),
+    "datacomp_small": (("configs/datacomp.py",), "v5e:4x4"),
+    "datacomp_large": (("configs/datacomp.py:recipe=large",), "v5e:8x8"),
+    "datacomp_xlarge": (("configs/datacomp.py:recipe=xlarge",), "v5p:8x8x4"),
+    "ladder_l14": (("configs/laion_ladder.py:recipe=ViT-L-14-1280M",), "v5e:8x8"),
+    "metaclip_h14": (("configs/metaclip.py:recipe=2.5b-ViT-H-14",), "v5e:16x16"),
+    "metaclip_1.2": (("configs/metaclip.py:recipe=1.2-ViT-H-14",), "v5p:8x8x8"),
+    "flip_b16": (("configs/flip.py",), "v5e:16x16"),
+    "flip_h14": (("configs/flip.py:recipe=2b-ViT-H-14",), "v5p:8x8x4"),
+    "clipa_h14": (("configs/clipa.py",), "v5e:16x16"),
+    "clipa_b16": (("configs/clipa.py:recipe=B-16-i50-t16",), "v5e:8x8"),
+    "openvision_l14": (("configs/openvision.py",), "v5e:16x16"),
+    "siglip_b16": (("configs/siglip.py",), "v5e:16x16"),
+    "siglip_so400m": (("configs/siglip.py:recipe=so400m-14-384",), "v5p:8x8x8"),
+    "siglip2_b16": (("configs/siglip2.py",), "v5e:16x16"),
+    "siglip2_so400m": (("configs/siglip2.py:recipe=so400m-16-256",), "v5p:8x8x4"),
+    "cc3m_rn50": (("configs/conceptual_captions.py",), "v5e:2x4"),
+    "lit_coco": (("configs/lit_coco.py",), "v5e:2x2"),
+}
+GROUPS = {
+    "gpu": tuple(case for case in CASES if "h100" in case),
+    "recipes": ("b16", "l14", *RECIPES),
+}
+CASES |= RECIPES
 BARS = ("b16", "l14", "h14", "bigg14")
-GROUPS = {"gpu": tuple(case for case in CASES if "h100" in case)}
 COMPILERS = ("libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin")
 
 

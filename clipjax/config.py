@@ -9,7 +9,6 @@ that follows takes what that gives.
 import ast
 import dataclasses
 import functools
-import itertools
 import math
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -73,37 +72,6 @@ def _free_group(fields: Mapping[str, Any]) -> ConfigDict:
             value = _free_group(value)
         config[name] = config_dict.placeholder(int) if value is None else value
     return config
-
-
-def put_stages(config: ConfigDict, *stages: Mapping[str, Any]) -> None:
-    """Writes the stages of a run into its config, the last one as the config's own values.
-
-    Args:
-        config: of `default_config`.
-        *stages: in their order, each as an element of config.stages, with the number of its own
-            `examples` in place of `until_step`; the last one ends the run.
-    """
-    until = itertools.accumulate(stage["examples"] for stage in stages)
-    *earlier, own = (
-        {"until_step": f"{end} examples", **{k: v for k, v in stage.items() if k != "examples"}}
-        for stage, end in zip(stages, until, strict=True)
-    )
-    places = {
-        "until_step": "total_steps",
-        "image_size": "model.image_size",
-        "context_length": "model.text.context_length",
-        "patch_dropout": "model.image.patch_dropout",
-    }
-    config.stages = tuple(earlier)
-    config.update_from_flattened_dict(
-        {places.get(name, name): value for name, value in iterate_leaves(own)}
-    )
-
-
-def make_towers_small(config: ConfigDict) -> None:
-    """Makes both towers of a block each, narrow: for a look at how a recipe runs."""
-    for tower in (config.model.image, config.model.text):
-        tower.update(width=32, depth=1, num_heads=2, mlp_dim=64)
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
