@@ -59,7 +59,7 @@ def test_a_plan_for_four_chips(tmp_path):
 @pytest.mark.tpu
 def test_a_plan_that_cannot_fit_names_what_would():
     done = run_plan(
-        "--config", "configs/clip_vit_b16.py:batch_size=8192", "--topology", "v5e:2x2",
+        "--config", "configs/openai.py:batch_size=8192", "--topology", "v5e:2x2",
         "--config.remat=none",
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
