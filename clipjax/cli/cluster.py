@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
     from clipjax.embeddings.clustering import k_means, write_clusters
     from clipjax.embeddings.gallery import Group, gallery
     from clipjax.embeddings.index import Index
-    from clipjax.embeddings.queries import open_model_of
+    from clipjax.embeddings.model import open_model_of
     from clipjax.interop import Hints
 
     compile_cache.use(cache_dir() / "compiled")

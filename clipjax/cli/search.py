@@ -39,7 +39,8 @@ def main(argv: list[str]) -> int:
     from clipjax.data.storage.paths import data_path
     from clipjax.embeddings.gallery import Group, gallery, one_line
     from clipjax.embeddings.index import Index
-    from clipjax.embeddings.queries import check_query, open_model_of, query_of
+    from clipjax.embeddings.model import open_model_of
+    from clipjax.embeddings.queries import check_query, query_of
     from clipjax.embeddings.search import block_rows, recall, search, search_faiss
     from clipjax.interop import Hints
 

@@ -98,7 +98,7 @@ def main(argv: list[str]) -> int:
 def _service(checkpoint: str | None, folder: str | None, limits: Limits) -> "Service":
     from clipjax.data.storage.cache import cache_dir
     from clipjax.embeddings.index import Index
-    from clipjax.embeddings.queries import open_model_of
+    from clipjax.embeddings.model import open_model_of
     from clipjax.inference.opened import open_model
     from clipjax.interop import Hints
     from clipjax.serving.searching import Searcher

@@ -22,10 +22,12 @@ from typing import Any
 import jax
 from absl import logging
 
+from clipjax.config import to_plain
 from clipjax.data.source import DataSource, is_filtered
 from clipjax.data.storage.cache import lock
 from clipjax.data.storage.files import local_path
 from clipjax.embeddings.index import FORMAT, INDEX, Index, read_index, shard_names
+from clipjax.embeddings.model import about_model
 from clipjax.embeddings.shards import DTYPES, FORMS, Shard, find_shard, write_shard
 from clipjax.files import sha256, sweep, write_file
 from clipjax.inference.opened import Opened
@@ -69,28 +71,23 @@ def identity_of(
 ) -> dict[str, Any]:
     """What a folder of embeddings is of, as plain JSON; `checkpoint` is only where it was."""
     model = opened.model
-    return {
-        "format": FORMAT,
-        "model": {
-            "name": model.spec["name"],
-            "sha256": opened.weights_sha256,
-            "step": opened.step,
-            "embed_dim": model.spec["embed_dim"],
-            "dtype": model.dtype,
-            "checkpoint": redact(checkpoint),
-        },
-        "preprocess": {
-            **model.spec["preprocess"],
-            "image_size": model.spec["image_size"],
-            "pixels": model.pixels,
-        },
-        "data": {
-            "spec": redact(spec),
-            "fingerprint": source.fingerprint(),
-            "examples": len(source),
-        },
-        "stored": {"form": how.form, "dtype": how.dtype, "shard_size": how.shard_size},
-    }
+    return to_plain(
+        {
+            "format": FORMAT,
+            "model": about_model(opened, checkpoint),
+            "preprocess": {
+                **model.spec["preprocess"],
+                "image_size": model.spec["image_size"],
+                "pixels": model.pixels,
+            },
+            "data": {
+                "spec": redact(spec),
+                "fingerprint": source.fingerprint(),
+                "examples": len(source),
+            },
+            "stored": {"form": how.form, "dtype": how.dtype, "shard_size": how.shard_size},
+        }
+    )
 
 
 def embed(
@@ -183,7 +180,10 @@ def _prepare(directory: Path, identity: dict[str, Any]) -> None:
 
 
 def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields by their paths, without where the checkpoint and the data were: they may move."""
+    """The fields by their paths, without where the checkpoint and the data were: they may move.
+
+    Of the hints, what makes another model is in its SHA-256; the files that they name may move.
+    """
     parts = {part: identity[part] for part in ("model", "preprocess", "data", "stored")}
     fields = {
         f"{part}.{name}": value
@@ -191,7 +191,7 @@ def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(of_part, Mapping)
         for name, value in of_part.items()
     }
-    moving = {"model.checkpoint", "data.spec"}
+    moving = {"model.checkpoint", "model.hints", "data.spec"}
     return {name: value for name, value in fields.items() if name not in moving}
 
 

@@ -38,14 +38,15 @@ class _Path(ranges.Rule):
 
 _TEXT = ranges.Optional(ranges.Text(), "unsaid")
 _PAIR = ranges.Pair(ranges.Pattern(), ranges.Text())
-_RULES: dict[str, ranges.Rule] = {
+HINT_RULES: dict[str, ranges.Rule] = {
     **dict.fromkeys(("model", "activation", "which", "strip_prefix", "format"), _TEXT),
     **dict.fromkeys(("tokenizer", "lora", "text_from"), ranges.Optional(_Path(), "unsaid")),
     **dict.fromkeys(("lora_alpha", "logit_scale"), ranges.Optional(ranges.POSITIVE, "unsaid")),
     "rename": ranges.Many(_PAIR, "pairs (regular expression, replacement)"),
     "ignore": ranges.PATTERNS,
-    **OPTIONS,
 }
+"""Of the fields of `Hints` but `plugins`."""
+_RULES = {**HINT_RULES, **OPTIONS}
 
 
 def load(

@@ -28,6 +28,7 @@ class Opened:
         sha256: of the step's manifest, or of the files of another package.
         which: of a run's parameters, where a person asks for others than those it computes with.
         told: what a person said that makes another model of the same files; None for nothing.
+        hints: all that a person said.
     """
 
     model: Model
@@ -37,6 +38,7 @@ class Opened:
     sha256: str | None
     which: str | None = None
     told: str | None = None
+    hints: Hints = NO_HINTS
 
     @property
     def weights_sha256(self) -> str | None:
@@ -72,9 +74,14 @@ def open_model(path: str | os.PathLike[str], hints: Hints = NO_HINTS, **options:
         contract = make_contract(model.spec, tokenizer, plugins=hints.plugins)
         only = next(iter(listed.values())) if len(listed) == 1 else None
         digest = only or sha256(*(f"{name} {value}\n" for name, value in sorted(listed.items())))
-        told = _told(hints)
         return Opened(
-            model=model, step=STEP, config={}, contract=contract, sha256=digest, told=told
+            model=model,
+            step=STEP,
+            config={},
+            contract=contract,
+            sha256=digest,
+            told=_told(hints),
+            hints=hints,
         )
 
     def read(choice: Choice) -> Opened:
@@ -94,6 +101,7 @@ def open_model(path: str | os.PathLike[str], hints: Hints = NO_HINTS, **options:
             contract=manifest.contract,
             sha256=manifest_digest(step_dir),
             which=hints.which,
+            hints=hints,
         )
 
     # One step for all of it: a run that is still going may save a newer one, and delete this one.

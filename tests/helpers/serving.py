@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import clipjax
 from clipjax.embeddings.index import Index
-from clipjax.embeddings.queries import open_model_of
+from clipjax.embeddings.model import open_model_of
 from clipjax.serving.limits import Limits
 from clipjax.serving.service import Service
 
