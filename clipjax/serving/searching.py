@@ -41,10 +41,14 @@ class Searcher:
     def __len__(self) -> int:
         return len(self._index)
 
+    def warm_up(self, most: int) -> None:
+        """Compiles the search for up to so many queries at once."""
+        for size in sorted({_padded(count) for count in range(1, most + 1)}):
+            self.find([np.zeros(self.embed_dim, np.float32)] * size)
+
     def find(self, queries: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Gives (cosines, places) of what is nearest to each query, float32 `[embed]`."""
-        size = 1 << (len(queries) - 1).bit_length()  # few shapes
-        padded = np.zeros((size, self.embed_dim), np.float32)
+        padded = np.zeros((_padded(len(queries)), self.embed_dim), np.float32)
         padded[: len(queries)] = queries
         return list(zip(*search(padded, self._blocks, self._most), strict=True))[: len(queries)]
 
@@ -75,3 +79,8 @@ class Searcher:
         if image is None:
             raise RefusedError(404, "the picture cannot be read")
         return jpeg_of(image)
+
+
+def _padded(queries: int) -> int:
+    """How many queries are searched for in place of so many: each number is a compilation."""
+    return 1 << (queries - 1).bit_length()

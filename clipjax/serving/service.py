@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,11 +10,12 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from absl import logging
 
 from clipjax.array_types import PyTree
 from clipjax.data.source import SampleError
 from clipjax.embeddings.queries import combine
-from clipjax.encoding.batches import embed_fn
+from clipjax.encoding.batches import RowLayout, embed_fn
 from clipjax.encoding.prompts import Given, Prompts, choose_prompts
 from clipjax.encoding.templates import fill_templates
 from clipjax.inference import Model, ZeroShotHead
@@ -63,12 +65,33 @@ class Service:
             self._batchers.append(self._queries)
 
     def warm_up(self) -> None:
-        """Compiles what the first requests need: of one row, and of a full batch."""
-        for count in (1, self.limits.batch_rows):
-            self._embed_rows([self.model.preprocess.blank()] * count)
-            self.model.encode_text(["a"] * count)
+        """Compiles all that requests can need: each size of a batch, and of texts each length.
+
+        A request that has to wait for a compilation could be late.
+        """
+        model, most, began = self.model, self.limits.batch_rows, time.monotonic()
+        sizes = {RowLayout(model.mesh, rows, most).batch_size for rows in range(1, most + 1)}
+        texts = self._texts_of_each_length()
+        logging.info(
+            "compiling for %d sizes of a batch, and of each for pictures and %d lengths of a text",
+            *(len(sizes), len(texts)),
+        )
+        for size in sorted(sizes):
+            self._embed_rows([model.preprocess.blank()] * size)
+            for text in texts:
+                model.encode_text([text] * size)
         if self.searcher is not None:
-            self.searcher.find([np.zeros(self.searcher.embed_dim, np.float32)])
+            self.searcher.warm_up(_QUERIES)
+        logging.info("compiled in %.0f s", time.monotonic() - began)
+
+    def _texts_of_each_length(self) -> list[str]:
+        """One text of each number of tokens that a batch of texts may be cut to."""
+        model = self.model
+        texts = ["a " * words for words in range(1, model.tokenizer.context_length + 1)]
+        run = embed_fn(model.encode_fns.text, model.mesh)
+        tokens = model.tokenizer(texts)
+        lengths = [run.cut(row[None], model.mesh).shape[1] for row in tokens]
+        return list(dict(zip(lengths, texts, strict=True)).values())
 
     def close(self) -> None:
         """Ends the threads, once what they do is done."""

@@ -1,11 +1,19 @@
 """Rows that wait together are run together, each answer goes to whoever asked."""
 
+import asyncio
 import threading
 
+import jax
 import pytest
+from checkpoints import write_checkpoint
+from tiny import tiny_spec
 
+import clipjax
+from clipjax.embeddings.index import Index
 from clipjax.serving.batching import Batcher
 from clipjax.serving.limits import Limits, RefusedError
+from clipjax.serving.searching import Searcher
+from clipjax.serving.service import Service
 
 
 class Held:
@@ -66,3 +74,35 @@ def test_a_failure_reaches_all_of_its_batch_and_no_other():
             answer.result(60)
     assert [answer.result(60) for answer in answers[2:]] == [[2], [3]]
     batcher.close()
+
+
+@pytest.mark.slow
+def test_once_it_is_warm_nothing_is_compiled_for_a_request(index, pictures, tmp_path):
+    text = {"vocab_size": 49408, "context_length": 24, "depth": 1}  # cut to 16 tokens, or not
+    write_checkpoint(tmp_path, tiny_spec(image={"patch_size": 8, "depth": 1}, text=text))
+    opened, limits = Index.open(index), Limits(batch_rows=3, batch_wait_s=0.1)
+    searcher = Searcher(opened, opened.source(), limits.results)
+    service = Service(clipjax.load(tmp_path, batch_size=3), limits, searcher=searcher)
+    picture, compiled = (pictures / "03.png").read_bytes(), []
+
+    def listen(event, seconds, **more):
+        if event.endswith("backend_compile_duration"):
+            compiled.append(event)
+
+    async def ask(number):
+        asked = [service.embed_picture(picture) for _ in range(number)]
+        asked += [service.embed_texts([words] * number) for words in ("a cat", "a " * 20)]
+        asked += [service.search([f"number {n}"], None, [], number) for n in range(5 * number)]
+        await asyncio.gather(*asked)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        service.warm_up()
+        warm = len(compiled)
+        assert warm >= 3 * (1 + 2) + 5
+        for number in (1, 2, 3):
+            asyncio.run(ask(number))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+        service.close()
+    assert len(compiled) == warm
