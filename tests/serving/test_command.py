@@ -1,6 +1,7 @@
 """`clipjax serve`: when it starts, when it refuses to, and how it ends."""
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ import threading
 import time
 
 import pytest
+from counting import HANGS_S, wait_until
 from serving import ask
 
 pytest.importorskip("starlette")
@@ -53,6 +55,43 @@ def test_it_serves_until_a_signal_ends_it_quietly(command, index, tmp_path):
     assert "POST /api/search: 200, " in done.err
     assert not re.search("Traceback|Error|WARNING|ERROR", done.err), done.err
     assert TOKEN not in done.err + done.out
+
+
+def test_what_is_in_work_when_a_signal_ends_it_is_answered(command, checkpoint):
+    """Two requests of which half has come; nobody else is let in any more."""
+    body, answers = json.dumps({"texts": ["a cat"]}).encode(), []
+    head = "POST /api/embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+
+    def ask_stop_and_go_on(port):
+        asked = [socket.create_connection(("127.0.0.1", port), HANGS_S) for _ in range(2)]
+        for connection in asked:
+            connection.sendall(head.encode() + body[:9])
+        wait_until(lambda: ask(port, "/api/about").status == 503)  # both are in work
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait_until(lambda: not listens(port))
+        for connection in asked:
+            with connection:
+                connection.sendall(body[9:])
+                answers.append(b"".join(iter(lambda c=connection: c.recv(65536), b"")))
+
+    port = free_port()
+    thread = threading.Thread(target=when_it_serves, args=(port, ask_stop_and_go_on))
+    thread.start()
+    flags = (f"--checkpoint={checkpoint}", f"--port={port}", "--batch_size=2")
+    done = command("serve", *flags, "--max_requests=2")
+    thread.join()
+    assert done.code == 0, done.err
+    assert [answer.split()[1] for answer in answers] == [b"200", b"200"], answers
+    assert all(b'{"model":"tiny","embeddings":[[' in answer for answer in answers)
+
+
+def listens(port):
+    try:
+        socket.create_connection(("127.0.0.1", port), HANGS_S).close()
+    except ConnectionRefusedError:
+        return False
+    return True
 
 
 def test_what_others_reach_needs_a_token(command, checkpoint, tmp_path, monkeypatch):
