@@ -3,7 +3,8 @@
 The probabilities of a picture are as the model was trained: by the softmax they add up to one; by
 the sigmoid (SigLIP) each label is a question of its own. Labels go into the templates; those that
 begin with an article, or are phrases or sentences, are best given whole, by --templates plain. One
-that holds a comma is given by --label.
+that holds a comma is given by --label. Pictures that cannot be used are left out, counted by their
+reason, and an error once the others are answered, unless --max_bad allows for so many.
 """
 
 import json
@@ -16,7 +17,7 @@ from clipjax.cli.main import given
 from clipjax.cli.output import show
 from clipjax.printable import printable
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A workdir, or one step's folder.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Whatever `clipjax.load` reads.")
 _LABELS = flags.DEFINE_list("labels", [], "Names to choose from, separated by commas.")
 _LABEL = flags.DEFINE_multi_string("label", [], "One name, commas and all; may be repeated.")
 _LABELS_FROM = flags.DEFINE_string(
@@ -30,7 +31,10 @@ _PREPROCESS = flags.DEFINE_enum(
 )
 _TOP = flags.DEFINE_integer("top", 5, "Names to show for each picture.", lower_bound=1)
 _MAX_BAD = flags.DEFINE_integer(
-    "max_bad", 0, "Pictures that may be unusable; they are left out and counted.", lower_bound=0
+    "max_bad",
+    0,
+    "Pictures that may be unusable; more are an error, once the others are answered.",
+    lower_bound=0,
 )
 _JSON = flags.DEFINE_string("json", None, "Also write the answers to this file.")
 flags.adopt_module_key_flags(hints)
@@ -56,7 +60,7 @@ def main(argv: list[str]) -> int:
     width = max(len(printable(label)) for label in labels)
     unusable: Counter[str] = Counter()
     answers = []
-    for part in embed_source(model, source, max_bad=_MAX_BAD.value):
+    for part in embed_source(model, source):
         unusable += part.bad
         ranked = head.scores_of(part.embeds).top(_TOP.value)
         for example, ranks in zip(part.examples, ranked, strict=True):
@@ -77,6 +81,12 @@ def main(argv: list[str]) -> int:
         }
         text = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
         write(data_path(_JSON.value), text.encode("utf-8"))
+    if unusable.total() > _MAX_BAD.value:
+        raise ValueError(
+            f"{unusable.total()} of {len(source)} pictures cannot be used ({dict(unusable)}), the "
+            f"{len(answers)} others are answered; remove them, or allow for so many by "
+            f"max_bad={unusable.total()}"
+        )
     return 0
 
 

@@ -37,6 +37,7 @@ from clipjax.ranges import FRACTION, Choice, Rule, whole
 from clipjax.redaction import redact
 
 LOCK = ".embedding.lock"
+_OF_TEXTS = ("missing_text", "text_empty", "text_encoding")  # reasons that are no picture's
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -259,10 +260,11 @@ def _bad(skipped: Mapping[str, int]) -> Counter[str]:
 
 def _check_bad(bad: Counter[str], examples: int, how: Storing) -> None:
     if bad.total() > how.max_bad_fraction * examples:
+        alone = "" if bad.keys().isdisjoint(_OF_TEXTS) else ", take pictures:DIR, without captions"
         raise ValueError(
             f"{bad.total()} of {examples} examples are unusable ({dict(bad)}); allowed is a "
-            f"fraction of {how.max_bad_fraction}. Mend the source, or raise --max_bad_fraction; "
-            "what is embedded is kept"
+            f"fraction of {how.max_bad_fraction}. Mend the source{alone}, or raise "
+            "--max_bad_fraction; what is embedded is kept"
         )
 
 

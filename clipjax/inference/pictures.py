@@ -4,6 +4,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from absl import logging
+
 from clipjax.data.source import Example
 from clipjax.data.sources.folder import EXTENSIONS
 from clipjax.data.storage.files import local_path
@@ -13,25 +15,31 @@ from clipjax.files import sha256
 class PictureFiles:
     """Pictures in the order in which they are named; those of a folder in that of their paths.
 
+    A folder without a picture beside others is a warning.
+
     Args:
         paths: files, and folders of which all pictures below are taken; hidden ones are not.
 
     Raises:
-        ValueError: there is no such file, or a folder without a picture.
+        ValueError: there is no such file, or no picture in any of the folders.
     """
 
     class_names = None
 
     def __init__(self, paths: Sequence[str | os.PathLike[str]]) -> None:
         self.paths: list[Path] = []
+        empty = []
         for given in paths:
             path = local_path(given, way="download the picture first")
             if not path.exists():
                 raise ValueError(f"{given} cannot be used: there is no such file")
             found = _pictures_below(path) if path.is_dir() else [path]
-            if not found:
-                raise ValueError(f"{given} holds no picture ({' '.join(EXTENSIONS)})")
+            empty += [] if found else [f"{given} holds no picture ({' '.join(EXTENSIONS)})"]
             self.paths += found
+        if not self.paths:
+            raise ValueError("; ".join(empty) or "no picture is named")
+        for words in empty:
+            logging.warning("%s", words)
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -65,8 +65,9 @@ def test_what_is_lost_is_made_anew_to_the_bit(index, embed_here, tmp_path):
     assert embed_here(out).code == 0 and contents(out) == before
 
 
-def test_arrays_of_half_the_size_hold_the_same(index, embed_here, tmp_path):
-    done = embed_here(tmp_path / "npy", "--format=npy", "--store=float16")
+def test_arrays_of_half_the_size_hold_the_same(index, embed_here, pictures, tmp_path):
+    spec = f"pictures:{pictures}"  # which has their captions not
+    done = embed_here(tmp_path / "npy", "--format=npy", "--store=float16", spec=spec)
     assert done.code == 0, done.err
     for shard in ("00000", "00001", "00002"):
         found = np.load(tmp_path / "npy" / f"{shard}.npy")
@@ -75,6 +76,7 @@ def test_arrays_of_half_the_size_hold_the_same(index, embed_here, tmp_path):
         assert found.dtype == np.float16 and (found == expected.astype(np.float16)).all()
         beside = pq.read_table(tmp_path / "npy" / f"{shard}.parquet")
         assert beside["key"] == table["key"] and "embedding" not in beside.column_names
+        assert beside["captions"].to_pylist() == [[]] * len(table)
 
 
 def test_too_many_unusable_pictures_are_an_error_that_keeps_the_work(embed_here, tmp_path):

@@ -36,9 +36,17 @@ def test_a_folder_is_classified_as_the_model_was_trained(command, pictures, tmp_
         "--labels=horse",
         f"--labels_from={tmp_path}/labels.txt",
     )
-    done = command("classify", *flags, f"--json={tmp_path}/found.json", "--max_bad=1", pictures)
+    (tmp_path / "empty").mkdir()
+    more = (f"--json={tmp_path}/found.json", pictures, tmp_path / "empty")
+    done = command("classify", *flags, "--max_bad=1", *more)
     assert done.code == 0, done.err
-    assert "left out, image_format: 1" in done.out
+    assert "left out, image_format: 1" in done.out and "empty holds no picture" in done.err
+    told = (tmp_path / "found.json").read_text()
+    (tmp_path / "found.json").unlink()
+    strict = command("classify", *flags, *more)  # the others are answered all the same
+    assert strict.code == 1 and strict.out == done.out
+    assert "1 of 4 pictures cannot be used ({'image_format': 1})" in strict.err, strict.err
+    assert "--max_bad 1" in strict.err and (tmp_path / "found.json").read_text() == told
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["probabilities"] == ("softmax" if bias is None else "sigmoid")
     assert found["left_out"] == {"image_format": 1}

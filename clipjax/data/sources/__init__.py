@@ -9,6 +9,7 @@ Options mean the same in all kinds that take them:
 """
 
 import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from clipjax.data.sources.hashed_subset import HashedSubset
 from clipjax.data.sources.mix import Mix
 from clipjax.data.sources.openmoji import OpenMoji
 from clipjax.data.sources.parquet import Parquet
+from clipjax.data.sources.pictures import Pictures
 from clipjax.data.sources.score_filter import ScoreFilter
 from clipjax.data.sources.synthetic import Synthetic
 from clipjax.data.sources.table import Table
@@ -42,6 +44,7 @@ SOURCES = {
     "jsonl": Table,
     "openmoji": OpenMoji,
     "parquet": Parquet,
+    "pictures": Pictures,
     "sugarcrepe": SugarCrepe,
     "synthetic": Synthetic,
     "tar": TarShards,
@@ -102,6 +105,11 @@ def make_source(
             message += (
                 f". Of {kind} names and templates are known (class_names=, templates=); its "
                 f"pictures are where you have them, as folder:DIR or tar:DIR/wds_{kind}/test"
+            )
+        elif os.path.isdir(os.path.expanduser(text)):
+            message += (
+                f". For this folder write folder:{text}, with classes or captions, or "
+                f"pictures:{text}, with neither"
             )
         raise ValueError(message)
     if isinstance(options.get("class_names"), str):

@@ -79,17 +79,8 @@ class Folder:
         self._root = data_path(where)
         if not is_folder(self._root):
             raise ValueError(f"there is no directory {where}")
-        prefix = len(self._root.url.rstrip("/")) + 1
-        sizes = {file.path.url[prefix:]: file.size for file in _list(self._root)}
-        unnamed = [name for name in sizes if not _is_text(name)]
-        hidden = [name for name in sizes if _is_hidden(name) and _is_text(name)]
-        for name in (*unnamed, *hidden):
-            del sizes[name]
-        self._images = [name for name in sizes if _suffix(name).lower() in EXTENSIONS]
-        if not self._images:
-            raise ValueError(
-                f"{where} holds no picture ({' '.join(EXTENSIONS)}) with a name in UTF-8"
-            )
+        sizes, unusable = list_named(self._root)
+        self._images = pictures_among(sizes, where)
         texts = [name for name in sizes if _suffix(name).lower() == ".txt"]
         self._texts = {_stem(name): name for name in texts}
         stems = {_stem(name) for name in self._images}
@@ -103,9 +94,7 @@ class Folder:
             unused["captions have no picture"] = orphans
             doubles = "captions are not used, as their pictures have another file of them"
             unused[doubles] = [name for name in texts if self._texts[_stem(name)] != name]
-        unused["files are not used, as their names are not UTF-8: rename them"] = unnamed
-        unused["files are not used, as their names or those of their folders are hidden"] = hidden
-        self._report(sizes, unused)
+        report_unused(self._root, sizes, unused | unusable)
         self._refuse_splits()
         if layout == "auto" and not self._captioned:
             self._refuse_json(sizes)
@@ -199,7 +188,8 @@ class Folder:
         if top:
             raise ValueError(
                 f"{self._root} holds {len(top)} pictures that are in no class folder, e.g. "
-                f"{top[0]}, and no captions beside them (.txt)"
+                f"{top[0]}, and no captions beside them (.txt); without either they can be "
+                f"embedded, searched and cleaned of duplicates, as pictures:{self._root}"
             )
         folders = sorted({_class_of(name) for name in self._images})
         if not self.group_names:
@@ -281,17 +271,40 @@ class Folder:
                 "are classes, write ?layout=classes in the SPEC"
             )
 
-    def _report(self, names: Iterable[str], unused: Mapping[str, list[str]]) -> None:
-        """Says what is not used: a mistake in naming would otherwise pass unseen."""
-        known = (*EXTENSIONS, ".txt")
-        others = collections.Counter(_suffix(n) for n in names if _suffix(n).lower() not in known)
-        if others:
-            kinds = ", ".join(f"{n} {suffix or '(none)'}" for suffix, n in others.most_common(5))
-            logging.warning("%s: files that are no pictures are not used: %s", self._root, kinds)
-        for what, files in unused.items():
-            if files:
-                example = os.fsencode(min(files)).decode("utf-8", "backslashreplace")
-                logging.warning("%s: %d %s, e.g. %s", self._root, len(files), what, example)
+
+def list_named(root: DataPath) -> tuple[dict[str, int], dict[str, list[str]]]:
+    """Gives the sizes of the files below a root by their paths, and those that are not used."""
+    prefix = len(root.url.rstrip("/")) + 1
+    sizes = {file.path.url[prefix:]: file.size for file in _list(root)}
+    unnamed = [name for name in sizes if not _is_text(name)]
+    hidden = [name for name in sizes if _is_hidden(name) and _is_text(name)]
+    for name in (*unnamed, *hidden):
+        del sizes[name]
+    return sizes, {
+        "files are not used, as their names are not UTF-8: rename them": unnamed,
+        "files are not used, as their names or those of their folders are hidden": hidden,
+    }
+
+
+def pictures_among(names: Iterable[str], where: str) -> list[str]:
+    """Gives the names of pictures; ValueError where there is none."""
+    found = [name for name in names if _suffix(name).lower() in EXTENSIONS]
+    if not found:
+        raise ValueError(f"{where} holds no picture ({' '.join(EXTENSIONS)}) with a name in UTF-8")
+    return found
+
+
+def report_unused(root: DataPath, names: Iterable[str], unused: Mapping[str, list[str]]) -> None:
+    """Says what is not used: a mistake in naming would otherwise pass unseen."""
+    known = (*EXTENSIONS, ".txt")
+    others = collections.Counter(_suffix(n) for n in names if _suffix(n).lower() not in known)
+    if others:
+        kinds = ", ".join(f"{n} {suffix or '(none)'}" for suffix, n in others.most_common(5))
+        logging.warning("%s: files that are no pictures are not used: %s", root, kinds)
+    for what, files in unused.items():
+        if files:
+            example = os.fsencode(min(files)).decode("utf-8", "backslashreplace")
+            logging.warning("%s: %d %s, e.g. %s", root, len(files), what, example)
 
 
 def _list(root: DataPath) -> list[StoredFile]:
