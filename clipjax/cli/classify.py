@@ -57,6 +57,7 @@ def main(argv: list[str]) -> int:
     source = PictureFiles(argv[1:])
     model = read_model(checkpoint, Hints(**hints.hints()), preprocess=_PREPROCESS.value)
     head = model.zero_shot(labels, _TEMPLATES.value or None)  # an empty flag gives none
+    head.check_labels(labels)
     width = max(len(printable(label)) for label in labels)
     unusable: Counter[str] = Counter()
     answers = []

@@ -17,7 +17,9 @@ _INDEX = flags.DEFINE_string("index", None, "Folder that `clipjax embed` wrote."
 _QUERY = flags.DEFINE_multi_string("query", [], "A text to look for; several are added.")
 _IMAGE = flags.DEFINE_multi_string("image", [], "A picture to look for; several are added.")
 _MINUS = flags.DEFINE_multi_string("minus", [], "A text that is taken away from the query.")
-_TOP = flags.DEFINE_integer("top", 20, "Pictures to find.", lower_bound=1)
+_TOP = flags.DEFINE_integer(
+    "top", None, "Pictures to find; by default 20, or all of an index of fewer.", lower_bound=1
+)
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "The model that the index was made with; by default where it was then."
 )
@@ -48,7 +50,7 @@ def main(argv: list[str]) -> int:
     for path in filter(None, (_HTML.value, _JSON.value)):
         check_writable(data_path(path))
     index = Index.open(directory)
-    k = _TOP.value
+    k = _TOP.value or min(20, len(index))
     if k > len(index):
         raise ValueError(f"--top={k}: {directory} holds {len(index)} pictures; ask for fewer")
     check_query(_QUERY.value, _IMAGE.value, _MINUS.value)

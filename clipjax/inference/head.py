@@ -1,7 +1,7 @@
 """The zero-shot head: a classifier whose weights are the texts of class names."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,6 +81,18 @@ class ZeroShotHead:
         Reference: arXiv:2103.00020, section 3.1; arXiv:2303.15343 for the sigmoid.
         """
         return self.scores_of(self.encode_image(images))
+
+    def check_labels(self, labels: Sequence[str]) -> None:
+        """Refuses a label alone where all share one probability, the softmax: it gets all of it.
+
+        Raises:
+            ValueError: there is one, of a model without a bias.
+        """
+        if self.bias is None and len(labels) < 2:
+            raise ValueError(
+                f"{labels[0]!r:.80} is the only label, and a softmax gives it all of the "
+                "probability, whatever the picture: give two or more"
+            )
 
     def scores_of(self, embeds: np.ndarray) -> ZeroShotScores:
         """Scores the names for embeddings of images, float32 `[n, embed]`, rows of length 1."""

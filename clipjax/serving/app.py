@@ -106,10 +106,14 @@ async def _embed(request: Request) -> Response:
 
 async def _search(request: Request) -> Response:
     service = _service(request)
-    service.index()
+    pictures = len(service.index())
     fields = await _fields(request, ("query", "image", "minus", "top"))
     most = service.limits.texts
-    texts, minus, top = fields.texts("query", most), fields.texts("minus", most), fields.top()
+    texts, minus, top = (
+        fields.texts("query", most),
+        fields.texts("minus", most),
+        fields.top(pictures),
+    )
     picture = await _decoded(request, fields)
     if not texts and picture is None:
         raise RefusedError(400, "give query, a text to look for, or image; minus takes away")

@@ -28,12 +28,20 @@ def parse(body: bytes, content_type: str, query: str, names: Collection[str]) ->
     found: Any
     if kind.startswith("image/") and "image" in names:
         try:
-            given = parse_qs(query, errors="strict")
+            given = parse_qs(query, errors="strict", keep_blank_values=True)
         except ValueError as error:
             raise RefusedError(400, "the address holds what is no UTF-8, or too much") from error
+        if "image" in given:
+            raise RefusedError(400, "image is the body here: leave it out of the address")
         found = {name: v if v[1:] else v[0] for name, v in given.items()}
+        if "labels" in given:  # however often they are given, commas part them
+            found["labels"] = ",".join(given["labels"])
         found["image"] = body
     elif kind == _JSON:
+        if query:
+            raise RefusedError(
+                400, f"with {_JSON} all fields stand in the body: leave them out of the address"
+            )
         found = _json(body)
     else:
         raise RefusedError(
@@ -129,7 +137,7 @@ class Fields:
             return Fields({"labels": parts}, self._limits).labels()
         labels = self.texts("labels", self._limits.labels)
         if not labels:
-            raise RefusedError(400, "labels is missing: give two or more, as 'cat, dog'")
+            raise RefusedError(400, "labels is missing: give them as 'cat, dog'")
         seen: set[str] = set()
         for label in labels:
             if label in seen:
@@ -158,18 +166,20 @@ class Fields:
             )
         return tuple(templates) or None
 
-    def top(self, default: int = 20) -> int:
-        """How many results are asked for.
+    def top(self, pictures: int, default: int = 20) -> int:
+        """How many results of so many pictures are asked for; by default 20, or all of fewer.
 
         Raises:
             RefusedError: no whole number, or too many.
         """
-        given = self._given.get("top", default)
+        most = min(pictures, self._limits.results)
+        given = self._given.get("top", min(default, most))
         if isinstance(given, str) and given.isascii() and given.isdecimal() and len(given) < 10:
             given = int(given)  # of an address
-        if type(given) is not int or not 1 <= given <= self._limits.results:
+        if type(given) is not int or not 1 <= given <= most:
             raise RefusedError(
                 400,
-                f"top is {given!r:.80}: ask for a whole number from 1 to {self._limits.results}",
+                f"top is {given!r:.80}: ask for a whole number from 1 to {most}, of "
+                f"{pictures:,} pictures",
             )
         return given

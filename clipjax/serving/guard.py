@@ -52,7 +52,8 @@ class Guard:
         hosts: Collection[str] | None,
         places: Collection[str],
     ) -> None:
-        self._app, self._limits, self._hosts, self._places = app, limits, hosts, places
+        self._app, self._limits, self._places = app, limits, places
+        self._hosts = None if hosts is None else {host.lower() for host in hosts}
         self._token = None if token is None else f"Bearer {token}".encode()
         self._running = 0
 
@@ -98,7 +99,11 @@ class Guard:
             if _name(headers.get("host", "")) not in self._hosts:
                 raise RefusedError(403, f"call this server by {' or '.join(sorted(self._hosts))}")
             origin = headers.get("origin")
-            if self._token is None and origin is not None and _place(origin) != headers["host"]:
+            if (
+                self._token is None
+                and origin is not None
+                and _place(origin) != headers["host"].lower()
+            ):
                 raise RefusedError(403, "pages of other sites may not ask this server")
         path = scope["path"]
         if self._token is None or not path.startswith("/api/") or path == HEALTH:
@@ -166,6 +171,6 @@ def _name(host: str) -> str | None:
 
 def _place(origin: str) -> Any:
     try:
-        return urlsplit(origin).netloc
+        return urlsplit(origin).netloc.lower()
     except ValueError:
         return None

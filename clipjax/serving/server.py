@@ -91,7 +91,7 @@ def make_server(
         lifespan="off",
         loop="asyncio",
         log_config=None,
-        log_level="warning",
+        log_level="error",  # what is warned of is a client's doing, and answered
         access_log=False,
         proxy_headers=False,
         server_header=False,

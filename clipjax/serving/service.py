@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -69,7 +68,7 @@ class Service:
 
         A request that has to wait for a compilation could be late.
         """
-        model, most, began = self.model, self.limits.batch_rows, time.monotonic()
+        model, most = self.model, self.limits.batch_rows
         sizes = {RowLayout(model.mesh, rows, most).batch_size for rows in range(1, most + 1)}
         texts = self._texts_of_each_length()
         logging.info(
@@ -80,9 +79,9 @@ class Service:
             self._embed_rows([model.preprocess.blank()] * size)
             for text in texts:
                 model.encode_text([text] * size)
+            logging.info("batches of %d are compiled", size)
         if self.searcher is not None:
             self.searcher.warm_up(_QUERIES)
-        logging.info("compiled in %.0f s", time.monotonic() - began)
 
     def _texts_of_each_length(self) -> list[str]:
         """One text of each number of tokens that a batch of texts may be cut to."""
@@ -123,8 +122,12 @@ class Service:
         """Ranks labels for a picture: probabilities as the model was trained.
 
         Raises:
-            RefusedError: the picture or the templates cannot be used, or too much waits.
+            RefusedError: the picture, the label or the templates cannot be used, or too much waits.
         """
+        try:
+            self._head.check_labels(labels)
+        except ValueError as error:
+            raise RefusedError(400, str(error)) from error
         head = await self._head_of(tuple(labels), templates)
         scores = head.scores_of((await self.embed_picture(picture))[None])
         ((*ranked,),) = scores.top()

@@ -99,6 +99,7 @@ def test_what_cannot_be_asked_is_one_clear_error(find, index, pictures, tmp_path
     assert "--top=23: " in told(query, "--top=23") and "holds 22 pictures" in told(
         query, "--top=23"
     )
+    assert len(find(query).out.splitlines()) == 20  # by default
     for flags in (["--query= "], [query, "--minus="]):
         assert "the query is empty" in told(*flags)
     assert "give --query TEXT or --image FILE" in told("--minus=a cat")

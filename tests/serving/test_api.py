@@ -55,8 +55,9 @@ def test_labels_are_ranked_as_by_the_library(server, model, picture):
         assert reply.json["probabilities"] == "softmax"
     assert reply.json["templates"] == ["{}", "a drawing of a {}"]
     expected = model.classify([picture], ["cat", "dog"])[0]
-    address = "/api/classify?labels=cat,%20dog,"
-    same(ranked(server.ask(address, body=picture, content_type="image/png")), expected)
+    for labels in ("labels=cat,%20dog,", "labels=cat&labels=dog"):
+        address = f"/api/classify?{labels}"
+        same(ranked(server.ask(address, body=picture, content_type="image/png")), expected)
 
 
 def test_a_sigmoid_answers_for_each_label_by_itself(picture, tmp_path):
@@ -64,10 +65,14 @@ def test_a_sigmoid_answers_for_each_label_by_itself(picture, tmp_path):
     write_checkpoint(
         tmp_path, tiny_spec(image={"patch_size": 8, "depth": 1}, text=text, logit_bias=-1.0)
     )
-    with serving(tmp_path) as server:
+    with serving(tmp_path, hosts={"LocalHost", "127.0.0.1"}) as server:
+        assert server.ask("/api/health", host="localhost").status == 200
         reply = server.ask("/api/classify", {"image": encoded(picture), "labels": ["cat", "dog"]})
         same(ranked(reply), clipjax.load(tmp_path).classify([picture], ["cat", "dog"])[0])
         assert reply.json["probabilities"] == "sigmoid"
+        fields = {"image": encoded(picture), "labels": ["cat"]}  # a question of its own here
+        alone = [one for one in ranked(reply) if one[0] == "cat"]
+        same(ranked(server.ask("/api/classify", fields)), alone)
         assert server.ask("/api/about").json["index"] is None
         reply = server.ask("/api/search", {"query": "a cat"})
         assert reply.status == 404 and reply.json == {"error": "this server has no index"}
@@ -165,8 +170,11 @@ REFUSED = [
     ("/api/search", {"minus": "a cat"}, 400, "give query"),
     ("/api/search", {"query": "  "}, 400, "an empty text"),
     ("/api/search", {"query": "a", "minus": "a"}, 400, "nothing is left"),
-    ("/api/search", {"query": "a", "top": 101}, 400, "from 1 to 100"),
-    ("/api/search", {"query": "a", "top": True}, 400, "from 1 to 100"),
+    ("/api/search", {"query": "a", "top": 23}, 400, "from 1 to 22, of 22 pictures"),
+    ("/api/search", {"query": "a", "top": True}, 400, "from 1 to 22"),
+    ("/api/search", {"query": "a", "top": ""}, 400, "from 1 to 22"),
+    ("/api/classify", {"image": PICTURE, "labels": "cat"}, 400, "'cat' is the only label"),
+    ("/api/classify?labels=b", LABELS | {"image": PICTURE}, 400, "stand in the body"),
     ("/api/search", {"query": "a", "top": 1e400}, 400, "Infinity is no number"),
     ("/api/embed", b"{", 400, "no JSON"),
     ("/api/embed", b"[1]", 400, "an object of JSON"),
@@ -186,7 +194,7 @@ def test_what_is_malformed_gets_one_clear_error(server, picture, pictures):
         assert (reply.status, {*reply.json}) == (status, {"error"}), (given, reply.body)
         assert words in reply.json["error"], (given, reply.json)
         assert str(pictures.parent) not in reply.json["error"]
-    templates = {"image": encoded(picture), "labels": ["cat"], "templates": ["no place"]}
+    templates = {"image": encoded(picture), **LABELS, "templates": ["no place"]}
     reply = server.ask("/api/classify", templates)
     assert reply.status == 400 and "holds '{}'" in reply.json["error"], reply.json
     many = {"labels": [f"label {n}" for n in range(200)], "templates": "openai_80"}
@@ -194,10 +202,20 @@ def test_what_is_malformed_gets_one_clear_error(server, picture, pictures):
     assert reply.status == 400 and "16,000 texts, allowed are 10,000" in reply.json["error"]
     reply = server.ask("/api/embed", body=b"texts=a", content_type="text/plain")
     assert reply.status == 415 and "application/json" in reply.json["error"]
-    address = "/api/classify?labels=%ff,b"
-    reply = server.ask(address, body=picture, content_type="image/png")
-    assert reply.status == 400 and "no UTF-8" in reply.json["error"], reply.body
-    assert ranked(server.ask("/api/classify", {"image": encoded(picture), "labels": "cat"}))
+    for query, words in {
+        "labels=%ff,b": "no UTF-8",
+        "labels=a,b&image=x": "image is the body here",
+        "labels=a,b&labels=b": "the label 'b' stands twice",
+        "labels=": "labels is missing",
+        "labels=a": "'a' is the only label",
+        "labels=a,b&top=": "unknown field 'top'",
+    }.items():
+        reply = server.ask(f"/api/classify?{query}", body=picture, content_type="image/png")
+        assert reply.status == 400 and words in reply.json["error"], (query, reply.body)
+    for cut in (9, 60):  # in the header, and behind it
+        reply = server.ask("/api/embed", body=picture[:cut], content_type="image/png")
+        assert reply.status == 400 and "the picture cannot be used: the " in reply.json["error"]
+        assert not re.search("Error|object at|0x", reply.json["error"]), reply.body
 
 
 @pytest.mark.parametrize(
@@ -297,6 +315,16 @@ def test_pages_of_others_are_kept_out(checkpoint, token):
         assert server.ask("/api/embed", {"texts": ["a"]}).status == 401
         for open_to_all in ("/", "/page.js", "/page.css", "/api/health"):
             assert server.ask(open_to_all).status == 200
+
+
+def test_what_upgrades_or_is_no_http_leaves_no_noise_in_the_log(server, caplog):
+    head = b"GET /api/health HTTP/1.1\r\nHost: LocalHost\r\n"
+    upgrade = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    with caplog.at_level("WARNING"):
+        answer = server.send(head + upgrade + b"Sec-WebSocket-Key: AAAA\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 200 "), answer  # as of a name in capitals
+        assert server.send(b"GET\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+    assert caplog.text == ""
 
 
 def test_the_page_loads_nothing_from_elsewhere(server):

@@ -87,7 +87,8 @@ def decode_image(data: bytes, *, converted: bool = False) -> Image.Image:
         ) from error
     except Exception as error:
         # Decoders meet hostile bytes here and raise a dozen unrelated types for them.
-        raise ImageError("image_undecodable", f"{type(error).__name__}: {error}") from error
+        why = f": {error}" if str(error) else ""
+        raise ImageError("image_undecodable", f"the {name} image does not decode{why}") from error
 
 
 def _readable_format(data: bytes) -> str:
