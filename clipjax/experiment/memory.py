@@ -193,4 +193,4 @@ def num_image_tokens(spec: Mapping[str, Any]) -> int:
     patches = (spec["image_size"] // image["patch_size"]) ** 2
     if image.get("patch_dropout"):
         patches = max(1, round(patches * (1 - image["patch_dropout"])))
-    return patches + (image.get("pooling") == "cls")
+    return patches + (image.get("pooling") in ("cls", "pooler"))

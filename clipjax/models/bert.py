@@ -11,6 +11,7 @@ from clipjax.layers.dropout import Dropout
 from clipjax.layers.execution import PLAIN, Execution
 from clipjax.layers.initializers import parameter
 from clipjax.layers.normalization import LayerNorm
+from clipjax.layers.pooler import Pooler
 from clipjax.layers.transformer import BlockConfig, Transformer
 from clipjax.models.features import TextFeatures
 from clipjax.models.tower_ranges import TEXT, TRANSFORMER, check_heads, check_texts
@@ -31,7 +32,8 @@ class Bert(nn.Module):
         num_positions: rows of the position embedding, of which `context_length` are used.
         position_offset: row of the first token: 0 in BERT, pad_id + 1 in RoBERTa.
         num_segments: rows of the segment embedding, of which the first is used.
-        pooling: `cls` (the first token) or `mean` (over the tokens that are not padding).
+        pooling: `cls` (the first token), `pooler` (the first token behind BERT's dense layer with
+            tanh) or `mean` (over the tokens that are not padding).
         dropout: rate of the embeddings and the residual branches, when training.
     """
 
@@ -59,7 +61,7 @@ class Bert(nn.Module):
         "num_positions": whole(),
         "position_offset": whole(0),
         "num_segments": whole(),
-        "pooling": Choice(("cls", "mean")),
+        "pooling": Choice(("cls", "mean", "pooler")),
     }
 
     def __post_init__(self) -> None:
@@ -101,7 +103,9 @@ class Bert(nn.Module):
             BlockConfig.of(self, init_name="bert", norm_first=False), name="transformer"
         )(x, inside, example_ids=example_ids, train=train, keep_hidden=keep_hidden)
         pooled = x[:, 0]
-        if self.pooling == "mean":
+        if self.pooling == "pooler":
+            pooled = Pooler(self.dtype, name="pooler")(pooled)
+        elif self.pooling == "mean":
             weights = inside[:, :, None].astype(x.dtype)
             # A text of padding only gives zeros, not a division by zero.
             pooled = (x * weights).sum(axis=1) / jnp.maximum(weights.sum(axis=1), 1)

@@ -12,13 +12,14 @@ from clipjax.layers.dropout import uniform_per_example
 from clipjax.layers.execution import PLAIN, Execution
 from clipjax.layers.initializers import parameter, uniform
 from clipjax.layers.normalization import LayerNorm
+from clipjax.layers.pooler import Pooler
 from clipjax.layers.position_embeddings import resize_grid, sincos_2d
 from clipjax.layers.transformer import BlockConfig, Transformer
 from clipjax.models.features import ImageFeatures
 from clipjax.models.tower_ranges import TRANSFORMER, VISION, check_heads
 from clipjax.ranges import Choice, FieldError, Flag, Optional, Rule, check_fields, whole
 
-POOLINGS = ("cls", "mean", "patch_mean", "map")
+POOLINGS = ("cls", "mean", "patch_mean", "map", "pooler")
 POSITIONS = ("learned", "sincos2d")
 
 
@@ -30,7 +31,8 @@ class VisionTransformer(nn.Module):
         patch_size: pixels of a patch's side.
         width: of the tokens.
         depth, num_heads, mlp_dim, activation, layer_norm_eps: of the blocks, see `BlockConfig`.
-        pooling: `cls` (class token, then the final norm), `mean` (no class token; mean of the
+        pooling: `cls` (class token, then the final norm), `pooler` (the same, then a dense layer
+            with tanh: the ViT of transformers' dual encoders), `mean` (no class token; mean of the
             patches, then the final norm), `patch_mean` (a class token that is not pooled; mean of
             the patches, then the final norm: CLIPA) or `map` (no class token; the final norm, then
             a learned probe attends to the patches: SigLIP).
@@ -103,7 +105,7 @@ class VisionTransformer(nn.Module):
         """Encodes normalised images [batch, height, width, 3]."""
         x = self._embed_patches(images)
         num_patches = x.shape[1]
-        if self.pooling in ("cls", "patch_mean"):
+        if self.pooling in ("cls", "patch_mean", "pooler"):
             x = self._add_class_token(x)
         x = x + self._positions(x.shape[1], num_patches).astype(x.dtype)
         if train and self.patch_dropout:
@@ -125,8 +127,10 @@ class VisionTransformer(nn.Module):
             return ImageFeatures(head(x), x, hidden)
         if self.pooling == "patch_mean":
             x = x[:, 1:]
-        pooled = x[:, 0] if self.pooling == "cls" else x.mean(axis=1)
-        return ImageFeatures(norm(pooled), x, hidden)
+        pooled = norm(x[:, 0] if self.pooling in ("cls", "pooler") else x.mean(axis=1))
+        if self.pooling == "pooler":
+            pooled = Pooler(self.dtype, name="pooler")(pooled)
+        return ImageFeatures(pooled, x, hidden)
 
     @property
     def pools_first_token(self) -> bool:
@@ -134,7 +138,7 @@ class VisionTransformer(nn.Module):
 
         A tower that inherits from this one may read the others, and says for itself if not.
         """
-        return type(self) is VisionTransformer and self.pooling == "cls"
+        return type(self) is VisionTransformer and self.pooling in ("cls", "pooler")
 
     def _embed_patches(self, images: jax.Array) -> jax.Array:
         """The patch convolution as one matrix product, which it is: stride equals kernel."""

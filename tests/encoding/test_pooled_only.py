@@ -59,6 +59,13 @@ def test_a_class_token_is_the_same_without_the_others_last_block(way, depth):
     np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
+@pytest.mark.slow
+def test_so_is_a_pooled_class_token():
+    found, wanted, spared = pair({"pooling": "pooler"})
+    assert spared
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_what_is_pooled_of_all_patches_computes_them_all(pooling):
     found, wanted, spared = pair({"pooling": pooling})

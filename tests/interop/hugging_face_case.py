@@ -21,9 +21,9 @@ from clipjax.tokenizers.wordpiece import VOCABULARY
 from clipjax.trees import unflatten_names
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "interop"
-CASES = ("clip", "siglip", "align", "chinese_clip")
+CASES = ("clip", "siglip", "align", "chinese_clip", "dual_encoder")
 # Padding is masked in these: its rows are of no consequence, and not computed alike.
-MASKED = ("align", "chinese_clip")
+MASKED = ("align", "chinese_clip", "dual_encoder")
 BATCH, IMAGE_SIZE, LENGTH = 4, 32, 16
 TEMPERATURE = np.float32(0.08)
 TEXTS = [
@@ -71,8 +71,9 @@ def make_directory(path, case):
         (path / name).write_text(json.dumps(content))
     if case == "siglip":
         (path / "spiece.model").write_bytes(arrays["spiece.model"].tobytes())
-    if case == "chinese_clip":
-        (path / "vocab.txt").write_bytes(arrays["vocab.txt"].tobytes())
+    for file in ("vocab.txt", "tokenizer.json"):
+        if file in arrays:
+            (path / file).write_bytes(arrays[file].tobytes())
     if case == "align":
         shutil.copyfile(VOCABULARY, path / "vocab.txt")
         (path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": LENGTH}))
@@ -138,9 +139,13 @@ def variables(weights):
 def inputs(spec):
     size = spec["image_size"]
     text = spec["text"]
-    return seeded.images(BATCH, size), seeded.tokens(
-        BATCH, text["context_length"], text["vocab_size"]
-    )
+    tokens = seeded.tokens(BATCH, text["context_length"], text["vocab_size"])
+    return seeded.images(BATCH, size), padded_with(text.get("pad_id", 0), tokens)
+
+
+def padded_with(pad_id, tokens):
+    """Tokens that are padded with 0, as those of a vocabulary that pads with 0 or 1."""
+    return tokens if pad_id == 0 else np.where(tokens == 0, pad_id, np.maximum(tokens, 2))
 
 
 @functools.cache

@@ -69,7 +69,8 @@ def test_a_directory_computes_what_transformers_does(directories, case):
     assert np.abs(text_embeds - golden["text_embeds"]).max() <= 2e-6
     assert np.abs(logits - golden["logits"]).max() <= 1e-4
     # Rows of masked padding are of no consequence, and nobody normalises them the same way.
-    inside = (inputs(weights.spec)[1] != 0)[None, :, :, None] if case in MASKED else True
+    tokens = inputs(weights.spec)[1]
+    inside = (tokens != weights.spec["text"].get("pad_id"))[..., None] if case in MASKED else True
     assert np.abs((hidden - golden["text_hidden"]) * inside).max() <= 1e-5
     if case not in MASKED:  # what Stable Diffusion 2 is conditioned on
         assert np.abs(final_norm(weights, hidden[-2]) - golden["penultimate"]).max() <= 1e-5
@@ -230,15 +231,19 @@ def test_siglip_tokenizes_as_transformers(directories, tmp_path):
         np.testing.assert_array_equal(found, golden["token_ids"])
 
 
-def test_chinese_is_tokenized_as_there(directories, tmp_path):
-    path, golden, _ = directories["chinese_clip"]
+@pytest.mark.parametrize(
+    "case, file, texts",
+    [("chinese_clip", "vocab.txt", CHINESE), ("dual_encoder", "tokenizer.json", TEXTS)],
+)
+def test_texts_are_tokenized_as_there(directories, tmp_path, case, file, texts):
+    path, golden, _ = directories[case]
     first = read(path)
     assert first.spec["text"]["context_length"] == 16
-    assert first.spec["tokenizer"] == {"name": "wordpiece", "model": "vocab.txt"}
     hugging_face.write(tmp_path / "b", first)
     for weights in (first, read(tmp_path / "b")):
-        spec = {**weights.spec["tokenizer"], "model": str(weights.tokenizer_files["vocab.txt"])}
-        found = make_tokenizer(spec, context_length=16)(CHINESE)
+        assert weights.spec["tokenizer"]["model"] == file
+        spec = {**weights.spec["tokenizer"], "model": str(weights.tokenizer_files[file])}
+        found = make_tokenizer(spec, context_length=16)(texts)
         np.testing.assert_array_equal(found, golden["token_ids"])
 
 
@@ -254,6 +259,57 @@ def test_chinese_without_its_vocabulary_asks_for_the_file(copy, directories):
     weights = read(path)
     assert weights.spec["tokenizer"] == {"name": "wordpiece", "shipped": False}
     assert weights.tokenizer() == (weights.spec["tokenizer"], None)
+
+
+def test_a_dual_encoder_without_its_vocabulary_asks_for_the_file(copy):
+    path = copy("dual_encoder")
+    (path / "tokenizer.json").unlink()
+    spec, tokenizer = read(path).tokenizer()
+    assert tokenizer is None and spec == {"name": "tokenizer_json", "pad_id": 1}
+
+
+def test_a_dual_encoder_is_read_by_either_names_of_transformers(directories, copy):
+    path = copy("clip")
+    tensors = {
+        name.replace("vision_model.", "vision_model.vision_model."): x
+        for name, x in directories["clip"][2].items()
+        if not name.startswith("text_model.")
+    }
+    tensors |= {
+        name: x
+        for name, x in directories["dual_encoder"][2].items()
+        if name.startswith(("text_model.", "text_projection."))
+    }
+    config = json.loads((path / "config.json").read_text())
+    other = json.loads((directories["dual_encoder"][0] / "config.json").read_text())
+    config |= {"model_type": "vision-text-dual-encoder", "text_config": other["text_config"]}
+    config["vision_config"]["model_type"] = "clip_vision_model"
+    (path / "config.json").write_text(json.dumps(config))
+    shutil.copy(directories["dual_encoder"][0] / "tokenizer.json", path)
+    found = []
+    for names in ("vision_model.vision_model.", "vision_model."):
+        renamed = {k.replace("vision_model.vision_model.", names): x for k, x in tensors.items()}
+        save_tensors(path / "model.safetensors", renamed)
+        found.append({name: x.read() for name, x in read(path).leaves.items()})
+    assert found[0].keys() == found[1].keys()
+    assert all(np.array_equal(x, found[1][name]) for name, x in found[0].items())
+
+
+@pytest.mark.parametrize(
+    "keys, value, message",
+    [
+        (("text_config", "model_type"), "electra", r"model_type is 'electra'; supported is 'bert'"),
+        (("vision_config", "model_type"), "swin", r"model_type is 'swin'; supported is 'vit' or"),
+        (("vision_config", "qkv_bias"), False, "qkv_bias is False; supported is True"),
+        (("vision_config", "pooler_output_size"), 8, "pooler_output_size is 8; supported is None"),
+        (("text_config", "max_position_embeddings"), 2, "supported is more than 2"),
+    ],
+)
+def test_towers_that_a_dual_encoder_cannot_have_here(copy, keys, value, message):
+    path = copy("dual_encoder")
+    edit(path, "config.json", *keys, value=value)
+    with pytest.raises(WeightFileError, match=message):
+        read(path)
 
 
 def test_a_length_that_is_the_tables_own_is_no_choice(copy):

@@ -212,6 +212,58 @@ def test_chinese_clip(reference, tmp_path):
     np.testing.assert_array_equal(make_tokenizer(spec, context_length=16)(CHINESE), ours(CHINESE))
 
 
+@pytest.mark.parametrize(
+    "image, text",
+    [
+        ("CLIPVisionConfig", "BertConfig"),
+        ("ViTConfig", "RobertaConfig"),
+        ("ViTConfig", "XLMRobertaConfig"),
+    ],
+)
+def test_dual_encoders(reference, tmp_path, image, text):
+    torch, transformers = reference.torch, reference.transformers
+    make_directory(tmp_path / "files", "dual_encoder")
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    positions = {"max_position_embeddings": 20, "vocab_size": 290}
+    config = transformers.VisionTextDualEncoderConfig.from_vision_text_configs(
+        getattr(transformers, image)(hidden_size=32, image_size=32, patch_size=8, **sizes),
+        getattr(transformers, text)(hidden_size=24, **sizes, **positions),
+        projection_dim=20,
+    )
+    torch.manual_seed(0)
+    theirs = transformers.VisionTextDualEncoderModel(config).eval()
+    with torch.no_grad():  # as drawn, biases are zero and norms do nothing
+        for parameter in theirs.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape)
+    theirs.save_pretrained(tmp_path / "theirs")
+    for name in ("preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "theirs" / name).write_bytes((tmp_path / "files" / name).read_bytes())
+    if text == "BertConfig":  # whose vocabularies pad with 0
+        edit(tmp_path / "theirs", "tokenizer_config.json", "pad_token", value="<s>")
+    weights = read(tmp_path / "theirs")
+    assert weights.spec["image"]["pooling"] == ("cls" if image[0] == "C" else "pooler")
+    images, tokens, pixels, ids = tokens_and_images(reference, weights)
+    mask = (ids != weights.spec["text"]["pad_id"]).long()
+    image_embeds, text_embeds, logits, _ = run(weights, images, tokens)
+    hugging_face.write(tmp_path / "ours", weights)
+    ours, unexpected = reference.load("VisionTextDualEncoderModel", tmp_path / "ours")
+    assert not unexpected
+    for model in (theirs, ours):
+        with torch.no_grad():
+            out = model(input_ids=ids, pixel_values=pixels, attention_mask=mask)
+        close(image_embeds, out.image_embeds, EMBEDDING)
+        close(text_embeds, out.text_embeds, EMBEDDING)
+        close(logits, out.logits_per_image, LOGITS)
+    again = read(tmp_path / "ours")
+    assert again.spec == {**weights.spec, "tokenizer": again.spec["tokenizer"]}
+    assert all(np.array_equal(x.read(), again.leaves[n].read()) for n, x in weights.leaves.items())
+    tokenizer = reference.transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
+    spec = {**weights.spec["tokenizer"], "model": str(tmp_path / "files" / "tokenizer.json")}
+    found = make_tokenizer(spec, context_length=16)(TEXTS)
+    np.testing.assert_array_equal(padded(tokenizer, TEXTS, 16), found)
+    assert_pixels(reference, tmp_path / "ours", weights.spec)
+
+
 @pytest.mark.parametrize("kind", ["pytorch_model.bin", "model.safetensors.index.json"])
 def test_what_transformers_saves_is_read(reference, clip, tmp_path, kind):
     path, weights = clip

@@ -21,6 +21,7 @@ NAFLEX = {
 SPECS = {
     "class token, causal, eot": tiny_spec(),
     "map, patches left out": tiny_spec(image={"pooling": "map", "patch_dropout": 0.5}),
+    "poolers": {**tiny_spec(image={"pooling": "pooler"}), "text": {**BERT, "pooling": "pooler"}},
     "naflex, bert": {**tiny_spec(), "image": NAFLEX, "text": BERT},
 }
 WAYS = {

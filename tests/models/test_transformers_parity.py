@@ -138,7 +138,10 @@ def test_a_block_is_skipped_by_example_and_not_by_place():
     "make, message",
     [
         (lambda: Bert(**{**BERT, "num_heads": 5}), "width = 24 does not divide by num_heads = 5"),
-        (lambda: Bert(**{**BERT, "pooling": "eot"}), "pooling = 'eot': allowed are cls, mean"),
+        (
+            lambda: Bert(**{**BERT, "pooling": "eot"}),
+            "pooling = 'eot': allowed are cls, mean, pooler",
+        ),
         (lambda: Bert(**BERT, position_offset=7), "does not fit num_positions = 16"),
         (lambda: EfficientNet(32, 1.0, 1.0, patch_dropout=0.1), "no patches are left out"),
         (

@@ -33,6 +33,13 @@ def test_mean_of_the_patches_is_pooled():
     np.testing.assert_allclose(features.pooled, norm(features.tokens.mean(1), params), atol=1e-5)
 
 
+def test_the_pooler_is_a_dense_layer_with_tanh_behind_the_norm():
+    features, params = encode(pooling="pooler", pre_norm=False, patch_bias=True)
+    first = norm(features.tokens[:, 0], params)
+    wanted = jnp.tanh(first @ params["pooler"]["kernel"] + params["pooler"]["bias"])
+    np.testing.assert_allclose(features.pooled, wanted, atol=1e-5)
+
+
 def test_fixed_positions_have_no_parameter_and_spare_the_class_token():
     options = {"pooling": "patch_mean", "positions": "sincos2d", "pre_norm": False}
     features, params = encode(**options)

@@ -45,19 +45,31 @@ _BLOCK = BlockNames(
 )
 
 
-def text_spec(text: Section, *, context_length: int, pooling: str) -> dict[str, Any]:
-    """The text tower of a config, which does not say how long its rows are but for their limit."""
+def text_spec(
+    text: Section, *, context_length: int, pooling: str, after_pad: bool = False
+) -> dict[str, Any]:
+    """The text tower of a config, which does not say how long its rows are but for their limit.
+
+    Args:
+        text: of the config.
+        context_length: what it is where the limit allows it.
+        pooling: a field of the tower.
+        after_pad: the first token's position is the row behind padding's, as in RoBERTa.
+    """
     text.must_be("position_embedding_type", "absolute")
     text.ignore(_UNREAD)
     vocab_size, pad_id = text.integer("vocab_size"), text.get("pad_token_id")
     if not isinstance(pad_id, int) or not 0 <= pad_id < vocab_size:
         raise text.error("pad_token_id", f"an id from 0 to {vocab_size - 1}")
-    num_positions = text.integer("max_position_embeddings")
+    num_positions, offset = text.integer("max_position_embeddings"), pad_id + 1 if after_pad else 0
+    if num_positions <= offset:
+        raise text.error("max_position_embeddings", f"more than {offset}")
     return {
         "name": "bert",
         "vocab_size": vocab_size,
-        "context_length": min(context_length, num_positions),
+        "context_length": min(context_length, num_positions - offset),
         "num_positions": num_positions,
+        "position_offset": offset,
         "num_segments": text.integer("type_vocab_size"),
         "pad_id": pad_id,
         "pooling": pooling,

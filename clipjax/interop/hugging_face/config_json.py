@@ -9,7 +9,14 @@ from types import ModuleType
 from typing import Any
 
 from clipjax.config import to_plain
-from clipjax.interop.hugging_face import align, chinese_clip, clip, siglip, siglip2
+from clipjax.interop.hugging_face import (
+    align,
+    chinese_clip,
+    clip,
+    dual_encoder,
+    siglip,
+    siglip2,
+)
 from clipjax.interop.hugging_face.comparison import complete, different_numbers
 from clipjax.interop.section import Section
 from clipjax.interop.tensors import WeightFileError
@@ -21,6 +28,7 @@ FAMILIES: dict[str, ModuleType] = {
     "siglip2": siglip2,
     "align": align,
     "chinese_clip": chinese_clip,
+    "vision-text-dual-encoder": dual_encoder,
 }
 OWN_FIELD = "clipjax"
 CONVERT = "write target_format='clipjax', or target_format='open_clip' where OpenCLIP has the model"
@@ -93,11 +101,17 @@ def _config_of(wanted: Mapping[str, Any], kind: str) -> dict[str, Any]:
     return dict(config)
 
 
-def _section(config: Section, name: str, defaults: Mapping[str, Any]) -> Section:
-    """`text_config` or `vision_config`; the older `..._dict`, where given, goes before it."""
+def _section(config: Section, name: str, defaults: Any) -> Section:
+    """`text_config` or `vision_config`; the older `..._dict`, where given, goes before it.
+
+    What absent fields mean is an object, or a function of the object where several classes may
+    stand in its place.
+    """
     values, older = config.get(f"{name}_config"), config.get(f"{name}_config_dict")
     values = {} if values is None else values
     where = f"{config.where}: {name}_config"
+    if callable(defaults):
+        defaults = defaults(values if isinstance(values, Mapping) else {})
     section = Section(values, where, defaults)
     if older is None:
         return section

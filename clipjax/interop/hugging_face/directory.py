@@ -11,11 +11,8 @@ from clipjax.interop.hugging_face.comparison import different_numbers, own_spec,
 from clipjax.interop.hugging_face.config_json import FAMILIES, OWN_FIELD, read_config, write_config
 from clipjax.interop.hugging_face.preprocessor import read_preprocessor, write_preprocessor
 from clipjax.interop.hugging_face.shapes import draft_of, has_both_towers
-from clipjax.interop.hugging_face.tokenizer_files import (
-    check_tokenizer,
-    read_tokenizer,
-    write_tokenizer,
-)
+from clipjax.interop.hugging_face.tokenizer_files import check_tokenizer, read_tokenizer
+from clipjax.interop.hugging_face.tokenizer_writing import write_tokenizer
 from clipjax.interop.hugging_face.towers import Joined, join, refuse_alone
 from clipjax.interop.open_clip.rows import settle
 from clipjax.interop.section import read_json, write_json
@@ -86,8 +83,7 @@ def _read_directory(path: Path, file: Path, hints: Hints) -> Weights:
     kind, spec, own = read_config(joined.config, joined.where)
     family = FAMILIES[kind]
     text_path = Path(hints.text_from or path)
-    vocab_size = spec["text"]["vocab_size"]
-    spec["tokenizer"], files, length = read_tokenizer(text_path, kind, vocab_size)
+    spec["tokenizer"], files, length = read_tokenizer(text_path, kind, spec["text"])
     if "text.context_length" in family.IN_OTHER_FILES and length is not None:
         # As many as the table has is what BERT's files say that nobody changed, and not a choice.
         rows = spec["text"]["num_positions"] - spec["text"].get("position_offset", 0)
@@ -102,6 +98,8 @@ def _read_directory(path: Path, file: Path, hints: Hints) -> Weights:
     if not needs_file(spec["tokenizer"]):
         check_tokenizer(spec, files, str(text_path))
     tensors = joined.tensors
+    if hasattr(family, "plain_names"):  # versions of transformers that name them otherwise
+        tensors = family.plain_names(tensors)
     leaves = convert(family.leaves(spec), tensors, spec, ignored=family.ignored, where=str(file))
     ignored = tuple(sorted([*filter(family.ignored, tensors), *joined.ignored]))
     return Weights(spec, leaves, files, f"hf {path}", ignored, notes=joined.notes)

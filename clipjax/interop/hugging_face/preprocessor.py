@@ -37,6 +37,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "include_top": True,
     },
 }
+DEFAULTS["ViTImageProcessor"] = {**DEFAULTS["SiglipImageProcessor"], "resample": 2}
 # Chinese-CLIP's is CLIP's by another name.
 DEFAULTS["ChineseCLIPImageProcessor"] = DEFAULTS["CLIPImageProcessor"]
 PATCHES = "Siglip2ImageProcessor"
@@ -46,6 +47,7 @@ _TYPES = {name: name for name in DEFAULTS}
 _TYPES |= {f"{name}Fast": name for name in DEFAULTS}
 _TYPES |= {
     "CLIPFeatureExtractor": "CLIPImageProcessor",
+    "ViTFeatureExtractor": "ViTImageProcessor",
     "ChineseCLIPFeatureExtractor": "ChineseCLIPImageProcessor",
 }
 _NO_MATTER = (

@@ -112,6 +112,10 @@ def _text(spec: Mapping[str, Any]) -> Config:
     text, projection = spec["text"], spec.get("text_projection", "linear")
     section: Config = {"context_length": text["context_length"], **tokenizer.text_fields(spec)}
     if text["name"] == "bert":
+        if text.get("pooling", "cls") != "mean":
+            raise ValueError(
+                f"text pooling {text.get('pooling', 'cls')!r}: OpenCLIP's XLM-RoBERTa has 'mean'"
+            )
         sizes = (text["depth"], text["width"])
         if sizes not in _XLM_ROBERTA or text["vocab_size"] != 250002:
             raise ValueError(f"a BERT of depth and width {sizes} is no model that OpenCLIP wraps")

@@ -9,7 +9,7 @@ from typing import Any
 import tokenizers
 from absl import logging
 
-from clipjax.interop.hugging_face.tokenizer_files import write_tokenizer
+from clipjax.interop.hugging_face.tokenizer_writing import write_tokenizer
 from clipjax.interop.section import write_json
 from clipjax.interop.weights import Weights
 from clipjax.tokenizers import make_tokenizer

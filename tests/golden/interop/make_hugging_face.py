@@ -20,8 +20,10 @@ sys.path += [
 ]
 import torchvision_operators  # noqa: F401  # isort: skip  before what imports torchvision
 
+import safetensors.torch
 import seeded
 import sentencepiece
+import tokenizers
 import transformers
 from hugging_face_case import (
     BATCH,
@@ -30,6 +32,7 @@ from hugging_face_case import (
     LENGTH,
     PICTURES,
     TEXTS,
+    padded_with,
     picture,
     their_weight,
 )
@@ -46,15 +49,23 @@ IMAGE = {"hidden_size": 32, "intermediate_size": 80, "num_hidden_layers": 2}
 IMAGE |= {"num_attention_heads": 2, "image_size": IMAGE_SIZE, "patch_size": 8}
 
 
+def processor_of(name):
+    """The class that resizes with Pillow, which versions from 5 on call otherwise."""
+    return getattr(transformers, f"{name}Pil", None) or getattr(transformers, name)
+
+
 def fill(model):
-    """Puts the seeded weights in; returns the shapes by name."""
-    shapes = {}
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            shapes[name] = list(tensor.shape)
+    """Puts the seeded weights in, by the names of the file; returns the model and the shapes."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        file = Path(folder) / "model.safetensors"
+        tensors = safetensors.torch.load_file(file)
+        for name, tensor in tensors.items():
             if tensor.is_floating_point():
                 tensor.copy_(torch.tensor(their_weight(name, tensor.shape)))
-    return shapes
+        safetensors.torch.save_file(tensors, file, {"format": "pt"})
+        shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+        return type(model).from_pretrained(folder).eval(), shapes
 
 
 def saved(*parts):
@@ -66,10 +77,11 @@ def saved(*parts):
     return json.dumps({name: files[name] for name in files if not name.startswith("tokenizer.")})
 
 
-def run(model, processor, vocab_size, config_parts, **inputs):
-    shapes = fill(model)
+def run(model, processor, vocab_size, config_parts, pad_id=0, **inputs):
+    model, shapes = fill(model)
     images = torch.tensor(seeded.images(BATCH, IMAGE_SIZE).transpose(0, 3, 1, 2))
-    tokens = torch.tensor(seeded.tokens(BATCH, LENGTH, vocab_size), dtype=torch.long)
+    tokens = padded_with(pad_id, seeded.tokens(BATCH, LENGTH, vocab_size))
+    tokens = torch.tensor(tokens, dtype=torch.long)
     inputs = {name: function(tokens) for name, function in inputs.items()}
     layers = getattr(model.text_model.encoder, "layers", None) or model.text_model.encoder.layer
     hidden = []
@@ -113,7 +125,7 @@ def clip():
         vision_config={**IMAGE, "hidden_act": "quick_gelu"},
         projection_dim=20,
     )
-    processor = transformers.CLIPImageProcessor(
+    processor = processor_of("CLIPImageProcessor")(
         size={"shortest_edge": IMAGE_SIZE}, crop_size=IMAGE_SIZE
     )
     return run(transformers.CLIPModel(config).eval(), processor, CLIP_VOCAB, ())
@@ -130,7 +142,7 @@ def siglip():
         },
         vision_config=IMAGE,
     )
-    processor = transformers.SiglipImageProcessor(size={"height": 32, "width": 32})
+    processor = processor_of("SiglipImageProcessor")(size={"height": 32, "width": 32})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "spiece.model"
         path.write_bytes(proto)
@@ -169,7 +181,7 @@ def align():
         vision_config={"width_coefficient": 0.25, "depth_coefficient": 0.3},
         projection_dim=80,
     )
-    processor = transformers.EfficientNetImageProcessor(
+    processor = processor_of("EfficientNetImageProcessor")(
         size={"height": 37, "width": 37},
         crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
         do_center_crop=True,
@@ -207,13 +219,50 @@ def chinese_clip():
         ids = tokenizer(CHINESE, **padded).input_ids
     found = run(
         transformers.ChineseCLIPModel(config).eval(),
-        transformers.ChineseCLIPImageProcessorPil(size=size, do_center_crop=False),
+        processor_of("ChineseCLIPImageProcessor")(size=size, do_center_crop=False),
         len(pieces),
         (tokenizer,),
         attention_mask=lambda tokens: (tokens != 0).long(),
     )
     vocabulary = np.frombuffer("\n".join(pieces).encode(), np.uint8)
     return {**found, "vocab.txt": vocabulary, "token_ids": np.array(ids, np.int32)}
+
+
+def dual_encoder():
+    """A ViT and a RoBERTa, with a byte-level vocabulary whose padding is 1."""
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=290,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(TEXTS, trainer)
+    backend.post_processor = tokenizers.processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, model_max_length=LENGTH, **names
+    )
+    size = backend.get_vocab_size()
+    config = transformers.VisionTextDualEncoderConfig.from_vision_text_configs(
+        transformers.ViTConfig(**IMAGE, layer_norm_eps=1e-3),
+        transformers.RobertaConfig(
+            **TEXT, vocab_size=size, max_position_embeddings=20, type_vocab_size=1
+        ),
+        projection_dim=20,
+    )
+    found = run(
+        transformers.VisionTextDualEncoderModel(config).eval(),
+        processor_of("ViTImageProcessor")(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}),
+        size,
+        (tokenizer,),
+        pad_id=1,
+        attention_mask=lambda tokens: (tokens != 1).long(),
+    )
+    ids = tokenizer(TEXTS, padding="max_length", truncation=True, max_length=LENGTH).input_ids
+    vocabulary = np.frombuffer(backend.to_str().encode(), np.uint8)
+    return {**found, "tokenizer.json": vocabulary, "token_ids": np.array(ids, np.int32)}
 
 
 def clip_tokenizer():
@@ -247,6 +296,7 @@ def main():
         "siglip": siglip,
         "align": align,
         "chinese_clip": chinese_clip,
+        "dual_encoder": dual_encoder,
         "clip_tokenizer": clip_tokenizer,
     }
     for name in sys.argv[1:] or cases:
