@@ -243,6 +243,16 @@ def check_together(settings: Settings) -> None:
             )
     for span in schedule_spans((*earlier, own)):
         _check_schedule(span[0], span[-1].until_step - span[0].from_step)
+    if settings.lora.rank and not settings.init.checkpoint:
+        raise ValueError(
+            f"config.lora.rank = {settings.lora.rank} adapts a model that has learned; give it by "
+            "config.init.checkpoint, or set the rank to 0 to train a model anew"
+        )
+    if settings.lora.rank and not settings.lora.targets:
+        raise ValueError(
+            f"config.lora.rank = {settings.lora.rank} and config.lora.targets names no kernels; "
+            "name some, or set the rank to 0"
+        )
     if settings.init.lock_image and not settings.init.checkpoint:
         raise ValueError(
             "config.init.lock_image locks a loaded image tower; give config.init.checkpoint"

@@ -267,6 +267,29 @@ class InitSettings:
     )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """config.lora: differences of low rank that are trained in place of the kernels."""
+
+    rank: int = _field(0, whole(0, 4096), "of the differences; 0 trains the parameters themselves")
+    alpha: float = _field(
+        16.0, Number(0, 1e6, open_low=True), "the differences are scaled by alpha / rank"
+    )
+    targets: tuple[Any, ...] = _field(
+        ("/blocks/",),
+        Many(Pattern(), "regular expressions"),
+        "kernels that get one, all of the towers' blocks by default; `/block_3/` is one block",
+    )
+    trained: tuple[Any, ...] = _field(
+        (), PATTERNS, "other parameters that are trained, as they are; the rest is frozen"
+    )
+
+    @property
+    def scale(self) -> float | None:
+        """What the products of the factors are multiplied by; None without any."""
+        return self.alpha / self.rank if self.rank else None
+
+
 _SECONDS = Optional(Number(0, 1e9, open_low=True))
 
 
@@ -392,6 +415,7 @@ class Settings:
     )
     distributed: DistributedSettings = dataclasses.field(default_factory=DistributedSettings)
     start_timeouts: StartTimeouts = dataclasses.field(default_factory=StartTimeouts)
+    lora: LoraSettings = dataclasses.field(default_factory=LoraSettings)
     init: InitSettings = dataclasses.field(default_factory=InitSettings)
     plugins: tuple[Any, ...] = _field(
         (),

@@ -18,6 +18,7 @@ from clipjax.layers.execution import APART
 from clipjax.losses.objectives import apply_objective, split_variables
 from clipjax.models.images import normalise_images
 from clipjax.models.layers_layout import unstack_layers
+from clipjax.models.lora import merged
 from clipjax.partitioning import global_batch
 from clipjax.train_state import OBJECTIVE_STREAM, TrainState
 from clipjax.trees import flatten_with_names
@@ -102,6 +103,8 @@ def _of_passes(experiment: Experiment, stage: Any, state: TrainState, batch: Any
     names: list[str] = []  # of what the modules gave, in the order in which they ended
 
     def loss_of(params: Any, examples: Any) -> tuple[jax.Array, Any]:
+        if (scale := settings.lora.scale) is not None:
+            params = merged(params, scale)
         of_model, own = split_variables({"params": params})
         images = examples["image"]
         if (jitter := experiment.resolved.color_jitter) is not None:

@@ -53,6 +53,7 @@ from clipjax.experiment import Experiment, Program, fitting_program
 from clipjax.goodput import Goodput
 from clipjax.losses.objectives import split_variables
 from clipjax.metric_writers import MetricWriter, keep_metrics
+from clipjax.models.lora import merged
 from clipjax.partitioning import global_batch
 from clipjax.processes import distributed, exit_record, peers
 from clipjax.processes.signals import StopRequestedError, guarding
@@ -365,7 +366,7 @@ class Loop:
             with phase, self.log.clock_stopped(state, "evaluation"):
                 results = []
                 for which, part in by_parameters(due).items():
-                    variables, every = eval_variables(state, which), self.experiment.evals
+                    variables, every = self.variables(state, which), self.experiment.evals
                     results += run_evals(part, variables, of=every, beat=self.watchdog.beat)
                 return results
         except StopRequestedError:
@@ -374,6 +375,14 @@ class Loop:
             if jax.process_count() == 1:  # elsewhere the others may not have failed, and would wait
                 self.save_now(step, state, block=True)
             raise
+
+    def variables(self, state: TrainState, which: str | None = None) -> Any:
+        """What is evaluated, as `eval_variables`, the differences of config.lora added."""
+        found, scale = eval_variables(state, which), self.settings.lora.scale
+        if scale is None:
+            return found
+        params = jax.jit(merged, static_argnames="scale")(found["params"], scale=scale)
+        return {**found, "params": params}
 
     def write_results(self, step: int, results: Sequence[EvalResult]) -> None:
         """Writes results.json, which names the checkpoint by its SHA-256."""
@@ -477,7 +486,7 @@ class Loop:
         faults.point("report")
         own = [each for each in self.experiment.evals if each.which is None]
         with self.goodput.spending("evaluation"):
-            answers = collect_answers(own, eval_variables(state))
+            answers = collect_answers(own, self.variables(state))
         self.goodput.save()
         if distributed.is_lead():
             self.check_owner()

@@ -50,6 +50,7 @@ def make_train_step(
     frozen: Callable[[str], bool] = lambda name: False,
     held: Mapping[str, np.ndarray] | None = None,
     cast: Callable[[str], bool] = lambda name: False,
+    merge: Callable[[Any], Any] | None = None,
     num_micro_batches: int = 1,
     color_jitter: ColorJitter | None = None,
     spike_factor: float | None = None,
@@ -87,6 +88,8 @@ def make_train_step(
         held: rows of others that take none, see `clipjax.optim.held_rows`.
         cast: parameters by name that the model uses in `dtype` only: they are cast to it once a
             step, and not at every use; the update is of the parameters themselves.
+        merge: makes the parameters that the model computes with of those that are trained, such as
+            those that differ by a product of low rank; None takes them as they are.
         num_micro_batches: above 1, gradient caching: the exact gradient of the whole batch in the
             memory of one micro-batch. The scale is then params["logit_scale"], the bias
             params["logit_bias"].
@@ -168,11 +171,16 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         examples = {**batch, "example_ids": jnp.arange(batch["text"].shape[0])}
         kept, kept_by_objective = split_variables(state.model_state)
-        params = _cast_once(state.params, dtype, cast)
+        params = state.params if merge else _cast_once(state.params, dtype, cast)
+
+        def effective(params: Any) -> Any:
+            return params if merge is None else _cast_once(merge(params), dtype, cast)
 
         def trained(params: Any) -> Any:
-            return map_with_names(
-                lambda name, p: jax.lax.stop_gradient(p) if is_fixed(name) else p, params
+            return effective(
+                map_with_names(
+                    lambda name, p: jax.lax.stop_gradient(p) if is_fixed(name) else p, params
+                )
             )
 
         def apply(params: Any, images: Any, micro: Any) -> tuple[Output, Any]:
@@ -234,7 +242,7 @@ def make_train_step(
                 metrics |= diagnostics.rms_by_group(name, tree)
             some = {k: jax.tree.map(lambda x: x[:diagnosed_rows], examples[k]) for k in examples}
             (output, sown) = apply_fn(
-                {**split_variables({"params": params})[0], **kept},
+                {**split_variables({"params": effective(params)})[0], **kept},
                 model_images(some, key),
                 some["text"],
                 train=True,

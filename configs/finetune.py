@@ -1,13 +1,15 @@
-"""Fine-tune from a checkpoint: everything, or the text tower against a locked image tower (LiT).
+"""Fine-tune from a checkpoint: everything, a part of it, or differences of low rank.
 
     clipjax train --config configs/finetune.py:checkpoint=runs/quickstart,source=folder:pictures \
         --workdir runs/finetuned
     ... configs/finetune.py:checkpoint=...,source=...,mode=lit         (arXiv:2111.07991)
+    ... configs/finetune.py:checkpoint=...,source=...,mode=lora,rank=4 (arXiv:2106.09685)
     ... configs/finetune.py:checkpoint=...,source=...,image_size=336   (positions are resized)
 
 Arguments: checkpoint (a workdir or one step's folder), source (a SPEC, see docs/data.md), mode
-(full | lit), image_size (0: as in the checkpoint), batch_size, steps, learning_rate, eval (a SPEC
-with labels, for zero-shot accuracy during the run), dtype.
+(full; lit, the text tower against a locked image tower; lora, which takes larger rates than the
+others), rank (of lora), image_size (0: as in the checkpoint), batch_size, steps, learning_rate,
+eval (a SPEC with labels, for zero-shot accuracy during the run), dtype.
 """
 
 from ml_collections import ConfigDict
@@ -21,6 +23,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         checkpoint="",
         source="",
         mode="full",
+        rank=8,
         image_size=0,
         batch_size=256,
         steps=500,
@@ -28,14 +31,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
         eval="",
         dtype="float32",
     )
-    if arg.mode not in ("full", "lit"):
-        raise ValueError(f"config argument mode={arg.mode}: allowed are full, lit")
+    if arg.mode not in ("full", "lit", "lora"):
+        raise ValueError(f"config argument mode={arg.mode}: allowed are full, lit, lora")
     config = default_config()
     config.model.name = "checkpoint"  # the model, its tokenizer and its preprocessing come along
     if arg.image_size:
         config.model.image_size = arg.image_size
     config.init.checkpoint = arg.checkpoint
     config.init.lock_image = arg.mode == "lit"
+    config.lora.rank = arg.rank if arg.mode == "lora" else 0
     config.data.source = arg.source
     config.data.transforms = ({"name": "random_resized_crop", "scale": (0.8, 1.0)},)
     config.dtype = arg.dtype

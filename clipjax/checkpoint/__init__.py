@@ -2,6 +2,7 @@
 
 from clipjax.checkpoint.best import check_best
 from clipjax.checkpoint.choice import (
+    CHECKPOINTS,
     Choice,
     choose_step,
     naming_older_steps,
@@ -13,9 +14,11 @@ from clipjax.checkpoint.contract import (
     make_contract,
     spec_of_contract,
 )
+from clipjax.checkpoint.folders import MANIFEST, committed_steps
 from clipjax.checkpoint.manager import CheckpointManager
 from clipjax.checkpoint.manifest import (
     DamagedCheckpointError,
+    LeafRecord,
     Manifest,
     digest,
     manifest_digest,

@@ -21,7 +21,8 @@ from clipjax.checkpoint.manifest_fields import NewerError, check_manifest
 from clipjax.data.storage.retrying import is_missing, retry
 from clipjax.files import replacing, sha256, sha256_of_file, write_file
 from clipjax.losses.objectives import is_of_objective
-from clipjax.ranges import show
+from clipjax.models.lora import is_of_lora
+from clipjax.ranges import POSITIVE, show, whole
 from clipjax.strict_json import read_json
 
 FORMAT_VERSION = 1
@@ -136,11 +137,31 @@ class Manifest:
             )
         return which
 
-    def of_model(self, which: str | None = None) -> dict[str, LeafRecord]:
+    @property
+    def lora(self) -> tuple[int, float]:
+        """Rank and alpha of the differences of low rank that are added to the kernels.
+
+        Raises:
+            DamagedCheckpointError: the config does not say them.
+        """
+        found = self.config.get("lora")
+        if isinstance(found, dict):
+            rank: Any = found.get("rank")
+            alpha: Any = found.get("alpha")
+            if whole().accepts(rank) and POSITIVE.accepts(alpha):
+                return rank, float(alpha)
+        raise DamagedCheckpointError(
+            f"the checkpoint holds factors of low rank, and its config has lora = {show(found)}: "
+            "rank and alpha are to be numbers above 0"
+        )
+
+    def of_model(self, which: str | None = None, *, factors: bool = False) -> dict[str, LeafRecord]:
         """The leaves that a model computes with, by their names in its variables.
 
         Args:
             which: as for `root_of`; what an average lacks was frozen: it is that of `params`.
+            factors: those of the differences of low rank, `params/lora/...`, in place of the
+                model's own.
         """
         root = self.root_of(which)
         found = {}
@@ -148,6 +169,9 @@ class Manifest:
             for record in self.leaves:
                 if record.name.startswith(f"{top}/") and not is_of_objective(record.name):
                     found[f"params/{record.name.removeprefix(f'{top}/')}"] = record
+        found = {name: record for name, record in found.items() if is_of_lora(name) == factors}
+        if factors:
+            return found
         for record in self.leaves:
             if record.name.startswith("model_state/") and not is_of_objective(record.name):
                 found[record.name.removeprefix("model_state/")] = record

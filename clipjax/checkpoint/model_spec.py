@@ -23,6 +23,7 @@ from clipjax.checkpoint.manifest import DamagedCheckpointError, Manifest
 from clipjax.checkpoint.manifest_fields import newer
 from clipjax.models import leaf_shapes
 from clipjax.models.layers_layout import unstacked_shapes
+from clipjax.models.lora import LORA, check_factors
 from clipjax.models.spec_ranges import (
     LOGIT_SCALE,
     MODEL,
@@ -163,3 +164,13 @@ def check_model(
             f"{step_dir} does not hold the model that its contract describes: {len(odd)} leaves "
             f"differ, the first is {odd[0]}, {there} in the checkpoint and {said} by the contract"
         )
+    if factors := manifest.of_model(factors=True):
+        prefix = f"params/{LORA}/"
+        try:
+            check_factors(
+                {name.removeprefix(prefix): record.shape for name, record in factors.items()},
+                {name.removeprefix("params/"): shape for name, shape in found.items()},
+                manifest.lora[0],
+            )
+        except ValueError as error:
+            raise DamagedCheckpointError(f"{step_dir}: {error}") from error

@@ -24,6 +24,7 @@ from clipjax.checkpoint.snapshot import host_value
 from clipjax.data.storage.retrying import is_missing, retry
 from clipjax.losses.objectives import is_of_objective
 from clipjax.models.layers_layout import laid_out_like
+from clipjax.models.lora import LORA, merged_on_host
 from clipjax.processes.distributed import gather_errors
 from clipjax.trees import flatten_with_names, unflatten_names
 
@@ -224,6 +225,8 @@ def load_params(
 ) -> dict[str, Any]:
     """Loads the parameters of a checkpoint's model, the averaged ones where it has them.
 
+    Differences of low rank are added to their kernels.
+
     Args:
         step_dir: of `clipjax.checkpoint.open_checkpoint`.
         which: others than those: `params`, `ema_params`, or an average of
@@ -242,10 +245,14 @@ def load_params(
     if root.partition("/")[0] not in roots:
         raise ValueError(f"{step_dir} holds no {root}; it holds {', '.join(sorted(roots))}")
     found = _load_root(Path(step_dir), manifest, root, objective=objective)
-    if not root.startswith("averages/"):
-        return found
-    whole = _load_root(Path(step_dir), manifest, "params", objective=objective)  # with the frozen
-    return unflatten_names({**dict(flatten_with_names(whole)), **dict(flatten_with_names(found))})
+    if root.startswith("averages/"):
+        whole = _load_root(Path(step_dir), manifest, "params", objective=objective)  # the frozen
+        leaves = {**dict(flatten_with_names(whole)), **dict(flatten_with_names(found))}
+        found = unflatten_names(leaves)
+    if LORA in found:
+        rank, alpha = manifest.lora
+        found = jax.tree.map(jnp.asarray, merged_on_host(found, alpha / rank))
+    return found
 
 
 def load_model_state(step_dir: str | os.PathLike[str]) -> dict[str, Any]:

@@ -37,6 +37,7 @@ CHANGES = {
     "init": "free",  # the checkpoint comes before it
     "log_every": "free",
     "logical_axes": "free",
+    "lora": "fatal",
     "loss.layout": "free",
     "loss.tile_size": "free",
     "max_skipped_fraction": "free",

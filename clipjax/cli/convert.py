@@ -1,4 +1,4 @@
-"""`clipjax convert --from PATH --to PATH --format clipjax|hf|open_clip|stablehlo`.
+"""`clipjax convert --from PATH --to PATH --format clipjax|hf|open_clip|stablehlo|adapter`.
 
 Reads weights of any kind that is known, which is told from the files: OpenAI's archives, OpenCLIP's
 files, directories of Hugging Face's transformers, big_vision's .npz, and checkpoints of clipjax.
@@ -15,7 +15,8 @@ _TO = flags.DEFINE_string("to", None, "What to write; must not exist.")
 _FORMAT = flags.DEFINE_string(
     "format",
     "clipjax",
-    "Format to write: clipjax, hf, open_clip, stablehlo, or module:Name of your own.",
+    "Format to write: clipjax, hf, open_clip, stablehlo; adapter, of a run of LoRA; or module:Name "
+    "of your own.",
 )
 flags.adopt_module_key_flags(hints)
 

@@ -31,7 +31,9 @@ _RENAME = flags.DEFINE_multi_string(
 _IGNORE = flags.DEFINE_multi_string(
     "ignore", [], "PATTERN: tensors that are left out; may be given several times."
 )
-_LORA = flags.DEFINE_string("lora", None, "peft's directory or file of LoRA that is added.")
+_LORA = flags.DEFINE_string(
+    "lora", None, "peft's directory or file of LoRA that is added, or an adapter of clipjax."
+)
 _LORA_ALPHA = flags.DEFINE_float(
     "lora_alpha", None, "Alpha of LoRA, where no adapter_config.json says it."
 )

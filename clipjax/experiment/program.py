@@ -2,6 +2,7 @@
 
 import bisect
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from clipjax.building import ANY_MODULE
 from clipjax.compiler_flags import step_flags
 from clipjax.config_stages import StageConfig
 from clipjax.experiment.execution import choose_execution, memory_of, rows_that_fit
-from clipjax.experiment.freezing import Fixed, fixed_of
+from clipjax.experiment.freezing import Fixed
 from clipjax.experiment.memory import setting_of, step_of
 from clipjax.experiment.resolving import Resolved, make_objective_of
 from clipjax.experiment.stages import Stage, check_same_parameters, make_schedules
@@ -25,6 +26,7 @@ from clipjax.layers.execution import Execution
 from clipjax.losses.objectives import join_variables, load_collections, split_variables
 from clipjax.models.clip import CLIP
 from clipjax.models.layers_layout import laid_out_like
+from clipjax.models.lora import merged
 from clipjax.optim import (
     hold_rows,
     make_optimizer,
@@ -213,6 +215,9 @@ def build_program(
     most = max(micro_batches.values())
     check_stateless(abstract.model_state, most, name="config.micro_batch_size")
 
+    scale = settings.lora.scale
+    merge = None if scale is None else functools.partial(merged, scale=scale)
+
     def step_of(stage: Stage, diagnosed_rows: int = 0) -> StepFn:
         return make_train_step(
             stage.under(execution).model.apply,
@@ -229,6 +234,7 @@ def build_program(
             frozen=frozen[stage.config.path],
             held=frozen[stage.config.path].rows,
             cast=casts_of(stage.spec),
+            merge=merge,
             num_micro_batches=micro_batches[stage.config.path],
             color_jitter=resolved.color_jitter,
             spike_factor=settings.optimizer.spike_factor,
@@ -387,8 +393,7 @@ def _frozen(stage: Stage, own: Stage, execution: Execution) -> Fixed:
     trains nothing.
     """
     kept = flatten_with_names(unbox(own.abstract_variables["params"]))
-    with named(stage.config.where("optimizer.freeze").removesuffix(".freeze")):
-        fixed = fixed_of(stage.frozen, {name: leaf.shape for name, leaf in kept})
+    fixed = stage.fixed_in({name: leaf.shape for name, leaf in kept})
     if not own.beside:
         return fixed
     single = dataclasses.replace(stage, beside=())

@@ -19,12 +19,13 @@ from clipjax.config import merge
 from clipjax.config_fields import Settings
 from clipjax.config_stages import StageConfig, schedule_spans, stage_configs
 from clipjax.data.transforms import Transform, make_transforms
-from clipjax.experiment.freezing import fixed_of
+from clipjax.experiment.freezing import Fixed, fixed_by, masks_of, masks_of_lora
 from clipjax.layers.execution import APART, Execution
 from clipjax.losses.objectives import OBJECTIVE, join_variables, split_variables
 from clipjax.models import build_model
 from clipjax.models.clip import CLIP
 from clipjax.models.layers_layout import laid_out_like
+from clipjax.models.lora import adapted_kernels, add_factors, kernel_of
 from clipjax.optim import make_schedule
 from clipjax.partitioning.boxes import box_like, unbox
 from clipjax.ranges import named
@@ -32,7 +33,8 @@ from clipjax.train_state import init_variables, init_with_objective
 from clipjax.trees import flatten_with_names
 
 _OF_OBJECTIVE = f"{OBJECTIVE}/"
-IMAGE_TOWER = ("^image_(encoder|projection)/",)  # one pattern: SigLIP has no image projection
+# One pattern: SigLIP has no image projection. What LoRA adds to the tower is of it, too.
+IMAGE_TOWER = ("^(lora/)?image_(encoder|projection)/",)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,11 +114,29 @@ class Stage:
 
     def is_locked(self, tower: str) -> bool:
         """Whether a tower, `image` or `text`, takes no gradient at all."""
-        if not self.frozen:
+        if not self.frozen and not self.settings.lora.rank:
             return False
         shapes = _parameter_shapes(self)
-        fixed = fixed_of(self.frozen, shapes, strict=False)
-        return all(fixed(name) for name in shapes if name.startswith(f"{tower}_"))
+        fixed = self.fixed_in(shapes, strict=False)
+        return all(fixed(name) for name in shapes if kernel_of(name).startswith(f"{tower}_"))
+
+    def fixed_in(self, shapes: Mapping[str, Sequence[int]], *, strict: bool = True) -> Fixed:
+        """Which parameters take no gradient.
+
+        Args:
+            shapes: of the parameters as they are kept, by name.
+            strict: whether each pattern has to match something.
+
+        Raises:
+            ValueError: a pattern that is none, or matches nothing.
+        """
+        with named(self.config.where("optimizer.freeze").removesuffix(".freeze")):
+            fixed = masks_of(self.frozen, shapes, strict=strict)
+        if self.settings.lora.rank:
+            with named("config"):
+                by_lora = masks_of_lora(self.settings.lora, shapes)
+            fixed = {name: hit | by_lora[name] for name, hit in fixed.items()}
+        return fixed_by(fixed, shapes)
 
     @property
     def computes(self) -> list[Any]:
@@ -167,7 +187,17 @@ class Stage:
                 model,
                 {name: {**others.get(name, {}), **own.get(name, {})} for name in {**own, **others}},
             )
-        return drawn
+        return self._with_lora(drawn, key)
+
+    def _with_lora(self, variables: dict[str, Any], key: jax.Array) -> dict[str, Any]:
+        """Adds the factors of config.lora to the variables."""
+        lora = self.settings.lora
+        if not lora.rank:
+            return variables
+        leaves = flatten_with_names(unbox(split_variables(variables)[0]["params"]))
+        with named("config"):
+            adapted = adapted_kernels(lora.targets, {name: leaf.shape for name, leaf in leaves})
+        return add_factors(variables, key, lora.rank, adapted.__contains__)
 
     def _with_objective(self, variables: dict[str, Any], key: jax.Array) -> dict[str, Any]:
         batch = self.batch_shapes()

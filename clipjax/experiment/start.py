@@ -16,6 +16,7 @@ from clipjax.checkpoint import (
 from clipjax.experiment.resolving import Resolved
 from clipjax.losses.objectives import OBJECTIVE, join_variables, split_variables
 from clipjax.models.layers_layout import stack_layers
+from clipjax.models.lora import LORA
 from clipjax.ranges import named
 
 # Parts of the contract that a fine-tuning may change without a word: names, rates of training, and
@@ -56,8 +57,9 @@ def make_load_init(
         # On the host: what was read lies on one device, and the mesh may hold others.
         with_objective = OBJECTIVE in state.params
         loaded = stack_layers(jax.device_get(load_params(step_dir, objective=with_objective)))
-        params, report = load_pretrained(state.params, loaded, **patterns)
-        state = state.replace(params=params)
+        own_params = {name: tree for name, tree in state.params.items() if name != LORA}
+        params, report = load_pretrained(own_params, loaded, **patterns)
+        state = state.replace(params={**state.params, **params})
         statistics = load_model_state(step_dir)
         own, of_objective = split_variables(state.model_state)
         if own and statistics:

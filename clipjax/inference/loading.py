@@ -87,7 +87,7 @@ def load(
         strip_prefix: what the names of tensors start with that is no part of them.
         rename: pairs (regular expression, replacement): other names for tensors, in order.
         ignore: regular expressions of names of tensors to leave out.
-        lora: peft's file or directory of LoRA that is added.
+        lora: peft's file or directory of LoRA that is added, or an adapter of clipjax.
         lora_alpha: alpha of LoRA, where no adapter_config.json says it.
         text_from: a directory of transformers whose text tower completes that of source.
         logit_scale: factor of the cosines, where two towers come without it.

@@ -1,6 +1,6 @@
 """The format `clipjax`: this package's own checkpoints, read leaf by leaf and written so."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from clipjax.checkpoint import (
     DamagedCheckpointError,
+    LeafRecord,
     Manifest,
     StreamedLeaf,
     attach_tokenizer,
@@ -24,8 +25,9 @@ from clipjax.config import to_plain
 from clipjax.interop.files.orbax_state import StateReader
 from clipjax.interop.shapes import check_spec, stacked_shapes
 from clipjax.interop.tensors import LazyTensor, WeightFileError
-from clipjax.interop.weights import NO_HINTS, Hints, Weights
+from clipjax.interop.weights import NO_HINTS, Adapter, Hints, Weights
 from clipjax.models.layers_layout import block_names
+from clipjax.models.lora import LORA, check_factors, factor_names, merged_kernel
 
 STEP = 0
 _STATISTICS = "batch_stats/"
@@ -67,7 +69,13 @@ def read(path: Path, hints: Hints) -> Weights:
     if file is not None:
         files = {Path(file).name: Path(file)}
         spec = {**spec, "tokenizer": {**spec["tokenizer"], "model": Path(file).name}}
-    leaves = _read_leaves(step_dir, manifest, hints.which)
+    leaves = _unstacked(step_dir, manifest.of_model(hints.which))
+    try:
+        adapter = _adapter(step_dir, manifest, hints.which, leaves)
+    except (DamagedCheckpointError, ValueError) as error:
+        raise WeightFileError(f"{step_dir} is a damaged checkpoint: {error}") from error
+    if adapter is not None:
+        leaves |= added(adapter.kernels, adapter.factors, adapter.alpha / adapter.rank)
     root = manifest.root_of(hints.which)
     averaged = {"params": "", "ema_params": ", the averaged parameters"}.get(root, f", {root}")
     notes = [f"step {manifest.step} of {step_dir.parent}{averaged}"]
@@ -78,7 +86,7 @@ def read(path: Path, hints: Hints) -> Weights:
         for name, fields in manifest.config.get("evals", {}).items()
         if fields.get("templates")
     }
-    told: dict[str, Any] = {"notes": tuple(notes), "evals": evals}
+    told: dict[str, Any] = {"notes": tuple(notes), "evals": evals, "adapter": adapter}
     return Weights(spec, leaves, files, source, plugins=hints.plugins, **told)
 
 
@@ -147,10 +155,50 @@ def _streamed(name: str, shape: tuple[int, ...], weights: Weights) -> StreamedLe
     return StreamedLeaf(in_state, shape, len(blocks) or 1, read_blocks)
 
 
-def _read_leaves(step_dir: Path, manifest: Manifest, which: str | None) -> dict[str, LazyTensor]:
+def added(
+    kernels: Mapping[str, LazyTensor], factors: Mapping[str, LazyTensor], scale: float
+) -> dict[str, LazyTensor]:
+    """Kernels with their differences of low rank, each computed when it is read.
+
+    Args:
+        kernels: by our unrolled names, those of all factors among them.
+        factors: `KERNEL/a` and `KERNEL/b`.
+        scale: alpha / rank.
+    """
+
+    def with_difference(name: str) -> LazyTensor:
+        def read() -> np.ndarray:
+            a, b = factors[f"{name}/a"].read(), factors[f"{name}/b"].read()
+            return merged_kernel(name, kernels[name].read(), a, b, scale)
+
+        return LazyTensor(kernels[name].shape, np.dtype(np.float32), read)
+
+    return {name: with_difference(name) for name in factor_names(factors)}
+
+
+def _adapter(
+    step_dir: Path, manifest: Manifest, which: str | None, leaves: Mapping[str, LazyTensor]
+) -> Adapter | None:
+    """The differences of low rank in a checkpoint, if there are some."""
+    found = _unstacked(step_dir, manifest.of_model(which, factors=True))
+    if not found:
+        return None
+    factors = {name.removeprefix(f"{LORA}/"): tensor for name, tensor in found.items()}
+    rank, alpha = manifest.lora
+    of_factors, of_leaves = (
+        {name: x.shape for name, x in tree.items()} for tree in (factors, leaves)
+    )
+    check_factors(of_factors, of_leaves, rank)
+    kernels = {name: leaves[name] for name in factor_names(factors)}
+    base = str((manifest.config.get("init") or {}).get("checkpoint") or "")
+    return Adapter(rank, alpha, factors, kernels, base)
+
+
+def _unstacked(step_dir: Path, records: Mapping[str, LeafRecord]) -> dict[str, LazyTensor]:
+    """Leaves by their unrolled names."""
     reader = StateReader(step_dir / "state")
     leaves: dict[str, LazyTensor] = {}
-    for name, record in manifest.of_model(which).items():
+    for name, record in records.items():
         plain = name.removeprefix("params/")
         whole, blocks = reader.tensor(record.name, record.shape), block_names(plain, record.shape)
         leaves |= {name: whole.row(i) for i, name in enumerate(blocks)} or {plain: whole}

@@ -7,9 +7,10 @@ import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
-from clipjax.checkpoint import choose_step, naming_older_steps, needs_file
+from clipjax.checkpoint import MANIFEST, choose_step, naming_older_steps, needs_file
 from clipjax.data.storage.files import local_path
 from clipjax.files import sha256_of_file
+from clipjax.interop import adapter
 from clipjax.interop.files import file_kind
 from clipjax.interop.files.atomic import check_new, new_path
 from clipjax.interop.formats import WRITTEN, named_format
@@ -122,10 +123,14 @@ def _check_space(weights: Weights, target: Path) -> None:
 
 
 def weight_digests(source: Path, kind: str) -> dict[str, str]:
-    """SHA-256 of the source: of each file of weights, or of the manifest that vouches for all."""
+    """SHA-256 of the source: of each file of weights, or of the one that vouches for all."""
     paths = [source]
     if kind == "clipjax":
-        paths = [source / "manifest.json"]
+        paths = [source / MANIFEST]
+    elif adapter.is_adapter(source):
+        paths = [source / adapter.FILE]
+    elif kind == "adapter":
+        paths = [choose_step(source).step_dir / MANIFEST]
     elif source.is_dir():
         paths = [x for x in sorted(source.iterdir()) if x.is_file() and file_kind(x) is not None]
     return {path.name: sha256_of_file(path) for path in paths}

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from clipjax.building import made_by
-from clipjax.interop import big_vision, clipjax_checkpoint, hugging_face, stablehlo
+from clipjax.interop import adapter, big_vision, clipjax_checkpoint, hugging_face, stablehlo
 from clipjax.interop.open_clip import format as open_clip
 from clipjax.interop.weights import Hints, Weights
 
@@ -31,6 +31,7 @@ class Format:
 
 # The first that recognises a path reads it.
 FORMATS: dict[str, Format] = {
+    "adapter": Format(adapter.recognises, adapter.read, adapter.write),
     "clipjax": Format(
         clipjax_checkpoint.recognises, clipjax_checkpoint.read, clipjax_checkpoint.write
     ),
@@ -59,4 +60,7 @@ def named_format(name: str) -> Format:
     return made_by(name, Format, path="", key="format", table=FORMATS)
 
 
-WRITTEN = tuple(name for name, entry in FORMATS.items() if entry.write is not None)
+# Whole models first; an adapter is a part of one.
+WRITTEN = tuple(
+    sorted((n for n, entry in FORMATS.items() if entry.write is not None), key="adapter".__eq__)
+)

@@ -69,5 +69,8 @@ def mixture(parts: Sequence[tuple[float, Weights]]) -> Weights:
 
     told = " + ".join(f"{share:.6g} x {weights.source}" for share, weights in parts if share)
     return dataclasses.replace(
-        first, leaves={name: mixed(name) for name in first.leaves}, source=f"mixture: {told}"
+        first,
+        leaves={name: mixed(name) for name in first.leaves},
+        source=f"mixture: {told}",
+        adapter=None,
     )

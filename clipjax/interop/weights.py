@@ -32,7 +32,8 @@ class Hints:
         strip_prefix: what the names start with that is no part of them.
         rename: pairs (regular expression, replacement), applied to the names in order.
         ignore: regular expressions of names (renamed) to leave out.
-        lora: a file or directory of peft's, whose differences are added.
+        lora: a file or directory of peft's, or an adapter of clipjax's, whose differences are
+            added.
         lora_alpha: their scale is this by their rank.
         text_from: a directory of transformers whose text tower is taken.
         logit_scale: the scale of the logits, where two towers come without it.
@@ -70,6 +71,25 @@ NO_HINTS = Hints()
 
 
 @dataclasses.dataclass(frozen=True)
+class Adapter:
+    """Differences of low rank, and what they were added to.
+
+    Attributes:
+        rank: of each.
+        alpha: they are scaled by alpha / rank.
+        factors: `KERNEL/a` and `KERNEL/b` by our unrolled names, see `clipjax.models.lora`.
+        kernels: those that have factors, without the differences.
+        base: the checkpoint that the training started from, as its config names it.
+    """
+
+    rank: int
+    alpha: float
+    factors: Mapping[str, LazyTensor]
+    kernels: Mapping[str, LazyTensor]
+    base: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Weights:
     """A model: its spec and its leaves.
 
@@ -84,6 +104,7 @@ class Weights:
         notes: what was done to read them that a person should know, one line each.
         evals: of the run that trained them, name of the evaluation -> its `templates`; they are the
             default of later ones.
+        adapter: where differences of low rank are added in the leaves, these by themselves.
     """
 
     spec: dict[str, Any]
@@ -94,6 +115,7 @@ class Weights:
     plugins: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     evals: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    adapter: Adapter | None = None
 
     def tokenizer(self) -> tuple[dict[str, Any], Tokenizer | None]:
         """Makes the model's tokenizer.

@@ -23,6 +23,11 @@ def box_like(boxed: Any, values: Any) -> Any:
     return nn.meta.replace_boxed(boxed, values)
 
 
+def in_box(value: jax.Array, axes: Sequence[str | None]) -> Any:
+    """An array in a box that holds its logical axes `[ndim]`."""
+    return nn.LogicallyPartitioned(value, tuple(axes))
+
+
 def boxed_axes(variables: Any) -> Any:
     """The logical axes that the boxes hold: a `PartitionSpec` for each variable."""
     return nn.get_partition_spec(variables)
