@@ -17,6 +17,7 @@ from clipjax.strict_json import parse_fields
 
 # Files in prompts/, whose README names their sources.
 _IMAGENET = "imagenet_classes.json"
+_FASHION_MNIST = "fashion_mnist_classes.json"
 _SETS = "sets.json.gz"
 # Sets whose classes are ImageNet's 1,000.
 SETS_OF_IMAGENET = ("imagenet", "imagenet1k", "imagenetv2", "imagenet_sketch")
@@ -44,7 +45,8 @@ def load_sets(kind: str) -> Mapping[str, Any]:
 
 def known_class_names() -> dict[str, Any]:
     """Gives the packaged lists of class names: name -> the names, or their file in prompts/."""
-    return {**load_sets("class_names"), **dict.fromkeys(SETS_OF_IMAGENET, _IMAGENET)}
+    of_files = {**dict.fromkeys(SETS_OF_IMAGENET, _IMAGENET), "fashion_mnist": _FASHION_MNIST}
+    return {**load_sets("class_names"), **of_files}
 
 
 def load_json(name: str, what: str) -> Any:

@@ -21,6 +21,7 @@ from clipjax.data.sources.caption_groups import Aro, SugarCrepe, Winogavil, Wino
 from clipjax.data.sources.coco import Coco
 from clipjax.data.sources.folder import Folder
 from clipjax.data.sources.hashed_subset import HashedSubset
+from clipjax.data.sources.idx import Idx
 from clipjax.data.sources.mix import Mix
 from clipjax.data.sources.openmoji import OpenMoji
 from clipjax.data.sources.parquet import Parquet
@@ -41,6 +42,7 @@ SOURCES = {
     "coco": Coco,
     "csv": Table,
     "folder": Folder,
+    "idx": Idx,
     "jsonl": Table,
     "openmoji": OpenMoji,
     "parquet": Parquet,
