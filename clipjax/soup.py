@@ -40,6 +40,7 @@ class Soup:
             `between` also `alpha`, the share of the second.
         metrics: of what was written; empty where nothing was measured.
         target: what was written.
+        keep: metric -> share of the first checkpoint's that a point was to keep.
     """
 
     shares: Mapping[str, float]
@@ -47,6 +48,7 @@ class Soup:
     tried: Sequence[Mapping[str, Any]]
     metrics: Mapping[str, float]
     target: Path
+    keep: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def make_soup(
@@ -59,6 +61,7 @@ def make_soup(
     metric: str | None = None,
     alpha: float | None = None,
     alphas: Sequence[float] = ALPHAS,
+    keep: Mapping[str, float] | None = None,
     hints: Hints = NO_HINTS,
     batch_size: int = 256,
 ) -> Soup:
@@ -76,6 +79,8 @@ def make_soup(
             accuracy of the first evaluation.
         alpha: of `between`; None chooses among `alphas`.
         alphas: the curve's.
+        keep: of `between`, metric -> share of the first checkpoint's value: of the points that keep
+            as much of each, the best is chosen; so that a fine-tune does not forget.
         hints: what files of another package cannot say.
         batch_size: over all devices.
 
@@ -84,7 +89,8 @@ def make_soup(
             that no evaluation measures.
     """
     names = [str(path) for path in paths]
-    _check(names, method, evals, alpha, alphas)
+    keep = dict(keep or {})
+    _check(names, method, evals, alpha, alphas, keep)
     target = local_path(target)
     check_new(target)
     with ExitStack() as stack:
@@ -92,12 +98,12 @@ def make_soup(
         check_alike(ingredients)
         kitchen = None
         if evals:
-            kitchen = _Kitchen(ingredients, hints, evals, fields or {}, metric, batch_size)
+            kitchen = _Kitchen(ingredients, hints, evals, fields or {}, metric, batch_size, keep)
         if method == "greedy":
             assert kitchen is not None
             shares = _greedy(names, kitchen)
         elif method == "between":
-            shares = _between(names, kitchen, alpha, alphas)
+            shares = _between(names, kitchen, alpha, alphas, keep)
         else:
             shares = _even(names)
         metrics = kitchen.metrics_of(shares) if kitchen is not None else {}
@@ -111,6 +117,7 @@ def make_soup(
         tried=kitchen.tried if kitchen is not None else [],
         metrics=metrics,
         target=target,
+        keep=keep,
     )
 
 
@@ -120,6 +127,7 @@ def _check(
     evals: Sequence[tuple[str, str]],
     alpha: float | None,
     alphas: Sequence[float],
+    keep: Mapping[str, float],
 ) -> None:
     if method not in METHODS:
         raise ValueError(f"--method {method}: allowed are {', '.join(METHODS)}")
@@ -133,6 +141,11 @@ def _check(
     for each in (*alphas, *([] if alpha is None else [alpha])):
         if not 0 <= each <= 1:
             raise ValueError(f"alpha = {each}: it is from 0, the first checkpoint, to 1")
+    if keep and (method != "between" or alpha is not None):
+        raise ValueError("--keep is for the choice of a point: --method between, without --alpha")
+    for name, share in keep.items():
+        if not 0 < share <= 1:
+            raise ValueError(f"--keep {name}={share}: a share above 0, to 1")
     chooses = method == "greedy" or (method == "between" and alpha is None)
     if chooses and not evals:
         raise ValueError(
@@ -172,18 +185,31 @@ def _greedy(names: Sequence[str], kitchen: "_Kitchen") -> dict[str, float]:
 
 
 def _between(
-    names: Sequence[str], kitchen: "_Kitchen | None", alpha: float | None, alphas: Sequence[float]
+    names: Sequence[str],
+    kitchen: "_Kitchen | None",
+    alpha: float | None,
+    alphas: Sequence[float],
+    keep: Mapping[str, float],
 ) -> dict[str, float]:
     first, second = names
-    line = {each: {first: 1 - each, second: each} for each in sorted({*alphas})}
+    # What is to be kept of the first has to be measured of it.
+    points = sorted({*alphas, *([0.0] if keep else [])})
+    line = {each: {first: 1 - each, second: each} for each in points}
     if alpha is not None:
         line = {**line, alpha: {first: 1 - alpha, second: alpha}}
     if kitchen is None:
         assert alpha is not None
         return line[alpha]
     values = {each: kitchen.value_of(shares, alpha=each) for each, shares in sorted(line.items())}
+    if alpha is not None:
+        return line[alpha]
+    if keep:
+        found = {each: kitchen.metrics_of(shares) for each, shares in line.items()}
+        wanted = {name: share * found[0.0][name] for name, share in keep.items()}
+        kept = [e for e in values if all(found[e][name] >= w for name, w in wanted.items())]
+        values = {each: values[each] for each in kept}
     # Of equal ones the nearest to the first, which is known to be good at more.
-    return line[max(sorted(values), key=lambda each: values[each]) if alpha is None else alpha]
+    return line[max(sorted(values), key=lambda each: values[each])]
 
 
 class _Kitchen:
@@ -197,6 +223,7 @@ class _Kitchen:
         fields: Mapping[str, Any],
         metric: str | None,
         batch_size: int,
+        keep: Mapping[str, float],
     ) -> None:
         self._ingredients = ingredients
         self.tried: list[dict[str, Any]] = []
@@ -213,10 +240,11 @@ class _Kitchen:
         self._evals: Sequence[ScheduledEval] = build_on(opened, specs, sources)
         known, _ = list_metrics(self._evals)
         self.metric = metric or f"{self._evals[0].name.prefix}/top1"
-        if self.metric not in known:
-            raise ValueError(
-                f"--metric {self.metric}: the evaluations measure {', '.join(known)}; name one"
-            )
+        for flag, name in (("metric", self.metric), *(("keep", name) for name in keep)):
+            if name not in known:
+                raise ValueError(
+                    f"--{flag} {name}: the evaluations measure {', '.join(known)}; name one"
+                )
 
     def metrics_of(self, shares: Mapping[str, float], **about: Any) -> Mapping[str, float]:
         """All metrics of a mixture."""

@@ -58,14 +58,20 @@ def smooth(points: Points, reach: int) -> list[tuple[float, float]]:
 
 
 def chart(
-    title: str, lines: Mapping[str, Points], *, percent: bool = False, last_step: float = 0.0
+    title: str,
+    lines: Mapping[str, Points],
+    *,
+    percent: bool = False,
+    last_step: float = 0.0,
+    over: str = "step",
 ) -> str:
-    """Draws lines over training steps.
+    """Draws lines over training steps, or over another number.
 
     Args:
         lines: name -> (step, value) in order; values that are not finite are left out.
         percent: values are shares, shown in percent on an axis that starts at 0.
         last_step: where the axis of steps ends, if the lines do not reach further.
+        over: what the axis is of; only steps are whole numbers.
 
     Returns:
         A `<figure>`; empty text if there is no point.
@@ -81,20 +87,20 @@ def chart(
     finite = {name: [(x, y * scale) for x, y in points] for name, points in finite.items()}
     last = max(last_step, 1.0, *(points[-1][0] for points in finite.values()))
     ys = [y for points in finite.values() for _, y in points]
-    x_ticks = _ticks(0.0, last, 5, whole=True)
+    x_ticks = _ticks(0.0, last, 5, whole=over == "step")
     y_ticks = _ticks(min(0.0, *ys) if percent else min(ys), max(ys), 4)
     unit = "%" if percent else ""
-    x_labels = [f"{round(tick):,}" for tick in x_ticks]
+    x_labels = _tick_labels(x_ticks)
     y_labels = [f"{label}{unit}" for label in _tick_labels(y_ticks)]
     frame = _Frame(
         x_range=(0.0, last),
         y_range=(min(y_ticks[0], *ys), max(y_ticks[-1], *ys)),
-        left=_CHARACTER * max(len("step"), *map(len, y_labels)) + _GAP + 2,
+        left=_CHARACTER * max(len(over), *map(len, y_labels)) + _GAP + 2,
         right=max(10.0, _CHARACTER * len(x_labels[-1]) / 2 + 2),
     )
     parts = [
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html_text(title)}">',
-        *_axes(dict(zip(x_ticks, x_labels, strict=True)), y_ticks, y_labels, frame),
+        *_axes(over, dict(zip(x_ticks, x_labels, strict=True)), y_ticks, y_labels, frame),
     ]
     legend = []
     turns = _turns(list(finite.values()), frame)
@@ -168,7 +174,11 @@ def _place(value: float, span: tuple[float, float], start: float, stop: float) -
 
 
 def _axes(
-    x_ticks: Mapping[float, str], y_ticks: list[float], y_labels: list[str], frame: _Frame
+    over: str,
+    x_ticks: Mapping[float, str],
+    y_ticks: list[float],
+    y_labels: list[str],
+    frame: _Frame,
 ) -> list[str]:
     parts = []
     edge = f"{frame.left - _GAP:.1f}"
@@ -179,9 +189,11 @@ def _axes(
             f'y1="{y:.1f}" y2="{y:.1f}"/>'
             f'<text class="tick" x="{edge}" y="{y + 4:.1f}" text-anchor="end">{label}</text>'
         )
-    parts.append(f'<text class="tick" x="{edge}" y="{_HEIGHT - 10}" text-anchor="end">step</text>')
+    parts.append(
+        f'<text class="tick" x="{edge}" y="{_HEIGHT - 10}" text-anchor="end">{over}</text>'
+    )
     for tick, label in x_ticks.items():
-        if 0 < tick <= frame.x_range[1]:  # the word step stands at 0
+        if 0 < tick <= frame.x_range[1]:  # at 0 stands what the axis is of
             parts.append(
                 f'<text class="tick" x="{frame.x(tick):.1f}" y="{_HEIGHT - 10}" '
                 f'text-anchor="middle">{label}</text>'

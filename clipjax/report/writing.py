@@ -35,6 +35,7 @@ from clipjax.metric_writers import EVALS_FILE, TRAIN_FILE
 from clipjax.report import answers as report_answers
 from clipjax.report import page as report_page
 from clipjax.report.curves import Points, format_number
+from clipjax.report.drift import drift_table
 from clipjax.report.examples import examples_section
 from clipjax.report.figures import svg_file
 from clipjax.report.found import all_figures, found_section
@@ -116,6 +117,7 @@ def write_report(workdir: str | os.PathLike[str], answers: Answers | None = None
         sections=[
             report_page.tiles(results, names),
             report_page.charts(training, evals, names),
+            drift_table(evals, names),
             *(report_answers.answers(p, s, names) for p, s in answers.predictions.items()),
             *(report_answers.finds(p, s, names) for p, s in answers.found.items()),
             *(found_section(result, names) for result in results_in(document)),

@@ -78,6 +78,8 @@ def test_a_point_between_two(command, ingredients, tmp_path):
         ((0, 1), ("--alpha=0.5",), "it is of --method between"),
         ((0, 1), ("--method=between", "--alpha=1.5"), "alpha = 1.5: it is from 0"),
         ((0, 1), ("--alphas=0,half",), "--alphas 0,half: could not convert"),
+        ((0, 1), ("--keep=x/top1=0.8",), "--keep is for the choice of a point"),
+        ((0, 1), ("--keep=x/top1",), "--keep 'x/top1': expected METRIC=SHARE"),
     ],
 )
 def test_what_cannot_be_mixed_is_said(command, ingredients, tmp_path, paths, flags, words):
@@ -115,6 +117,18 @@ def test_what_is_chosen_is_the_best_by_the_evaluation(command, ingredients, tmp_
     assert told["metrics"][metric] == max(values) == value_of(tmp_path / "line")
     assert values[0] == value_of(ingredients[0]) and values[-1] == value_of(ingredients[1])
     assert len(set(values)) > 1, "or nothing was chosen"
+
+    # Of the points that keep enough of another metric the best; the first keeps all of it.
+    other, page = "zero_shot/synthetic_48/macro_f1", tmp_path / "curve.html"
+    of_first = [entry["metrics"][other] for entry in told["tried"]]
+    flags = ("--method=between", "--alphas=0.3,0.7,1", f"--metric={metric}", f"--json={curve}")
+    flags += (f"--keep={other}=0.99", f"--page={page}", f"--to={tmp_path / 'kept'}")
+    done = command("soup", *ingredients[:2], *flags, *evals)
+    assert done.code == 0, done.err
+    kept = [v for v, o in zip(values, of_first, strict=True) if o >= 0.99 * of_first[0]]
+    told = json.loads(curve.read_text())
+    assert told["metrics"][metric] == max(kept) and told["keep"] == {other: 0.99}
+    assert page.read_text(encoding="utf-8").count(">written<") == 1
 
     flags = ("--method=greedy", f"--metric={metric}", f"--json={curve}")
     done = command("soup", *ingredients, *flags, *evals, f"--to={tmp_path / 'soup'}")
