@@ -10,7 +10,8 @@ UCSC-VLAA/CLIPA's clipa_torch/scripts/exp, for eight A100s; v2's of its clipa_ja
 Not known are the rates and warm-ups of v2's L/14 and bigG/14, which are H/14's here. Not as
 published: there classes of words are NLTK's, and of pieces of words; short captions take the first
 rows of the text's positions; colours are jittered in one way for all pictures, there in four of any
-order for four of five; the first version's tuning learns the positions, which are fixed here.
+order for four of five; the first version's tuning learns the positions, which are fixed here, and
+its L/16 has the class token in the mean of the tokens.
 Arguments: recipe (v2-H-14; a name of the table), source (a SPEC, see docs/data.md), batch_size (of
 the first stage; the others go with it, and all rates), fsdp (devices that share one copy of the
 state), smoke (a flag: small towers and a few steps on generated pictures).
@@ -105,11 +106,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = default_config()
     config.model.name = recipe.model
     put_fsdp(config, arg.fsdp)
-    if "CLIPA" not in recipe.model:  # the first version: OpenCLIP's towers, in patches of 16
-        config.model.image.patch_size = 16
-        config.model.image.positions = "sincos2d"
-        if recipe.model == "ViT-L-14":
-            config.model.image.pooling = "patch_mean"
     scale, stages = arg.batch_size / recipe.batch_size, recipe.stages
     if arg.smoke:
         make_towers_small(config)
@@ -118,10 +114,18 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.source = arg.source
     config.data.transforms = recipe.transforms
     config.optimizer.b2 = 0.95
-    config.optimizer.eps = 1e-8
     config.optimizer.weight_decay = 0.2
-    config.optimizer.decay_mask = "kernels"
-    config.optimizer.mu_dtype = "bfloat16"
+    if "CLIPA" in recipe.model:
+        config.optimizer.eps = 1e-8
+        config.optimizer.decay_mask = "kernels"
+        config.optimizer.mu_dtype = "bfloat16"
+    else:  # the first version: towers and optimizer of OpenCLIP, in patches of 16
+        config.model.image.patch_size = 16
+        config.model.image.positions = "sincos2d"
+        if recipe.model == "ViT-L-14":
+            config.model.image.pooling = "patch_mean"
+        config.optimizer.eps = 1e-6
+        config.optimizer.decay_mask = "openclip_legacy"
     put_stages(config, *(_stage(each, scale, recipe) for each in stages))
     config.checkpoint.every_steps = 1000
     put_target(config, recipe.imagenet)

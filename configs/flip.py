@@ -83,6 +83,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     config.optimizer.b2 = 0.95
     config.optimizer.weight_decay = 0.2
+    config.optimizer.decay_mask = "openclip"
     config.checkpoint.every_steps = 1000
     put_target(config, recipe.imagenet)
     return config
