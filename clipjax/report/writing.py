@@ -209,8 +209,11 @@ def package_commit() -> str | None:
     if (root / ".git").exists():
         command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
         try:
-            found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+            found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
             return found.stdout.strip()
+        except subprocess.TimeoutExpired:
+            logging.info("the commit is not known: git has not said it within 60 s")
+            return None
         except (OSError, subprocess.SubprocessError) as error:
             logging.info("the commit is not known: %s", error)
             return None

@@ -107,7 +107,7 @@ def fit_scaling(
             f"all {len(runs)} runs took the same compute, {runs[0].compute:.3g} GMAC: a law takes "
             "runs of different sizes or lengths"
         )
-    if len(chosen) < min(MIN_RUNS[1], parts or MIN_RUNS[1]):
+    if len(chosen) < MIN_RUNS[1]:
         raise ValueError(
             f"--parts {parts}: only {len(chosen)} of them have a run, of {MIN_RUNS[1]} that a law "
             "takes; --parts 0 fits all runs"

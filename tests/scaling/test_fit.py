@@ -150,6 +150,14 @@ def test_runs_that_show_no_law(sweep, outcomes, changes, message):
         fit_scaling(read_sweep(sweep(outcomes, **changes)))
 
 
+@pytest.mark.parametrize(("parts", "found"), [(2, 2), (3, 3)])
+def test_parts_with_too_few_runs(sweep, parts, found):
+    evidence = read_sweep(sweep(grid()))
+    with pytest.raises(ValueError, match=f"--parts {parts}: only {found} of them have a run, of 4"):
+        fit_scaling(evidence, parts=parts)
+    assert len(fit_scaling(evidence, parts=5, num_resamples=100).laws[0].names) >= 4
+
+
 def test_one_size_has_no_law_of_sizes(sweep):
     fit = fit_scaling(read_sweep(sweep(grid(SIZES[:1], (1e9, 2e9, 4e9, 8e9)))), num_resamples=100)
     assert len(fit.laws) == 1
