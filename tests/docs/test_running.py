@@ -34,7 +34,6 @@ NEEDS = {
     ("README.md", "--topology v5e"): "libtpu",
     ("docs/launching.md", "--topology v4"): "libtpu",
     ("docs/launching.md", "--topology v5e"): "libtpu",
-    ("docs/sharding.md", "--topology v5e"): "libtpu",
     ("docs/plan.md", "--topology h100"): "jax_plugins",
     ("README.md", "--topology h100"): "jax_plugins",
     ("docs/interop.md", "local-dir:mine_open_clip"): "open_clip",
