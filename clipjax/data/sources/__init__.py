@@ -32,6 +32,7 @@ from clipjax.data.sources.table import Table
 from clipjax.data.sources.tar import TarShards
 from clipjax.data.sources.tfds import Tfds
 from clipjax.data.sources.translated import Crossmodal3600, Xtd10
+from clipjax.data.sources.twemoji import Twemoji
 from clipjax.data.sources.uid_filter import SUFFIXES as UID_SUFFIXES
 from clipjax.data.sources.uid_filter import UidFilter
 
@@ -51,6 +52,7 @@ SOURCES = {
     "synthetic": Synthetic,
     "tar": TarShards,
     "tfds": Tfds,
+    "twemoji": Twemoji,
     "winogavil": Winogavil,
     "winoground": Winoground,
     "xm3600": Crossmodal3600,

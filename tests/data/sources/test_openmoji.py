@@ -12,8 +12,10 @@ from PIL import Image
 
 from clipjax.data import Preprocess, make_source
 from clipjax.data.images.areas import areas_of
-from clipjax.data.sources import openmoji
-from clipjax.data.sources.openmoji import LANGUAGES, emoji_pairs, is_unseen, splits_of
+from clipjax.data.sources import emoji_drawings
+from clipjax.data.sources.emoji_drawings import MARGIN, SIDE, open_records
+from clipjax.data.sources.emoji_names import LANGUAGES, is_unseen, splits_of
+from clipjax.data.sources.openmoji import OpenMoji
 
 LIMIT = 16
 
@@ -42,7 +44,7 @@ def record_file(cache):
 
 
 def test_3944_pairs_and_their_split():
-    pairs = emoji_pairs()
+    pairs = OpenMoji.pairs()
     assert len(pairs) == 3_944
     unseen = [p for p in pairs if is_unseen(p.codepoints)]
     assert len(unseen) == 392
@@ -74,7 +76,7 @@ def test_examples(cache):
         example = unseen[i]
         assert is_unseen(example["key"]) and example["label"] == i
         assert example["text"] == unseen.class_names[i]
-        assert example["image"].shape == (openmoji.SIDE, openmoji.SIDE, 4)
+        assert example["image"].shape == (SIDE, SIDE, 4)
         pixels = Preprocess(32)(example["image"])
         assert (pixels[0, 0] == 255).all() and pixels.std() > 10
     assert len(list(cache.glob("openmoji-*/*.array_record"))) == 1
@@ -89,7 +91,7 @@ def test_options(cache):
     assert everything[0]["text"]["en"] == source(aliases=True)[0]["text"]
     assert everything.class_names == source().class_names
     sheet = layers[0]["image"]
-    assert sheet.shape == (2 * openmoji.SIDE, openmoji.SIDE, 4)
+    assert sheet.shape == (2 * SIDE, SIDE, 4)
     fill, lines = (Image.fromarray(part) for part in np.split(sheet, 2))
     together = np.asarray(Image.alpha_composite(fill, lines)).astype(int)
     whole = source()[0]["image"]
@@ -100,10 +102,10 @@ def test_options(cache):
         np.testing.assert_array_equal(source(part=part)[0]["image"], expected)
         assert source(part=part).fingerprint() != source().fingerprint()
     with_areas = source(layers=True, areas=True)[0]["image"]
-    np.testing.assert_array_equal(with_areas[: 2 * openmoji.SIDE], sheet)
+    np.testing.assert_array_equal(with_areas[: 2 * SIDE], sheet)
     bald = np.zeros_like(np.asarray(fill))  # the first drawings are signs
     areas = areas_of(np.asarray(fill), np.asarray(lines), bald)
-    np.testing.assert_array_equal(with_areas[2 * openmoji.SIDE :], areas)
+    np.testing.assert_array_equal(with_areas[2 * SIDE :], areas)
     assert areas[..., 1].any()
     for options, told in (
         ({"areas": True}, "layers=true only"),
@@ -120,16 +122,16 @@ def test_options(cache):
 
 
 def test_hair_is_rendered_alone():
-    box = (0, 0, openmoji.CANVAS)
-    woman = openmoji.render_hair("1F469-1F3FC", box, 36)
+    box = (0, 0, OpenMoji.canvas)
+    woman = OpenMoji.render_hair("1F469-1F3FC", box, 36)
     assert (woman[woman[..., 3] == 255][:, :3] == (0xFC, 0xEA, 0x2B)).all()
     assert 50 < (woman[..., 3] == 255).sum() < 600
-    assert not openmoji.render_hair("1F4F7", box, 36).any()  # a camera
+    assert not OpenMoji.render_hair("1F4F7", box, 36).any()  # a camera
 
 
 def test_second_opening_renders_nothing(monkeypatch):
     fingerprint = source().fingerprint()
-    monkeypatch.setattr(openmoji, "render_all", None)
+    monkeypatch.setattr(emoji_drawings, "render_all", None)
     assert source().fingerprint() == fingerprint
 
 
@@ -155,18 +157,18 @@ def test_a_damaged_cache_is_noticed_and_rebuilt(cache, damage):
 
 
 def test_a_killed_run_leaves_nothing_that_looks_finished(cache, monkeypatch):
-    real = openmoji.render_all
+    real = emoji_drawings.render_all
 
-    def killed(pairs):
-        yield from list(real(pairs))[:5]
+    def killed(artist, pairs):
+        yield from list(real(artist, pairs))[:5]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(openmoji, "render_all", killed)
+    monkeypatch.setattr(emoji_drawings, "render_all", killed)
     with pytest.raises(KeyboardInterrupt):
         source()
     assert not [p for p in cache.iterdir() if p.is_dir()]
     (cache / ".openmoji-x.left").mkdir()  # of another cache: not this one's to delete
-    monkeypatch.setattr(openmoji, "render_all", real)
+    monkeypatch.setattr(emoji_drawings, "render_all", real)
     assert len(source()) == LIMIT and (cache / ".openmoji-x.left").exists()
 
 
@@ -197,9 +199,9 @@ def test_without_the_extra(monkeypatch):
 
 
 def test_pictures_fill_their_frame():
-    record = openmoji.open_records(LIMIT)[0]
+    record = open_records(OpenMoji, LIMIT)[0]
     alpha = np.asarray(Image.open(io.BytesIO(record["blobs"]["image"])).convert("RGBA"))[..., 3]
     rows, columns = np.where(alpha > 8)
     longer = max(np.ptp(rows), np.ptp(columns)) + 1
-    assert abs(longer - openmoji.SIDE / openmoji.MARGIN) <= 3
+    assert abs(longer - SIDE / MARGIN) <= 3
     assert record["meta"]["names"]["fr"]
