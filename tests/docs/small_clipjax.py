@@ -1,8 +1,8 @@
 """`clipjax` as the documents' commands meet it: the real one, with small models and few steps.
 
 Towers of the zoo are an eighth as wide and a sixth as deep; a training takes three steps of eight
-examples; openmoji and twemoji have the first 160 drawings. Nothing else differs, so what a document says has to
-hold.
+examples; openmoji and twemoji have the first 160 drawings. Nothing else differs, so what a document
+says has to hold.
 """
 
 import math

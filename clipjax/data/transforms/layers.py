@@ -18,9 +18,9 @@ class ComposeLayers(Ranged):
     """Lays the fill and the lines of a drawing on a ground, restyling each.
 
     The image is a sheet u8 `[2 * side, side, 4]`: the drawing without its lines above its lines
-    alone, as `openmoji:train?layers=true` and `twemoji` give it; with `areas=true` its areas stand below. Shaded
-    fills, faded or coloured lines and coloured grounds keep a model from learning one artist's line
-    and palette.
+    alone, as `openmoji:train?layers=true` gives it, and `twemoji`, whose lines are empty; with
+    `areas=true` its areas stand below. Shaded fills, faded or coloured lines and coloured grounds
+    keep a model from learning one artist's line and palette.
 
     Args:
         background: probability of a random ground instead of white.

@@ -13,7 +13,7 @@ from clipjax.data.sources.emoji_names import splits_of
 from clipjax.data.sources.openmoji import OpenMoji
 from clipjax.data.sources.twemoji import Twemoji, plain_codepoints
 
-LIMIT = 16
+LIMIT = 32
 
 
 @pytest.fixture(autouse=True)
@@ -40,17 +40,17 @@ def test_it_has_drawn_what_openmoji_has_and_splits_it_alike():
         assert symbols[0] == symbols[1]
     written = ("1f441-200d-1f5e8", "1f3c3-200d-2640-fe0f", "31-20e3", "a9")
     assert [read[stem].codepoints for stem in written] == [
-        *("1F441-FE0F-200D-1F5E8-FE0F", "1F3C3-200D-2640-FE0F", "0031-FE0F-20E3", "00A9-FE0F")
+        *("1F441-FE0F-200D-1F5E8-FE0F", "1F3C3-200D-2640-FE0F", "0031-FE0F-20E3", "00A9")
     ]
 
 
-@pytest.mark.parametrize("where", ["train", "fit", "validation", "unseen"])
-def test_its_splits_have_openmojis_names_and_labels(where):
-    ours, theirs = (source(f"{kind}:{where}") for kind in ("twemoji", "openmoji"))
-    assert ours.class_names == theirs.class_names and len(ours) == len(theirs) > 0
-    for i in range(len(ours)):
-        assert ours[i]["key"] == theirs[i]["key"] and where in splits_of(ours[i]["key"])
-        assert (ours[i]["image"] != theirs[i]["image"]).any()
+def test_its_splits_have_openmojis_names_and_labels():
+    for where in ("train", "fit", "validation", "unseen"):
+        ours, theirs = (source(f"{kind}:{where}") for kind in ("twemoji", "openmoji"))
+        assert ours.class_names == theirs.class_names and len(ours) == len(theirs) > 0
+        for i in range(len(ours)):
+            assert ours[i]["key"] == theirs[i]["key"] and where in splits_of(ours[i]["key"])
+            assert (ours[i]["image"] != theirs[i]["image"]).any()
 
 
 def test_layers_are_the_drawing_above_nothing():
