@@ -191,7 +191,8 @@ class EmojiDrawings:
             layers.append(np.zeros_like(layers[0]))
         if self._areas:
             hair = self.render_hair(self._keys[label], record["meta"]["box"], side)
-            layers.append(areas_of(*layers, hair))
+            fill, lines = layers
+            layers.append(areas_of(fill, lines, hair))
         return np.concatenate(layers)
 
     @classmethod
