@@ -93,7 +93,12 @@ def choose(
         )
     row = recipes[name]
     own = {key: getattr(row, key, value) for key, value in defaults.items()}
-    return parse_arg(arg, recipe=name, **own), row
+    given = parse_arg(arg, recipe=name, **own)
+    if given.get("batch_size", 1) < 1:  # examples are divided by it
+        raise ValueError(
+            f"config argument batch_size={given.batch_size}: expected a whole number from 1"
+        )
+    return given, row
 
 
 def pair_config(arg: str | None, recipes: Mapping[str, Recipe], *, default: str) -> ConfigDict:

@@ -100,6 +100,8 @@ def test_a_row_is_chosen_and_its_fields_are_the_defaults():
         choose("recipe=tow", table, default="one")
     with pytest.raises(ValueError, match="no_such"):
         choose("recipe=two,no_such=1", table, default="one")
+    with pytest.raises(ValueError, match="batch_size=0: expected a whole number from 1"):
+        choose("batch_size=0", table, default="one", batch_size=0)
 
 
 def table_of_docs():
