@@ -133,7 +133,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 
 def _small(stage: Stage, part: float) -> Stage:
-    batch_size = int(stage.batch_size * part)
+    batch_size = max(int(stage.batch_size * part), 8)
     steps = 4 if batch_size == 32 else 2
     return stage._replace(batch_size=batch_size, examples=steps * batch_size, warmup_steps=1)
 
