@@ -9,12 +9,13 @@ import pytest
 from config_files import CONFIGS, read_config_module
 from golden import golden
 
+from benchmarks import plan
 from clipjax.config import iterate_leaves, to_plain, validate
 from clipjax.experiment import resolve
 from clipjax.recipes import Recipe, choose
 
 DOCS = Path(__file__).parents[1] / "docs" / "recipes.md"
-PLANS = Path(__file__).parents[1] / "benchmarks"
+RECORDS = Path(__file__).parents[1] / "benchmarks" / "results"
 MODULES = {path.stem: read_config_module(path) for path in sorted(CONFIGS.glob("*.py"))}
 TABLES = {name: module for name, module in MODULES.items() if hasattr(module, "RECIPES")}
 # The one row of which no result was published that can be named.
@@ -146,3 +147,13 @@ def test_the_page_has_every_recipe_as_it_is():
             f"{100 * top1:.1f}" if top1 else "not known",
         )
     assert found == wanted
+
+
+def test_a_plan_that_the_page_names_is_recorded():
+    records = "".join(path.read_text(encoding="utf-8") for path in RECORDS.glob("*plan_*aot*.md"))
+    named = {cells[-1] for cells in table_of_docs()} - {""}
+    assert len(named) > 3
+    for topology, case in (cell.split(", ") for cell in named):
+        name = case.strip("`")
+        assert plan.CASES[name][1] == topology
+        assert re.search(rf"^\| {re.escape(name)} \| [\d,]+ \| {topology} \|", records, re.M), name
