@@ -50,10 +50,16 @@ DROP = """([data]) => {
 
 @pytest.fixture(scope="module")
 def chromium():
-    pytest.importorskip("starlette")
-    sync_playwright = pytest.importorskip("playwright.sync_api").sync_playwright
+    # These tests run where they are asked for alone: without what they need, they have failed.
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError as error:
+        pytest.fail(f"it needs `pip install -e '.[browser_test]'`: {error}", pytrace=False)
     path = shutil.which("chromium")
-    assert path, "there is no chromium on the PATH"
+    if path is None:
+        pytest.fail(
+            "it needs a chromium on the PATH, as of `apt-get install chromium`", pytrace=False
+        )
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield browser
