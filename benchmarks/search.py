@@ -159,7 +159,7 @@ def by_numpy_of_files(index: Index, queries: np.ndarray) -> np.ndarray:
 
 
 def by_clipjax_of_index(index: Index, queries: np.ndarray) -> np.ndarray:
-    return search(queries, index.blocks(block_rows(len(queries), TOP)), TOP)[1]
+    return search(queries, index.blocks(index.whole_rows(block_rows(len(queries), TOP))), TOP)[1]
 
 
 def by_numpy(rows: np.ndarray, queries: np.ndarray) -> np.ndarray:

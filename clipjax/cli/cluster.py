@@ -25,7 +25,7 @@ _CHECKPOINT = flags.DEFINE_string(
 )
 _DATA = flags.DEFINE_string("data", None, "SPEC of the pictures, for --html, if they have moved.")
 _HTML = flags.DEFINE_string("html", None, "Also write a contact sheet, FILE.html.")
-_OUT = flags.DEFINE_string("out", None, "Also write the cluster of each key, FILE.parquet.")
+_OUT = flags.DEFINE_string("out", None, "Also write the cluster of each key, a new FILE.parquet.")
 _JSON = flags.DEFINE_string("json", None, "Also write the clusters to this file.")
 flags.adopt_module_key_flags(hints)
 
@@ -46,11 +46,14 @@ def main(argv: list[str]) -> int:
     from clipjax.embeddings.gallery import Group, gallery
     from clipjax.embeddings.index import Index
     from clipjax.embeddings.model import open_model_of
+    from clipjax.inference.scoring import new_file
     from clipjax.interop import Hints
 
     compile_cache.use(cache_dir() / "compiled")
     for path in filter(None, (_HTML.value, _OUT.value, _JSON.value)):
         check_writable(data_path(path))
+    if _OUT.value:
+        new_file(_OUT.value)
     index = Index.open(directory)
     if _CLUSTERS.value > len(index):
         raise ValueError(

@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
     source = index.source(_DATA.value) if _HTML.value else None
     opened = open_model_of(index, _CHECKPOINT.value, Hints(**hints.hints()))
     query = query_of(opened, _QUERY.value, _IMAGE.value, _MINUS.value)[None]
-    rows = block_rows(1, k)
+    rows = index.whole_rows(block_rows(1, k))
     scores, places = search(query, index.blocks(rows), k)
     found_recall = None
     if _FAISS.value:

@@ -18,6 +18,8 @@ from clipjax.strict_json import read_json
 FORMAT = "clipjax.embeddings/1"
 INDEX = "index.json"
 _ALIGNMENT = 64  # bytes
+_READ = 1 << 14  # rows at once, where some of a shard are looked for
+_FEW = 1 << 10  # rows of a shard, below which copying them together costs less than a block each
 _AGAIN = "the same `clipjax embed` makes what is lost anew"
 
 
@@ -80,16 +82,20 @@ class Index:
         return self.about["model"]["embed_dim"]
 
     def blocks(self, rows: int, *, start: int = 0) -> Iterator[Block]:
-        """Gives the embeddings from `start` on in order, so many rows at a time, padded."""
+        """Gives the embeddings from `start` on in order, so many rows at a time, padded.
+
+        Rows that stand one after the other in one file are given as they are, others are copied
+        together.
+        """
         dtype = self.about["stored"]["dtype"]
         block: np.ndarray | None = None
         filled, first = 0, start
-        for shard, end in zip(self.about["shards"], self._ends.tolist(), strict=True):
-            if end <= start:
-                continue
-            embeds = self._embeddings(shard)
-            embeds = embeds[max(0, start - (end - len(embeds))) :]
+        for embeds in self._parts(rows, start):
             while len(embeds):
+                if not filled and len(embeds) >= rows:
+                    yield Block(first, rows, embeds[:rows])
+                    embeds, first = embeds[rows:], first + rows
+                    continue
                 if block is None:  # a device may still read the one before
                     block = aligned((rows, self.embed_dim), dtype)
                 taken = min(len(embeds), rows - filled)
@@ -98,14 +104,23 @@ class Index:
                 if filled == rows:
                     yield Block(first, filled, block)
                     block, filled, first = None, 0, first + rows
-        if block is not None:
+        if filled and block is not None:
             yield Block(first, filled, block)
+
+    def whole_rows(self, most: int) -> int:
+        """Rows of a block, at most so many, that `blocks` mostly gives without a copy."""
+        size = self.about["stored"]["shard_size"]
+        return size if _FEW <= size < most else most
 
     def embeddings(self, places: Sequence[int] | np.ndarray) -> np.ndarray:
         """Gives embeddings by their places in the index: `[places, embed]`, float32."""
         found = np.zeros((len(places), self.embed_dim), np.float32)
         for number, of_shard, inside in self._by_shard(places):
-            found[of_shard] = self._embeddings(self.about["shards"][number])[inside]
+            first = 0
+            for part in self._embeddings(self.about["shards"][number], _READ):
+                here = (inside >= first) & (inside < first + len(part))
+                found[of_shard[here]] = part[inside[here] - first]
+                first += len(part)
         return found
 
     def columns(self, names: Sequence[str]) -> dict[str, list[Any]]:
@@ -145,10 +160,20 @@ class Index:
             )
         return source
 
-    def _embeddings(self, shard: Mapping[str, Any]) -> np.ndarray:
+    def _parts(self, rows: int, start: int) -> Iterator[np.ndarray]:
+        """The embeddings from `start` on, as many at once as stand together and are wanted."""
+        for shard, end in zip(self.about["shards"], self._ends.tolist(), strict=True):
+            place = end - shard["pictures"]
+            if end <= start:
+                continue
+            for part in self._embeddings(shard, rows):
+                yield part[max(0, start - place) :]
+                place += len(part)
+
+    def _embeddings(self, shard: Mapping[str, Any], rows: int) -> Iterator[np.ndarray]:
         stored, shape = self.about["stored"], (shard["pictures"], self.embed_dim)
         stem = self.directory / shard["name"]
-        return read_embeddings(stem, stored["form"], shape, stored["dtype"])
+        return read_embeddings(stem, stored["form"], shape, stored["dtype"], rows=rows)
 
     def _by_shard(
         self, places: Sequence[int] | np.ndarray

@@ -1,6 +1,7 @@
 """Exact search: the nearest embeddings by their cosine, block by block on a device."""
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from clipjax.embeddings.index import Block, on_device
 
 _SCORES = 1 << 24  # of a block, held at once: 64 MB
 _ROWS = 1 << 16  # a lone query took 1.5 times as long by 1 << 14
+_TOGETHER = 8  # blocks at most that are searched at once: each is a part of the program
 
 
 def block_rows(num_queries: int, k: int) -> int:
@@ -22,8 +24,9 @@ def search(queries: np.ndarray, blocks: Iterable[Block], k: int) -> tuple[np.nda
 
     Args:
         queries: `[queries, embed]`, float32, rows of length 1.
-        blocks: all embeddings, in their order; float16 is taken as float32. One is held on the
-            device beside the one in work. Each number of rows is compiled once.
+        blocks: all embeddings, in their order, of equal rows; float16 is taken as float32. As many
+            as `block_rows` allows are searched together, and held on the device beside those in
+            work. Each number of rows is compiled once.
         k: how many; at most as many as there are embeddings.
 
     Returns:
@@ -32,8 +35,10 @@ def search(queries: np.ndarray, blocks: Iterable[Block], k: int) -> tuple[np.nda
     given = jnp.asarray(queries, jnp.float32)
     best = (jnp.full((len(queries), k), -jnp.inf), jnp.zeros((len(queries), k), jnp.int32))
     before = None
-    for block in blocks:
-        best = _better(*best, given, on_device(block), block.first, block.filled)
+    for group in _grouped(iter(blocks), block_rows(len(queries), k)):
+        firsts = np.array([block.first for block in group], np.int32)
+        counts = np.array([block.filled for block in group], np.int32)
+        best = _better(*best, given, tuple(map(on_device, group)), firsts, counts)
         if before is not None:
             jax.block_until_ready(before)  # or the blocks of all of them wait in memory
         before = best
@@ -41,24 +46,39 @@ def search(queries: np.ndarray, blocks: Iterable[Block], k: int) -> tuple[np.nda
     return scores, places.astype(np.int64)
 
 
+def _grouped(blocks: Iterator[Block], rows: int) -> Iterator[list[Block]]:
+    """Blocks in groups of about so many rows; the last of several is filled with empty ones."""
+    group, is_first = list(itertools.islice(blocks, 1)), True
+    while group:
+        length = max(1, min(_TOGETHER, rows // len(group[0].embeds)))
+        group += itertools.islice(blocks, length - 1)
+        missing = 0 if is_first else length - len(group)
+        yield group + [group[-1]._replace(filled=0)] * missing
+        group, is_first = list(itertools.islice(blocks, 1)), False
+
+
 @jax.jit
 def _better(
     scores: jax.Array,
     places: jax.Array,
     queries: jax.Array,
-    block: jax.Array,
-    first: jax.Array,
-    count: jax.Array,
+    group: tuple[jax.Array, ...],
+    firsts: jax.Array,
+    counts: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """The best of those so far and of a block; the first ones win where scores are equal."""
-    k = scores.shape[1]
-    cosines = jnp.matmul(queries, block.astype(jnp.float32).T, precision=jax.lax.Precision.HIGHEST)
-    cosines = jnp.where(jnp.arange(len(block)) < count, cosines, -jnp.inf)
-    found, rows = jax.lax.top_k(cosines, min(k, len(block)))
+    """The best of those so far and of blocks; the first ones win where scores are equal."""
+    k, rows = scores.shape[1], jnp.arange(len(group[0]))
+    parts = []
+    for block, count in zip(group, counts, strict=True):
+        exact = jax.lax.Precision.HIGHEST
+        cosines = jnp.matmul(queries, block.astype(jnp.float32).T, precision=exact)
+        parts.append(jnp.where(rows < count, cosines, -jnp.inf))
+    found, order = jax.lax.top_k(jnp.concatenate(parts, axis=1), min(k, len(rows) * len(group)))
     both = jnp.concatenate([scores, found], axis=1)
-    rows = jnp.concatenate([places, first + rows], axis=1)
+    numbers = (firsts[:, None] + rows).reshape(-1)
+    numbers = jnp.concatenate([places, numbers[order]], axis=1)
     scores, order = jax.lax.top_k(both, k)
-    return scores, jnp.take_along_axis(rows, order, axis=1)
+    return scores, jnp.take_along_axis(numbers, order, axis=1)
 
 
 def recall(found: np.ndarray, exact: np.ndarray) -> float:

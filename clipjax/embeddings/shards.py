@@ -1,8 +1,9 @@
 """Shards of embeddings on disk: Parquet files, or arrays of NumPy with Parquet files beside."""
 
+import contextlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,33 +113,55 @@ def find_shard(stem: Path, job: str) -> Shard | None:
         return None
 
 
-def read_embeddings(stem: Path, form: str, shape: tuple[int, int], dtype: str) -> np.ndarray:
-    """Reads the embeddings of a shard as they are stored.
+def read_embeddings(
+    stem: Path, form: str, shape: tuple[int, int], dtype: str, *, rows: int
+) -> Iterator[np.ndarray]:
+    """Reads the embeddings of a shard as they are stored, some at a time.
 
     Args:
-        form: one of FORMS.
+        form: one of FORMS. Arrays of `npy` are mapped: their bytes are read when they are used.
         shape: pictures, length of an embedding.
         dtype: one of DTYPES.
+        rows: that are read at once; those of a mapped array are one part.
 
     Raises:
         ValueError: the file is damaged, or holds something else.
     """
     if form == "npy":
         try:
-            found = np.load(stem.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
+            array = np.load(stem.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise ValueError(f"{stem}.npy is damaged: {error}") from error
-    else:
-        column = read_columns(stem, [_EMBEDDING])[_EMBEDDING].combine_chunks()
-        flat = column.flatten() if hasattr(column, "flatten") else column
-        found = flat.to_numpy(zero_copy_only=False)
-        found = found.reshape(shape) if found.size == np.prod(shape) else found
-    if found.shape != shape or found.dtype != dtype:
+        _check_stored(stem, form, (array.shape, array.dtype), (shape, dtype))
+        yield np.asarray(array)
+        return
+    import pyarrow as pa
+
+    with _opened(stem) as file:
+        stored = file.schema_arrow.field(_EMBEDDING).type
+        is_list = pa.types.is_fixed_size_list(stored)
+        width = stored.list_size if is_list else 1
+        kind = stored.value_type.to_pandas_dtype() if is_list else object
+        _check_stored(stem, form, ((file.metadata.num_rows, width), np.dtype(kind)), (shape, dtype))
+        for batch in file.iter_batches(rows, columns=[_EMBEDDING]):
+            flat = batch.column(0).flatten()
+            if len(flat) != len(batch) * width:
+                raise ValueError(f"{stem}.{form} is damaged: rows without an embedding")
+            yield flat.to_numpy().reshape(-1, width)
+
+
+def _check_stored(
+    stem: Path,
+    form: str,
+    found: tuple[tuple[int, ...], np.dtype],
+    expected: tuple[tuple[int, int], str],
+) -> None:
+    if found != (expected[0], np.dtype(expected[1])):
         raise ValueError(
-            f"{stem}.{form} holds {found.dtype}{list(found.shape)}, expected {dtype}{list(shape)}: "
-            "it is damaged, and the same `clipjax embed` makes it anew where it is deleted"
+            f"{stem}.{form} holds {found[1]}{list(found[0])}, expected "
+            f"{expected[1]}{list(expected[0])}: it is damaged, and the same `clipjax embed` makes "
+            "it anew where it is deleted"
         )
-    return found
 
 
 def read_columns(stem: Path, columns: Sequence[str]) -> Any:
@@ -147,13 +170,20 @@ def read_columns(stem: Path, columns: Sequence[str]) -> Any:
     Raises:
         ValueError: the file is damaged.
     """
+    with _opened(stem) as file:
+        return file.read(columns=list(columns), use_threads=True)
+
+
+@contextlib.contextmanager
+def _opened(stem: Path) -> Iterator[Any]:
+    """A shard's Parquet file, open; ValueError says that it is damaged, whenever that is seen."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     path = stem.with_suffix(".parquet")
     try:
-        file = pq.ParquetFile(path, page_checksum_verification=True)
-        return file.read(columns=list(columns), use_threads=True)
+        with pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
+            yield file
     except (OSError, KeyError, pa.ArrowException) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 

@@ -151,5 +151,7 @@ def test_clusters_have_words_and_a_sheet(twins, command, tmp_path):
     assert done.code == 0, done.err
     shipped = json.loads((tmp_path / "shipped.json").read_text())["clusters"][0]["words"]
     assert len(shipped) == 5 and set(shipped) <= set(load_class_names("imagenet"))
+    done = command("cluster", *flags, f"--out={tmp_path}/clusters.parquet")
+    assert done.code == 1 and "clusters.parquet exists; give another name" in done.err
     done = command("cluster", *flags[:2], "--clusters=7")
     assert done.code == 1 and "holds 6 pictures" in done.err

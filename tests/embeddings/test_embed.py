@@ -121,8 +121,8 @@ def test_a_folder_of_something_else_is_refused(index, embed_here, tmp_path):
     assert contents(index) == before
 
 
-def start(checkpoint, spec, out, **env):
-    flags = ("--shard_size=8", "--batch_size=4", "--max_bad_fraction=0.1")
+def start(checkpoint, spec, out, *more, **env):
+    flags = ("--shard_size=8", "--batch_size=4", "--max_bad_fraction=0.1", *more)
     command = [sys.executable, "-m", "clipjax", "embed", "--checkpoint", checkpoint, "--data", spec]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), **env}
     return subprocess.Popen(
@@ -130,29 +130,57 @@ def start(checkpoint, spec, out, **env):
     )
 
 
+def start_all(count, *job, **env):
+    """Starts a job on so many processes."""
+    if count == 1:
+        return [start(*job, **env)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    env |= {"CLIPJAX_COORDINATOR": address, "CLIPJAX_NUM_PROCESSES": str(count)}
+    return [start(*job, **env, CLIPJAX_PROCESS_ID=str(number)) for number in range(count)]
+
+
+def ended(processes):
+    """Waits for processes: their exit codes, and what they told."""
+    told = [process.communicate(timeout=HANGS_S)[1].decode() for process in processes]
+    return [process.returncode for process in processes], told
+
+
+SHARDS = 50
+
+
 @pytest.mark.nightly
-def test_killed_at_random_moments_it_leaves_the_same_files(checkpoint, tmp_path):
-    spec, env = "synthetic:400?side=32", {"XLA_FLAGS": with_devices(1)}
-    whole = start(checkpoint, spec, tmp_path / "whole", **env)
-    _, told = whole.communicate(timeout=HANGS_S)  # closes the pipe, too
-    assert whole.returncode == 0, told
+@pytest.mark.parametrize(
+    ("form", "count", "trials"),
+    [("parquet", 1, 20), ("npy", 1, 6), ("parquet", 2, 5), ("npy", 2, 3)],
+)
+def test_killed_at_random_moments_it_leaves_the_same_files(
+    checkpoint, tmp_path, form, count, trials
+):
+    spec, env = f"synthetic:{8 * SHARDS}?side=32", {"XLA_FLAGS": with_devices(1)}
+    flag = f"--format={form}"
+    codes, told = ended(start_all(1, checkpoint, spec, tmp_path / "whole", flag, **env))
+    assert codes == [0], told
     expected = contents(tmp_path / "whole")
     rng, found = random.Random(0), []
-    for number in range(20):
-        out, after = tmp_path / str(number), rng.randrange(45)
-        process = start(checkpoint, spec, out, **env)
+    for number in range(trials):
+        # Every third one at its end, when the last shard is there and the index is written.
+        after = SHARDS if number % 3 == 2 else rng.randrange(SHARDS - 5)
+        job = (checkpoint, spec, tmp_path / str(number), flag)
+        processes = start_all(count, *job, **env)
         # At any time from the opened folder on, in the middle of a shard or of its writing.
-        wait_until(lambda out=out, after=after: len(list(out.glob("*.parquet"))) >= after)
-        time.sleep(rng.uniform(0, 0.05))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        found.append(len(list(out.glob("*.parquet"))))
-        assert not is_complete(out)
-        process = start(checkpoint, spec, out, **env)
-        _, told = process.communicate(timeout=HANGS_S)
-        assert process.returncode == 0, told
-        assert contents(out) == expected
-    assert len(set(found)) > 5, found
+        wait_until(lambda out=job[2], after=after: len(list(out.glob("*.parquet"))) >= after)
+        time.sleep(rng.uniform(0, 0.05 if after < SHARDS else 0.01))
+        for process in processes:
+            process.send_signal(signal.SIGKILL)
+        ended(processes)
+        found.append(len(list(job[2].glob("*.parquet"))))
+        assert after == SHARDS or not is_complete(job[2])
+        codes, told = ended(start_all(count, *job, **env))
+        assert codes == [0] * count, told
+        assert contents(job[2]) == expected
+    assert len(set(found)) > trials // 4 and SHARDS in found, found
     # The comparison sees one bit.
     path = tmp_path / "0" / "00003.parquet"
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
@@ -182,20 +210,8 @@ def is_complete(folder):
 
 @pytest.mark.slow
 def test_two_processes_share_the_shards(index, checkpoint, pictures, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    env = {"CLIPJAX_COORDINATOR": address, "CLIPJAX_NUM_PROCESSES": "2"}
-    env["XLA_FLAGS"] = os.environ["XLA_FLAGS"]
-    processes = [
-        start(
-            *(checkpoint, f"folder:{pictures}", tmp_path / "index"),
-            **env,
-            CLIPJAX_PROCESS_ID=str(number),
-        )
-        for number in range(2)
-    ]
-    told = [process.communicate(timeout=HANGS_S)[1].decode() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], told
+    job = (checkpoint, f"folder:{pictures}", tmp_path / "index")
+    codes, told = ended(start_all(2, *job, XLA_FLAGS=os.environ["XLA_FLAGS"]))
+    assert codes == [0, 0], told
     assert "24 of 24" not in told[0] and "pictures" in told[1]
     assert contents(tmp_path / "index") == contents(index)

@@ -13,7 +13,7 @@ from tiny import tiny_spec
 
 import clipjax
 from clipjax.embeddings.index import Block, Index
-from clipjax.embeddings.search import block_rows, recall, search
+from clipjax.embeddings.search import block_rows, recall, search, search_faiss
 
 
 def blocks_of(embeds, rows):
@@ -28,7 +28,7 @@ def unit(rng, *shape):
     return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
 
 
-@pytest.mark.parametrize("rows", [7, 64])
+@pytest.mark.parametrize("rows", [3, 64])
 def test_it_is_exact_and_of_equal_ones_the_first_comes_first(rows):
     rng = np.random.default_rng(0)
     embeds, queries = unit(rng, 50, 8), unit(rng, 3, 8)
@@ -207,3 +207,16 @@ def test_faiss_tells_its_recall_or_that_it_is_missing(find, monkeypatch):
     assert done.code == 0 and "recall@22 0.5000 of the exact search" in done.out, done.err
     assert len(done.out.splitlines()) == 12
     assert recall(np.array([[0, 1, -1]]), np.array([[2, 1, 0]])) == pytest.approx(2 / 3)
+
+
+def test_faiss_itself_finds_the_same_where_it_is_installed():
+    pytest.importorskip("faiss")
+    rng = np.random.default_rng(0)
+    embeds, queries = unit(rng, 500, 16), unit(rng, 4, 16)
+    scores, places = search(queries, blocks_of(embeds, 64), 5)
+    found = search_faiss(queries, blocks_of(embeds, 64), 5, "Flat")
+    assert (found[1] == places).all()
+    np.testing.assert_allclose(found[0], scores, atol=1e-5)
+    assert recall(search_faiss(queries, blocks_of(embeds, 64), 5, "HNSW32")[1], places) > 0.8
+    with pytest.raises(ValueError, match="--faiss=Nonsense"):
+        search_faiss(queries, blocks_of(embeds, 64), 5, "Nonsense")

@@ -63,7 +63,9 @@ def encoded(data):
 
 
 @contextlib.contextmanager
-def serving(checkpoint=None, *, index=None, limits=None, token=None, hosts=OWN):
+def serving(
+    checkpoint=None, *, index=None, limits=None, token=None, hosts=OWN, address="127.0.0.1"
+):
     """Serves a checkpoint, or an index with its model."""
     from clipjax.serving.app import make_app
     from clipjax.serving.searching import Searcher
@@ -77,8 +79,8 @@ def serving(checkpoint=None, *, index=None, limits=None, token=None, hosts=OWN):
     else:
         model = clipjax.load(checkpoint, batch_size=limits.batch_rows)
     service = Service(model, limits, searcher=searcher)
-    listener, is_own = bind("127.0.0.1", 0)
-    assert is_own
+    listener, is_own = bind(address, 0)
+    assert is_own == (address == "127.0.0.1")
     port, began = listener.getsockname()[1], threading.Event()
     app = make_app(service, token=token, hosts=hosts)
     server = make_server(app, limits, began.set)

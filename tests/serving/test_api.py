@@ -317,6 +317,20 @@ def test_pages_of_others_are_kept_out(checkpoint, token):
             assert server.ask(open_to_all).status == 200
 
 
+def test_on_an_address_of_others_any_name_is_taken_and_the_token_is_asked_for(checkpoint):
+    token = "correct-horse-battery"
+    with serving(checkpoint, token=token, hosts=None, address="0.0.0.0") as server:
+        elsewhere = {"host": "pictures.example", "origin": "https://pictures.example"}
+        given = {"authorization": f"Bearer {token}"}
+        fields = {"texts": ["a cat"]}
+        assert server.ask("/", **elsewhere).status == 200
+        assert server.ask("/api/embed", fields, **elsewhere).status == 401
+        wrong = {"authorization": f"Bearer {token[:-1]}"}
+        assert server.ask("/api/embed", fields, **elsewhere, **wrong).status == 401
+        assert server.ask("/api/embed", fields, **elsewhere, **given).status == 200
+        assert server.ask("/api/pictures/0", **elsewhere).status == 401
+
+
 def test_what_upgrades_or_is_no_http_leaves_no_noise_in_the_log(server, caplog):
     head = b"GET /api/health HTTP/1.1\r\nHost: LocalHost\r\n"
     upgrade = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"

@@ -155,6 +155,24 @@ def test_a_picture_is_classified_and_found_by_the_keyboard(
     assert (np.median(seen) < 100) == dark and len(np.unique(seen)) > 50
 
 
+@pytest.mark.parametrize("screen", SCREENS)
+def test_a_gallery_fits_its_screen_and_is_read_on_it(chromium, command, index, screen, tmp_path):
+    flags = ("--query=a red bicycle with a rather long name", f"--html={tmp_path}/found.html")
+    done = command("search", f"--index={index}", *flags)
+    assert done.code == 0, done.err
+    context = chromium.new_context(**SCREENS[screen])
+    page = context.new_page()
+    page.goto((tmp_path / "found.html").as_uri())
+    page.wait_for_function("() => [...document.images].every(i => i.naturalWidth)")
+    assert page.locator("figure img").count() == 20 and fits(page)
+    for selector in ("h1", ".lede", "figcaption"):
+        assert page.locator(selector).first.evaluate(CONTRAST) >= 4.5, selector
+    page.screenshot(path=tmp_path / "page.png")
+    seen = np.asarray(Image.open(tmp_path / "page.png").convert("L"))
+    assert (np.median(seen) < 100) == (SCREENS[screen]["color_scheme"] == "dark")
+    context.close()
+
+
 def test_one_is_dropped_and_what_is_wrong_is_said(visit, server, pictures):
     page = visit(server, **SCREENS["wide"])
     page.fill("#labels", "cat, dog")
