@@ -15,9 +15,11 @@ from clipjax.interop.files import file_kind
 from clipjax.interop.files.atomic import check_new, new_path
 from clipjax.interop.formats import WRITTEN, named_format
 from clipjax.interop.reading import read_weights
+from clipjax.interop.tensors import WeightFileError
 from clipjax.interop.weights import Hints, Weights
 
 FREE_SPACE_FACTOR = 1.05
+OF_OTHERS = ("hf", "open_clip")  # formats of packages that have some models and not others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +97,14 @@ def convert_weights(
     # Leaf by leaf: a run that is still going may delete the step meanwhile.
     named = naming_older_steps(step_dir) if found == "clipjax" else nullcontext()
     with named, new_path(target) as temporary:
-        write(temporary, weights)
+        try:
+            write(temporary, weights)
+        except ValueError as error:
+            if target_format not in OF_OTHERS or isinstance(error, WeightFileError):
+                raise
+            raise ValueError(
+                f"{error}; target_format='stablehlo' takes any model, as a program of JAX"
+            ) from error
     sizes = {name: math.prod(tensor.shape) for name, tensor in weights.leaves.items()}
     statistics = sum(n for name, n in sizes.items() if name.startswith("batch_stats/"))
     return Conversion(

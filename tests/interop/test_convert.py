@@ -495,6 +495,17 @@ def test_tensors_of_another_model_are_one_error(tmp_path):
     assert remains(tmp_path) == []
 
 
+@pytest.mark.parametrize("target_format", ["hf", "open_clip"])
+def test_a_model_that_others_lack_is_told_where_it_can_go(tmp_path, command, target_format):
+    """The quickstart's: no class token, the mean of its patches."""
+    start = write(tmp_path, weights_of(merge(CLIP, {"image": {"pooling": "mean"}})))
+    out = tmp_path / "out"
+    done = command("convert", "--from", start, "--to", out, "--format", target_format)
+    assert done.code == 1 and not out.exists()
+    assert done.err.strip().endswith("; --format stablehlo takes any model, as a program of JAX")
+    assert "'mean'" in done.err
+
+
 # The verb
 
 
