@@ -260,6 +260,12 @@ class InitSettings:
     initialise: tuple[Any, ...] = _field(
         (), PATTERNS, "leaves of the model that keep their random start"
     )
+    vocabulary: str = _field(
+        "same",
+        Choice(("same", "carried")),
+        "`carried`: the model has another tokenizer than the checkpoint, and the embeddings of the "
+        "tokens that both know; see docs/fine_tuning.md",
+    )
     override: tuple[Any, ...] = _field(
         (),
         Many(Text(may_be_empty=False), "texts"),

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 
 from clipjax.checkpoint import (
@@ -12,12 +13,15 @@ from clipjax.checkpoint import (
     load_model_state,
     load_params,
     load_pretrained,
+    load_tokenizer,
 )
 from clipjax.experiment.resolving import Resolved
+from clipjax.experiment.vocabulary import carry_over
 from clipjax.losses.objectives import OBJECTIVE, join_variables, split_variables
 from clipjax.models.layers_layout import stack_layers
 from clipjax.models.lora import LORA
 from clipjax.ranges import named
+from clipjax.tokenizers import make_tokenizer
 
 # Parts of the contract that a fine-tuning may change without a word: names, rates of training, and
 # the sizes that position embeddings are resized to.
@@ -33,6 +37,11 @@ FREE_IN_FINE_TUNING = (
 )
 
 
+# What may differ besides where a new vocabulary gets the old one's embeddings.
+OF_THE_VOCABULARY = ("tokenizer", "model.tokenizer", "model.text.vocab_size")
+_TABLE = ("text_encoder", "token_embedding")
+
+
 def make_load_init(
     resolved: Resolved, contract: Mapping[str, Any]
 ) -> Callable[[Any], tuple[Any, LoadReport]] | None:
@@ -45,7 +54,11 @@ def make_load_init(
         found = resolved.init.manifest.contract
     if found["tokenizer"].get("sha256", "") is None:  # it came without one: none to compare with
         found = {**found, "tokenizer": contract["tokenizer"]}
-    check_contract(found, contract, free=FREE_IN_FINE_TUNING, override=init.override)
+    carries = init.vocabulary == "carried"
+    free = (*FREE_IN_FINE_TUNING, *(OF_THE_VOCABULARY if carries else ()))
+    check_contract(found, contract, free=free, override=init.override)
+    if carries:
+        _check_pooling(resolved.spec, contract)
     patterns: dict[str, Any] = {
         "rename": init.rename,
         "drop": init.drop,
@@ -57,6 +70,8 @@ def make_load_init(
         # On the host: what was read lies on one device, and the mesh may hold others.
         with_objective = OBJECTIVE in state.params
         loaded = stack_layers(jax.device_get(load_params(step_dir, objective=with_objective)))
+        if carries:
+            loaded = _with_vocabulary(loaded, resolved, state.params)
         own_params = {name: tree for name, tree in state.params.items() if name != LORA}
         params, report = load_pretrained(own_params, loaded, **patterns)
         state = state.replace(params={**state.params, **params})
@@ -69,6 +84,42 @@ def make_load_init(
         return state, report
 
     return load_init
+
+
+def _check_pooling(spec: Mapping[str, Any], contract: Mapping[str, Any]) -> None:
+    """Refuses a tokenizer whose end token the text tower would not find."""
+    end, size = contract["tokenizer"].get("end_id"), contract["tokenizer"].get("vocab_size")
+    if spec["text"].get("pooling") == "eot" and end is not None and size and end != size - 1:
+        raise ValueError(
+            "config.model.text.pooling = 'eot' takes the row of the largest id, and the end token "
+            f"of config.model.tokenizer is {end} of {size}: set the pooling to 'last' or 'mean', "
+            "and name model.text.pooling in config.init.override"
+        )
+
+
+def _with_vocabulary(
+    loaded: Mapping[str, Any], resolved: Resolved, params: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The parameters of a checkpoint with the token embeddings of the model's own tokenizer."""
+    assert resolved.init is not None
+    tower, table = _TABLE
+    if table not in params.get(tower, {}) or table not in loaded.get(tower, {}):
+        raise ValueError(
+            f"config.init.vocabulary = 'carried': there is no {tower}/{table}, which is what is "
+            "carried over; a text tower of your own keeps its embeddings elsewhere"
+        )
+    plugins, spec = resolved.plugins, resolved.spec
+    new = make_tokenizer(
+        spec["tokenizer"],
+        context_length=spec["text"]["context_length"],
+        path="config.model.tokenizer",
+        plugins=plugins,
+    )
+    old = load_tokenizer(resolved.init.step_dir, plugins=plugins)
+    rows, seed = params[tower][table].shape[0], resolved.settings.seed
+    found = carry_over(np.asarray(loaded[tower][table]), old, new, rows, seed)
+    logging.info("%s", found)
+    return {**loaded, tower: {**loaded[tower], table: found.table}}
 
 
 def _load_statistics(

@@ -14,6 +14,7 @@ from tokenizers import models
 from clipjax.files import sha256
 from clipjax.tokenizers.added_tokens import AddedTokens
 from clipjax.tokenizers.cleaning import collapse_whitespace, contract_of, fix_text
+from clipjax.tokenizers.pieces import WORD, by_role
 
 VOCABULARY = Path(__file__).parent / "vocabularies" / "bpe_simple_vocab_16e6.txt.gz"
 VOCABULARY_SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
@@ -64,6 +65,25 @@ def own_symbols() -> tuple[str, ...]:
     """The vocabulary in the order of the ids, without the two special symbols."""
     ends = (symbol + END_OF_WORD for symbol in _BYTE_SYMBOLS)
     return (*_BYTE_SYMBOLS, *ends, *map("".join, load_merges()))
+
+
+def text_of_symbol(symbol: str, mark: str, *, at_end: bool) -> str:
+    """What a symbol of bytes stands for: `▁cat` where it has the mark of a word.
+
+    Args:
+        symbol: of a byte-level vocabulary.
+        mark: of a word.
+        at_end: whether the mark ends a word, or begins it.
+    """
+    text = symbol.removesuffix(mark) if at_end else symbol.removeprefix(mark)
+    if not text:
+        return symbol
+    bytes_of = dict(zip(_BYTE_SYMBOLS, _BYTE_ORDER, strict=True))
+    word = WORD if text != symbol else ""
+    try:
+        return word + bytes(bytes_of[character] for character in text).decode("utf-8")
+    except (KeyError, UnicodeDecodeError):  # a part of a letter, or a token that is no bytes
+        return symbol
 
 
 @functools.cache
@@ -193,6 +213,14 @@ class ClipBPE:
         # A plain space stands between words only: inside one, it has a symbol of its own.
         packed = bytes(bytes_of.get(character, 32) for character in text)
         return packed.decode("utf-8", errors="replace").rstrip(" ")
+
+    def pieces(self) -> dict[str, int]:
+        """The ids of the tokens by what they stand for, see `clipjax.tokenizers.pieces`."""
+        found: dict[str, int] = {}
+        for number, symbol in enumerate(self._symbols[: self.start_id]):
+            text = text_of_symbol(symbol, END_OF_WORD, at_end=True)
+            found[symbol if text in found else text] = number
+        return by_role(found, start=self.start_id, end=self.end_id)
 
     def contract(self) -> dict:
         """What a checkpoint records, so that it is never fed ids of another tokenizer."""

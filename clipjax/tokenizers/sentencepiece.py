@@ -7,6 +7,7 @@ import sentencepiece
 
 from clipjax.files import sha256
 from clipjax.tokenizers.cleaning import Cleaner, contract_of
+from clipjax.tokenizers.pieces import by_role
 from clipjax.tokenizers.tokenizer_json import read_tokenizer_file
 
 
@@ -89,6 +90,11 @@ class SentencePiece:
             if number not in (self.start_id, self.pad_id):
                 words.append(number)
         return self._processor.decode(words)
+
+    def pieces(self) -> dict[str, int]:
+        """The ids of the tokens by what they stand for, see `clipjax.tokenizers.pieces`."""
+        found = {self._processor.id_to_piece(i): i for i in range(self.vocab_size)}
+        return by_role(found, start=self.start_id, end=self.end_id, pad=self.pad_id)
 
     def contract(self) -> dict:
         """What a checkpoint records, so that it is never fed ids of another tokenizer."""

@@ -14,10 +14,13 @@ from etils import epath
 from clipjax.files import sha256
 from clipjax.ranges import FieldError
 from clipjax.tokenizers.cleaning import Cleaner
+from clipjax.tokenizers.clip_bpe import text_of_symbol
+from clipjax.tokenizers.pieces import WORD, by_role
 
 # How the padding token is spelled, where a file does not say which one it is.
 PAD_TOKENS = ("<pad>", "[PAD]", "<|pad|>")
 MAX_BYTES = 1 << 28
+_BYTE_SPACE = "Ġ"  # how byte-level vocabularies write the space before a word
 # How many times longer a file's replacements may make a caption; published ones write 3 bytes.
 _MAX_GROWTH = 1 << 10
 
@@ -89,6 +92,23 @@ class BackedTokenizer:
                 ids = self.backend.encode(text).ids
             row[: len(ids)] = ids
         return tokens
+
+    def pieces(self) -> dict[str, int]:
+        """The ids of the tokens by what they stand for, see `clipjax.tokenizers.pieces`."""
+        spelled = self.backend.get_vocab(with_added_tokens=True)
+        if any(piece.startswith(WORD) for piece in spelled):
+            found = spelled
+        elif any(piece.startswith(_BYTE_SPACE) for piece in spelled):
+            found = {text_of_symbol(p, _BYTE_SPACE, at_end=False): n for p, n in spelled.items()}
+        else:
+            found = {p[2:] if p.startswith("##") else WORD + p: n for p, n in spelled.items()}
+        for number, token in self.backend.get_added_tokens_decoder().items():
+            if token.special:  # no text: it is in <>, as those of a role are
+                found = {p: n for p, n in found.items() if n != number}
+                found[f"<{token.content.strip('<>')}>"] = number
+        start = self.special_ids[0] if self.special_ids else None
+        end = self.special_ids[-1] if len(self.special_ids) > 1 else None
+        return by_role(found, start=start, end=end, pad=self.pad_id)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Turns a row of ids into text, without special tokens."""
