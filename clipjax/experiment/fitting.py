@@ -155,6 +155,7 @@ def _facts(resolved: Resolved, program: Program) -> dict[str, Any]:
                 settings.logical_axes,
                 resolved.stages[-1].frozen,
                 *([settings.stages] if settings.stages else []),
+                *([dataclasses.asdict(settings.lora)] if settings.lora.rank else []),
             ]
         ),
     }
