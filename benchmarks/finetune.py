@@ -1,0 +1,163 @@
+"""Fine-tuning the quickstart on Fashion-MNIST: what is learned, what is kept, what it takes.
+
+    apt-get install dataset-fashion-mnist
+    python benchmarks/finetune.py --checkpoint runs/quickstart --to runs/finetune
+
+Trains by configs/fashion_mnist.py in each mode, each in a process of its own, chooses a mixture of
+the first of them with the checkpoint, and prints the rows of a table. Half of the test pictures and
+of the unseen emoji, by hash, choose the mixture; the figures are of the other halves, and of all.
+"""
+
+import argparse
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+DATA = "/usr/share/datasets/fashion-mnist"
+MODES = ("image", "full", "lit", "last", "lora")
+KEEP = 0.85  # of the emoji's top-1, on the half that chooses
+
+
+def run(*command: object, log: Path) -> dict[str, float]:
+    """Runs clipjax to its end; gives seconds by the clock and of the cores, and GiB at most."""
+    words = [sys.executable, "-m", "clipjax", *map(str, command)]
+    began = time.monotonic()
+    with log.open("w") as file:
+        process = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT)
+        _, status, used = os.wait4(process.pid, 0)
+    if code := os.waitstatus_to_exitcode(status):
+        raise SystemExit(f"{' '.join(words)} ended with {code}: see {log}")
+    return {
+        "seconds": time.monotonic() - began,
+        "core_seconds": used.ru_utime + used.ru_stime,
+        "gib": used.ru_maxrss / 2**20,
+    }
+
+
+def accuracies(file: Path) -> dict[str, float]:
+    """Top-1 of the clothes and of the emoji, in a JSON file of results."""
+    return of_results(json.loads(file.read_text()))
+
+
+def of_results(found: dict[str, Any]) -> dict[str, float]:
+    values = {name: value for name, value in found.items() if name.endswith("/top1")}
+    (clothes,) = (value for name, value in values.items() if "fashion" in name)
+    (emoji,) = (value for name, value in values.items() if "openmoji" in name)
+    return {"clothes": clothes, "emoji": emoji}
+
+
+def trained_parameters(log: Path) -> int:
+    """How many numbers a run changed, by the first line of what its optimizer does."""
+    line = re.search(r"parameters: (.*)", log.read_text())
+    assert line is not None
+    parts = (part.split(" ", 1) for part in line[1].split(", "))
+    return sum(int(count.replace(",", "")) for count, what in parts if what != "frozen")
+
+
+def halves(spec: str, folder: Path) -> tuple[str, str]:
+    """Two halves of a dataset by hash, as SPECs."""
+    if not folder.exists():
+        run("data", "split", spec, "--holdout=0.5", "--out", folder, log=folder.with_suffix(".log"))
+    join = "&" if "?" in spec else "?"
+    chosen, others = (folder / f"{part}.parquet" for part in ("holdout", "train"))
+    return f"{spec}{join}filter={chosen}:min=1", f"{spec}{join}filter={others}:min=1"
+
+
+def show(name: str, **cells: object) -> None:
+    print(f"| {name} | {' | '.join(map(str, cells.values()))} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--checkpoint", default="runs/quickstart", type=Path)
+    parser.add_argument("--to", default="runs/finetune", type=Path)
+    parser.add_argument("--data", default=DATA)
+    parser.add_argument("--modes", nargs="*", default=MODES)
+    parser.add_argument("--steps", default=640, type=int)
+    parser.add_argument("--probe", action="store_true", help="also a linear probe of the features")
+    asked = parser.parse_args()
+    asked.to.mkdir(parents=True, exist_ok=True)
+    clothes, emoji = f"idx:{asked.data}:test?class_names=fashion_mnist", "openmoji:unseen"
+    plain = ("--templates", "plain")
+
+    start = asked.to / "start.json"
+    zero_shot = (f"--zero_shot={clothes}", f"--zero_shot={emoji}")
+    run("eval", "--checkpoint", asked.checkpoint, *zero_shot, *plain, f"--json={start}",
+        log=asked.to / "start.log")  # fmt: skip
+    head = ("trained", "clothes", "emoji", "core minutes", "minutes", "GiB")
+    print(f"| | {' | '.join(head)} |\n|{'---|' * (len(head) + 1)}")
+    show("zero-shot start", trained=0, **_percents(accuracies(start)), rest="| |")
+    for mode in asked.modes:
+        workdir, log = asked.to / mode, asked.to / f"{mode}.log"
+        config = f"configs/fashion_mnist.py:checkpoint={asked.checkpoint},data={asked.data}"
+        config += f",mode={mode},steps={asked.steps}"
+        used = run("train", "--config", config, "--workdir", workdir, log=log)
+        found = accuracies(workdir / "results.json")
+        show(
+            mode,
+            trained=f"{trained_parameters(log):,}",
+            **_percents(found),
+            core=f"{used['core_seconds'] / 60:.1f}",
+            minutes=f"{used['seconds'] / 60:.1f}",
+            gib=f"{used['gib']:.2f}",
+        )
+    for mode in asked.modes:
+        _mix(asked, mode, halves(clothes, asked.to / "clothes"), halves(emoji, asked.to / "emoji"))
+    if asked.probe:
+        train = f"idx:{asked.data}:train?class_names=fashion_mnist"
+        test = f"--eval=linear_probe={clothes}"
+        field = f"--eval_field=linear_probe.train={train}"
+        file = asked.to / "probe.json"
+        used = run("eval", "--checkpoint", asked.checkpoint, test, field, f"--json={file}",
+                   log=asked.to / "probe.log")  # fmt: skip
+        probed = json.loads(file.read_text())
+        (top1,) = (value for name, value in probed.items() if name.endswith("/top1"))
+        print(f"probe: {100 * top1:.2f} %, {used['core_seconds'] / 60:.1f} core minutes")
+    print(f"children at most: {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20:.2f}")
+
+
+def _mix(
+    asked: argparse.Namespace, mode: str, clothes: tuple[str, str], emoji: tuple[str, str]
+) -> None:
+    """Chooses a mixture on the first halves and shows it on the others, and on all."""
+    target, file = asked.to / f"{mode}_mixed", asked.to / f"{mode}_mixed.json"
+    # What the evaluations are called is known once they have run: ask the one that exists.
+    listed = asked.to / "listed.json"
+    choosing = (f"--zero_shot={clothes[0]}", f"--zero_shot={emoji[0]}", "--templates", "plain")
+    if not listed.exists():
+        run("eval", "--checkpoint", asked.checkpoint, *choosing, f"--json={listed}",
+            log=asked.to / "listed.log")  # fmt: skip
+    known = json.loads(listed.read_text())
+    (kept,) = (name for name in known if name.endswith("/top1") and "openmoji" in name)
+    page = f"--page={asked.to / f'{mode}_mixed.html'}"
+    run("soup", asked.checkpoint, asked.to / mode, "--method=between", *choosing,
+        f"--keep={kept}={KEEP}", page, f"--json={file}", "--to", target,
+        log=asked.to / f"{mode}_mixed.log")  # fmt: skip
+    told = json.loads(file.read_text())
+    alpha = 1 - told["shares"][str(asked.checkpoint)]
+    found = []
+    for number, specs in enumerate(((clothes[1], emoji[1]), _wholes(asked))):
+        out = asked.to / f"{mode}_mixed_{number}.json"
+        of = (f"--zero_shot={specs[0]}", f"--zero_shot={specs[1]}", "--templates", "plain")
+        log = asked.to / f"{mode}_mixed_{number}.log"
+        run("eval", "--checkpoint", target, *of, f"--json={out}", log=log)
+        found.append(_percents(accuracies(out)))
+    print(f"{mode}: alpha {alpha:g}, other halves {found[0]}, all {found[1]}", flush=True)
+
+
+def _wholes(asked: argparse.Namespace) -> tuple[str, str]:
+    return f"idx:{asked.data}:test?class_names=fashion_mnist", "openmoji:unseen"
+
+
+def _percents(found: dict[str, float]) -> dict[str, str]:
+    return {name: f"{100 * value:.2f} %" for name, value in found.items()}
+
+
+if __name__ == "__main__":
+    main()
