@@ -12,8 +12,6 @@ the text tower; last: the image tower's last block and what follows; lora: rank 
 steps (640), learning_rate, emoji (1 of 4 pictures are emoji; 0 leaves them out), seed.
 """
 
-import json
-
 from ml_collections import ConfigDict
 
 from clipjax.config import default_config, parse_arg
@@ -57,11 +55,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.stages = ({"until_step": arg.steps - arg.steps // 8, "image_size": 32},)
 
     clothes = f"idx:{arg.data}:train?class_names=fashion_mnist"
-    emoji = {"spec": "openmoji:train", "weight": arg.emoji}
     config.data.source = clothes
     if arg.emoji:
-        mix = [{"spec": clothes, "weight": 4 - arg.emoji}, emoji]
-        config.data.source = f"mix:{json.dumps(mix)}"
+        part = '{{"spec": "{}", "weight": {}}}'
+        mix = part.format(clothes, 4 - arg.emoji), part.format("openmoji:train", arg.emoji)
+        config.data.source = f"mix:[{', '.join(mix)}]"
     config.data.transforms = ({"name": "random_flip"},)
     config.loss.positives = "equal_captions"  # 19 of each class in a batch
 
