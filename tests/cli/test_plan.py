@@ -57,6 +57,29 @@ def test_a_plan_for_four_chips(tmp_path):
 
 
 @pytest.mark.tpu
+def test_a_plan_for_two_slices(tmp_path):
+    """The whole step, optimised: each chip sends its share alone to the other slice."""
+
+    def collectives(topology):
+        path = tmp_path / "plan.json"
+        done = run_plan("--config", "configs/smoke.py", "--topology", topology, "--json", str(path))
+        assert done.returncode == 0, done.stderr
+        found = json.loads(path.read_text())
+        between = [row for row in found["collectives"] if "slices" in row["axes"]]
+        inside = [row for row in found["collectives"] if "slices" not in row["axes"]]
+        sizes = [sum(row["bytes"] for row in rows) for rows in (between, inside)]
+        return done.stdout, found, *sizes
+
+    text, found, between, inside = collectives("v5e:2x2x2slices")
+    assert "smoke at batch 32 on v5e:2x2x2slices: FITS" in text
+    assert "8 chips, 2 hosts, 2 slices; mesh data 8" in text and "between slices " in text
+    assert found["topology"]["slices"] == 2
+    assert 0 < between < inside / 4, (between, inside)
+    *_, between, inside = collectives("v5e:2x4")
+    assert between == 0 < inside
+
+
+@pytest.mark.tpu
 def test_a_plan_that_cannot_fit_names_what_would():
     done = run_plan(
         "--config", "configs/openai.py:batch_size=8192", "--topology", "v5e:2x2",
