@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Trains a small CLIP on 3,552 emoji and their names, on this machine, and asks it for the names of
-# 392 that it has never seen. Needs python3 with venv and pip, nothing else. Run it again to go on
+# Trains a small CLIP on 3,552 emoji, each drawn by two artists, and their names, on this machine, and
+# asks it for the names of 392 that it has never seen. Needs python3 with venv and pip, nothing else. Run it again to go on
 # after an interruption, or to see the finished run.
 #   bash launch/quickstart.sh
 #   CLIPJAX_WORKDIR=runs/seed1 bash launch/quickstart.sh --config.seed=1     another recipe, another run

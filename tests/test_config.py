@@ -1,6 +1,7 @@
 """Configs: arguments, building from specs, validation with the path in the message."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -148,11 +149,19 @@ def whole(config):
     return plain
 
 
+def mixed(config):
+    return [part["spec"] for part in json.loads(config.data.source.removeprefix("mix:"))]
+
+
 def test_a_recipe_is_chosen_without_the_unseen_names():
     config = shipped("quickstart", "validation")
-    assert config.data.source.startswith("openmoji:fit?")
-    asked = [spec.source.partition("?") for spec in config.evals.values()]
-    assert {split for split, *_ in asked} == {"openmoji:validation"} and len(set(asked)) == 3
+    specs = [spec.partition("?")[0] for spec in mixed(config)]
+    assert specs == ["openmoji:fit", "twemoji:fit"]
+    asked = [spec.source for spec in config.evals.values()]
+    assert asked == ["openmoji:validation", "twemoji:validation"]
+    assert [spec.partition("?")[0] for spec in mixed(shipped("quickstart"))] == [
+        *("openmoji:train", "twemoji:train")
+    ]
     assert shipped("quickstart").evals.zero_shot.source == "openmoji:unseen"
 
 

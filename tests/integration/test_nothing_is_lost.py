@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+from config_files import shipped
 from PIL import Image
 
 from clipjax.processes import exit_record
@@ -63,11 +64,16 @@ def test_eval_with_the_config_of_another_model_is_refused(train_here, reference)
 def test_the_shipped_quickstart_runs(clipjax, tmp_path):
     """Two steps of the real config on the real drawings, through the real entry point.
 
-    A block a tower, in place of four and two; the whole is run with the documents' commands.
+    A block a tower, in place of four and two, and few drawings of the second artist; the whole is
+    run with the documents' commands.
     """
     flags = ("--config", "configs/quickstart.py:steps=2", "--workdir", tmp_path)
     flags = ("train", *flags, "--config.batch_size=8", "--config.log_every=1")
-    done = clipjax(*flags, "--config.model.image.depth=1", "--config.model.text.depth=1")
+    flags = (*flags, "--config.model.image.depth=1", "--config.model.text.depth=1")
+    mix = shipped("quickstart").data.source
+    few = mix.replace("twemoji:train?", "twemoji:train?limit=64&")
+    assert few != mix
+    done = clipjax(*flags, f"--config.data.source={few}")
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["step"] == 2
     assert results["zero_shot/openmoji_unseen/num_examples"] == 392
