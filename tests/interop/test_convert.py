@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from config_files import shipped
 from small_weights import assert_same, noise, read_checkpoint, small
 from vocabularies import WORDS, sentencepiece_model
 
@@ -523,3 +524,14 @@ def test_the_verb(tmp_path, command):
     assert done.err.strip() == (
         f"clipjax convert: {tmp_path / 'out'} exists; nothing is overwritten: give another path"
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["hf", "open_clip"])
+def test_the_quickstarts_model_leaves_for_others(kind, tmp_path):
+    from clipjax.experiment import resolve
+
+    spec = resolve(shipped("quickstart"), to_run=False).spec
+    FORMATS[kind].write(tmp_path / "out", weights_of(spec))
+    found = FORMATS[kind].read(tmp_path / "out", Hints())
+    assert_same({name: x.read() for name, x in found.leaves.items()}, noise(spec))
