@@ -6,7 +6,7 @@
 
 The cheapest public reference, as big_vision has it (configs/proj/image_text/siglip_lit_coco.py),
 which has no result of it. It starts from a ViT-B/16 of ImageNet-21k and from BERT-base: both in one
-checkpoint, as a transformers' VisionTextDualEncoderModel of them is converted; its projections,
+checkpoint, as transformers' VisionTextDualEncoderModel of them is converted; its projections,
 scale and bias are drawn anew. The target is of its relative with the softmax loss, coco_B16B of
 big_vision's README_lit.md.
 Arguments: checkpoint (runs/lit_start), source (a SPEC, see docs/data.md), batch_size, steps, smoke
@@ -44,6 +44,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 "pooling": "cls",
                 "pre_norm": False,
                 "patch_bias": True,
+                "init_name": "bert",
                 **TOWER,
             },
             "text": {
@@ -51,6 +52,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 "vocab_size": 30522,
                 "context_length": 16,
                 "pooling": "cls",
+                "num_positions": 512,
+                "position_offset": 0,
+                "num_segments": 2,
+                "pad_id": 0,
                 **TOWER,
             },
             "image_projection": "none",
@@ -68,8 +73,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     config.init.checkpoint = arg.checkpoint
     config.init.lock_image = True
-    anew = (r"^(image|text)_projection/", r"^logit_(scale|bias)$")
-    config.init.drop, config.init.initialise = anew, anew[0:]
+    # Their first token is taken without the poolers behind it.
+    config.init.drop = (r"^(image|text)_projection/|^logit_(scale|bias)$|/pooler/",)
+    config.init.initialise = (r"^text_projection/|^logit_(scale|bias)$",)
+    config.init.override = (
+        *("model.embed_dim", "model.image.pooling", "model.text.pooling"),
+        *("model.image_projection", "model.text_projection", "model.logit_bias"),
+        *("logit_scale", "preprocess", "tokenizer"),
+    )
     config.loss.name = "siglip"
     config.data.source = arg.source
     config.data.transforms = (
@@ -94,6 +105,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
         make_small(config)
         config.model.embed_dim = 32
         config.init.checkpoint, config.init.lock_image = "", False
-        config.init.drop = config.init.initialise = ()
+        config.init.drop = config.init.initialise = config.init.override = ()
         config.optimizer.freeze = ("^image_encoder/",)
     return config

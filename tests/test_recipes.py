@@ -10,8 +10,13 @@ from config_files import CONFIGS, read_config_module
 from golden import golden
 
 from benchmarks import plan
+from clipjax.checkpoint.contract import check_contract, make_contract
 from clipjax.config import iterate_leaves, to_plain, validate
 from clipjax.experiment import resolve
+from clipjax.experiment.start import FREE_IN_FINE_TUNING
+from clipjax.interop.hugging_face import dual_encoder
+from clipjax.interop.section import Section
+from clipjax.models import resolve_spec
 from clipjax.recipes import Recipe, choose
 
 DOCS = Path(__file__).parents[1] / "docs" / "recipes.md"
@@ -103,6 +108,27 @@ def test_a_row_is_chosen_and_its_fields_are_the_defaults():
         choose("recipe=two,no_such=1", table, default="one")
     with pytest.raises(ValueError, match="batch_size=0: expected a whole number from 1"):
         choose("batch_size=0", table, default="one", batch_size=0)
+
+
+def test_lit_starts_from_a_dual_encoder_as_it_is_converted():
+    """transformers' VisionTextDualEncoderModel of a ViT-B/16 and BERT-base, by its defaults."""
+    parts = {"config": {}, "text": {"model_type": "bert"}, "vision": {"model_type": "vit"}}
+    defaults = {
+        "config": dual_encoder.DEFAULTS,
+        "text": dual_encoder.TEXT_DEFAULTS(parts["text"]),
+        "vision": dual_encoder.VISION_DEFAULTS(parts["vision"]),
+    }
+    spec = dual_encoder.spec_of(
+        *(Section(values, name, defaults[name]) for name, values in parts.items())
+    )
+    spec = resolve_spec({**spec, "name": "dual", "tokenizer": {"name": "wordpiece"}})
+    config = MODULES["lit_coco"].get_config()
+    found, wanted = (make_contract(x, {}) for x in (spec, resolve(config, to_run=False).spec))
+    override = [name for name in config.init.override if name != "tokenizer"]
+    check_contract(found, wanted, free=FREE_IN_FINE_TUNING, override=override)
+    with pytest.raises(ValueError, match=r"model\.image\.pooling: 'pooler' in the checkpoint"):
+        check_contract(found, wanted, free=FREE_IN_FINE_TUNING, override=override[:1])
+    assert config.init.lock_image and config.init.checkpoint
 
 
 def table_of_docs():
