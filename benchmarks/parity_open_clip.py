@@ -208,12 +208,14 @@ _REDUCED += ("ViT-L-14-336", "ViT-H-14", "ViT-g-14", "ViT-bigG-14", "ViT-e-14")
 _REDUCED += ("ViT-L-16-SigLIP-384", "ViT-SO400M-14-SigLIP-384", "ViT-SO400M-16-SigLIP-i18n-256")
 _REDUCED += ("ViT-B-16-SigLIP2", "ViT-SO400M-16-SigLIP2-256", "ViT-gopt-16-SigLIP2-256")
 _REDUCED += ("ViT-L-14-CLIPA", "ViT-H-14-CLIPA", "ViT-bigG-14-CLIPA")
+_REDUCED += ("PE-Core-L-14-336", "PE-Core-bigG-14-448")
 _REDUCED += ("xlm-roberta-base-ViT-B-32", "xlm-roberta-large-ViT-H-14")
 CASES: dict[str, Callable[[], Reference]] = {
     **{name: _case(name) for name in _FULL},
     "ViT-B-32, quick GELU": _case("ViT-B-32-quickgelu"),
     "ViT-B-32, 2 blocks": _case("ViT-B-32", depth=2, gradients=True),
     "RN50, 4 blocks, 64 pixels": _case("RN50", depth=2, size=64, gradients=True),
+    "PE-Core-B-16, 2 blocks": _case("PE-Core-B-16", depth=2, gradients=True),
     "ViT-B-16-SigLIP, 2 blocks": _case("ViT-B-16-SigLIP", depth=2, gradients=True),
     **{
         f"{name}, {4 if name.startswith('RN') else 2} blocks": _case(name, depth=2)

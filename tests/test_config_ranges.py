@@ -179,6 +179,7 @@ ROWS = {  # of the zoo, one with each tower
     "causal_transformer": "ViT-B-32",
     "modified_resnet": "RN50",
     "naflex_vit": "siglip2-b-16-naflex",
+    "perception_encoder": "PE-Core-B-16",
     "bidirectional_transformer": "siglip2-b-16-naflex",
     "efficientnet": "align-base",
     "bert": "align-base",

@@ -14,7 +14,7 @@ from clipjax.interop.leaves import Leaf, Rows, by_name, their_shapes
 from clipjax.interop.shapes import expected_shapes
 from clipjax.interop.tensors import LazyTensor, WeightFileError
 from clipjax.models.layers_layout import block_names
-from clipjax.tokenizers import Tokenizer, make_tokenizer
+from clipjax.tokenizers import Tokenizer, end_id_of, make_tokenizer
 
 MAX_LISTED = 8
 _FLOAT32 = np.dtype(np.float32)
@@ -138,6 +138,12 @@ class Weights:
             raise ValueError(
                 f"the tokenizer has {made.vocab_size} ids, the model's text tower has "
                 f"{text['vocab_size']}: {file or spec['name']} is not its vocabulary"
+            )
+        end_id, wanted = end_id_of(made.contract()), text.get("eot_id")
+        if wanted is not None and end_id != wanted:
+            raise ValueError(
+                f"the tokenizer ends a text with the id {end_id}, the model's text tower looks for "
+                f"{wanted} (text.eot_id): {file or spec['name']} is not its vocabulary"
             )
         return spec, made
 

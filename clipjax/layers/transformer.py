@@ -22,6 +22,7 @@ from clipjax.layers.remat import (
     checkpoint_name,
     rematerialised,
 )
+from clipjax.layers.rotary import Rotary2D
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,7 @@ class BlockConfig:
         dtype: of the computation.
         norm_first: False for BERT's order, `norm(x + attention(x))`, then `norm(x + mlp(x))`.
         causal: a token attends to those before it and to itself.
+        rotary: turns queries and keys by their places; None where positions are added alone.
         execution: how the blocks run.
     """
 
@@ -52,6 +54,7 @@ class BlockConfig:
     dtype: Any = jnp.float32
     norm_first: bool = True
     causal: bool = False
+    rotary: Rotary2D | None = None
     execution: Execution = PLAIN
 
     @classmethod
@@ -105,6 +108,8 @@ class Attention(nn.Module):
         else:
             execution, is_causal = self.config.execution, self.config.causal
             qkv = jnp.einsum("blw,wchd->blchd", x, kernel.astype(dtype)) + bias.astype(dtype)
+            if self.config.rotary is not None:
+                qkv = self.config.rotary(qkv)
             mixed = attend(qkv, valid, is_causal=is_causal, execution=execution)
         kernel = parameter(self, "out_kernel", inits.out, (*axes, "embed"), (*heads, width))
         bias = parameter(self, "out_bias", zeros, ("embed",), (width,))
@@ -254,8 +259,8 @@ class Transformer(nn.Module):
 
         No gradient is taken of it: nothing is recomputed.
         """
-        if self.config.causal:
-            raise ValueError("the first token of a causal stack sees none but itself")
+        if self.config.causal or self.config.rotary is not None:
+            raise ValueError("the first token alone is of a stack without mask and turning")
         depth, execution = self.config.depth, self.config.execution
         params = nn.unbox(self.variables["params"])
         block = Block(self.config, parent=None)

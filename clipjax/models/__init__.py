@@ -17,6 +17,7 @@ from clipjax.models.clip import CLIP, CLIPOutput
 from clipjax.models.efficientnet import EfficientNet
 from clipjax.models.modified_resnet import ModifiedResNet
 from clipjax.models.naflex_vit import NaFlexVisionTransformer
+from clipjax.models.perception_encoder import PerceptionEncoder
 from clipjax.models.spec_ranges import MODEL, OPTIONAL_FIELDS, check_patches, check_spec
 from clipjax.models.text_transformer import BidirectionalTransformer, TextTransformer
 from clipjax.models.vit import VisionTransformer
@@ -28,6 +29,7 @@ IMAGE_ENCODERS: dict[str, Any] = {
     "efficientnet": EfficientNet,
     "modified_resnet": ModifiedResNet,
     "naflex_vit": NaFlexVisionTransformer,
+    "perception_encoder": PerceptionEncoder,
     "vit": VisionTransformer,
 }
 TEXT_ENCODERS: dict[str, Any] = {

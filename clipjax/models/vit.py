@@ -10,12 +10,12 @@ from flax import linen as nn
 from clipjax.layers.attention_pool import MapHead
 from clipjax.layers.dropout import uniform_per_example
 from clipjax.layers.execution import PLAIN, Execution
-from clipjax.layers.initializers import parameter, uniform
 from clipjax.layers.normalization import LayerNorm
 from clipjax.layers.pooler import Pooler
-from clipjax.layers.position_embeddings import resize_grid, sincos_2d
+from clipjax.layers.position_embeddings import sincos_2d
 from clipjax.layers.transformer import BlockConfig, Transformer
 from clipjax.models.features import ImageFeatures
+from clipjax.models.patches import add_class_token, embed_patches, learned_positions
 from clipjax.models.tower_ranges import TRANSFORMER, VISION, check_heads
 from clipjax.ranges import Choice, FieldError, Flag, Optional, Rule, check_fields, whole
 
@@ -103,10 +103,10 @@ class VisionTransformer(nn.Module):
         keep_hidden: bool | int = False,
     ) -> ImageFeatures:
         """Encodes normalised images [batch, height, width, 3]."""
-        x = self._embed_patches(images)
+        x = embed_patches(self, images, use_bias=self.patch_bias)
         num_patches = x.shape[1]
         if self.pooling in ("cls", "patch_mean", "pooler"):
-            x = self._add_class_token(x)
+            x = add_class_token(self, x)
         x = x + self._positions(x.shape[1], num_patches).astype(x.dtype)
         if train and self.patch_dropout:
             x = self._drop_patches(x, num_patches, example_ids)
@@ -140,46 +140,12 @@ class VisionTransformer(nn.Module):
         """
         return type(self) is VisionTransformer and self.pooling in ("cls", "pooler")
 
-    def _embed_patches(self, images: jax.Array) -> jax.Array:
-        """The patch convolution as one matrix product, which it is: stride equals kernel."""
-        size, grid = self.patch_size, self.image_size // self.patch_size
-        if images.shape[1:] != (self.image_size, self.image_size, 3):
-            raise ValueError(
-                f"images are {images.shape[1:]}, the model takes "
-                f"({self.image_size}, {self.image_size}, 3); set image_size"
-            )
-        init = uniform((3 * size * size) ** -0.5)
-        if self.init_name == "xavier":
-            init = nn.initializers.lecun_normal()
-        axes, shape = ("patch", None, None, "embed"), (size, size, 3, self.width)
-        kernel = parameter(self, "patch_kernel", init, axes, shape)
-        images = images[:, : grid * size, : grid * size]
-        patches = images.reshape(-1, grid, size, grid, size, 3).swapaxes(2, 3)
-        patches = patches.reshape(-1, grid * grid, size * size * 3).astype(self.dtype)
-        patches = patches @ kernel.reshape(-1, self.width).astype(self.dtype)
-        if self.patch_bias:
-            zeros = nn.initializers.zeros
-            bias = parameter(self, "patch_bias", zeros, ("embed",), (self.width,))
-            patches += bias.astype(self.dtype)
-        return patches
-
-    def _add_class_token(self, x: jax.Array) -> jax.Array:
-        init = nn.initializers.normal(self.width**-0.5)
-        class_token = parameter(self, "class_embedding", init, ("embed",), (self.width,))
-        class_tokens = jnp.broadcast_to(class_token.astype(x.dtype), (x.shape[0], 1, self.width))
-        return jnp.concatenate([class_tokens, x], axis=1)
-
     def _positions(self, length: int, num_patches: int) -> jax.Array:
-        grid, num_extra = self.image_size // self.patch_size, length - num_patches
+        num_extra = length - num_patches
         if self.positions == "sincos2d":
+            grid = self.image_size // self.patch_size
             return jnp.pad(sincos_2d(grid, self.width), ((num_extra, 0), (0, 0)))
-        table_grid = (self.table_image_size or self.image_size) // self.patch_size
-        init = nn.initializers.normal(self.width**-0.5)
-        shape = (num_extra + table_grid**2, self.width)
-        table = parameter(self, "position_embedding", init, ("position", "embed"), shape)
-        if table_grid == grid:
-            return table
-        return resize_grid(table, (grid, grid), num_extra=num_extra)
+        return learned_positions(self, num_extra)
 
     def _drop_patches(
         self, x: jax.Array, num_patches: int, example_ids: jax.Array | None

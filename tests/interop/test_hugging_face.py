@@ -138,7 +138,7 @@ def test_there_and_back_changes_no_bit(directories, tmp_path, case):
 
 def test_a_row_of_the_zoo_is_recognised_and_its_spec_returns():
     names = ["ViT-B-32-quickgelu", "ViT-L-14", "siglip2-g-opt-16-256", "align-base"]
-    names += ["chinese-clip-vit-huge-patch14"]
+    names += ["chinese-clip-vit-huge-patch14", "ViT-H-14-worldwide"]
     for name in [*names, "siglip2-so400m-16-naflex"]:
         kind, config = write_config(MODELS[name])
         found, spec, own = read_config(json.loads(json.dumps(config)), "config.json")
@@ -266,6 +266,47 @@ def test_a_dual_encoder_without_its_vocabulary_asks_for_the_file(copy):
     (path / "tokenizer.json").unlink()
     spec, tokenizer = read(path).tokenizer()
     assert tokenizer is None and spec == {"name": "tokenizer_json", "pad_id": 1}
+
+
+@pytest.fixture
+def worldwide(directories, copy):
+    """CLIP's directory as one of MetaCLIP 2, over a vocabulary of 290 ids that ends with 2."""
+    path = copy("clip")
+    for file in ("vocab.json", "merges.txt", "tokenizer.json"):
+        (path / file).unlink(missing_ok=True)
+    shutil.copy(directories["dual_encoder"][0] / "tokenizer.json", path)
+    tensors = load(path)
+    name = "text_model.embeddings.token_embedding.weight"
+    save_tensors(path / "model.safetensors", {**tensors, name: tensors[name][:290]})
+    edit(path, "config.json", "model_type", value="metaclip_2")
+    edit(path, "config.json", "text_config", "vocab_size", value=290)
+    edit(path, "config.json", "text_config", "eos_token_id", value=2)
+    return path
+
+
+def test_metaclip_2_there_and_back(worldwide, tmp_path):
+    weights = read(worldwide)
+    assert weights.spec["text"]["eot_id"] == 2 and weights.tokenizer()[1] is not None
+    hugging_face.write(tmp_path / "b", weights)
+    again = read(tmp_path / "b")
+    assert again.spec == {**weights.spec, "tokenizer": again.spec["tokenizer"]}
+    assert json.loads((tmp_path / "b" / "config.json").read_text())["model_type"] == "metaclip_2"
+    written, tensors = load(tmp_path / "b"), load(worldwide)
+    assert written.keys() == tensors.keys()
+    assert all(np.array_equal(written[name], x) for name, x in tensors.items())
+
+
+def test_a_vocabulary_of_another_end_is_refused(worldwide, tmp_path):
+    edit(worldwide, "config.json", "text_config", "eos_token_id", value=3)
+    with pytest.raises(WeightFileError, match="eos_token_id is 3, the tokenizer ends with 2"):
+        read(worldwide)
+    edit(worldwide, "config.json", "text_config", "eos_token_id", value=290)
+    with pytest.raises(WeightFileError, match="eos_token_id is 290; supported is an id from 1 to"):
+        read(worldwide)
+    (worldwide / "tokenizer.json").rename(tmp_path / "tokenizer.json")
+    edit(worldwide, "config.json", "text_config", "eos_token_id", value=2)
+    with pytest.raises(WeightFileError, match="no one tokenizer of the zoo has 290 ids"):
+        read(worldwide)
 
 
 def test_a_dual_encoder_is_read_by_either_names_of_transformers(directories, copy):
@@ -669,8 +710,12 @@ def test_changes_that_transformers_cannot_hold_are_named(directories, tmp_path):
 def test_every_row_is_written_or_refused():
     families = {name: refused_or_family(row) for name, row in MODELS.items()}
     assert {name for name, kind in families.items() if kind == "clip"} == {
-        name for name in MODELS if name.startswith("ViT-") and "CLIPA" not in name
+        name
+        for name in MODELS
+        if name.startswith("ViT-") and not any(x in name for x in ("CLIPA", "worldwide"))
     }
+    worldwide = {kind for name, kind in families.items() if "worldwide" in name}
+    assert worldwide == {"metaclip_2"}
     assert families["align-base"] == "align" and families["siglip2-b-16-224"] == "siglip"
     assert families["siglip2-b-16-naflex"] == "siglip2"
 

@@ -264,6 +264,44 @@ def test_dual_encoders(reference, tmp_path, image, text):
     assert_pixels(reference, tmp_path / "ours", weights.spec)
 
 
+def test_metaclip_2(reference, tmp_path):
+    torch, transformers = reference.torch, reference.transformers
+    make_directory(tmp_path / "files", "dual_encoder")
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    text = {"hidden_size": 24, "vocab_size": 290, "max_position_embeddings": 16, **sizes}
+    image = {"hidden_size": 32, "image_size": 32, "patch_size": 8, **sizes}
+    config = transformers.MetaClip2Config(
+        text_config={**text, "eos_token_id": 2}, vision_config=image, projection_dim=20
+    )
+    torch.manual_seed(0)
+    theirs = transformers.MetaClip2Model(config).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape)
+    theirs.save_pretrained(tmp_path / "theirs")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "theirs" / name).write_bytes((tmp_path / "files" / name).read_bytes())
+    processor = transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32)
+    processor.save_pretrained(tmp_path / "theirs")
+    weights = read(tmp_path / "theirs")
+    images, _, pixels, _ = tokens_and_images(reference, weights)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "theirs")
+    spec = {**weights.spec["tokenizer"], "model": str(tmp_path / "files" / "tokenizer.json")}
+    tokens = make_tokenizer(spec, context_length=16)(TEXTS)
+    np.testing.assert_array_equal(padded(tokenizer, TEXTS, 16), tokens)
+    image_embeds, text_embeds, logits, _ = run(weights, images, tokens)
+    hugging_face.write(tmp_path / "ours", weights)
+    ours, unexpected = reference.load("MetaClip2Model", tmp_path / "ours")
+    assert not unexpected
+    for model in (theirs, ours):
+        with torch.no_grad():
+            out = model(input_ids=torch.tensor(tokens, dtype=torch.long), pixel_values=pixels)
+        close(image_embeds, out.image_embeds, EMBEDDING)
+        close(text_embeds, out.text_embeds, EMBEDDING)
+        close(logits, out.logits_per_image, LOGITS)
+    assert np.abs(text_embeds[0] - text_embeds[2]).max() > 1e-2  # the control: texts differ
+
+
 @pytest.mark.parametrize("kind", ["pytorch_model.bin", "model.safetensors.index.json"])
 def test_what_transformers_saves_is_read(reference, clip, tmp_path, kind):
     path, weights = clip

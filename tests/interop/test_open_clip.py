@@ -25,7 +25,7 @@ from clipjax.models import MODELS
 ROWS = (
     *("ViT-B-32", "ViT-L-14-336", "ViT-H-14", "RN50x4", "siglip-so400m-14-384"),
     *("siglip-so400m-16-256-i18n", "siglip2-b-16-224", "ViT-L-14-CLIPA"),
-    "xlm-roberta-base-ViT-B-32",
+    *("xlm-roberta-base-ViT-B-32", "PE-Core-B-16", "PE-Core-bigG-14-448"),
 )
 TINY_VIT = small(
     "ViT-B-32-quickgelu",
@@ -99,6 +99,42 @@ def test_a_row_is_recognised_by_its_shapes(name):
     else:
         assert nameless(settle(found, Hints(), where="f")) == nameless(to_plain(MODELS[name]))
         assert len(others) > 50
+
+
+def test_the_config_of_pe_core_is_open_clips():
+    config = config_of_spec(MODELS["PE-Core-B-16"])
+    model, preprocess = config["model_cfg"], config["preprocess_cfg"]
+    assert model["custom_text"] and model["embed_dim"] == 1024
+    assert model["vision_cfg"] == {
+        "image_size": 224,
+        "timm_model_name": "vit_pe_core_base_patch16_224",
+        "timm_model_pretrained": False,
+        "timm_pool": "map",
+        "timm_proj": None,
+    }
+    assert model["text_cfg"]["context_length"] == 32
+    assert (preprocess["resize_mode"], preprocess["interpolation"]) == ("squash", "bilinear")
+    found = spec_of_config(draft("PE-Core-B-16"), config, where="f")
+    assert nameless(found) == nameless(to_plain(MODELS["PE-Core-B-16"]))
+    other = {**MODELS["PE-Core-B-16"], "image_size": 240}
+    with pytest.raises(ValueError, match=r"has none of image_size 240.*vit_pe_core_base_patch16"):
+        config_of_spec(other)
+
+
+def test_the_config_of_worldwide_models_names_their_end_of_text():
+    row = MODELS["ViT-H-14-worldwide-quickgelu"]
+    config = config_of_spec(row)
+    text = config["model_cfg"]["text_cfg"]
+    assert (text["pool_type"], text["eos_id"], text["vocab_size"]) == ("eos", 2, 901_629)
+    assert text["hf_tokenizer_name"] == "facebook/xlm-v-base" and config["model_cfg"]["quick_gelu"]
+    sizes = ("embed_dim", "image_size", "image", "text")
+    draft_of_row = {**{name: row[name] for name in sizes}, "logit_bias": None}
+    found = spec_of_config(draft_of_row, config, where="f")
+    assert nameless(found) == nameless(to_plain(row))
+    text["pool_type"] = "argmax"
+    with pytest.raises(ValueError, match="pool_type is not 'eos', as in models of its kind"):
+        bare = {**row["text"], "eot_id": None}
+        spec_of_config({**draft_of_row, "text": bare}, config, where="f")
 
 
 def test_a_hint_settles_what_shapes_leave_open():

@@ -20,8 +20,10 @@ from clipjax.interop.open_clip import format as open_clip_format
 from clipjax.interop.open_clip import leaves, tokenizer, trunks
 from clipjax.interop.open_clip.config_out import config_of_spec
 from clipjax.interop.tensors import of_array
-from clipjax.models import MODELS
+from clipjax.models import MODELS, build_model
+from clipjax.models.layers_layout import stack_layers
 from clipjax.tokenizers import make_tokenizer
+from clipjax.trees import unflatten_names
 
 # Not from the library that is tested; open_clip and torch warn of their own use of themselves.
 pytestmark = [pytest.mark.interop, pytest.mark.filterwarnings("default")]
@@ -91,6 +93,7 @@ def seeded_weights(spec):
         ("ViT-B-32-quickgelu", "ViT-B-32-quickgelu"),
         ("RN50", "RN50"),
         ("siglip-b-16-224", "ViT-B-16-SigLIP"),
+        ("PE-Core-T-16-384", "PE-Core-T-16-384"),
     ],
 )
 def test_open_clip_loads_what_we_write(row, name, open_clip, tmp_path):
@@ -107,6 +110,33 @@ def test_open_clip_loads_what_we_write(row, name, open_clip, tmp_path):
     preprocess = model.visual.preprocess_cfg  # of the folder
     assert list(preprocess["mean"]) == list(found.spec["preprocess"]["mean"])
     assert preprocess["resize_mode"] == found.spec["preprocess"]["resize"]
+
+
+def test_worldwide_models_pool_texts_at_their_end(open_clip, tmp_path):
+    """Of MetaCLIP 2's vocabulary, in which the end of text is the id 2, and tiny towers."""
+    import torch
+
+    spec = to_plain(MODELS["ViT-H-14-worldwide-quickgelu"])
+    tiny = {"embed_dim": 16, "image_size": 28, "image": {"width": 32, "depth": 2, "num_heads": 2}}
+    tiny["image"]["mlp_dim"] = 128
+    tiny["text"] = {"width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 64, "context_length": 8}
+    spec = merge(spec, tiny)
+    found, _ = seeded_weights(spec)
+    open_clip_format.write(tmp_path / "out", found)
+    model = open_clip.create_model(f"local-dir:{tmp_path / 'out'}").eval()
+    tokens = np.array([[0, 901_628, 7, 2, 1, 1, 1, 1], [0, 5, 6, 7, 8, 900_000, 9, 2]])
+    with torch.no_grad():
+        theirs = torch.nn.functional.normalize(model.encode_text(torch.tensor(tokens)), dim=-1)
+    read = open_clip_format.read(tmp_path / "out", Hints())
+    assert read.spec["text"] == found.spec["text"]
+    variables = {
+        "params": stack_layers(unflatten_names({k: x.read() for k, x in read.leaves.items()}))
+    }
+    ours = build_model(read.spec).apply(variables, tokens.astype(np.int32), method="encode_text")
+    assert np.abs(np.asarray(ours) - theirs.numpy()).max() <= 2e-6
+    largest = {**read.spec, "text": {**read.spec["text"], "eot_id": None}}
+    other = build_model(largest).apply(variables, tokens.astype(np.int32), method="encode_text")
+    assert np.abs(np.asarray(other) - theirs.numpy()).max() > 1e-2  # the control
 
 
 def test_a_name_too_few_is_seen(open_clip, tmp_path):

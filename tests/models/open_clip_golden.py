@@ -62,6 +62,10 @@ def spec_of(config):
             "output_dim": config["embed_dim"],
         }
         spec["image_projection"] = "none"
+    if config.get("pe_core"):
+        del spec["image"]["pooling"]
+        spec["image"] |= {"name": "perception_encoder", "pool_heads": 8}
+        spec["image_projection"] = "linear_bias"
     if image.get("pool_type") == "avg":
         spec["image"] |= {"pooling": "patch_mean", "pre_norm": False}
         spec["text"] |= {"name": "bidirectional_transformer", "pooling": "last"}

@@ -18,9 +18,14 @@ NAFLEX = {
     "name": "naflex_vit", "patch_size": 4, "position_side": 3, "width": 16, "depth": 2,
     "num_heads": 2, "mlp_dim": 32, "activation": "gelu",
 }  # fmt: skip
+PERCEPTION = {
+    "name": "perception_encoder", "patch_size": 4, "width": 16, "depth": 2, "num_heads": 2,
+    "mlp_dim": 32, "pool_heads": 4,
+}  # fmt: skip
 SPECS = {
     "class token, causal, eot": tiny_spec(),
     "map, patches left out": tiny_spec(image={"pooling": "map", "patch_dropout": 0.5}),
+    "rotary": {**tiny_spec(), "image": PERCEPTION},
     "poolers": {**tiny_spec(image={"pooling": "pooler"}), "text": {**BERT, "pooling": "pooler"}},
     "naflex, bert": {**tiny_spec(), "image": NAFLEX, "text": BERT},
 }

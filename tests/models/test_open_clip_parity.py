@@ -9,7 +9,7 @@ from clipjax.losses import clip_loss, siglip_loss
 from clipjax.models import build_model
 from clipjax.trees import flatten_with_names
 
-CASES = ("vit_quick_gelu", "vit_gelu", "clipa", "siglip")
+CASES = ("vit_quick_gelu", "vit_gelu", "clipa", "siglip", "pe_core")
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,7 @@ def test_embeddings_and_hidden_states(name):
         "siglip",
         pytest.param("vit_gelu", marks=pytest.mark.slow),
         pytest.param("clipa", marks=pytest.mark.slow),
+        pytest.param("pe_core", marks=pytest.mark.slow),
     ],
 )
 def test_gradient_of_every_leaf(name):
@@ -70,3 +71,11 @@ def test_a_wrong_constant_is_seen(change):
     model = build_model({**spec, "text": {**spec["text"], **change}})
     encode = jax.jit(lambda p: model.apply({"params": p}, tokens, method="encode_text"))
     assert np.abs(encode(params) - golden["text_embeds"]).max() > 4e-6
+
+
+@pytest.mark.slow
+def test_other_places_of_the_rotary_positions_are_seen():
+    spec, golden, params, _, images, _ = load("pe_core")
+    model = build_model({**spec, "image": {**spec["image"], "rotary_side": 4}})
+    encode = jax.jit(lambda p: model.apply({"params": p}, images, method="encode_image"))
+    assert np.abs(encode(params) - golden["image_embeds"]).max() > 4e-6

@@ -40,6 +40,9 @@ PARAMETERS = {
     "ViT-B-16-plus-240": (117_213_824, 208_377_344 - 117_213_824, 208_377_345),
     "ViT-e-14": (3_807_716_864, 4_581_086_464 - 3_807_716_864, 4_581_086_465),
     "ViT-L-14-CLIPA": (303_964_160 - 263_168, 110_246_400, 414_210_561 - 263_168),
+    "PE-Core-B-16": (93_673_984, 353_986_560, 447_660_545),
+    "PE-Core-bigG-14-448": (1_882_033_920, 537_233_920, 2_419_267_841),
+    "ViT-H-14-worldwide": (632_076_800, 1_226_706_944, 1_858_783_745),
     # As counted in transformers and open_clip, without BERT's pooler, which nothing reads.
     "align-base": (62_143_440, 109_383_808, 171_527_249),
     "chinese-clip-vit-base-patch16": (86_192_640, 102_070_272, 188_262_913),
@@ -49,7 +52,7 @@ PARAMETERS = {
 }
 # Width of an attention head where it is not 64, by a part of the name.
 HEAD_DIMS = {"ViT-H-14": 80, "ViT-g-14": 88, "ViT-bigG-14": 104, "ViT-e-14": 112}
-HEAD_DIMS |= {"so400m": 72, "g-opt": 96, "-huge-": 80}
+HEAD_DIMS |= {"so400m": 72, "g-opt": 96, "-huge-": 80, "PE-Core-bigG": 96}
 
 
 def _one_of_each_kind():

@@ -14,6 +14,7 @@ from clipjax.interop.hugging_face import (
     chinese_clip,
     clip,
     dual_encoder,
+    metaclip2,
     siglip,
     siglip2,
 )
@@ -24,6 +25,7 @@ from clipjax.interop.tensors import WeightFileError
 # model_type: the module that knows the family.
 FAMILIES: dict[str, ModuleType] = {
     "clip": clip,
+    "metaclip_2": metaclip2,
     "siglip": siglip,
     "siglip2": siglip2,
     "align": align,

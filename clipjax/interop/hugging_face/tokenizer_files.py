@@ -10,8 +10,8 @@ from clipjax.config import to_plain
 from clipjax.interop.hugging_face.clip_tokenizer import read_clip_tokenizer
 from clipjax.interop.section import read_json
 from clipjax.interop.tensors import WeightFileError
-from clipjax.models.zoo import bert_text, chinese_clip, siglip, siglip_naflex
-from clipjax.tokenizers import make_tokenizer
+from clipjax.models.zoo import bert_text, chinese_clip, metaclip2, siglip, siglip_naflex
+from clipjax.tokenizers import end_id_of, make_tokenizer
 from clipjax.tokenizers.tokenizer_json import PAD_TOKENS
 from clipjax.tokenizers.wordpiece import VOCABULARY as BERT_VOCABULARY
 
@@ -31,6 +31,7 @@ _ROWS = {
     "siglip2": siglip_naflex.ROWS,
     "align": bert_text.ROWS,
     "chinese_clip": chinese_clip.ROWS,
+    "metaclip_2": metaclip2.ROWS,
 }
 BERT_FAMILIES = ("align", "chinese_clip", "vision-text-dual-encoder")
 
@@ -64,6 +65,8 @@ def read_tokenizer(
         return read_clip_tokenizer(path), {}, length
     if not any((path / name).is_file() for name in (*SENTENCEPIECE, JSON, WORDPIECE)):
         return _of_tower(path, kind, text or {}), {}, length
+    if kind == "metaclip_2":
+        return *_json(path, config, []), length
     spec, files = _bert(path, config) if kind in BERT_FAMILIES else _sentencepiece(path, config)
     return spec, files, length
 
@@ -99,10 +102,10 @@ def check_tokenizer(spec: Mapping[str, Any], files: Mapping[str, Path], where: s
     rows, ids = spec["text"]["vocab_size"], contract["vocab_size"]
     # CLIP's end of text is the last id of both, unless the model says which one it is.
     eot_id, is_bpe = spec["text"].get("eot_id"), tokenizer["name"] == "clip_bpe"
-    if eot_id is not None and eot_id != contract.get("end_id"):
+    if eot_id is not None and eot_id != end_id_of(contract):
         raise WeightFileError(
             f"{where}: text_config.eos_token_id is {eot_id}, the tokenizer ends with "
-            f"{contract.get('end_id')}"
+            f"{end_id_of(contract)}"
         )
     if ids > rows or (is_bpe and eot_id is None and ids != rows):
         raise WeightFileError(

@@ -54,6 +54,7 @@ def _write(path: Path, kind: str, weights: Weights) -> None:
     name = spec["name"]
     allowed = {
         "clip": ("clip_bpe",),
+        "metaclip_2": ("tokenizer_json",),
         **dict.fromkeys(BERT_FAMILIES, ("wordpiece", "tokenizer_json")),
     }
     if name not in allowed.get(kind, ("sentencepiece", "tokenizer_json")):

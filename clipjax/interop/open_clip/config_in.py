@@ -23,7 +23,7 @@ _VISION_FIELDS = (
 )
 _TEXT_FIELDS = (
     *("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"),
-    *("hf_tokenizer_name", "tokenizer_kwargs", "no_causal_mask", "pool_type"),
+    *("hf_tokenizer_name", "tokenizer_kwargs", "no_causal_mask", "pool_type", "eos_id"),
     *("proj_bias", "proj_type", "act_kwargs", "norm_kwargs", "pad_id"),
     *("hf_model_name", "hf_model_pretrained", "hf_proj_type", "hf_pooler_type"),
 )
@@ -51,9 +51,19 @@ def spec_of_config(draft: Mapping[str, Any], config: Mapping[str, Any], *, where
     rows = candidates(draft)
     if not rows:
         raise ValueError(f"{where}: no model of the zoo is of its kind")
+    rows = _ending_with(rows, draft["text"].get("eot_id"))
+    if not rows:
+        raise ValueError(f"{where}: text_cfg.pool_type is not 'eos', as in models of its kind")
     base = next((r for r in rows if merge(r, said) == r), None)
     base = base or next((r for r in rows if activation_of(r) == activation_of(said)), rows[0])
     return merge(base, said)
+
+
+def _ending_with(rows: list[Config], end_id: int | None) -> list[Config]:
+    """The rows whose texts are pooled at that id; a row that names none may be told one."""
+    found = [row for row in rows if row["text"].get("eot_id") == end_id]
+    silent = [row for row in rows if row["text"].get("eot_id") is None]
+    return found or [merge(row, {"text": {"eot_id": end_id}}) for row in silent]
 
 
 def check_square(config: Mapping[str, Any], *, where: str) -> None:
@@ -124,7 +134,7 @@ def _constants(draft: Mapping[str, Any], model: Any, vision: Any, text: Any) -> 
             raise ValueError(f"timm_model_name = {name!r} is not known; {', '.join(TRUNKS)} are")
         trunk = TRUNKS[name]
         image = {"num_heads": trunk.num_heads, "activation": trunk.activation}
-        image["layer_norm_eps"] = 1e-6
+        image["layer_norm_eps"] = trunk.layer_norm_eps
     elif draft["image"]["name"] == "modified_resnet":
         image = {"num_heads": 32 * _int(vision, "width", 64) // _int(vision, "head_width", 64)}
     else:
@@ -161,11 +171,15 @@ def _forms(draft: Mapping[str, Any], vision: Any, text: Any) -> Config:
         forms["image"]["pooling"] = poolings[pool]
     if "hf_model_name" not in text:
         token = text.get("pool_type") or "argmax"
-        if token not in ("argmax", "last"):
-            raise ValueError(f"text_cfg.pool_type = {token!r}: clipjax has 'argmax' and 'last'")
+        if token not in ("argmax", "last", "eos"):
+            raise ValueError(
+                f"text_cfg.pool_type = {token!r}: clipjax has 'argmax', 'eos' and 'last'"
+            )
         causal = not text.get("no_causal_mask", False)
         forms["text"]["name"] = "causal_transformer" if causal else "bidirectional_transformer"
-        forms["text"]["pooling"] = "eot" if token == "argmax" else "last"
+        forms["text"]["pooling"] = "last" if token == "last" else "eot"
+        if token == "eos":
+            forms["text"]["eot_id"] = text.get("eos_id", 2)
     return forms
 
 

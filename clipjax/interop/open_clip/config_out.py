@@ -7,7 +7,7 @@ from typing import Any
 from absl import logging
 
 from clipjax.interop.open_clip import tokenizer, trunks
-from clipjax.interop.open_clip.names import has_custom_text
+from clipjax.interop.open_clip.names import has_custom_text, is_trunk
 
 Config = dict[str, Any]
 
@@ -81,7 +81,7 @@ def _vision(spec: Mapping[str, Any]) -> Config:
     if image["name"] == "modified_resnet":
         layers, head_width = list(image["layers"]), 32 * image["width"] // image["num_heads"]
         return {**size, "layers": layers, "width": image["width"], "head_width": head_width}
-    if image.get("pooling") == "map":
+    if is_trunk(image):
         trunk = trunks.trunk_of_spec(spec)
         if trunk.activation != image["activation"]:
             logging.warning(
@@ -96,7 +96,7 @@ def _vision(spec: Mapping[str, Any]) -> Config:
             "timm_model_name": trunk.name,
             "timm_model_pretrained": False,
             "timm_pool": "map",
-            "timm_proj": "none",
+            "timm_proj": None if trunk.has_projection else "none",
         }
     section = {**size, "layers": image["depth"], "width": image["width"]}
     section |= {"head_width": image["width"] // image["num_heads"]}
@@ -125,14 +125,17 @@ def _text(spec: Mapping[str, Any]) -> Config:
     poolings = {"eot": "argmax", "last": "last"}
     if text["pooling"] not in poolings:
         raise ValueError(f"text pooling {text['pooling']!r}: OpenCLIP has {', '.join(poolings)}")
-    if text.get("eot_id") is not None:
+    end_id = text.get("eot_id")
+    if end_id is not None and spec["tokenizer"]["name"] == "clip_bpe":
         raise ValueError(
-            f"text.eot_id = {text['eot_id']}: OpenCLIP pools at the largest id, which an added "
+            f"text.eot_id = {end_id}: OpenCLIP pools at the largest id, which an added "
             "token may be; write target_format='clipjax' | 'hf'"
         )
     section |= {"vocab_size": text["vocab_size"], "width": text["width"]}
     section |= {"heads": text["num_heads"], "layers": text["depth"]}
     section |= {**_ratio(text), **_act_and_norm(text), "pool_type": poolings[text["pooling"]]}
+    if end_id is not None:
+        section |= {"pool_type": "eos", "eos_id": end_id}
     if text["name"] == "bidirectional_transformer":
         section["no_causal_mask"] = True
     if projection == "linear_bias":

@@ -8,6 +8,7 @@ from clipjax.interop.leaves import Leaf, leaf
 from clipjax.interop.open_clip.resnet import resnet_leaves
 from clipjax.interop.open_clip.vit import (
     image_leaves,
+    perception_leaves,
     text_leaves,
     trunk_leaves,
     xlm_roberta_leaves,
@@ -32,7 +33,12 @@ def is_buffer(name: str) -> bool:
 
 def has_custom_text(spec: Mapping[str, Any]) -> bool:
     """Whether OpenCLIP holds the model as a CustomTextCLIP: its text tower is behind `text.`."""
-    return spec["image"].get("pooling") == "map" or spec["text"]["name"] == "bert"
+    return is_trunk(spec["image"]) or spec["text"]["name"] == "bert"
+
+
+def is_trunk(image: Mapping[str, Any]) -> bool:
+    """Whether OpenCLIP has an image tower of timm: one that is pooled by attention."""
+    return image["name"] == "perception_encoder" or image.get("pooling") == "map"
 
 
 def leaves(spec: Mapping[str, Any]) -> tuple[Leaf, ...]:
@@ -44,6 +50,8 @@ def leaves(spec: Mapping[str, Any]) -> tuple[Leaf, ...]:
     image, text = spec["image"], spec["text"]
     if image["name"] == "modified_resnet":
         found = resnet_leaves(spec)
+    elif image["name"] == "perception_encoder":
+        found = perception_leaves(spec)
     elif image["name"] == "vit" and image.get("pooling") == "map":
         found = trunk_leaves(spec)
     elif image["name"] == "vit" and image.get("pooling", "cls") in ("cls", "patch_mean"):
@@ -51,7 +59,8 @@ def leaves(spec: Mapping[str, Any]) -> tuple[Leaf, ...]:
     else:
         raise ValueError(
             f"OpenCLIP has no image tower {image['name']!r} with pooling "
-            f"{image.get('pooling')!r}; it has modified_resnet, and vit with cls, patch_mean, map"
+            f"{image.get('pooling')!r}; it has modified_resnet, perception_encoder, and vit "
+            "with cls, patch_mean, map"
         )
     if text["name"] == "bert":
         found += xlm_roberta_leaves(spec)

@@ -21,14 +21,16 @@ def draft_of(tensors: Tensors, *, where: str = "the file") -> dict[str, Any]:
     """
     reader = Reader(tensors, where)
     draft: dict[str, Any]
-    if "visual.trunk.attn_pool.latent" in tensors:
+    if "visual.trunk.norm_pre.weight" in tensors:
+        draft = _perception(reader)
+    elif "visual.trunk.attn_pool.latent" in tensors:
         draft = _trunk(reader)
     elif "visual.layer1.0.conv1.weight" in tensors:
         draft = _resnet(reader)
     elif "visual.class_embedding" in tensors:
         draft = _vit(reader)
     else:
-        raise reader.unknown("image", "visual.", "a ViT, a modified ResNet or timm's SigLIP ViT")
+        raise reader.unknown("image", "visual.", "a ViT, a modified ResNet or timm's ViTs")
     if "text.transformer.embeddings.word_embeddings.weight" in tensors:
         draft |= _xlm_roberta(reader)
     elif "text.token_embedding.weight" in tensors:
@@ -130,6 +132,22 @@ def _trunk(reader: Reader) -> dict[str, Any]:
     return {**sizes, "image_projection": "none"}
 
 
+def _perception(reader: Reader) -> dict[str, Any]:
+    table, patches = "visual.trunk.pos_embed", "visual.trunk.patch_embed.proj.weight"
+    class_token = "visual.trunk.cls_token" in reader.tensors
+    positions = reader.shape(table, 3)[1] - class_token
+    image, size = reader.vit(patches, positions, table)
+    image |= {"name": "perception_encoder", "class_token": class_token}
+    image["rotary_side"] = size // image["patch_size"]  # where no row of the zoo says another
+    image |= reader.blocks("visual.trunk.blocks", "mlp.fc1")
+    return {
+        "embed_dim": reader.shape("visual.trunk.head.weight", 2)[0],
+        "image_size": size,
+        "image": image,
+        "image_projection": "linear_bias",
+    }
+
+
 def _resnet(reader: Reader) -> dict[str, Any]:
     table, width = "visual.attnpool.positional_embedding", reader.shape("visual.bn3.weight", 1)[0]
     embed_dim = reader.shape("visual.attnpool.c_proj.weight", 2)[0]
@@ -185,10 +203,16 @@ def _xlm_roberta(reader: Reader) -> dict[str, Any]:
     return {"text": text, "text_projection": projection}
 
 
-_DEFAULTS = {"pre_norm": True, "patch_bias": False, "num_positions": 512, "num_segments": 2}
+_DEFAULTS = {
+    "class_token": True,
+    "pre_norm": True,
+    "patch_bias": False,
+    "num_positions": 512,
+    "num_segments": 2,
+}
 _IMAGE = (
     *("name", "pooling", "pre_norm", "patch_bias", "patch_size", "width", "depth", "mlp_dim"),
-    *("layers", "output_dim"),
+    *("layers", "output_dim", "class_token"),
 )
 _TEXT = ("name", "pooling", "vocab_size", "width", "depth", "mlp_dim")
 _BERT = ("num_positions", "num_segments")

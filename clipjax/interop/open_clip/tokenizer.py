@@ -28,10 +28,11 @@ CLEANING = {
     "whitespace": ("fix_text", "collapse_whitespace"),
 }
 # Repositories of the vocabularies, by size; a folder's own files come before them.
-_SENTENCEPIECE_NAMES = {
+_REPOSITORIES = {
     32_000: "timm/ViT-B-16-SigLIP",
     250_000: "timm/ViT-B-16-SigLIP-i18n-256",
     256_000: "timm/ViT-B-16-SigLIP2",
+    901_629: "facebook/xlm-v-base",
 }
 
 
@@ -79,7 +80,7 @@ def text_fields(spec: Mapping[str, Any]) -> dict[str, Any]:
     if tokenizer["name"] == "wordpiece":
         kwargs: dict[str, Any] = {"strip_sep_token": True}
         return {"hf_tokenizer_name": "bert-base-uncased", "tokenizer_kwargs": kwargs}
-    fields = {"hf_tokenizer_name": _SENTENCEPIECE_NAMES.get(vocab_size, tokenizer["name"])}
+    fields = {"hf_tokenizer_name": _REPOSITORIES.get(vocab_size, tokenizer["name"])}
     return {**fields, "tokenizer_kwargs": {"clean": _clean(tokenizer.get("cleaning", ()))}}
 
 

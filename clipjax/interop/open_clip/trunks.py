@@ -1,4 +1,4 @@
-"""timm's vision transformers that OpenCLIP's SigLIP models name; timm fixes their constants."""
+"""timm's vision transformers in OpenCLIP, SigLIP's and PE's; timm fixes their constants."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,7 +7,12 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Trunk:
-    """One of timm's models: its sizes, and the activation that timm runs it with."""
+    """One of timm's models: its sizes, and what timm runs it with.
+
+    Attributes:
+        encoder: our image tower that it is.
+        has_projection: whether its last layer is the projection; else there is none.
+    """
 
     name: str
     image_size: int
@@ -17,6 +22,9 @@ class Trunk:
     num_heads: int
     mlp_dim: int
     activation: str
+    encoder: str = "vit"
+    layer_norm_eps: float = 1e-6
+    has_projection: bool = False
 
 
 # name: (patch, width, depth, heads, MLP, {pixels: activation})
@@ -50,6 +58,18 @@ TRUNKS: dict[str, Trunk] = {
     for family, (patch, width, depth, heads, mlp, activations) in _FAMILIES.items()
     for pixels, activation in activations.items()
 }
+# name: (pixels, patch, width, depth, heads, MLP)
+_PE_CORE = {
+    "vit_pe_core_tiny_patch16_384": (384, 16, 192, 12, 3, 768),
+    "vit_pe_core_small_patch16_384": (384, 16, 384, 12, 6, 1536),
+    "vit_pe_core_base_patch16_224": (224, 16, 768, 12, 12, 3072),
+    "vit_pe_core_large_patch14_336": (336, 14, 1024, 24, 16, 4096),
+    "vit_pe_core_gigantic_patch14_448": (448, 14, 1536, 50, 16, 8960),
+}
+TRUNKS |= {
+    name: Trunk(name, *sizes, "gelu", "perception_encoder", 1e-5, has_projection=True)
+    for name, sizes in _PE_CORE.items()
+}
 
 
 def trunk_of_spec(spec: Mapping[str, Any]) -> Trunk:
@@ -62,10 +82,11 @@ def trunk_of_spec(spec: Mapping[str, Any]) -> Trunk:
     fields = ("patch_size", "width", "depth", "num_heads", "mlp_dim")
     for trunk in TRUNKS.values():
         same = all(getattr(trunk, field) == image[field] for field in fields)
+        same &= trunk.encoder == image["name"]
         if same and trunk.image_size == spec["image_size"]:
             return trunk
     sizes = ", ".join(f"{field} {image[field]}" for field in fields)
     raise ValueError(
-        f"timm, which builds OpenCLIP's SigLIP image towers, has none of image_size "
+        f"timm, which builds this kind of OpenCLIP's image towers, has none of image_size "
         f"{spec['image_size']}, {sizes}; it has {', '.join(TRUNKS)}"
     )

@@ -57,23 +57,45 @@ def image_leaves(spec: Mapping[str, Any]) -> list[Leaf]:
 
 def trunk_leaves(spec: Mapping[str, Any]) -> list[Leaf]:
     """timm's vision transformer with attention pooling, `visual.trunk.` in OpenCLIP: SigLIP."""
-    image, trunk, pool = spec["image"], "visual.trunk", "visual.trunk.attn_pool"
+    image, trunk = spec["image"], "visual.trunk"
     return [
         leaf(f"{IMAGE}/patch_kernel", f"{trunk}.patch_embed.proj.weight", CONV),
         leaf(f"{IMAGE}/patch_bias", f"{trunk}.patch_embed.proj.bias"),
         leaf(f"{IMAGE}/position_embedding", f"{trunk}.pos_embed", drop_axes(0)),
         *norm_leaves(f"{IMAGE}/ln_post", f"{trunk}.norm"),
-        *map_head_leaves(
-            pool,
-            image["num_heads"],
-            probe="latent",
-            q=(f"{pool}.q.weight", f"{pool}.q.bias"),
-            kv=(f"{pool}.kv.weight", f"{pool}.kv.bias"),
-            out="proj",
-            norm="norm",
-        ),
+        *_attention_pool(image["num_heads"]),
         *stack_leaves(IMAGE, f"{trunk}.blocks", TIMM, image),
     ]
+
+
+def perception_leaves(spec: Mapping[str, Any]) -> list[Leaf]:
+    """timm's vision transformer of PE-Core, whose last layer is the projection."""
+    image, trunk = spec["image"], "visual.trunk"
+    found = [
+        leaf(f"{IMAGE}/patch_kernel", f"{trunk}.patch_embed.proj.weight", CONV),
+        leaf(f"{IMAGE}/position_embedding", f"{trunk}.pos_embed", drop_axes(0)),
+        *norm_leaves(f"{IMAGE}/ln_pre", f"{trunk}.norm_pre"),
+        *norm_leaves(f"{IMAGE}/ln_post", f"{trunk}.norm"),
+        *_attention_pool(image.get("pool_heads", 8)),
+        *stack_leaves(IMAGE, f"{trunk}.blocks", TIMM, image),
+        *linear_leaves("image_projection", f"{trunk}.head"),
+    ]
+    if image.get("class_token", True):
+        found.append(leaf(f"{IMAGE}/class_embedding", f"{trunk}.cls_token", drop_axes(0, 1)))
+    return found
+
+
+def _attention_pool(num_heads: int) -> tuple[Leaf, ...]:
+    pool = "visual.trunk.attn_pool"
+    return map_head_leaves(
+        pool,
+        num_heads,
+        probe="latent",
+        q=(f"{pool}.q.weight", f"{pool}.q.bias"),
+        kv=(f"{pool}.kv.weight", f"{pool}.kv.bias"),
+        out="proj",
+        norm="norm",
+    )
 
 
 def text_leaves(spec: Mapping[str, Any], prefix: str) -> list[Leaf]:

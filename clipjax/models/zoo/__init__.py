@@ -12,6 +12,8 @@ from clipjax.models.zoo import (
     clip_resnet,
     clip_vit,
     clipa,
+    metaclip2,
+    pe_core,
     siglip,
     siglip_naflex,
 )
@@ -24,4 +26,6 @@ MODELS: dict[str, dict[str, Any]] = {
     **clipa.ROWS,
     **bert_text.ROWS,
     **chinese_clip.ROWS,
+    **pe_core.ROWS,
+    **metaclip2.ROWS,
 }

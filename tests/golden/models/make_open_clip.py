@@ -35,6 +35,7 @@ CASES = {
     "resnet": {"embed_dim": 16, "quick_gelu": True, "vision_cfg": RESNET, "text_cfg": TEXT},
     "clipa": {"embed_dim": 16, "vision_cfg": VIT | CLIPA, "text_cfg": TEXT | CLIPA_TEXT},
     "siglip": {"embed_dim": 32, "siglip": True, "vision_cfg": VIT, "text_cfg": TEXT},
+    "pe_core": {"embed_dim": 16, "pe_core": True, "vision_cfg": VIT, "text_cfg": TEXT},
 }
 
 
@@ -74,6 +75,40 @@ class SigLip(torch.nn.Module):
         return image_embeds, text_embeds, self.logit_scale.exp(), self.logit_bias
 
 
+class PECore(torch.nn.Module):
+    """open_clip's CustomTextCLIP around timm's PE-Core, tiny, with the tensors' names kept."""
+
+    def __init__(self, *, embed_dim, vision_cfg, text_cfg, pe_core):
+        super().__init__()
+        side = vision_cfg["image_size"] // vision_cfg["patch_size"]
+        trunk = timm.models.eva.Eva(
+            img_size=vision_cfg["image_size"],
+            patch_size=vision_cfg["patch_size"],
+            embed_dim=vision_cfg["width"],
+            depth=vision_cfg["layers"],
+            num_heads=vision_cfg["width"] // vision_cfg["head_width"],
+            num_classes=embed_dim,
+            global_pool="map",
+            attn_type="rope",
+            use_pre_transformer_norm=True,
+            use_rot_pos_emb=True,
+            ref_feat_shape=(side, side),
+            rope_grid_offset=1.0,
+            rope_grid_indexing="xy",
+            attn_pool_num_heads=8,
+            attn_pool_mlp_ratio=4.0,
+            norm_layer=functools.partial(timm.layers.LayerNorm, eps=1e-5),
+        )
+        self.visual = torch.nn.ModuleDict({"trunk": trunk})
+        self.text = TextTransformer(**text_cfg, output_dim=embed_dim)
+        self.logit_scale = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, images, tokens):
+        normalise = functools.partial(torch.nn.functional.normalize, dim=-1)
+        image_embeds = normalise(self.visual["trunk"](images))
+        return image_embeds, normalise(self.text(tokens)), self.logit_scale.exp()
+
+
 def keep_outputs(modules, into):
     for module in modules:
         module.register_forward_hook(lambda _, inputs, output: into.append(output.detach()))
@@ -92,7 +127,9 @@ def train_resnet(model, inputs):
 
 def run(config):
     is_siglip = config.get("siglip", False)
-    model = (SigLip if is_siglip else open_clip.CLIP)(**config).eval()
+    has_trunk = is_siglip or config.get("pe_core", False)
+    kinds = {"siglip": SigLip, "pe_core": PECore}
+    model = next((kinds[k] for k in kinds if k in config), open_clip.CLIP)(**config).eval()
     state = model.state_dict()
     with torch.no_grad():
         for name, tensor in state.items():
@@ -104,7 +141,7 @@ def run(config):
         stages = [getattr(model.visual, f"layer{i}") for i in (1, 2, 3, 4)]
         keep_outputs(stages, image_hidden)
         keep_outputs(model.transformer.resblocks, text_hidden)
-    elif is_siglip:
+    elif has_trunk:
         keep_outputs(model.visual["trunk"].blocks, image_hidden)
         keep_outputs(model.text.transformer.resblocks, text_hidden)
     else:
