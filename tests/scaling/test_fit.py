@@ -170,11 +170,11 @@ def test_one_size_has_no_law_of_sizes(sweep):
 def test_the_command(command, tmp_path):
     paths = [tmp_path / "fit.json", tmp_path / "fit.html"]
     done = command(
-        *("fit", "--ladder", "laion", "--config", ROOT / "configs" / "clip_vit_b16.py"),
+        *("fit", "--ladder", "laion", "--config", ROOT / "configs" / "openai.py"),
         *("--topology", "v5e:16x16", "--resamples=100", "--json", paths[0], "--page", paths[1]),
     )
     assert done.code == 0, done.err
-    assert "clip_vit_b16.py: 12,800,000,000 pairs x 20.5 GMAC" in done.out
+    assert "openai.py: 12,800,000,000 pairs x 20.5 GMAC" in done.out
     found = json.loads(paths[0].read_text())
     by_law = found["expectation"]["by_law"]["size and samples, LAION-2B"]
     assert by_law["outside"] == ""
