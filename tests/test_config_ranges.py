@@ -167,7 +167,7 @@ def test_choices_are_those_of_the_tables_that_they_choose_from():
     for path, table in tables.items():
         assert set(FIELDS[path].allowed.names) == set(table), path
     choices = {path for path, field in FIELDS.items() if isinstance(field.allowed, Choice)}
-    assert choices == {*tables, "dtype", "optimizer.mu_dtype"}
+    assert choices == {*tables, "dtype", "init.vocabulary", "optimizer.mu_dtype"}
 
 
 TOWERS = {**IMAGE_ENCODERS, **TEXT_ENCODERS}

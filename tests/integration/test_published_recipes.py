@@ -54,7 +54,7 @@ def test_a_recipe_trains(config, tmp_path, command):
 
 
 def test_every_published_recipe_is_here():
-    others = {"finetune", "multilingual", "quickstart", "smoke"}
+    others = {"fashion_mnist", "finetune", "multilingual", "quickstart", "smoke"}
     assert {path.stem for path in CONFIGS.glob("*.py")} - others == {
         config.partition(":")[0] for config in STAGES
     }

@@ -179,7 +179,12 @@ def _forms(draft: Mapping[str, Any], vision: Any, text: Any) -> Config:
         forms["text"]["name"] = "causal_transformer" if causal else "bidirectional_transformer"
         forms["text"]["pooling"] = "last" if token == "last" else "eot"
         if token == "eos":
-            forms["text"]["eot_id"] = text.get("eos_id", 2)
+            forms["text"]["eot_id"] = end_id = text.get("eos_id", 2)
+            if "hf_tokenizer_name" not in text and end_id != text["vocab_size"] - 1:
+                raise ValueError(
+                    f"text_cfg.pool_type = 'eos' with eos_id = {end_id}: CLIP's byte pairs end a "
+                    f"text with {text['vocab_size'] - 1}; expected that, or hf_tokenizer_name"
+                )
     return forms
 
 
