@@ -168,23 +168,12 @@ def merged(params: Mapping[str, Any], scale: float) -> dict[str, Any]:
         params: with factors or without.
         scale: of the differences, alpha / rank.
     """
-    params = dict(params)
-    factors = dict(flatten_with_names(params.pop(LORA, {})))
-    adapted = {name.rpartition("/")[0] for name in factors}
 
-    def add(name: str, kernel: Any) -> Any:
-        if name not in adapted:
-            return kernel
-        difference = jnp.einsum(
-            _Factors(name, kernel.ndim).product,
-            factors[f"{name}/{_A}"],
-            factors[f"{name}/{_B}"],
-            precision=jax.lax.Precision.HIGHEST,
-        )
-        return kernel + scale * difference
+    def add(name: str, kernel: Any, a: Any, b: Any) -> Any:
+        product = _Factors(name, kernel.ndim).product
+        return kernel + scale * jnp.einsum(product, a, b, precision=jax.lax.Precision.HIGHEST)
 
-    leaves = {name: add(name, leaf) for name, leaf in flatten_with_names(params)}
-    return unflatten_names(leaves)
+    return _merged_by(add, params)
 
 
 def merged_kernel(
@@ -198,12 +187,20 @@ def merged_kernel(
 
 def merged_on_host(params: Mapping[str, Any], scale: float) -> dict[str, Any]:
     """As `merged`, of arrays of NumPy, by `merged_kernel`."""
+
+    def add(name: str, kernel: Any, a: Any, b: Any) -> np.ndarray:
+        return merged_kernel(name, np.asarray(kernel), np.asarray(a), np.asarray(b), scale)
+
+    return _merged_by(add, params)
+
+
+def _merged_by(add: Callable[..., Any], params: Mapping[str, Any]) -> dict[str, Any]:
     params = dict(params)
     factors = dict(flatten_with_names(params.pop(LORA, {})))
     leaves = dict(flatten_with_names(params))
     for name in factor_names(factors):
-        a, b = (np.asarray(factors[f"{name}/{side}"]) for side in (_A, _B))
-        leaves[name] = merged_kernel(name, np.asarray(leaves[name]), a, b, scale)
+        a, b = (factors[f"{name}/{side}"] for side in (_A, _B))
+        leaves[name] = add(name, leaves[name], a, b)
     return unflatten_names(leaves)
 
 

@@ -15,7 +15,13 @@ from clipjax.layers.rotary import Rotary2D
 from clipjax.layers.transformer import BlockConfig, Transformer
 from clipjax.models.features import ImageFeatures
 from clipjax.models.patches import add_class_token, embed_patches, learned_positions
-from clipjax.models.tower_ranges import NO_PATCHES_OUT, TRANSFORMER, VISION, check_heads
+from clipjax.models.tower_ranges import (
+    NO_PATCHES_OUT,
+    TRANSFORMER,
+    VISION,
+    check_heads,
+    check_patches,
+)
 from clipjax.ranges import FieldError, Flag, Optional, Rule, check_fields, whole
 
 
@@ -75,11 +81,7 @@ class PerceptionEncoder(nn.Module):
         check_fields(self, self.ranges)
         check_heads(self.width, self.num_heads)
         check_heads(self.width, self.pool_heads)
-        if self.patch_size > self.image_size:
-            raise FieldError(
-                f"patch_size = {self.patch_size}: a patch is not larger than the image, "
-                f"{self.image_size} pixels (image_size)"
-            )
+        check_patches(self.patch_size, self.image_size)
         if self.width // self.num_heads % 4:
             raise FieldError(
                 f"num_heads = {self.num_heads}: rotary positions take heads of a multiple of 4, "

@@ -39,3 +39,12 @@ def check_heads(width: int, num_heads: int) -> None:
     """Raises FieldError unless the heads share the width evenly."""
     if width % num_heads:
         raise FieldError(f"width = {width} does not divide by num_heads = {num_heads}")
+
+
+def check_patches(patch_size: int, image_size: int) -> None:
+    """Raises FieldError if a patch is larger than the image."""
+    if patch_size > image_size:
+        raise FieldError(
+            f"patch_size = {patch_size}: a patch is not larger than the image, "
+            f"{image_size} pixels (image_size)"
+        )

@@ -16,7 +16,7 @@ from clipjax.layers.position_embeddings import sincos_2d
 from clipjax.layers.transformer import BlockConfig, Transformer
 from clipjax.models.features import ImageFeatures
 from clipjax.models.patches import add_class_token, embed_patches, learned_positions
-from clipjax.models.tower_ranges import TRANSFORMER, VISION, check_heads
+from clipjax.models.tower_ranges import TRANSFORMER, VISION, check_heads, check_patches
 from clipjax.ranges import Choice, FieldError, Flag, Optional, Rule, check_fields, whole
 
 POOLINGS = ("cls", "mean", "patch_mean", "map", "pooler")
@@ -83,11 +83,7 @@ class VisionTransformer(nn.Module):
         super().__post_init__()
         check_fields(self, self.ranges)
         check_heads(self.width, self.num_heads)
-        if self.patch_size > self.image_size:
-            raise FieldError(
-                f"patch_size = {self.patch_size}: a patch is not larger than the image, "
-                f"{self.image_size} pixels (image_size)"
-            )
+        check_patches(self.patch_size, self.image_size)
         if self.positions == "sincos2d" and (self.width % 4 or self.width < 8):
             raise FieldError(
                 f"width = {self.width}: sincos2d positions take multiples of 4, from 8"

@@ -210,7 +210,7 @@ def test_faiss_tells_its_recall_or_that_it_is_missing(find, monkeypatch):
 
 
 def test_faiss_itself_finds_the_same_where_it_is_installed():
-    pytest.importorskip("faiss")
+    pytest.importorskip("faiss", reason="faiss-cpu is a user's own choice, in no extra")
     rng = np.random.default_rng(0)
     embeds, queries = unit(rng, 500, 16), unit(rng, 4, 16)
     scores, places = search(queries, blocks_of(embeds, 64), 5)

@@ -74,8 +74,8 @@ def two_steps(program, start=None):
     with program.scope():
         state = program.create_state(0)
         if start is not None:
-            put = lambda x, like: jax.device_put(x, like.sharding)  # noqa: E731
-            state = state.replace(params=jax.tree.map(put, start, state.params))
+            shardings = jax.tree.map(lambda x: x.sharding, state.params)
+            state = state.replace(params=jax.device_put(start, shardings))
         before = jax.device_get(state.params)
         for _ in range(2):
             image = rng.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)

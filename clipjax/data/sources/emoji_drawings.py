@@ -1,5 +1,6 @@
 """Drawings of emoji and their names: what the sources of one artist each have in common."""
 
+import abc
 import io
 import json
 import threading
@@ -35,7 +36,7 @@ LOOK = 72  # pixels of the rendering that says where on its canvas a drawing is
 MARGIN = 1.12  # side of the crop over the longer side of what is drawn
 
 
-class EmojiDrawings:
+class EmojiDrawings(abc.ABC):
     """One artist's drawings of emoji, and the Unicode names of what they show.
 
     The pictures are rendered once into `$CLIPJAX_CACHE` and held decoded in memory afterwards.
@@ -70,14 +71,14 @@ class EmojiDrawings:
     has_lines: ClassVar[bool]  # whether a drawing's lines are told from its fill
 
     @classmethod
+    @abc.abstractmethod
     def pairs(cls) -> list[Emoji]:
         """Lists the emoji that the artist has drawn, by code point."""
-        raise NotImplementedError
 
     @classmethod
+    @abc.abstractmethod
     def svg(cls, codepoints: str) -> str:
         """Reads a drawing."""
-        raise NotImplementedError
 
     @classmethod
     def split_lines(cls, svg: str, box: Sequence[float]) -> tuple[str, ...]:
