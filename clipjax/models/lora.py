@@ -8,7 +8,6 @@ has factors of its own, and so has each layer of a stack.
 Reference: arXiv:2106.09685; the start is that of peft, `a` uniform and `b` zero.
 """
 
-import hashlib
 import math
 import re
 import string
@@ -19,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from clipjax.files import sha256
 from clipjax.models.layers_layout import block_names
 from clipjax.optim.muon import matrix_axes
 from clipjax.partitioning.boxes import boxed_axes, in_box, unbox
@@ -145,7 +145,7 @@ def add_factors(
         factors = _Factors(name, kernel.ndim)
         names = (*axes[name], *[None] * (kernel.ndim - len(axes[name])))
         inputs = math.prod(kernel.shape[axis] for axis in factors.inputs)
-        number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
+        number = int(sha256(name)[:8], 16)
         bound = 1 / math.sqrt(inputs)
         a = jax.random.uniform(
             jax.random.fold_in(key, number),

@@ -4,9 +4,7 @@ from collections.abc import Mapping
 
 from clipjax.printable import html_text as escape
 from clipjax.report.curves import Points
-from clipjax.report.page import Names, column_title, dataset_title, percent, scrolling
-
-_MAIN = ("top1", "text_to_image_recall@1", "image_to_text_recall@1")
+from clipjax.report.page import MAIN_METRICS, Names, column_title, dataset_title, percent, scrolling
 
 
 def drift_table(evals: Mapping[str, Points], names: Names) -> str:
@@ -22,7 +20,7 @@ def drift_table(evals: Mapping[str, Points], names: Names) -> str:
     rows = ""
     for name, points in evals.items():
         prefix, _, metric = name.rpartition("/")
-        if metric not in _MAIN or len(points) < 2 or points[0][0] != 0:
+        if metric not in MAIN_METRICS or len(points) < 2 or points[0][0] != 0:
             continue
         before, after = points[0][1], points[-1][1]
         kept = percent(after / before) if before else ""

@@ -6,9 +6,7 @@ from typing import Any
 import clipjax
 from clipjax.printable import html_text as escape
 from clipjax.report.curves import NUM_COLOURS, chart
-from clipjax.report.page import page, percent, scrolling
-
-_MAIN = ("top1", "text_to_image_recall@1", "image_to_text_recall@1")
+from clipjax.report.page import MAIN_METRICS, page, percent, scrolling
 
 Tried = Sequence[Mapping[str, Any]]
 
@@ -20,7 +18,7 @@ def main_metrics(tried: Tried, *wanted: str) -> list[str]:
         tried: mixtures, each with its `metrics`.
     """
     known = tried[0]["metrics"] if tried else {}
-    return [name for name in known if name in wanted or name.rpartition("/")[2] in _MAIN]
+    return [name for name in known if name in wanted or name.rpartition("/")[2] in MAIN_METRICS]
 
 
 def mixture_page(

@@ -252,6 +252,10 @@ def dataset_title(prefix: str, names: Names) -> str:
     return f"{name.dataset}, {'mean of all languages' if name.is_mean else name.languages[0]}"
 
 
+MAIN_METRICS = ("top1", "text_to_image_recall@1", "image_to_text_recall@1")
+"""The metrics that stand for a dataset where there is room for one number."""
+
+
 def column_title(metric: str) -> str:
     """Names a metric for people."""
     if metric in _COLUMNS:

@@ -1,6 +1,5 @@
 """Small grey pictures in IDX files, the form of MNIST: `idx:DIR:train`."""
 
-import hashlib
 import zlib
 from collections.abc import Iterator, Sequence
 
@@ -10,6 +9,7 @@ from clipjax.data.source import Example
 from clipjax.data.storage.files import read, stat
 from clipjax.data.storage.paths import DataPath, data_path
 from clipjax.data.storage.retrying import is_wrong_path
+from clipjax.files import sha256
 
 PREFIXES = {"train": "train", "test": "t10k"}
 MAX_BYTES = 1 << 31  # of a file, unpacked; all of it is held in memory
@@ -84,7 +84,7 @@ class Idx:
 
     def fingerprint(self) -> str:
         """SHA-256 of the class names and of the bytes of both files, unpacked."""
-        return hashlib.sha256(self._identity.encode()).hexdigest()
+        return sha256(self._identity)
 
 
 def _read(folder: DataPath, name: str, dimensions: int) -> tuple[np.ndarray, str]:
@@ -105,7 +105,7 @@ def _read(folder: DataPath, name: str, dimensions: int) -> tuple[np.ndarray, str
     if size != len(data) - header:
         raise ValueError(f"{found} is damaged: {len(data) - header} bytes of {shape}")
     array = np.frombuffer(data, np.uint8, offset=header).reshape(shape)
-    return array, hashlib.sha256(data).hexdigest()
+    return array, sha256(data)
 
 
 def _unpacked(folder: DataPath, name: str) -> tuple[bytes, DataPath]:
