@@ -35,6 +35,7 @@ from clipjax.ranges import show
 
 FOLDER = "tokenizer"
 FILE_OPTION = "model"  # of every tokenizer that reads a file
+_OF_A_FILE = ("sentencepiece", "tokenizer_json")  # no vocabulary of these is shipped
 # Fixed tables, which no leaf vouches for, are made while a model is traced.
 _MAX_PATCHES, _MAX_CONTEXT = 2**18, 2**16
 _GROUPS = {"preprocess": PREPROCESS, "logit_scale": LOGIT_SCALE}
@@ -42,9 +43,7 @@ _GROUPS = {"preprocess": PREPROCESS, "logit_scale": LOGIT_SCALE}
 
 def needs_file(tokenizer: Mapping[str, Any]) -> bool:
     """Whether a tokenizer's spec lacks the file that it cannot do without."""
-    is_shipped = tokenizer["name"] not in ("sentencepiece", "tokenizer_json")
-    if tokenizer["name"] == "wordpiece":
-        is_shipped = tokenizer.get("shipped", True)
+    is_shipped = tokenizer.get("shipped", tokenizer["name"] not in _OF_A_FILE)
     return tokenizer.get(FILE_OPTION) is None and not is_shipped
 
 

@@ -8,6 +8,7 @@ import pytest
 import sentencepiece
 from messy_captions import BLOCK, captions, hashes
 
+from clipjax.checkpoint import needs_file
 from clipjax.models.zoo import MODELS
 from clipjax.tokenizers import cleaning, clip_bpe, make_tokenizer
 from clipjax.tokenizers.wordpiece import VOCABULARY
@@ -78,7 +79,7 @@ def test_every_row_of_the_zoo_has_its_tokenizer(vocabulary):
     for name, row in MODELS.items():
         spec, text = dict(row["tokenizer"]), row["text"]
         length = text["context_length"]
-        shipped = spec.get("shipped", spec["name"] == "wordpiece" or spec["name"] not in files)
+        shipped = not needs_file(spec)
         if not shipped:
             spec["model"] = files[spec["name"]]
         key = (json.dumps(spec), length)
