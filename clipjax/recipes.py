@@ -111,13 +111,8 @@ def pair_config(arg: str | None, recipes: Mapping[str, Recipe], *, default: str)
         arg, recipes, default=default, source="", batch_size=0, examples=0, fsdp=1, eval="",
         smoke=False,
     )  # fmt: skip
-    config = default_config()
-    config.model.name = recipe.model
-    config.data.source = given.source
+    config = _config_of(given, recipe.model)
     config.data.transforms = (CROP,)
-    config.batch_size = given.batch_size
-    config.total_steps = given.examples // given.batch_size
-    put_fsdp(config, given.fsdp)
     config.optimizer.learning_rate = recipe.learning_rate
     config.optimizer.b2 = recipe.b2
     config.optimizer.eps = recipe.eps
@@ -125,7 +120,6 @@ def pair_config(arg: str | None, recipes: Mapping[str, Recipe], *, default: str)
     config.optimizer.decay_mask = recipe.decay_mask
     config.optimizer.clip_norm = recipe.clip_norm
     config.schedule.warmup_steps = recipe.warmup_steps
-    config.checkpoint.every_steps = 2000
     config.checkpoint.keep_every = 50_000
     put_zero_shot(config, given.eval)
     put_target(config, recipe.imagenet, recipe.flickr30k, recipe.coco)
@@ -141,16 +135,11 @@ def sigmoid_config(given: ConfigDict, model: str) -> ConfigDict:
         given: source, tokenizer, batch_size, examples, fsdp and smoke, of `choose`.
         model: a row of `clipjax models`.
     """
-    config = default_config()
-    config.model.name = model
+    config = _config_of(given, model)
     if given.tokenizer:
         config.model.tokenizer.model = given.tokenizer
     config.loss.name = "siglip"
-    config.data.source = given.source
     config.data.transforms = ({"name": "resize_and_crop", "resize": "squash"},)
-    config.batch_size = given.batch_size
-    config.total_steps = given.examples // given.batch_size
-    put_fsdp(config, given.fsdp)
     config.optimizer.learning_rate = 1e-3
     config.optimizer.b2 = 0.95  # the paper's remedy for spikes at large batches
     config.optimizer.eps = 1e-8
@@ -158,10 +147,21 @@ def sigmoid_config(given: ConfigDict, model: str) -> ConfigDict:
     config.optimizer.decay_mask = "all"
     config.optimizer.clip_norm = 1.0
     config.schedule.warmup_steps = 20_000
-    config.checkpoint.every_steps = 2000
     config.checkpoint.keep_every = 100_000
     if given.smoke:
         make_small(config)
+    return config
+
+
+def _config_of(given: ConfigDict, model: str) -> ConfigDict:
+    """What the arguments of either family say, beside the defaults."""
+    config = default_config()
+    config.model.name = model
+    config.data.source = given.source
+    config.batch_size = given.batch_size
+    config.total_steps = given.examples // given.batch_size
+    put_fsdp(config, given.fsdp)
+    config.checkpoint.every_steps = 2000
     return config
 
 
