@@ -3,9 +3,9 @@
     python benchmarks/optimizers.py --workdir runs/optimizers --json curves.json      about 25 runs
 
 Each optimizer has its rate chosen by the mean top-1 of the validation drawings (as drawn, filled,
-in lines): three rates a factor of two apart, and further ones as long as the best is at an end,
-five in all. With it the quickstart itself is trained with two seeds, and asked for unseen names as
-it goes. All runs are of `clipjax sweep`: started again, it goes on where it was.
+in lines) in shorter runs: three rates a factor of two apart, and further ones as long as the best
+is at an end, five in all. With it the quickstart itself is trained with two seeds, and asked for
+unseen names as it goes. All runs are of `clipjax sweep`: started again, it goes on where it was.
 """
 
 import argparse
@@ -40,12 +40,13 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, default=Path("runs/optimizers"))
     parser.add_argument("--optimizers", nargs="+", default=list(OPTIMIZERS), choices=OPTIMIZERS)
     parser.add_argument("--steps", type=int, default=280)
+    parser.add_argument("--tune_steps", type=int, default=100, help="of a run that tries a rate")
     parser.add_argument("--json", type=Path, help="file for all that the tables are made of")
     options = parser.parse_args()
     print("\n".join(setting_lines("jax", "optax")), flush=True)
     found = {}
     for name in options.optimizers:
-        rates = tune(name, options.steps, options.workdir / name / "rates")
+        rates = tune(name, options.tune_steps, options.workdir / name / "rates")
         best = max(rates, key=rates.__getitem__)
         runs = sweep(
             f"steps={options.steps}",
