@@ -43,6 +43,7 @@ REPLACED = {
     "benchmarks/accelerator.py --": "benchmarks/accelerator.py --list --",
     "benchmarks.run --": "benchmarks.run --help --",
     "benchmarks/check.py": "benchmarks/check.py --help",
+    "benchmarks/finetune.py": "benchmarks/finetune.py --help",
     "tpu_pod.sh delete": "tpu_pod.sh delete <<<my-pod",  # it asks
 }
 GCLOUD = """#!/bin/bash
