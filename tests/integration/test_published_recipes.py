@@ -20,13 +20,18 @@ STAGES = {
     "lit_coco": None,
     "metaclip": None,
     "metaclip:recipe=1.2-ViT-H-14": None,
+    "metaclip:recipe=2-ViT-H-14": None,
     "openai": None,
     "openai:recipe=ViT-L-14-336": [0, 0, 0, 1],
     "openvision": [0, 0, 0, 0, 1, 1, 2, 2],
     "siglip": None,
     "siglip2": None,
 }
-TOKENIZERS = {"siglip": "c4", "siglip2": "gemma"}
+TOKENIZERS = {
+    "metaclip:recipe=2-ViT-H-14": "xlm_roberta.json",  # of a vocabulary with XLM-V's rules
+    "siglip": "c4.model",
+    "siglip2": "gemma.model",
+}
 
 
 @pytest.mark.slow
@@ -34,13 +39,12 @@ TOKENIZERS = {"siglip": "c4", "siglip2": "gemma"}
 def test_a_recipe_trains(config, tmp_path, command):
     name, _, row = config.partition(":")
     arguments = [row, "smoke"] if row else ["smoke"]
-    if name in TOKENIZERS:
-        model = tmp_path / "spiece.model"
-        model.write_bytes(
-            gzip.decompress((GOLDEN / f"tokenizers/{TOKENIZERS[name]}.model.gz").read_bytes())
-        )
-        arguments.append(f"tokenizer={model}")
     flags = [f"--config=configs/{name}.py:{','.join(arguments)}", "--config.log_every=1"]
+    if config in TOKENIZERS:
+        model = tmp_path / TOKENIZERS[config]
+        packed = GOLDEN / f"tokenizers/{TOKENIZERS[config]}.gz"
+        model.write_bytes(gzip.decompress(packed.read_bytes()))
+        flags.append(f"--config.model.tokenizer.model={model}")
     code, _, errors = command("train", *flags, f"--workdir={tmp_path}", "--config.report=false")
     assert code == 0, errors
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
