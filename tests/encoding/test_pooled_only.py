@@ -1,7 +1,6 @@
 """Embeddings of images compute the pooled token alone in the last block: the same numbers."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -42,10 +41,13 @@ def pair(image, way=PLAIN):
     pixels = np.random.default_rng(0).integers(0, 255, images.shape).astype(np.uint8)
     encode = make_encode_fns(model, spec["preprocess"]).image
     mean, std = tuple(spec["preprocess"]["mean"]), tuple(spec["preprocess"]["std"])
-    whole = normalise_images(pixels, mean, std, jnp.float32)
-    plain = jax.jit(functools.partial(model.apply, method="encode_image"))(
-        {"params": params}, whole
-    )
+
+    @jax.jit
+    def of_all_tokens(variables, pixels):
+        whole = normalise_images(pixels, mean, std, jnp.float32)
+        return model.apply(variables, whole, method="encode_image")
+
+    plain = of_all_tokens({"params": params}, pixels)
     narrow = f"f32[3,1,{spec['image']['mlp_dim']}]"
     program = str(jax.make_jaxpr(encode)({"params": params}, pixels))
     return jax.jit(encode)({"params": params}, pixels), plain, narrow in program

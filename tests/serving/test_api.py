@@ -180,7 +180,7 @@ REFUSED = [
     ("/api/embed", b"[1]", 400, "an object of JSON"),
     ("/api/embed", b"\xff", 400, "no JSON"),
     ("/api/embed", b'{"texts": "a", "texts": "b"}', 400, "stands twice"),
-    ("/api/embed", b'{"texts": ' + b'{"a":' * 5000, 400, "levels deep"),
+    ("/api/embed", b'{"texts": ' + b'{"a":' * 5000 + b"1" + b"}" * 5001, 400, "levels deep"),
     ("/api/embed", b"[" * 200_000, 413, "values"),
 ]
 
