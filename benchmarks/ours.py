@@ -109,7 +109,9 @@ def make_config(size: Size, changes: Mapping[str, Any]) -> Any:
 
         config = get_config()
         config.data.source = ""
-        config.optimizer.ema_decay = config.optimizer.clip_norm = None  # open_clip has neither
+        # As open_clip trains.
+        config.optimizer.name = "adamw"
+        config.optimizer.ema_decay = config.optimizer.clip_norm = None
     else:
         config = default_config()
         config.model.name = size.model

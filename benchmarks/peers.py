@@ -74,7 +74,7 @@ def build(size: Size) -> Any:
 
 
 def quickstart_config() -> dict[str, Any]:
-    """The towers of configs/quickstart.py; open_clip's image tower has a class token besides."""
+    """The towers of configs/quickstart.py."""
     return {
         "embed_dim": 128,
         "quick_gelu": True,
@@ -85,7 +85,7 @@ def quickstart_config() -> dict[str, Any]:
             "head_width": 32,
             "patch_size": 8,
             "patch_dropout": 0.25,
-            "pool_type": "avg",
+            "pool_type": "tok",
         },
         "text_cfg": {
             "context_length": 18,
@@ -245,14 +245,15 @@ def make_picture_encoder(size: Size) -> Any:
     pixels = model.visual.image_size
     pixels = pixels[0] if isinstance(pixels, tuple | list) else pixels
     transform = image_transform_v2(PreprocessCfg(size=pixels), is_train=False)
+    autocast = autocast_of(torch, device, size.dtype)
 
     def encode(files: list[bytes]) -> Any:
         rows = [transform(Image.open(io.BytesIO(file))) for file in files]
         found = []
-        with torch.inference_mode():
+        with torch.inference_mode(), autocast():
             for begin in range(0, len(rows), size.examples):
                 batch = torch.stack(rows[begin : begin + size.examples]).to(device)
-                found.append(model.encode_image(batch, normalize=True).cpu().numpy())
+                found.append(model.encode_image(batch, normalize=True).float().cpu().numpy())
         return found
 
     return encode

@@ -34,6 +34,7 @@ class Case(NamedTuple):
 
 STEPS = (CLIPJAX, EAGER, COMPILED)
 HEAD = "every 500th of ImageNet's 1,000 names; open_clip computes all 77 positions of a prompt"
+AUTOCAST = "`dtype=bfloat16`; open_clip by its own `amp_bf16`"
 CASES = {
     "step of ViT-B/32, batch 16, float32": Case(Size("ViT-B-32", 16, "float32"), "step", 1, STEPS),
     "step of RN50, batch 16, float32": Case(Size("RN50", 16, "float32"), "step", 1, STEPS),
@@ -42,13 +43,16 @@ CASES = {
         "step",
         2,
         STEPS,
-        "open_clip's image tower has a class token besides: 28 tokens in place of 27",
+        "both by AdamW, which the quickstart itself does not train by",
     ),
     "JPEG to embedding, ViT-B/32, float32": Case(
         Size("ViT-B-32", 64, "float32"), "embed", 64, (CLIPJAX, EAGER)
     ),
     "JPEG to embedding, RN50, float32": Case(
         Size("RN50", 64, "float32"), "embed", 64, (CLIPJAX, EAGER)
+    ),
+    "JPEG to embedding, ViT-B/32, bfloat16": Case(
+        Size("ViT-B-32", 64, "bfloat16"), "embed", 64, (CLIPJAX, EAGER), AUTOCAST
     ),
     "prompt to classifier, ViT-B/32, float32": Case(
         Size("ViT-B-32", 160, "float32"), "head", 160, (CLIPJAX, EAGER), HEAD
