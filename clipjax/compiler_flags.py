@@ -26,6 +26,7 @@ class Flag(NamedTuple):
         reason: why, and what it was seen to do.
         program: `step`, of training, or `encoding`, whose numbers may differ by rounding.
         machines: of `platform.machine()`, where it is for some.
+        dtypes: of the computation, where it is for some.
     """
 
     value: bool | int | str
@@ -33,6 +34,7 @@ class Flag(NamedTuple):
     reason: str
     program: str = "step"
     machines: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ()
 
 
 FLAGS: dict[str, dict[str, Flag]] = {
@@ -45,6 +47,7 @@ FLAGS: dict[str, dict[str, Flag]] = {
             "would change",
             program="encoding",
             machines=("x86_64", "AMD64"),
+            dtypes=("float32",),
         ),
     },
     "gpu": {
@@ -73,15 +76,28 @@ def step_flags(
 
 
 def encoding_flags(
-    platform: str, num_devices: int, environment: Mapping[str, str] | None = None
+    platform: str,
+    num_devices: int,
+    environment: Mapping[str, str] | None = None,
+    *,
+    dtype: str = "float32",
 ) -> dict[str, bool | int | str]:
-    """Flags of what makes embeddings: as `step_flags`, without those that this XLA lacks."""
-    found = _flags("encoding", platform, num_devices, environment)
+    """Flags of what makes embeddings: as `step_flags`, without those that this XLA lacks.
+
+    Args:
+        platform, num_devices, environment: as for `step_flags`.
+        dtype: of the computation.
+    """
+    found = _flags("encoding", platform, num_devices, environment, dtype)
     return {name: value for name, value in found.items() if is_known(name, value)}
 
 
 def _flags(
-    program: str, platform: str, num_devices: int, environment: Mapping[str, str] | None
+    program: str,
+    platform: str,
+    num_devices: int,
+    environment: Mapping[str, str] | None,
+    dtype: str | None = None,
 ) -> dict[str, bool | int | str]:
     environment = os.environ if environment is None else environment
     given = " ".join(environment.get(name, "") for name in ENVIRONMENT)
@@ -93,6 +109,7 @@ def _flags(
         and name not in by_user
         and (num_devices > 1 or not flag.several)
         and (not flag.machines or host.machine() in flag.machines)
+        and (not flag.dtypes or dtype in flag.dtypes)
     }
 
 

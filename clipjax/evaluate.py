@@ -90,6 +90,7 @@ def evaluate_checkpoint(
     classes: str = "all",
     preprocess: str = "clipjax",
     batch_size: int = 256,
+    dtype: str = "float32",
     max_bad: int = 0,
     plugins: Sequence[str] = (),
     tokenizer: str | os.PathLike[str] | None = None,
@@ -114,6 +115,7 @@ def evaluate_checkpoint(
             count whose class has a name.
         preprocess: whose pixels, see `clipjax.data.images.naflex.make_preprocess`.
         batch_size: over all devices.
+        dtype: of the computation: `float32` or `bfloat16`.
         max_bad: images of each dataset that may fail to decode.
         plugins: modules of yours that the checkpoint may name; it has no other imported.
         tokenizer: file of its vocabulary, for a checkpoint that has none inside.
@@ -144,7 +146,9 @@ def evaluate_checkpoint(
     recognise(find_weights(path), hints)  # a wrong path is told before the data is opened
     sources = {where: make_source(where, path=_flag(kind)[:-1]) for kind, where in asked}
     mesh = make_mesh({"data": -1})
-    opened = open_model(path, hints, mesh=mesh, batch_size=batch_size, preprocess=preprocess)
+    opened = open_model(
+        path, hints, mesh=mesh, batch_size=batch_size, dtype=dtype, preprocess=preprocess
+    )
     common = {"batch_size": batch_size, "max_bad": max_bad}
     specs: dict[str, dict[str, Any]] = {
         f"{_flag(kind)}{where}": {"name": kind, "source": where, **common, **given.get(kind, {})}
@@ -168,7 +172,9 @@ def facts_of(opened: Opened, preprocess: str) -> dict[str, Any]:
     """What all results of a checkpoint depend on, with the model's name."""
     facts = model_facts(opened.contract, preprocess=preprocess, checkpoint=opened.sha256)
     which = {} if opened.which is None else {"parameters": opened.which}
-    return {"model": opened.model.spec["name"], **which, **facts}
+    dtype = opened.model.dtype
+    computed = {} if dtype == "float32" else {"dtype": dtype}  # unsaid in results of before
+    return {"model": opened.model.spec["name"], **which, **computed, **facts}
 
 
 def goals_of(

@@ -62,6 +62,7 @@ def evaluate_suite(
     hints: Hints = NO_HINTS,
     preprocess: str = "clipjax",
     batch_size: int = 256,
+    dtype: str = "float32",
     max_bad: int = 0,
     verify: bool = False,
     target: Mapping[str, Any] | None = None,
@@ -78,14 +79,16 @@ def evaluate_suite(
         results: folder of the results of single sets.
         skip: names of sets that are left out.
         hints: what the files of the checkpoint cannot say.
-        preprocess, batch_size, max_bad, verify, target: as for `evaluate_checkpoint`.
+        preprocess, batch_size, dtype, max_bad, verify, target: as for `evaluate_checkpoint`.
 
     Raises:
         ValueError: no set is there, one is there in part, or a name is unknown; before the work.
     """
     specs = _find_sets(suite, data_root, skip)
     mesh = make_mesh({"data": -1})
-    opened = open_model(path, hints, mesh=mesh, batch_size=batch_size, preprocess=preprocess)
+    opened = open_model(
+        path, hints, mesh=mesh, batch_size=batch_size, dtype=dtype, preprocess=preprocess
+    )
     facts = facts_of(opened, preprocess)
     chosen = [one for one in suite.sets if one.name in specs]
     goals = (

@@ -41,6 +41,7 @@ def test_encoding_takes_eigens_products_on_x86_alone(monkeypatch):
         monkeypatch.setattr(compiler_flags.host, "machine", lambda machine=machine: machine)
         assert encoding_flags("cpu", 1, {}) == found
         assert encoding_flags("cpu", 1, {"XLA_FLAGS": f"--{YNN}=x"}) == {}
+        assert encoding_flags("cpu", 1, {}, dtype="bfloat16") == {}
         assert encoding_flags("gpu", 2, {}) == {}
 
 

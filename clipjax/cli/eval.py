@@ -57,6 +57,7 @@ _MAX_BAD = flags.DEFINE_integer(
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", 256, "Images, or texts, over all devices.", lower_bound=1
 )
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the computation.")
 _SUITE = flags.DEFINE_string(
     "suite",
     None,
@@ -229,6 +230,7 @@ def _evaluate(
         "preprocess": _PREPROCESS.value,
         "max_bad": _MAX_BAD.value,
         "batch_size": _BATCH_SIZE.value,
+        "dtype": _DTYPE.value,
         "hints": Hints(**hints.hints()),
         "verify": _VERIFY.value,
         "target": target,

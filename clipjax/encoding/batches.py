@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from clipjax import faults
 from clipjax.array_types import PyTree
 from clipjax.compiler_flags import encoding_flags
+from clipjax.layers.execution import Execution
 from clipjax.layers.normalization import l2_normalise
 from clipjax.models.images import normalise_images
 from clipjax.partitioning import batch_sharding, num_batch_shards, place, replicated
@@ -49,18 +50,19 @@ class EncodeFns(NamedTuple):
     logit_bias: Callable[[PyTree], jax.Array | None]
 
 
-def make_encode_fns(model: Any, preprocess: dict[str, Any], *, dtype: str = "float32") -> EncodeFns:
+def make_encode_fns(
+    model: Any, preprocess: dict[str, Any], *, dtype: str = "float32", platform: str = "cpu"
+) -> EncodeFns:
     """Makes the encode functions of a model; pass the same ones to all evals: they compile once.
+
+    Args:
+        dtype: of the computation, that the model was built with.
+        platform: of the devices that it runs on, by `clipjax.platforms.platform_of`.
 
     Returns:
         Functions of the model's variables, `{"params": ...}` and what else it holds.
     """
-    mean, std = tuple(preprocess["mean"]), tuple(preprocess["std"])
-    of_images = _pooled_only(model)
-
-    def encode_image(variables: PyTree, images: jax.Array) -> jax.Array:
-        pixels = normalise_images(images, mean, std, jnp.dtype(dtype))
-        return of_images.apply(variables, pixels, method="encode_image")
+    model = _for_embeddings(model, float32_products=platform == "cpu" and dtype == "bfloat16")
 
     def logit_scale(variables: PyTree) -> jax.Array:
         return jnp.exp(variables["params"]["logit_scale"])
@@ -68,16 +70,45 @@ def make_encode_fns(model: Any, preprocess: dict[str, Any], *, dtype: str = "flo
     def logit_bias(variables: PyTree) -> jax.Array | None:
         return variables["params"].get("logit_bias")
 
-    return EncodeFns(encode_image, EncodeText(model), logit_scale, logit_bias)
+    return EncodeFns(
+        EncodeImage(model, preprocess, dtype), EncodeText(model, dtype), logit_scale, logit_bias
+    )
 
 
-def _pooled_only(model: Any) -> Any:
+def _for_embeddings(model: Any, *, float32_products: bool) -> Any:
     """The same model, whose last block of the image tower computes what is pooled alone."""
-    tower = model.image_encoder
-    if not getattr(tower, "pools_first_token", False):
-        return model
-    execution = dataclasses.replace(tower.execution, pooled_only=True)
-    return model.clone(image_encoder=tower.clone(execution=execution))
+    towers = {}
+    for name in ("image_encoder", "text_encoder"):
+        tower = getattr(model, name)
+        if not isinstance(getattr(tower, "execution", None), Execution):
+            continue  # of one's own
+        execution = dataclasses.replace(
+            tower.execution,
+            pooled_only=getattr(tower, "pools_first_token", False),
+            float32_products=float32_products,
+        )
+        if execution != tower.execution:
+            towers[name] = tower.clone(execution=execution)
+    return model.clone(**towers) if towers else model
+
+
+class EncodeImage:
+    """A model's image tower and projection as an EncodeFn.
+
+    Args:
+        model: `clipjax.models.CLIP`.
+        preprocess: of its spec; mean and std are read.
+        dtype: of the computation.
+    """
+
+    def __init__(self, model: Any, preprocess: dict[str, Any], dtype: str = "float32") -> None:
+        self._model, self.dtype = model, dtype
+        self._mean, self._std = tuple(preprocess["mean"]), tuple(preprocess["std"])
+
+    def __call__(self, variables: PyTree, images: jax.Array) -> jax.Array:
+        """Embeds images uint8 `[batch, height, width, 3]`."""
+        pixels = normalise_images(images, self._mean, self._std, jnp.dtype(self.dtype))
+        return self._model.apply(variables, pixels, method="encode_image")
 
 
 class EncodeText:
@@ -85,10 +116,11 @@ class EncodeText:
 
     Args:
         model: `clipjax.models.CLIP`.
+        dtype: of the computation.
     """
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    def __init__(self, model: Any, dtype: str = "float32") -> None:
+        self._model, self.dtype = model, dtype
 
     def __call__(self, variables: PyTree, tokens: jax.Array) -> jax.Array:
         """Embeds ids int32 `[batch, length]`, of the model's length or as `cut` leaves them."""
@@ -117,6 +149,11 @@ class EncodeText:
         return tokens[:, : next((each for each in lengths if each >= read), length)]
 
 
+def compute_dtype(encode_fn: EncodeFn) -> str:
+    """The dtype that an encode function computes in; float32 of one's own that does not say."""
+    return getattr(encode_fn, "dtype", "float32")
+
+
 def _trims(tower: Any) -> bool:
     return getattr(tower, "trims_behind_end_of_text", False)
 
@@ -128,7 +165,8 @@ class EmbedFn:
         def embed(variables: PyTree, rows: jax.Array) -> jax.Array:
             return l2_normalise(encode_fn(variables, rows).astype(jnp.float32))
 
-        flags = encoding_flags(platform_of(mesh), mesh.devices.size)
+        dtype = compute_dtype(encode_fn)
+        flags = encoding_flags(platform_of(mesh), mesh.devices.size, dtype=dtype)
         self._inside = jax.jit(embed, out_shardings=batch_sharding(mesh))
         self._run = jax.jit(
             embed, out_shardings=batch_sharding(mesh), compiler_options=flags or None

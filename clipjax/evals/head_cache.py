@@ -17,18 +17,23 @@ from clipjax.files import sha256, write_file
 from clipjax.processes.distributed import gather, is_lead
 
 # Those before are equal but for rounding: 1 of texts with the positions behind their ends, 2 by
-# other products of CPUs.
-_FORMAT = "heads/3"
+# other products of CPUs, 3 of any dtype of the computation.
+_FORMAT = "heads/4"
 
 
 def head_path(
-    weights_sha256: str | None, names: Sequence[str], templates: Templates, tokenizer: Any
+    weights_sha256: str | None,
+    names: Sequence[str],
+    templates: Templates,
+    tokenizer: Any,
+    dtype: str,
 ) -> Path | None:
-    """Names the file of a classifier: another one for other weights, names, templates, tokenizer or
-    devices; None where one of them cannot be told."""
+    """Names the file of a classifier: another one for other weights, names, templates, tokenizer,
+    dtype of the computation or devices; None where one of them cannot be told."""
     if weights_sha256 is None or not hasattr(tokenizer, "contract"):
         return None
-    parts = [_FORMAT, weights_sha256, names, templates, tokenizer.contract(), jax.default_backend()]
+    devices = jax.default_backend()
+    parts = [_FORMAT, weights_sha256, names, templates, tokenizer.contract(), dtype, devices]
     return cache_dir() / "heads" / f"{sha256(json.dumps(parts, default=list))}.npz"
 
 

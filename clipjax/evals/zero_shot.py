@@ -12,7 +12,13 @@ from clipjax.array_types import PyTree
 from clipjax.data.images.naflex import to_image
 from clipjax.data.loading.caption_faults import has_words, tell_wordless
 from clipjax.data.sources.subset import Subset
-from clipjax.encoding.batches import RowLayout, embed_fn, put_on_mesh, run_batches
+from clipjax.encoding.batches import (
+    RowLayout,
+    compute_dtype,
+    embed_fn,
+    put_on_mesh,
+    run_batches,
+)
 from clipjax.encoding.prompts import Prompts, choose_prompts, warn_of_articles
 from clipjax.encoding.reading import ImageReader
 from clipjax.encoding.templates import fill_templates
@@ -262,7 +268,8 @@ class ZeroShot(Evaluation):
             )
 
         templates = self._prompts.templates
-        path = head_path(self.weights_sha256, self._names, templates, self.tokenizer)
+        dtype = compute_dtype(self.encode_text_fn)
+        path = head_path(self.weights_sha256, self._names, templates, self.tokenizer, dtype)
         return put_on_mesh(cached_head(path, len(self._names), make), self.mesh)
 
     def _rank(self, ranked: Sequence[tuple[jax.Array, ...]]) -> dict[str, float]:

@@ -27,6 +27,7 @@ from clipjax.experiment.program import Program, build_program
 from clipjax.experiment.resolving import MOUNT, Resolved
 from clipjax.experiment.stages import Stage
 from clipjax.experiment.start import make_load_init
+from clipjax.platforms import platform_of
 from clipjax.processes.distributed import is_lead
 from clipjax.ranges import named
 from clipjax.tokenizers import Tokenizer, make_tokenizer
@@ -149,7 +150,12 @@ def _build_evals(
 ) -> tuple[ScheduledEval, ...]:
     """Builds config.evals on opened sources."""
     settings, spec = resolved.settings, resolved.spec
-    encode = make_encode_fns(program.model, spec["preprocess"], dtype=settings.dtype)
+    encode = make_encode_fns(
+        program.model,
+        spec["preprocess"],
+        dtype=settings.dtype,
+        platform=platform_of(program.mesh),
+    )
     built = evals.build_evals(
         settings.evals,
         sources,

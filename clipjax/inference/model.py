@@ -50,6 +50,7 @@ from clipjax.inference.tokens import (
 from clipjax.models import build_model
 from clipjax.models.layers_layout import stack_layers
 from clipjax.partitioning import batch_sharding
+from clipjax.platforms import platform_of
 from clipjax.tokenizers import Tokenizer, make_tokenizer
 
 
@@ -122,7 +123,9 @@ class Model:
         self.run_prompts = run_prompts
         self.module = build_model(spec, dtype=dtype, plugins=plugins)
         self.dtype = dtype
-        self.encode_fns = make_encode_fns(self.module, spec["preprocess"], dtype=dtype)
+        self.encode_fns = make_encode_fns(
+            self.module, spec["preprocess"], dtype=dtype, platform=platform_of(self.mesh)
+        )
         self.batch_size = batch_size
         self._tokens_fns: dict[tuple[Any, ...], RunFn] = {}
 

@@ -1,8 +1,11 @@
 """How a tower runs on its devices: what no parameter, and no number beyond rounding, depends on."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 ATTENTIONS = ("auto", "xla", "cudnn", "pallas")
@@ -23,6 +26,8 @@ class Execution:
         remat: what the backward pass computes again, a row of `clipjax.layers.remat.REMAT`.
         pooled_only: a tower that pools one token computes no other in its last block, outside of
             training; the tokens that it gives are that one. For embeddings (docs/performance.md).
+        float32_products: products of bfloat16 are float32, then rounded. XLA's CPU backend has the
+            matrix instructions of x86 (AMX) for this form alone. For embeddings on a CPU.
     """
 
     platform: str = "cpu"
@@ -32,6 +37,7 @@ class Execution:
     row_major: bool = False
     remat: str = "none"
     pooled_only: bool = False
+    float32_products: bool = False
 
     @property
     def summary(self) -> str:
@@ -45,6 +51,23 @@ class Execution:
     def lean(self) -> bool:
         """Whether the blocks' norms and activations leave the backward pass their input alone."""
         return self.platform != "cpu"
+
+    def einsum(self, equation: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """`jnp.einsum` of two arrays of one dtype, which the product has, too."""
+        if not self.float32_products:
+            return jnp.einsum(equation, x, kernel)
+        product = jnp.einsum(equation, x, kernel, preferred_element_type=jnp.float32)
+        return product.astype(x.dtype)
+
+    @property
+    def dot_general(self) -> Callable[..., jax.Array] | None:
+        """The product of an `nn.Dense`; None is flax's own."""
+        return _rounded_dot_general if self.float32_products else None
+
+
+def _rounded_dot_general(x: jax.Array, *args: Any, **options: Any) -> jax.Array:
+    options["preferred_element_type"] = jnp.float32
+    return jax.lax.dot_general(x, *args, **options).astype(x.dtype)
 
 
 PLAIN = Execution()

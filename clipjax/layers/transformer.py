@@ -93,7 +93,7 @@ class Attention(nn.Module):
 
         With `first_only` the first token alone asks, of a stack that is not causal.
         """
-        width, dtype = x.shape[-1], self.config.dtype
+        width, dtype, execution = x.shape[-1], self.config.dtype, self.config.execution
         inits, zeros = self.config.inits(width), nn.initializers.zeros
         heads, axes = (self.config.num_heads, width // self.config.num_heads), ("heads", "head_dim")
         kernel = parameter(
@@ -101,19 +101,19 @@ class Attention(nn.Module):
         )
         bias = parameter(self, "qkv_bias", zeros, ("qkv", *axes), (3, *heads))
         if first_only:
-            query = jnp.einsum("blw,whd->blhd", x[:, :1], kernel[:, 0].astype(dtype))
+            query = execution.einsum("blw,whd->blhd", x[:, :1], kernel[:, 0].astype(dtype))
             query += bias[0].astype(dtype)
-            key_value = jnp.einsum("blw,wchd->blchd", x, kernel[:, 1:].astype(dtype))
+            key_value = execution.einsum("blw,wchd->blchd", x, kernel[:, 1:].astype(dtype))
             mixed = attend(key_value + bias[1:].astype(dtype), valid, query=query)
         else:
-            execution, is_causal = self.config.execution, self.config.causal
-            qkv = jnp.einsum("blw,wchd->blchd", x, kernel.astype(dtype)) + bias.astype(dtype)
+            qkv = execution.einsum("blw,wchd->blchd", x, kernel.astype(dtype)) + bias.astype(dtype)
             if self.config.rotary is not None:
                 qkv = self.config.rotary(qkv)
-            mixed = attend(qkv, valid, is_causal=is_causal, execution=execution)
+            mixed = attend(qkv, valid, is_causal=self.config.causal, execution=execution)
         kernel = parameter(self, "out_kernel", inits.out, (*axes, "embed"), (*heads, width))
         bias = parameter(self, "out_bias", zeros, ("embed",), (width,))
-        return jnp.einsum("blhd,hdw->blw", mixed, kernel.astype(dtype)) + bias.astype(dtype)
+        out = execution.einsum("blhd,hdw->blw", mixed, kernel.astype(dtype))
+        return out + bias.astype(dtype)
 
 
 class Mlp(nn.Module):
@@ -133,6 +133,7 @@ class Mlp(nn.Module):
                 dtype=self.config.dtype,
                 kernel_init=nn.with_logical_partitioning(kernel, axes),
                 bias_init=nn.with_logical_partitioning(bias, axes[1:]),
+                dot_general=self.config.execution.dot_general,
                 name=name,
             )
 

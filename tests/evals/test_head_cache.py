@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from stand_ins import Source, evaluation, make_params, mesh_of, picture, tokenize
+from stand_ins import Source, encode_text, evaluation, make_params, mesh_of, picture, tokenize
 
 from clipjax.data.storage.cache import cache_dir
 from clipjax.evals import ZeroShot
@@ -23,6 +23,15 @@ class Tokenizer:
 
     def contract(self):
         return {"name": self.name}
+
+
+class InBfloat16:
+    """An encode function that says what it computes in."""
+
+    dtype = "bfloat16"
+
+    def __call__(self, params, tokens):
+        return encode_text(params, tokens)
 
 
 def run(params, **changes):
@@ -56,6 +65,7 @@ def test_a_second_evaluation_encodes_no_text_and_gives_the_same():
         {"names": (*NAMES[:4], "7 thing")},
         {"templates": ("{}", "2{}")},
         {"tokenizer": Tokenizer("b")},
+        {"encode_text_fn": InBfloat16()},
     ],
     ids=lambda change: next(iter(change)),
 )

@@ -157,6 +157,10 @@ def test_names_are_matched_as_the_results_say_or_not_at_all(reference, tmp_path,
     own = evaluate_checkpoint(reference, zero_shot=[spec])
     (prefix,) = own["evaluations"]
     assert own["evaluations"][prefix]["class_names"]["matched"] is None
+    half = evaluate_checkpoint(reference, zero_shot=[spec], dtype="bfloat16")
+    assert half["dtype"] == "bfloat16" and "dtype" not in own  # float32
+    assert half[f"{prefix}/ece"] == pytest.approx(own[f"{prefix}/ece"], abs=0.02)
+    assert half[f"{prefix}/ece"] != own[f"{prefix}/ece"]  # what was asked for was done
     with caplog.at_level("INFO"):
         found = evaluate_checkpoint(
             reference, zero_shot=[spec], class_names=["Red", "Blue", "Green"]
