@@ -157,11 +157,13 @@ def test_the_page_shows_the_dry_runs():
     for line in re.findall(r"^export (.+)$", page, re.MULTILINE):
         words = ["SETUP=SETUP"] if line.startswith("SETUP=") else shlex.split(line)
         env |= dict(word.split("=", 1) for word in words)
-    blocks = re.findall(r"^```console\n\$ (bash .*)\n((?:.+\n)+)```$", page, re.MULTILINE)
-    assert len(blocks) == page.count("```console") == 5
-    for command, expected in blocks:
+    pattern = r"^```console\n\$ ((?:\w+=\S+ )*)(bash .*)\n((?:.+\n)+)```$"
+    blocks = re.findall(pattern, page, re.MULTILINE)
+    assert len(blocks) == page.count("```console") == 7
+    for assigned, command, expected in blocks:
+        env_of_call = env | dict(word.split("=", 1) for word in shlex.split(assigned))
         done = subprocess.run(
-            command.split(), cwd=ROOT, env=env, capture_output=True, text=True, check=True
+            command.split(), cwd=ROOT, env=env_of_call, capture_output=True, text=True, check=True
         )
         found = done.stdout.replace(str(ROOT), "~/clipjax")
         found = re.sub(r"\b[0-9a-f]{40}\b", "COMMIT", found)
