@@ -27,6 +27,18 @@ def test_every_script_parses(script):
     subprocess.run(["bash", "-n", script], check=True)
 
 
+# A zone of Google's, as europe-west4-a; what a key or an account looks like.
+NOBODYS = re.compile(r"\b[a-z]+-[a-z]+\d+-[a-z]\b|projects/|AIza|PRIVATE KEY|gserviceaccount")
+
+
+def test_no_script_knows_a_project_a_key_or_a_zone():
+    files = [path for path in (ROOT / "launch").iterdir() if path.is_file()]
+    assert [(path.name, NOBODYS.findall(path.read_text(encoding="utf-8"))) for path in files] == [
+        (path.name, []) for path in files
+    ]
+    assert NOBODYS.search("--zone=us-central2-b") and NOBODYS.search("x@y.iam.gserviceaccount.com")
+
+
 LAUNCHERS = ("local", "slurm", "tpu_pod")
 
 

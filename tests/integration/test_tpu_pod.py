@@ -228,6 +228,12 @@ def test_a_broken_connection_ends_nothing(cloud):
     cloud.call("logs")
     out, _ = cloud.call("status")
     assert out.count("ended with 80") == 2 and cloud.starts == 1
+    # The number of the run's process is another one's by now: that one is not the launcher's.
+    with subprocess.Popen(["sleep", "60"]) as another:
+        for path in cloud.folder.glob("hosts/*/*/clipjax-pod/run/pid"):
+            path.write_text(f"{another.pid}\n")
+        assert cloud.call("stop")[0] == "" and another.poll() is None
+        another.kill()
 
 
 def test_ctrl_c_saves_and_does_not_start_again(cloud):
