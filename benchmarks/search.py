@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--queries", type=int, nargs="+", default=[1, 1000])
     parser.add_argument("--shard_size", type=int, default=10_000)
+    parser.add_argument("--forms", nargs="+", choices=list(FORMS), default=list(FORMS))
     parser.add_argument("--repeats", type=int, default=REPEATS)
     options = parser.parse_args()
     print("\n".join(setting_lines("jax", "numpy")))
@@ -55,7 +56,7 @@ def main() -> None:
             "NumPy, in memory": functools.partial(by_numpy, rows),
             "clipjax, in memory": functools.partial(by_clipjax, rows),
         }
-        for form in FORMS:
+        for form in options.forms:
             index = write_index(Path(work) / form, rows, form, options.shard_size)
             runs[f"NumPy, {form}"] = functools.partial(by_numpy_of_files, index)
             runs[f"clipjax, {form}"] = functools.partial(by_clipjax_of_index, index)

@@ -1,43 +1,16 @@
 """The page in headless Chromium, wide and on a phone, light and dark, by keyboard and by drop."""
 
-import shutil
-
 import numpy as np
 import pytest
 from PIL import Image
+from screens import CONTRAST, SCREENS, chromium, fits
 from serving import encoded, serving
+
+__all__ = ["chromium"]  # a fixture
 
 pytestmark = pytest.mark.browser
 
 TOKEN = "correct-horse-battery"
-FLAGS = (
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update"),
-)
-SCREENS = {
-    "wide": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"},
-    "phone": {
-        "viewport": {"width": 390, "height": 844},
-        "color_scheme": "dark",
-        "has_touch": True,
-        "is_mobile": True,
-    },
-    "small phone": {"viewport": {"width": 320, "height": 640}, "color_scheme": "light"},
-}
-CONTRAST = """element => {
-  const light = (colour) => {
-    const [r, g, b] = colour.match(/[\\d.]+/g).map((part) => {
-      const x = part / 255;
-      return x <= 0.03928 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4;
-    });
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  let ground = element;
-  const colour = (one) => getComputedStyle(one).backgroundColor;
-  while (colour(ground) === "rgba(0, 0, 0, 0)") ground = ground.parentElement;
-  const both = [light(getComputedStyle(element).color), light(colour(ground))];
-  return (Math.max(...both) + 0.05) / (Math.min(...both) + 0.05);
-}"""
 DROP = """([data]) => {
   const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
   const files = new DataTransfer();
@@ -46,24 +19,6 @@ DROP = """([data]) => {
   document.querySelector("main").dispatchEvent(event("dragover"));
   document.querySelector("main").dispatchEvent(event("drop"));
 }"""
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    # These tests run where they are asked for alone: without what they need, they have failed.
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError as error:
-        pytest.fail(f"it needs `pip install -e '.[browser_test]'`: {error}", pytrace=False)
-    path = shutil.which("chromium")
-    if path is None:
-        pytest.fail(
-            "it needs a chromium on the PATH, as of `apt-get install chromium`", pytrace=False
-        )
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -93,10 +48,6 @@ def visit(chromium):
         context.close()
     # A refused request is an error of the console too.
     assert [text for text in wrong if "Failed to load resource" not in text] == []
-
-
-def fits(page):
-    return page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
 @pytest.mark.parametrize("screen", SCREENS)
@@ -153,24 +104,6 @@ def test_a_picture_is_classified_and_found_by_the_keyboard(
     page.screenshot(path=tmp_path / "page.png", full_page=True)
     seen = np.asarray(Image.open(tmp_path / "page.png").convert("L"))
     assert (np.median(seen) < 100) == dark and len(np.unique(seen)) > 50
-
-
-@pytest.mark.parametrize("screen", SCREENS)
-def test_a_gallery_fits_its_screen_and_is_read_on_it(chromium, command, index, screen, tmp_path):
-    flags = ("--query=a red bicycle with a rather long name", f"--html={tmp_path}/found.html")
-    done = command("search", f"--index={index}", *flags)
-    assert done.code == 0, done.err
-    context = chromium.new_context(**SCREENS[screen])
-    page = context.new_page()
-    page.goto((tmp_path / "found.html").as_uri())
-    page.wait_for_function("() => [...document.images].every(i => i.naturalWidth)")
-    assert page.locator("figure img").count() == 20 and fits(page)
-    for selector in ("h1", ".lede", "figcaption"):
-        assert page.locator(selector).first.evaluate(CONTRAST) >= 4.5, selector
-    page.screenshot(path=tmp_path / "page.png")
-    seen = np.asarray(Image.open(tmp_path / "page.png").convert("L"))
-    assert (np.median(seen) < 100) == (SCREENS[screen]["color_scheme"] == "dark")
-    context.close()
 
 
 def test_one_is_dropped_and_what_is_wrong_is_said(visit, server, pictures):
