@@ -31,6 +31,7 @@ NOT_RUN = {
 # test_blocks.py parses the flags in any case.
 NEEDS = {
     ("docs/plan.md", "--topology v5e"): "libtpu",
+    ("docs/recipes.md", "--topology v5p"): "libtpu",
     ("README.md", "--topology v5e"): "libtpu",
     ("docs/launching.md", "--topology v4"): "libtpu",
     ("docs/launching.md", "--topology v5e"): "libtpu",
