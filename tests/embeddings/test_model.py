@@ -34,6 +34,7 @@ def search(command, index, *flags):
     return command("search", f"--index={index}", "--query=a cat", "--top=2", *flags)
 
 
+@pytest.mark.slow
 def test_what_was_said_of_a_file_is_kept_and_its_tokenizer_is_compared(
     command, foreign, pictures, tmp_path, monkeypatch
 ):

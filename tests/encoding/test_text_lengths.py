@@ -128,6 +128,7 @@ def test_few_lengths_are_compiled():
     assert encode.cut(texts([3])[:, :32], mesh).shape[1] == 16
 
 
+@pytest.mark.slow
 def test_a_model_cuts_texts_and_prompts(monkeypatch):
     spec = tiny_spec(text={"vocab_size": 49408, "context_length": LENGTH})
     variables = filled(build_model(spec), *inputs(spec, 1))

@@ -109,6 +109,7 @@ def published(tmp_path, save_picture):
     )
 
 
+@pytest.mark.slow
 def test_published_files_by_the_command(published, evaluate, tiny_checkpoint):
     """Against the model's own embeddings, group by group."""
     model = clipjax.load(tiny_checkpoint)

@@ -14,6 +14,7 @@ from clipjax.checkpoint import digest
 from clipjax.data.sources import make_source
 
 
+@pytest.mark.slow
 def test_groups_are_the_same_of_a_table_a_folder_and_parquet(
     command, cache, tiny_checkpoint, save_picture, tmp_path
 ):
@@ -147,6 +148,7 @@ def shown_in(page):
     return {re.search("<h3>(.*?)</h3>", c)[1]: re.findall('alt="(.*?)"', c) for c in cards}
 
 
+@pytest.mark.slow
 def test_the_page_shows_pictures_that_were_called_by_another_name(
     command, cache, tiny_checkpoint, save_picture, tmp_path
 ):

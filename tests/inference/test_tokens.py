@@ -76,6 +76,7 @@ def test_layers_of_clip_are_those_of_open_clip():
     assert encoder.image_tokens(images).shape == (4, 1 + 3 * 3, 32)
 
 
+@pytest.mark.slow
 def test_last_tokens_of_siglip_are_normalised():
     encoder, golden, images = golden_encoder("siglip")
     hidden = golden["image_hidden"]

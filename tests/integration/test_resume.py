@@ -45,6 +45,7 @@ def test_the_comparison_sees_a_lost_optimizer(clipjax, reference, losses_of, tmp
     assert losses_of(other)[16] != losses_of(reference)[24]
 
 
+@pytest.mark.slow
 def test_asked_to_stop(clipjax, reference, losses_of, digests_of, tmp_path):
     """By SIGTERM; runs that are killed without a word are above, and in tests/faults."""
     plain = (tmp_path, "--config.report=false", "--config.tensorboard=false")

@@ -116,6 +116,7 @@ def test_a_run_writes_no_credential(person):
     assert not any(word in person.said[0] for word in CANARIES)
 
 
+@pytest.mark.slow
 def test_a_new_credential_is_no_other_config(person):
     done = person.train(secret="CANARY2")
     assert "restored step 2" in done.stderr
