@@ -304,7 +304,8 @@ class Loop:
             self.log.give(step + 1, metrics)
             # The first loss is fetched by itself, so that the first line has one.
             first = {"loss": jax.device_get(metrics["loss"])} if step == self.start else None
-            self.progress.update(step + 1, first)
+            if step + 1 < settings.total_steps:  # the last one's line has its metrics
+                self.progress.update(step + 1, first)
             self.watchdog.beat()
         self.check_skipped(self.skipped.read())
         exit_record.at(settings.total_steps)

@@ -15,6 +15,7 @@ from checkpoints import saved_arrays
 
 from clipjax.checkpoint import DamagedCheckpointError, read_manifest
 from clipjax.checkpoint.restore import verify_state
+from clipjax.goodput import CAUSES, STEPS
 
 
 @pytest.fixture
@@ -31,9 +32,8 @@ def scores_of(workdir):
 
 
 def test_two_processes_get_the_losses_of_one(two, reference, losses_of, tmp_path):
-    flags = ("--workdir", tmp_path, "--config.tensorboard=false")
-    done = two("--config", "configs/smoke.py", *flags)
-    assert (tmp_path / "report.html").exists()
+    done = two("--config", "configs/smoke.py", "--workdir", tmp_path)
+    check_told_once(tmp_path, done.stderr)
     scores = scores_of(reference)
     assert "zero_shot/synthetic_128/top1" in scores
     assert scores_of(tmp_path) == pytest.approx(scores, abs=2 / 128)  # of so many pictures
@@ -44,6 +44,21 @@ def test_two_processes_get_the_losses_of_one(two, reference, losses_of, tmp_path
     assert one.keys() == two.keys()
     np.testing.assert_allclose([two[s] for s in one], list(one.values()), rtol=2e-5)
     check_blocks(tmp_path / "checkpoints" / str(max(two)))
+
+
+def check_told_once(workdir, said):
+    """Whoever watches sees one run: one file of a kind, one line, and where its time went."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    last = rows[-1]
+    seconds = {cause: last[f"time_s/{cause}"] for cause in (STEPS, *CAUSES)}
+    assert last["goodput"] == pytest.approx(seconds[STEPS] / sum(seconds.values()))
+    assert seconds["compile"] > 0 and seconds["start"] > 0 == seconds["restart"]
+    assert len([*workdir.rglob("events.out.tfevents*")]) == 1
+    assert {path.name for path in workdir.rglob("*.jsonl")} == {"evals.jsonl", "metrics.jsonl"}
+    (line,) = re.findall(rf"step {last['step']}/{last['step']}  .*", said)
+    assert line.endswith(f"loss {last['loss']:.4g}, goodput {last['goodput']:.4g}")
+    report = (workdir / "report.html").read_text(encoding="utf-8")
+    assert re.search(r"compile \d+\.\d%.* of \d+\.\d\d h in 1 start\b", report)
 
 
 def check_blocks(step_dir):
