@@ -124,10 +124,12 @@ def judge(found: Rates, wanted: float | None, how: str, workers: int) -> Finding
         workers: of the loader.
     """
     cores = len(os.sched_getaffinity(0))
+    # Pictures that the source draws or holds as arrays have no bytes that were read.
+    size = f" ({found.bytes_read / 1e6:,.1f} MB/s)" if found.bytes_read else ""
     text = (
         f"{found.made:,.0f} examples a second decoded and in batches, {workers} workers on {cores} "
-        f"cores; {found.read:,.0f} a second ({found.bytes_read / 1e6:,.0f} MB/s) from the source "
-        f"alone; the first batch after {found.first_s:.1f} s"
+        f"cores; {found.read:,.0f} a second{size} from the source alone; the first batch after "
+        f"{found.first_s:.1f} s"
     )
     text += f"; {found.bad} examples were bad" if found.bad else ""
     if wanted is None:

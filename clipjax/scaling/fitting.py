@@ -134,8 +134,9 @@ def _enough(runs: Sequence[Observation], evidence: Evidence, count: int) -> None
     names = ", ".join(run.name for run in runs) or "none"
     left = "; ".join(f"{len(n)} left out, {why}" for why, n in evidence.left_out.items())
     raise ValueError(
-        f"{len(runs)} runs have {evidence.metric} ({names}), and a law takes at least "
-        f"{MIN_RUNS[count]}{left and f' ({left})'}: add runs to {evidence.source}"
+        f"{len(runs)} {'run has' if len(runs) == 1 else 'runs have'} {evidence.metric} ({names}), "
+        f"and a law takes at least {MIN_RUNS[count]}{left and f' ({left})'}: {evidence.source} "
+        "needs more sizes or lengths, as by `clipjax sweep --grid total_steps=1000,2000,4000,8000`"
     )
 
 

@@ -212,8 +212,9 @@ def test_what_the_devices_take():
 def test_the_data_against_the_devices(made, read, workers, state, remedy):
     rates = Rates(read=read, bytes_read=1e6, made=made, first_s=0.1, bad=0)
     found = data_rate.judge(rates, 100.0, "as was said", workers)
-    assert found.state == state and remedy in found.remedy
-    assert data_rate.judge(rates, None, "say it", workers).state == "note"
+    assert found.state == state and remedy in found.remedy and " (1.0 MB/s) from" in found.found
+    drawn = data_rate.judge(rates._replace(bytes_read=0.0), None, "say it", workers)
+    assert drawn.state == "note" and "MB/s" not in drawn.found
 
 
 def test_the_stage_that_computes_least_takes_most(monkeypatch):
