@@ -65,7 +65,8 @@ def set_devices(words):
     axes = ("--config.mesh.fsdp=", "--config.mesh.tensor=")
     mesh = [int(word.partition("=")[2]) for word in words if word.startswith(axes)]
     count = max(2, math.prod(mesh))
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={count}"
+    flags = f"--xla_force_host_platform_device_count={count}"  # the last of one name counts
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
 
 
 def run():

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from blocks import ROOT, Block
 from counting import HANGS_S
 from PIL import Image
+from xla_flags import COUNT, PATIENT
 
 HERE = Path(__file__).parent
 COPIED = (
@@ -83,7 +84,7 @@ class Stage:
             "PYTHONPATH": str(ROOT),
             "STAGE": str(root),
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",  # of Python blocks
+            "XLA_FLAGS": f"{COUNT}=2 {PATIENT}",  # of Python blocks
             # What compiles runs a few times only.
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "CLIPJAX_CACHE": str(cache / "clipjax"),

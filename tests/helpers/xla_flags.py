@@ -1,12 +1,15 @@
-"""XLA_FLAGS of this process and of those it starts: the number of devices, quick compilations."""
+"""XLA_FLAGS of this process and of those it starts: devices, quick compilations, patience."""
 
 import os
 from importlib.metadata import version
 
 COUNT = "--xla_force_host_platform_device_count"
+# XLA aborts a process of which one simulated device is 40 s late at a collective, as on a machine
+# that others use.
+PATIENT = "--xla_cpu_collective_call_terminate_timeout_seconds=3600"
 # A step compiles in a third of the time and less: loops by the older emitters, in one module of
 # LLVM's and not in 32. Newer XLA knows no older emitters, and ends a process that asks for them.
-QUICK = ["--xla_cpu_parallel_codegen_split_count=1"]
+QUICK = [PATIENT, "--xla_cpu_parallel_codegen_split_count=1"]
 if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
     QUICK.append("--xla_cpu_use_fusion_emitters=false")
 
