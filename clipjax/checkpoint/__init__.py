@@ -26,7 +26,7 @@ from clipjax.checkpoint.manifest import (
     verify_files,
 )
 from clipjax.checkpoint.model_spec import check_model, needs_file, spec_in
-from clipjax.checkpoint.ownership import WorkdirTakenError, owned
+from clipjax.checkpoint.ownership import WorkdirTakenError, living_owner, owned
 from clipjax.checkpoint.restore import load_model_state, load_params, load_variables
 from clipjax.checkpoint.resume import check_resume, is_same_run
 from clipjax.checkpoint.saving import CheckpointSaveError

@@ -299,6 +299,15 @@ def is_gone(owner: Owner) -> bool:
     return start is None or (start != "" and start != owner.process_start)
 
 
+def living_owner(workdir: Path) -> Owner | None:
+    """The process of this machine that holds a workdir now; None where none does, or elsewhere."""
+    try:
+        owner = _parse((workdir / OWNER).read_bytes())
+    except OSError:
+        return None
+    return owner if owner.machine == machine_id() and not is_gone(owner) else None
+
+
 @contextlib.contextmanager
 def owned(workdir: Path, *, take_over: bool = False) -> Iterator[Callable[[], None]]:
     """Holds a workdir for a run, of several processes by the lead.

@@ -41,7 +41,7 @@ flags.adopt_module_key_flags(opening)
 
 
 def main(argv: list[str]) -> int:
-    """Runs the sweep; 0 if all runs finished, 1 if one failed, 80 if it was asked to stop."""
+    """Runs the sweep; 0 if all runs finished, 1 if one failed, 80 if it is to be started again."""
     no_positional(argv)
     how = ": --config configs/x.py --workdir DIR --grid optimizer.learning_rate=1e-3,2e-3"
     given(_CONFIG.value, "--config", how)

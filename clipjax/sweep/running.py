@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipjax.checkpoint import choose_step, is_same_run
+from clipjax.checkpoint import choose_step, is_same_run, living_owner
 from clipjax.evals.running import read_results
 from clipjax.metric_writers import TRAIN_FILE
 from clipjax.processes import exit_record
@@ -17,6 +17,7 @@ from clipjax.report.writing import read_curves
 from clipjax.sweep.grid import Point
 
 FINISHED, FAILED, STOPPED, OPEN = "finished", "failed", "stopped", "not run"
+GOES_ON = "goes on"  # by itself: the sweep that began it was killed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +49,8 @@ class Outcome:
 
     Attributes:
         run: which.
-        state: FINISHED, FAILED, STOPPED or OPEN.
-        why: of a run that failed or was stopped, a sentence.
+        state: FINISHED, FAILED, STOPPED, GOES_ON or OPEN.
+        why: of a run that failed, was stopped or goes on, a sentence.
         step: of its newest checkpoint; -1 where there is none.
         metrics: the last value of each training metric, and the results of its evaluations.
         loss: (step, loss) while it trained.
@@ -83,6 +84,8 @@ def outcome_of(run: Run) -> Outcome:
     code, state, why = record.get("code"), OPEN, ""
     if is_finished(run):
         state = FINISHED
+    elif owner := living_owner(run.workdir):
+        state, why = GOES_ON, f"{owner}, trains it: wait for its end, or stop it; then start again"
     elif isinstance(code, int) and code != OK:
         state = STOPPED if ending(code).again else FAILED
         why = str(record.get("reason") or ending(code).meaning)
@@ -116,6 +119,9 @@ def run_all(
     for number, run in enumerate(runs, 1):
         if is_finished(run):
             say(f"run {number} of {len(runs)}, {run.point.name}: finished before")
+            continue
+        if owner := living_owner(run.workdir):
+            say(f"run {number} of {len(runs)}, {run.point.name}: goes on already, {owner}")
             continue
         say(f"run {number} of {len(runs)}, {run.point.name}: begins")
         begin = time.monotonic()

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from counting import wait_until
 
+from clipjax.checkpoint import owned
 from clipjax.processes import launching
 from clipjax.report.curves import chart
 from clipjax.sweep import (
@@ -181,6 +182,23 @@ def test_what_stops_the_sweep_stops_its_run_and_begins_no_other(run_of, monkeypa
     asking.join()
     assert [outcome.state for outcome in outcomes] == ["stopped", "not run"]
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_run_that_a_killed_sweep_has_left_is_let_alone(run_of, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    runs, said = [run_of("0", "0"), run_of("1", "1")], []
+
+    def again():
+        return run_all(runs, say=said.append, stop_at_failure=False, supervised=True)
+
+    runs[0].workdir.mkdir()
+    with owned(runs[0].workdir):
+        outcomes = again()
+        assert not (runs[0].workdir / "starts").exists()
+    assert [outcome.state for outcome in outcomes] == ["goes on", "failed"]
+    assert f"process {os.getpid()} on " in outcomes[0].why and "goes on already" in said[0]
+    again()
+    assert len(starts(runs[0])) == 1
 
 
 def outcome(name, state="finished", **metrics):
