@@ -76,7 +76,8 @@ def make_encode_fns(
 
 
 def _for_embeddings(model: Any, *, float32_products: bool) -> Any:
-    """The same model, whose last block of the image tower computes what is pooled alone."""
+    """The same model: the last block of its image tower computes what is pooled alone, and products
+    of both towers are as asked."""
     towers = {}
     for name in ("image_encoder", "text_encoder"):
         tower = getattr(model, name)
