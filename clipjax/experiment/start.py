@@ -38,7 +38,7 @@ FREE_IN_FINE_TUNING = (
 
 
 # What may differ besides where a new vocabulary gets the old one's embeddings.
-OF_THE_VOCABULARY = ("tokenizer", "model.tokenizer", "model.text.vocab_size")
+OF_THE_VOCABULARY = ("tokenizer", "model.tokenizer", "model.text.vocab_size", "model.text.eot_id")
 _TABLE = ("text_encoder", "token_embedding")
 
 
@@ -89,11 +89,14 @@ def make_load_init(
 def _check_pooling(spec: Mapping[str, Any], contract: Mapping[str, Any]) -> None:
     """Refuses a tokenizer whose end token the text tower would not find."""
     end, size = contract["tokenizer"].get("end_id"), contract["tokenizer"].get("vocab_size")
-    if spec["text"].get("pooling") == "eot" and end is not None and size and end != size - 1:
+    pooling, said = (spec["text"].get(field) for field in ("pooling", "eot_id"))
+    if pooling not in ("eot", "mean") or end is None or not size or spec["text"]["name"] == "bert":
+        return
+    if end != (size - 1 if said is None else said):
         raise ValueError(
-            "config.model.text.pooling = 'eot' takes the row of the largest id, and the end token "
-            f"of config.model.tokenizer is {end} of {size}: set the pooling to 'last' or 'mean', "
-            "and name model.text.pooling in config.init.override"
+            f"config.model.text.pooling = {pooling!r} ends a text at "
+            f"{'its largest id' if said is None else f'eot_id = {said}'}, and the end token of "
+            f"config.model.tokenizer is {end} of {size}: set config.model.text.eot_id = {end}"
         )
 
 

@@ -126,11 +126,18 @@ def started(base, folder, **changes):
 
 
 def test_a_fine_tune_starts_from_the_carried_table(base, folder):
-    pooled = {"model.text.pooling": "mean", "init.override": ("model.text.pooling",)}
+    with pytest.raises(
+        ValueError, match=r"largest id, .* set config\.model\.text\.eot_id = \d"
+    ) as told:
+        started(base, folder, **{"init.vocabulary": "carried"})
+    end = int(str(told.value).rpartition("= ")[2])
+    pooled = {"model.text.eot_id": end}
     found = started(base, folder, **{"init.vocabulary": "carried"}, **pooled)
     assert found["text_encoder"]["token_embedding"].shape == (12, 16)
-    with pytest.raises(ValueError, match="set the pooling to 'last' or 'mean'"):
-        started(base, folder, **{"init.vocabulary": "carried"})
+    mean = {"model.text.pooling": "mean", "init.override": ("model.text.pooling",)}
+    for other in (mean, {"model.text.eot_id": end + 1}):
+        with pytest.raises(ValueError, match=rf"set config\.model\.text\.eot_id = {end}"):
+            started(base, folder, **{"init.vocabulary": "carried"}, **other)
     with pytest.raises(ValueError, match=r"another model contract:(.|\n)*tokenizer.name"):
         started(base, folder, **pooled)
     manifest = json.loads((base / "checkpoints" / "1" / "manifest.json").read_text())
