@@ -374,8 +374,8 @@ class Settings:
     objective: Mapping[str, Any] = _field(
         {"name": "pair"},
         Group("with a `name`"),
-        "what is minimised: `pair`, the loss of `loss`; or an objective of your own, `module:Name` "
-        "and its options; see docs/losses.md",
+        "what is minimised: `pair`, the loss of `loss`; `text_distillation`; or an objective of "
+        "your own, `module:Name` and its options; see docs/losses.md",
     )
     optimizer: OptimizerSettings = dataclasses.field(default_factory=OptimizerSettings)
     schedule: ScheduleSettings = dataclasses.field(default_factory=ScheduleSettings)

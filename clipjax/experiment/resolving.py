@@ -1,6 +1,7 @@
 """What a config decides, found once: the only reader of a config, and all that follows takes it."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -30,6 +31,8 @@ from clipjax.encoding.prompts import stored_templates
 from clipjax.encoding.templates import load_templates
 from clipjax.evals import EVALS
 from clipjax.experiment.stages import Stage, make_stages
+from clipjax.inference.loading import load
+from clipjax.inference.model import Model
 from clipjax.layers.color_jitter import ColorJitter
 from clipjax.losses import LOSSES, PAIR_RULES, make_loss
 from clipjax.losses.objectives import PairObjective, check_objective, make_objective
@@ -250,7 +253,17 @@ def make_objective_of(settings: Settings, spec: Mapping[str, Any], mesh: Mesh | 
         pair_loss=pair_loss,
         vocab_size=spec["text"]["vocab_size"],
         dtype=jnp.dtype(settings.dtype),
+        open_model=functools.partial(_opened, tuple(settings.plugins)),
     )
+
+
+@functools.lru_cache(maxsize=2)
+def _opened(plugins: tuple[str, ...], path: str) -> Model:
+    """A model beside that of the config, such as a teacher."""
+    try:
+        return load(path, plugins=plugins)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"config.objective names {path!r}: {error}") from error
 
 
 def _check_objective(stage: StageConfig) -> None:

@@ -27,6 +27,7 @@ from clipjax.experiment.program import Program, build_program
 from clipjax.experiment.resolving import MOUNT, Resolved
 from clipjax.experiment.stages import Stage
 from clipjax.experiment.start import make_load_init
+from clipjax.losses.objectives import other_texts
 from clipjax.platforms import platform_of
 from clipjax.processes.distributed import is_lead
 from clipjax.ranges import named
@@ -83,6 +84,7 @@ def build_experiment(resolved: Resolved, workdir: str | Path) -> Experiment:
         seed=settings.seed,
         preprocess=own.data.preprocess,
         stages=[(stage.until_step, stage.data) for stage in earlier],
+        other_texts=own.data.other_texts,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         num_workers=settings.data.num_workers,
@@ -140,7 +142,14 @@ def _with_data(resolved: Resolved, tokenizer: Tokenizer, sources: Sequence[DataS
                 raise ValueError(f"{stage.path}.context_length = {length}: {error}") from error
         with named("config.model"):
             preprocess = Preprocess.from_spec(spec)
-        data = Finishing(stage.transforms, tokenizers[length], preprocess, stage.batch_size, source)
+        data = Finishing(
+            stage.transforms,
+            tokenizers[length],
+            preprocess,
+            stage.batch_size,
+            source,
+            other_texts(stage.objective),
+        )
         stages.append(dataclasses.replace(stage, data=data))
     return dataclasses.replace(resolved, stages=tuple(stages))
 

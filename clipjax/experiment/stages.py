@@ -21,7 +21,12 @@ from clipjax.config_stages import StageConfig, schedule_spans, stage_configs
 from clipjax.data.transforms import Transform, make_transforms
 from clipjax.experiment.freezing import Fixed, fixed_by, masks_of, masks_of_lora
 from clipjax.layers.execution import APART, Execution
-from clipjax.losses.objectives import OBJECTIVE, join_variables, split_variables
+from clipjax.losses.objectives import (
+    OBJECTIVE,
+    join_variables,
+    other_texts,
+    split_variables,
+)
 from clipjax.models import build_model
 from clipjax.models.clip import CLIP
 from clipjax.models.layers_layout import laid_out_like
@@ -161,9 +166,15 @@ class Stage:
         """Shapes of a global batch."""
         size, length = self.spec["image_size"], self.spec["text"]["context_length"]
         rows = self.batch_size
+        lengths = {"text": length}
+        for key, (tokenizer, _) in other_texts(self.objective).items():
+            lengths[key] = tokenizer.context_length
         return {
             "image": jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8, sharding=sharding),
-            "text": jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=sharding),
+            **{
+                key: jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=sharding)
+                for key, length in lengths.items()
+            },
         }
 
     def under(self, execution: Execution) -> "Stage":

@@ -5,7 +5,9 @@ An objective is an object with
     needs = ("text_tokens",)   # what its outputs hold besides, of NEEDS
     __call__(outputs, batch, rng) -> (loss, metrics)
 
-or a flax module of that call. The module's variables live beside the model's, under the name
+or a flax module of that call. Texts that it reads besides the model's are what a method
+`other_texts() -> {key: (tokenizer, name of the caption)}` says; they stand in the batch under their
+keys. The module's variables live beside the model's, under the name
 `objective` of each collection: its parameters are parameters like all others, and any other
 collection (a frozen teacher, running statistics) is kept in the train state and not optimised.
 """
@@ -21,6 +23,7 @@ import numpy as np
 
 from clipjax.array_types import Array
 from clipjax.building import build, check_spec
+from clipjax.losses.distillation import TextDistillation
 from clipjax.partitioning import place
 from clipjax.trees import flatten_with_names, map_with_names
 
@@ -28,7 +31,7 @@ OBJECTIVE = "objective"
 """The name that an objective's variables live under, in each collection."""
 NEEDS = ("image_tokens", "text_tokens")
 """What the outputs hold on demand: `[batch, positions, width]` of each tower, before pooling."""
-RUNTIME = ("pair_loss", "vocab_size", "dtype")
+RUNTIME = ("pair_loss", "vocab_size", "dtype", "open_model")
 """What a constructor may take besides the fields of the config."""
 
 Variables = Mapping[str, Mapping[str, Any]]
@@ -55,7 +58,7 @@ class PairObjective:
         return self.pair_loss(*embeds, outputs.logit_scale, outputs.logit_bias, *captions)
 
 
-OBJECTIVES: dict[str, Any] = {"pair": PairObjective}
+OBJECTIVES: dict[str, Any] = {"pair": PairObjective, "text_distillation": TextDistillation}
 
 
 def check_objective(
@@ -101,9 +104,14 @@ def make_objective(
         path: likewise.
         plugins: likewise.
         **runtime: `pair_loss`, of `make_loss`; `vocab_size`, of the texts; `dtype`, of the
-            computation. A constructor gets those that it names.
+            computation; `open_model`, of a path. A constructor gets those that it names.
     """
     return build(spec, OBJECTIVES, path=path, plugins=plugins, **runtime)
+
+
+def other_texts(objective: Any) -> dict[str, tuple[Any, str]]:
+    """What a batch holds for an objective besides: (tokenizer, name of the caption) by key."""
+    return objective.other_texts() if hasattr(objective, "other_texts") else {}
 
 
 def as_objective(loss: Any) -> Any:

@@ -19,7 +19,7 @@ from clipjax.data import permutation
 from clipjax.data.images.preprocess import Preprocess
 from clipjax.data.loading.bad_examples import BadCount, BadExample, share_of
 from clipjax.data.loading.caption_faults import tell_of_batch
-from clipjax.data.loading.rows import Finishing, Part, RowMaker
+from clipjax.data.loading.rows import Finishing, Part, RowMaker, Tokenize
 from clipjax.data.loading.workers import Pending, Threads, Workers
 from clipjax.data.loading.workers_processes import Processes
 from clipjax.data.source import DataSource, check_source, draw
@@ -57,6 +57,7 @@ class Loader:
         stages: how the examples of the first steps are finished, where not as said above, and from
             what source and how many: pairs of the first step that is not of a stage, and how. Which
             examples stand at a position of a source, and what is drawn there, do not depend on it.
+        other_texts: what else is tokenized after the stages, see `Finishing`.
         token_cache_bytes: how many bytes of token ids all workers together keep for later epochs.
         max_bad_fraction: the fraction of this process's last `bad_window` examples that may be
             unusable.
@@ -79,6 +80,7 @@ class Loader:
         seed: int,
         preprocess: Preprocess,
         stages: Sequence[tuple[int, Finishing]] = (),
+        other_texts: Mapping[str, tuple[Tokenize, str]] | None = None,
         process_index: int = 0,
         process_count: int = 1,
         num_workers: int = 2,
@@ -103,7 +105,9 @@ class Loader:
         )
         for name, value, rule in checks:
             rule.check(_plain(value), name)
-        own = Finishing(tuple(transforms), tokenizer, preprocess, _plain(batch_size), source)
+        own = Finishing(
+            tuple(transforms), tokenizer, preprocess, _plain(batch_size), source, other_texts or {}
+        )
         finishings = [*(how for _, how in stages), own]
         for how in finishings:
             how.prepare()
@@ -130,6 +134,7 @@ class Loader:
             raise ValueError(f"stages end at steps {ends}: expected ascending numbers above 0")
         self.source, self.batch_size, self.seed = source, _plain(batch_size), _plain(seed)
         self._stage_ends, self._sources, self._batch_sizes = ends, sources, sizes
+        self._other_texts = [tuple(how.other_texts) for how in finishings]
         self._begins: list[int] = []  # where in the stream of its source each stage begins
         taken: collections.Counter[int] = collections.Counter()
         for begin, end, stream, size in zip(
@@ -264,18 +269,22 @@ class Loader:
                     "num_workers is too small"
                 ) from error
         self._bad.add(len(pending.images), [bad for part in parts for bad in part.bad])
-        lengths = sorted({part.tokens.shape[1] for part in parts})
-        if len(lengths) > 1:
-            raise ValueError(
-                f"the tokenizer gave rows of {lengths[0]} and of {lengths[-1]} ids in the batch of "
-                f"step {pending.step}, expected one length whatever the texts"
-            )
-        tokens = np.concatenate([part.tokens for part in parts])
+        texts = []
+        for kind in zip(*((part.tokens, *part.others) for part in parts), strict=True):
+            lengths = sorted({rows.shape[1] for rows in kind})
+            if len(lengths) > 1:
+                raise ValueError(
+                    f"the tokenizer gave rows of {lengths[0]} and of {lengths[-1]} ids in the "
+                    f"batch of step {pending.step}, expected one length whatever the texts"
+                )
+            texts.append(np.concatenate(kind))
         if not self._told and self._process[0] == 0:
             self._told = True
             counted = sum((part.faults for part in parts), collections.Counter())
-            tell_of_batch(tokens, counted, getattr(self.source, "captions", None))
-        return {"image": pending.images, "text": tokens}
+            tell_of_batch(texts[0], counted, getattr(self.source, "captions", None))
+        stage, *_ = self._place(pending.step)
+        keys = ("text", *self._other_texts[stage])
+        return {"image": pending.images, **dict(zip(keys, texts, strict=True))}
 
 
 def _wait_for(part: concurrent.futures.Future[Part], timeout_s: float | None) -> Part:

@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,10 +28,11 @@ from clipjax.data.source import (
     read_example,
 )
 from clipjax.data.transforms import Transform
-from clipjax.data.transforms.captions import choose_text, clean_caption
+from clipjax.data.transforms.captions import choose_text, clean_caption, first_of
 from clipjax.processes import signals
 from clipjax.ranges import named
 
+Tokenize = Callable[[list[str]], np.ndarray]
 # An unusable example is replaced by another one, drawn by its position; that may be unusable too,
 # and is often left out where a filter takes most.
 MAX_UNUSABLE, MAX_FILTERED = 100, 10_000
@@ -45,11 +46,13 @@ class Part(NamedTuple):
     Attributes:
         tokens: i32 `[rows, length]`.
         faults: rows by what is noted of their captions, see `caption_faults.faults_of`.
+        others: ids of the other texts of `Finishing`, in their order.
     """
 
     tokens: np.ndarray
     bad: list[BadExample]
     faults: collections.Counter[str]
+    others: tuple[np.ndarray, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,13 +64,16 @@ class Finishing:
         preprocess: the evaluation's, to the size of the images.
         batch_size: rows of a batch, over all processes; None is the loader's.
         source: of the examples; None is the loader's.
+        other_texts: what else is tokenized, by its key in the batch: a tokenizer, and the caption
+            that it reads of an example whose text is a map; empty for what the model reads.
     """
 
     transforms: Sequence[Transform]
-    tokenizer: Callable[[list[str]], np.ndarray]
+    tokenizer: Tokenize
     preprocess: Preprocess
     batch_size: int | None = None
     source: DataSource | None = None
+    other_texts: Mapping[str, tuple[Tokenize, str]] = dataclasses.field(default_factory=dict)
 
     def prepare(self) -> None:
         """Has transforms load what they need, such as a lexicon, before anything is read.
@@ -95,7 +101,10 @@ class RowMaker:
     ):
         self.stages, self.seed = tuple(stages), seed
         self.sources = tuple(source if how.source is None else how.source for how in stages)
-        self.tokens = TokenCache(token_cache_bytes)
+        others = max(len(how.other_texts) for how in self.stages)
+        share = token_cache_bytes // (1 + others)
+        self.tokens = TokenCache(share)
+        self.other_tokens = [TokenCache(share) for _ in range(others)]
 
     def indices(self, start: int, count: int, stage: int = -1) -> np.ndarray:
         """Which examples of a stage's source are at `count` positions from `start` on, i64."""
@@ -111,17 +120,25 @@ class RowMaker:
                 should this process die, another one can tell at what.
         """
         at_work = np.empty(1, np.int64) if at_work is None else at_work
-        texts: list[str] = []
+        rows: list[tuple[str, ...]] = []
         bad: list[BadExample] = []
         faults: collections.Counter[str] = collections.Counter()
         for slot, index in enumerate(self.indices(start, len(images), stage).tolist()):
             signals.poll_alone()
-            image, text, raw = self.make_row(stage, start + slot, index, bad, at_work)
+            image, texts, raw = self.make_row(stage, start + slot, index, bad, at_work)
             images[slot] = image
-            texts.append(text)
+            rows.append(texts)
             faults.update(faults_of(raw))
         at_work[0] = -1
-        return Part(self.tokens.tokenize(stage, self.stages[stage].tokenizer, texts), bad, faults)
+        how = self.stages[stage]
+        tokenizers = (how.tokenizer, *(tokenizer for tokenizer, _ in how.other_texts.values()))
+        columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in tokenizers]
+        caches = (self.tokens, *self.other_tokens)
+        tokens, *others = (
+            cache.tokenize(stage, tokenizer, column)
+            for cache, tokenizer, column in zip(caches, tokenizers, columns, strict=False)
+        )
+        return Part(tokens, bad, faults, tuple(others))
 
     def make_row(
         self,
@@ -130,8 +147,8 @@ class RowMaker:
         index: int,
         bad: list[BadExample],
         at_work: np.ndarray,
-    ) -> tuple[np.ndarray, str, Any]:
-        """Makes one row; gives its picture, its caption, and what the source called its text."""
+    ) -> tuple[np.ndarray, tuple[str, ...], Any]:
+        """Makes one row; gives its picture, its texts, and what the source called its text."""
         substitutes, first, source = None, len(bad), self.sources[stage]
         allowed = {False: MAX_UNUSABLE, True: MAX_FILTERED}
         while True:
@@ -172,17 +189,23 @@ def _no_substitute(bad: Sequence[BadExample]) -> str:
     )
 
 
-def _finish(stage: Finishing, example: Example, rng: np.random.Generator) -> tuple[np.ndarray, str]:
-    key = example["key"]
+def _finish(
+    stage: Finishing, example: Example, rng: np.random.Generator
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    key, captions = example["key"], example["text"]
     try:
         for number, transform in enumerate(stage.transforms):
             name = getattr(transform, "__name__", type(transform).__name__)
             example = check_example(transform(example, rng), f"transforms[{number}] ({name})")
         text = clean_caption(choose_text(example["text"], rng))
+        others = [
+            clean_caption(first_of(captions, name)) if name else text
+            for _, name in stage.other_texts.values()
+        ]
         image, size = example["image"], stage.preprocess.size
         shape = (size, size, 3)
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape != shape:
             image = stage.preprocess(image)
     except SampleError as error:
         raise type(error)(error.reason, error.message, error.key or key) from error
-    return image, text
+    return image, (text, *others)

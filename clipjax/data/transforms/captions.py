@@ -54,6 +54,17 @@ def choose_text(text: Texts | bytes, rng: np.random.Generator) -> str:
     return _decoded(text) if isinstance(text, bytes) else text
 
 
+def first_of(text: Texts | bytes, name: str) -> Any:
+    """The first caption of one name in a map of captions; SampleError if it has none of it."""
+    found = text.get(name) if isinstance(text, Mapping) else None
+    if found is not None and not isinstance(found, str | bytes):
+        found = next(iter(found), None)
+    if not found:
+        names = ", ".join(sorted(text)) if isinstance(text, Mapping) else "no names"
+        raise SampleError("no_such_caption", f"there is no caption {name!r}; the text has {names}")
+    return found
+
+
 def matches_any(text: Texts | bytes, patterns: Iterable[str]) -> bool:
     """Whether one of some regular expressions is found in a caption, or in several as one text."""
     written = str(text)

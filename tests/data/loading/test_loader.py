@@ -554,3 +554,35 @@ def test_a_run_that_waits_for_data_can_be_stopped(num_workers):
         with pytest.raises(StopRequestedError):
             loader.batch(0)
         asked.set()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_other_texts_stand_beside_the_model_s(num_workers):
+    """By another tokenizer, of the caption that is named, or of that which the model reads."""
+
+    class Named(Numbers):
+        def __getitem__(self, index):
+            found = super().__getitem__(index)
+            text = {"a": f"{index}", "b": () if index == 3 else (f"{index} b", "no")}
+            return {**found, "text": text}
+
+    def lengths(texts):
+        return np.array([[len(text)] for text in texts], np.int32)
+
+    def chosen(example, rng):
+        return {**example, "text": example["text"]["a"]}
+
+    others = {"of_b": (tokens_of, "b"), "length": (lengths, "")}
+    with make(
+        Named(40), 16, [chosen], other_texts=others, num_workers=num_workers, max_bad_fraction=1.0
+    ) as loader:
+        batches = [loader.batch(step) for step in range(4)]
+        counts = loader.counts()
+    assert counts == {"no_such_caption": 2}  # in 64 examples, of which each 40 hold number 3
+    for batch in batches:
+        numbers = numbers_in(batch)
+        assert 3 not in numbers
+        np.testing.assert_array_equal(batch["text"], tokens_of([str(n) for n in numbers]))
+        np.testing.assert_array_equal(batch["of_b"], tokens_of([f"{n} b" for n in numbers]))
+        np.testing.assert_array_equal(batch["length"], lengths([str(n) for n in numbers]))
+        assert sorted(batch) == ["image", "length", "of_b", "text"]
