@@ -136,9 +136,10 @@ def _mix(
     known = json.loads(listed.read_text())
     (kept,) = (name for name in known if name.endswith("/top1") and "openmoji" in name)
     page = f"--page={asked.to / f'{mode}_mixed.html'}"
-    run("soup", asked.checkpoint, asked.to / mode, "--method=between", *choosing,
+    used = run("soup", asked.checkpoint, asked.to / mode, "--method=between", *choosing,
         f"--keep={kept}={KEEP}", page, f"--json={file}", "--to", target,
         log=asked.to / f"{mode}_mixed.log")  # fmt: skip
+    spent = f"{used['core_seconds'] / 60:.1f} core minutes to choose"
     told = json.loads(file.read_text())
     alpha = 1 - told["shares"][str(asked.checkpoint)]
     found = []
@@ -148,7 +149,7 @@ def _mix(
         log = asked.to / f"{mode}_mixed_{number}.log"
         run("eval", "--checkpoint", target, *of, f"--json={out}", log=log)
         found.append(_percents(accuracies(out)))
-    print(f"{mode}: alpha {alpha:g}, other halves {found[0]}, all {found[1]}", flush=True)
+    print(f"{mode}: alpha {alpha:g}, other halves {found[0]}, all {found[1]}, {spent}", flush=True)
 
 
 def _wholes(asked: argparse.Namespace) -> tuple[str, str]:
