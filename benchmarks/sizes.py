@@ -17,7 +17,7 @@ OPEN_CLIP_NAMES = {
 NOTES = {"siglip-b-16-224": "open_clip's GELU is the exact one, clipjax's the tanh form"}
 QUICKSTART = "quickstart"  # the model of configs/quickstart.py
 
-TINY_PIXELS, TINY_TOKENS, TINY_EMBED = 32, 8, 64
+TINY_PIXELS, TINY_PATCH, TINY_TOKENS, TINY_EMBED = 32, 16, 8, 64
 _TINY_TOWER = {"width": 64, "depth": 1, "num_heads": 2, "mlp_dim": 128}
 _TINY_RESNET = {"layers": [1, 1, 1, 1], "width": 8, "num_heads": 2, "output_dim": TINY_EMBED}
 
@@ -71,7 +71,8 @@ class Step(NamedTuple):
 
 def tiny_changes(row: Mapping[str, Any]) -> dict[str, Any]:
     """Changes of a row of the zoo that make it the stand-in."""
-    image = _TINY_RESNET if row["image"]["name"] == "modified_resnet" else _TINY_TOWER
+    is_resnet = row["image"]["name"] == "modified_resnet"
+    image = _TINY_RESNET if is_resnet else {**_TINY_TOWER, "patch_size": TINY_PATCH}
     return {
         "embed_dim": TINY_EMBED,
         "image_size": TINY_PIXELS,
@@ -83,7 +84,7 @@ def tiny_changes(row: Mapping[str, Any]) -> dict[str, Any]:
 def tiny_open_clip(config: dict[str, Any]) -> dict[str, Any]:
     """The stand-in as open_clip's config; a tower of timm becomes open_clip's own."""
     vision = config["vision_cfg"]
-    tower = {"image_size": TINY_PIXELS, "width": 64, "head_width": 32, "patch_size": 16}
+    tower = {"image_size": TINY_PIXELS, "width": 64, "head_width": 32, "patch_size": TINY_PATCH}
     if isinstance(vision.get("layers"), list):
         tower = {"image_size": TINY_PIXELS, "width": 8, "patch_size": None}
     layers = [1, 1, 1, 1] if isinstance(vision.get("layers"), list) else 1
