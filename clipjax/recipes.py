@@ -235,6 +235,8 @@ def make_towers_small(config: ConfigDict) -> None:
     """Makes both towers of a block each, narrow: for a look at how a recipe runs."""
     small: dict[str, Any] = {"width": 32, "depth": 1, "num_heads": 2, "mlp_dim": 64}
     config.model.text.update(small)
+    if config.model.name.startswith("siglip"):  # its image tower ends without a projection
+        config.model.embed_dim = small["width"]
     if config.model.name.startswith("RN"):
         small = {"layers": (1, 1, 1, 1), "width": 8, "num_heads": 2}
     config.model.image.update(small)
