@@ -62,7 +62,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     put_fsdp(config, arg.fsdp)
     epoch = EPOCH
     if arg.smoke:
-        arg.source, arg.batch_size, epoch = "synthetic:64", 32, 0.01
+        arg.source, arg.batch_size, epoch = "synthetic:64", 32, 0.0128  # whole batches a stage
         make_towers_small(config)
         config.mesh.fsdp = 1
     stages = []
