@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--to", default="runs/finetune", type=Path)
     parser.add_argument("--data", default=DATA)
     parser.add_argument("--modes", nargs="*", default=MODES)
-    parser.add_argument("--steps", default=640, type=int)
+    parser.add_argument("--steps", default=400, type=int)
     parser.add_argument("--probe", action="store_true", help="also a linear probe of the features")
     asked = parser.parse_args()
     asked.to.mkdir(parents=True, exist_ok=True)

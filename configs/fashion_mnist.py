@@ -4,12 +4,12 @@
     clipjax train --config configs/fashion_mnist.py:checkpoint=RUN --workdir runs/fashion
 
 docs/fine_tuning.md says how the mixture with the quickstart's weights is chosen afterwards. The
-image tower learns against frozen texts, three pictures of clothes to one of the emoji that the
-quickstart was trained on; most steps are at 32 pixels, as the pictures have 28.
+image tower learns against frozen texts, seven pictures of clothes to one of the emoji that the
+quickstart was trained on; three quarters of the steps look at half of the patches.
 
 Arguments: checkpoint, data (the folder of the IDX files), mode (image: the image tower; full; lit:
 the text tower; last: the image tower's last block and what follows; lora: rank 8 in its blocks),
-steps (640), learning_rate, emoji (1 of 4 pictures are emoji; 0 leaves them out), seed.
+steps (400), learning_rate, emoji (their share of the pictures, an eighth; 0 leaves them out), seed.
 """
 
 from ml_collections import ConfigDict
@@ -32,9 +32,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
         checkpoint="runs/quickstart",
         data="/usr/share/datasets/fashion-mnist",
         mode="image",
-        steps=640,
-        learning_rate=1e-3,
-        emoji=1,
+        steps=400,
+        learning_rate=2e-3,
+        emoji=0.125,
         seed=0,
     )
     if arg.mode not in FROZEN:
@@ -42,7 +42,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = default_config()
     config.seed = arg.seed
     config.model.name = "checkpoint"
-    config.model.image.patch_dropout = 0.0  # 16 patches are few
+    config.model.image.patch_dropout = 0.0
     config.init.checkpoint = arg.checkpoint
     config.init.lock_image = arg.mode == "lit"
     config.optimizer.freeze = FROZEN[arg.mode]
@@ -51,18 +51,19 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.dtype, config.scan_layers, config.remat = "float32", False, "none"
     config.batch_size = 256
     config.total_steps = arg.steps
-    if arg.steps >= 8:
-        config.stages = ({"until_step": arg.steps - arg.steps // 8, "image_size": 32},)
+    if arg.steps >= 4:  # fewer patches are cheaper; fewer pixels of the whole were worse at the end
+        config.stages = ({"until_step": arg.steps - arg.steps // 4, "patch_dropout": 0.5},)
 
     clothes = f"idx:{arg.data}:train?class_names=fashion_mnist"
     config.data.source = clothes
     if arg.emoji:
         part = '{{"spec": "{}", "weight": {}}}'
-        mix = part.format(clothes, 4 - arg.emoji), part.format("openmoji:train", arg.emoji)
+        mix = part.format(clothes, 1 - arg.emoji), part.format("openmoji:train", arg.emoji)
         config.data.source = f"mix:[{', '.join(mix)}]"
     config.data.transforms = ({"name": "random_flip"},)
     config.loss.positives = "equal_captions"  # 19 of each class in a batch
 
+    config.optimizer.name = "muon"
     config.optimizer.learning_rate = arg.learning_rate
     config.optimizer.weight_decay = 0.05
     config.optimizer.clip_norm = 1.0
