@@ -64,7 +64,7 @@ def main() -> int:
         "date": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()),
         "commit": commit(),
         "command": f"python -m benchmarks.run {' '.join(sys.argv[1:])}".strip(),
-        "how": "float32; the sides take turns, each in a process of its own; a ratio is the peer's "
+        "how": "the sides take turns, each in a process of its own; a ratio is the peer's "
         "time over clipjax's, the median of the turns, above 1 where clipjax is faster; noise is "
         "half of the range of the turns' ratios",
         "turns": turns,

@@ -61,7 +61,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         mix = part.format(clothes, 1 - arg.emoji), part.format("openmoji:train", arg.emoji)
         config.data.source = f"mix:[{', '.join(mix)}]"
     config.data.transforms = ({"name": "random_flip"},)
-    config.loss.positives = "equal_captions"  # 19 of each class in a batch
+    config.loss.positives = "equal_captions"  # 22 of each class in a batch
 
     config.optimizer.name = "muon"
     config.optimizer.learning_rate = arg.learning_rate
