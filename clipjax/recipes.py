@@ -129,7 +129,10 @@ def pair_config(arg: str | None, recipes: Mapping[str, Recipe], *, default: str)
 
 
 def sigmoid_config(given: ConfigDict, model: str) -> ConfigDict:
-    """The config of SigLIP's family, as arXiv:2303.15343 has it.
+    """The config of SigLIP's family, as arXiv:2303.15343 and arXiv:2502.14786 (SigLIP 2) have it.
+
+    Both give batch, rate and decay; the first b2, the second warm-up and clipping: not known is
+    what the other had, and eps and the decay's mask of either. Those are big_vision's defaults.
 
     Args:
         given: source, tokenizer, batch_size, examples, fsdp and smoke, of `choose`.
@@ -143,8 +146,8 @@ def sigmoid_config(given: ConfigDict, model: str) -> ConfigDict:
     config.optimizer.learning_rate = 1e-3
     config.optimizer.b2 = 0.95  # the paper's remedy for spikes at large batches
     config.optimizer.eps = 1e-8
-    config.optimizer.weight_decay = 1e-4
-    config.optimizer.decay_mask = "all"
+    config.optimizer.weight_decay = 1e-4 / 1e-3  # there the rate does not multiply the decay
+    config.optimizer.decay_mask = "kernels"
     config.optimizer.clip_norm = 1.0
     config.schedule.warmup_steps = 20_000
     config.checkpoint.keep_every = 100_000

@@ -5,6 +5,10 @@ import math
 import re
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 from config_files import CONFIGS, read_config_module
 from golden import golden
@@ -17,6 +21,7 @@ from clipjax.experiment.start import FREE_IN_FINE_TUNING
 from clipjax.interop.hugging_face import dual_encoder
 from clipjax.interop.section import Section
 from clipjax.models import resolve_spec
+from clipjax.optim import make_optimizer, make_schedule
 from clipjax.recipes import Recipe, choose
 
 DOCS = Path(__file__).parents[1] / "docs" / "recipes.md"
@@ -108,6 +113,36 @@ def test_a_row_is_chosen_and_its_fields_are_the_defaults():
         choose("recipe=two,no_such=1", table, default="one")
     with pytest.raises(ValueError, match="batch_size=0: expected a whole number from 1"):
         choose("batch_size=0", table, default="one", batch_size=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "decay"), {"siglip": 1e-4, "siglip2": 1e-4, "lit_coco": 1e-2}.items()
+)
+def test_the_decay_of_big_visions_recipes_is_what_it_is_there(name, decay):
+    """There the schedule multiplies the decay and the rate does not, which comes before it."""
+    config = MODULES[name].get_config()
+    optimizer, warmup = config.optimizer, config.schedule.warmup_steps
+    rates = {rate: make_schedule("cosine", learning_rate=rate, total_steps=config.total_steps,
+                                 warmup_steps=warmup) for rate in (1.0, 1e-3)}  # fmt: skip
+    params = {"a": {"kernel": jnp.array([[2.0, -3.0]])}, "b": {"bias": jnp.array([4.0])}}
+    ours = make_optimizer(
+        params, schedule=rates[1e-3], weight_decay=optimizer.weight_decay,
+        mask=optimizer.decay_mask, b1=optimizer.b1, b2=optimizer.b2, eps=optimizer.eps,
+        clip_norm=optimizer.clip_norm,
+    )  # fmt: skip
+    theirs = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.scale_by_adam(b2=optimizer.b2),
+        optax.scale(1e-3),
+        optax.add_decayed_weights(decay, {"a": {"kernel": True}, "b": {"bias": False}}),
+    )
+    state, reference = ours.init(params), theirs.init(params)
+    for step in (0, warmup // 2, warmup, 2 * warmup):
+        gradients = jax.tree.map(lambda x, step=step: x * (step + 1), params)
+        updates, state = ours.update(gradients, state, params, step=jnp.asarray(step))
+        expected, reference = theirs.update(gradients, reference, params)
+        expected = jax.tree.map(lambda x, step=step: -rates[1.0](step) * x, expected)
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), updates, expected)
 
 
 def test_lit_starts_from_a_dual_encoder_as_it_is_converted():
