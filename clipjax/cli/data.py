@@ -53,6 +53,11 @@ _TOGETHER = flags.DEFINE_enum(
     ["pictures", "captions"],
     "split: what goes to one side: rows of equal pictures, or of equal captions, too.",
 )
+_STRATIFY = flags.DEFINE_bool(
+    "stratify",
+    True,
+    "split: of every class the same share; else a hash alone decides, whatever is added later.",
+)
 _DECODE = flags.DEFINE_bool("decode", False, "check: also decode every picture.")
 flags.adopt_module_key_flags(hints)
 
@@ -237,13 +242,14 @@ def split(spec: str) -> int:
         new_file(file)
         check_writable(data_path(file))
     source = make_source(spec)
-    found = split_source(source, holdout, captions=_TOGETHER.value == "captions")
+    by_captions = _TOGETHER.value == "captions"
+    found = split_source(source, holdout, captions=by_captions, stratify=_STRATIFY.value)
     held, total = int(found.held.sum()), len(source)
     show(f"held out: {held:,} of {total:,} examples ({held / total:.1%}); {total - held:,} left")
     show(f"decided one by one: {found.units:,} {_TOGETHER.value}")
     for reason, count in sorted(found.unusable.items()):
         show(f"by the picture alone, {reason}: {count:,}")
-    parts, sizes = count_classes(source, found.held)
+    parts, sizes = count_classes(found.labels, found.held)
     there = sizes > 0
     if there.any():
         shares = parts[there] / sizes[there]
@@ -254,9 +260,10 @@ def split(spec: str) -> int:
         )
     keys, whole = list(keys_of(source)), getattr(source, "whole", source)
     facts = {"source": spec, "fingerprint": whole.fingerprint(), "holdout": holdout}
+    facts |= {"together": _TOGETHER.value, "stratify": _STRATIFY.value}
     for side, file in files.items():
         chosen = (found.held == (side == "holdout")).astype("float32")
-        write_scores(file, iter([(keys, chosen)]), **facts, together=_TOGETHER.value)
+        write_scores(file, iter([(keys, chosen)]), **facts)
         show(f"{file}: use {shlex.quote(with_filter(spec, f'{file}:min=1'))}")
     return 0
 

@@ -1,4 +1,4 @@
-"""Which examples of a dataset are held out: by a hash, so that nothing moves when it grows."""
+"""Which examples of a dataset are held out: by a hash, of each class its share."""
 
 import hashlib
 from collections import Counter
@@ -19,24 +19,33 @@ class Split(NamedTuple):
 
     Attributes:
         held: bool `[examples]`, which are held out.
+        labels: int64 `[examples]`, of a source with classes; -1 of an example without one.
         units: how many things were decided one by one: pictures, or groups of them.
         unusable: examples whose caption could not be read, by reason; they go by their pictures.
     """
 
     held: np.ndarray
+    labels: np.ndarray
     units: int
     unusable: Counter[str]
 
 
-def split(source: DataSource, holdout: float, *, captions: bool = False) -> Split:
+def split(
+    source: DataSource, holdout: float, *, captions: bool = False, stratify: bool = False
+) -> Split:
     """Divides a source by a hash of each picture's name: its key, or what the source says of it.
 
     A picture is held out if its hash is among the lowest `holdout` of all hashes there are, so its
-    side depends on nothing else: not on order, machine, seed or the other examples. Each class,
-    and each caption, is divided at the same rate. A larger `holdout` holds out the smaller one's.
+    side depends on nothing else: not on order, machine, seed or the other examples. With
+    `stratify` it is if its hash is among the lowest of its class, so that the side depends on the
+    others of the class, too. A larger `holdout` holds out the smaller one's.
 
     Args:
         holdout: the fraction, above 0 and below 1.
+        stratify: whether of each class of two and more the fraction is held out, to the nearest
+            whole number, at least one and not all; those that are alone in theirs, or without a
+            label, are divided together. Of a source without classes it changes nothing. What goes
+            together is of the class of the lowest number in it.
         captions: whether examples of equal captions, but for case and white space, go together,
             too, by the hash of the caption. An example of several captions joins their groups,
             which go by the lowest of their hashes.
@@ -54,24 +63,46 @@ def split(source: DataSource, holdout: float, *, captions: bool = False) -> Spli
     hashes = np.array(names, np.uint64)
     if captions:
         hashes = _by_caption(source, hashes, unusable)
-    held = hashes < np.uint64(int(holdout * 2.0**64))
+    labels = _labels(source)
+    if stratify and (labels >= 0).any():
+        held = _lowest_of_each(labels, hashes, holdout)
+    else:
+        held = hashes < np.uint64(int(holdout * 2.0**64))
     if held.all() or not held.any():
         raise FieldError(
             f"holdout = {holdout}: {'all' if held.all() else 'none'} of {len(held):,} examples in "
             f"{len(np.unique(hashes)):,} groups would be held out; take another fraction"
         )
-    return Split(held, len(np.unique(hashes)), unusable)
+    return Split(held, labels, len(np.unique(hashes)), unusable)
 
 
-def count_classes(source: DataSource, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def count_classes(labels: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Counts by label how many examples are held out, and how many there are; `[labels]` each."""
-    labels = labels_of(source) if source.class_names else []
-    known = np.array([-1 if label is None else label for label in labels], np.int64)
-    if not len(known):
-        return known, known
-    size = known.max() + 1
-    parts, sizes = (np.bincount(x[x >= 0], minlength=size) for x in (known[held], known))
+    size = int(labels.max(initial=-1)) + 1
+    known = labels >= 0
+    parts, sizes = (np.bincount(labels[part], minlength=size) for part in (known & held, known))
     return parts, sizes
+
+
+def _labels(source: DataSource) -> np.ndarray:
+    labels = labels_of(source) if source.class_names else [None] * len(source)
+    return np.array([-1 if label is None else label for label in labels], np.int64)
+
+
+def _lowest_of_each(labels: np.ndarray, hashes: np.ndarray, holdout: float) -> np.ndarray:
+    units, unit_of = np.unique(hashes, return_inverse=True)  # by their hashes, ascending
+    classes = np.full(len(units), np.iinfo(np.int64).max)
+    np.minimum.at(classes, unit_of, labels)
+    _, class_of, sizes = np.unique(classes, return_inverse=True, return_counts=True)
+    class_of[(sizes[class_of] == 1) | (classes < 0)] = -1
+    held = np.zeros(len(units), bool)
+    for number in np.unique(class_of):
+        members = np.flatnonzero(class_of == number)
+        share = round(holdout * len(members))
+        if number >= 0:
+            share = min(max(share, 1), len(members) - 1)
+        held[members[:share]] = True
+    return held[unit_of]
 
 
 def _hash(*identity: object) -> int:

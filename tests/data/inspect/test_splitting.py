@@ -65,11 +65,38 @@ def test_the_fraction_is_that_of_a_fair_coin_in_each_class():
     source = Rows(rows(30_000))
     for holdout in (0.02, 0.1, 0.5):
         found = split(source, holdout)
-        parts, sizes = count_classes(source, found.held)
+        parts, sizes = count_classes(found.labels, found.held)
         assert sizes.tolist() == [10_000] * 3 and parts.sum() == found.held.sum()
         deviation = (10_000 * holdout * (1 - holdout)) ** 0.5
         assert (abs(parts - 10_000 * holdout) < 4.5 * deviation).all()
         assert found.units == 30_000
+
+
+def test_of_every_class_its_share_is_held_out():
+    """Of 60, 7, 2 and 1 pictures, which are shuffled; two alone in theirs are a class."""
+    sizes = {0: 60, 1: 7, 2: 2, 3: 1, 4: 1}
+    of_classes = [(f"{label} {number}", None, "", label)
+                  for label, size in sizes.items() for number in range(size)]  # fmt: skip
+    source = Rows(np.random.default_rng(0).permutation(np.array(of_classes, object)).tolist())
+    smaller = set()
+    for holdout, expected in {0.1: (6, 1, 1, 0), 0.3: (18, 2, 1, 1), 0.9: (54, 6, 1, 2)}.items():
+        found = split(source, holdout, stratify=True)
+        parts, there = count_classes(found.labels, found.held)
+        assert there.tolist() == list(sizes.values())
+        assert (*parts[:3].tolist(), parts[3:].sum()) == expected
+        held = held_keys(source, holdout, stratify=True)
+        assert smaller < held and held == held_keys(Rows(of_classes), holdout, stratify=True)
+        smaller = held
+    assert parts[0] != count_classes(found.labels, split(source, 0.9).held)[0][0]  # by the hash
+    # Rows of a picture go together, and the share is of pictures.
+    found = split(Rows(rows(360), pictures=True), 0.25, stratify=True)
+    assert found.units == 120 and found.held.sum() == 90
+    assert (found.held[::3] == found.held[1::3]).all() and (
+        found.held[::3] == found.held[2::3]
+    ).all()
+    # Without labels the hash alone decides.
+    plain = Rows([(key, picture, text, None) for key, picture, text, _ in rows(300)])
+    assert held_keys(plain, stratify=True) == held_keys(plain)
 
 
 def test_what_belongs_together_is_on_one_side():
@@ -114,7 +141,13 @@ def test_the_command_writes_two_filters(tmp_path, capsys):
     whole = set(keys_of(make_source(spec)))
     assert not sides["train"] & sides["holdout"] and sides["train"] | sides["holdout"] == whole
     assert f"held out: {len(sides['holdout'])} of 120 examples" in out
-    assert 15 < len(sides["holdout"]) < 46
+    assert collections.Counter(key.split("/")[0] for key in sides["holdout"]) == {
+        "cat": 15,
+        "dog": 15,
+    }
+    assert run("split", spec, "--holdout=0.25", "--out", tmp_path / "hash", "--nostratify") == 0
+    by_hash = set(keys_of(make_source(f"{spec}?filter={tmp_path}/hash/holdout.parquet:min=1")))
+    assert by_hash == held_keys(make_source(spec), 0.25) != sides["holdout"]
     # Of a part, again: the filters stand behind one another.
     part = f"{spec}?filter={tmp_path}/parts/train.parquet:min=1"
     assert run("split", part, "--holdout=0.5", "--out", tmp_path / "again") == 0
