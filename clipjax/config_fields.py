@@ -250,7 +250,7 @@ class InitSettings:
         Text("a workdir or a step's folder; empty: a random start"),
         "parameters to start from; see docs/fine_tuning.md",
     )
-    lock_image: bool = _field(False, Flag(), "LiT: the image tower stays as loaded")
+    lock_image: bool = _field(False, Flag(), "LiT: the image tower's weights stay as loaded")
     rename: tuple[Any, ...] = _field(
         (),
         Many(Pair(Pattern(), Text()), "pairs (regular expression, replacement)"),

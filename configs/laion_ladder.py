@@ -5,7 +5,8 @@
 
 Each result is the best of a sweep over batch size, learning rate and warm-up of which we have not
 read the choice. So not known are batch, rate and warm-up, which are those of DataComp's scale of as
-many examples here (configs/datacomp.py); `clipjax sweep` tries others:
+many examples here (configs/datacomp.py), and b2, which is that of its largest; `clipjax sweep`
+tries others:
 
     clipjax sweep --config 'configs/laion_ladder.py:recipe=ViT-S-32-12.8M,source=SPEC' \
         --workdir DIR --grid optimizer.learning_rate=5e-4,1e-3,2e-3

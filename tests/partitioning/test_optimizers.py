@@ -1,4 +1,4 @@
-"""Every optimizer under every sharding table: the numbers of one device, the state in parts."""
+"""Optimizers under sharding tables, Muon under all: one device's numbers, the state in parts."""
 
 import jax
 import jax.numpy as jnp
