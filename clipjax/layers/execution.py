@@ -49,7 +49,7 @@ class Execution:
 
     @property
     def lean(self) -> bool:
-        """Whether the blocks' norms and activations leave the backward pass their input alone."""
+        """Whether norms and activations leave the backward pass their input alone."""
         return self.platform != "cpu"
 
     def einsum(self, equation: str, x: jax.Array, kernel: jax.Array) -> jax.Array:

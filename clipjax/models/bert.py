@@ -96,7 +96,8 @@ class Bert(nn.Module):
         segments = self._embedding("segment_embedding", None, self.num_segments)
         start = self.position_offset
         x = words[tokens] + segments[0] + positions[start : start + self.context_length]
-        x = LayerNorm(self.layer_norm_eps, name="ln_embedding")(x).astype(self.dtype)
+        norm = LayerNorm(self.layer_norm_eps, self.execution.lean, name="ln_embedding")
+        x = norm(x).astype(self.dtype)
         x = Dropout(self.dropout)(x, example_ids, train)
         inside = jnp.not_equal(tokens, self.pad_id)
         x, hidden = Transformer(

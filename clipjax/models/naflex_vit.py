@@ -79,7 +79,7 @@ class NaFlexVisionTransformer(nn.Module):
         x, hidden = Transformer(BlockConfig.of(self), name="transformer")(
             x, lengths, example_ids=example_ids, train=train, keep_hidden=keep_hidden
         )
-        x = LayerNorm(self.layer_norm_eps, name="ln_post")(x)
+        x = LayerNorm(self.layer_norm_eps, self.execution.lean, name="ln_post")(x)
         head = MapHead(BlockConfig.of(self), name="map_head")
         return ImageFeatures(head(x, lengths), x, hidden)
 

@@ -103,13 +103,13 @@ class PerceptionEncoder(nn.Module):
         if self.class_token:
             x = add_class_token(self, x)
         x = x + learned_positions(self, num_extra).astype(x.dtype)
-        x = LayerNorm(self.layer_norm_eps, name="ln_pre")(x)
+        x = LayerNorm(self.layer_norm_eps, self.execution.lean, name="ln_pre")(x)
         side = self.image_size // self.patch_size
         rotary = Rotary2D(side, num_extra, self.rotary_side)
         x, hidden = Transformer(BlockConfig.of(self, rotary=rotary), name="transformer")(
             x, example_ids=example_ids, train=train, keep_hidden=keep_hidden
         )
-        x = LayerNorm(self.layer_norm_eps, name="ln_post")(x)
+        x = LayerNorm(self.layer_norm_eps, self.execution.lean, name="ln_post")(x)
         pool = dataclasses.replace(
             BlockConfig.of(self), num_heads=self.pool_heads, mlp_dim=4 * self.width
         )

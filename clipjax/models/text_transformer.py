@@ -99,7 +99,7 @@ class TextTransformer(nn.Module):
         x, hidden = Transformer(BlockConfig.of(self), name="transformer")(
             x, example_ids=example_ids, train=train, keep_hidden=keep_hidden
         )
-        x = LayerNorm(self.layer_norm_eps, name="ln_final")(x)
+        x = LayerNorm(self.layer_norm_eps, self.execution.lean, name="ln_final")(x)
         return TextFeatures(self._pool(x, tokens), x, hidden)
 
     @property

@@ -107,7 +107,7 @@ class VisionTransformer(nn.Module):
         if train and self.patch_dropout:
             x = self._drop_patches(x, num_patches, example_ids)
         if self.pre_norm:
-            x = LayerNorm(self.layer_norm_eps, name="ln_pre")(x)
+            x = LayerNorm(self.layer_norm_eps, self.execution.lean, name="ln_pre")(x)
         first_only = self.pools_first_token and self.execution.pooled_only
         x, hidden = Transformer(BlockConfig.of(self), name="transformer")(
             x,
@@ -116,7 +116,7 @@ class VisionTransformer(nn.Module):
             keep_hidden=keep_hidden,
             first_only=first_only and not train and keep_hidden is False,
         )
-        norm = LayerNorm(self.layer_norm_eps, name="ln_post")
+        norm = LayerNorm(self.layer_norm_eps, self.execution.lean, name="ln_post")
         if self.pooling == "map":
             x = norm(x)
             head = MapHead(BlockConfig.of(self), name="map_head")

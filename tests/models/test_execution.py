@@ -7,6 +7,7 @@ import pytest
 from flax import linen as nn
 from tiny import inputs, model_and_params, tiny_spec
 
+from clipjax.config import merge
 from clipjax.layers.execution import APART, PLAIN, Execution, under_execution
 from clipjax.layers.remat import REMAT
 
@@ -85,6 +86,26 @@ def test_values_and_gradients_are_those_of_the_plain_way(name, way):
     other = jax.tree.map(lambda leaf: leaf * 1.01, params)
     changed = plain(other)
     assert max(np.abs(c - w).max() for c, w in zip(changed, wanted, strict=True)) > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["class token, causal, eot", "map, patches left out", "naflex, bert"]
+)
+def test_towers_through_the_kernel_for_short_sequences_are_those_of_xla(name):
+    """Interpreted; two heads of 64 fill the lanes of a TPU. Each attention is within 1e-5."""
+    wide = {"width": 128, "mlp_dim": 32}
+    spec = merge(SPECS[name], {"image": wide, "text": wide})
+    model, params = model_and_params(spec)
+    wanted = run(spec, params, model)
+    for remat in ("none", "attention"):
+        way = Execution(platform="tpu", attention="pallas", remat=remat)
+        found = run(spec, params, model.under(way))
+        for f, w in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(f, w, rtol=5e-5, atol=5e-5 * max(1, np.abs(w).max()))
+    images, tokens = inputs(spec)
+    kernel = jax.make_jaxpr(lambda: model.under(way).apply({"params": params}, images, tokens))()
+    assert "pallas_call" in str(kernel)
 
 
 @pytest.mark.slow
