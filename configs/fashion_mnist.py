@@ -9,7 +9,7 @@ quickstart was trained on; three quarters of the steps look at half of the patch
 
 Arguments: checkpoint, data (the folder of the IDX files), mode (image: the image tower; full; lit:
 the text tower; last: the image tower's last block and what follows; lora: rank 8 in its blocks),
-steps (400), learning_rate, emoji (their share of the pictures, an eighth; 0 leaves them out), seed.
+steps (900), learning_rate, emoji (their share of the pictures, an eighth; 0 leaves them out), seed.
 """
 
 from ml_collections import ConfigDict
@@ -32,7 +32,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         checkpoint="runs/quickstart",
         data="/usr/share/datasets/fashion-mnist",
         mode="image",
-        steps=400,
+        steps=900,
         learning_rate=2e-3,
         emoji=0.125,
         seed=0,
@@ -49,7 +49,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.lora.rank = 8 if arg.mode == "lora" else 0
     config.lora.targets = ("^image_encoder/.*/blocks/",)
     config.dtype, config.scan_layers, config.remat = "float32", False, "none"
-    config.batch_size = 256
+    config.batch_size = 128
     config.total_steps = arg.steps
     if arg.steps >= 4:  # fewer patches are cheaper; fewer pixels of the whole were worse at the end
         config.stages = ({"until_step": arg.steps - arg.steps // 4, "patch_dropout": 0.5},)
@@ -61,7 +61,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         mix = part.format(clothes, 1 - arg.emoji), part.format("openmoji:train", arg.emoji)
         config.data.source = f"mix:[{', '.join(mix)}]"
     config.data.transforms = ({"name": "random_flip"},)
-    config.loss.positives = "equal_captions"  # 22 of each class in a batch
+    config.loss.positives = "equal_captions"  # 11 of each class in a batch
 
     config.optimizer.name = "muon"
     config.optimizer.learning_rate = arg.learning_rate
