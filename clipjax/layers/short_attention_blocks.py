@@ -12,7 +12,9 @@ _SMALL_VMEM, _VMEM = 16 * MIB, 64 * MIB
 _ROWS_TARGET, MOST_IMAGES = 6 * MIB, 16
 LANES, _SUBLANE_BYTES = 128, 32
 # Longer rows are cut, so that one head's scores stay a fraction of the memory and the code short.
-WHOLE_ROW, CHUNK = 384, 256
+WHOLE_ROW = 384
+# Queries of a chunk, of which the first is taken that leaves no single one: Mosaic fails at it.
+CHUNKS = (256, 240, 224)
 # Arrays of a head's scores in float32 that the backward pass holds at once, conversions included.
 _LIVE_SCORES = {"forward": 3, "backward": 6}
 
@@ -82,7 +84,9 @@ def make_blocks(
         width, LANES
     )
     image_bytes = round_up(length, sublanes) * row_lanes * itemsize
-    queries = length if length <= WHOLE_ROW else CHUNK
+    queries = length
+    if length > WHOLE_ROW:
+        queries = next(size for size in CHUNKS if length % size != 1)
     work = _LIVE_SCORES[which] * round_up(length, 8) * round_up(queries, LANES) * 4
     if queries < length:
         work += 2 * round_up(length, 8) * round_up(head_dim, LANES) * 4

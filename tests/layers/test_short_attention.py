@@ -88,12 +88,21 @@ def test_values_and_gradients_are_those_of_the_plain_path(shape, more):
 def test_rows_in_chunks_of_queries_in_blocks_of_images(monkeypatch):
     """Two whole chunks and a rest; three blocks of images, of which the last has fewer."""
     monkeypatch.setattr(blocks, "WHOLE_ROW", 16)
-    monkeypatch.setattr(blocks, "CHUNK", 16)
+    monkeypatch.setattr(blocks, "CHUNKS", (16,))
     monkeypatch.setattr(blocks, "MOST_IMAGES", 2)
     found = blocks.make_blocks("backward", 5, 37, 2, 16, 4, blocks.vmem_of(None))
     assert (found.images, found.queries) == (2, 16)
     shape, valid = (5, 37, 2, 16), jnp.array([37, 20, 0, 1, 36])
     assert errors(shape, causal=True, valid=valid).max() < TOLERANCE["float32"]
+
+
+def test_no_chunk_of_queries_is_a_single_one():
+    """Mosaic does not compile one, as of 1,025 and 2,305 tokens (OpenVision) in chunks of 256."""
+    for length in range(385, 4200):
+        cut = blocks.make_blocks("forward", 64, length, 2, 64, 2, blocks.vmem_of("TPU v5 lite"))
+        assert cut is not None and length % cut.queries != 1
+        assert cut.queries % 16 == 0  # whole registers of bfloat16
+    assert cut.queries == 256
 
 
 def test_a_wrong_kernel_is_caught(monkeypatch):
@@ -247,17 +256,21 @@ def row(spec, side):
     return length, tower["num_heads"], tower["width"] // tower["num_heads"]
 
 
+def heads_fill_lanes(row):
+    return row[1] % blocks.heads_of_whole_lanes(row[2]) == 0
+
+
 SIDES = [(spec, side) for spec in MODELS.values() for side in ("image", "text")]
 ROWS = {row(spec, side) for spec, side in SIDES if "mlp_dim" in spec[side]}
-# The longest and the shortest rows of each head dim.
+# The longest and the shortest rows of each head dim, and the longest that a v4 refuses beside them.
 CORNERS = {
     edge(row for row in ROWS if row[2] == dim and row[0] <= 730)
     for dim in HEAD_DIMS
     for edge in (min, max)
-}
+} | {max(row for row in ROWS if heads_fill_lanes(row))}
 
 
-def compile_for(chip, row, which, *, dtype="bfloat16", masked=False):
+def compile_for(chip, row, which, *, dtype="bfloat16", masked=None):
     """Compiles one kernel for one chip; whether `unsupported` refuses the row instead."""
     pytest.importorskip("libtpu")
     from clipjax.plan import make_topology
@@ -277,11 +290,12 @@ def compile_for(chip, row, which, *, dtype="bfloat16", masked=False):
     def of(shape, dtype=dtype):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
-    valid = of((64, length), bool) if masked else None
+    valids = {"keys": of((64, length), bool), "lengths": of((64,), jnp.int32)}
+    valid = valids.get(masked)
     arrays = [of((64, length, 3 * width)), valid]
     arrays += [of((64, length, width))] if which == "backward" else []
     kernel = getattr(kernels, which)
-    run = jax.jit(functools.partial(kernel, blocks=cut, causal=masked, interpret=False))
+    run = jax.jit(functools.partial(kernel, blocks=cut, causal=bool(masked), interpret=False))
     text = run.lower(*arrays).compile().as_text()
     assert f"short_attention_{which}" in text
     assert f'"flops":"{blocks.attention_flops(64, length, heads, head_dim)[which]}"' in text
@@ -308,5 +322,24 @@ def test_the_zoos_rows_compile_within_a_cores_memory(chip, row, which):
 @pytest.mark.tpu
 @pytest.mark.parametrize("which", ["forward", "backward"])
 def test_masks_and_float32_compile(which):
-    assert compile_for("v5e", (77, 12, 64), which, masked=True)
+    assert compile_for("v5e", (77, 12, 64), which, masked="keys")
     assert compile_for("v5e", (64, 16, 72), which, dtype="float32")
+
+
+@pytest.mark.tpu
+@pytest.mark.parametrize("which", ["forward", "backward"])
+@pytest.mark.parametrize("chip", CHIPS)
+def test_lengths_compile(chip, which):
+    """As NaFlex has them, scalars in front of the kernel; none of its rows fits a v4's core."""
+    assert compile_for(chip, (256, 12, 64), which, masked="lengths") or chip == "v4"
+
+
+@pytest.mark.tpu
+@pytest.mark.nightly
+@pytest.mark.parametrize("which", ["forward", "backward"])
+@pytest.mark.parametrize("row", sorted(ROWS - CORNERS))
+@pytest.mark.parametrize("chip", CHIPS)
+def test_what_is_not_refused_compiles(chip, row, which):
+    """`auto` takes the kernel for every row of the zoo that `unsupported` has nothing against."""
+    if not compile_for(chip, row, which):
+        pytest.skip("refused: XLA attends")
