@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from clipjax.array_types import Array, Bool, Float, Int
 from clipjax.layers import short_attention as short
@@ -116,6 +117,11 @@ def _by_cudnn(qkv: Any, valid: Any, *, is_causal: bool) -> jax.Array:
         lengths = valid.astype(jnp.int32)
     else:  # the kernel knows no mask of keys by themselves
         mask = _over_queries(jnp.pad(valid, ((0, 0), (0, pad))), query, key)
+    # JAX's rule for the sharding of this call leaves these out: each device takes the rows it has.
+    if lengths is not None:
+        lengths = nn.with_logical_constraint(lengths, ("batch",))
+    if mask is not None:
+        mask = nn.with_logical_constraint(mask, ("batch", None, None, None))
     mixed = jax.nn.dot_product_attention(
         query,
         key,

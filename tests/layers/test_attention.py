@@ -1,5 +1,7 @@
 """One function attends: what it is, what it masks, and which implementation it takes."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -133,3 +135,42 @@ def test_cudnn_takes_odd_lengths_and_masks_forwards_and_backwards(length, mask):
         lowered = jax.jit(jax.grad(loss)).trace(qkv, valid).lower(lowering_platforms=("cuda",))
         text = lowered.compile(gpu.COMPILER_OPTIONS).as_text()
     assert text.count('custom_call_target="__cudnn$fmha') == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("masked", ["lengths", "keys"])
+@pytest.mark.parametrize("table", ["replicated", "zero1", "fsdp", "tensor"])
+def test_cudnn_on_several_gpus_masks_the_rows_that_each_has(table, masked):
+    """Also where the masks come whole to every GPU: JAX's call does not shard them by itself."""
+    from clipjax import partitioning
+    from clipjax.partitioning.boxes import under_rules
+    from clipjax.partitioning.rules import LOGICAL_AXIS_RULES, spec_of
+    from clipjax.plan import gpu
+    from clipjax.plan.topology import make_topology
+
+    axes = {"tensor": {"data": 2, "fsdp": 2, "tensor": 2}}.get(table, {"data": 2, "fsdp": 4})
+    topology = make_topology("h100:8")
+    mesh, rules = (
+        partitioning.make_mesh(axes, topology.devices), LOGICAL_AXIS_RULES[table].params
+    )  # fmt: skip
+    spec = spec_of(("batch", None, None, None, None), (16, 50, 3, 4, 64), rules, mesh)
+    qkv = jax.ShapeDtypeStruct(
+        (16, 50, 3, 4, 64), jnp.bfloat16, sharding=jax.sharding.NamedSharding(mesh, spec)
+    )
+    shape, dtype = ((16,), jnp.int32) if masked == "lengths" else ((16, 50), bool)
+    valid = jax.ShapeDtypeStruct(shape, dtype, sharding=partitioning.replicated(mesh))
+
+    def loss(qkv, valid):
+        out = attend(qkv, valid, execution=Execution(platform="gpu", attention="cudnn"))
+        return (out.astype(jnp.float32) ** 2).sum()
+
+    with gpu.answering_for(topology.chip), jax.set_mesh(mesh), under_rules(rules):
+        lowered = jax.jit(jax.grad(loss)).trace(qkv, valid).lower(lowering_platforms=("cuda",))
+        text = lowered.compile(gpu.COMPILER_OPTIONS).as_text()
+    calls = [line for line in text.splitlines() if 'custom_call_target="__cudnn$fmha' in line]
+    assert len(calls) == 2
+    rows = 16 // (mesh.size // axes.get("tensor", 1))
+    operands = r"s32\[(\d+)\]" if masked == "lengths" else r"bf16\[(\d+),1,56,56\]"
+    for call in calls:
+        found = re.findall(operands, call.split(" custom-call(")[1])
+        assert {int(x) for x in found} == {rows}
