@@ -25,6 +25,7 @@ if __name__ == "__main__" and not __package__:  # a file: the checkout in place 
 from benchmarks.common import setting_lines
 
 GIB = 2**30
+PLAIN = ("--config.attention=xla", "--config.remat=dots", "--config.scan_layers=true")
 # name: (config and overrides, topology)
 CASES = {
     "b16": (("configs/openai.py",), "v5e:16x16"),
@@ -33,6 +34,14 @@ CASES = {
     "bigg14": (("configs/laion.py:recipe=2b-ViT-bigG-14,batch_size=65536",), "v5p:8x8x8"),
     "scale16": (("configs/openai.py:batch_size=1024",), "v5p:2x2x4"),
     "scale4096": (("configs/openai.py:batch_size=262144", "--config.mesh.fsdp=16"), "v5p:16x16x16"),
+    # One GPU, docs/performance.md's table; `plain` is the default of before: no kernel, a scan.
+    "b16_h100": (("configs/openai.py:batch_size=256",), "h100:1"),
+    "b16_h100_names": (("configs/openai.py:batch_size=256", "--config.remat=names"), "h100:1"),
+    "b16_h100_plain": (("configs/openai.py:batch_size=256", *PLAIN), "h100:1"),
+    "l14_h100": (("configs/openai.py:recipe=ViT-L-14,batch_size=128",), "h100:1"),
+    "l14_h100_plain": (("configs/openai.py:recipe=ViT-L-14,batch_size=128", *PLAIN), "h100:1"),
+    "b32_h100": (("configs/openai.py:recipe=ViT-B-32,batch_size=1024",), "h100:1"),
+    "b32_h100_plain": (("configs/openai.py:recipe=ViT-B-32,batch_size=1024", *PLAIN), "h100:1"),
     # One host: as many examples a GPU as 256 of them would have, so that rows can be compared.
     "b16_h100x8": (("configs/openai.py:batch_size=1024",), "h100:8"),
     "b16_h100x256": (("configs/openai.py",), "h100:32x8"),
