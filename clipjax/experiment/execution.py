@@ -32,17 +32,23 @@ def choose_execution(settings: Settings, mesh: Mesh) -> Execution:
     attention = settings.attention
     if attention == "auto" and platform == "gpu" and not _has_cudnn_attention(device):
         attention = "xla"
-    # Without its loop a step on a GPU does not stack what the backward pass is left; XLA for TPUs
-    # and for CPUs does not gain by it.
-    unrolled = is_unrolled(settings) or (settings.scan_layers == "auto" and platform == "gpu")
     return Execution(
         platform=platform,
         attention=attention,
-        unroll=0 if unrolled else settings.scan_unroll,
+        unroll=0 if has_no_loop(settings, platform) else settings.scan_unroll,
         apart=platform == "cpu" and is_unrolled(settings),
         row_major=platform == "gpu" and mesh.devices.size == 1,
         remat="none" if settings.remat == "auto" else settings.remat,
     )
+
+
+def has_no_loop(settings: Settings, platform: str) -> bool:
+    """Whether the blocks run without a scan.
+
+    Without its loop a step on a GPU does not stack what the backward pass is left; XLA for TPUs and
+    for CPUs does not gain by it.
+    """
+    return is_unrolled(settings) or (settings.scan_layers == "auto" and platform == "gpu")
 
 
 def rows_that_fit(

@@ -6,13 +6,19 @@ lowers the bound is kept for the next.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from operator import attrgetter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 from absl import logging
 
+from clipjax.config_fields import Settings
 from clipjax.experiment import Resolved
+from clipjax.experiment.execution import has_no_loop
+from clipjax.experiment.memory import blocks_of
+from clipjax.layers.attention import choose
+from clipjax.layers.execution import Execution
+from clipjax.losses.make_loss import TILE_SIZES
 from clipjax.plan.chips import GIB
 from clipjax.plan.planner import Plan, make_plan
 from clipjax.plan.report import digits
@@ -21,7 +27,7 @@ from clipjax.plan.topology import Topology
 PlanFn = Callable[[Resolved, Topology], Plan]
 # A bound that is lower by less is not worth a flag.
 WORTH = 0.99
-# Config paths and the values to try; the one that a run has is not tried.
+# Config paths and the values to try; what a run does already is not tried.
 VALUES: dict[str, tuple[Any, ...]] = {
     "attention": ("auto", "xla"),
     "scan_layers": (True, False),
@@ -54,6 +60,29 @@ def with_value(settings: Any, path: str, value: Any) -> Any:
     return dataclasses.replace(settings, **{name: value})
 
 
+def in_effect(settings: Settings, spec: Mapping[str, Any], platform: str) -> dict[str, Any]:
+    """What settings come to on a platform, by path: `auto` and None as what they stand for there.
+
+    Args:
+        settings: of the run.
+        spec: of its model.
+        platform: of the devices.
+    """
+    attention: Any = {settings.attention}
+    if settings.attention == "auto":  # as each tower's shapes allow
+        execution = Execution(platform=platform)
+        shapes = [
+            (1, n, 3, t["num_heads"], t["width"] // t["num_heads"]) for t, n in blocks_of(spec)
+        ]
+        arrays = [jax.ShapeDtypeStruct(shape, settings.dtype) for shape in shapes]
+        attention = {choose(qkv, execution=execution) for qkv in arrays}
+    return {
+        "attention": attention,
+        "scan_layers": not has_no_loop(settings, platform),
+        "loss.tile_size": settings.loss.tile_size or TILE_SIZES[platform],
+    }
+
+
 def search_variations(
     resolved: Resolved,
     topology: Topology,
@@ -72,15 +101,17 @@ def search_variations(
         plan_fn: makes a plan.
     """
     settings, best = resolved.settings, first
+    platform = "gpu" if topology.chip.is_gpu else "tpu"
     found: list[Variation] = []
     for path, values in VALUES.items():
         for value in values:
             compiled = sum(variation.plan is not None for variation in found)
-            if value == attrgetter(path)(settings) or compiled == max_compilations:
+            changed = with_value(settings, path, value)
+            now, then = (in_effect(s, first.step.spec, platform)[path] for s in (settings, changed))
+            if now == then or compiled == max_compilations:
                 continue
             flag = f"--config.{path}={str(value).lower()}"
             logging.info("Search: %s", flag)
-            changed = with_value(settings, path, value)
             try:
                 plan = plan_fn(resolved.under(changed), topology)
             except ValueError as error:  # not for this config
