@@ -54,10 +54,12 @@ class Plan:
         stages: of the run; one of them is planned.
         needs: FLOPs of each stage's model, one example.
         planned: which, by its place: the one that computes most.
-        fits: whether the compiler found room.
-        needed_bytes: HBM that the step needs.
+        fits: whether the compiler found room, and the next batch has it, too.
+        needed_bytes: HBM that the step and the next batch need; of the temporaries alone where the
+            compiler gave up.
         capacity_bytes: HBM that a program may use.
-        memory: split of needed_bytes; None where the compiler gave up.
+        memory: split of what the step needs; None where the compiler gave up.
+        next_batch_bytes: of the batch after it, which is sent meanwhile.
         flops: of the compiled step; None where there is none, as for the four below.
         traffic: HBM bytes.
         collectives: between chips.
@@ -84,6 +86,7 @@ class Plan:
     needed_bytes: int
     capacity_bytes: float
     memory: Memory | None
+    next_batch_bytes: int
     flops: Flops | None
     traffic: Traffic | None
     collectives: list[Collective]
@@ -149,9 +152,7 @@ def make_plan(resolved: Resolved, topology: Topology) -> Plan:
         def needed(program: Program) -> float:
             stage = program.stages[planned]
             tried.append(compile_step(program, stage, topology.chip))
-            if tried[-1].memory is None:
-                return math.inf
-            return tried[-1].needed_bytes + batch_bytes(program.batch_of(stage))
+            return beside_next(tried[-1], batch_bytes(program.batch_of(stage)))
 
         def under(row: str) -> Program:
             return build_program(resolved, topology.devices, memory_bytes=memory_bytes, remat=row)
@@ -160,6 +161,14 @@ def make_plan(resolved: Resolved, topology: Topology) -> Plan:
     compiled = tried[-1]
     logging.info("Compiled in %.1f s.", compiled.seconds)
     return describe(program, topology, compiled, needs, planned)
+
+
+def beside_next(compiled: Compiled, next_batch_bytes: int) -> float:
+    """Bytes of one device for a step and the batch after it; infinite where the compiler gave up.
+
+    The next batch is sent while a step runs.
+    """
+    return math.inf if compiled.memory is None else compiled.needed_bytes + next_batch_bytes
 
 
 def describe(
@@ -177,8 +186,9 @@ def describe(
     step = step_of(settings, program.abstract_state, program.mesh, stage.spec, program.execution)
     chip = topology.chip
     capacity = chip.hbm_bytes / chip.devices
-    needed = compiled.needed_bytes
-    fits = compiled.memory is not None and needed <= capacity
+    next_batch = batch_bytes(program.batch_of(stage))
+    fits = beside_next(compiled, next_batch) <= capacity
+    needed = compiled.needed_bytes + (next_batch if compiled.memory is not None else 0)
     counted: dict[str, Any] = {"flops": None, "traffic": None, "collectives": [], "bounds": None}
     counted["attention_times"] = {}
     if compiled.text:
@@ -198,6 +208,7 @@ def describe(
         needed_bytes=needed,
         capacity_bytes=capacity,
         memory=compiled.memory,
+        next_batch_bytes=next_batch,
         collective_formulas=collective_formulas(step, setting, mesh, batch_size),
         advice=[] if fits else _advice(step, setting, mesh, needed, capacity),
         preference=prefer(step, setting, needed_bytes=needed, capacity=capacity, fits=fits)

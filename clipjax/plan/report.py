@@ -97,10 +97,12 @@ def _memory(plan: Plan) -> Iterator[str]:
             ("outputs", memory.outputs, "new state and metrics"),
             ("aliased", -memory.aliased, "outputs in the place of arguments"),
             ("program", memory.code, ""),
+            ("next batch", plan.next_batch_bytes, "sent while the step runs"),
         )
         for name, size, what in rows:
             yield f"  {name:<16} {size / GIB:8.2f}  {what}".rstrip()
-        yield f"  {'total':<16} {memory.total / GIB:8.2f}  {memory.total / plan.capacity_bytes:.0%}"
+        share = plan.needed_bytes / plan.capacity_bytes
+        yield f"  {'total':<16} {plan.needed_bytes / GIB:8.2f}  {share:.0%}"
         yield from _gpu_memory(plan)
     if not plan.fits:
         yield "  What should fit, by a model of the memory; compile it to know:"
@@ -355,7 +357,12 @@ def to_json(plan: Plan, assumptions: Assumptions) -> dict[str, Any]:
         },
         "setting": dataclasses.asdict(plan.setting),
         "fits": plan.fits,
-        "hbm": {"needed": plan.needed_bytes, "capacity": plan.capacity_bytes, "split": memory},
+        "hbm": {
+            "needed": plan.needed_bytes,
+            "capacity": plan.capacity_bytes,
+            "split": memory,
+            "next_batch": plan.next_batch_bytes,
+        },
         "advice": [dataclasses.asdict(advice) for advice in plan.advice],
         "preference": plan.preference and dataclasses.asdict(plan.preference),
         "unsharded_state": plan.unsharded_state,

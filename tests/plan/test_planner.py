@@ -158,7 +158,14 @@ def test_the_row_that_a_run_would_take_is_planned(topology, monkeypatch):
     monkeypatch.setattr("clipjax.plan.planner.compile_step", compile_step)
     found = make_plan(resolve(config), topology)
     assert tried == list(REMAT)[:2]
-    assert found.setting.remat == tried[1] and found.needed_bytes == room // 2 and found.fits
+    assert found.setting.remat == tried[1] and found.fits
+    assert found.needed_bytes == room // 2 + found.next_batch_bytes
+    # A row that is asked for is the only one, and is judged alike.
+    config.remat, tried[:] = "none", []
+    found = make_plan(resolve(config), topology)
+    assert found.memory.total == room and not found.fits
+    page = to_text(found, Assumptions())
+    assert "DOES NOT FIT" in page and "sent while the step runs" in page
 
 
 def test_the_page_names_bounds_and_assumptions(plan):
@@ -183,7 +190,8 @@ def test_small_numbers_keep_their_digits(plan):
 def test_json_is_plain(plan):
     found = json.loads(json.dumps(to_json(plan, Assumptions())))
     assert found["fits"] is True
-    assert found["hbm"]["split"]["total"] == plan.needed_bytes
+    assert found["hbm"]["split"]["total"] + found["hbm"]["next_batch"] == plan.needed_bytes
+    assert found["hbm"]["next_batch"] == 8 * (32 * 32 * 3 + 16 * 4)  # bytes of 8 examples
     assert found["flops"]["compiled_over_model"] == plan.flops_over_model
     assert found["stage"] == {"planned": 1, "of": 1, "sizes": plan.stages[0].sizes}
 
