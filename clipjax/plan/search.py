@@ -192,7 +192,7 @@ def settings_to_text(candidates: Sequence[Candidate], plan: Plan) -> str:
     """The table of the settings."""
     lines = ["", "Settings, fastest bound first (a bound, not a forecast)"]
     lines.append(
-        f"  {'remat':<6} {'micro-batches':>13} {'sharding':<11} {'fsdp':>5} {'GiB':>7} "
+        f"  {'remat':<9} {'micro-batches':>13} {'sharding':<11} {'fsdp':>5} {'GiB':>7} "
         f"{'+FLOPs':>7} {'step ms >=':>11}"
     )
     unknown = [c for c in candidates if c.plan is None and c.refused is None]
@@ -205,7 +205,7 @@ def settings_to_text(candidates: Sequence[Candidate], plan: Plan) -> str:
             size = compiled.needed_bytes / GIB
             note = f"{digits(compiled.bound_s * 1e3):>11}" if compiled.fits else "   does not fit"
         lines.append(
-            f"  {setting.remat:<6} {setting.micro_batches:>13} {setting.sharding:<11} "
+            f"  {setting.remat:<9} {setting.micro_batches:>13} {setting.sharding:<11} "
             f"{setting.fsdp:>5} {size:7.2f} {candidate.extra_flops:7.0%} {note}"
         )
     if len(unknown) > _UNKNOWN_SHOWN:

@@ -490,6 +490,12 @@ def test_settings_are_ordered_by_their_bound(plan, topology):
     other = next(c for c in found if c.plan is not None and c.setting.remat == "none")
     page = settings_to_text([other], plan)
     assert "does not fit" in page and "Least recomputation" not in page
+    longest = max(REMAT, key=len)
+    setting = dataclasses.replace(other.setting, remat=longest)
+    page = settings_to_text([dataclasses.replace(other, setting=setting)], plan)
+    heading, row = page.splitlines()[2:4]
+    end = heading.index("micro-batches") + len("micro-batches")
+    assert longest in row and row[end - 1 : end + 1] == f"{setting.micro_batches} "
     batch = largest_batch_to_text((8, {8: True, 16: False}), plan)
     assert "8 examples a device, 64 in all (8 fits, 16 does not)" in batch
     json.dumps(search_to_json(found, (8, {8: True})))
