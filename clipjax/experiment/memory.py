@@ -166,15 +166,16 @@ def blocks_of(spec: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], int]
         yield spec["text"], spec["text"]["context_length"]
 
 
-def extra_flops(spec: Mapping[str, Any], setting: Setting) -> float:
+def extra_flops(step: Step, setting: Setting) -> float:
     """FLOPs that a setting adds, as a share of the model's: recomputed and encoded twice.
 
     A step is three forward passes' worth; gradient caching encodes everything once more.
     """
     extra = 1 / 3 if setting.micro_batches > 1 else 0.0
     repeated = total = 0.0
-    widths, mlps, scores = REMAT[setting.remat].recomputed
-    for tower, tokens in blocks_of(spec):
+    row = REMAT[setting.remat]
+    widths, mlps, scores = row.lean_recomputed if step.lean else row.recomputed
+    for tower, tokens in blocks_of(step.spec):
         width, mlp = tower["width"], tower["mlp_dim"]
         scale = tower["depth"] * tokens
         total += scale * (8 * width**2 + 4 * width * mlp + 4 * tokens * width)

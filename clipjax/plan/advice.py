@@ -1,7 +1,6 @@
 """What would make a step fit: the settings to try, cheapest first, by the model of its memory."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from clipjax.experiment.memory import Setting, Step, extra_flops, predicted_bytes
@@ -19,7 +18,7 @@ def settings(step: Step, current: Setting, fsdp_sizes: tuple[int, ...]) -> list[
         for count in _micro_batches(step)
         for sharding, fsdp in shardings
     ]
-    return sorted(found, key=lambda s: (round(extra_flops(step.spec, s), 3), s != current))
+    return sorted(found, key=lambda s: (round(extra_flops(step, s), 3), s != current))
 
 
 def _micro_batches(step: Step) -> list[int]:
@@ -60,10 +59,10 @@ def prefer(
         for count in (*_micro_batches(step), current.micro_batches)
     } | {current: None}
     refused: list[Any] = []
-    for setting in sorted(options, key=lambda s: recomputation_order(step.spec, s)):
+    for setting in sorted(options, key=lambda s: recomputation_order(step, s)):
         predicted = scale * predicted_bytes(step, setting)
         if fits if setting == current else predicted < 0.95 * capacity:
-            price = extra_flops(step.spec, setting)
+            price = extra_flops(step, setting)
             return Preference(
                 setting=setting,
                 predicted_bytes=predicted,
@@ -74,9 +73,9 @@ def prefer(
     return Preference(setting=None, predicted_bytes=0, extra_flops=0, refused=tuple(refused))
 
 
-def recomputation_order(spec: Mapping[str, Any], setting: Setting) -> tuple[int, int, float]:
+def recomputation_order(step: Step, setting: Setting) -> tuple[int, int, float]:
     """Sorts by extra FLOPs; of those within 5 % of the model's, fewer micro-batches first."""
-    price = extra_flops(spec, setting)
+    price = extra_flops(step, setting)
     return round(price / 0.05), setting.micro_batches, price
 
 
@@ -100,7 +99,7 @@ def what_fits(
     answers: list[tuple[Setting, float, float]] = []
     for setting in settings(step, current, fsdp_sizes):
         predicted = scale * predicted_bytes(step, setting)
-        price = extra_flops(step.spec, setting)
+        price = extra_flops(step, setting)
         cheaper = any(price >= p - 1e-3 and predicted >= b for _, b, p in answers)
         if predicted < 0.95 * capacity and not cheaper:
             answers.append((setting, predicted, price))

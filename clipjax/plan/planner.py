@@ -129,7 +129,7 @@ class Plan:
     @property
     def expected_extra_flops(self) -> float:
         """What remat and gradient caching are known to add, as a share of the model's FLOPs."""
-        return extra_flops(self.step.spec, self.setting)
+        return extra_flops(self.step, self.setting)
 
 
 def make_plan(resolved: Resolved, topology: Topology) -> Plan:

@@ -87,7 +87,7 @@ def search_settings(
     sizes = fsdp_sizes(first.setting, first.mesh)
     for setting in settings(first.step, first.setting, sizes):
         predicted = scale * predicted_bytes(first.step, setting)
-        price = extra_flops(first.step.spec, setting)
+        price = extra_flops(first.step, setting)
         plan, refused = first if setting == first.setting else None, None
         if plan is None and left and predicted < HOPELESS * first.capacity_bytes:
             flags = setting.flags(first.batch_size, first.setting)
@@ -224,7 +224,7 @@ def best_setting(candidates: Sequence[Candidate], plan: Plan) -> Candidate | Non
     """Of those that fit, the one of least recomputation, then of the fastest bound."""
     return min(
         (c for c in candidates if c.plan is not None and c.plan.fits),
-        key=lambda c: (recomputation_order(plan.step.spec, c.setting), _bound(c)),
+        key=lambda c: (recomputation_order(plan.step, c.setting), _bound(c)),
         default=None,
     )
 
