@@ -13,7 +13,7 @@ from clipjax.layers.execution import Execution
 from clipjax.layers.remat import REMAT
 from clipjax.platforms import platform_of
 
-# What the model may say that a step needs, of the memory: it says more than the compiler does (9 %
+# What the model may say that a step needs, of the memory: it says more than the compiler does (15 %
 # for ViT-L/14 on a v5e), and one that does not fit costs a compilation, one passed over the run.
 ROOM = 1.1
 _LEAST_CAPABILITY = 8.0  # of an NVIDIA GPU, for cuDNN's attention

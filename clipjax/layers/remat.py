@@ -57,14 +57,14 @@ REMAT = {
     "none": Row(
         policy=None,
         kept=(9.0, 3.0),
-        lean_kept=(12.0, 2.0),
+        lean_kept=(12.0, 2.0),  # as compiled for an H100; traced it is 8
         recomputed=(0.0, 0.0, 0.0),
         lean_recomputed=(0.0, 0.0, 0.0),
     ),
     "names": Row(
         policy=_keeping(QKV, MIXED, ATTENDED, HIDDEN),
         kept=(6.0, 1.0),
-        lean_kept=(7.0, 1.0),
+        lean_kept=(6.0, 1.0),
         recomputed=(0.0, 0.0, 2.0),
         lean_recomputed=(0.0, 0.0, 0.0),
     ),
@@ -79,7 +79,7 @@ REMAT = {
     "attention": Row(
         policy=_keeping(QKV, MIXED, ATTENDED),
         kept=(6.0, 0.0),
-        lean_kept=(7.0, 0.0),
+        lean_kept=(6.0, 0.0),
         recomputed=(0.0, 2.0, 2.0),
         lean_recomputed=(0.0, 2.0, 0.0),
     ),
