@@ -281,12 +281,15 @@ def _checked(plan: Plan) -> Iterator[str]:
     if not found:
         yield "  No plan for this chip was checked against a run on it."
         return
-    yield f"  Checked on {measured.DEVICE}, {measured.WHEN} ({measured.FILE}):"
+    yield from _wrapped(
+        f"Checked on {measured.DEVICE}, {measured.WHEN}, {measured.STEPS} ({measured.FILE}):", "  "
+    )
     for row in found:
-        yield (
-            f"    {row.setting}: memory {row.planned_bytes / 1e9:.1f} GB planned, "
-            f"{row.measured_bytes / 1e9:.1f} measured; a step took "
-            f"{digits(row.measured_s * 1e3, 0)} ms, {row.time_factor:.2f} x its bound"
+        yield from _wrapped(
+            f"{row.setting}, compiled by {row.compiled_by}: memory {row.planned_bytes / 1e9:.1f} "
+            f"GB planned, {row.measured_bytes / 1e9:.1f} measured; a step took "
+            f"{digits(row.measured_s * 1e3, 0)} ms, {row.time_factor:.2f} x its bound",
+            "    ",
         )
 
 

@@ -18,7 +18,7 @@ from clipjax.plan.advice import Setting, Step, predicted_bytes, prefer, what_fit
 from clipjax.plan.chips import CHIPS, GIB
 from clipjax.plan.compiling import Compiled, Memory, compile_step, needed_bytes
 from clipjax.plan.gpu import COMPILER_OPTIONS
-from clipjax.plan.measured import CHECKS
+from clipjax.plan.measured import CHECKS, STEPS
 from clipjax.plan.planner import fsdp_sizes
 from clipjax.plan.report import digits
 from clipjax.plan.roofline import run_cost
@@ -232,7 +232,8 @@ def test_the_page_of_a_gpu_says_what_is_not_settled_and_what_was_checked(plan):
     words = " ".join(page.split())
     assert "Not settled without a device: which kernels are fastest (autotuning), and" in words
     assert "which products are Triton GEMM fusions" in words and "off here" not in words
-    assert page.count("a step took") == len(CHECKS) > 0
+    assert words.count("a step took") == len(CHECKS) > 0
+    assert f"jax 0.11.2, CUDA 13, {STEPS} (benchmarks/results/" in words
     assert "MEM_FRACTION" not in page
     found = to_json(on_h100s(plan), Assumptions())
     without = on_h100s(plan, compiler_options=COMPILER_OPTIONS)
@@ -294,13 +295,6 @@ def test_attention_kernels_of_a_tpu_are_on_the_page_as_an_estimate(plan):
     ) in words
     assert to_json(found, Assumptions())["attention_estimate"]["forward"]["times"] == 24
     assert plan.attention_times == {} and "Attention kernels" not in to_text(plan, Assumptions())
-
-
-def test_plans_were_within_a_hundredth_of_the_memory_and_a_factor_of_the_time():
-    """The bar of docs/plan.md; the figures stand in benchmarks/results."""
-    for check in CHECKS:
-        assert abs(check.planned_bytes / check.measured_bytes - 1) < 0.01
-        assert 1 < check.time_factor < 1.8
 
 
 LARGE = Step(
