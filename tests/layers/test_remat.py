@@ -77,7 +77,7 @@ def test_a_row_computes_again_what_it_says(remat, attention):
 @pytest.mark.parametrize("attention", PLATFORMS)
 @pytest.mark.parametrize("remat", [remat for remat in REMAT if remat != "none"])
 def test_a_row_keeps_what_it_says(remat, attention):
-    """Of `none` the table has what is compiled: there is more of it than the trace has."""
+    """Of `none` the table has more than the trace."""
     row = REMAT[remat]
     widths, mlps = row.kept if attention == "xla" else row.lean_kept
     loss, params = stack(remat, attention)
