@@ -12,7 +12,6 @@ from clipjax.cli import config_flag, opening
 from clipjax.cli.main import given, no_positional
 from clipjax.cli.output import show_page
 
-COMPILATIONS = 8  # of a search, by default
 _CONFIG = config_flag.define()
 _TOPOLOGY = flags.DEFINE_string(
     "topology", None, "Chip and shape: v5e:16x16; of GPUs, h100:8 or hosts x GPUs."
@@ -21,9 +20,7 @@ _JSON = flags.DEFINE_string("json", None, "File to write the plan to as JSON.")
 _MFU = flags.DEFINE_float("mfu", 0.40, "Assumed model FLOPs utilisation of the run, (0, 1].")
 _PRICE = flags.DEFINE_float("price", None, "USD for one chip and hour; prints the run's cost.")
 _SEARCH = flags.DEFINE_bool("search", False, "Compile other settings and batches, too: minutes.")
-_COMPILATIONS = flags.DEFINE_integer(
-    "search_compilations", COMPILATIONS, "Settings to compile at most."
-)
+_COMPILATIONS = flags.DEFINE_integer("search_compilations", 8, "Settings to compile at most.")
 flags.adopt_module_key_flags(opening)
 
 

@@ -1,11 +1,13 @@
 """Other ways to run a step: which are tried, which are kept; without compiling."""
 
 import dataclasses
+import re
+import subprocess
+import sys
 
 import pytest
 from small_plan import small_config
 
-from clipjax.cli.plan import COMPILATIONS
 from clipjax.experiment import resolve
 from clipjax.models import resolve_spec
 from clipjax.plan.chips import CHIPS
@@ -100,6 +102,12 @@ def test_compilations_are_limited(run):
 
 def tried(chip, plan, topology, **fields):
     """The flags that half of the default number of compilations goes to, on a chip."""
+    # As the command has it: its flags cannot be defined here beside those of other commands.
+    shown = subprocess.run(
+        [sys.executable, "-m", "clipjax", "plan", "--help"], capture_output=True, text=True
+    ).stdout
+    default = re.search(r"--search_compilations: [^(]*\(default: '(\d+)'\)", shown)
+    assert default is not None
     config = small_config()
     for name, value in fields.items():
         config[name] = value
@@ -107,7 +115,7 @@ def tried(chip, plan, topology, **fields):
         resolve(config),
         dataclasses.replace(topology, chip=CHIPS[chip]),
         plan,
-        max_compilations=COMPILATIONS // 2,
+        max_compilations=int(default[1]) // 2,
         plan_fn=compiler(plan, []),
     )
     return [variation.flag.removeprefix("--config.") for variation in found]
