@@ -22,7 +22,6 @@ from typing import Any
 DATA = "/usr/share/datasets/fashion-mnist"
 MODES = ("image", "full", "lit", "last", "lora")
 KEEP = 0.85  # of the emoji's top-1, on the part that chooses
-CHOOSE = {"clothes": 0.2, "emoji": 0.5}  # the share of the pictures that choose a mixture
 
 
 def run(*command: object, log: Path) -> dict[str, float]:
@@ -61,21 +60,14 @@ def trained_parameters(log: Path) -> int:
     return sum(int(count.replace(",", "")) for count, what in parts if what != "frozen")
 
 
-def parts(spec: str, folder: Path) -> tuple[str, str]:
-    """A dataset's two parts by hash, as SPECs: what chooses, and the others."""
+def parts(spec: str, folder: Path, share: float) -> tuple[str, str, str]:
+    """A dataset's two parts by hash, as SPECs: a share that chooses, and the others; and all."""
     if not folder.exists():
-        run(
-            "data",
-            "split",
-            spec,
-            f"--holdout={CHOOSE[folder.name]}",
-            "--out",
-            folder,
-            log=folder.with_suffix(".log"),
-        )
+        run("data", "split", spec, f"--holdout={share}", "--out", folder,
+            log=folder.with_suffix(".log"))  # fmt: skip
     join = "&" if "?" in spec else "?"
     chosen, others = (folder / f"{part}.parquet" for part in ("holdout", "train"))
-    return f"{spec}{join}filter={chosen}:min=1", f"{spec}{join}filter={others}:min=1"
+    return f"{spec}{join}filter={chosen}:min=1", f"{spec}{join}filter={others}:min=1", spec
 
 
 def show(name: str, **cells: object) -> None:
@@ -116,8 +108,10 @@ def main() -> None:
             minutes=f"{used['seconds'] / 60:.1f}",
             gib=f"{used['gib']:.2f}",
         )
+    of_clothes = parts(clothes, asked.to / "clothes", 0.2)
+    of_emoji = parts(emoji, asked.to / "emoji", 0.5)
     for mode in asked.modes:
-        _mix(asked, mode, parts(clothes, asked.to / "clothes"), parts(emoji, asked.to / "emoji"))
+        _mix(asked, mode, of_clothes, of_emoji)
     if asked.probe:
         train = f"idx:{asked.data}:train?class_names=fashion_mnist"
         test = f"--eval=linear_probe={clothes}"
@@ -132,7 +126,7 @@ def main() -> None:
 
 
 def _mix(
-    asked: argparse.Namespace, mode: str, clothes: tuple[str, str], emoji: tuple[str, str]
+    asked: argparse.Namespace, mode: str, clothes: tuple[str, ...], emoji: tuple[str, ...]
 ) -> None:
     """Chooses a mixture on the first parts and shows it on the others, and on all."""
     target, file = asked.to / f"{mode}_mixed", asked.to / f"{mode}_mixed.json"
@@ -152,17 +146,13 @@ def _mix(
     told = json.loads(file.read_text())
     alpha = 1 - told["shares"][str(asked.checkpoint)]
     found = []
-    for number, specs in enumerate(((clothes[1], emoji[1]), _wholes(asked))):
+    for number, specs in enumerate(zip(clothes[1:], emoji[1:], strict=True)):
         out = asked.to / f"{mode}_mixed_{number}.json"
         of = (f"--zero_shot={specs[0]}", f"--zero_shot={specs[1]}", "--templates", "plain")
         log = asked.to / f"{mode}_mixed_{number}.log"
         run("eval", "--checkpoint", target, *of, f"--json={out}", log=log)
         found.append(_percents(accuracies(out)))
     print(f"{mode}: alpha {alpha:g}, others {found[0]}, all {found[1]}, {spent}", flush=True)
-
-
-def _wholes(asked: argparse.Namespace) -> tuple[str, str]:
-    return f"idx:{asked.data}:test?class_names=fashion_mnist", "openmoji:unseen"
 
 
 def _percents(found: dict[str, float]) -> dict[str, str]:

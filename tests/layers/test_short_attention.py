@@ -262,7 +262,7 @@ def heads_fill_lanes(row):
 
 SIDES = [(spec, side) for spec in MODELS.values() for side in ("image", "text")]
 ROWS = {row(spec, side) for spec, side in SIDES if "mlp_dim" in spec[side]}
-# The longest and the shortest rows of each head dim, and the longest that a v4 refuses beside them.
+# The longest and the shortest rows of each head dim, and the longest of all.
 CORNERS = {
     edge(row for row in ROWS if row[2] == dim and row[0] <= 730)
     for dim in HEAD_DIMS

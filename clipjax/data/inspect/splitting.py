@@ -42,13 +42,13 @@ def split(
 
     Args:
         holdout: the fraction, above 0 and below 1.
+        captions: whether examples of equal captions, but for case and white space, go together,
+            too, by the hash of the caption. An example of several captions joins their groups,
+            which go by the lowest of their hashes.
         stratify: whether of each class of two and more the fraction is held out, to the nearest
             whole number, at least one and not all; those that are alone in theirs, or without a
             label, are divided together. Of a source without classes it changes nothing. What goes
             together is of the class of the lowest number in it.
-        captions: whether examples of equal captions, but for case and white space, go together,
-            too, by the hash of the caption. An example of several captions joins their groups,
-            which go by the lowest of their hashes.
 
     Raises:
         ValueError: a fraction that is none, or all examples would be on one side.
