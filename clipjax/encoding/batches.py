@@ -4,6 +4,8 @@ Items are cut into batches of one size, the last padded and masked, so that a da
 compiles once and counts each item exactly once, on any number of devices and processes.
 """
 
+import contextlib
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator
@@ -17,10 +19,18 @@ from jax.sharding import Mesh
 from clipjax import faults
 from clipjax.array_types import PyTree
 from clipjax.compiler_flags import encoding_flags
+from clipjax.layers.attention import attention_on
 from clipjax.layers.execution import Execution
 from clipjax.layers.normalization import l2_normalise
 from clipjax.models.images import normalise_images
-from clipjax.partitioning import batch_sharding, num_batch_shards, place, replicated
+from clipjax.partitioning import (
+    LOGICAL_AXIS_RULES,
+    batch_sharding,
+    num_batch_shards,
+    place,
+    replicated,
+)
+from clipjax.partitioning.boxes import rules_in_force, under_rules
 from clipjax.platforms import platform_of
 from clipjax.prefetching import prefetched
 from clipjax.processes import signals
@@ -32,6 +42,8 @@ Beside = TypeVar("Beside")
 
 # Tokens that a batch of texts is cut to. Each is a compilation, so there are few of them.
 TEXT_LENGTHS = (16, 24, 32, 48)
+
+RULES = LOGICAL_AXIS_RULES["replicated"].params  # variables whole, rows over the batch's axes
 
 
 class EncodeFns(NamedTuple):
@@ -51,18 +63,25 @@ class EncodeFns(NamedTuple):
 
 
 def make_encode_fns(
-    model: Any, preprocess: dict[str, Any], *, dtype: str = "float32", platform: str = "cpu"
+    model: Any,
+    preprocess: dict[str, Any],
+    *,
+    dtype: str = "float32",
+    platform: str = "cpu",
+    attention: str = "auto",
 ) -> EncodeFns:
     """Makes the encode functions of a model; pass the same ones to all evals: they compile once.
 
     Args:
         dtype: of the computation, that the model was built with.
         platform: of the devices that it runs on, by `clipjax.platforms.platform_of`.
+        attention: of `clipjax.layers.execution.ATTENTIONS`, where an `EmbedFn` compiles them.
 
     Returns:
         Functions of the model's variables, `{"params": ...}` and what else it holds.
     """
-    model = _for_embeddings(model, float32_products=platform == "cpu" and dtype == "bfloat16")
+    float32_products = platform == "cpu" and dtype == "bfloat16"
+    model = _for_embeddings(model, float32_products=float32_products)
 
     def logit_scale(variables: PyTree) -> jax.Array:
         return jnp.exp(variables["params"]["logit_scale"])
@@ -71,23 +90,46 @@ def make_encode_fns(
         return variables["params"].get("logit_bias")
 
     return EncodeFns(
-        EncodeImage(model, preprocess, dtype), EncodeText(model, dtype), logit_scale, logit_bias
+        EncodeImage(model, preprocess, dtype, attention),
+        EncodeText(model, dtype, attention),
+        logit_scale,
+        logit_bias,
     )
 
 
 def _for_embeddings(model: Any, *, float32_products: bool) -> Any:
     """The same model: the last block of its image tower computes what is pooled alone, and products
     of both towers are as asked."""
+    return _with_execution(
+        model,
+        lambda tower: {
+            "pooled_only": getattr(tower, "pools_first_token", False),
+            "float32_products": float32_products,
+        },
+    )
+
+
+def _on_devices(model: Any, mesh: Mesh, dtype: str, attention: str) -> Any:
+    """The same model, with the kernels that a mesh's GPUs or TPUs have.
+
+    In bfloat16: who asks for float32 wants its numbers, which the plain path gives.
+    """
+    platform = platform_of(mesh)
+    if platform == "cpu" or dtype != "bfloat16":
+        return model
+    attention = attention_on(mesh.devices.flat[0], platform, attention)
+    fields = {"platform": platform, "attention": attention}
+    return _with_execution(model, lambda _: fields)
+
+
+def _with_execution(model: Any, fields_of: Callable[[Any], dict[str, Any]]) -> Any:
+    """The same model, with other fields of its towers' executions; none of towers of one's own."""
     towers = {}
     for name in ("image_encoder", "text_encoder"):
         tower = getattr(model, name)
         if not isinstance(getattr(tower, "execution", None), Execution):
-            continue  # of one's own
-        execution = dataclasses.replace(
-            tower.execution,
-            pooled_only=getattr(tower, "pools_first_token", False),
-            float32_products=float32_products,
-        )
+            continue
+        execution = dataclasses.replace(tower.execution, **fields_of(tower))
         if execution != tower.execution:
             towers[name] = tower.clone(execution=execution)
     return model.clone(**towers) if towers else model
@@ -100,11 +142,24 @@ class EncodeImage:
         model: `clipjax.models.CLIP`.
         preprocess: of its spec; mean and std are read.
         dtype: of the computation.
+        attention: of `clipjax.layers.execution.ATTENTIONS`, for `on`.
     """
 
-    def __init__(self, model: Any, preprocess: dict[str, Any], dtype: str = "float32") -> None:
-        self._model, self.dtype = model, dtype
+    def __init__(
+        self,
+        model: Any,
+        preprocess: dict[str, Any],
+        dtype: str = "float32",
+        attention: str = "auto",
+    ) -> None:
+        self._model, self.dtype, self._attention = model, dtype, attention
         self._mean, self._std = tuple(preprocess["mean"]), tuple(preprocess["std"])
+
+    def on(self, mesh: Mesh) -> "EncodeImage":
+        """The same function, for programs under the mesh and its sharding rules alone."""
+        own = copy.copy(self)
+        own._model = _on_devices(self._model, mesh, self.dtype, self._attention)
+        return own
 
     def __call__(self, variables: PyTree, images: jax.Array) -> jax.Array:
         """Embeds images uint8 `[batch, height, width, 3]`."""
@@ -118,10 +173,17 @@ class EncodeText:
     Args:
         model: `clipjax.models.CLIP`.
         dtype: of the computation.
+        attention: of `clipjax.layers.execution.ATTENTIONS`, for `on`.
     """
 
-    def __init__(self, model: Any, dtype: str = "float32") -> None:
-        self._model, self.dtype = model, dtype
+    def __init__(self, model: Any, dtype: str = "float32", attention: str = "auto") -> None:
+        self._model, self.dtype, self._attention = model, dtype, attention
+
+    def on(self, mesh: Mesh) -> "EncodeText":
+        """The same function, for programs under the mesh and its sharding rules alone."""
+        own = copy.copy(self)
+        own._model = _on_devices(self._model, mesh, self.dtype, self._attention)
+        return own
 
     def __call__(self, variables: PyTree, tokens: jax.Array) -> jax.Array:
         """Embeds ids int32 `[batch, length]`, of the model's length or as `cut` leaves them."""
@@ -160,25 +222,40 @@ def _trims(tower: Any) -> bool:
 
 
 class EmbedFn:
-    """An encode function, compiled: float32, of length 1, rows over the mesh's batch axes."""
+    """An encode function, compiled: float32, of length 1, rows over the mesh's batch axes.
+
+    The towers of `make_encode_fns` take their platform's attention kernel, see `on`.
+    """
 
     def __init__(self, encode_fn: EncodeFn, mesh: Mesh) -> None:
-        def embed(variables: PyTree, rows: jax.Array) -> jax.Array:
-            return l2_normalise(encode_fn(variables, rows).astype(jnp.float32))
+        def embed(encode: EncodeFn, variables: PyTree, rows: jax.Array) -> jax.Array:
+            return l2_normalise(encode(variables, rows).astype(jnp.float32))
 
+        own = encode_fn.on(mesh) if isinstance(encode_fn, EncodeImage | EncodeText) else encode_fn
         dtype = compute_dtype(encode_fn)
         flags = encoding_flags(platform_of(mesh), mesh.devices.size, dtype=dtype)
-        self._inside = jax.jit(embed, out_shardings=batch_sharding(mesh))
-        self._run = jax.jit(
-            embed, out_shardings=batch_sharding(mesh), compiler_options=flags or None
-        )
-        self._encode_fn = encode_fn
+        compiled = functools.partial(jax.jit, out_shardings=batch_sharding(mesh))
+        self._inside = compiled(functools.partial(embed, encode_fn))
+        self._run = compiled(functools.partial(embed, own), compiler_options=flags or None)
+        self._encode_fn, self._mesh = encode_fn, mesh
 
     def __call__(self, variables: PyTree, rows: PyTree) -> jax.Array:
         """Embeds rows on the mesh: `[batch, embed]`."""
         if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((variables, rows))):
             return self._inside(variables, rows)  # JAX takes options of the outermost program alone
-        return self._run(variables, rows)
+        with self._scope():
+            return self._run(variables, rows)
+
+    def trace(self, variables: PyTree, rows: PyTree) -> jax.stages.Traced:
+        """The program, not compiled; shapes with shardings are enough."""
+        with self._scope():
+            return self._run.trace(variables, rows)
+
+    @contextlib.contextmanager
+    def _scope(self) -> Iterator[None]:
+        """The mesh and rules that say where a kernel's rows lie; a training's own stay in force."""
+        with jax.set_mesh(self._mesh), under_rules(rules_in_force() or RULES):
+            yield
 
     def cut(self, rows: PyTree, mesh: Mesh) -> PyTree:
         """Leaves out what the encode function does not read of rows on the host."""

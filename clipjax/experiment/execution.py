@@ -1,7 +1,6 @@
 """How a config's step runs on the devices of its mesh: decided once, when these are known."""
 
 import dataclasses
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -9,6 +8,7 @@ from jax.sharding import Mesh
 from clipjax.config_fields import Settings
 from clipjax.experiment.memory import Setting, Step, describes, predicted_bytes
 from clipjax.experiment.stages import is_unrolled
+from clipjax.layers.attention import attention_on
 from clipjax.layers.execution import Execution
 from clipjax.layers.remat import REMAT
 from clipjax.platforms import platform_of
@@ -16,7 +16,6 @@ from clipjax.platforms import platform_of
 # What the model may say that a step needs, of the memory: it says more than the compiler does (15 %
 # for ViT-L/14 on a v5e), and one that does not fit costs a compilation, one passed over the run.
 ROOM = 1.1
-_LEAST_CAPABILITY = 8.0  # of an NVIDIA GPU, for cuDNN's attention
 
 
 def choose_execution(settings: Settings, mesh: Mesh) -> Execution:
@@ -27,14 +26,10 @@ def choose_execution(settings: Settings, mesh: Mesh) -> Execution:
             `rows_that_fit`.
         mesh: of the devices, which may be absent (a plan).
     """
-    device = mesh.devices.flat[0]
     platform = platform_of(mesh)
-    attention = settings.attention
-    if attention == "auto" and platform == "gpu" and not _has_cudnn_attention(device):
-        attention = "xla"
     return Execution(
         platform=platform,
-        attention=attention,
+        attention=attention_on(mesh.devices.flat[0], platform, settings.attention),
         unroll=0 if has_no_loop(settings, platform) else settings.scan_unroll,
         apart=platform == "cpu" and is_unrolled(settings),
         row_major=platform == "gpu" and mesh.devices.size == 1,
@@ -85,12 +80,3 @@ def memory_of(mesh: Mesh) -> int | None:
     except jax.errors.JaxRuntimeError:
         return None
     return (stats or {}).get("bytes_limit")
-
-
-def _has_cudnn_attention(device: Any) -> bool:
-    """Whether a GPU is NVIDIA's, of the generation that the kernels are for."""
-    capability = getattr(device, "compute_capability", None)
-    try:
-        return capability is None or float(capability) >= _LEAST_CAPABILITY
-    except ValueError:  # AMD's have names
-        return False

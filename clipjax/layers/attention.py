@@ -17,6 +17,7 @@ from clipjax.layers.remat import MIXED, QKV, checkpoint_name
 
 # cuDNN's training kernels take lengths that are multiples of this.
 _CUDNN_LENGTHS = 8
+_LEAST_CAPABILITY = 8.0  # of an NVIDIA GPU, for cuDNN's attention
 _FIRST_CHOICE = {"gpu": "cudnn", "tpu": "pallas"}
 
 
@@ -55,6 +56,19 @@ def attend(
     else:
         mixed = _by_xla(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], valid, is_causal=is_causal)
     return checkpoint_name(mixed, MIXED)
+
+
+def attention_on(device: Any, platform: str, asked: str) -> str:
+    """What towers are given as `Execution.attention`, of what was asked for.
+
+    Args:
+        device: one of the computation's, which may be absent (a plan).
+        platform: that `clipjax.platforms.platform_of` gives it.
+        asked: of ATTENTIONS. Only `auto` changes, to `xla` on GPUs that the kernel is not for.
+    """
+    if asked == "auto" and platform == "gpu" and not _has_cudnn_attention(device):
+        return "xla"
+    return asked
 
 
 def choose(qkv: Any, valid: Any = None, *, execution: Execution) -> str:
@@ -144,3 +158,12 @@ def _over_queries(valid: Any, query: Any, key: Any) -> jax.Array | None:
     # Not len(query): the batch may be symbolic (jax.export).
     shape = (query.shape[0], 1, query.shape[1], key.shape[1])
     return jnp.broadcast_to(valid[:, None, None], shape)
+
+
+def _has_cudnn_attention(device: Any) -> bool:
+    """Whether a GPU is NVIDIA's, of the generation that the kernels are for."""
+    capability = getattr(device, "compute_capability", None)
+    try:
+        return capability is None or float(capability) >= _LEAST_CAPABILITY
+    except ValueError:  # AMD's have names
+        return False

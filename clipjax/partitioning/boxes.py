@@ -38,6 +38,11 @@ def under_rules(rules: Sequence[Rule]) -> AbstractContextManager[None]:
     return nn.logical_axis_rules(rules)
 
 
+def rules_in_force() -> Sequence[Rule]:
+    """The rules of the context, none outside of one."""
+    return nn.get_logical_axis_rules()
+
+
 def hint_axes(array: jax.Array, axes: Sequence[str | None]) -> jax.Array:
     """Says the logical axes `[ndim]` of an array, where there are rules."""
     return nn.with_logical_constraint(array, tuple(axes))

@@ -1,0 +1,115 @@
+"""Embeddings in bfloat16 take the attention kernel of their platform, on every device its rows."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+from tiny import inputs, model_and_params, tiny_spec
+
+from clipjax.encoding import batches
+from clipjax.encoding.batches import EmbedFn, make_encode_fns
+from clipjax.models import build_model
+from clipjax.partitioning import batch_sharding, make_mesh, replicated
+
+WIDE = {"width": 128, "num_heads": 2}  # heads that fill the lanes of a TPU
+SIDES = ["image", "text"]
+
+
+def spec_and_rows(side):
+    spec = tiny_spec(image=WIDE, text=WIDE)
+    images, tokens = inputs(spec, 16)
+    pixels = np.random.default_rng(0).integers(0, 255, images.shape).astype(np.uint8)
+    return spec, pixels if side == "image" else tokens
+
+
+def embed_fn(side, spec, mesh, **options):
+    """A tower's pure function, and compiled for a mesh."""
+    dtype = options.setdefault("dtype", "bfloat16")
+    model = build_model(spec, dtype=dtype)
+    fns = make_encode_fns(model, spec["preprocess"], platform="tpu", **options)
+    return getattr(fns, side), EmbedFn(getattr(fns, side), mesh)
+
+
+def on_a_mesh(side, mesh, **options):
+    """The traced program and what it is called with, on CPUs."""
+    spec, rows = spec_and_rows(side)
+    params = jax.tree.map(lambda leaf: 0.3 * leaf, model_and_params(spec)[1])
+    pure, embed = embed_fn(side, spec, mesh, **options)
+    assert "pallas_call" not in str(jax.make_jaxpr(pure)({"params": params}, rows))
+    rows = jax.device_put(rows, batch_sharding(mesh))
+    variables = jax.device_put({"params": params}, replicated(mesh))
+    return embed, embed.trace(variables, rows), (variables, rows)
+
+
+@pytest.mark.parametrize("side", [pytest.param("image", marks=pytest.mark.slow), "text"])
+def test_the_kernels_embeddings_are_those_of_the_plain_path(side, monkeypatch):
+    mesh, found = make_mesh({"data": 2, "fsdp": 4}), {}
+    for dtype in ("float32", "bfloat16"):
+        embed, traced, arguments = on_a_mesh(side, mesh, dtype=dtype)
+        assert "pallas_call" not in str(traced.jaxpr), "a CPU has no kernel"
+        found[dtype] = np.asarray(embed(*arguments))
+    monkeypatch.setattr(batches, "platform_of", lambda mesh: "tpu")
+    embed, traced, arguments = on_a_mesh(side, mesh)
+    assert "pallas_call" in str(traced.jaxpr)
+    found["kernel"] = np.asarray(embed(*arguments))
+    of_kernel, of_plain = (
+        np.linalg.norm(found[name] - found["float32"], axis=1).max()
+        for name in ("kernel", "bfloat16")
+    )
+    assert 0 < of_kernel < 1.5 * of_plain < 0.1
+    # Who asks for float32, or for XLA, has the plain path.
+    for options in ({"dtype": "float32"}, {"attention": "xla"}):
+        assert "pallas_call" not in str(on_a_mesh(side, mesh, **options)[1].jaxpr)
+
+
+@pytest.mark.parametrize("ruled", [True, False])
+def test_each_device_attends_with_its_own_rows(ruled, monkeypatch):
+    """The negative control has rules that leave the batch whole."""
+    monkeypatch.setattr(batches, "platform_of", lambda mesh: "tpu")
+    if not ruled:
+        monkeypatch.setattr(batches, "RULES", (("batch", None),))
+    traced = on_a_mesh("image", make_mesh({"data": 2, "fsdp": 4}))[1]
+    assert ("all-gather" in traced.lower().compile().as_text()) is not ruled
+
+
+def traced_for(topology, side):
+    """The program for devices that are not here."""
+    from clipjax.plan.topology import make_topology
+
+    devices = make_topology(topology).devices
+    mesh = make_mesh({"data": len(devices)}, devices)
+    spec, rows = spec_and_rows(side)
+    params = jax.eval_shape(lambda: model_and_params(spec)[1])
+
+    def whole(leaf, sharding):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    variables = jax.tree.map(lambda leaf: whole(leaf, replicated(mesh)), {"params": params})
+    embed = embed_fn(side, spec, mesh)[1]
+    return embed.trace(variables, whole(rows, batch_sharding(mesh)))
+
+
+COLLECTIVES = re.compile("all-(gather|reduce|to-all)|collective-permute")
+
+
+@pytest.mark.tpu
+@pytest.mark.parametrize("side", SIDES)
+def test_tpus_attend_by_the_kernel_without_a_collective(side):
+    pytest.importorskip("libtpu")
+    text = traced_for("v5e:2x4", side).lower().compile().as_text()
+    assert "short_attention_forward" in text
+    assert not COLLECTIVES.search(text)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("side", SIDES)
+def test_gpus_attend_by_cudnn_without_a_collective(side):
+    from clipjax.plan import gpu
+    from clipjax.plan.topology import make_topology
+
+    with gpu.answering_for(make_topology("h100:8").chip):
+        lowered = traced_for("h100:8", side).lower(lowering_platforms=("cuda",))
+    text = lowered.compile(gpu.COMPILER_OPTIONS).as_text()
+    assert "__cudnn$fmha" in text
+    assert not COLLECTIVES.search(text)
