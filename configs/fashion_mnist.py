@@ -60,7 +60,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
         part = '{{"spec": "{}", "weight": {}}}'
         mix = part.format(clothes, 1 - arg.emoji), part.format("openmoji:train", arg.emoji)
         config.data.source = f"mix:[{', '.join(mix)}]"
-    config.data.transforms = ({"name": "random_flip"},)
     config.loss.positives = "equal_captions"  # 11 of each class in a batch
 
     config.optimizer.name = "muon"
