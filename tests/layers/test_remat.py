@@ -74,10 +74,12 @@ def test_a_row_computes_again_what_it_says(remat, attention):
     assert step_flops(remat, attention) - step_flops("none", attention) == wanted
 
 
-@pytest.mark.parametrize("attention", PLATFORMS)
-@pytest.mark.parametrize("remat", [remat for remat in REMAT if remat != "none"])
+# A CPU compiles less for `none` than is traced.
+KEEPING = [(r, a) for r in REMAT for a in PLATFORMS if (r, a) != ("none", "xla")]
+
+
+@pytest.mark.parametrize(("remat", "attention"), KEEPING)
 def test_a_row_keeps_what_it_says(remat, attention):
-    """Of `none` the table has more than the trace."""
     row = REMAT[remat]
     widths, mlps = row.kept if attention == "xla" else row.lean_kept
     loss, params = stack(remat, attention)
