@@ -6,12 +6,13 @@
 
 One run of two or three stages, each with its batch, rate and schedule. Of the short captions of a
 first stage nouns come first, which needs the extra [text]. The first version's three recipes are of
-UCSC-VLAA/CLIPA's clipa_torch/scripts/exp, for eight A100s; v2's of its clipa_jax/configs/model_h.
-Not known are the rates and warm-ups of v2's L/14 and bigG/14, which are H/14's here. Not as
-published: there classes of words are NLTK's, and of pieces of words; short captions take the first
-rows of the text's positions; colours are jittered in one way for all pictures, there in four of any
-order for four of five; the first version's tuning learns the positions, which are fixed here, and
-its L/16 has the class token in the mean of the tokens.
+UCSC-VLAA/CLIPA's clipa_torch/scripts/exp, for eight A100s; v2's of its clipa_jax/configs, model_h
+and model_bigG, where a second file tunes bigG/14 by Lion instead. Not known are the rates and
+warm-ups of v2's L/14, which are H/14's here. Not as published: there classes of words are NLTK's,
+and of pieces of words; short captions take the first rows of the text's positions; colours are
+jittered in one way for all pictures, there in four of any order for four of five; the first
+version's tuning learns the positions, which are fixed here, and its L/16 has the class token in the
+mean of the tokens.
 Arguments: recipe (v2-H-14; a name of the table), source (a SPEC, see docs/data.md), batch_size (of
 the first stage; the others go with it, and all rates), fsdp (devices that share one copy of the
 state), smoke (a flag: small towers and a few steps on generated pictures).
@@ -66,6 +67,11 @@ V2 = (
     Stage(224, 32, 32_768, 524_288_000, 800, 5.12e-5, patch_dropout=0.3),
     Stage(336, 32, 16_384, 131_072_000, 1600, 6.4e-6, patch_dropout=0.4),
 )
+V2_BIGG = (
+    Stage(70, 8, 65_536, 12_811_670_000, 3200, 1.024e-3, nouns_first=True),
+    Stage(224, 32, 16_384, 524_288_000, 0, 2.56e-5, patch_dropout=0.4),
+    V2[-1],
+)
 L16_TUNING = Stage(224, 32, 7168, 131_072_000, 3571, 2.24e-5)
 # Results are of the README of UCSC-VLAA/CLIPA: the first version's on LAION-400M, v2's on
 # DataComp-1B unless LAION-2B is said, squashed to 336 pixels.
@@ -95,7 +101,7 @@ RECIPES = {
     "v2-L-14": Clipa("ViT-L-14-CLIPA-336", 0.803, V2, fsdp=2),
     "v2-H-14": Clipa("ViT-H-14-CLIPA-336", 0.818, V2, fsdp=16),
     "v2-H-14-laion2b": Clipa("ViT-H-14-CLIPA-336", 0.791, V2, fsdp=16),
-    "v2-bigG-14": Clipa("ViT-bigG-14-CLIPA-336", 0.830, V2, fsdp=8),
+    "v2-bigG-14": Clipa("ViT-bigG-14-CLIPA-336", 0.830, V2_BIGG, fsdp=8),
 }
 
 

@@ -1,11 +1,12 @@
 """FLIP: half of the patches, then all of them for a short end (arXiv:2212.00794).
 
     clipjax train --config configs/flip.py:source=SPEC --workdir DIR
-    clipjax plan --config configs/flip.py:recipe=2b-ViT-H-14 --topology v5p:8x8x8
+    clipjax plan --config configs/flip.py:recipe=2b-ViT-H-14 --topology v5p:8x8x4
 
-One run of two stages, as facebookresearch/flip has them (configs, README.md). Not as published:
-captions are CLIP's pieces, there BERT's, and the text tower is OpenCLIP's. Not known is Adam's
-epsilon.
+One run of two stages, as facebookresearch/flip has them (configs, models_flip.py, README.md);
+OpenVision's towers have the same sizes, and a text without a mask. Not as published: images are the
+mean of their patches, normalised once; there of their patches and the class token, each normalised;
+the text tower starts as OpenAI's. Not known is Adam's epsilon.
 Arguments: recipe (400m-ViT-B-16; a name of the table), source (a SPEC, see docs/data.md),
 batch_size (the rates go with it), fsdp (devices that share one copy of the state), smoke (a flag:
 small towers and a few steps on generated pictures).
@@ -34,11 +35,11 @@ class Flip(NamedTuple):
 
 # Results are of the README of facebookresearch/flip, zero-shot.
 RECIPES = {
-    "400m-ViT-B-16": Flip("ViT-B-16", 10_000, 40, 4e-6, 1, 0.680),
-    "400m-ViT-L-16": Flip("ViT-L-14", 10_000, 40, 4e-6, 1, 0.743),
-    "400m-ViT-H-14": Flip("ViT-H-14", 10_000, 200, 4e-6, 8, 0.755),
-    "2b-ViT-L-16": Flip("ViT-L-14", 20_000, 40, 2e-6, 1, 0.766),
-    "2b-ViT-H-14": Flip("ViT-H-14", 20_000, 200, 2e-6, 8, 0.788),
+    "400m-ViT-B-16": Flip("openvision-vit-base-patch16-224", 10_000, 40, 4e-6, 1, 0.680),
+    "400m-ViT-L-16": Flip("openvision-vit-large-patch14-224", 10_000, 40, 4e-6, 1, 0.743),
+    "400m-ViT-H-14": Flip("openvision-vit-huge-patch14-224", 10_000, 200, 4e-6, 8, 0.755),
+    "2b-ViT-L-16": Flip("openvision-vit-large-patch14-224", 20_000, 40, 2e-6, 1, 0.766),
+    "2b-ViT-H-14": Flip("openvision-vit-huge-patch14-224", 20_000, 200, 2e-6, 8, 0.788),
 }
 
 
@@ -49,10 +50,16 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = default_config()
     config.model.name = recipe.model
     config.model.image.patch_size = int(arg.recipe[-2:])
-    config.model.image.positions = "sincos2d"
-    config.model.image.pooling = "patch_mean"
+    config.model.preprocess.update({"resize": "shortest", "interpolation": "bicubic"})
     config.model.text.context_length = 32
-    config.model.logit_scale.init = 100.0
+    config.model.text.vocab_size = 30_523  # BERT's and one for what is unknown
+    config.model.text.pooling = "first"
+    config.model.tokenizer = {
+        "name": "wordpiece",
+        "start_token": False,
+        "end_token": "none",
+        "cleaning": (),
+    }
     put_fsdp(config, arg.fsdp)
     masked, unmasked, warmup, last_warmup = (
         epochs * EPOCH for epochs in (recipe.epochs, 100, recipe.warmup, 20)

@@ -124,8 +124,8 @@ class TextTransformer(nn.Module):
         return ends.argmax(axis=1)
 
     def _pool(self, x: jax.Array, tokens: jax.Array) -> jax.Array:
-        if self.pooling == "last":
-            return x[:, -1]
+        if self.pooling in ("first", "last"):
+            return x[:, 0 if self.pooling == "first" else -1]
         end = self.ends(tokens)
         if self.pooling == "eot":
             return jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
@@ -138,7 +138,15 @@ class BidirectionalTransformer(TextTransformer):
 
     So a text has to be padded as in training: to the full length, with the same id.
 
+    Attributes:
+        pooling: also `first`, the first position (FLIP).
+
     Reference: arXiv:2303.15343 (SigLIP).
     """
 
     causal: ClassVar[bool] = False
+
+    ranges: ClassVar[Mapping[str, Rule]] = {
+        **TextTransformer.ranges,
+        "pooling": Choice(("eot", "first", "last", "mean")),
+    }

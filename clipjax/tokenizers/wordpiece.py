@@ -31,6 +31,7 @@ class WordPiece(BackedTokenizer):
             `blank`: its place is filled with padding (CLIPA and OpenVision in OpenCLIP).
             `none`: there is no place for it, so that a caption that is cut has one word more
             (CLIPA and OpenVision in the JAX code that trained them).
+        start_token: whether `[CLS]` starts a row (FLIP has none).
         lower_case: whether captions are lower-cased and lose their accents.
         cleaning: steps of `clipjax.tokenizers.cleaning` before that.
 
@@ -48,6 +49,7 @@ class WordPiece(BackedTokenizer):
         shipped: bool = True,
         context_length: int = 64,
         end_token: str = "kept",
+        start_token: bool = True,
         lower_case: bool = True,
         cleaning: Sequence[str] = (),
     ):
@@ -66,9 +68,10 @@ class WordPiece(BackedTokenizer):
             )
         ids = _read_pieces(data, str(model))
         self.start_id, self.end_id = ids["[CLS]"], ids["[SEP]"]
-        self.end_token, self.lower_case = end_token, lower_case
+        self.start_token, self.end_token, self.lower_case = start_token, end_token, lower_case
+        template = "[CLS] " * start_token + "$A" + " [SEP]" * (end_token != "none")
         super().__init__(
-            _backend(ids, lower_case, with_end=end_token != "none"),
+            _backend(ids, lower_case, template),
             context_length=context_length,
             pad_id=ids["[PAD]"],
             cleaning=cleaning,
@@ -85,6 +88,8 @@ class WordPiece(BackedTokenizer):
         """What a checkpoint records, so that it is never fed ids of another tokenizer."""
         fields = ("start_id", "end_id", "end_token", "lower_case")
         known = contract_of(self, "wordpiece", self._sha256, *fields)
+        if not self.start_token:  # unsaid in checkpoints of before
+            known["start_token"] = False
         return {**known, "cleaning": list(self._clean.steps)}
 
 
@@ -105,13 +110,12 @@ def _read_pieces(data: bytes, where: str) -> dict[str, int]:
     return ids
 
 
-def _backend(ids: dict[str, int], lower_case: bool, with_end: bool) -> Tokenizer:
+def _backend(ids: dict[str, int], lower_case: bool, template: str) -> Tokenizer:
     backend = Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))
     backend.add_special_tokens([AddedToken(x, normalized=False) for x in SPECIAL_TOKENS])
     backend.normalizer = normalizers.BertNormalizer(lowercase=lower_case)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece()
     specials = [(token, ids[token]) for token in ("[CLS]", "[SEP]")]
-    template = "[CLS] $A [SEP]" if with_end else "[CLS] $A"
     backend.post_processor = TemplateProcessing(single=template, special_tokens=specials)
     return backend

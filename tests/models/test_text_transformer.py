@@ -28,6 +28,13 @@ def test_pooling(pooling):
     assert np.abs(features.tokens[0, 3] - features.tokens[0, -1]).max() > 1e-2
 
 
+def test_the_first_position_is_pooled_where_it_sees_the_others():
+    features, _ = encode("first", BidirectionalTransformer)
+    np.testing.assert_array_equal(features.pooled, features.tokens[:, 0])
+    with pytest.raises(ValueError, match="pooling"):
+        encode("first")
+
+
 def test_no_token_sees_a_later_one():
     before, apply = encode()
     after = apply(TOKENS.at[:, 4].set(11))

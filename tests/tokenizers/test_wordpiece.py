@@ -32,6 +32,12 @@ def test_three_rules_for_the_end_token():
     np.testing.assert_array_equal(none[1, :-1], kept[1, :-1])
 
 
+def test_a_row_without_a_start():
+    bare, none = (make(end_token="none", start_token=x)(["a cat", "", LONG]) for x in (False, True))
+    np.testing.assert_array_equal(bare[:, :-1], none[:, 1:])
+    assert bare[2, -1] not in (0, 102)
+
+
 def test_lower_case_is_a_rule():
     cased = make(lower_case=False)
     assert cased(["É"])[0, 1] == 100  # [UNK]: the vocabulary has no capitals
@@ -55,7 +61,12 @@ def test_contract_tells_rules_apart():
     contract = make().contract()
     assert json.loads(json.dumps(contract)) == contract
     assert contract["sha256"] == module.VOCABULARY_SHA256
-    for options in ({"end_token": "blank"}, {"lower_case": False}, {"cleaning": ("fix_text",)}):
+    for options in (
+        {"end_token": "blank"},
+        {"start_token": False},
+        {"lower_case": False},
+        {"cleaning": ("fix_text",)},
+    ):
         assert make(**options).contract() != contract
     assert make(context_length=17).contract() != contract
 

@@ -125,11 +125,12 @@ def _write_sentencepiece(path: Path, file: Path, spec: dict[str, Any], length: i
 
 
 def _write_wordpiece(path: Path, file: Path, spec: dict[str, Any], length: int) -> None:
-    if spec.get("end_token", "kept") != "kept" or spec.get("cleaning"):
+    whole = spec.get("start_token", True) and spec.get("end_token", "kept") == "kept"
+    if not whole or spec.get("cleaning"):
+        said = {name: spec.get(name) for name in ("start_token", "end_token", "cleaning")}
         raise ValueError(
-            "transformers has no such model: tokenizer.end_token and cleaning are "
-            f"{spec.get('end_token')!r} and {spec.get('cleaning')!r}, BertTokenizer keeps [SEP] "
-            "and cleans nothing; write target_format='clipjax'"
+            f"transformers has no such model: of the tokenizer {said} is said, BertTokenizer has "
+            "[CLS] and [SEP] and cleans nothing; write target_format='clipjax'"
         )
     shutil.copyfile(file, path / WORDPIECE)
     names = ("pad", "unk", "cls", "sep", "mask")
