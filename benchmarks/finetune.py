@@ -85,15 +85,11 @@ def main() -> None:
     asked = parser.parse_args()
     asked.to.mkdir(parents=True, exist_ok=True)
     clothes, emoji = f"idx:{asked.data}:test?class_names=fashion_mnist", "openmoji:unseen"
-    plain = ("--templates", "plain")
 
-    start = asked.to / "start.json"
-    zero_shot = (f"--zero_shot={clothes}", f"--zero_shot={emoji}")
-    run("eval", "--checkpoint", asked.checkpoint, *zero_shot, *plain, f"--json={start}",
-        log=asked.to / "start.log")  # fmt: skip
+    start = _evaluate(asked.checkpoint, clothes, emoji, asked.to / "start")
     head = ("trained", "clothes", "emoji", "core minutes", "minutes", "GiB")
     print(f"| | {' | '.join(head)} |\n|{'---|' * (len(head) + 1)}")
-    show("zero-shot start", trained=0, **_percents(accuracies(start)), rest="| |")
+    show("zero-shot start", trained=0, **start, rest="| |")
     for mode in asked.modes:
         workdir, log = asked.to / mode, asked.to / f"{mode}.log"
         config = f"configs/fashion_mnist.py:checkpoint={asked.checkpoint},data={asked.data}"
@@ -110,6 +106,8 @@ def main() -> None:
         )
     of_clothes = parts(clothes, asked.to / "clothes", 0.2)
     of_emoji = parts(emoji, asked.to / "emoji", 0.5)
+    of_start = _evaluate(asked.checkpoint, of_clothes[1], of_emoji[1], asked.to / "start_others")
+    print(f"start: others {of_start}")
     for mode in asked.modes:
         _mix(asked, mode, of_clothes, of_emoji)
     if asked.probe:
@@ -121,7 +119,8 @@ def main() -> None:
                    log=asked.to / "probe.log")  # fmt: skip
         probed = json.loads(file.read_text())
         (top1,) = (value for name, value in probed.items() if name.endswith("/top1"))
-        print(f"probe: {100 * top1:.2f} %, {used['core_seconds'] / 60:.1f} core minutes")
+        spent = f"{used['core_seconds'] / 60:.1f} core minutes, {used['seconds'] / 60:.1f} minutes"
+        print(f"probe: {100 * top1:.2f} %, {spent}, {used['gib']:.2f} GiB")
     print(f"children at most: {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20:.2f}")
 
 
@@ -147,12 +146,16 @@ def _mix(
     alpha = 1 - told["shares"][str(asked.checkpoint)]
     found = []
     for number, specs in enumerate(zip(clothes[1:], emoji[1:], strict=True)):
-        out = asked.to / f"{mode}_mixed_{number}.json"
-        of = (f"--zero_shot={specs[0]}", f"--zero_shot={specs[1]}", "--templates", "plain")
-        log = asked.to / f"{mode}_mixed_{number}.log"
-        run("eval", "--checkpoint", target, *of, f"--json={out}", log=log)
-        found.append(_percents(accuracies(out)))
+        found.append(_evaluate(target, *specs, asked.to / f"{mode}_mixed_{number}"))
     print(f"{mode}: alpha {alpha:g}, others {found[0]}, all {found[1]}, {spent}", flush=True)
+
+
+def _evaluate(checkpoint: Path, clothes: str, emoji: str, to: Path) -> dict[str, str]:
+    """Top-1 of both; results and log go beside one another."""
+    of = (f"--zero_shot={clothes}", f"--zero_shot={emoji}", "--templates", "plain")
+    file = to.with_suffix(".json")
+    run("eval", "--checkpoint", checkpoint, *of, f"--json={file}", log=to.with_suffix(".log"))
+    return _percents(accuracies(file))
 
 
 def _percents(found: dict[str, float]) -> dict[str, str]:

@@ -4,6 +4,7 @@ import gzip
 
 import numpy as np
 import pytest
+from idx_files import idx, write_idx
 
 from clipjax.data import make_source
 from clipjax.data.classes.named_lists import load_class_names
@@ -12,17 +13,8 @@ IMAGES = np.arange(3 * 2 * 4, dtype=np.uint8).reshape(3, 2, 4)
 LABELS = np.array([2, 0, 2], np.uint8)
 
 
-def idx(array):
-    """The bytes of a file: two zeros, the type, the dimensions, their sizes, the numbers."""
-    sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
-    return bytes((0, 0, 8, array.ndim)) + sizes + array.tobytes()
-
-
 def write(folder, images=IMAGES, labels=LABELS, prefix="train", packed=True):
-    pack, end = (gzip.compress, ".gz") if packed else (bytes, "")
-    (folder / f"{prefix}-images-idx3-ubyte{end}").write_bytes(pack(idx(images)))
-    (folder / f"{prefix}-labels-idx1-ubyte{end}").write_bytes(pack(idx(labels)))
-    return folder
+    return write_idx(folder, images, labels, prefix, packed)
 
 
 @pytest.mark.parametrize("packed", [True, False])
