@@ -68,14 +68,12 @@ def make_encode_fns(
     *,
     dtype: str = "float32",
     platform: str = "cpu",
-    attention: str = "auto",
 ) -> EncodeFns:
     """Makes the encode functions of a model; pass the same ones to all evals: they compile once.
 
     Args:
         dtype: of the computation, that the model was built with.
         platform: of the devices that it runs on, by `clipjax.platforms.platform_of`.
-        attention: of `clipjax.layers.execution.ATTENTIONS`, where an `EmbedFn` compiles them.
 
     Returns:
         Functions of the model's variables, `{"params": ...}` and what else it holds.
@@ -90,10 +88,7 @@ def make_encode_fns(
         return variables["params"].get("logit_bias")
 
     return EncodeFns(
-        EncodeImage(model, preprocess, dtype, attention),
-        EncodeText(model, dtype, attention),
-        logit_scale,
-        logit_bias,
+        EncodeImage(model, preprocess, dtype), EncodeText(model, dtype), logit_scale, logit_bias
     )
 
 
@@ -109,17 +104,23 @@ def _for_embeddings(model: Any, *, float32_products: bool) -> Any:
     )
 
 
-def _on_devices(model: Any, mesh: Mesh, dtype: str, attention: str) -> Any:
-    """The same model, with the kernels that a mesh's GPUs or TPUs have.
+def _on_devices(model: Any, mesh: Mesh, dtype: str) -> Any:
+    """The same model, with the attention kernels that a mesh's GPUs or TPUs have.
 
-    In bfloat16: who asks for float32 wants its numbers, which the plain path gives.
+    In bfloat16: who asks for float32 wants its numbers, which the plain path gives. The towers of a
+    run have its own kernels, in either.
     """
-    platform = platform_of(mesh)
+    device, platform = mesh.devices.flat[0], platform_of(mesh)
     if platform == "cpu" or dtype != "bfloat16":
         return model
-    attention = attention_on(mesh.devices.flat[0], platform, attention)
-    fields = {"platform": platform, "attention": attention}
-    return _with_execution(model, lambda _: fields)
+
+    def fields_of(tower: Any) -> dict[str, Any]:
+        if tower.execution.platform != "cpu":
+            return {}
+        attention = attention_on(device, platform, tower.execution.attention)
+        return {"platform": platform, "attention": attention}
+
+    return _with_execution(model, fields_of)
 
 
 def _with_execution(model: Any, fields_of: Callable[[Any], dict[str, Any]]) -> Any:
@@ -142,23 +143,16 @@ class EncodeImage:
         model: `clipjax.models.CLIP`.
         preprocess: of its spec; mean and std are read.
         dtype: of the computation.
-        attention: of `clipjax.layers.execution.ATTENTIONS`, for `on`.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        preprocess: dict[str, Any],
-        dtype: str = "float32",
-        attention: str = "auto",
-    ) -> None:
-        self._model, self.dtype, self._attention = model, dtype, attention
+    def __init__(self, model: Any, preprocess: dict[str, Any], dtype: str = "float32") -> None:
+        self._model, self.dtype = model, dtype
         self._mean, self._std = tuple(preprocess["mean"]), tuple(preprocess["std"])
 
     def on(self, mesh: Mesh) -> "EncodeImage":
         """The same function, for programs under the mesh and its sharding rules alone."""
         own = copy.copy(self)
-        own._model = _on_devices(self._model, mesh, self.dtype, self._attention)
+        own._model = _on_devices(self._model, mesh, self.dtype)
         return own
 
     def __call__(self, variables: PyTree, images: jax.Array) -> jax.Array:
@@ -173,16 +167,15 @@ class EncodeText:
     Args:
         model: `clipjax.models.CLIP`.
         dtype: of the computation.
-        attention: of `clipjax.layers.execution.ATTENTIONS`, for `on`.
     """
 
-    def __init__(self, model: Any, dtype: str = "float32", attention: str = "auto") -> None:
-        self._model, self.dtype, self._attention = model, dtype, attention
+    def __init__(self, model: Any, dtype: str = "float32") -> None:
+        self._model, self.dtype = model, dtype
 
     def on(self, mesh: Mesh) -> "EncodeText":
         """The same function, for programs under the mesh and its sharding rules alone."""
         own = copy.copy(self)
-        own._model = _on_devices(self._model, mesh, self.dtype, self._attention)
+        own._model = _on_devices(self._model, mesh, self.dtype)
         return own
 
     def __call__(self, variables: PyTree, tokens: jax.Array) -> jax.Array:
@@ -243,7 +236,11 @@ class EmbedFn:
         """Embeds rows on the mesh: `[batch, embed]`."""
         if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((variables, rows))):
             return self._inside(variables, rows)  # JAX takes options of the outermost program alone
-        with self._scope():
+        try:
+            scope = self._scope()
+        except ValueError:  # JAX sets no mesh while it traces, be it something else
+            return self._inside(variables, rows)
+        with scope:
             return self._run(variables, rows)
 
     def trace(self, variables: PyTree, rows: PyTree) -> jax.stages.Traced:
@@ -251,11 +248,14 @@ class EmbedFn:
         with self._scope():
             return self._run.trace(variables, rows)
 
-    @contextlib.contextmanager
-    def _scope(self) -> Iterator[None]:
-        """The mesh and rules that say where a kernel's rows lie; a training's own stay in force."""
-        with jax.set_mesh(self._mesh), under_rules(rules_in_force() or RULES):
-            yield
+    def _scope(self) -> contextlib.ExitStack:
+        """The mesh and rules that say where a kernel's rows lie; those of a run stay in force."""
+        own = jax.sharding.get_abstract_mesh() == self._mesh.abstract_mesh
+        rules = (rules_in_force() if own else None) or RULES
+        stack = contextlib.ExitStack()
+        stack.enter_context(jax.set_mesh(self._mesh))
+        stack.enter_context(under_rules(rules))
+        return stack
 
     def cut(self, rows: PyTree, mesh: Mesh) -> PyTree:
         """Leaves out what the encode function does not read of rows on the host."""

@@ -13,8 +13,8 @@ from clipjax.layers.execution import Execution
 from clipjax.layers.remat import REMAT
 from clipjax.platforms import platform_of
 
-# What the model may say that a step needs, of the memory: it says more than the compiler does (15 %
-# for ViT-L/14 on a v5e), and one that does not fit costs a compilation, one passed over the run.
+# What the model may say that a step needs, of the memory: it says up to a tenth more than the
+# compiler does, or less. A row that does not fit costs a compilation, one passed over the run.
 ROOM = 1.1
 
 

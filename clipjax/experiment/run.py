@@ -164,7 +164,6 @@ def _build_evals(
         spec["preprocess"],
         dtype=settings.dtype,
         platform=platform_of(program.mesh),
-        attention="xla" if settings.attention == "xla" else "auto",
     )
     built = evals.build_evals(
         settings.evals,

@@ -3,12 +3,15 @@
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from tiny import inputs, model_and_params, tiny_spec
 
 from clipjax.encoding import batches
 from clipjax.encoding.batches import EmbedFn, make_encode_fns
+from clipjax.layers.execution import PLAIN, Execution
 from clipjax.models import build_model
 from clipjax.partitioning import batch_sharding, make_mesh, replicated
 
@@ -25,9 +28,9 @@ def spec_and_rows(side):
 
 def embed_fn(side, spec, mesh, **options):
     """A tower's pure function, and compiled for a mesh."""
-    dtype = options.setdefault("dtype", "bfloat16")
-    model = build_model(spec, dtype=dtype)
-    fns = make_encode_fns(model, spec["preprocess"], platform="tpu", **options)
+    dtype, execution = options.get("dtype", "bfloat16"), options.get("execution", PLAIN)
+    model = build_model(spec, dtype=dtype, execution=execution)
+    fns = make_encode_fns(model, spec["preprocess"], dtype=dtype, platform="tpu")
     return getattr(fns, side), EmbedFn(getattr(fns, side), mesh)
 
 
@@ -58,9 +61,14 @@ def test_the_kernels_embeddings_are_those_of_the_plain_path(side, monkeypatch):
         for name in ("kernel", "bfloat16")
     )
     assert 0 < of_kernel < 1.5 * of_plain < 0.1
-    # Who asks for float32, or for XLA, has the plain path.
-    for options in ({"dtype": "float32"}, {"attention": "xla"}):
+    # Who asks for float32, or for XLA, has the plain path; a run's towers have their own.
+    plain = [{"dtype": "float32"}, {"execution": Execution(attention="xla")}]
+    plain += [{"execution": Execution(platform="tpu", attention="xla")}]
+    for options in plain:
         assert "pallas_call" not in str(on_a_mesh(side, mesh, **options)[1].jaxpr)
+    # A device that the kernel is not for, as an old GPU.
+    monkeypatch.setattr(batches, "attention_on", lambda *_: "xla")
+    assert "pallas_call" not in str(on_a_mesh(side, mesh)[1].jaxpr)
 
 
 @pytest.mark.parametrize("ruled", [True, False])
@@ -88,6 +96,26 @@ def traced_for(topology, side):
     variables = jax.tree.map(lambda leaf: whole(leaf, replicated(mesh)), {"params": params})
     embed = embed_fn(side, spec, mesh)[1]
     return embed.trace(variables, whole(rows, batch_sharding(mesh)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_embeddings_inside_of_other_programs_and_under_other_rules(dtype):
+    """Prompts in a loss of one's own, rules of a mesh of one's own: the same numbers."""
+    spec, rows = spec_and_rows("text")
+    mesh = make_mesh({"data": 8})
+    embed = embed_fn("text", spec, mesh, dtype=dtype)[1]
+    rows, variables = np.asarray(rows), {"params": model_and_params(spec)[1]}
+    alone = np.asarray(embed(variables, rows))
+
+    def loss(x):
+        return (embed(variables, rows) * x).sum()
+
+    given = jnp.ones(alone.shape)
+    # By XLA's default products: options of a compiler are of the outermost program.
+    np.testing.assert_allclose(jax.grad(loss)(given), alone, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(jax.jit(loss)(given), alone.sum(), rtol=1e-5)
+    with nn.logical_axis_rules((("batch", "dp"), ("embed", "mp"))):
+        np.testing.assert_array_equal(embed(variables, rows), alone)
 
 
 COLLECTIVES = re.compile("all-(gather|reduce|to-all)|collective-permute")

@@ -198,18 +198,20 @@ def test_slices_in_a_shard_map(oracle, layout):
         jax.jit(same)(*problem, captions[:2])
 
 
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     "layout", ["ring", *(pytest.param(x, marks=pytest.mark.slow) for x in ("gather", "grid"))]
 )
-def test_no_buffer_is_as_large_as_the_logits(oracle, layout):
+def test_no_buffer_is_as_large_as_the_logits(oracle, layout, name):
     """Neither logits nor the mask of positives: one tile of each."""
     mesh, batch = oracle.mesh(4), 1024
     rows = jax.NamedSharding(mesh, jax.P("data"))
     x = jax.ShapeDtypeStruct((batch, 8), jnp.float32, sharding=rows)
     captions = jax.ShapeDtypeStruct((batch, 8), jnp.int32, sharding=rows)
     scale = jax.ShapeDtypeStruct((), jnp.float32)
-    step = jax.jit(jax.grad(losses("clip", layout, mesh, 64), (0, 1), has_aux=True))
-    memory = step.lower(x, x, scale, None, captions).compile().memory_analysis()
+    bias = scale if name == "siglip" else None
+    step = jax.jit(jax.grad(losses(name, layout, mesh, 64), (0, 1), has_aux=True))
+    memory = step.lower(x, x, scale, bias, captions).compile().memory_analysis()
     assert memory.temp_size_in_bytes < batch * batch // 4  # a byte each is the mask, four a logit
 
 

@@ -76,6 +76,10 @@ def updated(tx, state_sharding=None):
             pytest.param(name, "tensor", marks=pytest.mark.slow)
             for name in ("adafactor", "stableadamw")
         ),
+        *(
+            pytest.param(name, "fsdp", marks=pytest.mark.slow)
+            for name in ("adamw", "lion", "lamb", "adafactor", "stableadamw")
+        ),
     ],
 )
 def test_a_sharded_update_is_that_of_one_device(name, table):
