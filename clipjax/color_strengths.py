@@ -4,12 +4,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar
 
-from clipjax.ranges import STRENGTH, Ranged, Rule, Span
+from clipjax.ranges import FRACTION, STRENGTH, Ranged, Rule, Span
 
 
 @dataclasses.dataclass(frozen=True)
 class ColorStrengths(Ranged):
-    """Fields of a colour jitter: hue, saturation, gain and offset.
+    """Fields of a colour jitter: hue, saturation, gain and offset, and how often.
 
     Args:
         hue: largest turn about the grey axis either way, in degrees.
@@ -17,6 +17,7 @@ class ColorStrengths(Ranged):
         gain: largest relative gain of all channels together, either way.
         channel_gain: largest relative gain of each channel, either way.
         offset: largest offset of each channel either way, in values of 0..255.
+        probability: how often a picture's colours are changed at all.
 
     Raises:
         FieldError: names the field, what was found and what is allowed.
@@ -27,6 +28,7 @@ class ColorStrengths(Ranged):
     gain: float = 0.15
     channel_gain: float = 0.08
     offset: float = 15.0
+    probability: float = 1.0
 
     ranges: ClassVar[Mapping[str, Rule]] = {
         "hue": STRENGTH,
@@ -34,6 +36,7 @@ class ColorStrengths(Ranged):
         "gain": STRENGTH,
         "channel_gain": STRENGTH,
         "offset": STRENGTH,
+        "probability": FRACTION,
     }
 
     def __post_init__(self) -> None:

@@ -23,6 +23,7 @@ CLIPA_IMAGES = (
     # Near SimCLR's jitter of strength 0.4 as CLIPA and OpenVision have it.
     {
         "name": "color_jitter",
+        "probability": 0.8,
         "hue": 29.0,
         "saturation": (0.68, 1.32),
         "gain": 0.32,

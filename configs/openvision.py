@@ -6,8 +6,8 @@
 One run of two or three stages, each with its batch, rate and schedule, as UCSC-VLAA/OpenVision has
 them (src/configs/openvision.py, scripts/project/openvision/train.sh). Not as published: there a
 decoder learns captions of 128 tokens, too, at twice the weight of the pairs, and a batch is two
-captions of each of half as many pictures; colours are jittered in one way for all pictures, there
-in four of any order for four of five. So the targets are of the whole recipe.
+captions of each of half as many pictures; colours are jittered in one order, there in any. So the
+targets are of the whole recipe.
 Arguments: recipe (large; a name of the table), source (a SPEC, see docs/data.md), batch_size (of
 the first stage; the others have a half and a quarter of it, and the rates go with it), fsdp
 (devices that share one copy of the state), smoke (a flag: small towers and a few steps on generated

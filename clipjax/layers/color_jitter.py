@@ -13,7 +13,7 @@ from clipjax.layers.dropout import uniform_per_example
 from clipjax.ranges import FRACTION, Rule
 
 # Folded into the step's key, so that these draws are not those of a module of the model.
-_OWN_DRAWS, _GREY_DRAWS = 0x636F6C6F, 0x67726579
+_OWN_DRAWS, _GREY_DRAWS, _CHANCES = 0x636F6C6F, 0x67726579, 0x63686E63
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, of red, green and blue
 
 
@@ -61,7 +61,13 @@ class ColorJitter(ColorStrengths):
             gains=gain * (1 + self.channel_gain * either_way[:, 3:6]),
         )
         offsets = self.offset * either_way[:, 6:9]
-        if self.grayscale:  # draws of its own: without it, colours are those that they were
+        # Of draws of their own: without them, colours are those that they were.
+        if self.probability < 1:
+            draws = uniform_per_example(jax.random.fold_in(key, _CHANCES), example_ids, ())
+            changed = draws < self.probability
+            matrices = jnp.where(changed[:, None, None], matrices, jnp.eye(3))
+            offsets = jnp.where(changed[:, None], offsets, 0)
+        if self.grayscale:
             draws = uniform_per_example(jax.random.fold_in(key, _GREY_DRAWS), example_ids, ())
             grey, luma = draws < self.grayscale, jnp.array(_LUMA, jnp.float32)
             weights = (luma[:, None] * matrices).sum(1, keepdims=True)

@@ -111,6 +111,17 @@ def test_some_pictures_lose_their_colour_as_on_the_host():
     np.testing.assert_allclose(offsets[~kept][:, 1], np.asarray(shifts[~kept]) @ luma, atol=1e-4)
 
 
+def test_some_pictures_keep_their_colours_as_on_the_host():
+    images, ids = jnp.asarray(pictures(400, side=4)), jnp.arange(400)
+    out = np.asarray(dataclasses.replace(STRONG, probability=0.8)(images, KEY, ids))
+    kept = (out == images).all((1, 2, 3))
+    assert 50 < kept.sum() < 110
+    np.testing.assert_array_equal(out[~kept], np.asarray(STRONG(images, KEY, ids))[~kept])
+    host, rng = HostColorJitter(probability=0.8), np.random.default_rng(0)
+    same = [(host({"image": x}, rng)["image"] == x).all() for x in np.asarray(images)]
+    assert 50 < sum(same) < 110
+
+
 def test_colours_follow_the_examples_and_the_key():
     images, ids = jnp.asarray(pictures(6)), jnp.arange(6)
     order = jnp.array([4, 2, 0, 5, 1, 3])

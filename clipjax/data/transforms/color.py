@@ -18,7 +18,9 @@ class ColorJitter(ColorStrengths):
     """Hue, saturation, gain and offset, as one 3 x 3 matrix and one offset."""
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        """Replaces the image by u8 `[height, width, 3]`."""
+        """Replaces the image by u8 `[height, width, 3]`, or leaves it."""
+        if self.probability < 1 and rng.random() >= self.probability:
+            return example
         image = np.asarray(to_rgb(as_pil(example["image"])))
         angle = np.deg2rad(rng.uniform(-self.hue, self.hue))
         saturation = rng.uniform(*self.saturation)
