@@ -178,8 +178,9 @@ class Stage:
         }
 
     def under(self, execution: Execution) -> "Stage":
-        """The same stage, its towers run in another way."""
-        return dataclasses.replace(self, model=self.model.under(execution))
+        """The same stage, its towers and those of the stages beside it run in another way."""
+        beside = tuple(each.under(execution) for each in self.beside)
+        return dataclasses.replace(self, model=self.model.under(execution), beside=beside)
 
     def init_variables(self, key: jax.Array) -> dict[str, Any]:
         """Draws the variables of model and objectives, with flax's boxes, their blocks stacked."""

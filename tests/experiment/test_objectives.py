@@ -172,8 +172,11 @@ def test_a_run_goes_on_to_the_bit(trained, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", [True, False])
-def test_a_stage_leaves_the_objective_of_another_as_it_is(tmp_path, first):
-    """Two steps with the pairs alone before two with the captioner, or after them."""
+def test_a_stage_leaves_the_objective_of_another_as_it_is(tmp_path, monkeypatch, first):
+    """Two steps with the pairs alone before two with the captioner, or after them.
+
+    Killed inside of either stage and behind the first, the run ends the same to the bit.
+    """
     names = ["my_lab.parts:Distiller", "pair"] if first else ["pair", "my_lab.parts:Distiller"]
     config = small_config(names[1])
     config.stages = ({"until_step": 2, "objective": {"name": names[0]}},)
@@ -191,6 +194,18 @@ def test_a_stage_leaves_the_objective_of_another_as_it_is(tmp_path, first):
     assert (before, after) == ((own, set()) if first else (set(), own))
     assert end["model_state/counts/objective/calls"] == 2
     np.testing.assert_array_equal(end["model_state/teacher/objective/kernel"], KERNEL)
+
+    monkeypatch.setattr("clipjax.faults.fired", set())
+    config.checkpoint.every_steps = 1
+    for step in (1, 2, 3):
+        monkeypatch.setenv("CLIPJAX_FAULT", f"raise@loop.step:step={step}")
+        with pytest.raises(InjectedFault):
+            run(config, tmp_path / "killed")
+    monkeypatch.delenv("CLIPJAX_FAULT")
+    again = leaves(run(config, tmp_path / "killed"))
+    assert again.keys() == end.keys()
+    for name, leaf in again.items():
+        np.testing.assert_array_equal(leaf, end[name], err_msg=name)
 
 
 def test_a_checkpoint_opens_without_its_objective(trained, monkeypatch):
