@@ -75,7 +75,6 @@ RECIPES = {
     "datacomp_xlarge": (("configs/datacomp.py:recipe=xlarge",), "v5p:8x8x4"),
     "ladder_s32": (("configs/laion_ladder.py:recipe=ViT-S-32-128M",), "v5e:2x4"),
     "ladder_s32_1280m": (("configs/laion_ladder.py:recipe=ViT-S-32-1280M",), "v5e:4x4"),
-    "ladder_b32": (("configs/laion_ladder.py:recipe=ViT-B-32-128M",), "v5e:4x4"),
     "ladder_b32_1280m": (("configs/laion_ladder.py:recipe=ViT-B-32-1280M",), "v5e:4x4"),
     "ladder_l14_128m": (("configs/laion_ladder.py:recipe=ViT-L-14-128M",), "v5e:8x8"),
     "ladder_h14_128m": (("configs/laion_ladder.py:recipe=ViT-H-14-128M",), "v5e:8x8"),

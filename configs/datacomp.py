@@ -1,7 +1,7 @@
 """The four scales of DataComp, each the training that a filter is judged by (arXiv:2304.14108).
 
     clipjax train --config 'configs/datacomp.py:source=tar:/data/*.tar' --workdir DIR
-    clipjax plan --config configs/datacomp.py:recipe=xlarge --topology v5e:16x16
+    clipjax plan --config configs/datacomp.py:recipe=xlarge --topology v5p:8x8x4
 
 The settings are fixed (mlfoundations/datacomp, scale_configs.py): what differs is the data. The
 results are those of the best filter of the paper, DataComp-1B at xlarge. A filter is written as

@@ -1,7 +1,7 @@
 """SigLIP: the sigmoid loss (arXiv:2303.15343).
 
     clipjax train --config configs/siglip.py:source=SPEC,tokenizer=MODEL --workdir DIR
-    clipjax plan --config configs/siglip.py:recipe=so400m-14-224 --topology v5p:8x8x8
+    clipjax plan --config configs/siglip.py:recipe=so400m-14-224 --topology v5p:8x8x4
 
 The data of the paper, WebLI, is not public. so400m-14-384 is what was released as that; not known
 is how long it had smaller images before, and here it has none.

@@ -1,7 +1,7 @@
 """SigLIP 2, its contrastive stage: the sigmoid loss on texts of many languages (arXiv:2502.14786).
 
     clipjax train --config configs/siglip2.py:source=SPEC,tokenizer=MODEL --workdir DIR
-    clipjax plan --config configs/siglip2.py:recipe=so400m-16-256 --topology v5p:8x8x8
+    clipjax plan --config configs/siglip2.py:recipe=so400m-16-256 --topology v5p:8x8x4
 
 Not as published: there a decoder learns captions and boxes beside the pairs (LocCa,
 arXiv:2403.19596) all along, and in the last fifth of the run the image tower learns from itself
