@@ -34,14 +34,9 @@ UNAIMED = {"conceptual_captions.py:recipe=cc12m-ViT-B-32"}
 UNPLANNED = {
     "conceptual_captions.py:recipe=cc3m-RN50",
     "conceptual_captions.py:recipe=cc12m-RN50",
-    "datacomp.py:recipe=large",
-    "laion_ladder.py:recipe=ViT-S-32-1280M",
-    "laion_ladder.py:recipe=ViT-B-32-1280M",
     "openai.py:recipe=RN50",
     "openai.py:recipe=RN50x4",
     "openai.py:recipe=RN50x16",
-    "openai.py:recipe=RN50x64",
-    "openvision.py:recipe=small",
 }
 
 
