@@ -36,7 +36,6 @@ UNPLANNED = {
     "conceptual_captions.py:recipe=cc12m-RN50",
     "openai.py:recipe=RN50",
     "openai.py:recipe=RN50x4",
-    "openai.py:recipe=RN50x16",
 }
 
 
