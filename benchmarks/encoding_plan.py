@@ -8,7 +8,6 @@ batch of one side. Nothing runs, and no speed is claimed.
 """
 
 import argparse
-import contextlib
 import sys
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import jax
 from benchmarks.common import setting_lines
 from benchmarks.plan import COMPILERS, GIB
 from clipjax.encoding.batches import EmbedFn, make_encode_fns
+from clipjax.experiment.compiled_memory import read_memory
 from clipjax.interop.shapes import stacked_shapes
 from clipjax.layers.execution import Execution
 from clipjax.models import MODELS, build_model
@@ -28,6 +28,7 @@ from clipjax.plan import gpu
 from clipjax.plan.hlo import parse, walk
 from clipjax.plan.topology import Topology, make_topology
 from clipjax.plan.traffic import count_traffic
+from clipjax.platforms import platform_of
 from clipjax.trees import unflatten_names
 
 # model, side, rows of a device, tokens of a text: captions are cut to 16 or 24 mostly
@@ -68,7 +69,7 @@ def cost(
         build_model(spec, dtype="bfloat16", execution=Execution(attention=attention)),
         spec["preprocess"],
         dtype="bfloat16",
-        platform="gpu" if topology.chip.is_gpu else "tpu",
+        platform=platform_of(mesh),
     )
     size = spec["image_size"]
     shape, dtype = ((length,), "int32") if length else ((size, size, 3), "uint8")
@@ -81,15 +82,11 @@ def cost(
             for name, shape in stacked_shapes(spec).items()
         }
     )
-    absent_gpu, platforms = topology.chip.is_gpu, ("cuda",) if topology.chip.is_gpu else None
-    with gpu.answering_for(topology.chip) if absent_gpu else contextlib.nullcontext():
-        traced = EmbedFn(getattr(fns, side), mesh).trace(variables, batch)
-        lowered = traced.lower(lowering_platforms=platforms)
-    compiled = lowered.compile(gpu.COMPILER_OPTIONS if absent_gpu else None)
-    module = parse(compiled.as_text())
-    memory = compiled.memory_analysis()
-    needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    return count_traffic(module, walk(module)).hbm / 1e9, needed / GIB
+    with gpu.answering_for(topology.chip):
+        lowered = EmbedFn(getattr(fns, side), mesh).trace(variables, batch).lower()
+    compiled = lowered.compile(gpu.COMPILER_OPTIONS if topology.chip.is_gpu else None)
+    module, memory = parse(compiled.as_text()), read_memory(compiled.memory_analysis())
+    return count_traffic(module, walk(module)).hbm / 1e9, memory.total / GIB
 
 
 if __name__ == "__main__":

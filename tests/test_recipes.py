@@ -219,10 +219,9 @@ def test_the_page_has_every_recipe_as_it_is():
 
 def test_a_plan_that_the_page_names_is_recorded():
     records = "".join(path.read_text(encoding="utf-8") for path in RECORDS.glob("*plan_*aot*.md"))
-    named = {cells[-1] for cells in table_of_docs()} - {""}
     rows = {cells[0].strip("`").removeprefix("configs/"): cells[-1] for cells in table_of_docs()}
     assert {command for command, cell in rows.items() if not cell} == UNPLANNED
-    for topology, case in (cell.split(", ") for cell in named):
+    for topology, case in (cell.split(", ") for cell in {*rows.values()} - {""}):
         name = case.strip("`")
         assert plan.CASES[name][1] == topology
         assert re.search(rf"^\| {re.escape(name)} \| [\d,]+ \| {topology} \|", records, re.M), name

@@ -9,7 +9,7 @@ import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -63,11 +63,7 @@ class EncodeFns(NamedTuple):
 
 
 def make_encode_fns(
-    model: Any,
-    preprocess: dict[str, Any],
-    *,
-    dtype: str = "float32",
-    platform: str = "cpu",
+    model: Any, preprocess: dict[str, Any], *, dtype: str = "float32", platform: str = "cpu"
 ) -> EncodeFns:
     """Makes the encode functions of a model; pass the same ones to all evals: they compile once.
 
@@ -78,8 +74,7 @@ def make_encode_fns(
     Returns:
         Functions of the model's variables, `{"params": ...}` and what else it holds.
     """
-    float32_products = platform == "cpu" and dtype == "bfloat16"
-    model = _for_embeddings(model, float32_products=float32_products)
+    model = _for_embeddings(model, float32_products=platform == "cpu" and dtype == "bfloat16")
 
     def logit_scale(variables: PyTree) -> jax.Array:
         return jnp.exp(variables["params"]["logit_scale"])
@@ -136,7 +131,20 @@ def _with_execution(model: Any, fields_of: Callable[[Any], dict[str, Any]]) -> A
     return model.clone(**towers) if towers else model
 
 
-class EncodeImage:
+class _EncodeTower:
+    """What one tower of a model computes, as an EncodeFn."""
+
+    def __init__(self, model: Any, dtype: str = "float32") -> None:
+        self._model, self.dtype = model, dtype
+
+    def on(self, mesh: Mesh) -> Self:
+        """The same function, for programs under the mesh and its sharding rules alone."""
+        own = copy.copy(self)
+        own._model = _on_devices(self._model, mesh, self.dtype)
+        return own
+
+
+class EncodeImage(_EncodeTower):
     """A model's image tower and projection as an EncodeFn.
 
     Args:
@@ -146,14 +154,8 @@ class EncodeImage:
     """
 
     def __init__(self, model: Any, preprocess: dict[str, Any], dtype: str = "float32") -> None:
-        self._model, self.dtype = model, dtype
+        super().__init__(model, dtype)
         self._mean, self._std = tuple(preprocess["mean"]), tuple(preprocess["std"])
-
-    def on(self, mesh: Mesh) -> "EncodeImage":
-        """The same function, for programs under the mesh and its sharding rules alone."""
-        own = copy.copy(self)
-        own._model = _on_devices(self._model, mesh, self.dtype)
-        return own
 
     def __call__(self, variables: PyTree, images: jax.Array) -> jax.Array:
         """Embeds images uint8 `[batch, height, width, 3]`."""
@@ -161,22 +163,13 @@ class EncodeImage:
         return self._model.apply(variables, pixels, method="encode_image")
 
 
-class EncodeText:
+class EncodeText(_EncodeTower):
     """A model's text tower and projection as an EncodeFn, for texts cut behind their ends, too.
 
     Args:
         model: `clipjax.models.CLIP`.
         dtype: of the computation.
     """
-
-    def __init__(self, model: Any, dtype: str = "float32") -> None:
-        self._model, self.dtype = model, dtype
-
-    def on(self, mesh: Mesh) -> "EncodeText":
-        """The same function, for programs under the mesh and its sharding rules alone."""
-        own = copy.copy(self)
-        own._model = _on_devices(self._model, mesh, self.dtype)
-        return own
 
     def __call__(self, variables: PyTree, tokens: jax.Array) -> jax.Array:
         """Embeds ids int32 `[batch, length]`, of the model's length or as `cut` leaves them."""
@@ -224,7 +217,7 @@ class EmbedFn:
         def embed(encode: EncodeFn, variables: PyTree, rows: jax.Array) -> jax.Array:
             return l2_normalise(encode(variables, rows).astype(jnp.float32))
 
-        own = encode_fn.on(mesh) if isinstance(encode_fn, EncodeImage | EncodeText) else encode_fn
+        own = encode_fn.on(mesh) if isinstance(encode_fn, _EncodeTower) else encode_fn
         dtype = compute_dtype(encode_fn)
         flags = encoding_flags(platform_of(mesh), mesh.devices.size, dtype=dtype)
         compiled = functools.partial(jax.jit, out_shardings=batch_sharding(mesh))

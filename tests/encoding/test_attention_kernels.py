@@ -124,7 +124,7 @@ COLLECTIVES = re.compile("all-(gather|reduce|to-all)|collective-permute")
 @pytest.mark.tpu
 @pytest.mark.parametrize("side", SIDES)
 def test_tpus_attend_by_the_kernel_without_a_collective(side):
-    pytest.importorskip("libtpu")
+    pytest.importorskip("libtpu", reason="the compiler of absent TPUs comes with [tpu]")
     text = traced_for("v5e:2x4", side).lower().compile().as_text()
     assert "short_attention_forward" in text
     assert not COLLECTIVES.search(text)

@@ -1,6 +1,7 @@
 """Other ways to run a step: which are tried, which are kept; without compiling."""
 
 import dataclasses
+import functools
 import re
 import subprocess
 import sys
@@ -100,14 +101,19 @@ def test_compilations_are_limited(run):
     assert len(calls) == len(found) == 2
 
 
-def tried(chip, plan, topology, **fields):
-    """The flags that half of the default number of compilations goes to, on a chip."""
-    # As the command has it: its flags cannot be defined here beside those of other commands.
+@functools.cache
+def default_compilations():
+    """As the command has it: its flags cannot be defined here beside those of other commands."""
     shown = subprocess.run(
         [sys.executable, "-m", "clipjax", "plan", "--help"], capture_output=True, text=True
     ).stdout
     default = re.search(r"--search_compilations: [^(]*\(default: '(\d+)'\)", shown)
     assert default is not None
+    return int(default[1])
+
+
+def tried(chip, plan, topology, **fields):
+    """The flags that half of the default number of compilations goes to, on a chip."""
     config = small_config()
     for name, value in fields.items():
         config[name] = value
@@ -115,7 +121,7 @@ def tried(chip, plan, topology, **fields):
         resolve(config),
         dataclasses.replace(topology, chip=CHIPS[chip]),
         plan,
-        max_compilations=int(default[1]) // 2,
+        max_compilations=default_compilations() // 2,
         plan_fn=compiler(plan, []),
     )
     return [variation.flag.removeprefix("--config.") for variation in found]
