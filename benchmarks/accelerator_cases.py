@@ -231,7 +231,7 @@ def our_encoders(size: Size) -> tuple[Any, Any, Any, dict[str, Any]]:
     import numpy as np
 
     from benchmarks import ours
-    from clipjax.encoding.batches import embed_fn
+    from clipjax.encoding.compiled import embed_fn
 
     model = ours.make_model(size)
     rng = np.random.default_rng(0)

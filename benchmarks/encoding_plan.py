@@ -18,7 +18,8 @@ import jax
 
 from benchmarks.common import setting_lines
 from benchmarks.plan import COMPILERS, GIB
-from clipjax.encoding.batches import EmbedFn, make_encode_fns
+from clipjax.encoding.compiled import EmbedFn
+from clipjax.encoding.encode_fns import make_encode_fns
 from clipjax.experiment.compiled_memory import read_memory
 from clipjax.interop.shapes import stacked_shapes
 from clipjax.layers.execution import Execution

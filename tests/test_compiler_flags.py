@@ -6,7 +6,7 @@ import pytest
 
 from clipjax import compiler_flags
 from clipjax.compiler_flags import FLAGS, Flag, encoding_flags, step_flags
-from clipjax.encoding.batches import embed_fn
+from clipjax.encoding.compiled import embed_fn
 from clipjax.partitioning import make_mesh
 
 YNN = "xla_cpu_experimental_ynn_fusion_type"

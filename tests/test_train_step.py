@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from clipjax import partitioning
 from clipjax.config import default_config
-from clipjax.encoding.batches import make_encode_fns
+from clipjax.encoding.encode_fns import make_encode_fns
 from clipjax.experiment import build_program, resolve
 from clipjax.losses import make_loss
 from clipjax.plan.compiling import compile_step

@@ -16,7 +16,9 @@ from clipjax.data.images.naflex import PatchPreprocess
 from clipjax.data.images.preprocess import Preprocess
 from clipjax.data.source import Example, ExampleError, read_example
 from clipjax.data.storage.retrying import is_of_the_system
-from clipjax.encoding.batches import EncodeFn, RowLayout, embed_fn, run_batches
+from clipjax.encoding.batches import RowLayout, run_batches
+from clipjax.encoding.compiled import embed_fn
+from clipjax.encoding.encode_fns import EncodeFn
 from clipjax.processes.distributed import gather
 
 _NAMED, _WARNED = 5, 20  # bad images that an error message names, and that are logged

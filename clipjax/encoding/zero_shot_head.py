@@ -8,7 +8,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from clipjax.array_types import PyTree
-from clipjax.encoding.batches import EncodeFn, RowLayout, embed_fn, run_batches
+from clipjax.encoding.batches import RowLayout, run_batches
+from clipjax.encoding.compiled import embed_fn
+from clipjax.encoding.encode_fns import EncodeFn
 from clipjax.encoding.templates import Templates, fill_templates
 from clipjax.layers.normalization import l2_normalise
 from clipjax.partitioning import place, replicated

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from clipjax.data.images.naflex import PatchPreprocess
 from clipjax.data.images.preprocess import Preprocess
-from clipjax.encoding.batches import EncodeFn
+from clipjax.encoding.encode_fns import EncodeFn
 from clipjax.ranges import Rule, Text, check_fields, whole
 
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from clipjax.array_types import PyTree
 from clipjax.data.source import Example
-from clipjax.encoding.batches import RowLayout, embed_fn, run_batches
+from clipjax.encoding.batches import RowLayout, run_batches
+from clipjax.encoding.compiled import embed_fn
 from clipjax.encoding.reading import ImageReader
 from clipjax.evals.evaluation import Evaluation
 from clipjax.evals.retrieval import gather_rows

@@ -16,7 +16,8 @@ from clipjax.array_types import PyTree
 from clipjax.data.captions import as_lines, has_lines
 from clipjax.data.loading.caption_faults import NOTABLE, has_words, tell_wordless
 from clipjax.data.sources.subset import Subset
-from clipjax.encoding.batches import RowLayout, embed_fn, put_on_mesh, run_batches
+from clipjax.encoding.batches import RowLayout, put_on_mesh, run_batches
+from clipjax.encoding.compiled import embed_fn
 from clipjax.encoding.reading import ImageBatch, ImageReader
 from clipjax.evals.evaluation import Evaluation
 from clipjax.evals.examples import MAX_FOUND, hits_and_misses

@@ -12,13 +12,9 @@ from clipjax.array_types import PyTree
 from clipjax.data.images.naflex import to_image
 from clipjax.data.loading.caption_faults import has_words, tell_wordless
 from clipjax.data.sources.subset import Subset
-from clipjax.encoding.batches import (
-    RowLayout,
-    compute_dtype,
-    embed_fn,
-    put_on_mesh,
-    run_batches,
-)
+from clipjax.encoding.batches import RowLayout, put_on_mesh, run_batches
+from clipjax.encoding.compiled import embed_fn
+from clipjax.encoding.encode_fns import compute_dtype
 from clipjax.encoding.prompts import Prompts, choose_prompts, warn_of_articles
 from clipjax.encoding.reading import ImageReader
 from clipjax.encoding.templates import fill_templates

@@ -21,7 +21,7 @@ from clipjax.data.loading.rows import Finishing
 from clipjax.data.source import DataSource
 from clipjax.data.sources import make_source
 from clipjax.data.storage.files import local_path
-from clipjax.encoding.batches import make_encode_fns
+from clipjax.encoding.encode_fns import make_encode_fns
 from clipjax.evals.running import ScheduledEval, list_metrics
 from clipjax.experiment.program import Program, build_program
 from clipjax.experiment.resolving import MOUNT, Resolved

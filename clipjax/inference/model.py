@@ -22,7 +22,9 @@ from clipjax.checkpoint import (
     spec_in,
 )
 from clipjax.data.images.naflex import make_preprocess
-from clipjax.encoding.batches import embed_fn, make_encode_fns, put_on_mesh
+from clipjax.encoding.batches import put_on_mesh
+from clipjax.encoding.compiled import CompiledFn, embed_fn
+from clipjax.encoding.encode_fns import make_encode_fns, with_products
 from clipjax.encoding.prompts import (
     Given,
     Prompts,
@@ -42,14 +44,13 @@ from clipjax.inference.arguments import (
 from clipjax.inference.head import ZeroShotHead
 from clipjax.inference.rows import RunFn, reading_images, run_rows
 from clipjax.inference.tokens import (
+    EncodeTokens,
     check_final_norm,
     count_layers,
     layer_number,
-    make_tokens_fn,
 )
 from clipjax.models import build_model
 from clipjax.models.layers_layout import stack_layers
-from clipjax.partitioning import batch_sharding
 from clipjax.platforms import platform_of
 from clipjax.tokenizers import Tokenizer, make_tokenizer
 
@@ -397,15 +398,15 @@ class Model:
                 number = layer_number(layer, depth, tower)
             if final_norm:
                 check_final_norm(tower, number, self.variables)
-            tokens = make_tokens_fn(
-                self.module,
+            tokens = EncodeTokens(
+                with_products(self.module, dtype=self.dtype, platform=platform_of(self.mesh)),
                 tower,
                 number,
                 final_norm=final_norm,
                 preprocess=self.spec["preprocess"],
                 dtype=self.dtype,
             )
-            self._tokens_fns[key] = jax.jit(tokens, out_shardings=batch_sharding(self.mesh))
+            self._tokens_fns[key] = CompiledFn(tokens, self.mesh)
         return self._tokens_fns[key]
 
     def _blank(self, tower: str) -> np.ndarray | Patches:

@@ -1,6 +1,5 @@
 """A tower's tokens: the last ones, or those after any of its blocks."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from clipjax.array_types import Patches, PyTree
+from clipjax.encoding.encode_fns import EncodeTower
 from clipjax.layers.normalization import LayerNorm
 from clipjax.models.images import normalise_images
 
@@ -38,26 +38,37 @@ def layer_number(layer: int, num_layers: int, tower: str) -> int:
     return number
 
 
-def make_tokens_fn(
-    model: Any,
-    tower: str,
-    number: int | None,
-    *,
-    final_norm: bool,
-    preprocess: dict[str, Any],
-    dtype: str,
-) -> Callable[[PyTree, jax.Array], jax.Array]:
-    """Makes the function (variables, rows) -> tokens `[batch, positions, width]`, float32.
+class EncodeTokens(EncodeTower):
+    """The function (variables, rows) -> tokens `[batch, positions, width]`, float32.
 
     Args:
+        model: `clipjax.models.CLIP`.
+        tower: `image` or `text`.
         number: of the layer, from 1; None for the tower's last tokens.
         final_norm: apply the tower's final layer norm to the hidden layer.
+        preprocess: of the model's spec; mean and std are read.
+        dtype: of the computation.
     """
-    mean, std = tuple(preprocess["mean"]), tuple(preprocess["std"])
 
-    def tokens(variables: PyTree, rows: jax.Array | Patches) -> jax.Array:
+    def __init__(
+        self,
+        model: Any,
+        tower: str,
+        number: int | None,
+        *,
+        final_norm: bool,
+        preprocess: dict[str, Any],
+        dtype: str,
+    ) -> None:
+        super().__init__(model, dtype)
+        self._tower, self._number, self._final_norm = tower, number, final_norm
+        self._mean, self._std = tuple(preprocess["mean"]), tuple(preprocess["std"])
+
+    def __call__(self, variables: PyTree, rows: jax.Array | Patches) -> jax.Array:
+        """Computes the tokens of images uint8 or Patches, or of ids int32 `[batch, length]`."""
+        model, tower, number = self._model, self._tower, self._number
         if tower == "image":
-            rows = normalise_images(rows, mean, std, jnp.dtype(dtype))
+            rows = normalise_images(rows, self._mean, self._std, jnp.dtype(self.dtype))
         if number is None:
             found = _features(model, tower, variables, rows, keep_hidden=False).tokens
             return _without_padding(found, rows)
@@ -65,11 +76,9 @@ def make_tokens_fn(
         if isinstance(found, tuple):
             grid = found[number - 1]
             found = grid.reshape(grid.shape[0], -1, grid.shape[-1])
-        if final_norm:
+        if self._final_norm:
             found = _norm(model, tower, variables, found)
         return _without_padding(found, rows)
-
-    return tokens
 
 
 def check_final_norm(tower: str, number: int | None, variables: PyTree) -> None:

@@ -14,7 +14,8 @@ from absl import logging
 from clipjax.array_types import PyTree
 from clipjax.data.source import SampleError
 from clipjax.embeddings.queries import combine
-from clipjax.encoding.batches import RowLayout, embed_fn
+from clipjax.encoding.batches import RowLayout
+from clipjax.encoding.compiled import embed_fn
 from clipjax.encoding.prompts import Given, Prompts, choose_prompts
 from clipjax.encoding.templates import fill_templates
 from clipjax.inference import Model, ZeroShotHead

@@ -13,7 +13,7 @@ from data_command import run
 
 from clipjax.data import make_source
 from clipjax.data.images.preprocess import Preprocess
-from clipjax.encoding.batches import EncodeFns
+from clipjax.encoding.encode_fns import EncodeFns
 from clipjax.inference import loading
 from clipjax.partitioning import make_mesh
 

@@ -1,4 +1,5 @@
-"""Embeddings in bfloat16 take the attention kernel of their platform, on every device its rows."""
+"""Embeddings and tokens in bfloat16 take their platform's attention kernel, on every device for its
+rows."""
 
 import re
 
@@ -9,27 +10,33 @@ import pytest
 from flax import linen as nn
 from tiny import inputs, model_and_params, tiny_spec
 
-from clipjax.encoding import batches
-from clipjax.encoding.batches import EmbedFn, make_encode_fns
+from clipjax.encoding import compiled, encode_fns
+from clipjax.encoding.compiled import CompiledFn, EmbedFn
+from clipjax.encoding.encode_fns import make_encode_fns
+from clipjax.inference.tokens import EncodeTokens
 from clipjax.layers.execution import PLAIN, Execution
 from clipjax.models import build_model
 from clipjax.partitioning import batch_sharding, make_mesh, replicated
 
 WIDE = {"width": 128, "num_heads": 2}  # heads that fill the lanes of a TPU
-SIDES = ["image", "text"]
+SIDES = ["image", "text", "tokens"]  # the last are an image tower's, of its second block
 
 
 def spec_and_rows(side):
     spec = tiny_spec(image=WIDE, text=WIDE)
     images, tokens = inputs(spec, 16)
     pixels = np.random.default_rng(0).integers(0, 255, images.shape).astype(np.uint8)
-    return spec, pixels if side == "image" else tokens
+    return spec, tokens if side == "text" else pixels
 
 
 def embed_fn(side, spec, mesh, **options):
     """A tower's pure function, and compiled for a mesh."""
     dtype, execution = options.get("dtype", "bfloat16"), options.get("execution", PLAIN)
     model = build_model(spec, dtype=dtype, execution=execution)
+    if side == "tokens":
+        which = {"final_norm": True, "preprocess": spec["preprocess"]}
+        tokens = EncodeTokens(model, "image", 2, **which, dtype=dtype)
+        return tokens, CompiledFn(tokens, mesh)
     fns = make_encode_fns(model, spec["preprocess"], dtype=dtype, platform="tpu")
     return getattr(fns, side), EmbedFn(getattr(fns, side), mesh)
 
@@ -45,38 +52,39 @@ def on_a_mesh(side, mesh, **options):
     return embed, embed.trace(variables, rows), (variables, rows)
 
 
-@pytest.mark.parametrize("side", [pytest.param("image", marks=pytest.mark.slow), "text"])
+@pytest.mark.parametrize("side", [pytest.param("image", marks=pytest.mark.slow), "text", "tokens"])
 def test_the_kernels_embeddings_are_those_of_the_plain_path(side, monkeypatch):
     mesh, found = make_mesh({"data": 2, "fsdp": 4}), {}
     for dtype in ("float32", "bfloat16"):
         embed, traced, arguments = on_a_mesh(side, mesh, dtype=dtype)
         assert "pallas_call" not in str(traced.jaxpr), "a CPU has no kernel"
         found[dtype] = np.asarray(embed(*arguments))
-    monkeypatch.setattr(batches, "platform_of", lambda mesh: "tpu")
+    monkeypatch.setattr(encode_fns, "platform_of", lambda mesh: "tpu")
     embed, traced, arguments = on_a_mesh(side, mesh)
     assert "pallas_call" in str(traced.jaxpr)
     found["kernel"] = np.asarray(embed(*arguments))
     of_kernel, of_plain = (
-        np.linalg.norm(found[name] - found["float32"], axis=1).max()
+        np.linalg.norm(found[name] - found["float32"], axis=-1).max()
         for name in ("kernel", "bfloat16")
     )
-    assert 0 < of_kernel < 1.5 * of_plain < 0.1
+    length = np.linalg.norm(found["float32"], axis=-1).min()  # 1 of embeddings
+    assert 0 < of_kernel < 1.5 * of_plain < 0.1 * length
     # Who asks for float32, or for XLA, has the plain path; a run's towers have their own.
     plain = [{"dtype": "float32"}, {"execution": Execution(attention="xla")}]
     plain += [{"execution": Execution(platform="tpu", attention="xla")}]
     for options in plain:
         assert "pallas_call" not in str(on_a_mesh(side, mesh, **options)[1].jaxpr)
     # A device that the kernel is not for, as an old GPU.
-    monkeypatch.setattr(batches, "attention_on", lambda *_: "xla")
+    monkeypatch.setattr(encode_fns, "attention_on", lambda *_: "xla")
     assert "pallas_call" not in str(on_a_mesh(side, mesh)[1].jaxpr)
 
 
 @pytest.mark.parametrize("ruled", [True, False])
 def test_each_device_attends_with_its_own_rows(ruled, monkeypatch):
     """The negative control has rules that leave the batch whole."""
-    monkeypatch.setattr(batches, "platform_of", lambda mesh: "tpu")
+    monkeypatch.setattr(encode_fns, "platform_of", lambda mesh: "tpu")
     if not ruled:
-        monkeypatch.setattr(batches, "RULES", (("batch", None),))
+        monkeypatch.setattr(compiled, "RULES", (("batch", None),))
     traced = on_a_mesh("image", make_mesh({"data": 2, "fsdp": 4}))[1]
     assert ("all-gather" in traced.lower().compile().as_text()) is not ruled
 

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 from stand_ins import encode_image, make_params, picture, unit
 
-from clipjax.encoding.batches import RowLayout, embed_fn, put_on_mesh, run_batches
+from clipjax.encoding.batches import RowLayout, put_on_mesh, run_batches
+from clipjax.encoding.compiled import embed_fn
 from clipjax.partitioning import make_mesh
 
 MESHES = [{"data": 1}, {"data": 2}, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 8}]

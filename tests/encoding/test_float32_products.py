@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 from tiny import inputs, model_and_params, tiny_spec
 
-from clipjax.encoding.batches import make_encode_fns
+from clipjax.encoding.compiled import CompiledFn
+from clipjax.encoding.encode_fns import make_encode_fns
+from clipjax.inference import Model
+from clipjax.inference import model as model_module
 from clipjax.models import build_model
 
 
@@ -47,3 +50,22 @@ def test_products_of_bfloat16_are_float32_on_a_cpu(what):
     assert (counts["gpu"], counts["cpu"]) == (1, 5)
     assert 1e-5 < errors["cpu"] < 5e-2  # of a width of 16, rounded to 8 bits a layer
     assert errors["cpu"] < 1.5 * errors["gpu"]
+
+
+def test_tokens_take_them_too(monkeypatch):
+    spec = tiny_spec(image={"pooling": "patch_mean"})
+    variables = {"params": model_and_params(spec)[1]}
+    images, tokens = inputs(spec, 1)
+    pixels, made = np.zeros(images.shape, np.uint8), []
+
+    def compiled(function, mesh):
+        made.append(function)
+        return CompiledFn(function, mesh)
+
+    monkeypatch.setattr(model_module, "CompiledFn", compiled)
+    for dtype in ("float32", "bfloat16"):
+        model = Model(spec, variables, dtype=dtype, tokenizer=lambda _: tokens)
+        model.image_tokens(pixels)
+        model.text_tokens(["a cat"])
+        counts = [float32_products(made.pop(0), variables, rows) for rows in (pixels, tokens)]
+        assert counts == ([5, 5] if dtype == "bfloat16" else [0, 0])

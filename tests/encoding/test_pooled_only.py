@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny import inputs, model_and_params, tiny_spec
 
-from clipjax.encoding.batches import make_encode_fns
+from clipjax.encoding.encode_fns import make_encode_fns
 from clipjax.layers.execution import PLAIN, Execution
 from clipjax.models.images import normalise_images
 from clipjax.models.layers_layout import unstack_layers

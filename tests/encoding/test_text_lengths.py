@@ -6,8 +6,10 @@ import pytest
 from tiny import filled, inputs, tiny_spec
 
 import clipjax
-from clipjax.encoding import batches
-from clipjax.encoding.batches import EncodeText, RowLayout, embed_fn, run_batches
+from clipjax.encoding import encode_fns
+from clipjax.encoding.batches import RowLayout, run_batches
+from clipjax.encoding.compiled import embed_fn
+from clipjax.encoding.encode_fns import EncodeText
 from clipjax.models import MODELS, build_model
 from clipjax.models.text_transformer import BidirectionalTransformer, TextTransformer
 from clipjax.partitioning import make_mesh
@@ -149,7 +151,7 @@ def test_a_model_cuts_texts_and_prompts(monkeypatch):
     cut, lengths = both()
     assert lengths == [LENGTH, 16] + 4 * [16]
     assert model.text_tokens(["a cat"]).shape[1] == LENGTH
-    monkeypatch.setattr(batches, "TEXT_LENGTHS", ())
+    monkeypatch.setattr(encode_fns, "TEXT_LENGTHS", ())
     whole, lengths = both()
     assert set(lengths) == {LENGTH}
     for ours, wanted in zip(cut, whole, strict=True):

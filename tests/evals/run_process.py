@@ -21,7 +21,7 @@ if __name__ == "__main__":
     from stand_ins import make_params
     from tiny import tiny_spec
 
-    from clipjax.encoding.batches import EncodeText
+    from clipjax.encoding.encode_fns import EncodeText
     from clipjax.evals.retrieval_answers import find_pictures
     from clipjax.models import build_model
     from clipjax.partitioning import make_mesh

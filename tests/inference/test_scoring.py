@@ -13,7 +13,7 @@ from tiny import tiny_spec
 
 from clipjax.data.images.preprocess import Preprocess
 from clipjax.data.sources import make_source
-from clipjax.encoding.batches import EncodeFns
+from clipjax.encoding.encode_fns import EncodeFns
 from clipjax.inference import Model
 from clipjax.inference.scoring import score_pairs, write_scores
 from clipjax.partitioning import make_mesh
