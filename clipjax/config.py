@@ -8,7 +8,6 @@ that follows takes what that gives.
 
 import ast
 import dataclasses
-import functools
 import math
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -123,7 +122,7 @@ def validate(
     config: ConfigDict,
     *,
     needs_data: bool = True,
-    count_examples: Callable[[Any], int] | None = None,
+    count_examples: Callable[[Any, str], int] | None = None,
 ) -> Settings:
     """Checks keys, types and ranges of a config, before any device or file is touched.
 
@@ -133,7 +132,8 @@ def validate(
     Args:
         config: of `get_config`, with overrides.
         needs_data: whether config.data.source must be given.
-        count_examples: counts those of config.data.source; called where a length is in epochs.
+        count_examples: counts those of a source, given where it stands; called where a length is
+            in epochs.
 
     Returns:
         The config, typed, with every length in steps.
@@ -158,18 +158,29 @@ def validate(
     return settings
 
 
-def _resolve_lengths(plain: dict[str, Any], count: Callable[[Any], int] | None) -> None:
+def _resolve_lengths(plain: dict[str, Any], count: Callable[[Any, str], int] | None) -> None:
     """Turns every length of a config to steps."""
 
-    @functools.cache
-    def count_examples() -> int:
-        source = plain["data"]["source"]
+    counted: list[tuple[Any, int]] = []
+
+    def count_examples(sources: Sequence[tuple[str, Any]]) -> int:
+        ((path, source), *others) = sources
+        if others:
+            raise ValueError(
+                "an epoch is of one source, and there are stages with "
+                f"{' and '.join(show(value) for _, value in sources)}: give the length in "
+                "examples or in steps"
+            )
         if not source or count is None:
             raise ValueError(
-                "an epoch is counted in config.data.source, which is "
+                f"an epoch is counted in {path}, which is "
                 f"{'not opened here' if source else 'empty'}; give the length in examples"
             )
-        return count(source)
+        for known, examples in counted:
+            if known == source:
+                return examples
+        counted.append((source, count(source, path)))
+        return counted[-1][1]
 
     def resolve(
         group: dict[str, Any],
@@ -177,6 +188,7 @@ def _resolve_lengths(plain: dict[str, Any], count: Callable[[Any], int] | None) 
         rule: Length,
         path: str,
         batch_sizes: set[int],
+        sources: Sequence[tuple[str, Any]],
         after: tuple[int, int] = (0, 0),
     ) -> None:
         if len(batch_sizes) > 1 and not is_in_steps(group[name]):
@@ -189,36 +201,49 @@ def _resolve_lengths(plain: dict[str, Any], count: Callable[[Any], int] | None) 
             group[name],
             path,
             batch_size=min(batch_sizes),
-            count_examples=count_examples,
+            count_examples=lambda: count_examples(sources),
             after=after,
         )
 
     of_schedule = {
-        path.removeprefix("schedule."): (field.allowed, set[int]())
+        path.removeprefix("schedule."): (field.allowed, set[int](), list[tuple[str, Any]]())
         for path, field in FIELDS.items()
         if path.startswith("schedule.") and isinstance(field.allowed, Length)
     }
     batch_sizes, done = set(), (0, 0)  # steps and their examples
+    sources: list[tuple[str, Any]] = []  # where they stand, and they
     for number, stage in enumerate((*plain["stages"], plain)):
         is_own = stage is plain
         path, name = f"config.stages[{number}]", "until_step"
         if is_own:
             path, name = "config", "total_steps"
         size = stage.get("batch_size", plain["batch_size"])
-        resolve(stage, name, Length(1), f"{path}.{name}", {size}, done)
+        owner = stage if "source" in stage.get("data", {}) else plain
+        where = "config.data.source" if owner is plain else f"{path}.data.source"
+        source = (where, owner["data"]["source"])
+        _add_source(sources, source)
+        # Counted from the run's beginning, so in the sources of the stages before, too.
+        resolve(stage, name, Length(1), f"{path}.{name}", {size}, sources, done)
         done = stage[name], done[1] + (stage[name] - done[0]) * size
         batch_sizes.add(size)
-        for key, (rule, inheriting) in of_schedule.items():
+        for key, (rule, sizes, of) in of_schedule.items():
             if is_own or key not in stage.get("schedule", ()):
-                inheriting.add(size)
+                sizes.add(size)
+                _add_source(of, source)
             else:
-                resolve(stage["schedule"], key, rule, f"{path}.schedule.{key}", {size})
-    for key, (rule, inheriting) in of_schedule.items():
-        resolve(plain["schedule"], key, rule, f"config.schedule.{key}", inheriting)
+                path_of = f"{path}.schedule.{key}"
+                resolve(stage["schedule"], key, rule, path_of, {size}, [source])
+    for key, (rule, sizes, of) in of_schedule.items():
+        resolve(plain["schedule"], key, rule, f"config.schedule.{key}", sizes, of)
     for number, average in enumerate(plain["optimizer"]["averages"]):
         if "half_life" in average:
             path = f"config.optimizer.averages[{number}].half_life"
-            resolve(average, "half_life", HALF_LIFE, path, batch_sizes)
+            resolve(average, "half_life", HALF_LIFE, path, batch_sizes, sources)
+
+
+def _add_source(sources: list[tuple[str, Any]], source: tuple[str, Any]) -> None:
+    if all(source[1] != known for _, known in sources):
+        sources.append(source)
 
 
 def check_together(settings: Settings) -> None:

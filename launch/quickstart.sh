@@ -7,4 +7,7 @@
 set -euo pipefail
 EXTRA=demo
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+# On Linux glibc keeps what a step freed, in huge pages, and does not have it cleared for the next one (docs/performance.md).
+KEEP=glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184
+export GLIBC_TUNABLES="${GLIBC_TUNABLES-$KEEP}"
 exec clipjax train --config configs/quickstart.py --workdir "${CLIPJAX_WORKDIR:-runs/quickstart}" "$@"

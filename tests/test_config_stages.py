@@ -19,7 +19,7 @@ def config_of(*stages, **fields):
 
 
 def stages_of(*stages, **fields):
-    return stage_configs(validate(config_of(*stages, **fields), count_examples=lambda _: 512))
+    return stage_configs(validate(config_of(*stages, **fields), count_examples=lambda *_: 512))
 
 
 def test_a_stage_is_the_config_with_its_changes():

@@ -60,15 +60,15 @@ def written(**lengths):
 
 def test_a_config_resolves_its_lengths_once():
     counted = []
-    settings = validate(written(), count_examples=lambda source: counted.append(source) or 1000)
+    settings = validate(written(), count_examples=lambda *of: counted.append(of) or 1000)
     assert settings.total_steps == 40
     assert settings.stages[0]["until_step"] == 10
     assert (settings.schedule.warmup_steps, settings.schedule.cooldown_steps) == (5, 5)
-    assert counted == ["anything:at all"]
-    plain = validate(written(), count_examples=lambda _: 1000)
+    assert counted == [("anything:at all", "config.data.source")]
+    plain = validate(written(), count_examples=lambda *_: 1000)
     assert plain == settings
     with pytest.raises(ValueError, match=r"config\.stages\[0\]\.until_step = 'soon': expected a"):
-        validate(written(until_step="soon"), count_examples=lambda _: 1000)
+        validate(written(until_step="soon"), count_examples=lambda *_: 1000)
 
 
 def test_an_epoch_of_no_data_is_an_error():
@@ -80,4 +80,45 @@ def test_an_epoch_of_no_data_is_an_error():
 
 def test_a_cooldown_does_not_begin_in_the_warm_up():
     with pytest.raises(ValueError, match=r"config\.schedule\.cooldown_steps = 36 begins before"):
-        validate(written(cooldown_steps=36), count_examples=lambda _: 1000)
+        validate(written(cooldown_steps=36), count_examples=lambda *_: 1000)
+
+
+def staged(**fields):
+    """Two stages of ten steps, the first with a source of its own, of 300 examples."""
+    config = default_config()
+    config.update({"batch_size": 10, "total_steps": 20, **fields.get("config", {})})
+    config.schedule.warmup_steps = 0
+    config.schedule.update(fields.get("schedule", {}))
+    config.data.source = "a:1000"
+    stage = {"until_step": 10, "data": {"source": "b:300"}, **fields.get("stage", {})}
+    config.stages = (stage,)
+    return validate(config, count_examples=lambda source, path: int(source[2:]))
+
+
+def test_an_epoch_of_a_stage_is_of_its_own_source():
+    stage = {"until_step": "0.3 epochs", "schedule": {"warmup_steps": "0.1 epochs"}}
+    settings = staged(stage=stage)
+    assert settings.stages[0]["until_step"] == 9
+    assert settings.stages[0]["schedule"]["warmup_steps"] == 3
+    # The same source, said by the stage, is one.
+    same = {"until_step": 10, "data": {"source": "a:1000"}}
+    assert staged(stage=same, config={"total_steps": "0.2 epochs"}).total_steps == 20
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ({"config": {"total_steps": "1 epoch"}}, r"config\.total_steps = '1 epoch'"),
+        (
+            {"schedule": {"warmup_steps": "0.01 epochs"}},
+            r"schedule\.warmup_steps = '0.01 e",
+        ),
+        (
+            {"config": {"optimizer": {"averages": ({"name": "a", "half_life": "1 epoch"},)}}},
+            r"config\.optimizer\.averages\[0\]\.half_life = '1 epoch'",
+        ),
+    ],
+)
+def test_an_epoch_of_several_sources_is_refused(fields, path):
+    with pytest.raises(ValueError, match=path + r".*stages with 'b:300' and 'a:1000': give the"):
+        staged(**fields)

@@ -212,7 +212,7 @@ def _target() -> dict[str, Any] | None:
     if not _VERIFY.value:
         raise ValueError("--config: its target is for --verify, which is not given")
     # No epoch is counted for it: of this config nothing but the target is read.
-    return dict(validate(_CONFIG.value, needs_data=False, count_examples=lambda _: 10**6).target)
+    return dict(validate(_CONFIG.value, needs_data=False, count_examples=lambda *_: 10**6).target)
 
 
 def _evaluate(

@@ -171,9 +171,8 @@ def _resolve(
     )
 
 
-def _count_examples(source: Any) -> int:
+def _count_examples(source: Any, path: str) -> int:
     """How many examples an epoch has."""
-    path = "config.data.source"
     with named(path):
         return len(make_source(source, path=path, plugins=ANY_MODULE))
 
