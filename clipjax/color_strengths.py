@@ -6,10 +6,13 @@ from typing import ClassVar
 
 from clipjax.ranges import FRACTION, STRENGTH, Ranged, Rule, Span
 
+LUMA = (0.299, 0.587, 0.114)
+"""Of red, green and blue (ITU-R BT.601)."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ColorStrengths(Ranged):
-    """Fields of a colour jitter: hue, saturation, gain and offset, and how often.
+    """Fields of a colour jitter: hue, saturation, gain, offset and contrast, and how often.
 
     Args:
         hue: largest turn about the grey axis either way, in degrees.
@@ -17,6 +20,8 @@ class ColorStrengths(Ranged):
         gain: largest relative gain of all channels together, either way.
         channel_gain: largest relative gain of each channel, either way.
         offset: largest offset of each channel either way, in values of 0..255.
+        contrast: largest relative change either way of the distance from the picture's mean luma,
+            behind all others.
         probability: how often a picture's colours are changed at all.
 
     Raises:
@@ -28,6 +33,7 @@ class ColorStrengths(Ranged):
     gain: float = 0.15
     channel_gain: float = 0.08
     offset: float = 15.0
+    contrast: float = 0.0
     probability: float = 1.0
 
     ranges: ClassVar[Mapping[str, Rule]] = {
@@ -36,6 +42,7 @@ class ColorStrengths(Ranged):
         "gain": STRENGTH,
         "channel_gain": STRENGTH,
         "offset": STRENGTH,
+        "contrast": FRACTION,
         "probability": FRACTION,
     }
 

@@ -356,7 +356,8 @@ class Settings:
     stages: tuple[Any, ...] = _field(
         (),
         Many(Group("of a stage"), "dicts, see below"),
-        "other sizes, batches, rates or data up to a step; then the config's own values",
+        "other sizes, batches, rates, data, frozen parts or objective up to a step; then the "
+        "config's own values",
     )
     data: DataSettings = dataclasses.field(default_factory=DataSettings)
     mesh: MeshSettings = dataclasses.field(default_factory=MeshSettings)

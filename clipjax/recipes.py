@@ -29,6 +29,7 @@ CLIPA_IMAGES = (
         "gain": 0.32,
         "channel_gain": 0.0,
         "offset": 0.0,
+        "contrast": 0.32,
     },
     {"name": "random_grayscale", "probability": 0.2},
 )

@@ -6,12 +6,13 @@
 
 One run of two or three stages, each with its batch, rate and schedule. Of the short captions of a
 first stage nouns come first, which needs the extra [text]. The first version's three recipes are of
-UCSC-VLAA/CLIPA's clipa_torch/scripts/exp, for eight A100s; v2's of its clipa_jax/configs, model_h
-and model_bigG, where a second file tunes bigG/14 by Lion instead. Not known are the rates and warm-
-ups of v2's L/14, which are H/14's here. Not as published: there classes of words are NLTK's, and of
-pieces of words; short captions take the first rows of the text's positions; colours are jittered in
-one order, there in any; the first version's tuning learns the positions, which are fixed here, and
-its L/16 has the class token in the mean of the tokens.
+UCSC-VLAA/CLIPA's clipa_torch/scripts/exp, for eight A100s (its JAX file of B/16 has half of the
+batch, 1,600 steps of warm-up and 7 epochs); v2's of its clipa_jax/configs, model_h and model_bigG,
+where a second file tunes bigG/14 by Lion instead. Not known are the rates and warm-ups of v2's
+L/14, which are H/14's here. Not as published: there classes of words are NLTK's, and of pieces of
+words; short captions take the first rows of the text's positions; colours are jittered in one
+order, there in any; the first version's tuning learns the positions, which are fixed here, and its
+L/16 has the class token in the mean of the tokens.
 Arguments: recipe (v2-H-14; a name of the table), source (a SPEC, see docs/data.md), batch_size (of
 the first stage; the others go with it, and all rates), fsdp (devices that share one copy of the
 state), smoke (a flag: small towers and a few steps on generated pictures).

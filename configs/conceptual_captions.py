@@ -1,7 +1,7 @@
 """Small references, on CC3M and CC12M: FastCLIP's setting, the plain loss (arXiv:2407.01445).
 
     clipjax train --config 'configs/conceptual_captions.py:source=tar:/cc3m/*.tar' --workdir DIR
-    clipjax plan --config configs/conceptual_captions.py --topology h100:8
+    clipjax plan --config configs/conceptual_captions.py --topology v5e:2x4
 
 Settings are those of Optimization-AI/fast_clip's scripts, where OpenCLIP's loss is the baseline:
 the loss of FastCLIP itself, over the whole data set, is not here. That repository has its results

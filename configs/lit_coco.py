@@ -3,12 +3,13 @@
     clipjax convert --from DUAL_ENCODER --to runs/lit_start
     clipjax train --workdir runs/lit_coco \
         --config 'configs/lit_coco.py:source=tfds:coco_captions:train?text_field=captions'
+    clipjax plan --config configs/lit_coco.py --topology v5e:2x2
 
 The cheapest public reference, as big_vision has it (configs/proj/image_text/siglip_lit_coco.py),
-which has no result of it. It starts from a ViT-B/16 of ImageNet-21k and from BERT-base: both in one
-checkpoint, as transformers' VisionTextDualEncoderModel of them is converted; its projections,
-scale and bias are drawn anew. The target is of its relative with the softmax loss, coco_B16B of
-big_vision's README_lit.md.
+which has no result of it, but for RandAugment's ranges, which are torchvision's (docs/data.md). It
+starts from a ViT-B/16 of ImageNet-21k and from BERT-base: both in one checkpoint, as transformers'
+VisionTextDualEncoderModel of them is converted; its projections, scale and bias are drawn anew. The
+target is of its relative with the softmax loss, coco_B16B of big_vision's README_lit.md.
 Arguments: checkpoint (runs/lit_start), source (a SPEC, see docs/data.md), batch_size, steps, smoke
 (a flag: small towers of a random start, on generated pictures).
 """

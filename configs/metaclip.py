@@ -4,7 +4,8 @@
     clipjax plan --config configs/metaclip.py:recipe=1.2-ViT-H-14 --topology v5p:8x8x8
 
 Settings are those of facebookresearch/MetaCLIP (configs/metaclip_v1.py, metaclip_v1_2.py,
-metaclip_v2.py) on OpenCLIP's defaults. Of 1.2 fifteen captions in a hundred are synthetic: its
+metaclip_v2.py) on OpenCLIP's defaults; 1.2's examples are those of its README, 35 billion, where
+its file has 51.2 in its cosine. Of 1.2 fifteen captions in a hundred are synthetic: its
 source has both, as `parquet:DIR/*.parquet?text_field=alt,synthetic`. MetaCLIP 2 (arXiv:2507.22062)
 is the H/14 at 224 pixels on captions of all languages; --config.model.tokenizer.model is your copy
 of XLM-V's tokenizer.json. How its models at 378 pixels and of bigG/14 were trained is not known.

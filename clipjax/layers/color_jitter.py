@@ -7,19 +7,19 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from clipjax.array_types import Array, Float, Int, Num
-from clipjax.color_strengths import ColorStrengths
+from clipjax.array_types import Array, Bool, Float, Int, Num
+from clipjax.color_strengths import LUMA, ColorStrengths
 from clipjax.layers.dropout import uniform_per_example
 from clipjax.ranges import FRACTION, Rule
 
 # Folded into the step's key, so that these draws are not those of a module of the model.
 _OWN_DRAWS, _GREY_DRAWS, _CHANCES = 0x636F6C6F, 0x67726579, 0x63686E63
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, of red, green and blue
+_CONTRASTS = 0x636F6E74
 
 
 @dataclasses.dataclass(frozen=True)
 class ColorJitter(ColorStrengths):
-    """Hue, saturation, gain and offset, as one 3 x 3 matrix and one offset an example.
+    """Hue, saturation, gain, offset and contrast, as one 3 x 3 matrix and one offset an example.
 
     The draws are keyed by (step key, example id): the micro-batch, device or host that an example
     lands on makes no difference.
@@ -45,12 +45,30 @@ class ColorJitter(ColorStrengths):
             key: of the step, the same for the whole batch.
             example_ids: what tells the examples of a batch apart.
         """
-        return change_colors(images, *self.draw(key, example_ids))
+        matrices, offsets = self.draw(key, example_ids)
+        if self.contrast:
+            factors = self.draw_contrast(key, example_ids)
+            matrices, offsets = change_contrast(images, matrices, offsets, factors)
+        return change_colors(images, matrices, offsets)
+
+    def draw_contrast(
+        self, key: jax.Array, example_ids: Int[Array, " batch"]
+    ) -> Float[Array, " batch"]:
+        """Draws the factor of each example's contrast."""
+        draws = uniform_per_example(jax.random.fold_in(key, _CONTRASTS), example_ids, ())
+        factors = 1 + self.contrast * (2 * draws - 1)
+        return jnp.where(self._is_changed(key, example_ids), factors, 1)
+
+    def _is_changed(
+        self, key: jax.Array, example_ids: Int[Array, " batch"]
+    ) -> Bool[Array, " batch"]:
+        draws = uniform_per_example(jax.random.fold_in(key, _CHANCES), example_ids, ())
+        return draws < self.probability
 
     def draw(
         self, key: jax.Array, example_ids: Int[Array, " batch"]
     ) -> tuple[Float[Array, "batch 3 3"], Float[Array, "batch 3"]]:
-        """Draws the matrix and the offset of each example."""
+        """Draws the matrix and the offset of each example, but for the contrast."""
         draws = uniform_per_example(jax.random.fold_in(key, _OWN_DRAWS), example_ids, (9,))
         either_way = 2 * draws - 1
         low, high = self.saturation
@@ -63,13 +81,12 @@ class ColorJitter(ColorStrengths):
         offsets = self.offset * either_way[:, 6:9]
         # Of draws of their own: without them, colours are those that they were.
         if self.probability < 1:
-            draws = uniform_per_example(jax.random.fold_in(key, _CHANCES), example_ids, ())
-            changed = draws < self.probability
+            changed = self._is_changed(key, example_ids)
             matrices = jnp.where(changed[:, None, None], matrices, jnp.eye(3))
             offsets = jnp.where(changed[:, None], offsets, 0)
         if self.grayscale:
             draws = uniform_per_example(jax.random.fold_in(key, _GREY_DRAWS), example_ids, ())
-            grey, luma = draws < self.grayscale, jnp.array(_LUMA, jnp.float32)
+            grey, luma = draws < self.grayscale, jnp.array(LUMA, jnp.float32)
             weights = (luma[:, None] * matrices).sum(1, keepdims=True)
             matrices = jnp.where(grey[:, None, None], weights, matrices)
             offsets = jnp.where(grey[:, None], (luma * offsets).sum(1, keepdims=True), offsets)
@@ -98,6 +115,24 @@ def color_matrices(
     across = (saturation * jnp.sin(angle))[:, None, None]
     matrices = along * jnp.eye(3) + (1 - along) / 3 + across * cross
     return gains[:, :, None] * matrices
+
+
+def change_contrast(
+    images: Num[Array, "batch height width 3"],
+    matrices: Float[Array, "batch 3 3"],
+    offsets: Float[Array, "batch 3"],
+    factors: Float[Array, " batch"],
+) -> tuple[Float[Array, "batch 3 3"], Float[Array, "batch 3"]]:
+    """Scales the distance of what a matrix and an offset give from its mean luma, behind them.
+
+    The mean is that of an image that nothing clips. A grey image has the same one, so that it makes
+    no difference which comes first.
+    """
+    means = images.astype(jnp.float32).mean((1, 2))
+    means = (matrices * means[:, None]).sum(2) + offsets
+    levels = (means * jnp.array(LUMA, jnp.float32)).sum(1, keepdims=True)
+    factors = factors[:, None]
+    return factors[:, None] * matrices, factors * offsets + (1 - factors) * levels
 
 
 def change_colors(

@@ -7,7 +7,12 @@ import pytest
 
 from clipjax.data.transforms import ColorJitter as HostColorJitter
 from clipjax.data.transforms.color import RandomGrayscale
-from clipjax.layers.color_jitter import ColorJitter, change_colors, color_matrices
+from clipjax.layers.color_jitter import (
+    ColorJitter,
+    change_colors,
+    change_contrast,
+    color_matrices,
+)
 
 KEY = jax.random.key(3)
 NOTHING = ColorJitter(hue=0.0, saturation=(1.0, 1.0), gain=0.0, channel_gain=0.0, offset=0.0)
@@ -29,7 +34,12 @@ class Recorded:
         return self.drawn[-1]
 
 
-@pytest.mark.parametrize("jitter", [ColorJitter(), STRONG], ids=["default", "strong"])
+CONTRAST = dataclasses.replace(ColorJitter(), contrast=0.6)
+
+
+@pytest.mark.parametrize(
+    "jitter", [ColorJitter(), STRONG, CONTRAST], ids=["default", "strong", "contrast"]
+)
 def test_the_host_makes_the_same_pixels_of_the_same_draws(jitter):
     images = pictures(16)
     fields = {name: getattr(jitter, name) for name in HostColorJitter.ranges}
@@ -39,21 +49,29 @@ def test_the_host_makes_the_same_pixels_of_the_same_draws(jitter):
         rng = Recorded(seed)
         wanted.append(host({"image": image, "text": "", "key": ""}, rng)["image"])
         draws.append(rng.drawn)
-    angle, saturation, gain, channel_gains, offsets = (
+    angle, saturation, gain, channel_gains, offsets, *contrast = (
         jnp.asarray(column, jnp.float32) for column in zip(*draws, strict=True)
     )
     gains = (1 + gain)[:, None] * (1 + channel_gains)
     images = jnp.asarray(images)
     angle = jnp.deg2rad(angle)
-    found = change_colors(images, color_matrices(angle, saturation, gains), offsets)
+
+    def change(angle, contrast):
+        matrices, shifts = color_matrices(angle, saturation, gains), offsets
+        for change in contrast:
+            matrices, shifts = change_contrast(images, matrices, shifts, 1 + change)
+        return change_colors(images, matrices, shifts)
+
+    found = change(angle, contrast)
     assert found.dtype == jnp.float32
     # The host cuts off what is behind the point; the device does not round at all.
     difference = np.asarray(found, np.float64) - np.stack(wanted)
     assert difference.min() > -1e-2 and difference.max() < 1 + 1e-2
     assert 0.2 < difference.mean() < 0.5 + 1e-2
-    # Negative control: a turn the other way is another picture.
-    other = change_colors(images, color_matrices(-angle, saturation, gains), offsets)
-    assert np.abs(other - np.stack(wanted)).mean() > 2
+    # Negative controls: a turn or a contrast the other way is another picture.
+    assert np.abs(change(-angle, contrast) - np.stack(wanted)).mean() > 2
+    if contrast:
+        assert np.abs(change(angle, [-contrast[0]]) - np.stack(wanted)).mean() > 2
 
 
 def test_draws_fill_the_ranges_of_the_host():
@@ -82,6 +100,21 @@ def test_draws_fill_the_ranges_of_the_host():
     correlation = np.abs(np.corrcoef(numbers) - np.eye(8))
     correlation[2:5, 2:5] = 0  # the channels share a gain
     assert correlation.max() < 5 / number**0.5
+
+
+def test_contrast_leaves_the_mean_luma():
+    """As torchvision blends with it; of grey pictures as of those that keep their colour."""
+    ids = jnp.arange(400)
+    images = 64 + jnp.asarray(pictures(400, side=4)) // 2  # nothing is clipped
+    jitter = dataclasses.replace(NOTHING, contrast=0.3, probability=0.8)
+    out, factors = jitter(images, KEY, ids), np.asarray(jitter.draw_contrast(KEY, ids))
+    luma = np.array([0.299, 0.587, 0.114])
+    means = (np.asarray(images) @ luma).mean((1, 2))[:, None, None, None]
+    wanted = means + factors[:, None, None, None] * (np.asarray(images) - means)
+    np.testing.assert_allclose(out, wanted, atol=1e-3)
+    assert 50 < (factors == 1).sum() < 110 and 0.7 <= factors.min() < 0.71 < 1.29 < factors.max()
+    grey = np.asarray(dataclasses.replace(jitter, grayscale=1.0)(images, KEY, ids))
+    np.testing.assert_allclose(grey, np.repeat(wanted @ luma[:, None], 3, 3), atol=1e-3)
 
 
 def test_strength_zero_changes_no_bit():

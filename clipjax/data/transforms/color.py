@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 from PIL import ImageFilter
 
-from clipjax.color_strengths import ColorStrengths
+from clipjax.color_strengths import LUMA, ColorStrengths
 from clipjax.data.images.preprocess import as_array, as_pil, lay_on, to_rgb
 from clipjax.data.source import Example
 from clipjax.ranges import FRACTION, Number, Ranged, Rule, Span
@@ -15,7 +15,7 @@ from clipjax.ranges import FRACTION, Number, Ranged, Rule, Span
 
 @dataclasses.dataclass(frozen=True)
 class ColorJitter(ColorStrengths):
-    """Hue, saturation, gain and offset, as one 3 x 3 matrix and one offset."""
+    """Hue, saturation, gain, offset and contrast, as one 3 x 3 matrix and one offset."""
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         """Replaces the image by u8 `[height, width, 3]`, or leaves it."""
@@ -31,7 +31,12 @@ class ColorJitter(ColorStrengths):
         grey, turn = turn_about_grey(angle)
         matrix = (saturation * np.eye(3) + (1 - saturation) * grey) @ turn
         matrix = (np.diag(gains) @ matrix).astype(np.float32)
-        out = image.reshape(-1, 3).astype(np.float32) @ matrix.T + offset
+        pixels = image.reshape(-1, 3).astype(np.float32)
+        if self.contrast:
+            factor = np.float32(1 + rng.uniform(-self.contrast, self.contrast))
+            level = np.array(LUMA, np.float32) @ (matrix @ pixels.mean(0) + offset)
+            matrix, offset = factor * matrix, factor * offset + (1 - factor) * level
+        out = pixels @ matrix.T + offset
         return {**example, "image": np.clip(out, 0, 255).astype(np.uint8).reshape(image.shape)}
 
 
