@@ -77,17 +77,19 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--remat", default="none", help="the row of the table; no `auto` here")
     parser.add_argument("--batch", type=int, default=128, help="of a chip")
+    parser.add_argument("--fsdp", type=int, default=1, help="chips that share a copy of the state")
     options = parser.parse_args()
     topology = make_topology(options.topology)
     print("\n".join(setting_lines("jax", "libtpu")))
     print(
         f"- {options.recipe}, {options.batch} examples a chip of {topology.name}, "
-        f"remat={options.remat}; nothing ran\n"
+        f"remat={options.remat}, fsdp={options.fsdp}; nothing ran\n"
     )
     head = ("flags", "compiled in s", "GiB", "HBM traffic GB", "received MB", "asynchronous MB")
     print(f"| {' | '.join(head)} | products TFLOP | of them beside a collective |")
     print(f"|{'---|' * 8}")
-    config = get_config(f"recipe={options.recipe},batch_size={options.batch * topology.num_chips}")
+    batch = options.batch * topology.num_chips
+    config = get_config(f"recipe={options.recipe},batch_size={batch},fsdp={options.fsdp}")
     resolved = resolve(config, to_run=False)
     program = build_program(resolved, topology.devices, remat=options.remat)
     with program.scope():
