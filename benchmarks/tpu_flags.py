@@ -25,7 +25,7 @@ from benchmarks.common import setting_lines
 from clipjax.experiment import build_program, resolve
 from clipjax.experiment.compiled_memory import needed_bytes, read_memory
 from clipjax.plan.collectives import bytes_received, collective_kind, groups_of
-from clipjax.plan.hlo import Module, Visit, parse, walk
+from clipjax.plan.hlo import Computation, Module, Visit, parse, walk
 from clipjax.plan.products import product_flops
 from clipjax.plan.topology import make_topology
 from clipjax.plan.traffic import count_traffic
@@ -46,10 +46,13 @@ SETS: dict[str, dict[str, bool | int]] = {
         "xla_tpu_data_parallel_opt_different_sized_ops": True,
     },
     "async_all_reduce": {"xla_enable_async_all_reduce": True},
+    "vmem_8": {"xla_tpu_scoped_vmem_limit_kib": 8192},
+    "vmem_24": {"xla_tpu_scoped_vmem_limit_kib": 24576},
     "vmem_64": {"xla_tpu_scoped_vmem_limit_kib": 65536},
     "vmem_96": {"xla_tpu_scoped_vmem_limit_kib": 98304},
 }
 GIB = 2**30
+START, END = "AsyncCollectiveStart", "AsyncCollectiveDone"
 
 
 class Overlap(NamedTuple):
@@ -122,12 +125,19 @@ def row(lowered: jax.stages.Lowered, flags: Mapping[str, bool | int], num_device
 
 
 def overlap(module: Module, visits: Iterable[Visit], num_devices: int) -> Overlap:
-    """What of a schedule goes on while a collective does; visits come in the schedule's order."""
+    """What of a schedule goes on while a collective does; visits come in the schedule's order.
+
+    A collective is asynchronous by an instruction that starts it and one that ends it, or, on TPUs,
+    by fusions that hold calls which do.
+    """
     received = asynchronous = flops = hidden = 0.0
     going: set[tuple[str, str]] = set()  # of starts, by computation and name
+    fused = 0  # that go on by fusions
     for visit in visits:
         instruction, computation = visit.instruction, visit.computation
         opcode, place = instruction.opcode, computation.name
+        target = instruction.attribute("custom_call_target").strip('"')
+        fused += (target == START) - (target == END)
         in_piece = visit.fused and place.startswith("async_collective_fusion")
         if opcode.endswith("-done"):
             going.difference_update((place, operand) for operand in instruction.operands)
@@ -135,15 +145,20 @@ def overlap(module: Module, visits: Iterable[Visit], num_devices: int) -> Overla
             size = groups_of(instruction, num_devices).shape[1]
             arrived = visit.times * bytes_received(kind, instruction, computation, size)
             received += arrived
-            is_async = opcode.endswith("-start") or in_piece
-            asynchronous += arrived * is_async
-            if opcode.endswith("-start"):
+            is_start = opcode.endswith("-start")
+            asynchronous += arrived * (is_start or in_piece or _starts(computation))
+            if is_start:
                 going.add((place, instruction.name))
         if opcode in ("dot", "convolution"):
             work = visit.times * product_flops(instruction, computation)
             flops += work
-            hidden += work * bool(going or in_piece)
+            hidden += work * bool(going or fused or in_piece)
     return Overlap(received, asynchronous, flops, hidden)
+
+
+def _starts(computation: Computation) -> bool:
+    calls = computation.instructions.values()
+    return any(i.attribute("custom_call_target").strip('"') == START for i in calls)
 
 
 if __name__ == "__main__":
