@@ -6,9 +6,6 @@ from typing import ClassVar
 
 from clipjax.ranges import FRACTION, STRENGTH, Ranged, Rule, Span
 
-LUMA = (0.299, 0.587, 0.114)
-"""Of red, green and blue (ITU-R BT.601)."""
-
 
 @dataclasses.dataclass(frozen=True)
 class ColorStrengths(Ranged):
@@ -20,8 +17,8 @@ class ColorStrengths(Ranged):
         gain: largest relative gain of all channels together, either way.
         channel_gain: largest relative gain of each channel, either way.
         offset: largest offset of each channel either way, in values of 0..255.
-        contrast: largest relative change either way of the distance from the picture's mean luma,
-            behind all others.
+        contrast: largest relative change either way of the distance from each channel's mean,
+            behind all others: `tf.image.random_contrast` (torchvision: from the mean luma).
         probability: how often a picture's colours are changed at all.
 
     Raises:

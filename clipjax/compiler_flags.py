@@ -82,7 +82,7 @@ def encoding_flags(
     *,
     dtype: str = "float32",
 ) -> dict[str, bool | int | str]:
-    """Flags of what makes embeddings: as `step_flags`, without those that this XLA lacks.
+    """Flags of embeddings and tokens: as `step_flags`, without those that this XLA lacks.
 
     Args:
         platform, num_devices, environment: as for `step_flags`.

@@ -10,7 +10,7 @@ import ast
 import dataclasses
 import math
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 from ml_collections import ConfigDict, config_dict
@@ -160,17 +160,9 @@ def validate(
 
 def _resolve_lengths(plain: dict[str, Any], count: Callable[[Any, str], int] | None) -> None:
     """Turns every length of a config to steps."""
-
     counted: list[tuple[Any, int]] = []
 
-    def count_examples(sources: Sequence[tuple[str, Any]]) -> int:
-        ((path, source), *others) = sources
-        if others:
-            raise ValueError(
-                "an epoch is of one source, and there are stages with "
-                f"{' and '.join(show(value) for _, value in sources)}: give the length in "
-                "examples or in steps"
-            )
+    def count_one(path: str, source: Any) -> int:
         if not source or count is None:
             raise ValueError(
                 f"an epoch is counted in {path}, which is "
@@ -182,68 +174,82 @@ def _resolve_lengths(plain: dict[str, Any], count: Callable[[Any, str], int] | N
         counted.append((source, count(source, path)))
         return counted[-1][1]
 
+    def count_examples(sources: Mapping[str, Any]) -> int:
+        found = {path: count_one(path, source) for path, source in sources.items()}
+        if len(set(found.values())) > 1:
+            raise ValueError(
+                f"an epoch is {' and '.join(f'{n:,} examples of {p}' for p, n in found.items())}: "
+                "give the length in examples or in steps"
+            )
+        return next(iter(found.values()))
+
     def resolve(
         group: dict[str, Any],
         name: str,
         rule: Length,
         path: str,
-        batch_sizes: set[int],
-        sources: Sequence[tuple[str, Any]],
+        batch_sizes: Iterable[int],
+        sources: Mapping[str, Any],
         after: tuple[int, int] = (0, 0),
     ) -> None:
-        if len(batch_sizes) > 1 and not is_in_steps(group[name]):
+        sizes = sorted(set(batch_sizes))
+        if len(sizes) > 1 and not is_in_steps(group[name]):
             raise FieldError(
                 f"{path} = {show(group[name])} is for stages with batches of "
-                f"{' and '.join(map(str, sorted(batch_sizes)))} examples: give it in steps, or to "
+                f"{' and '.join(map(str, sizes))} examples: give it in steps, or to "
                 "each stage by itself"
             )
         group[name] = rule.steps(
             group[name],
             path,
-            batch_size=min(batch_sizes),
+            batch_size=sizes[0],
             count_examples=lambda: count_examples(sources),
             after=after,
         )
 
-    of_schedule = {
-        path.removeprefix("schedule."): (field.allowed, set[int](), list[tuple[str, Any]]())
+    rules = {
+        path.removeprefix("schedule."): field.allowed
         for path, field in FIELDS.items()
         if path.startswith("schedule.") and isinstance(field.allowed, Length)
     }
-    batch_sizes, done = set(), (0, 0)  # steps and their examples
-    sources: list[tuple[str, Any]] = []  # where they stand, and they
-    for number, stage in enumerate((*plain["stages"], plain)):
-        is_own = stage is plain
-        path, name = f"config.stages[{number}]", "until_step"
-        if is_own:
-            path, name = "config", "total_steps"
-        size = stage.get("batch_size", plain["batch_size"])
-        owner = stage if "source" in stage.get("data", {}) else plain
-        where = "config.data.source" if owner is plain else f"{path}.data.source"
-        source = (where, owner["data"]["source"])
-        _add_source(sources, source)
+    own = (plain["batch_size"], {"config.data.source": plain["data"]["source"]})
+    stages: list[tuple[int, dict[str, Any]]] = []  # sizes of batches, and sources by their path
+    inheriting: dict[str, list[tuple[int, dict[str, Any]]]] = {key: [] for key in rules}
+    done = (0, 0)  # steps, and their examples
+    for number, stage in enumerate(plain["stages"]):
+        path = f"config.stages[{number}]"
+        size, sources = stage.get("batch_size", own[0]), own[1]
+        if "source" in stage.get("data", {}):
+            sources = {f"{path}.data.source": stage["data"]["source"]}
+        stages.append((size, sources))
         # Counted from the run's beginning, so in the sources of the stages before, too.
-        resolve(stage, name, Length(1), f"{path}.{name}", {size}, sources, done)
-        done = stage[name], done[1] + (stage[name] - done[0]) * size
-        batch_sizes.add(size)
-        for key, (rule, sizes, of) in of_schedule.items():
-            if is_own or key not in stage.get("schedule", ()):
-                sizes.add(size)
-                _add_source(of, source)
+        resolve(stage, "until_step", Length(1), f"{path}.until_step", [size], _all(stages), done)
+        done = stage["until_step"], done[1] + (stage["until_step"] - done[0]) * size
+        for key, rule in rules.items():
+            if key in (schedule := stage.get("schedule", {})):
+                resolve(schedule, key, rule, f"{path}.schedule.{key}", [size], sources)
             else:
-                path_of = f"{path}.schedule.{key}"
-                resolve(stage["schedule"], key, rule, path_of, {size}, [source])
-    for key, (rule, sizes, of) in of_schedule.items():
-        resolve(plain["schedule"], key, rule, f"config.schedule.{key}", sizes, of)
+                inheriting[key].append((size, sources))
+    every = [*stages, own]
+    resolve(plain, "total_steps", Length(1), "config.total_steps", [own[0]], _all(every), done)
+    if stages and plain["total_steps"] == done[0]:  # no step is left to the config's own values
+        every = stages
+    else:
+        for users in inheriting.values():
+            users.append(own)
+    for key, rule in rules.items():
+        users = inheriting[key] or [own]
+        sizes = [size for size, _ in users]
+        resolve(plain["schedule"], key, rule, f"config.schedule.{key}", sizes, _all(users))
     for number, average in enumerate(plain["optimizer"]["averages"]):
         if "half_life" in average:
-            path = f"config.optimizer.averages[{number}].half_life"
-            resolve(average, "half_life", HALF_LIFE, path, batch_sizes, sources)
+            path, sizes = f"config.optimizer.averages[{number}].half_life", [s for s, _ in every]
+            resolve(average, "half_life", HALF_LIFE, path, sizes, _all(every))
 
 
-def _add_source(sources: list[tuple[str, Any]], source: tuple[str, Any]) -> None:
-    if all(source[1] != known for _, known in sources):
-        sources.append(source)
+def _all(stages: Iterable[tuple[int, Mapping[str, Any]]]) -> dict[str, Any]:
+    """The sources of all stages, by their path."""
+    return {path: source for _, sources in stages for path, source in sources.items()}
 
 
 def check_together(settings: Settings) -> None:

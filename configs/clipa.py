@@ -12,7 +12,7 @@ where a second file tunes bigG/14 by Lion instead. Not known are the rates and w
 L/14, which are H/14's here. Not as published: there classes of words are NLTK's, and of pieces of
 words; short captions take the first rows of the text's positions; colours are jittered in one
 order, there in any; the first version's tuning learns the positions, which are fixed here, and its
-L/16 has the class token in the mean of the tokens.
+L/16 has contrast about the mean luma and the class token in the mean of the tokens.
 Arguments: recipe (v2-H-14; a name of the table), source (a SPEC, see docs/data.md), batch_size (of
 the first stage; the others go with it, and all rates), fsdp (devices that share one copy of the
 state), smoke (a flag: small towers and a few steps on generated pictures).

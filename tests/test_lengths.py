@@ -120,5 +120,14 @@ def test_an_epoch_of_a_stage_is_of_its_own_source():
     ],
 )
 def test_an_epoch_of_several_sources_is_refused(fields, path):
-    with pytest.raises(ValueError, match=path + r".*stages with 'b:300' and 'a:1000': give the"):
+    told = r".*300 examples of config\.stages\[0\]\.data\.source and 1,000 examples of config\.d"
+    with pytest.raises(ValueError, match=path + told):
         staged(**fields)
+
+
+def test_the_configs_own_source_is_of_no_consequence_where_stages_are_all():
+    schedule = {"warmup_steps": "0.1 epochs"}
+    assert staged(config={"total_steps": 10}, schedule=schedule).schedule.warmup_steps == 3
+    # Nor is another source of as many examples.
+    other = {"until_step": 10, "data": {"source": "c:1000"}}
+    assert staged(stage=other, schedule=schedule).schedule.warmup_steps == 10

@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from clipjax.array_types import Array, Bool, Float, Int, Num
-from clipjax.color_strengths import LUMA, ColorStrengths
+from clipjax.color_strengths import ColorStrengths
 from clipjax.layers.dropout import uniform_per_example
 from clipjax.ranges import FRACTION, Rule
 
 # Folded into the step's key, so that these draws are not those of a module of the model.
 _OWN_DRAWS, _GREY_DRAWS, _CHANCES = 0x636F6C6F, 0x67726579, 0x63686E63
 _CONTRASTS = 0x636F6E74
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, of red, green and blue
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +87,7 @@ class ColorJitter(ColorStrengths):
             offsets = jnp.where(changed[:, None], offsets, 0)
         if self.grayscale:
             draws = uniform_per_example(jax.random.fold_in(key, _GREY_DRAWS), example_ids, ())
-            grey, luma = draws < self.grayscale, jnp.array(LUMA, jnp.float32)
+            grey, luma = draws < self.grayscale, jnp.array(_LUMA, jnp.float32)
             weights = (luma[:, None] * matrices).sum(1, keepdims=True)
             matrices = jnp.where(grey[:, None, None], weights, matrices)
             offsets = jnp.where(grey[:, None], (luma * offsets).sum(1, keepdims=True), offsets)
@@ -123,14 +124,13 @@ def change_contrast(
     offsets: Float[Array, "batch 3"],
     factors: Float[Array, " batch"],
 ) -> tuple[Float[Array, "batch 3 3"], Float[Array, "batch 3"]]:
-    """Scales the distance of what a matrix and an offset give from its mean luma, behind them.
+    """Scales the distance of what a matrix and an offset give from its channels' means.
 
-    The mean is that of an image that nothing clips. A grey image has the same one, so that it makes
-    no difference which comes first.
+    The means are those of an image that nothing clips. It makes no difference whether the matrix
+    takes its colour away, too, before or behind.
     """
     means = images.astype(jnp.float32).mean((1, 2))
-    means = (matrices * means[:, None]).sum(2) + offsets
-    levels = (means * jnp.array(LUMA, jnp.float32)).sum(1, keepdims=True)
+    levels = (matrices * means[:, None]).sum(2) + offsets
     factors = factors[:, None]
     return factors[:, None] * matrices, factors * offsets + (1 - factors) * levels
 

@@ -27,7 +27,7 @@ class Execution:
         pooled_only: a tower that pools one token computes no other in its last block, outside of
             training; the tokens that it gives are that one. For embeddings (docs/performance.md).
         float32_products: products of bfloat16 are float32, then rounded. XLA's CPU backend has the
-            matrix instructions of x86 (AMX) for this form alone. For embeddings on a CPU.
+            matrix instructions of x86 (AMX) for this form alone. For embeddings, tokens on a CPU.
     """
 
     platform: str = "cpu"

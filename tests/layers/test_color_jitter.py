@@ -102,19 +102,33 @@ def test_draws_fill_the_ranges_of_the_host():
     assert correlation.max() < 5 / number**0.5
 
 
-def test_contrast_leaves_the_mean_luma():
-    """As torchvision blends with it; of grey pictures as of those that keep their colour."""
+def test_contrast_leaves_the_channels_means():
+    """Of grey pictures as of those that keep their colour."""
     ids = jnp.arange(400)
     images = 64 + jnp.asarray(pictures(400, side=4)) // 2  # nothing is clipped
     jitter = dataclasses.replace(NOTHING, contrast=0.3, probability=0.8)
     out, factors = jitter(images, KEY, ids), np.asarray(jitter.draw_contrast(KEY, ids))
     luma = np.array([0.299, 0.587, 0.114])
-    means = (np.asarray(images) @ luma).mean((1, 2))[:, None, None, None]
+    means = np.asarray(images).mean((1, 2), keepdims=True)
     wanted = means + factors[:, None, None, None] * (np.asarray(images) - means)
     np.testing.assert_allclose(out, wanted, atol=1e-3)
     assert 50 < (factors == 1).sum() < 110 and 0.7 <= factors.min() < 0.71 < 1.29 < factors.max()
     grey = np.asarray(dataclasses.replace(jitter, grayscale=1.0)(images, KEY, ids))
     np.testing.assert_allclose(grey, np.repeat(wanted @ luma[:, None], 3, 3), atol=1e-3)
+
+
+def test_the_contrast_of_a_photograph_on_the_host():
+    """Millions of pixels, whose sum in float32 would be another."""
+    image = np.random.default_rng(0).integers(150, 246, (2000, 2000, 3), np.uint8)
+    nothing = {name: getattr(NOTHING, name) for name in HostColorJitter.ranges}
+    host = HostColorJitter(**{**nothing, "contrast": 1.0})
+
+    class Lowest:
+        def uniform(self, low, high, size=None):
+            return np.full(size, low) if size else low
+
+    out = host({"image": image}, Lowest())["image"]  # at a factor of 0
+    assert np.abs(out - image.mean((0, 1))).max() < 1
 
 
 def test_strength_zero_changes_no_bit():

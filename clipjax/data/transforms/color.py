@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 from PIL import ImageFilter
 
-from clipjax.color_strengths import LUMA, ColorStrengths
+from clipjax.color_strengths import ColorStrengths
 from clipjax.data.images.preprocess import as_array, as_pil, lay_on, to_rgb
 from clipjax.data.source import Example
 from clipjax.ranges import FRACTION, Number, Ranged, Rule, Span
@@ -31,12 +31,12 @@ class ColorJitter(ColorStrengths):
         grey, turn = turn_about_grey(angle)
         matrix = (saturation * np.eye(3) + (1 - saturation) * grey) @ turn
         matrix = (np.diag(gains) @ matrix).astype(np.float32)
-        pixels = image.reshape(-1, 3).astype(np.float32)
         if self.contrast:
             factor = np.float32(1 + rng.uniform(-self.contrast, self.contrast))
-            level = np.array(LUMA, np.float32) @ (matrix @ pixels.mean(0) + offset)
-            matrix, offset = factor * matrix, factor * offset + (1 - factor) * level
-        out = pixels @ matrix.T + offset
+            means = image.reshape(-1, 3).mean(0)  # of integers, so in float64: millions are summed
+            levels = (matrix @ means + offset).astype(np.float32)
+            matrix, offset = factor * matrix, factor * offset + (1 - factor) * levels
+        out = image.reshape(-1, 3).astype(np.float32) @ matrix.T + offset
         return {**example, "image": np.clip(out, 0, 255).astype(np.uint8).reshape(image.shape)}
 
 
