@@ -52,7 +52,9 @@ def on_a_mesh(side, mesh, **options):
     return embed, embed.trace(variables, rows), (variables, rows)
 
 
-@pytest.mark.parametrize("side", [pytest.param("image", marks=pytest.mark.slow), "text", "tokens"])
+@pytest.mark.parametrize(
+    "side", ["text", *(pytest.param(x, marks=pytest.mark.slow) for x in ("image", "tokens"))]
+)
 def test_the_kernels_embeddings_are_those_of_the_plain_path(side, monkeypatch):
     mesh, found = make_mesh({"data": 2, "fsdp": 4}), {}
     for dtype in ("float32", "bfloat16"):

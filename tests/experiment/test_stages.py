@@ -173,7 +173,7 @@ def test_what_a_stage_freezes_stays_and_moves_again_after_it(reference):
     ("steps", "compilations"),
     [
         # Stage 1 and 2; from step 4 stages 2 and 3.
-        pytest.param((5,), [2, 2], marks=pytest.mark.slow),
+        ((5,), [2, 2]),
         # Stage 1; from step 2 stages 1 and 2; from step 4 stages 2 and 3; from step 6 stage 3.
         pytest.param((3, 5, 7), [1, 2, 2, 1], marks=pytest.mark.slow),
     ],
