@@ -14,6 +14,8 @@ from flax import linen as nn
 
 from clipjax.layers.attention_pool import CrossAttention
 from clipjax.layers.batch_norm import BatchNorm
+from clipjax.layers.convolution import convolve_pixels
+from clipjax.layers.execution import PLAIN, Execution
 from clipjax.layers.initializers import parameter, uniform
 from clipjax.layers.remat import rematerialised
 from clipjax.models.features import ImageFeatures
@@ -34,6 +36,7 @@ class ModifiedResNet(nn.Module):
         num_heads: of the attention pooling.
         output_dim: of the pooled features: the model's embed_dim, as there is no other projection.
         patch_dropout: 0; a ResNet has no patches to leave out.
+        execution: the platform is read.
     """
 
     image_size: int
@@ -44,6 +47,7 @@ class ModifiedResNet(nn.Module):
     patch_dropout: float = 0.0
     dtype: Any = jnp.float32
     remat: str = "none"
+    execution: Execution = PLAIN
 
     ranges: ClassVar[Mapping[str, Rule]] = {
         "image_size": whole(),
@@ -86,7 +90,8 @@ class ModifiedResNet(nn.Module):
             )
         x = images.astype(self.dtype)
         for i, channels in enumerate((self.width // 2, self.width // 2, self.width), 1):
-            x = conv(channels, 3, self.dtype, f"conv{i}", stride=2 if i == 1 else 1)(x)
+            stride = 2 if i == 1 else 1
+            x = conv(channels, 3, self.dtype, f"conv{i}", self.execution, stride=stride)(x)
             x = nn.relu(BatchNorm(name=f"bn{i}")(x, train))
         x = nn.avg_pool(x, (2, 2), (2, 2))
         block_class = rematerialised(Bottleneck, self.remat, static_argnums=(2,))
@@ -97,6 +102,7 @@ class ModifiedResNet(nn.Module):
                     channels=self.width * 2**stage,
                     stride=2 if stage and not i else 1,
                     dtype=self.dtype,
+                    execution=self.execution,
                     name=f"layer{stage + 1}_{i}",
                 )(x, train)
             stages.append(x)
@@ -116,25 +122,26 @@ class Bottleneck(nn.Module):
     channels: int
     stride: int
     dtype: Any
+    execution: Execution = PLAIN
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Applies the block to [batch, height, width, channels]."""
         x = nn.with_logical_constraint(x, ("batch", None, None, None))
         window = (self.stride, self.stride)
-        y = conv(self.channels, 1, self.dtype, "conv1")(x)
+        y = conv(self.channels, 1, self.dtype, "conv1", self.execution)(x)
         y = nn.relu(BatchNorm(name="bn1")(y, train))
-        y = conv(self.channels, 3, self.dtype, "conv2")(y)
+        y = conv(self.channels, 3, self.dtype, "conv2", self.execution)(y)
         y = nn.relu(BatchNorm(name="bn2")(y, train))
         if self.stride > 1:
             y = nn.avg_pool(y, window, window)
-        y = conv(4 * self.channels, 1, self.dtype, "conv3")(y)
+        y = conv(4 * self.channels, 1, self.dtype, "conv3", self.execution)(y)
         # Zero at the start: each block begins as its shortcut.
         y = BatchNorm(scale_init=nn.initializers.zeros, name="bn3")(y, train)
         if self.stride > 1 or x.shape[-1] != 4 * self.channels:
             if self.stride > 1:
                 x = nn.avg_pool(x, window, window)
-            x = conv(4 * self.channels, 1, self.dtype, "downsample_conv")(x)
+            x = conv(4 * self.channels, 1, self.dtype, "downsample_conv", self.execution)(x)
             x = BatchNorm(name="downsample_bn")(x, train)
         return nn.relu(x + y)
 
@@ -166,13 +173,16 @@ class GridAttentionPool(nn.Module):
         return attention(x[:, :1], x)[:, 0]
 
 
-def conv(channels: int, size: int, dtype: Any, name: str, *, stride: int = 1) -> nn.Conv:
+def conv(
+    channels: int, size: int, dtype: Any, name: str, execution: Execution, *, stride: int = 1
+) -> nn.Conv:
     """A convolution without bias, padded by half its size, with torch's initialisation."""
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
         fan_in = shape[0] * shape[1] * shape[2]
         return uniform(fan_in**-0.5)(key, shape, dtype)
 
+    is_product = execution.platform == "cpu" and size == stride == 1
     return nn.Conv(
         channels,
         (size, size),
@@ -180,6 +190,7 @@ def conv(channels: int, size: int, dtype: Any, name: str, *, stride: int = 1) ->
         padding=((size // 2, size // 2),) * 2,
         use_bias=False,
         dtype=dtype,
+        conv_general_dilated=convolve_pixels if is_product else None,
         kernel_init=nn.with_logical_partitioning(init, (None, None, "embed", "mlp")),
         name=name,
     )
