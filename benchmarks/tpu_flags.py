@@ -1,7 +1,7 @@
 """Flags of libtpu that others set, compiled into a step for absent TPUs: what each changes.
 
     python benchmarks/tpu_flags.py                                     needs the extra [tpu]; no TPU
-    python benchmarks/tpu_flags.py --topology v5e:2x4 --sets none vmem
+    python benchmarks/tpu_flags.py --topology v5e:2x4 --sets none vmem_64
     python benchmarks/tpu_flags.py --recipe ViT-L-14 --remat full
 
 A row has what a compiler decides: memory, HBM traffic, what arrives from other chips, how much of
@@ -22,6 +22,7 @@ if __name__ == "__main__" and not __package__:  # a file: the checkout in place 
 import jax
 
 from benchmarks.common import setting_lines
+from benchmarks.plan import GIB
 from clipjax.experiment import build_program, resolve
 from clipjax.experiment.compiled_memory import needed_bytes, read_memory
 from clipjax.plan.collectives import bytes_received, collective_kind, groups_of
@@ -51,7 +52,6 @@ SETS: dict[str, dict[str, bool | int]] = {
     "vmem_64": {"xla_tpu_scoped_vmem_limit_kib": 65536},
     "vmem_96": {"xla_tpu_scoped_vmem_limit_kib": 98304},
 }
-GIB = 2**30
 START, END = "AsyncCollectiveStart", "AsyncCollectiveDone"
 
 

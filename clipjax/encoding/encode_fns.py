@@ -1,5 +1,6 @@
 """What the towers of a model compute, as pure functions of its variables."""
 
+import abc
 import copy
 import dataclasses
 from collections.abc import Callable
@@ -110,15 +111,15 @@ def _with_execution(model: Any, fields_of: Callable[[Any], dict[str, Any]]) -> A
     return model.clone(**towers) if towers else model
 
 
-class EncodeTower:
+class EncodeTower(abc.ABC):
     """A function of one tower of a model: (variables, rows) -> one result a row."""
 
     def __init__(self, model: Any, dtype: str = "float32") -> None:
         self._model, self.dtype = model, dtype
 
+    @abc.abstractmethod
     def __call__(self, variables: PyTree, rows: Any) -> jax.Array:
         """Computes the results of `[batch, ...]` rows."""
-        raise NotImplementedError
 
     def on(self, mesh: Mesh) -> Self:
         """The same function, for programs under the mesh and its sharding rules alone."""
