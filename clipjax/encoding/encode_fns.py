@@ -73,10 +73,8 @@ def with_products(model: Any, *, dtype: str, platform: str) -> Any:
 
 
 def _pooled_only(model: Any) -> Any:
-    """The same model, whose image tower's last block computes what is pooled alone."""
-    return _with_execution(
-        model, lambda tower: {"pooled_only": getattr(tower, "pools_first_token", False)}
-    )
+    """The same model, the last blocks of whose towers compute what is pooled alone."""
+    return _with_execution(model, lambda tower: {"pooled_only": True})
 
 
 def _on_devices(model: Any, mesh: Mesh, dtype: str) -> Any:

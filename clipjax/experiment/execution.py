@@ -34,6 +34,7 @@ def choose_execution(settings: Settings, mesh: Mesh) -> Execution:
         apart=platform == "cpu" and is_unrolled(settings),
         row_major=platform == "gpu" and mesh.devices.size == 1,
         remat="none" if settings.remat == "auto" else settings.remat,
+        pooled_only=platform != "cpu",  # where a step's numbers stay to the bit
     )
 
 

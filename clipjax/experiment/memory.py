@@ -6,13 +6,14 @@ choose what to compile next; whether a step fits, only the compiler says.
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from clipjax.config_fields import Settings
+from clipjax.experiment.stages import Stage
 from clipjax.layers.execution import Execution
 from clipjax.layers.remat import REMAT
 from clipjax.train_state import TrainState
@@ -20,6 +21,9 @@ from clipjax.trees import count_parameters
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 _STACK = {"width", "mlp_dim", "num_heads", "depth"}  # what the size of a stack follows from
+# Of a last block that computes one token the others are left, in widths: its input, before and
+# behind the norm, keys and values. Of their products keys and values are 4 width^2 FLOPs a token.
+_NARROW = 4.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,6 +74,7 @@ class Step:
             part, 1 / num_devices.
         lean: whether attention is a kernel that keeps no scores, and norms and activations leave
             the backward pass their input.
+        narrow: the towers, of image and text, whose last block computes one token.
     """
 
     spec: Mapping[str, Any]
@@ -80,6 +85,7 @@ class Step:
     item_bytes: int
     zero_share: float | None = None
     lean: bool = False
+    narrow: tuple[str, ...] = ()
 
 
 def setting_of(settings: Settings, mesh: Mesh, remat: str) -> Setting:
@@ -93,14 +99,9 @@ def setting_of(settings: Settings, mesh: Mesh, remat: str) -> Setting:
     )
 
 
-def step_of(
-    settings: Settings,
-    state: TrainState,
-    mesh: Mesh,
-    spec: Mapping[str, Any],
-    execution: Execution,
-) -> Step:
-    """Sizes of a run in the stage of a spec, from the shapes and shardings of its state."""
+def step_of(stage: Stage, state: TrainState, mesh: Mesh, execution: Execution) -> Step:
+    """Sizes of a stage of a run, from the shapes and shardings of its state."""
+    settings = stage.settings
     num_parameters = count_parameters(state.params)
     optimizer = jax.tree.leaves((state.opt_state, state.ema_params, state.averages))
     optimizer_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in optimizer)
@@ -108,7 +109,7 @@ def step_of(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in optimizer
     )
     return Step(
-        spec=spec,
+        spec=stage.spec,
         num_parameters=num_parameters,
         optimizer_bytes=optimizer_bytes / num_parameters,
         batch_per_device=settings.batch_size / mesh.size,
@@ -118,6 +119,7 @@ def step_of(
         lean=execution.lean
         and execution.attention != "xla"
         and (settings.dtype == "bfloat16" or execution.platform == "tpu"),
+        narrow=stage.narrow_towers(execution),
     )
 
 
@@ -146,24 +148,33 @@ def activation_bytes(step: Step, setting: Setting) -> float:
     row = REMAT[setting.remat]
     widths, mlps = row.lean_kept if step.lean else row.kept
     kept = working = 0.0
-    for tower, tokens in blocks_of(step.spec):
+    for name, (tower, tokens) in _stacks(step.spec).items():
         width, mlp, heads = tower["width"], tower["mlp_dim"], tower["num_heads"]
         scores = 0 if step.lean else heads * tokens**2
         one = tokens * (widths * width + mlps * mlp) * step.item_bytes
         if setting.remat == "none":
             one += scores * (4 + step.item_bytes)
-        kept += tower["depth"] * one
+        last = (
+            tokens * min(widths, _NARROW) * width * step.item_bytes if name in step.narrow else one
+        )
+        kept += (tower["depth"] - 1) * one + last
         block = 3 * 4 * scores + tokens * (12 * width + 3 * mlp) * step.item_bytes
         working = max(working, block)
     return examples * (kept + working)
 
 
-def blocks_of(spec: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], int]]:
+def blocks_of(spec: Mapping[str, Any]) -> Iterable[tuple[Mapping[str, Any], int]]:
     """The towers that are stacks of transformer blocks, each with its number of tokens."""
+    return _stacks(spec).values()
+
+
+def _stacks(spec: Mapping[str, Any]) -> dict[str, tuple[Mapping[str, Any], int]]:
+    found = {}
     if _STACK | {"patch_size"} <= set(spec["image"]):
-        yield spec["image"], num_image_tokens(spec)
+        found["image"] = spec["image"], num_image_tokens(spec)
     if _STACK | {"context_length"} <= set(spec["text"]):  # a tower of one's own may have others
-        yield spec["text"], spec["text"]["context_length"]
+        found["text"] = spec["text"], spec["text"]["context_length"]
+    return found
 
 
 def extra_flops(step: Step, setting: Setting) -> float:
@@ -175,12 +186,30 @@ def extra_flops(step: Step, setting: Setting) -> float:
     repeated = total = 0.0
     row = REMAT[setting.remat]
     widths, mlps, scores = row.lean_recomputed if step.lean else row.recomputed
-    for tower, tokens in blocks_of(step.spec):
-        width, mlp = tower["width"], tower["mlp_dim"]
-        scale = tower["depth"] * tokens
-        total += scale * (8 * width**2 + 4 * width * mlp + 4 * tokens * width)
-        repeated += scale * (widths * width**2 + mlps * width * mlp + scores * tokens * width)
+    for name, (tower, tokens) in _stacks(step.spec).items():
+        width, mlp, depth = tower["width"], tower["mlp_dim"], tower["depth"]
+        total += depth * tokens * _block_flops(tower, tokens)
+        again = widths * width**2 + mlps * width * mlp + scores * tokens * width
+        last = min(widths, _NARROW) * width**2 if name in step.narrow else again
+        repeated += tokens * ((depth - 1) * again + last)
     return extra + repeated / (3 * total)
+
+
+def spared_flops(step: Step) -> float:
+    """What last blocks that compute one token spare, as a share of the model's FLOPs."""
+    spared = total = 0.0
+    for name, (tower, tokens) in _stacks(step.spec).items():
+        total += tower["depth"] * tokens * _block_flops(tower, tokens)
+        if name in step.narrow:
+            keys_and_values = _NARROW * tower["width"] ** 2
+            spared += (tokens - 1) * (_block_flops(tower, tokens) - keys_and_values)
+    return spared / total if total else 0.0
+
+
+def _block_flops(tower: Mapping[str, Any], tokens: int) -> float:
+    """Of the forward pass, a token."""
+    width, mlp = tower["width"], tower["mlp_dim"]
+    return 8.0 * width**2 + 4 * width * mlp + 4 * tokens * width
 
 
 def describes(spec: Mapping[str, Any]) -> bool:

@@ -203,8 +203,9 @@ def build_program(
     if settings.remat == "auto" and remat is None:
         rows = _rows(resolved.stages, laid_out, mesh, execution, memory_bytes)
     execution = dataclasses.replace(execution, remat=rows[0])
-    # What evaluates takes the parameters as they are kept.
-    stages = [stage.under(dataclasses.replace(execution, apart=False)) for stage in resolved.stages]
+    # What evaluates takes the parameters as they are kept, and says itself what it reads.
+    evaluating = dataclasses.replace(execution, apart=False, pooled_only=False)
+    stages = [stage.under(evaluating) for stage in resolved.stages]
     if settings.attention not in ("auto", "xla"):  # the others may not be for these towers
         with named("config"), jax.set_mesh(mesh), under_rules(resolved.rules.params):
             for stage in stages:
@@ -219,8 +220,9 @@ def build_program(
     merge = None if scale is None else functools.partial(merged, scale=scale)
 
     def step_of(stage: Stage, diagnosed_rows: int = 0) -> StepFn:
+        narrow = bool(stage.narrow_towers(execution))
         return make_train_step(
-            stage.under(execution).model.apply,
+            stage.under(dataclasses.replace(execution, pooled_only=narrow)).model.apply,
             make_objective_of(stage.settings, own.spec, mesh),
             txs[stage.config.path],
             seed=settings.seed,
@@ -352,7 +354,7 @@ def _rows(
     """The rows of recomputation that should fit in every stage."""
     of_stages = [
         rows_that_fit(
-            step_of(stage.settings, state, mesh, stage.spec, execution),
+            step_of(stage, state, mesh, execution),
             setting_of(stage.settings, mesh, "none"),
             memory_bytes,
             platform=execution.platform,

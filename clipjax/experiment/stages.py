@@ -125,6 +125,17 @@ class Stage:
         fixed = self.fixed_in(shapes, strict=False)
         return all(fixed(name) for name in shapes if kernel_of(name).startswith(f"{tower}_"))
 
+    def narrow_towers(self, execution: Execution) -> tuple[str, ...]:
+        """The towers, `image` and `text`, whose last block computes the pooled token alone."""
+        if not execution.pooled_only or self.objective.needs:
+            return ()
+        towers = {"image": self.model.image_encoder, "text": self.model.text_encoder}
+        return tuple(
+            name
+            for name, tower in towers.items()
+            if getattr(tower, "pools_one_token", False) and not tower.dropout
+        )
+
     def fixed_in(self, shapes: Mapping[str, Sequence[int]], *, strict: bool = True) -> Fixed:
         """Which parameters take no gradient.
 

@@ -24,8 +24,9 @@ class Execution:
             puts the batch there, and norms and biases read across. For one device: the constraint
             is not partitioned, so that several would gather the batch.
         remat: what the backward pass computes again, a row of `clipjax.layers.remat.REMAT`.
-        pooled_only: a tower that pools one token computes no other in its last block, outside of
-            training; the tokens that it gives are that one. For embeddings (docs/performance.md).
+        pooled_only: a tower that pools one token computes no other in its last block; the tokens
+            that it gives are that one. For embeddings, and for steps on GPUs and TPUs whose
+            objective asks for no tokens (docs/performance.md).
         float32_products: products of bfloat16 are float32, then rounded. XLA's CPU backend has the
             matrix instructions of x86 (AMX) for this form alone. For embeddings, tokens on a CPU.
     """

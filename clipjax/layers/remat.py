@@ -105,6 +105,17 @@ def rematerialised(block: Any, remat: str, **options: Any) -> Any:
     return block if policy is None else nn.remat(block, policy=policy, **options)
 
 
+def rematerialised_function(function: Callable[..., Any], remat: str) -> Callable[..., Any]:
+    """The same of a function of arrays; `rematerialised` is for modules.
+
+    Args:
+        function: of arrays.
+        remat: the name of a row.
+    """
+    policy = REMAT[remat].policy
+    return function if policy is None else jax.checkpoint(function, policy=policy)
+
+
 def check_remat(remat: str) -> None:
     """Refuses what is no row.
 
@@ -117,5 +128,5 @@ def check_remat(remat: str) -> None:
 
 __all__ = [
     "ATTENDED", "HIDDEN", "MIXED", "QKV", "REMAT", "Row", "check_remat", "checkpoint_name",
-    "rematerialised",
+    "rematerialised", "rematerialised_function",
 ]  # fmt: skip

@@ -18,9 +18,12 @@ from clipjax.layers.normalization import LayerNorm
 from clipjax.layers.remat import (
     ATTENDED,
     HIDDEN,
+    MIXED,
+    QKV,
     check_remat,
     checkpoint_name,
     rematerialised,
+    rematerialised_function,
 )
 from clipjax.layers.rotary import Rotary2D
 
@@ -75,6 +78,18 @@ class BlockConfig:
 
 
 Valid = Int[Array, " batch"] | Bool[Array, "batch length"] | None
+Position = Int[Array, " batch"] | int | None
+
+
+def token_at(
+    x: Float[Array, "batch length width"], position: Int[Array, " batch"] | int
+) -> Float[Array, "batch 1 width"]:
+    """The token of each example at a position, or the only one that there is."""
+    if x.shape[1] == 1:
+        return x
+    if isinstance(position, int):
+        return x[:, position : position + 1 or None]
+    return jnp.take_along_axis(x, position[:, None, None], axis=1)
 
 
 class Attention(nn.Module):
@@ -87,11 +102,11 @@ class Attention(nn.Module):
         self,
         x: Float[Array, "batch length width"],
         valid: Valid = None,
-        first_only: bool = False,
+        asking: Float[Array, "batch queries width"] | None = None,
     ) -> Float[Array, "batch queries width"]:
         """Attends to all keys or to the `valid` ones, see `clipjax.layers.attention.attend`.
 
-        With `first_only` the first token alone asks, of a stack that is not causal.
+        Where tokens are `asking`, these do alone, and whatever the mask they see what is valid.
         """
         width, dtype, execution = x.shape[-1], self.config.dtype, self.config.execution
         inits, zeros = self.config.inits(width), nn.initializers.zeros
@@ -100,11 +115,12 @@ class Attention(nn.Module):
             self, "qkv_kernel", inits.qkv, ("embed", "qkv", *axes), (width, 3, *heads)
         )
         bias = parameter(self, "qkv_bias", zeros, ("qkv", *axes), (3, *heads))
-        if first_only:
-            query = execution.einsum("blw,whd->blhd", x[:, :1], kernel[:, 0].astype(dtype))
+        if asking is not None:
+            query = execution.einsum("blw,whd->blhd", asking, kernel[:, 0].astype(dtype))
             query += bias[0].astype(dtype)
             key_value = execution.einsum("blw,wchd->blchd", x, kernel[:, 1:].astype(dtype))
-            mixed = attend(key_value + bias[1:].astype(dtype), valid, query=query)
+            key_value = checkpoint_name(key_value + bias[1:].astype(dtype), QKV)
+            mixed = checkpoint_name(attend(key_value, valid, query=query), MIXED)
         else:
             qkv = execution.einsum("blw,wchd->blchd", x, kernel.astype(dtype)) + bias.astype(dtype)
             if self.config.rotary is not None:
@@ -155,9 +171,12 @@ class Block(nn.Module):
         valid: Valid,
         example_ids: Int[Array, " batch"] | None,
         train: bool,
-        first_only: bool = False,
-    ) -> Float[Array, "batch queries width"]:
-        """Applies the block, with `first_only` to give the first token alone."""
+        position: Position = None,
+    ) -> Float[Array, "batch given width"]:
+        """Applies the block, where a `position` is given to give the token there alone.
+
+        That token attends to all that is valid: a causal mask is said as `valid`.
+        """
         config, norm_first = self.config, self.config.norm_first
         x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
         if config.execution.row_major:
@@ -166,8 +185,13 @@ class Block(nn.Module):
         lean = config.execution.lean
         ln_1 = LayerNorm(config.layer_norm_eps, lean, name="ln_1")
         ln_2 = LayerNorm(config.layer_norm_eps, lean, name="ln_2")
-        y = attention(ln_1(x) if norm_first else x, valid, first_only)
-        x = (x[:, :1] if first_only else x) + Dropout(config.dropout)(y, example_ids, train)
+        before = ln_1(x) if norm_first else x
+        if position is None:
+            y = attention(before, valid)
+        else:
+            x = token_at(x, position)
+            y = attention(before, valid, ln_1(x) if norm_first else x)
+        x = x + Dropout(config.dropout)(y, example_ids, train)
         x = checkpoint_name(x if norm_first else ln_1(x), ATTENDED)
         y = mlp(ln_2(x) if norm_first else x)
         x = x + Dropout(config.dropout)(y, example_ids, train)
@@ -200,17 +224,32 @@ class Transformer(nn.Module):
         example_ids: Int[Array, " batch"] | None = None,
         train: bool = False,
         keep_hidden: bool | int = False,
-        first_only: bool = False,
+        position: Position = None,
     ) -> tuple[Float[Array, "batch given width"], Float[Array, "... batch length width"] | None]:
-        """Returns the output, with `first_only` of the first token alone; what `keep_hidden` asks.
+        """Returns the output and what `keep_hidden` asks for.
 
-        True asks for the output of every block, `[depth, batch, length, width]`; a number from 1 to
-        the depth for the output of that block, `[batch, length, width]`: a large tower's whole
-        stack would not fit.
+        Args:
+            x: the tokens.
+            valid: of them, see `Attention`.
+            example_ids: key the dropout's draws.
+            train: whether dropout draws.
+            keep_hidden: True asks for the output of every block, `[depth, batch, length, width]`; a
+                number from 1 to the depth for the output of that block, `[batch, length, width]`:
+                a large tower's whole stack would not fit.
+            position: of the one token of each example that is read of the output, None where others
+                are. With `Execution.pooled_only` the output is that token, `[batch, 1, width]`,
+                where no draw of dropout belongs to the others.
         """
         depth, execution = self.config.depth, self.config.execution
-        if first_only and not self.is_initializing():
-            return self._first_token(x, valid), None
+        if (
+            position is not None
+            and execution.pooled_only
+            and keep_hidden is False
+            and self.config.rotary is None
+            and not (train and self.config.dropout)
+            and not self.is_initializing()
+        ):
+            return self._one_token(x, valid, position, train), None
         keeps_one = not isinstance(keep_hidden, bool)
         if keeps_one and not 1 <= keep_hidden <= depth:
             raise ValueError(f"keep_hidden = {keep_hidden}: the blocks are 1 to {depth}")
@@ -255,33 +294,46 @@ class Transformer(nn.Module):
             return scanned(body_keeping_one)(blocks, (x, jnp.zeros_like(x)), numbers)[0]
         return scanned(body)(blocks, x, None)
 
-    def _first_token(self, x: jax.Array, valid: Valid) -> jax.Array:
-        """The first token behind the last block, which spares the others all but key and value.
-
-        No gradient is taken of it: nothing is recomputed.
-        """
-        if self.config.causal or self.config.rotary is not None:
-            raise ValueError("the first token alone is of a stack without mask and turning")
+    def _one_token(
+        self, x: jax.Array, valid: Valid, position: Int[Array, " batch"] | int, train: bool
+    ) -> jax.Array:
+        """One token behind the last block, which spares the others all but key and value."""
         depth, execution = self.config.depth, self.config.execution
         params = nn.unbox(self.variables["params"])
         block = Block(self.config, parent=None)
 
-        def apply(number: Any, x: jax.Array, *, first_only: bool = False) -> jax.Array:
-            if execution.apart:
-                own = params[f"block_{number}"]
-            else:
-                own = jax.tree.map(lambda leaf: leaf[number], params["blocks"])
-            found: Any = block.apply({"params": own}, x, valid, None, False, first_only)
+        def whole(own: Any, x: jax.Array) -> jax.Array:
+            found: Any = block.apply({"params": own}, x, valid, None, train)
             return found
 
+        def narrow(own: Any, x: jax.Array) -> jax.Array:
+            seen = keys_up_to(position, x) if self.config.causal else valid
+            found: Any = block.apply({"params": own}, x, seen, None, train, position)
+            return found
+
+        whole = rematerialised_function(whole, execution.remat)
+        narrow = rematerialised_function(narrow, execution.remat)
         if execution.apart:
             for number in range(depth - 1):
-                x = apply(number, x)
-        else:
+                x = whole(params[f"block_{number}"], x)
+            return narrow(params[f"block_{depth - 1}"], x)
+        blocks = params["blocks"]
+        unroll = max(1, min(execution.unroll or depth, depth - 1))
+        if train:  # the gradient of a slice is stacked, of what is indexed it is summed up
+            rest = jax.tree.map(lambda leaf: leaf[:-1], blocks)
+            x, _ = jax.lax.scan(lambda x, own: (whole(own, x), None), x, rest, unroll=unroll)
+        else:  # and nothing is copied
             x, _ = jax.lax.scan(
-                lambda x, number: (apply(number, x), None),
+                lambda x, number: (whole(jax.tree.map(lambda leaf: leaf[number], blocks), x), None),
                 x,
                 jnp.arange(depth - 1),
-                unroll=max(1, min(execution.unroll or depth, depth - 1)),
+                unroll=unroll,
             )
-        return apply(depth - 1, x, first_only=True)
+        return narrow(jax.tree.map(lambda leaf: leaf[-1], blocks), x)
+
+
+def keys_up_to(position: Int[Array, " batch"] | int, x: jax.Array) -> Int[Array, " batch"]:
+    """How many tokens the one at a position sees under a causal mask."""
+    if isinstance(position, int):
+        position = position % x.shape[1]
+    return jnp.broadcast_to(jnp.asarray(position + 1, jnp.int32), (x.shape[0],))

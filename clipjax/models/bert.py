@@ -102,7 +102,14 @@ class Bert(nn.Module):
         inside = jnp.not_equal(tokens, self.pad_id)
         x, hidden = Transformer(
             BlockConfig.of(self, init_name="bert", norm_first=False), name="transformer"
-        )(x, inside, example_ids=example_ids, train=train, keep_hidden=keep_hidden)
+        )(
+            x,
+            inside,
+            example_ids=example_ids,
+            train=train,
+            keep_hidden=keep_hidden,
+            position=0 if self.pools_one_token else None,
+        )
         pooled = x[:, 0]
         if self.pooling == "pooler":
             pooled = Pooler(self.dtype, name="pooler")(pooled)
@@ -111,6 +118,14 @@ class Bert(nn.Module):
             # A text of padding only gives zeros, not a division by zero.
             pooled = (x * weights).sum(axis=1) / jnp.maximum(weights.sum(axis=1), 1)
         return TextFeatures(pooled, x, hidden)
+
+    @property
+    def pools_one_token(self) -> bool:
+        """Whether one token of each text is read of the last block's; of a tower of one's own not.
+
+        As of `clipjax.models.text_transformer.TextTransformer`.
+        """
+        return type(self) is Bert and self.pooling != "mean"
 
     def _embedding(self, name: str, axis: str | None, rows: int) -> jax.Array:
         init = nn.initializers.normal(0.02)

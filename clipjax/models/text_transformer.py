@@ -10,7 +10,7 @@ from flax import linen as nn
 from clipjax.layers.execution import PLAIN, Execution
 from clipjax.layers.initializers import parameter
 from clipjax.layers.normalization import LayerNorm
-from clipjax.layers.transformer import BlockConfig, Transformer
+from clipjax.layers.transformer import BlockConfig, Position, Transformer, token_at
 from clipjax.models.features import TextFeatures
 from clipjax.models.tower_ranges import TEXT, TRANSFORMER, check_heads, check_texts
 from clipjax.ranges import Choice, FieldError, Optional, Rule, check_fields, whole
@@ -96,11 +96,29 @@ class TextTransformer(nn.Module):
         shape = (self.table_length or self.context_length, self.width)
         positions = parameter(self, "position_embedding", inits[1], ("position", "embed"), shape)
         x = (embedding[tokens] + positions[: self.context_length]).astype(self.dtype)
+        position = self._position(tokens)
         x, hidden = Transformer(BlockConfig.of(self), name="transformer")(
-            x, example_ids=example_ids, train=train, keep_hidden=keep_hidden
+            x,
+            example_ids=example_ids,
+            train=train,
+            keep_hidden=keep_hidden,
+            position=position if self.pools_one_token else None,
         )
         x = LayerNorm(self.layer_norm_eps, self.execution.lean, name="ln_final")(x)
-        return TextFeatures(self._pool(x, tokens), x, hidden)
+        if position is not None:
+            return TextFeatures(token_at(x, position)[:, 0], x, hidden)
+        inside = (jnp.arange(x.shape[1]) <= self.ends(tokens)[:, None]).astype(x.dtype)
+        pooled = (x * inside[:, :, None]).sum(axis=1) / inside.sum(axis=1, keepdims=True)
+        return TextFeatures(pooled, x, hidden)
+
+    @property
+    def pools_one_token(self) -> bool:
+        """Whether one token of each text is read of the last block's.
+
+        A tower that inherits from this one may read the others, and says for itself if not.
+        """
+        own = type(self) in (TextTransformer, BidirectionalTransformer)
+        return own and self.pooling != "mean"
 
     @property
     def trims_behind_end_of_text(self) -> bool:
@@ -123,14 +141,11 @@ class TextTransformer(nn.Module):
         ends = tokens if self.eot_id is None else tokens == self.eot_id
         return ends.argmax(axis=1)
 
-    def _pool(self, x: jax.Array, tokens: jax.Array) -> jax.Array:
-        if self.pooling in ("first", "last"):
-            return x[:, 0 if self.pooling == "first" else -1]
-        end = self.ends(tokens)
+    def _position(self, tokens: jax.Array) -> Position:
+        """Of the one token that is pooled; None for a mean."""
         if self.pooling == "eot":
-            return jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
-        inside = (jnp.arange(x.shape[1]) <= end[:, None]).astype(x.dtype)
-        return (x * inside[:, :, None]).sum(axis=1) / inside.sum(axis=1, keepdims=True)
+            return jnp.asarray(self.ends(tokens))
+        return {"first": 0, "last": -1, "mean": None}[self.pooling]
 
 
 class BidirectionalTransformer(TextTransformer):

@@ -108,13 +108,12 @@ class VisionTransformer(nn.Module):
             x = self._drop_patches(x, num_patches, example_ids)
         if self.pre_norm:
             x = LayerNorm(self.layer_norm_eps, self.execution.lean, name="ln_pre")(x)
-        first_only = self.pools_first_token and self.execution.pooled_only
         x, hidden = Transformer(BlockConfig.of(self), name="transformer")(
             x,
             example_ids=example_ids,
             train=train,
             keep_hidden=keep_hidden,
-            first_only=first_only and not train and keep_hidden is False,
+            position=0 if self.pools_one_token else None,
         )
         norm = LayerNorm(self.layer_norm_eps, self.execution.lean, name="ln_post")
         if self.pooling == "map":
@@ -129,7 +128,7 @@ class VisionTransformer(nn.Module):
         return ImageFeatures(pooled, x, hidden)
 
     @property
-    def pools_first_token(self) -> bool:
+    def pools_one_token(self) -> bool:
         """Whether of the last block's tokens only the first is pooled.
 
         A tower that inherits from this one may read the others, and says for itself if not.

@@ -10,7 +10,15 @@ from absl import logging
 from clipjax import partitioning
 from clipjax.experiment import Program, Resolved, Stage, build_program
 from clipjax.experiment.fitting import batch_bytes, first_fitting
-from clipjax.experiment.memory import Setting, Step, describes, extra_flops, setting_of, step_of
+from clipjax.experiment.memory import (
+    Setting,
+    Step,
+    describes,
+    extra_flops,
+    setting_of,
+    spared_flops,
+    step_of,
+)
 from clipjax.plan import gpu
 from clipjax.plan.advice import Preference, prefer, what_fits
 from clipjax.plan.attention_time import attention_times
@@ -131,6 +139,11 @@ class Plan:
         """What remat and gradient caching are known to add, as a share of the model's FLOPs."""
         return extra_flops(self.step, self.setting)
 
+    @property
+    def expected_spared_flops(self) -> float:
+        """What last blocks that compute one token are known to spare, as the same share."""
+        return spared_flops(self.step)
+
 
 def make_plan(resolved: Resolved, topology: Topology) -> Plan:
     """Compiles the step of a config for a topology.
@@ -183,7 +196,7 @@ def describe(
     settings, batch_size = stage.settings, stage.batch_size
     mesh = dict(program.mesh.shape)
     setting = setting_of(settings, program.mesh, program.execution.remat)
-    step = step_of(settings, program.abstract_state, program.mesh, stage.spec, program.execution)
+    step = step_of(stage, program.abstract_state, program.mesh, program.execution)
     chip = topology.chip
     capacity = chip.hbm_bytes / chip.devices
     next_batch = batch_bytes(program.batch_of(stage))

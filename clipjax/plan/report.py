@@ -206,6 +206,12 @@ def _flops(plan: Plan) -> Iterator[str]:
         )
     for name, times in plan.flops.uncounted.items():
         yield f"    NOT COUNTED: {times:,} calls of {name}, which states no FLOPs"
+    if plan.expected_spared_flops > 0:
+        towers = " and ".join(plan.step.narrow)
+        yield (
+            f"    spared by the last block of {towers}, which computes what is pooled: "
+            f"-{plan.expected_spared_flops:.1%} FLOPs"
+        )
     price = plan.expected_extra_flops
     if price > 0.02:
         names = [f"remat {plan.setting.remat}"] if plan.setting.remat != "none" else []
@@ -374,6 +380,7 @@ def to_json(plan: Plan, assumptions: Assumptions) -> dict[str, Any]:
             "compiled": plan.flops and plan.flops._asdict(),
             "compiled_over_model": plan.flops_over_model,
             "expected_extra": plan.expected_extra_flops,
+            "expected_spared": plan.expected_spared_flops,
         },
         "hbm_traffic": plan.traffic and plan.traffic._asdict(),
         "collectives": [

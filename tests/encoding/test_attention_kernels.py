@@ -110,8 +110,12 @@ def traced_for(topology, side):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_embeddings_inside_of_other_programs_and_under_other_rules(dtype):
-    """Prompts in a loss of one's own, rules of a mesh of one's own: the same numbers."""
-    spec, rows = spec_and_rows("text")
+    """Prompts in a loss of one's own, rules of a mesh of one's own: the same numbers.
+
+    Of all tokens: in bfloat16 one token alone is rounded by each program in its own way.
+    """
+    rows = spec_and_rows("text")[1]
+    spec = tiny_spec(image=WIDE, text={**WIDE, "pooling": "mean"})
     mesh = make_mesh({"data": 8})
     embed = embed_fn("text", spec, mesh, dtype=dtype)[1]
     rows, variables = np.asarray(rows), {"params": model_and_params(spec)[1]}

@@ -32,7 +32,7 @@ def float32_products(encode, variables, rows):
 
 @pytest.mark.parametrize("what", ["image", "text"])
 def test_products_of_bfloat16_are_float32_on_a_cpu(what):
-    spec = tiny_spec(image={"pooling": "patch_mean"})
+    spec = tiny_spec(image={"pooling": "patch_mean"}, text={"pooling": "mean"})
     plain, params = model_and_params(spec)
     model, variables = build_model(spec, dtype="bfloat16"), {"params": params}
     images, tokens = inputs(spec, 3)

@@ -95,4 +95,8 @@ def test_a_tower_that_inherits_reads_all_tokens():
     assert shapes(own).tokens.shape == (2, 5, 8)
     assert shapes(given).tokens.shape == (2, 1, 8)
     assert shapes(given, keep_hidden=True).hidden.shape == (1, 2, 5, 8)
-    assert shapes(given, train=True).tokens.shape == (2, 5, 8)
+    assert shapes(given, train=True).tokens.shape == (2, 1, 8)
+    dropping = given.clone(dropout=0.5)  # whose draws belong to tokens
+    assert shapes(dropping).tokens.shape == (2, 1, 8)
+    rngs = {"dropout": jax.random.key(1)}
+    assert shapes(dropping, train=True, rngs=rngs).tokens.shape == (2, 5, 8)

@@ -37,6 +37,7 @@ def test_each_platform_has_its_own_way():
     assert (tpu.lean, tpu.unroll) == (True, 1)
     assert gpu.row_major and not execution_of("gpu", "9.0", 2).row_major
     assert not (tpu.row_major or cpu.row_major)
+    assert (tpu.pooled_only, gpu.pooled_only, cpu.pooled_only) == (True, True, False)
     assert execution_of("gpu", "7.5").attention == "xla"
     assert execution_of("gpu", "gfx942").attention == "xla"
     asked = execution_of("gpu", "9.0", scan_layers="true", scan_unroll=4, remat="dots")
@@ -69,6 +70,26 @@ def smoke():
     config = default_config()
     config.model.name, config.batch_size = "ViT-B-32", 8
     return resolve(config, to_run=False)
+
+
+@pytest.mark.parametrize(
+    ("model", "narrow"),
+    [
+        ({"name": "ViT-B-32"}, ("image", "text")),
+        ({"name": "siglip-b-16-256"}, ("text",)),  # whose images are pooled by attention
+        ({"name": "RN50"}, ("text",)),
+        ({"name": "ViT-B-32", "text": {"dropout": 0.1}}, ("image",)),
+        ({"name": "xlm-roberta-base-ViT-B-32"}, ("image",)),  # a mean of the text
+    ],
+)
+def test_whose_last_block_computes_one_token_alone(model, narrow):
+    config = default_config()
+    config.model, config.batch_size = model, 8
+    stage = resolve(config, to_run=False).stages[-1]
+    on_tpu, on_cpu = execution_of("tpu"), execution_of("cpu")
+    assert (stage.narrow_towers(on_tpu), stage.narrow_towers(on_cpu)) == (narrow, ())
+    reading = dataclasses.replace(stage, objective=SimpleNamespace(needs=("text_tokens",)))
+    assert reading.narrow_towers(on_tpu) == ()
 
 
 def test_the_row_that_fits_is_compiled_said_recorded_and_taken_again(monkeypatch, tmp_path, caplog):

@@ -62,13 +62,7 @@ class Step:
         self.width, self.item = width, {"float32": 4, "bfloat16": 2}[dtype]
         self.num_params = count_parameters(program.abstract_state.params)
         self.formula = collective_formulas(
-            step_of(
-                resolved.settings,
-                program.abstract_state,
-                program.mesh,
-                program.spec,
-                program.execution,
-            ),
+            step_of(program.stages[-1], program.abstract_state, program.mesh, program.execution),
             setting_of(resolved.settings, program.mesh, program.execution.remat),
             dict(program.mesh.shape),
             BATCH,
