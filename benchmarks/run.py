@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ START_CASE = "launch of a process"
 
 def main() -> int:
     options = parse()
-    turns = options.turns or (5 if options.quick else 15)
+    turns = options.turns or (3 if options.quick else 15)
     names = [*CASES, START_CASE]
     names.remove("tiny")
     if options.cases:
@@ -89,7 +90,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="5 turns in place of 15")
+    parser.add_argument("--quick", action="store_true", help="3 turns in place of 15")
     parser.add_argument("--turns", type=int, default=0, help="another number of them")
     parser.add_argument("--cases", nargs="+", metavar="WORD", help="cases whose name holds one")
     parser.add_argument("--name", default="cpu", help="of the record; check.py compares by it")
@@ -109,8 +110,15 @@ def case_rows(name: str, case: Case, turns: int) -> list[dict[str, Any]]:
     try:
         for side in case.sides:
             workers[side] = Worker(["-m", "benchmarks.run_cases", name, side])
+        # Nothing of it is compared: the sides build and compile beside each other.
+        with ThreadPoolExecutor(len(workers)) as pool:
+            prepared = {
+                side: pool.submit(worker.ask, "ready", limit_s=READY_S)
+                for side, worker in workers.items()
+            }
+        for side, answer in prepared.items():
             try:
-                ready[side] = workers[side].ask("ready", limit_s=READY_S)
+                ready[side] = answer.result()
             except (MissingError, WorkerError) as error:
                 workers.pop(side).close()
                 absent.append(absent_row(name, side, error))
