@@ -137,6 +137,7 @@ def _say(program: Program, why: str) -> None:
 def _facts(resolved: Resolved, program: Program) -> dict[str, Any]:
     """What the choice follows from."""
     settings, device = resolved.settings, program.mesh.devices.flat[0]
+    narrow = [stage.narrow_towers(program.execution) for stage in resolved.stages]
     return {
         "device": device.device_kind,
         "memory_bytes": program.memory_bytes,
@@ -154,6 +155,7 @@ def _facts(resolved: Resolved, program: Program) -> dict[str, Any]:
                 [dataclasses.asdict(part) for part in (settings.loss, settings.optimizer)],
                 settings.logical_axes,
                 resolved.stages[-1].frozen,
+                *([narrow] if any(narrow) else []),
                 *([settings.stages] if settings.stages else []),
                 *([dataclasses.asdict(settings.lora)] if settings.lora.rank else []),
             ]

@@ -6,7 +6,7 @@ choose what to compile next; whether a step fits, only the compiler says.
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -148,7 +148,7 @@ def activation_bytes(step: Step, setting: Setting) -> float:
     row = REMAT[setting.remat]
     widths, mlps = row.lean_kept if step.lean else row.kept
     kept = working = 0.0
-    for name, (tower, tokens) in _stacks(step.spec).items():
+    for name, (tower, tokens) in blocks_of(step.spec).items():
         width, mlp, heads = tower["width"], tower["mlp_dim"], tower["num_heads"]
         scores = 0 if step.lean else heads * tokens**2
         one = tokens * (widths * width + mlps * mlp) * step.item_bytes
@@ -163,12 +163,8 @@ def activation_bytes(step: Step, setting: Setting) -> float:
     return examples * (kept + working)
 
 
-def blocks_of(spec: Mapping[str, Any]) -> Iterable[tuple[Mapping[str, Any], int]]:
+def blocks_of(spec: Mapping[str, Any]) -> dict[str, tuple[Mapping[str, Any], int]]:
     """The towers that are stacks of transformer blocks, each with its number of tokens."""
-    return _stacks(spec).values()
-
-
-def _stacks(spec: Mapping[str, Any]) -> dict[str, tuple[Mapping[str, Any], int]]:
     found = {}
     if _STACK | {"patch_size"} <= set(spec["image"]):
         found["image"] = spec["image"], num_image_tokens(spec)
@@ -186,7 +182,7 @@ def extra_flops(step: Step, setting: Setting) -> float:
     repeated = total = 0.0
     row = REMAT[setting.remat]
     widths, mlps, scores = row.lean_recomputed if step.lean else row.recomputed
-    for name, (tower, tokens) in _stacks(step.spec).items():
+    for name, (tower, tokens) in blocks_of(step.spec).items():
         width, mlp, depth = tower["width"], tower["mlp_dim"], tower["depth"]
         total += depth * tokens * _block_flops(tower, tokens)
         again = widths * width**2 + mlps * width * mlp + scores * tokens * width
@@ -195,15 +191,14 @@ def extra_flops(step: Step, setting: Setting) -> float:
     return extra + repeated / (3 * total)
 
 
-def spared_flops(step: Step) -> float:
-    """What last blocks that compute one token spare, as a share of the model's FLOPs."""
-    spared = total = 0.0
-    for name, (tower, tokens) in _stacks(step.spec).items():
-        total += tower["depth"] * tokens * _block_flops(tower, tokens)
+def spared_flops(step: Step) -> dict[str, float]:
+    """FLOPs of one example's forward pass that last blocks of one token spare, by tower."""
+    spared = {}
+    for name, (tower, tokens) in blocks_of(step.spec).items():
         if name in step.narrow:
             keys_and_values = _NARROW * tower["width"] ** 2
-            spared += (tokens - 1) * (_block_flops(tower, tokens) - keys_and_values)
-    return spared / total if total else 0.0
+            spared[name] = (tokens - 1) * (_block_flops(tower, tokens) - keys_and_values)
+    return spared
 
 
 def _block_flops(tower: Mapping[str, Any], tokens: int) -> float:
@@ -214,7 +209,7 @@ def _block_flops(tower: Mapping[str, Any], tokens: int) -> float:
 
 def describes(spec: Mapping[str, Any]) -> bool:
     """Whether the model knows both towers; it does not know a ResNet's."""
-    return len(list(blocks_of(spec))) == 2
+    return len(blocks_of(spec)) == 2
 
 
 def num_image_tokens(spec: Mapping[str, Any]) -> int:

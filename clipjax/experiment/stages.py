@@ -133,7 +133,7 @@ class Stage:
         return tuple(
             name
             for name, tower in towers.items()
-            if getattr(tower, "pools_one_token", False) and not tower.dropout
+            if getattr(tower, "pools_one_token", False) and not getattr(tower, "dropout", 0)
         )
 
     def fixed_in(self, shapes: Mapping[str, Sequence[int]], *, strict: bool = True) -> Fixed:

@@ -105,15 +105,20 @@ def rematerialised(block: Any, remat: str, **options: Any) -> Any:
     return block if policy is None else nn.remat(block, policy=policy, **options)
 
 
-def rematerialised_function(function: Callable[..., Any], remat: str) -> Callable[..., Any]:
+def rematerialised_function(
+    function: Callable[..., Any], remat: str, *, prevent_cse: bool
+) -> Callable[..., Any]:
     """The same of a function of arrays; `rematerialised` is for modules.
 
     Args:
         function: of arrays.
         remat: the name of a row.
+        prevent_cse: of `jax.checkpoint`.
     """
     policy = REMAT[remat].policy
-    return function if policy is None else jax.checkpoint(function, policy=policy)
+    if policy is None:
+        return function
+    return jax.checkpoint(function, policy=policy, prevent_cse=prevent_cse)
 
 
 def check_remat(remat: str) -> None:

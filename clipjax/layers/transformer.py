@@ -246,6 +246,7 @@ class Transformer(nn.Module):
             and execution.pooled_only
             and keep_hidden is False
             and self.config.rotary is None
+            and (valid is None or not self.config.causal)
             and not (train and self.config.dropout)
             and not self.is_initializing()
         ):
@@ -311,16 +312,17 @@ class Transformer(nn.Module):
             found: Any = block.apply({"params": own}, x, seen, None, train, position)
             return found
 
-        whole = rematerialised_function(whole, execution.remat)
-        narrow = rematerialised_function(narrow, execution.remat)
+        unroll = max(1, min(execution.unroll or depth, depth - 1))
+        alone = execution.apart or unroll > 1  # see `prevent_cse` above
+        whole = rematerialised_function(whole, execution.remat, prevent_cse=alone)
+        narrow = rematerialised_function(narrow, execution.remat, prevent_cse=True)
         if execution.apart:
             for number in range(depth - 1):
                 x = whole(params[f"block_{number}"], x)
             return narrow(params[f"block_{depth - 1}"], x)
         blocks = params["blocks"]
-        unroll = max(1, min(execution.unroll or depth, depth - 1))
         if train:  # the gradient of a slice is stacked, of what is indexed it is summed up
-            rest = jax.tree.map(lambda leaf: leaf[:-1], blocks)
+            rest, last = _cut_last(blocks)
             x, _ = jax.lax.scan(lambda x, own: (whole(own, x), None), x, rest, unroll=unroll)
         else:  # and nothing is copied
             x, _ = jax.lax.scan(
@@ -329,7 +331,16 @@ class Transformer(nn.Module):
                 jnp.arange(depth - 1),
                 unroll=unroll,
             )
-        return narrow(jax.tree.map(lambda leaf: leaf[-1], blocks), x)
+            last = jax.tree.map(lambda leaf: leaf[-1], blocks)
+        return narrow(last, x)
+
+
+def _cut_last(blocks: Any) -> tuple[Any, Any]:
+    """All but the last of a stack, and the last; one concatenation puts the gradients together."""
+    leaves, structure = jax.tree.flatten(blocks)
+    cut = [jax.lax.split(leaf, (len(leaf) - 1, 1)) for leaf in leaves]
+    rest, last = [part[0] for part in cut], [part[1][0] for part in cut]
+    return jax.tree.unflatten(structure, rest), jax.tree.unflatten(structure, last)
 
 
 def keys_up_to(position: Int[Array, " batch"] | int, x: jax.Array) -> Int[Array, " batch"]:

@@ -1,6 +1,7 @@
 """The traffic that theory asks of a step; docs/sharding.md derives it."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from clipjax.experiment.memory import Setting, Step, blocks_of
 
@@ -47,8 +48,17 @@ def _fsdp(step: Step, setting: Setting, mesh: Mapping[str, int]) -> float:
     group = mesh["fsdp"]
     passes = 2 + (setting.remat == "full") + (setting.micro_batches > 1)
     once = step.item_bytes * step.num_parameters * (group - 1) / group
+    stacks = blocks_of(step.spec)
+    # A last block out of the loop is gathered once, and held for the backward pass.
+    last = sum(_block_parameters(stacks[name][0]) for name in step.narrow if name in stacks)
+    once_more = step.item_bytes * last * (group - 1) / group * (passes - 1)
     shards = 2 * step.item_bytes * step.num_parameters / group * (1 - 1 / mesh["data"])
-    return setting.micro_batches * (once * (passes + 1) + shards)
+    return setting.micro_batches * (once * (passes + 1) - once_more + shards)
+
+
+def _block_parameters(tower: Mapping[str, Any]) -> float:
+    """Of the matrices of one block."""
+    return 4.0 * tower["width"] ** 2 + 2.0 * tower["width"] * tower["mlp_dim"]
 
 
 def _tensor(step: Step, setting: Setting, size: int) -> tuple[float, float]:
@@ -58,10 +68,13 @@ def _tensor(step: Step, setting: Setting, size: int) -> tuple[float, float]:
     passes = 2 + (setting.remat == "full") + (setting.micro_batches > 1)
     examples = step.batch_per_device * size  # the devices of a tensor group see the same ones
     whole = activations = 0.0
-    for tower, tokens in blocks_of(step.spec):
-        width = tower["width"]
-        whole += tower["depth"] * (4 * width**2 + 2 * width * tower["mlp_dim"])
-        activations += tower["depth"] * 2 * passes * tokens * width * step.item_bytes
+    for name, (tower, tokens) in blocks_of(step.spec).items():
+        depth, sums = tower["depth"], 2 * passes
+        whole += depth * _block_parameters(tower)
+        summed = depth * sums * tokens
+        if name in step.narrow:  # of all tokens the last block's gradient behind keys and values
+            summed += tokens + sums - 1 - sums * tokens
+        activations += summed * tower["width"] * step.item_bytes
     text = step.spec["text"]
     whole += text["vocab_size"] * text["width"]
     lookups = (1 + (setting.micro_batches > 1)) * text["context_length"] * text["width"] * F32

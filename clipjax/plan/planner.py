@@ -142,7 +142,11 @@ class Plan:
     @property
     def expected_spared_flops(self) -> float:
         """What last blocks that compute one token are known to spare, as the same share."""
-        return spared_flops(self.step)
+        spared, stage = spared_flops(self.step), self.stages[self.planned]
+        passes = {name: 1 if stage.is_locked(name) else 3 for name in spared}
+        again = self.setting.micro_batches > 1
+        total = sum((passes[name] + again) * flops for name, flops in spared.items())
+        return total / self.model_flops.train
 
 
 def make_plan(resolved: Resolved, topology: Topology) -> Plan:

@@ -72,7 +72,8 @@ def in_effect(settings: Settings, spec: Mapping[str, Any], platform: str) -> dic
     if settings.attention == "auto":  # as each tower's shapes allow
         execution = Execution(platform=platform)
         shapes = [
-            (1, n, 3, t["num_heads"], t["width"] // t["num_heads"]) for t, n in blocks_of(spec)
+            (1, n, 3, t["num_heads"], t["width"] // t["num_heads"])
+            for t, n in blocks_of(spec).values()
         ]
         arrays = [jax.ShapeDtypeStruct(shape, settings.dtype) for shape in shapes]
         attention = {choose(qkv, execution=execution) for qkv in arrays}

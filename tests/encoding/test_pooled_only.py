@@ -20,9 +20,15 @@ WAYS = {
     "two an iteration": Execution(unroll=2),
     "apart": Execution(apart=True),
 }
-CASES = [("scanned", 3), ("apart", 2)] + [
+CASES = [("scanned", 3)] + [
     pytest.param(way, depth, marks=pytest.mark.slow)
-    for way, depth in (("scanned", 1), ("unrolled", 3), ("two an iteration", 3), ("unrolled", 1))
+    for way, depth in (
+        ("apart", 2),
+        ("scanned", 1),
+        ("unrolled", 3),
+        ("two an iteration", 3),
+        ("unrolled", 1),
+    )
 ]
 POOLINGS = [
     pytest.param("patch_mean"),

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from config_files import shipped
@@ -15,6 +16,7 @@ from clipjax.experiment.memory import Setting, Step
 from clipjax.experiment.resolving import resolve
 from clipjax.layers.remat import REMAT
 from clipjax.models import MODELS
+from clipjax.partitioning import global_batch
 
 GB = 10**9
 
@@ -90,6 +92,55 @@ def test_whose_last_block_computes_one_token_alone(model, narrow):
     assert (stage.narrow_towers(on_tpu), stage.narrow_towers(on_cpu)) == (narrow, ())
     reading = dataclasses.replace(stage, objective=SimpleNamespace(needs=("text_tokens",)))
     assert reading.narrow_towers(on_tpu) == ()
+
+
+def test_a_tower_of_ones_own_says_whether_it_pools_one_token():
+    stage = smoke().stages[-1]
+    towers = {"image_encoder": SimpleNamespace(pools_one_token=True), "text_encoder": object()}
+    own = dataclasses.replace(stage, model=SimpleNamespace(**towers))
+    assert own.narrow_towers(execution_of("tpu")) == ("image",)
+
+
+SHARDED = {
+    "fsdp": ({"sharding": "fsdp", "mesh.data": 2, "mesh.fsdp": 2, "micro_batch_size": 8}, "names"),
+    "tensor": ({"sharding": "tensor", "mesh.data": 2, "mesh.tensor": 2}, "none"),
+    "zero1": ({"sharding": "zero1"}, "full"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("table", SHARDED)
+def test_a_sharded_step_that_computes_one_token_alone_is_the_same(table, monkeypatch):
+    """As GPUs and TPUs take it; a CPU is told to."""
+    fields, remat = SHARDED[table]
+
+    def stepped(pooled_only):
+        config = shipped("smoke", "batch_size=16")
+        config.model.image.update(pooling="cls", depth=2)
+        config.model.text.update(depth=2, vocab_size=64)
+        config.update_from_flattened_dict({**fields, "remat": remat})
+
+        def choose(*where):
+            return dataclasses.replace(choose_execution(*where), pooled_only=pooled_only)
+
+        monkeypatch.setattr(program, "choose_execution", choose)
+        built = program.build_program(resolve(config, to_run=False), jax.devices()[:4])
+        stage = built.stages[-1]
+        assert stage.narrow_towers(built.execution) == (("image", "text") if pooled_only else ())
+        rng = np.random.default_rng(0)
+        image = rng.integers(0, 256, (16, 32, 32, 3), dtype=np.uint8)
+        text = rng.integers(1, 64, (16, 16), dtype=np.int32)
+        with built.scope():
+            batch = global_batch({"image": image, "text": text}, built.mesh)
+            state, metrics = stage.step(built.create_state(0), batch)
+            assert metrics["loss"] > 0
+            return jax.device_get((state.opt_state, metrics["loss"], metrics["grad_norm"]))
+
+    def close(one, other):
+        scale = 1e-12 + np.abs(one).max()
+        np.testing.assert_allclose(other / scale, one / scale, rtol=0, atol=1e-5)
+
+    jax.tree.map(close, stepped(False), stepped(True))
 
 
 def test_the_row_that_fits_is_compiled_said_recorded_and_taken_again(monkeypatch, tmp_path, caplog):
