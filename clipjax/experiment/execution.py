@@ -32,7 +32,7 @@ def choose_execution(settings: Settings, mesh: Mesh) -> Execution:
         attention=attention_on(mesh.devices.flat[0], platform, settings.attention),
         unroll=0 if has_no_loop(settings, platform) else settings.scan_unroll,
         apart=platform == "cpu" and is_unrolled(settings),
-        row_major=platform == "gpu" and mesh.devices.size == 1,
+        row_major=platform == "gpu",
         remat="none" if settings.remat == "auto" else settings.remat,
         pooled_only=platform != "cpu",  # where a step's numbers stay to the bit
     )

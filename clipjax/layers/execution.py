@@ -21,8 +21,7 @@ class Execution:
         unroll: blocks in one iteration of the scan over a stack; 0 for all, which leaves no loop.
         apart: the parameters are one subtree a block, `block_0`, `block_1`, instead of a stack.
         row_major: the tokens lie in memory with the width innermost. Left free, XLA's GPU compiler
-            puts the batch there, and norms and biases read across. For one device: the constraint
-            is not partitioned, so that several would gather the batch.
+            puts the batch there, and norms and biases read across.
         remat: what the backward pass computes again, a row of `clipjax.layers.remat.REMAT`.
         pooled_only: a tower that pools one token computes no other in its last block; the tokens
             that it gives are that one. For embeddings, and for steps on GPUs and TPUs whose

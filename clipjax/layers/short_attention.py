@@ -15,10 +15,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from clipjax.array_types import Array, Bool, Float, Int
+from clipjax.layers.shards import free_axes, spec_in_force
 from clipjax.layers.short_attention_blocks import (
     LANES,
     attention_flops,
@@ -26,7 +26,6 @@ from clipjax.layers.short_attention_blocks import (
     make_blocks,
     vmem_of,
 )
-from clipjax.partitioning.rules import LOGICAL_AXIS_RULES, spec_of
 
 __all__ = ["attention_flops", "short_attention", "unsupported"]
 
@@ -193,7 +192,7 @@ def _on_each_device(function: Callable[..., Any], args: tuple[Any, ...], *, out_
     """
     qkv, context = args[0], jax.sharding.get_abstract_mesh()
     mesh = jax.typeof(qkv).sharding.mesh if context.empty else context
-    free = _free_axes(mesh)
+    free = free_axes(mesh)
     if math.prod(free.values()) == 1:
         return function(*args)
     batch, heads = _cut_axes(qkv.shape, free)
@@ -214,17 +213,9 @@ def _on_each_device(function: Callable[..., Any], args: tuple[Any, ...], *, out_
     return mapped(*args)
 
 
-def _free_axes(mesh: Any) -> dict[str, int]:
-    """The axes along which a mesh is not cut yet; inside another shard_map some are."""
-    return {axis: size for axis, size in mesh.shape.items() if axis not in mesh.manual_axes}
-
-
 def _cut_axes(qkv_shape: tuple[int, ...], free: dict[str, int]) -> tuple[Any, Any]:
     """Along which mesh axes the rules in force cut examples and heads."""
-    rules = nn.get_logical_axis_rules() or LOGICAL_AXIS_RULES["replicated"].params
-    known = [rule for rule in rules if rule[1] is None or {*np.atleast_1d(rule[1])} <= {*free}]
-    uncut = AbstractMesh(tuple(free.values()), tuple(free))
-    spec = spec_of(("batch", None, None, "heads", None), qkv_shape, known, uncut)
+    spec = spec_in_force(("batch", None, None, "heads", None), qkv_shape, free)
     batch, _, _, heads, _ = (*spec, *[None] * 5)[:5]
     return batch, heads
 
@@ -234,6 +225,6 @@ def _head_shards(qkv_shape: tuple[int, ...]) -> int:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return 1
-    free = _free_axes(mesh)
+    free = free_axes(mesh)
     axes = _cut_axes(qkv_shape, free)[1]
     return math.prod(free[axis] for axis in ([] if axes is None else np.atleast_1d(axes)))

@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.experimental.layout import Layout, with_layout_constraint
 
 from clipjax.array_types import Array, Bool, Float, Int
 from clipjax.layers.activations import activation
@@ -26,6 +25,7 @@ from clipjax.layers.remat import (
     rematerialised_function,
 )
 from clipjax.layers.rotary import Rotary2D
+from clipjax.layers.row_major import row_major
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +180,7 @@ class Block(nn.Module):
         config, norm_first = self.config, self.config.norm_first
         x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
         if config.execution.row_major:
-            x = with_layout_constraint(x, Layout((0, 1, 2)))
+            x = row_major(x)
         attention, mlp = Attention(config, name="attention"), Mlp(config, name="mlp")
         lean = config.execution.lean
         ln_1 = LayerNorm(config.layer_norm_eps, lean, name="ln_1")

@@ -37,7 +37,7 @@ def test_each_platform_has_its_own_way():
     assert (cpu.lean, cpu.unroll, cpu.apart) == (False, 1, False)
     assert (gpu.lean, gpu.unroll, gpu.apart, gpu.attention) == (True, 0, False, "auto")
     assert (tpu.lean, tpu.unroll) == (True, 1)
-    assert gpu.row_major and not execution_of("gpu", "9.0", 2).row_major
+    assert gpu.row_major and execution_of("gpu", "9.0", 2).row_major
     assert not (tpu.row_major or cpu.row_major)
     assert (tpu.pooled_only, gpu.pooled_only, cpu.pooled_only) == (True, True, False)
     assert execution_of("gpu", "7.5").attention == "xla"

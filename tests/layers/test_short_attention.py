@@ -243,7 +243,7 @@ def test_the_kernel_adds_no_collective(table):
 
 def test_a_kernel_that_gathers_is_caught(monkeypatch):
     """Negative control: every device attends for the whole batch."""
-    monkeypatch.setattr(short, "spec_of", lambda *_: jax.sharding.PartitionSpec())
+    monkeypatch.setattr(short, "spec_in_force", lambda *_: jax.sharding.PartitionSpec())
     assert "all-gather" in {kind for kind, *_ in layer_collectives("replicated", "pallas")}
 
 
