@@ -1,6 +1,6 @@
 """clipjax beside its peers on this CPU, taking turns: ratios, with the noise that was measured.
 
-    python -m benchmarks.run --quick                 every case, 10 minutes of a quiet machine
+    python -m benchmarks.run --quick                 every case, 11 minutes of a quiet machine
     python -m benchmarks.run                         the same with more turns
     python -m benchmarks.run --cases embedding ...   some; a word of the name is enough
 
