@@ -21,9 +21,9 @@ from clipjax.trees import count_parameters
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 _STACK = {"width", "mlp_dim", "num_heads", "depth"}  # what the size of a stack follows from
-# Of a last block that computes one token the others are left, in widths: its input, before and
-# behind the norm, keys and values. Of their products keys and values are 4 width^2 FLOPs a token.
-_NARROW = 4.0
+# Of a last block that computes one token the others keep, in widths, their input before and behind
+# the norm, keys and values; and need, in width^2 FLOPs a token, the products of keys and values.
+_NARROW_KEPT, _NARROW_FLOPS = 4.0, 4.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -154,10 +154,8 @@ def activation_bytes(step: Step, setting: Setting) -> float:
         one = tokens * (widths * width + mlps * mlp) * step.item_bytes
         if setting.remat == "none":
             one += scores * (4 + step.item_bytes)
-        last = (
-            tokens * min(widths, _NARROW) * width * step.item_bytes if name in step.narrow else one
-        )
-        kept += (tower["depth"] - 1) * one + last
+        few = tokens * min(widths, _NARROW_KEPT) * width * step.item_bytes
+        kept += (tower["depth"] - 1) * one + (few if name in step.narrow else one)
         block = 3 * 4 * scores + tokens * (12 * width + 3 * mlp) * step.item_bytes
         working = max(working, block)
     return examples * (kept + working)
@@ -186,7 +184,7 @@ def extra_flops(step: Step, setting: Setting) -> float:
         width, mlp, depth = tower["width"], tower["mlp_dim"], tower["depth"]
         total += depth * tokens * _block_flops(tower, tokens)
         again = widths * width**2 + mlps * width * mlp + scores * tokens * width
-        last = min(widths, _NARROW) * width**2 if name in step.narrow else again
+        last = min(widths, _NARROW_FLOPS) * width**2 if name in step.narrow else again
         repeated += tokens * ((depth - 1) * again + last)
     return extra + repeated / (3 * total)
 
@@ -196,7 +194,7 @@ def spared_flops(step: Step) -> dict[str, float]:
     spared = {}
     for name, (tower, tokens) in blocks_of(step.spec).items():
         if name in step.narrow:
-            keys_and_values = _NARROW * tower["width"] ** 2
+            keys_and_values = _NARROW_FLOPS * tower["width"] ** 2
             spared[name] = (tokens - 1) * (_block_flops(tower, tokens) - keys_and_values)
     return spared
 

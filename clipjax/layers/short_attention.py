@@ -9,7 +9,7 @@ whole rows.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from clipjax.array_types import Array, Bool, Float, Int
-from clipjax.layers.shards import free_axes, spec_in_force
+from clipjax.layers.shards import free_axes, on_each_device, spec_in_force
 from clipjax.layers.short_attention_blocks import (
     LANES,
     attention_flops,
@@ -122,8 +122,7 @@ def _blocks(which: str, qkv_shape: tuple[int, ...], dtype: Any, device_kind: str
     return make_blocks(which, batch, length, heads, head_dim, itemsize, vmem_of(device_kind))
 
 
-# The rule of differentiation stands outside of the shard_map: turned around by JAX, a shard_map
-# sums cotangents over the mesh axes that its arguments do not lie on.
+# The rule of differentiation stands outside of `on_each_device`, which says why.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _attention(
     qkv: jax.Array, valid: jax.Array | None, causal: bool, interpret: bool | None
@@ -144,7 +143,7 @@ def _attention_fwd(
         return out.reshape(batch, length, heads, head_dim)
 
     device_kind = _device_kind()
-    out = _on_each_device(_on_platform(local, interpret), (qkv, valid), out_rank=4)
+    out = _with_own_rows(_on_platform(local, interpret), (qkv, valid), out_rank=4)
     return out, (qkv, valid)
 
 
@@ -168,7 +167,7 @@ def _attention_bwd(
     qkv, valid = residuals
     device_kind = _device_kind()
     args = (qkv, valid, cotangent)
-    return _on_each_device(_on_platform(local, interpret), args, out_rank=5), None
+    return _with_own_rows(_on_platform(local, interpret), args, out_rank=5), None
 
 
 _attention.defvjp(_attention_fwd, _attention_bwd)
@@ -182,38 +181,29 @@ def _on_platform(function: Callable[..., Any], interpret: bool | None) -> Callab
     return lambda *args: jax.lax.platform_dependent(*args, tpu=compiled, default=interpreted)
 
 
-def _on_each_device(function: Callable[..., Any], args: tuple[Any, ...], *, out_rank: int) -> Any:
-    """Runs a function of a device's own examples and heads; nothing is sent between devices.
+def _with_own_rows(function: Callable[..., Any], args: tuple[Any, ...], *, out_rank: int) -> Any:
+    """Runs a function of a device's own examples and heads.
 
     Args:
         function: of `args`.
         args: qkv, and what has its batch and heads; None is passed on.
         out_rank: dimensions of the result, [batch, length, heads, head_dim] or those of qkv.
     """
-    qkv, context = args[0], jax.sharding.get_abstract_mesh()
-    mesh = jax.typeof(qkv).sharding.mesh if context.empty else context
-    free = free_axes(mesh)
-    if math.prod(free.values()) == 1:
-        return function(*args)
-    batch, heads = _cut_axes(qkv.shape, free)
-    by_rank = {
-        1: PartitionSpec(batch),
-        2: PartitionSpec(batch, None),
-        4: PartitionSpec(batch, None, heads, None),
-        5: PartitionSpec(batch, None, None, heads, None),
-    }
-    mapped = jax.shard_map(
-        function,
-        mesh=mesh,
-        in_specs=tuple(None if x is None else by_rank[x.ndim] for x in args),
-        out_specs=by_rank[out_rank],
-        axis_names=set(free),
-        check_vma=False,  # a kernel says nothing of what its results vary over
-    )
-    return mapped(*args)
+
+    def specs_of(free: Mapping[str, int]) -> tuple[tuple[Any, ...], PartitionSpec]:
+        batch, heads = _cut_axes(args[0].shape, free)
+        by_rank = {
+            1: PartitionSpec(batch),
+            2: PartitionSpec(batch, None),
+            4: PartitionSpec(batch, None, heads, None),
+            5: PartitionSpec(batch, None, None, heads, None),
+        }
+        return tuple(None if x is None else by_rank[x.ndim] for x in args), by_rank[out_rank]
+
+    return on_each_device(function, args, specs_of)
 
 
-def _cut_axes(qkv_shape: tuple[int, ...], free: dict[str, int]) -> tuple[Any, Any]:
+def _cut_axes(qkv_shape: tuple[int, ...], free: Mapping[str, int]) -> tuple[Any, Any]:
     """Along which mesh axes the rules in force cut examples and heads."""
     spec = spec_in_force(("batch", None, None, "heads", None), qkv_shape, free)
     batch, _, _, heads, _ = (*spec, *[None] * 5)[:5]

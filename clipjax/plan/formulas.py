@@ -71,9 +71,9 @@ def _tensor(step: Step, setting: Setting, size: int) -> tuple[float, float]:
     for name, (tower, tokens) in blocks_of(step.spec).items():
         depth, sums = tower["depth"], 2 * passes
         whole += depth * _block_parameters(tower)
-        summed = depth * sums * tokens
-        if name in step.narrow:  # of all tokens the last block's gradient behind keys and values
-            summed += tokens + sums - 1 - sums * tokens
+        # Of one token alone only the gradient behind keys and values is of all tokens.
+        last = tokens + sums - 1 if name in step.narrow else sums * tokens
+        summed = (depth - 1) * sums * tokens + last
         activations += summed * tower["width"] * step.item_bytes
     text = step.spec["text"]
     whole += text["vocab_size"] * text["width"]

@@ -206,11 +206,12 @@ def _flops(plan: Plan) -> Iterator[str]:
         )
     for name, times in plan.flops.uncounted.items():
         yield f"    NOT COUNTED: {times:,} calls of {name}, which states no FLOPs"
-    if plan.expected_spared_flops > 0:
+    spared = plan.expected_spared_flops
+    if spared > 0:
         towers = " and ".join(plan.step.narrow)
         yield (
             f"    spared by the last block of {towers}, which computes what is pooled: "
-            f"-{plan.expected_spared_flops:.1%} FLOPs"
+            f"-{spared:.1%} FLOPs"
         )
     price = plan.expected_extra_flops
     if price > 0.02:
